@@ -1,0 +1,50 @@
+"""Writing files so that they are complete or not there at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tensorpress.errors import InvalidArgumentError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path whose file takes the place of ``path`` when the block ends well.
+
+    The file is flushed to disk before it is renamed; if the block fails it is removed, and what
+    was at ``path`` stays.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file cannot be written there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with replacing(folder / "a.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> [file.name for file in folder.iterdir()]
+    ['a.txt']
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidArgumentError(f"{target} cannot be written: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write bytes to a file as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
