@@ -1,0 +1,18 @@
+"""The data sets of the published tables, read from their official files into memory."""
+
+from tensorpress.data.augment import AUGMENTATIONS
+from tensorpress.data.datasets import DATASETS, ROOT_VARIABLE, DataSet, load
+from tensorpress.data.images import ImageSet, Splits
+from tensorpress.data.loaders import BatchLoader, batches
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "ROOT_VARIABLE",
+    "BatchLoader",
+    "DataSet",
+    "ImageSet",
+    "Splits",
+    "batches",
+    "load",
+]

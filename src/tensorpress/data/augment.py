@@ -1,0 +1,83 @@
+"""Random changes of training images, vectorized over the batch.
+
+An augmentation takes a batch of shape ``(N, C, H, W)`` of any dtype and a generator on the
+CPU, and returns a new batch of the same shape and dtype. Pixels that come in from outside the
+image are zero, so augmentations belong before the preprocessing of a network.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+
+def shift(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
+    """Move every image by a random offset, vertically and horizontally.
+
+    Parameters
+    ----------
+    images : Tensor
+        Shape ``(N, C, H, W)``.
+    generator : Generator
+        Source of the offsets.
+    pixels : int
+        The largest offset; all from ``-pixels`` to ``pixels`` are equally likely.
+
+    Returns
+    -------
+    Tensor
+        The moved images, zero where nothing moved in. The same as a random crop of the
+        original size from images padded by ``pixels``.
+
+    Examples
+    --------
+    >>> shift(torch.ones(1, 1, 2, 2), torch.Generator().manual_seed(3), pixels=1).shape
+    torch.Size([1, 1, 2, 2])
+    """
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (pixels,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    top, left = torch.randint(0, 2 * pixels + 1, (2, count), generator=generator)
+    return windows[torch.arange(count), :, top, left]
+
+
+def crop_flip(images: Tensor, generator: Generator) -> Tensor:
+    """Pad by 4 pixels, crop the original size at random, mirror every second image on average.
+
+    Parameters
+    ----------
+    images : Tensor
+        Shape ``(N, C, H, W)``.
+    generator : Generator
+        Source of the positions and the mirrorings.
+
+    Returns
+    -------
+    Tensor
+        The changed images, of the same shape.
+
+    References
+    ----------
+    K. He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+
+    Examples
+    --------
+    >>> crop_flip(torch.ones(2, 3, 32, 32), torch.Generator().manual_seed(0)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    cropped = shift(images, generator, pixels=4)
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], cropped.flip(-1), cropped)
+
+
+AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = MappingProxyType(
+    {
+        "shift1": partial(shift, pixels=1),
+        "shift2": partial(shift, pixels=2),
+        "crop-flip": crop_flip,
+    }
+)
+"""The augmentations by name."""

@@ -1,0 +1,126 @@
+"""Labelled images in memory, and the three parts a data set is split into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tensorpress.errors import InvalidArgumentError
+
+_RESIZE_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and their class labels, as the pixels they were published with.
+
+    Parameters
+    ----------
+    images : Tensor
+        uint8, shape ``(N, C, H, W)``, values 0 to 255.
+    labels : Tensor
+        int64, shape ``(N,)``, class numbers from 0.
+
+    Raises
+    ------
+    InvalidArgumentError
+        When a dtype or a shape is another one, or the lengths differ.
+
+    Examples
+    --------
+    >>> images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
+    >>> digits = ImageSet(images, torch.arange(5))
+    >>> len(digits), digits.resized(32, 32).images.shape
+    (5, torch.Size([5, 1, 32, 32]))
+    >>> digits.subset([3, 1]).labels
+    tensor([3, 1])
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise InvalidArgumentError(
+                f"images must be uint8 of shape (N, C, H, W), "
+                f"not {self.images.dtype} of shape {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise InvalidArgumentError(
+                f"labels of {len(self.images)} images must be int64 of shape "
+                f"({len(self.images)},), not {self.labels.dtype} of shape "
+                f"{tuple(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def resized(self, height: int, width: int) -> ImageSet:
+        """Return the set at another size: bilinear with antialiasing, rounded to uint8.
+
+        Parameters
+        ----------
+        height, width : int
+            New size in pixels. At the present size the set itself is returned.
+
+        Returns
+        -------
+        ImageSet
+            The same labels, images of shape ``(N, C, height, width)``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            When a side is smaller than one pixel.
+        """
+        if height < 1 or width < 1:
+            raise InvalidArgumentError(f"an image size must be positive, not {height} x {width}")
+        if self.images.shape[2:] == (height, width):
+            return self
+        # In chunks, so that the float copy of a large set never exists as a whole.
+        resized = self.images.new_empty((*self.images.shape[:2], height, width))
+        for start in range(0, len(self), _RESIZE_CHUNK):
+            part = functional.interpolate(
+                self.images[start : start + _RESIZE_CHUNK].float(),
+                size=(height, width),
+                mode="bilinear",
+                antialias=True,
+            )
+            resized[start : start + _RESIZE_CHUNK] = part.round_().clamp_(0, 255).to(torch.uint8)
+        return ImageSet(resized, self.labels)
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """Return the images at ``indices``, in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The parts of a data set.
+
+    Parameters
+    ----------
+    train : ImageSet
+        What weights are fitted on.
+    validation : ImageSet
+        Taken from the training data: what hyper-parameters and stopping are chosen on.
+        May be empty.
+    test : ImageSet
+        The official test images, for final numbers only.
+
+    Examples
+    --------
+    >>> from tensorpress.data import load
+    >>> splits = load("digits", validation=200)
+    >>> len(splits.train), len(splits.validation), len(splits.test)
+    (1001, 200, 596)
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet

@@ -1,0 +1,170 @@
+"""Batches of network inputs, whose order and augmentation depend on (seed, epoch) alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tensorpress.data.augment import AUGMENTATIONS
+from tensorpress.data.images import ImageSet
+from tensorpress.errors import InvalidArgumentError, unknown_name
+
+Batch = tuple[Tensor, Tensor]
+
+
+class BatchLoader(DataLoader[Batch]):
+    """A `torch.utils.data.DataLoader` of whole batches that can be put at any epoch.
+
+    Made by `batches`. Every pass over it yields the batches of the epoch it is at, which is 0
+    until `set_epoch` is called, as with PyTorch's ``DistributedSampler``. After Accelerate's
+    ``prepare`` the epoch advances by itself.
+
+    Examples
+    --------
+    >>> from tensorpress.data import load
+    >>> loader = batches(load("digits").train, torch.Tensor.float, 64, shuffle=True)
+    >>> loader.set_epoch(1)
+    >>> first = [labels for _, labels in loader]
+    >>> loader.set_epoch(2)
+    >>> torch.equal(first[0], next(iter(loader))[1])
+    False
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the following passes yield the batches of ``epoch``, counted from 0."""
+        dataset = self.dataset
+        assert isinstance(dataset, _BatchDataset)
+        dataset.set_epoch(epoch)
+
+
+def batches(
+    images: ImageSet,
+    preprocess: Callable[[Tensor], Tensor],
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int = 0,
+    augment: str | None = None,
+) -> BatchLoader:
+    """Return a loader of ``(inputs, labels)`` batches.
+
+    Whole batches are indexed, augmented and preprocessed at once. The order and the
+    augmentations of an epoch are a function of ``seed`` and the epoch only: they neither read
+    nor advance the global random state, so an interrupted run that continues at an epoch sees
+    the batches it would have seen, in one process or, through Accelerate, in several.
+
+    Parameters
+    ----------
+    images : ImageSet
+        What to draw from; every image appears once per epoch.
+    preprocess : callable
+        Turns a uint8 batch of shape ``(N, C, H, W)`` into network inputs, for instance the
+        ``preprocess`` of a `tensorpress.zoo.Network`.
+    batch_size : int
+        Images per batch; the last batch holds what is left.
+    shuffle : bool
+        Whether each epoch has its own random order or the order of ``images``.
+    seed : int
+        Seed of order and augmentation, not negative.
+    augment : str, optional
+        A name in `tensorpress.data.AUGMENTATIONS`, applied to pixels before ``preprocess``.
+
+    Returns
+    -------
+    BatchLoader
+        Yields float inputs and int64 labels.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a batch size below 1, a negative seed or an unknown augmentation.
+
+    Examples
+    --------
+    >>> from tensorpress.data import load
+    >>> train = load("digits").train
+    >>> loader = batches(train, lambda pixels: pixels / 256, 500, shuffle=True)
+    >>> loader.set_epoch(3)
+    >>> [tuple(inputs.shape) for inputs, labels in loader]
+    [(500, 1, 8, 8), (500, 1, 8, 8), (201, 1, 8, 8)]
+    """
+    if batch_size < 1:
+        raise InvalidArgumentError(f"batch_size must be at least 1, not {batch_size}")
+    if seed < 0:
+        raise InvalidArgumentError(f"seed must not be negative, not {seed}")
+    if augment is not None and augment not in AUGMENTATIONS:
+        raise unknown_name("augmentation", augment, AUGMENTATIONS)
+    dataset = _BatchDataset(images, preprocess, augment, seed)
+    return BatchLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=_EpochOrder(dataset, shuffle),
+        collate_fn=_unchanged,
+        # A DataLoader without a generator of its own draws from the global one at every pass.
+        generator=Generator(),
+    )
+
+
+class _BatchDataset(Dataset[Batch]):
+    """Images that are fetched by the batch, through PyTorch's ``__getitems__``.
+
+    It owns the epoch, because the data set is what Accelerate passes ``set_epoch`` on to.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        preprocess: Callable[[Tensor], Tensor],
+        augment: str | None,
+        seed: int,
+    ) -> None:
+        self.images = images
+        self.preprocess = preprocess
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def generator(self, stream: int) -> Generator:
+        """Return the generator of one of the random streams of this epoch."""
+        entropy = np.random.SeedSequence((self.seed, self.epoch, stream))
+        return Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        chosen = torch.tensor(indices)
+        pixels = self.images.images[chosen]
+        if self.augment is not None:
+            # Named by its first image, a batch has the same augmentation whichever process
+            # or worker makes it, and whichever batches were made before.
+            generator = self.generator(stream=1 + indices[0])
+            pixels = AUGMENTATIONS[self.augment](pixels, generator)
+        return self.preprocess(pixels), self.images.labels[chosen]
+
+
+class _EpochOrder(Sampler[int]):
+    """The indices of a data set in the order of its epoch."""
+
+    def __init__(self, dataset: _BatchDataset, shuffle: bool) -> None:
+        self.dataset = dataset
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(len(self)))
+        order = torch.randperm(len(self), generator=self.dataset.generator(stream=0))
+        return iter(order.tolist())
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

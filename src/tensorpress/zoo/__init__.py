@@ -1,0 +1,25 @@
+"""The networks of the published tables, as plain modules, and their weights."""
+
+from tensorpress.zoo.cifar_cnn import CifarCNN
+from tensorpress.zoo.lenet import FC1024, LeNet5, LeNet300100
+from tensorpress.zoo.preprocess import Preprocess
+from tensorpress.zoo.registry import NETWORKS, Network, build, network
+from tensorpress.zoo.resnet import ResNet
+from tensorpress.zoo.weights import load_weights, save_weights
+from tensorpress.zoo.wide_resnet import WideResNet
+
+__all__ = [
+    "FC1024",
+    "NETWORKS",
+    "CifarCNN",
+    "LeNet5",
+    "LeNet300100",
+    "Network",
+    "Preprocess",
+    "ResNet",
+    "WideResNet",
+    "build",
+    "load_weights",
+    "network",
+    "save_weights",
+]

@@ -1,0 +1,66 @@
+"""How the pixels of an image become the inputs of a network."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensorpress.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Scale pixels, then normalize each channel: ``(pixels / scale - mean) / std``.
+
+    Parameters
+    ----------
+    scale : float
+        What pixels from 0 to 255 are divided by.
+    mean, std : tuple of float
+        One value per channel, in units of the scaled pixels.
+
+    Examples
+    --------
+    >>> halves = Preprocess(scale=256, mean=(0.0,), std=(1.0,))
+    >>> halves(torch.full((1, 1, 1, 2), 128, dtype=torch.uint8))
+    tensor([[[[0.5000, 0.5000]]]])
+    """
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or self.scale <= 0 or min(self.std, default=0) <= 0:
+            raise InvalidArgumentError(
+                "preprocessing needs a positive scale and, for every channel, a mean and a "
+                f"positive std, not scale={self.scale}, mean={self.mean}, std={self.std}"
+            )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the inputs for a batch of pixels.
+
+        Parameters
+        ----------
+        pixels : Tensor
+            uint8, shape ``(N, C, H, W)``, with as many channels as ``mean`` has values.
+
+        Returns
+        -------
+        Tensor
+            float32, of the same shape and on the same device.
+
+        Raises
+        ------
+        InvalidArgumentError
+            When the dtype, the number of dimensions or of channels is another one.
+        """
+        channels = len(self.mean)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != channels:
+            raise InvalidArgumentError(
+                f"expected uint8 pixels of shape (N, {channels}, H, W), "
+                f"not {pixels.dtype} of shape {tuple(pixels.shape)}"
+            )
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        return pixels.float().div_(self.scale).sub_(mean).div_(std)

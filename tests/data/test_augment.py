@@ -1,0 +1,75 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from tensorpress.data import AUGMENTATIONS
+from tensorpress.data.augment import crop_flip, shift
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def moved(image, down, right):
+    """The image of shape (C, H, W) moved by whole pixels, zero where nothing moved in."""
+    return functional.pad(image, (right, -right, down, -down))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(3, 7), st.integers(3, 7)),
+    pixels=st.integers(0, 2),
+)
+def test_every_image_is_moved_by_one_offset_within_reach(seed, shape, pixels):
+    images = torch.randint(1, 256, shape, dtype=torch.uint8, generator=generator(seed))
+    result = shift(images, generator(seed), pixels=pixels)
+    assert result.shape == images.shape
+    assert result.dtype == torch.uint8
+    offsets = range(-pixels, pixels + 1)
+    for before, after in zip(images, result, strict=True):
+        fits = [torch.equal(moved(before, d, r), after) for d in offsets for r in offsets]
+        assert any(fits)
+
+
+def test_all_offsets_are_equally_likely_and_independent():
+    point = torch.zeros(9000, 1, 5, 5)
+    point[:, :, 2, 2] = 1
+    counts = shift(point, generator(), pixels=1).sum((0, 1))
+    assert not counts[0].any()
+    assert not counts[:, 4].any()
+    assert (counts[1:4, 1:4] - 1000).abs().max() < 150
+
+
+def test_crop_flip_is_a_crop_of_the_padded_image_or_its_mirror():
+    images = torch.randint(1, 256, (200, 3, 6, 6), dtype=torch.uint8, generator=generator())
+    result = crop_flip(images, generator(1))
+    mirrored = 0
+    for before, after in zip(images, result, strict=True):
+        crops = [moved(before, d, r) for d in range(-4, 5) for r in range(-4, 5)]
+        plain = any(torch.equal(crop, after) for crop in crops)
+        mirror = any(torch.equal(crop.flip(-1), after) for crop in crops)
+        assert plain or mirror
+        mirrored += not plain
+    assert 60 < mirrored < 140
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_depend_on_the_generator_only_and_keep_their_input(name):
+    images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=generator())
+    before = images.clone()
+    first, again, other = (AUGMENTATIONS[name](images, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_take_floats_too(name):
+    images = torch.rand(8, 3, 6, 6)
+    result = AUGMENTATIONS[name](images, generator())
+    assert result.dtype == torch.float32
+    as_bytes = AUGMENTATIONS[name]((images > 0.5).byte(), generator())
+    assert torch.equal(AUGMENTATIONS[name]((images > 0.5).float(), generator()), as_bytes.float())
