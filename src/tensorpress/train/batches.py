@@ -1,0 +1,152 @@
+"""Batches for one process among several, epoch by epoch."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.train.processes import processes
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainBatches:
+    """The batches of a training run that belong to this process.
+
+    With several processes each takes a share of the batches of every epoch, the same number in
+    all of them: a data loader is sharded by accelerate, of any other iterable process r takes
+    every n-th batch from the r-th on. The batch of an optimizer step is therefore n of the
+    given batches.
+
+    Parameters
+    ----------
+    source
+        Iterable of (inputs, labels) with a length, iterated once per epoch.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the source has no length, or fewer batches than there are processes.
+
+    Examples
+    --------
+    >>> source = [(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))] * 3
+    >>> batches = TrainBatches(source)
+    >>> len(batches), sum(1 for _ in batches.epoch(0))
+    (3, 3)
+    """
+
+    def __init__(self, source: Iterable[Batch]) -> None:
+        state = processes()
+        try:
+            total = len(source)  # type: ignore[arg-type]
+        except TypeError:
+            raise InvalidArgumentError(
+                "train_batches must have a length, as a DataLoader or a list has, got "
+                f"{type(source).__name__}"
+            ) from None
+        if total < state.num_processes:
+            raise InvalidArgumentError(
+                f"train_batches has {total} batches, expected at least {state.num_processes}"
+            )
+        self._source = source
+        self._shard: Any = source
+        self._length: int = total // state.num_processes
+        if state.num_processes > 1 and isinstance(source, DataLoader):
+            self._shard = prepare_data_loader(
+                source, put_on_device=False, rng_types=["generator"], dispatch_batches=False
+            )
+            self._length = len(self._shard)
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch in this process."""
+        return self._length
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch (from 0), after telling its number to the loader."""
+        parts = _parts(self._source)
+        for part in parts if self._shard is self._source else [self._shard, *parts]:
+            if callable(set_epoch := getattr(part, "set_epoch", None)):
+                set_epoch(index)
+        if self._shard is not self._source or processes().num_processes == 1:
+            return iter(self._shard)
+        return islice(self._source, *_strided(self._length))
+
+    def generators(self) -> list[torch.Generator]:
+        """Return the random generators that the loader owns; they are part of a checkpoint."""
+        found = (getattr(part, "generator", None) for part in _parts(self._source))
+        return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
+
+
+def evaluation_shard(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Return the batches this process evaluates: over all processes, each exactly once.
+
+    Examples
+    --------
+    >>> list(evaluation_shard(["a", "b"]))
+    ['a', 'b']
+    """
+    state = processes()
+    if state.num_processes == 1:
+        return batches
+    if isinstance(batches, DataLoader):
+        # Where the loader shuffles, accelerate draws a seed: here the same in all processes, and
+        # without a trace in the random numbers of a run.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            shard: Iterable[Batch] = prepare_data_loader(
+                batches, put_on_device=False, even_batches=False, dispatch_batches=False
+            )
+        return shard
+    return islice(batches, *_strided(None))
+
+
+def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Batch:
+    """Return inputs and labels on a device, images in channels-last format if asked for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the batch is not a pair of tensors with the same first dimension.
+
+    Examples
+    --------
+    >>> inputs, labels = to_device([torch.zeros(2, 3), torch.ones(2)], torch.device("cpu"))
+    >>> inputs.shape, labels.shape
+    (torch.Size([2, 3]), torch.Size([2]))
+    """
+    pair = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
+        got = ", ".join(type(part).__name__ for part in pair)
+        raise InvalidArgumentError(f"a batch must be two tensors (inputs, labels), got ({got})")
+    inputs, labels = (part.to(device, non_blocking=True) for part in pair)
+    if inputs.ndim == 0 or inputs.shape[:1] != labels.shape[:1]:
+        raise InvalidArgumentError(
+            "inputs and labels of a batch must have the same first dimension, got shapes "
+            f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
+        )
+    if channels_last and inputs.ndim == 4:
+        # Not contiguous(), which leaves the strides of a single channel as they are and with
+        # them the format of everything after.
+        inputs = inputs.to(memory_format=torch.channels_last)
+    return inputs, labels
+
+
+def _strided(length: int | None) -> tuple[int, int | None, int]:
+    """Return start, stop and step of this process in a stream that all processes read."""
+    state = processes()
+    stop = None if length is None else length * state.num_processes
+    return state.process_index, stop, state.num_processes
+
+
+def _parts(loader: Any) -> list[Any]:
+    """Return a loader and the objects it draws its order and its examples from."""
+    sampler, batch_sampler = (getattr(loader, a, None) for a in ("sampler", "batch_sampler"))
+    parts = [loader, getattr(loader, "dataset", None), sampler, batch_sampler]
+    parts += [getattr(part, "sampler", None) for part in (sampler, batch_sampler)]
+    return list({id(part): part for part in parts if part is not None}.values())

@@ -1,0 +1,148 @@
+"""One file from which an interrupted run goes on as if nothing had happened."""
+
+import json
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.files import replacing
+
+_KEYS = {"epoch", "model", "optimizer", "scaler", "history", "random", "config"}
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Replace a checkpoint in one step: at every instant the file is the old or the new one.
+
+    Parameters
+    ----------
+    path
+        The file.
+    content
+        Tensors and plain values under the names that `read_checkpoint` expects.
+    """
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, on the CPU; no code in the file is run.
+
+    Raises
+    ------
+    CorruptFileError
+        If the file is truncated, altered or not a training checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what damaged bytes raise in two parsers is open-ended
+        raise CorruptFileError(
+            f"{path}: not a training checkpoint, or a damaged one ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict) or set(content) != _KEYS:
+        raise CorruptFileError(f"{path}: not a training checkpoint, or a damaged one")
+    return content
+
+
+def check_same_config(path: Path, saved: str, current: str) -> None:
+    """Refuse to continue a run under another configuration.
+
+    Parameters
+    ----------
+    path
+        The checkpoint, for the message.
+    saved, current
+        Configurations as JSON objects.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If they differ; the message names every key that does, with both values.
+
+    Examples
+    --------
+    >>> check_same_config(Path("run.pt"), '{"lr": 0.1, "seed": 0}', '{"lr": 0.2, "seed": 0}')
+    Traceback (most recent call last):
+    tensorpress.errors.InvalidArgumentError: run.pt: checkpoint of another configuration: \
+lr is 0.1 there and 0.2 here
+    """
+    there, here = _flat(json.loads(saved)), _flat(json.loads(current))
+    different = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in dict.fromkeys([*there, *here])
+        if there.get(key) != here.get(key)
+    ]
+    if different:
+        raise InvalidArgumentError(
+            f"{path}: checkpoint of another configuration: {', '.join(different)}"
+        )
+
+
+def restore_model(path: Path, model: nn.Module, state: dict[str, Any]) -> None:
+    """Load the state of a checkpoint into a model.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the model has other parameters or buffers than the checkpoint; one is named.
+    """
+    current = model.state_dict()
+    for name in dict.fromkeys([*state, *current]):
+        shapes = [
+            str(tuple(getattr(values[name], "shape", ()))) if name in values else "absent"
+            for values in (state, current)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ModelMismatchError(
+                f"{path}: checkpoint of another model: {name} has shape "
+                f"{shapes[0]} in the checkpoint and {shapes[1]} in the model"
+            )
+    model.load_state_dict(state)
+
+
+def random_state(generators: list[torch.Generator]) -> dict[str, Any]:
+    """Return the state of every random number generator of this process.
+
+    Parameters
+    ----------
+    generators
+        Further generators in use, such as those of a data loader.
+    """
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global one is what users use)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.tensor(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "generators": [generator.get_state() for generator in generators],
+    }
+
+
+def restore_random_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
+    """Set every random number generator to a state that `random_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(device_state, device)
+    for generator, generator_state in zip(generators, state["generators"], strict=True):
+        generator.set_state(generator_state)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat

@@ -1,0 +1,144 @@
+"""What a training run may be told: one frozen, serializable record."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Distillation(BaseModel):
+    """How much a student listens to its teacher.
+
+    Attributes
+    ----------
+    weight
+        Share of the teacher's term in the loss, in [0, 1]; the labels get the rest.
+    temperature
+        Temperature of both softmax functions, > 0; higher shows more of what the teacher
+        thinks of the wrong classes.
+
+    See Also
+    --------
+    tensorpress.train.losses.distillation_loss : The loss.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: Fraction = 0.9
+    temperature: Positive = 4.0
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides the outcome of a run, apart from model and data.
+
+    Attributes
+    ----------
+    epochs
+        Passes over the training batches, at least 1.
+    lr
+        Peak learning rate, > 0.
+    optimizer
+        ``"adam"``, ``"adamw"`` or ``"sgd"``.
+    weight_decay
+        Decay of parameters with two or more dimensions; biases and norms get none.
+    momentum
+        Momentum of ``"sgd"``, in [0, 1); the other optimizers do not use it.
+    schedule
+        ``"constant"``, ``"cosine"`` (to zero) or ``"step"``.
+    warmup_epochs
+        Length of the linear warm-up in epochs, may be fractional.
+    step_epochs, step_factor
+        ``"step"`` multiplies the learning rate by ``step_factor`` every ``step_epochs`` epochs.
+    precision
+        ``"no"`` (the model's own), ``"bf16"`` or ``"fp16"`` automatic mixed precision.
+    clip_norm
+        Largest Euclidean norm of the whole gradient, or None for no limit.
+    distill
+        Weight and temperature of knowledge distillation, or None.
+    label_smoothing
+        Share of the target spread evenly over all classes, in [0, 1).
+    channels_last
+        Give images to the model in the channels-last memory format, often faster; convolutions
+        follow the format of their input, also where their weight is rebuilt from factors.
+    seed
+        Seed of every random number of the run.
+
+    Examples
+    --------
+    >>> config = TrainConfig(epochs=20, lr=0.1, optimizer="sgd", schedule="cosine")
+    >>> TrainConfig.model_validate_json(config.model_dump_json()) == config
+    True
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: Annotated[int, Field(ge=1)]
+    lr: Positive
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    weight_decay: NonNegative = 0.0
+    momentum: BelowOne = 0.9
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup_epochs: NonNegative = 0.0
+    step_epochs: Annotated[int, Field(ge=1)] | None = None
+    step_factor: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    clip_norm: Positive | None = None
+    distill: Distillation | None = None
+    label_smoothing: BelowOne = 0.0
+    channels_last: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "TrainConfig":
+        if self.schedule == "step" and self.step_epochs is None:
+            raise ValueError("schedule 'step' needs step_epochs, the epochs between two steps")
+        if self.schedule != "step" and self.step_epochs is not None:
+            raise ValueError(f"step_epochs is for schedule 'step', not for {self.schedule!r}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be below epochs ({self.epochs}), got {self.warmup_epochs:g}"
+            )
+        return self
+
+
+def train_config(**options: Any) -> TrainConfig:
+    """Return the configuration of the given options, or one clear error.
+
+    Parameters
+    ----------
+    **options
+        The attributes of `TrainConfig`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an option is unknown, missing or out of range; the message names it.
+
+    Examples
+    --------
+    >>> train_config(epochs=3, lr=0.01).optimizer
+    'adam'
+    >>> train_config(epochs=3, lr=-1.0)
+    Traceback (most recent call last):
+    tensorpress.errors.InvalidArgumentError: training option lr: Input should be greater than 0 \
+(got -1.0)
+    """
+    for name in options:
+        if name not in TrainConfig.model_fields:
+            raise unknown_name("training option", name, TrainConfig.model_fields)
+    try:
+        return TrainConfig(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+    if not where:
+        raise InvalidArgumentError(f"training options: {message}")
+    got = f" (got {first['input']!r})" if first["type"] != "missing" else ""
+    raise InvalidArgumentError(f"training option {where}: {message}{got}")

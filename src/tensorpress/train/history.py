@@ -1,0 +1,83 @@
+"""What a run reports, epoch by epoch."""
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tensorpress.errors import CorruptFileError
+
+
+class EpochMetrics(BaseModel):
+    """The numbers of one epoch.
+
+    Attributes
+    ----------
+    epoch
+        Counted from 1.
+    train_loss
+        Mean of the training objective, measured while the model changes.
+    train_error
+        Misclassified training examples in per cent, measured while the model changes.
+    validation_loss, validation_error
+        Mean cross entropy and error in per cent after the epoch; None without validation.
+    lr
+        Learning rate of the last step.
+    seconds
+        Wall-clock time of training and validation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    epoch: int
+    train_loss: float
+    train_error: float
+    validation_loss: float | None = None
+    validation_error: float | None = None
+    lr: float
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        line = f"epoch {self.epoch}: train loss {self.train_loss:.4f}"
+        line += f", train error {self.train_error:.2f} %"
+        if self.validation_loss is not None:
+            line += f", validation loss {self.validation_loss:.4f}"
+            line += f", validation error {self.validation_error:.2f} %"
+        return f"{line}, lr {self.lr:.3g}, {self.seconds:.1f} s"
+
+
+class History(BaseModel):
+    """The epochs of a run, first to last.
+
+    Examples
+    --------
+    >>> metrics = EpochMetrics(epoch=1, train_loss=0.5, train_error=12.0, lr=0.1,
+    ...                        seconds=3.0)
+    >>> history = History(epochs=[metrics])
+    >>> History.from_json(history.to_json()) == history
+    True
+    >>> print(history.epochs[0])
+    epoch 1: train loss 0.5000, train error 12.00 %, lr 0.1, 3.0 s
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+    epochs: list[EpochMetrics] = Field(default_factory=list)
+
+    def to_json(self) -> str:
+        """Return the history as JSON text."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> "History":
+        """Return the history that `to_json` wrote.
+
+        Raises
+        ------
+        CorruptFileError
+            If the text is not such a history.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the text"
+            raise CorruptFileError(f"not a training history: {where}: {first['msg']}") from None

@@ -1,0 +1,73 @@
+"""The classification losses a run is trained with."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tensorpress.train.config import TrainConfig
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    r"""Return :math:`T^2 \, \mathrm{KL}(p_T \,\|\, q_T)`, averaged over the batch.
+
+    :math:`p_T` and :math:`q_T` are the softmax of the teacher's and the student's logits at
+    temperature :math:`T`. The factor :math:`T^2` keeps the size of the gradient independent of
+    the temperature.
+
+    Parameters
+    ----------
+    logits, teacher_logits
+        Shape (N, classes).
+    temperature
+        :math:`T > 0`.
+
+    References
+    ----------
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[1.0, 2.0, 0.5]])
+    >>> distillation_loss(logits, logits + 7.0, temperature=4.0).abs().item() < 1e-6
+    True
+    """
+    student = functional.log_softmax(logits / temperature, dim=1)
+    teacher = functional.log_softmax(teacher_logits / temperature, dim=1)
+    divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
+
+
+def training_loss(
+    logits: Tensor, labels: Tensor, config: TrainConfig, teacher_logits: Tensor | None = None
+) -> Tensor:
+    """Return the loss of one batch: cross entropy, mixed with distillation if configured.
+
+    Parameters
+    ----------
+    logits
+        Shape (N, classes). Half precision is computed in float32.
+    labels
+        Class indices, shape (N,).
+    config
+        Its ``distill`` and ``label_smoothing`` are used.
+    teacher_logits
+        Shape (N, classes); needed when ``config.distill`` is set.
+
+    Examples
+    --------
+    >>> config = TrainConfig(epochs=1, lr=0.1)
+    >>> loss = training_loss(torch.zeros(5, 4), torch.tensor([0, 1, 2, 3, 0]), config)
+    >>> round(loss.exp().item(), 3)
+    4.0
+    """
+    logits = at_least_float32(logits)
+    hard = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    if config.distill is None or teacher_logits is None:
+        return hard
+    soft = distillation_loss(logits, at_least_float32(teacher_logits), config.distill.temperature)
+    return config.distill.weight * soft + (1 - config.distill.weight) * hard
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return half-precision values in float32 and all others as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

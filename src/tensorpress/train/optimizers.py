@@ -1,0 +1,93 @@
+"""Optimizers, and the learning rate as a function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.train.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters that require a gradient.
+
+    Weight decay goes to parameters of two or more dimensions only: decaying biases and the
+    scales of normalization layers costs accuracy and regularizes nothing (He et al. 2019,
+    "Bag of Tricks", section 3.1).
+
+    Parameters
+    ----------
+    model
+        The model, already on its device. A parameter shared by several modules counts once.
+    config
+        Names the optimizer and its numbers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If no parameter requires a gradient.
+
+    Examples
+    --------
+    >>> config = TrainConfig(epochs=1, lr=0.1, optimizer="sgd", weight_decay=1e-4)
+    >>> groups = build_optimizer(nn.Linear(3, 2), config).param_groups
+    >>> [(tuple(p.shape), g["weight_decay"]) for g in groups for p in g["params"]]
+    [((2, 3), 0.0001), ((2,), 0.0)]
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise InvalidArgumentError(
+            f"{type(model).__name__} has no parameter to train: none has requires_grad=True"
+        )
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of one optimizer step.
+
+    A pure function of progress, so that a resumed run needs no scheduler state. Warm-up rises
+    linearly and reaches the peak on its last step; ``"cosine"`` falls from the end of warm-up
+    to zero at the end of the run; ``"step"`` counts its epochs from the start of the run.
+
+    Parameters
+    ----------
+    config
+        Schedule and length of the run.
+    step
+        Optimizer steps taken before this one.
+    steps_per_epoch
+        Optimizer steps in an epoch.
+
+    References
+    ----------
+    Cosine annealing without restarts: Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5.
+
+    Examples
+    --------
+    >>> config = TrainConfig(epochs=30, lr=0.9, schedule="step", step_epochs=10)
+    >>> [round(learning_rate(config, epoch * 100, 100), 3) for epoch in (0, 9, 10, 29)]
+    [0.9, 0.9, 0.3, 0.1]
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    rate = config.lr * min(1.0, (step + 1) / warmup) if warmup else config.lr
+    if config.schedule == "cosine":
+        progress = max(0, step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+        return rate * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    if config.schedule == "step" and config.step_epochs is not None:
+        return rate * float(config.step_factor ** (step // (config.step_epochs * steps_per_epoch)))
+    return rate
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group of an optimizer one learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

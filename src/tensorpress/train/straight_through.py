@@ -1,0 +1,93 @@
+"""Quantization-aware training: quantized in the forward pass, latent in the update."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+
+
+class StraightThrough:
+    """Swap parameters for their quantized values for the length of a ``with`` block.
+
+    The forward and the backward pass run inside the block and see the quantized values; the
+    optimizer step runs after it and moves the latent full-precision ones. The gradient taken
+    at the quantized point is thus applied to the latent point as it is, the straight-through
+    estimator, also where a quantizer clips.
+
+    Parameters
+    ----------
+    quantize
+        A quantizer for each parameter name: a function of the values that returns values of
+        the same shape, dtype and device. A parameter shared by several modules is quantized
+        once, by the quantizer of the first of its names in the mapping.
+
+    References
+    ----------
+    Courbariaux, Bengio and David, "BinaryConnect", NeurIPS 2015, algorithm 1; Bengio, Léonard
+    and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 0.7)
+    >>> with StraightThrough({"weight": torch.round})(layer):
+    ...     layer.weight.item()
+    1.0
+    >>> round(layer.weight.item(), 3)
+    0.7
+    """
+
+    def __init__(self, quantize: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        self.quantize = dict(quantize)
+
+    @contextmanager
+    def __call__(self, model: nn.Module) -> Iterator[None]:
+        """Hold quantized values in the parameters of a model until the block ends.
+
+        Afterwards, also after an exception, every parameter holds its very own tensor again.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the model has no parameter of a name, or a quantizer changes shape, dtype or
+            device.
+        """
+        latent: list[tuple[nn.Parameter, Tensor]] = []
+        try:
+            for parameter, name, quantizer in self._targets(model):
+                quantized = self._quantized(parameter, name, quantizer)
+                latent.append((parameter, parameter.data))
+                parameter.data = quantized
+            yield
+        finally:
+            for parameter, values in latent:
+                parameter.data = values
+
+    def _targets(
+        self, model: nn.Module
+    ) -> list[tuple[nn.Parameter, str, Callable[[Tensor], Tensor]]]:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        targets: dict[nn.Parameter, tuple[str, Callable[[Tensor], Tensor]]] = {}
+        for name, quantizer in self.quantize.items():
+            if name not in parameters:
+                raise unknown_name("parameter", name, parameters)
+            targets.setdefault(parameters[name], (name, quantizer))
+        return [(parameter, *target) for parameter, target in targets.items()]
+
+    @staticmethod
+    def _quantized(
+        parameter: nn.Parameter, name: str, quantizer: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        with torch.no_grad():
+            # A copy, so that a quantizer that works in place cannot reach the latent values.
+            quantized = quantizer(parameter.detach().clone())
+        got = (tuple(quantized.shape), quantized.dtype, quantized.device)
+        expected = (tuple(parameter.shape), parameter.dtype, parameter.device)
+        if got != expected:
+            raise InvalidArgumentError(
+                f"the quantizer of {name!r} must return shape, dtype, device {expected}, got {got}"
+            )
+        return quantized
