@@ -2,6 +2,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Shared machines stall: how long an example took says nothing about the code.
+settings.register_profile("tensorpress", deadline=None)
+settings.load_profile("tensorpress")
 
 
 @pytest.fixture(scope="session")
