@@ -1,0 +1,1 @@
+"""How a decomposition lives in a layer: one file a scheme."""

@@ -1,0 +1,242 @@
+"""A weight rebuilt from Tucker factors of its reshape, as a torch parametrization (ADA-Tucker)."""
+
+from collections.abc import Sequence
+from math import prod, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from tensorpress.decompose.algebra import tucker_to_tensor
+from tensorpress.decompose.cp import cp_als, cp_to_tensor
+from tensorpress.decompose.tucker import hooi, tucker_params
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.dimensions import axes_for, by
+
+Factors = tuple[Tensor, ...]
+
+
+class TuckerWeight(nn.Module):
+    """Parametrization of a weight by a core and one matrix a mode of its reshape.
+
+    The layer stays what it is; only its ``weight`` becomes reshape(C ×₁ M₁ … ×_d M_d), rebuilt
+    at every forward pass and differentiated by autograd (eqs. 1, 3 to 5 of the paper). With the
+    modes being the weight's own axes this is the plain Tucker decomposition, with a diagonal core
+    it is CP (section 2.3). A core held by several layers makes SCADA-Tucker (section 2.4); its
+    gradient is then the sum over the layers (eq. 9).
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the weight as the layer holds it: (out, in, *kernel) or (out, in).
+    modes : sequence of int
+        (n_1, …, n_d), of the same product as ``shape``. Modes of size 1 are allowed: they give a
+        layer of lower order its 1×k matrices to a shared core.
+    ranks : sequence of int
+        The core's shape (k_1, …, k_d). A rank above its mode's size only makes sense with a shared
+        core, where other layers have use for it.
+    diagonal : bool
+        Keep only the core's diagonal, as a vector of length k; all ranks must be equal.
+    shared : bool
+        Other layers hold the core as well, so that assigning this layer's weight is an error.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For modes whose product is not the weight's size, or ranks that do not fit.
+
+    References
+    ----------
+    Zhong, Wei, Lin, Zhang (2019), "ADA-Tucker: Compressing Deep Neural Networks via Adaptive
+    Dimension Adjustment Tucker Decomposition".
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(20, 50, 5)
+    >>> tucker = TuckerWeight(conv.weight.shape, (50, 25, 20), (5, 5, 5))
+    >>> _ = parametrize.register_parametrization(conv, "weight", tucker)
+    >>> conv.weight.shape, tucker.num_params
+    (torch.Size([50, 20, 5, 5]), 600)
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        modes: Sequence[int],
+        ranks: Sequence[int],
+        *,
+        diagonal: bool = False,
+        shared: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shape, self.modes, self.ranks = tuple(shape), tuple(modes), tuple(ranks)
+        self.diagonal, self.shared = diagonal, shared
+        self._check()
+        axes = axes_for(self.shape, self.modes)
+        self.axes = axes
+        self._permuted = [self.shape[axis] for axis in axes]
+        self._restore = [axes.index(axis) for axis in range(len(axes))]
+        self._given: Factors | None = None
+
+    def _check(self) -> None:
+        if prod(self.modes) != prod(self.shape) or min(self.modes, default=0) < 1:
+            raise InvalidArgumentError(
+                f"modes {by(self.modes)} have {prod(self.modes):,} entries, "
+                f"but the weight {by(self.shape)} has {prod(self.shape):,}"
+            )
+        if len(self.ranks) != len(self.modes) or min(self.ranks) < 1:
+            raise InvalidArgumentError(
+                f"modes {by(self.modes)} need {len(self.modes)} ranks of at least 1, "
+                f"got {by(self.ranks)}"
+            )
+        if self.diagonal and len(set(self.ranks)) > 1:
+            raise InvalidArgumentError(f"a diagonal core needs equal ranks, got {by(self.ranks)}")
+
+    @property
+    def num_params(self) -> int:
+        """Number of stored values; a shared core is counted here as well."""
+        if self.diagonal:
+            return self.ranks[0] * (1 + sum(self.modes))
+        return tucker_params(self.modes, self.ranks)
+
+    def forward(self, core: Tensor, *matrices: Tensor) -> Tensor:
+        """Rebuild the weight, of ``shape``, from a core and its matrices (n_i, k_i)."""
+        product = cp_to_tensor if self.diagonal else tucker_to_tensor
+        return product(core, matrices).reshape(self._permuted).permute(self._restore)
+
+    def right_inverse(self, weight: Tensor) -> Factors:
+        """Decompose a dense weight: HOOI, or alternating least squares for a diagonal core.
+
+        Torch calls this when the parametrization is registered and when the weight is assigned.
+        """
+        if self._given is not None:
+            return self._given
+        if self.shared:
+            raise InvalidArgumentError(
+                "a weight whose core other layers share cannot be assigned: materialize it first"
+            )
+        tensor = self.reshaped(weight)
+        if self.diagonal:
+            cp = cp_als(tensor, self.ranks[0])
+            core, [matrices] = balanced(cp.weights, [cp.factors])
+        else:
+            tucker = hooi(tensor, self.ranks)
+            core, [matrices] = balanced(tucker.core, [tucker.factors])
+        return core, *matrices
+
+    def reshaped(self, weight: Tensor) -> Tensor:
+        """Return a dense weight as the tensor (n_1, …, n_d) that is decomposed."""
+        return weight.permute(self.axes).reshape(self.modes)
+
+    def attach(self, layer: nn.Module, factors: Factors | None = None) -> None:
+        """Make this the parametrization of ``layer.weight``, at given factors or decomposing it."""
+        self._given = factors
+        parametrize.register_parametrization(layer, "weight", self)
+        self._given = None
+
+    def balanced_std(self, std: float) -> float:
+        """Return the common deviation s of all factors that gives the weight deviation ``std``.
+
+        A rebuilt entry is a sum of t products of d + 1 independent values, so s^{2(d+1)}·t = std²,
+        with t the number of entries of the core.
+        """
+        return float((std * std / self._terms) ** (0.5 / (len(self.modes) + 1)))
+
+    def draw_core(self, std: float, generator: torch.Generator) -> Tensor:
+        """Draw a core of deviation ``std``."""
+        shape = self.ranks[:1] if self.diagonal else self.ranks
+        return std * torch.randn(*shape, generator=generator)
+
+    def draw(self, std: float, core: Tensor, like: Tensor, generator: torch.Generator) -> Factors:
+        """Draw the matrices for a core, in the dtype and on the device of ``like``.
+
+        The weight a draw rebuilds varies much more than a dense one, being a sum of long products;
+        so the matrices are scaled to give it exactly the deviation ``std``.
+        """
+        matrices = [
+            torch.randn(*shape, generator=generator)
+            for shape in zip(self.modes, self.ranks, strict=True)
+        ]
+        scale = (std / float(self(core, *matrices).square().mean().sqrt())) ** (1 / len(matrices))
+        return tuple(factor.to(like) for factor in (core, *(m * scale for m in matrices)))
+
+    @property
+    def _terms(self) -> int:
+        return self.ranks[0] if self.diagonal else prod(self.ranks)
+
+    def extra_repr(self) -> str:
+        """Return the modes and the core as torch prints them."""
+        kind = "diagonal core" if self.diagonal else "core"
+        return f"{by(self.modes)}, {kind} {by(self.ranks)}"
+
+
+def tucker_weight(module: nn.Module) -> TuckerWeight | None:
+    """Return the Tucker parametrization of a layer's weight, None where it has none."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    first = stored_factors(module)[0]
+    return first if isinstance(first, TuckerWeight) else None
+
+
+def stored_factors(module: nn.Module) -> parametrize.ParametrizationList:
+    """Return what holds a pressed layer's factors: original0 is the core, then the matrices."""
+    lists = module.parametrizations
+    assert isinstance(lists, nn.ModuleDict)
+    held = lists["weight"]
+    assert isinstance(held, parametrize.ParametrizationList)
+    return held
+
+
+def initial_std(weight: Tensor, start: str) -> float:
+    """Return the standard deviation that Glorot's or Kaiming's initializer gives a dense weight.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (out, in, *kernel) or (out, in).
+    start : {"glorot", "kaiming"}
+        Glorot & Bengio (2010): √(2/(fan_in+fan_out)); He et al. (2015): √(2/fan_in).
+
+    Examples
+    --------
+    >>> initial_std(torch.empty(30, 50), "kaiming")
+    0.2
+    """
+    fan_out, fan_in = (weight.shape[axis] * weight[0, 0].numel() for axis in (0, 1))
+    return sqrt(2 / (fan_in + fan_out)) if start == "glorot" else sqrt(2 / fan_in)
+
+
+def balanced(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Factors]]:
+    """Scale a core and the matrices of the layers that hold it to similar root mean squares.
+
+    What they stand for stays the same. Within a layer all matrices get one size; the core
+    gets the geometric mean of what each layer alone would give it. Training and
+    quantization then treat all of them alike.
+
+    Parameters
+    ----------
+    core : Tensor
+        The core, one layer's or shared.
+    layers : sequence of tuple of Tensor
+        The matrices of every layer that holds the core.
+
+    Examples
+    --------
+    >>> core, [(matrix,)] = balanced(torch.tensor([4.0]), [(torch.tensor([[1.0]]),)])
+    >>> core.item(), matrix.item()
+    (2.0, 2.0)
+    """
+    order = len(layers[0])
+    products = [prod(map(_rms, matrices)) * _rms(core) for matrices in layers]
+    if min(products) == 0:
+        return core, list(layers)
+    size = prod(p ** (1 / ((order + 1) * len(layers))) for p in products)
+    scaled = [
+        tuple(m * ((product / size) ** (1 / order) / _rms(m)) for m in matrices)
+        for matrices, product in zip(layers, products, strict=True)
+    ]
+    return core * (size / _rms(core)), scaled
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt())
