@@ -1,0 +1,254 @@
+"""The content of a report: plain numbers and strings, to and from JSON."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
+
+
+class _Strict:
+    """Lets no key pass unread when a report is read back."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class LayerRow(_Strict):
+    """One layer of the network, before and after.
+
+    Attributes
+    ----------
+    name
+        Qualified name of the module.
+    kind
+        What it is, for instance ``"Conv2d"``.
+    scheme
+        How it is stored, for instance ``"ada-tucker"``, or ``"dense"``.
+    dense_shape
+        Shape of the dense weight.
+    modes
+        Shape of the tensor that was decomposed; empty for a dense layer.
+    ranks
+        Ranks in the order of the scheme's paper; empty for a dense layer.
+    dense_params, pressed_params
+        Number of weights before and after, biases not included.
+    file_bytes
+        Bytes these weights take in the file (a fraction where an entropy coder shares bytes
+        between layers); None when there is no file.
+    bits_per_weight
+        ``8 * file_bytes / pressed_params`` or the like; None when there is no file.
+    error
+        Relative error ‖W − Ŵ‖ / ‖W‖ of the decomposition, before training; None where the
+        factors were drawn.
+    note
+        Remark for the reader, for instance why the layer was kept dense.
+
+    Examples
+    --------
+    >>> LayerRow("ip1", "Linear", "svd", (500, 800), (500, 800), (10,), 400_000, 13_000).ratio
+    30.76923076923077
+    """
+
+    name: str
+    kind: str
+    scheme: str
+    dense_shape: tuple[int, ...]
+    modes: tuple[int, ...]
+    ranks: tuple[int, ...]
+    dense_params: int
+    pressed_params: int
+    file_bytes: float | None = None
+    bits_per_weight: float | None = None
+    error: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Dense over pressed parameters of this layer; None where nothing is stored."""
+        return self.dense_params / self.pressed_params if self.pressed_params else None
+
+
+@dataclass(frozen=True)
+class Histogram(_Strict):
+    """Counts of one layer's stored weights before and after quantization.
+
+    Attributes
+    ----------
+    layer
+        Name of the layer.
+    edges
+        The n + 1 increasing edges of the n bins.
+    before, after
+        Number of weights in each bin.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the counts do not fit the edges.
+
+    Examples
+    --------
+    >>> Histogram("conv1", [-1.0, 0.0, 1.0], before=[3, 5], after=[4, 4]).layer
+    'conv1'
+    """
+
+    layer: str
+    edges: list[float]
+    before: list[int]
+    after: list[int]
+
+    def __post_init__(self) -> None:
+        if not len(self.edges) - 1 == len(self.before) == len(self.after):
+            raise InvalidArgumentError(
+                f"histogram of {self.layer!r}: {len(self.edges)} edges need "
+                f"{max(len(self.edges) - 1, 0)} counts before and after, "
+                f"got {len(self.before)} and {len(self.after)}"
+            )
+
+
+@dataclass(frozen=True)
+class Curve(_Strict):
+    """One quantity over the epochs of one phase.
+
+    Attributes
+    ----------
+    name
+        The phase, for instance ``"train"`` or ``"quantized"``.
+    epochs
+        Epoch of each value.
+    values
+        One value an epoch; None or a number that is not finite leaves a gap.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there are not as many values as epochs.
+
+    Examples
+    --------
+    >>> Curve("train", epochs=[1, 2], values=[0.7, 0.4]).values
+    [0.7, 0.4]
+    """
+
+    name: str
+    epochs: list[int]
+    values: list[float | None]
+
+    def __post_init__(self) -> None:
+        if len(self.epochs) != len(self.values):
+            raise InvalidArgumentError(
+                f"curve {self.name!r}: expected one value for each of its "
+                f"{len(self.epochs)} epochs, got {len(self.values)}"
+            )
+
+
+@dataclass(frozen=True)
+class Curves(_Strict):
+    """Curves that share one plot: one quantity, one curve a phase.
+
+    Attributes
+    ----------
+    title
+        The quantity, for instance ``"Validation error"``.
+    unit
+        Its unit, for instance ``"%"``; empty when it has none.
+    curves
+        The phases in the order they ran.
+
+    Examples
+    --------
+    >>> Curves("Validation error", "%", [Curve("train", [1], [2.5])]).unit
+    '%'
+    """
+
+    title: str
+    unit: str
+    curves: list[Curve]
+
+
+@dataclass(frozen=True)
+class FilePart(_Strict):
+    """A part of the compressed file and its size in bytes.
+
+    Examples
+    --------
+    >>> FilePart("header", 96.0).bytes
+    96.0
+    """
+
+    name: str
+    bytes: float
+
+
+@dataclass(frozen=True)
+class ReportContent(_Strict):
+    """Everything a report shows.
+
+    Attributes
+    ----------
+    title, subtitle
+        Heading of the page and the sentence below it.
+    metrics
+        Content of ``metrics.json``: nested dictionaries of plain numbers and strings. Any key
+        may be missing or None and is then shown as "–".
+    layers, histograms, curves, file_parts
+        Rows and plots; a plot without data is left out.
+    recipe_yaml
+        The recipe as text.
+
+    Examples
+    --------
+    >>> content = ReportContent("LeNet-5", metrics={"file": {"bytes": 2104}})
+    >>> ReportContent.from_json(content.to_json()) == content
+    True
+    """
+
+    title: str
+    subtitle: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    layers: list[LayerRow] = field(default_factory=list)
+    histograms: list[Histogram] = field(default_factory=list)
+    curves: list[Curves] = field(default_factory=list)
+    file_parts: list[FilePart] = field(default_factory=list)
+    recipe_yaml: str = ""
+
+    def to_json(self) -> str:
+        """Return the content as standard JSON; numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), allow_nan=False, ensure_ascii=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ReportContent":
+        """Return the content that `to_json` wrote.
+
+        Raises
+        ------
+        CorruptFileError
+            If the text is not JSON, or a key is missing, unknown or of the wrong type.
+        """
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CorruptFileError(
+                f"not the content of a report: {f'{where}: ' if where else ''}{first['msg']}"
+            ) from error
+
+
+@cache
+def _adapter() -> TypeAdapter[ReportContent]:
+    return TypeAdapter(ReportContent)
+
+
+def _finite(value: Any) -> Any:
+    """Copy nested data with NaN and infinities, which JSON does not have, replaced by None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,149 @@
+"""One self-contained HTML page: text, tables and plots that open without a network."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tensorpress.errors import TensorPressError
+from tensorpress.files import write_atomically
+from tensorpress.report import formatting
+from tensorpress.report.content import ReportContent
+from tensorpress.report.tables import headline_cells
+
+_CIRCUMSTANCES = ("seed", "device", "seconds", "latency", "versions")
+
+
+class _Headline(NamedTuple):
+    """One of the big numbers: its name, the number, its unit, and what is behind it."""
+
+    label: str
+    value: str
+    unit: str
+    detail: str
+
+
+def render(content: ReportContent) -> str:
+    """Return the page as HTML with everything it needs inside, about 5 MB.
+
+    The page makes no network request: plotly.js is part of it, and its content security policy
+    forbids the browser to load anything. All text of the content is escaped.
+
+    Parameters
+    ----------
+    content
+        What to show. Numbers that are missing are shown as "–", plots without data are left out.
+
+    Raises
+    ------
+    TensorPressError
+        If plotly or jinja2, the extra ``report``, is not installed.
+
+    Examples
+    --------
+    >>> page = render(ReportContent("LeNet-5 & co", metrics={"file": {"bytes": 2104}}))
+    >>> "LeNet-5 &amp; co" in page and "2,104" in page
+    True
+    """
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+
+        from tensorpress.report import figures
+    except ImportError as error:
+        raise TensorPressError(
+            'the HTML report needs plotly and jinja2: pip install "tensorpress[report]"'
+        ) from error
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tensorpress.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plots = {
+        "layers": [figures.parameters_by_layer(content.layers)] if content.layers else [],
+        "parts": [figures.bytes_by_part(content.file_parts)] if content.file_parts else [],
+        "curves": figures.training_curves(content.curves),
+        "histograms": [figures.weight_histogram(item) for item in content.histograms],
+    }
+    return environment.get_template("page.html.jinja").render(
+        content=content,
+        headline=_headline(content.metrics),
+        cells=headline_cells(content.metrics),
+        circumstances=list(
+            formatting.flatten(
+                {key: content.metrics[key] for key in _CIRCUMSTANCES if key in content.metrics}
+            )
+        ),
+        every_number=list(formatting.flatten(content.metrics)),
+        fmt=formatting,
+        # Through plotly's encoder, which writes null where JSON has no number.
+        plots={
+            name: [json.loads(figure.to_json()) for figure in group]
+            for name, group in plots.items()
+        },
+        plotlyjs=get_plotlyjs(),
+    )
+
+
+def write_page(content: ReportContent, path: str | os.PathLike[str]) -> None:
+    """Write the page to a file, which is complete or not there at all.
+
+    Parameters
+    ----------
+    content
+        What to show.
+    path
+        The file to write or replace, for instance ``report.html``; its folder must exist.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file cannot be written.
+    TensorPressError
+        If the extra ``report`` is not installed.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "report.html")
+    ...     write_page(ReportContent("LeNet-5"), path)
+    ...     path.read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
+    """
+    write_atomically(path, render(content).encode())
+
+
+def _headline(metrics: Mapping[str, Any]) -> list[_Headline]:
+    number = {
+        key: formatting.lookup(metrics, key)
+        for key in (
+            *("dense.params", "dense.bytes", "dense.error"),
+            *("pressed.params", "file.bytes", "file.error"),
+        )
+    }
+    figure, unit = formatting.size(number["file.bytes"])
+    before = formatting.fixed(number["dense.error"], 2)
+    after = formatting.fixed(number["file.error"], 2)
+    dense, pressed = (formatting.count(number[f"{form}.params"]) for form in ("dense", "pressed"))
+    return [
+        _Headline(
+            "File size", figure, unit, f"dense: {formatting.count(number['dense.bytes'])} bytes"
+        ),
+        _Headline(
+            "File ratio",
+            formatting.ratio(formatting.lookup(metrics, "ratio.file")),
+            "",
+            f"4 bytes {formatting.TIMES} {dense} parameters / bytes of the file",
+        ),
+        _Headline(
+            "Parameter ratio",
+            formatting.ratio(formatting.lookup(metrics, "ratio.params")),
+            "",
+            f"{dense} dense / {pressed} stored",
+        ),
+        _Headline("Test error", f"{before} → {after}", "%", "dense → decoded from the file"),
+    ]
