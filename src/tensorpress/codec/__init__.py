@@ -1,0 +1,1 @@
+"""Quantization, entropy coding and the `.tpz` file."""

@@ -1,0 +1,227 @@
+"""Canonical Huffman codes."""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensorpress.codec.bits import BitReader, BitWriter, unzigzag, zigzag
+from tensorpress.errors import CorruptFileError
+
+MAX_LENGTH = 56
+"""Longest code word in bits: a 64-bit window from any bit of a byte holds it whole.
+
+A Huffman code needs 57 bits only for more than 10**11 symbols.
+"""
+
+_CHUNK = 1 << 18  # symbols or bits worked on at once: the arrays stay within the cache
+
+
+def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return the code lengths of an optimal prefix code.
+
+    Parameters
+    ----------
+    counts : ndarray of int64
+        How often each symbol occurs; those with 0 get no code word.
+
+    Returns
+    -------
+    ndarray of uint8
+        Bits of each symbol's code word; 0 for no code word, and for a symbol that is alone.
+
+    References
+    ----------
+    .. [1] D. A. Huffman, "A method for the construction of minimum-redundancy codes",
+       Proceedings of the IRE 40 (1952).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> code_lengths(np.array([5, 1, 0, 2])).tolist()
+    [1, 2, 0, 2]
+    """
+    leaves = np.flatnonzero(counts).tolist()
+    parents: dict[int, int] = {}
+    heap = [(int(counts[leaf]), leaf) for leaf in leaves]
+    heapq.heapify(heap)
+    node = len(counts)
+    while len(heap) > 1:
+        (first, left), (second, right) = heapq.heappop(heap), heapq.heappop(heap)
+        parents[left] = parents[right] = node
+        heapq.heappush(heap, (first + second, node))
+        node += 1
+    depths = {node - 1: 0}
+    lengths = np.zeros(len(counts), np.uint8)
+    for child in sorted(parents, reverse=True):  # parents have the larger numbers
+        depths[child] = depths[parents[child]] + 1
+    for leaf in leaves:
+        lengths[leaf] = depths.get(leaf, 0)
+    return lengths
+
+
+@dataclass(frozen=True, eq=False)
+class HuffmanCode:
+    """Canonical Huffman code of consecutive symbols.
+
+    Code words of one length are consecutive binary numbers in the order of their symbols, shorter
+    ones come first: the lengths say everything.
+
+    Parameters
+    ----------
+    lowest : int
+        Symbol of the first entry.
+    lengths : ndarray of uint8
+        Bits of each symbol's code word, 0 for none, at most `MAX_LENGTH`. Kraft's sum is 1, or the
+        only entry is a 0: then the code has one symbol and needs no bits.
+
+    References
+    ----------
+    .. [1] S. Han, H. Mao, W. J. Dally, "Deep Compression: Compressing deep neural networks with
+       pruning, trained quantization and Huffman coding", ICLR (2016), section 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> symbols = np.array([0, 0, 0, -1, 2, 0], np.int32)
+    >>> code = HuffmanCode.of(symbols)
+    >>> code.lengths.tolist(), code.encode(symbols).hex()
+    ([2, 1, 0, 2], '16')
+    >>> decoded, size = code.decode(code.encode(symbols), count=6)
+    >>> decoded.tolist(), size
+    ([0, 0, 0, -1, 2, 0], 1)
+    """
+
+    lowest: int
+    lengths: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, symbols: NDArray[np.int32]) -> "HuffmanCode":
+        """Return the optimal code for these symbols, at least one."""
+        lowest = int(symbols.min())
+        return cls(lowest, code_lengths(np.bincount(symbols - lowest)))
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        """Entries by length, then by symbol: the order of their code words."""
+        entries = np.flatnonzero(self.lengths)
+        return entries[np.argsort(self.lengths[entries], kind="stable")]
+
+    @cached_property
+    def _starts(self) -> NDArray[np.uint64]:
+        """Code words in the order of `_order`, shifted to the top of 64 bits."""
+        widths = 1 << (64 - self.lengths[self._order].astype(np.uint64))
+        starts: NDArray[np.uint64] = np.cumsum(widths) - widths  # the last sum wraps to 0
+        return starts
+
+    def bits(self, symbols: NDArray[np.int32]) -> int:
+        """Return the number of bits that the symbols take."""
+        return int(self.lengths[symbols - self.lowest].sum(dtype=np.int64))
+
+    def write(self, writer: BitWriter) -> None:
+        """Write the code: its first symbol and the lengths."""
+        writer.varint(zigzag(self.lowest))
+        writer.varint(len(self.lengths))
+        if len(self.lengths) > 1:
+            writer.levels(self.lengths)
+
+    @classmethod
+    def read(cls, reader: BitReader, reach: int) -> "HuffmanCode":
+        """Read a code of symbols from -`reach` to `reach`.
+
+        Raises
+        ------
+        CorruptFileError
+            If it has other symbols, or its lengths are not those of a complete prefix code.
+        """
+        lowest, size = unzigzag(reader.varint()), reader.varint()
+        if size == 0 or lowest < -reach or lowest + size - 1 > reach:
+            raise CorruptFileError("a Huffman code exceeds the levels of its quantizer")
+        lengths = reader.levels(size, MAX_LENGTH) if size > 1 else [0]
+        if size > 1 and sum(1 << (MAX_LENGTH - n) for n in lengths if n) != 1 << MAX_LENGTH:
+            raise CorruptFileError("a Huffman code is not complete")
+        return cls(lowest, np.array(lengths, np.uint8))
+
+    def encode(self, symbols: NDArray[np.int32]) -> bytes:
+        """Return the code words of the symbols, filled up with zero bits to whole bytes."""
+        if len(self.lengths) == 1:
+            return b""
+        words = np.zeros(len(self.lengths), np.uint64)
+        words[self._order] = self._starts
+        rest: NDArray[np.uint8] = np.zeros(0, np.uint8)
+        pieces = []
+        for start in range(0, len(symbols), _CHUNK):
+            entries = symbols[start : start + _CHUNK] - self.lowest
+            lengths = self.lengths[entries].astype(np.int64)
+            begins = np.cumsum(lengths) - lengths
+            places = np.arange(lengths.sum()) - np.repeat(begins, lengths)
+            bits = (np.repeat(words[entries], lengths) >> (63 - places).astype(np.uint64)) & 1
+            rest = np.concatenate([rest, bits.astype(np.uint8)])
+            whole = len(rest) // 8 * 8
+            pieces.append(np.packbits(rest[:whole]).tobytes())
+            rest = rest[whole:]
+        return b"".join(pieces) + np.packbits(rest).tobytes()
+
+    def decode(self, data: bytes, count: int) -> tuple[NDArray[np.int32], int]:
+        """Decode the first symbols of a byte string.
+
+        Parameters
+        ----------
+        data : bytes
+            What `encode` returned, and anything after it.
+        count : int
+            Number of symbols.
+
+        Returns
+        -------
+        ndarray of int32
+            The symbols.
+        int
+            Number of bytes they took.
+
+        Raises
+        ------
+        CorruptFileError
+            If the data end early, or the bits that fill the last byte are not zero.
+        """
+        if len(self.lengths) == 1:
+            return np.full(count, self.lowest, np.int32), 0
+        if count > 8 * len(data):
+            raise CorruptFileError("the coded values end early")
+        symbols = np.empty(count, np.int32)
+        known, firsts = np.unique(self.lengths[self._order], return_index=True)
+        done = position = 0
+        for windows, offset in _windows(data):
+            rows = np.searchsorted(self._starts[firsts], windows, side="right") - 1
+            lengths = known[rows].tolist()
+            here: list[int] = []
+            place = position - offset
+            while place < len(lengths) and done + len(here) < count:
+                here.append(place)
+                place += lengths[place]
+            ranks = np.searchsorted(self._starts, windows[here], side="right") - 1
+            symbols[done : done + len(here)] = self._order[ranks] + self.lowest
+            done, position = done + len(here), offset + place
+            if done == count:
+                break
+        size = -(-position // 8)
+        if done < count or size > len(data):
+            raise CorruptFileError("the coded values end early")
+        if count and data[size - 1] & ((1 << (-position % 8)) - 1):
+            raise CorruptFileError("the last byte of the coded values is damaged")
+        return symbols, size
+
+
+def _windows(data: bytes) -> Iterator[tuple[NDArray[np.uint64], int]]:
+    """Yield, in chunks with their place, 64 bits from every bit on; at least 57 are valid."""
+    octets = np.frombuffer(data + bytes(8), np.uint8)
+    shifts = np.arange(8, dtype=np.uint64)
+    for start in range(0, len(data), _CHUNK // 8):
+        size = min(_CHUNK // 8, len(data) - start)
+        window = np.zeros(size, np.uint64)
+        for k in range(8):
+            window = window << np.uint64(8) | octets[start + k : start + k + size]
+        yield (window[:, None] << shifts).ravel(), 8 * start

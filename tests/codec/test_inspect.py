@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from tpz_models import lenet5, own, pressed, saved
+
+import tensorpress as tp
+from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.tensors import encode_tensors, entropy_bits
+from tensorpress.planning import plan_of
+
+
+@pytest.mark.parametrize("coder", ["range", "huffman"])
+def test_parts_and_tensors_add_up(tmp_path: Path, coder: Any) -> None:
+    model = lenet5()
+    path = saved(model, tmp_path, network="lenet5", coder=coder)
+    found = tp.inspect(path)
+    assert found.size == sum(found.parts.values()) == path.stat().st_size
+    assert (found.network, found.coder, found.file) == ("lenet5", coder, str(path))
+    assert found.layers == plan_of(model).layers
+    tensors = sum(tensor.bytes for tensor in found.tensors)
+    # The list of quantizers and what is rounded up to whole bytes belong to no tensor.
+    assert 0 <= found.parts["tables"] + found.parts["values"] - tensors < 20 * 9
+
+
+@pytest.mark.parametrize("coder", ["range", "huffman"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bits_are_those_of_the_encoder(tmp_path: Path, coder: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = own().to(dtype)
+    quantizers = quantizers_for(model, step=1 / 512)
+    tensors = stored_tensors(model)
+    found = tp.inspect(saved(model, tmp_path, quantizer=quantizers, coder=coder))
+    half = "half" if dtype == torch.float32 else None
+    storages = [
+        quantizers.get(name) or (half if t.is_floating_point() else None)
+        for name, t in tensors.items()
+    ]
+    encoded = encode_tensors([t.detach() for t in tensors.values()], storages, coder)
+    assert [8 * tensor.bytes for tensor in found.tensors] == pytest.approx(encoded.bits)
+    for tensor in found.tensors:
+        assert tensor.bits_per_value == pytest.approx(8 * tensor.bytes / tensor.count)
+        if tensor.name in quantized_names(model):
+            indices = quantizers[tensor.name].indices(tensors[tensor.name])
+            assert tensor.entropy == pytest.approx(entropy_bits(indices))
+        else:
+            assert tensor.entropy is None
+
+
+def test_a_file_of_an_own_model_needs_no_model(tmp_path: Path) -> None:
+    dense = own()
+    model = tp.press(dense, tp.plan(dense, layers={"0": {"modes": [24, 25], "ranks": 3}}))
+    found = tp.inspect(saved(model, tmp_path, quantizer=tp.UniformQuantizer(64, 1.5)))
+    assert found.network is None
+    assert found.layers == plan_of(model).layers
+    names = {tensor.name: tensor for tensor in found.tensors}
+    assert list(names) == list(stored_tensors(model))
+    assert names["0.bias"].shape == (20,)
+    assert names["0.bias"].storage == "65 levels ±1.5"
+    assert names["1.running_mean"].storage == "float16"
+    assert names["1.num_batches_tracked"].storage == "integers"
+    assert names["1.num_batches_tracked"].dtype == "int64"
+    short = [tensor.short_name for tensor in found.tensors]
+    assert short[1:4] == ["0.core", "0.matrix1", "0.matrix2"]
+
+
+def test_a_shared_core_is_listed_once(tmp_path: Path) -> None:
+    model = pressed("lenet300100", "scada_tucker", params=6_000)
+    found = tp.inspect(saved(model, tmp_path, network="lenet300100"))
+    assert [tensor.short_name for tensor in found.tensors].count("ip1.core") == 1
+    assert not any(tensor.short_name in ("ip2.core", "ip3.core") for tensor in found.tensors)
+    assert sum(tensor.count for tensor in found.tensors) == plan_of(model).params
+
+
+def test_tensors_without_values(tmp_path: Path) -> None:
+    model = nn.ParameterList([torch.zeros(0, 3), torch.tensor(2.0)])
+    found = tp.inspect(saved(model, tmp_path))
+    assert [tensor.count for tensor in found.tensors] == [0, 1]
+    assert found.tensors[0].bits_per_value == 0
+    assert found.tensors[0].entropy is None
+
+
+def test_it_is_plain_data(tmp_path: Path) -> None:
+    found = tp.inspect(saved(lenet5(), tmp_path, network="lenet5"))
+    again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert again["bytes"] == found.size
+    assert again["parts"] == found.parts
+    assert again["layers"][0]["name"] == "conv1"
+    assert again["tensors"][1]["bits_per_value"] == found.tensors[1].bits_per_value
+    assert len(again["tensors"]) == len(found.tensors)
