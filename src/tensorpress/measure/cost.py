@@ -1,0 +1,72 @@
+"""Exact costs: stored parameters and multiply-accumulates."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_params(model: nn.Module) -> int:
+    """Return the number of stored parameters; one held by several layers counts once.
+
+    Examples
+    --------
+    >>> count_params(nn.Linear(30, 10))
+    310
+    """
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Return the multiply-accumulates of a forward pass, per example.
+
+    Counted by torch on the operations that run: convolutions and matrix products. A weight
+    that is rebuilt from factors is rebuilt once for any number of examples and not counted.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run in eval mode, without gradients.
+    inputs : sequence of Tensor
+        Arguments of one forward pass, the first axis being the batch.
+
+    Examples
+    --------
+    >>> count_macs(nn.Conv2d(3, 8, 3), [torch.zeros(2, 3, 10, 10)])
+    13824
+    """
+    with evaluating(model), torch.no_grad(), _one_operation_at_a_time(), parametrize.cached():
+        for module in model.modules():
+            for name in getattr(module, "parametrizations", ()):
+                getattr(module, name)
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    return int(counter.get_total_flops()) // (2 * inputs[0].shape[0])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and its modules back to the modes they were in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _one_operation_at_a_time() -> Iterator[None]:
+    """Keep torch from running attention as one operation, which it does not count everywhere."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
