@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Not to be searched for doctests: several modules of one name cannot be imported.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+
 # Shared machines stall: how long an example took says nothing about the code.
 settings.register_profile("tensorpress", deadline=None)
 settings.load_profile("tensorpress")

@@ -17,7 +17,7 @@ def moved(image, down, right):
     return functional.pad(image, (right, -right, down, -down))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**31),
     shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(3, 7), st.integers(3, 7)),

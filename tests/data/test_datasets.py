@@ -33,7 +33,7 @@ def test_digits_test_part_is_stratified():
         assert test == (test + train) // 3
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31), validation=st.integers(0, 1200))
 def test_validation_images_come_from_the_training_part_only(seed, validation):
     whole, split = load("digits"), load("digits", validation=validation, seed=seed)

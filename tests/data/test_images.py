@@ -33,7 +33,7 @@ def test_resizing_to_the_same_size_is_the_same_set():
     assert images.resized(8, 8) is images
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 255))
 def test_resizing_keeps_a_constant_image(height, width, value):
     flat = ImageSet(torch.full((2, 3, 8, 8), value, dtype=torch.uint8), torch.arange(2))

@@ -35,7 +35,7 @@ def same(first, second):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 60), st.integers(1, 70), st.booleans(), st.integers(0, 2**62))
 def test_every_image_appears_once_with_its_label(count, batch_size, shuffle, seed):
     loaded = loader(count, batch_size, shuffle=shuffle, seed=seed, augment=None)

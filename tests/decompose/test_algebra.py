@@ -31,7 +31,7 @@ def shape_and_ranks(draw):
 
 
 @given(shape_and_mode())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_unfold_and_fold_are_tensorlys(case):
     shape, mode = case
     tensor = draw(*shape)
@@ -48,7 +48,7 @@ def test_rows_of_an_unfolding_are_slices():
 
 
 @given(shape_and_mode(), st.integers(1, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_mode_product_multiplies_the_unfolding(case, rows):
     shape, mode = case
     tensor, matrix = draw(*shape), draw(rows, shape[mode], seed=1)
@@ -68,7 +68,7 @@ def test_mode_product_takes_permuted_tensors(mode):
 
 
 @given(shape_and_ranks())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_tucker_to_tensor_is_a_mode_product_along_every_mode(case):
     shape, ranks = case
     core = draw(*ranks)
@@ -78,7 +78,7 @@ def test_tucker_to_tensor_is_a_mode_product_along_every_mode(case):
 
 
 @given(shape_and_ranks())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_project_is_the_adjoint_of_tucker_to_tensor(case):
     shape, ranks = case
     tensor, core = draw(*shape), draw(*ranks, seed=1)
@@ -88,7 +88,7 @@ def test_project_is_the_adjoint_of_tucker_to_tensor(case):
 
 
 @given(shape_and_mode())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_project_leaves_the_skipped_mode(case):
     shape, mode = case
     tensor, factors = draw(*shape), [draw(n, 2, seed=i) for i, n in enumerate(shape)]

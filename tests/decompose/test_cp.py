@@ -26,7 +26,7 @@ def measured(tensor, found):
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rebuilding_is_tensorlys(shape, rank):
     weights, factors = draw(rank), [draw(n, rank, seed=i) for i, n in enumerate(shape)]
     expected = tl.cp_to_tensor((weights.numpy(), [f.numpy() for f in factors]))
@@ -51,7 +51,7 @@ def test_no_worse_than_tensorly(shape, rank, noise):
 
 
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=4), st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_columns_have_unit_norm_and_errors_are_measured(shape, rank):
     tensor = draw(*shape)
     found = cp_als(tensor, rank, max_iter=10)

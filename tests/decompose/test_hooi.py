@@ -38,14 +38,14 @@ def shape_and_ranks(draw):
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_full_ranks_reproduce_the_tensor(shape):
     tensor = draw(*shape)
     assert measured(tensor, hooi(tensor, shape)) < 1e-9
 
 
 @given(shape_and_ranks())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_error_is_the_energy_outside_the_core(case):
     shape, ranks = case
     tensor = draw(*shape)
@@ -56,7 +56,7 @@ def test_error_is_the_energy_outside_the_core(case):
 
 
 @given(shape_and_ranks())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_matrices_have_orthonormal_columns(case):
     shape, ranks = case
     for factor, n, k in zip(hooi(draw(*shape), ranks).factors, shape, ranks, strict=True):
@@ -154,7 +154,7 @@ def test_values_that_are_not_finite_are_refused(bad):
 
 
 @given(shape_and_ranks())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_parameters_are_counted_as_stored(case):
     shape, ranks = case
     found = hooi(draw(*shape), ranks)

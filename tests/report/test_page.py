@@ -1,6 +1,5 @@
 """The page: offline, escaped, and complete whatever is missing."""
 
-import builtins
 import dataclasses
 import re
 
@@ -68,14 +67,7 @@ def test_values_that_are_not_finite_leave_gaps(lenet):
 
 
 def test_missing_extra_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *arguments, **options):
-        if name == "jinja2":
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr("tensorpress.report.page.find_spec", lambda name: None)
     with pytest.raises(TensorPressError, match=r'pip install "tensorpress\[report\]"'):
         render(ReportContent("x"))
 

@@ -3,7 +3,7 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorpress.decompose import unfold
@@ -63,7 +63,6 @@ def test_a_mode_that_can_be_a_set_of_axes_is_one(shape, modes):
 
 
 @given(shape_and_modes())
-@settings(deadline=None)
 def test_the_weights_own_order_comes_first_and_the_result_is_an_order(case):
     shape, modes = case
     axes = axes_for(shape, modes)
@@ -73,7 +72,6 @@ def test_the_weights_own_order_comes_first_and_the_result_is_an_order(case):
 
 
 @given(shape_and_modes())
-@settings(deadline=None)
 def test_aligned_modes_keep_their_ranks(case):
     shape, modes = case
     ranks = tuple(range(1, len(modes) + 1))
@@ -94,7 +92,6 @@ def test_very_many_modes_are_left_as_given():
 
 
 @given(shape_and_modes())
-@settings(deadline=None)
 def test_reshaping_loses_nothing(case):
     """With a core of full ranks and identity matrices, forward undoes `reshaped`."""
     shape, modes = case

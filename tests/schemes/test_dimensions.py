@@ -32,7 +32,6 @@ def test_balanced_modes_have_the_smallest_sum(size, order):
 
 
 @given(MODES, st.integers(1, 3000))
-@settings(deadline=None)
 def test_the_core_is_near_cubic_and_cannot_grow(modes, params):
     ranks = largest_core(modes, params)
     if ranks is None:
@@ -48,7 +47,6 @@ def test_the_core_is_near_cubic_and_cannot_grow(modes, params):
 
 
 @given(MODES, st.integers(1, 3000))
-@settings(deadline=None)
 def test_no_single_mode_below_the_side_can_grow(modes, params):
     ranks = largest_core(modes, params)
     for mode in range(len(modes)) if ranks else ():
@@ -58,7 +56,7 @@ def test_no_single_mode_below_the_side_can_grow(modes, params):
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=4), st.integers(1, 20_000))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_choice_keeps_its_budget(shape, params):
     if params < smallest(shape):
         with pytest.raises(InvalidArgumentError, match=f"smallest .* has {smallest(shape)}$"):
@@ -72,7 +70,7 @@ def test_a_choice_keeps_its_budget(shape, params):
 
 
 @given(st.lists(st.integers(2, 40), min_size=2, max_size=4))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_smallest_budget_is_met_exactly(shape):
     assert tucker_params(*choose(shape, smallest(shape))) == smallest(shape)
 

@@ -67,7 +67,7 @@ def test_initializers_are_torchs(layer):
     st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4),
     st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_balancing_keeps_every_weight_and_equalises_sizes(first, second):
     generator = torch.Generator().manual_seed(0)
     core = first[0] * torch.randn(2, 3, 2, generator=generator, dtype=torch.float64)

@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(where=st.floats(0, 0.999))
 def test_truncated_file_is_named(good, tmp_path_factory, where):
     path = tmp_path_factory.mktemp("cut") / "run.pt"
@@ -49,7 +49,7 @@ def test_truncated_file_is_named(good, tmp_path_factory, where):
         read_checkpoint(path)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(where=st.floats(0, 0.999), flip=st.integers(1, 255))
 def test_altered_byte_is_noticed_or_changes_nothing(good, tmp_path_factory, where, flip):
     # A zip archive has bytes without meaning, such as time stamps and padding.

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -9,7 +9,6 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.train import evaluate
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 60), batch_size=st.integers(1, 70), seed=st.integers(0, 100))
 def test_exact_whatever_the_batch_size(n, batch_size, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -14,7 +14,6 @@ def example(seed, n=6, classes=5):
     return student, teacher, torch.randint(classes, (n,), generator=generator)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.5, 20))
 def test_distillation_is_its_definition(seed, temperature):
     student, teacher, _ = example(seed)
@@ -34,7 +33,6 @@ def test_gradient_does_not_shrink_with_temperature():
     torch.testing.assert_close(student.grad, expected, rtol=1e-3, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(weight=st.floats(0, 1), smoothing=st.floats(0, 0.9))
 def test_mixture(weight, smoothing):
     student, teacher, labels = example(1)

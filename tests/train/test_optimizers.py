@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
@@ -28,7 +28,6 @@ def torch_rates(make, n, lr):
     return found
 
 
-@settings(deadline=None)
 @given(epochs=st.integers(1, 6), steps=st.integers(1, 7), lr=st.floats(1e-4, 1))
 def test_cosine_is_that_of_torch(epochs, steps, lr):
     config = TrainConfig(epochs=epochs, lr=lr, schedule="cosine")
@@ -38,7 +37,6 @@ def test_cosine_is_that_of_torch(epochs, steps, lr):
     assert learning_rate(config, total, steps) == pytest.approx(0, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(epochs=st.integers(1, 9), steps=st.integers(1, 7), every=st.integers(1, 4))
 def test_step_is_that_of_torch(epochs, steps, every):
     config = TrainConfig(
@@ -48,7 +46,6 @@ def test_step_is_that_of_torch(epochs, steps, every):
     assert rates(config, steps) == pytest.approx(expected, rel=1e-9)
 
 
-@settings(deadline=None)
 @given(
     schedule=st.sampled_from(["constant", "cosine"]),
     warmup=st.floats(0, 2.9),

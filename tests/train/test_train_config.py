@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -7,7 +7,6 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.train import Distillation, TrainConfig, train_config
 
 
-@settings(deadline=None)
 @given(
     epochs=st.integers(1, 500),
     lr=st.floats(1e-8, 10),

@@ -12,7 +12,7 @@ from tensorpress.report.content import (
     LayerRow,
     ReportContent,
 )
-from tensorpress.report.page import render, write_page
+from tensorpress.report.page import render, require_extra, write_page
 from tensorpress.report.tables import headline_table, layer_table
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "headline_table",
     "layer_table",
     "render",
+    "require_extra",
     "write_page",
 ]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from tensorpress.errors import TensorPressError
@@ -45,15 +46,11 @@ def render(content: ReportContent) -> str:
     >>> "LeNet-5 &amp; co" in page and "2,104" in page
     True
     """
-    try:
-        import jinja2
-        from plotly.offline import get_plotlyjs
+    require_extra()
+    import jinja2
+    from plotly.offline import get_plotlyjs
 
-        from tensorpress.report import figures
-    except ImportError as error:
-        raise TensorPressError(
-            'the HTML report needs plotly and jinja2: pip install "tensorpress[report]"'
-        ) from error
+    from tensorpress.report import figures
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tensorpress.report", ""),
@@ -86,6 +83,22 @@ def render(content: ReportContent) -> str:
         },
         plotlyjs=get_plotlyjs(),
     )
+
+
+def require_extra() -> None:
+    """Raise an error that says what to install if a page cannot be made.
+
+    Raises
+    ------
+    TensorPressError
+        If plotly or jinja2, the extra ``report``, is not installed.
+    """
+    for module in ("jinja2", "plotly"):
+        if find_spec(module) is None:
+            raise TensorPressError(
+                f"the HTML report needs {module}, which is not installed: "
+                'pip install "tensorpress[report]"'
+            )
 
 
 def write_page(content: ReportContent, path: str | os.PathLike[str]) -> None:

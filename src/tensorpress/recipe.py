@@ -1,0 +1,270 @@
+"""What a recipe may say, checked by pydantic; every error names the key."""
+
+import os
+import reprlib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from tensorpress.codec.quantize import Rounding, UniformQuantizer
+from tensorpress.codec.specs import Coder
+from tensorpress.data import AUGMENTATIONS
+from tensorpress.errors import (
+    DataNotFoundError,
+    InvalidArgumentError,
+    TensorPressError,
+    unknown_name,
+)
+from tensorpress.planning.plan import SCHEMES
+from tensorpress.pressing import Start
+from tensorpress.strict_yaml import parse_yaml
+from tensorpress.train.config import TrainConfig
+from tensorpress.zoo import network
+
+Count = Annotated[int, Field(ge=1)]
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2  # a few aliases in YAML can stand for any number of nested lists
+
+
+def _one_message(expected: str) -> WrapValidator:
+    """Make the mistakes of a union's members one mistake."""
+
+    def validate(value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validated(value)
+        except ValidationError:
+            raise ValueError(f"expected {expected} (got {_SHORT.repr(value)})") from None
+
+    return WrapValidator(validate)
+
+
+Modes = Annotated[
+    tuple[Count, ...] | Literal["original"], _one_message("a list of positive sizes, or original")
+]
+Ranks = Annotated[
+    tuple[Count, ...] | Count, _one_message("a list of positive numbers, or one for all modes")
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Section):
+    """The data set, how much of its training part validates, and how training images vary."""
+
+    name: str
+    root: Path | None = None
+    validation: Annotated[int, Field(ge=0)]
+    augment: str | None = None
+    batch_size: Count = 256
+
+    @field_validator("augment")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in AUGMENTATIONS:
+            raise unknown_name("augmentation", name, AUGMENTATIONS)
+        return name
+
+
+class LayerShape(_Section):
+    """Hand-given modes and ranks of a layer, or of all layers a pattern names."""
+
+    modes: Modes
+    ranks: Ranks
+    diagonal: bool = False
+
+
+class Press(_Section):
+    """Which layers are pressed and how: a number of parameters for the model, or layers by hand."""
+
+    scheme: str = "ada_tucker"
+    params: Count | None = None
+    layers: dict[str, LayerShape] | None = None
+    skip: tuple[str, ...] = ()
+    start: Start = "kaiming"
+
+    @field_validator("scheme")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SCHEMES:
+            raise unknown_name("scheme", name, SCHEMES)
+        return name
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "Press":
+        if (self.params is None) == (self.layers is None):
+            raise ValueError("give either params or layers")
+        return self
+
+
+class Quantize(_Section):
+    """How the file is made: quantizer, coder, and how long to train with quantized weights.
+
+    Either ``levels`` and ``bound``, which are Q and b of eq. 13 for all parameters alike, or
+    ``step``, in units of each parameter's root mean square. ``norms`` says how the parameters of
+    normalization layers are stored, and floating buffers.
+    """
+
+    levels: Count | None = None
+    bound: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    step: Annotated[float, Field(gt=0, le=4)] | None = None
+    rounding: Rounding = "nearest"
+    coder: Coder = "range"
+    norms: Literal["half", "float32"] = "half"
+    finetune: TrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_quantizer(self) -> "Quantize":
+        fixed = self.levels is not None and self.bound is not None
+        partly = self.levels is not None or self.bound is not None
+        if partly == (self.step is not None) or partly != fixed:
+            raise ValueError("give levels and bound, or step")
+        if self.levels is not None and self.bound is not None:
+            UniformQuantizer(self.levels, self.bound)
+        return self
+
+
+class Recipe(_Section):
+    """A whole run: a network and data in, a file and a report out.
+
+    The dense network comes from ``weights`` (safetensors, relative to the data folder), or is
+    trained here as ``dense`` says. ``train`` trains the pressed network, ``quantize`` makes the
+    file. Examples are in the project's ``recipes/``.
+    """
+
+    title: str
+    network: str
+    data: Data
+    weights: Path | None = None
+    dense: TrainConfig | None = None
+    press: Press
+    train: TrainConfig | None = None
+    quantize: Quantize
+
+    @field_validator("network")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return network(name).name
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Recipe":
+        if (self.weights is None) == (self.dense is None):
+            raise ValueError("give either weights (a file) or dense (how to train them)")
+        for phase in (self.dense, self.train, self.quantize.finetune):
+            if phase is not None and "seed" in phase.model_fields_set:
+                raise ValueError("the seed is given to the run, not in the recipe")
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that `read_recipe` takes, without what is left at default.
+
+        Examples
+        --------
+        >>> recipe = parse_recipe(EXAMPLE)
+        >>> parse_recipe(recipe.to_yaml()) == recipe
+        True
+        """
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+EXAMPLE = """\
+title: LeNet-300-100 on digits
+network: lenet300100
+data: {name: digits, validation: 200}
+dense: {epochs: 1, lr: 0.001}
+press: {params: 4000}
+train: {epochs: 1, lr: 0.01}
+quantize: {levels: 128, bound: 3}
+"""
+"""The smallest complete recipe."""
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there is no such file.
+    InvalidArgumentError
+        If it is not YAML, or a key is unknown, missing or has a value that cannot be used; the
+        message names the key and what was expected.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataNotFoundError(f"no recipe at {file}")
+    try:
+        return parse_recipe(file.read_text(encoding="utf-8"))
+    except (TensorPressError, UnicodeDecodeError, OSError) as error:
+        raise InvalidArgumentError(f"{file}: {error}") from None
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Parse and check a recipe given as YAML text.
+
+    Examples
+    --------
+    >>> parse_recipe(EXAMPLE.replace("epochs", "epoch"))  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    tensorpress.errors.InvalidArgumentError: the recipe has mistakes:
+      dense.epochs: Field required
+      dense.epoch: unknown key, did you mean 'epochs' or 'step_epochs'?
+      train.epochs: Field required
+      train.epoch: unknown key, did you mean 'epochs' or 'step_epochs'?
+    """
+    content = parse_yaml(text)
+    if not isinstance(content, dict):
+        raise InvalidArgumentError("a recipe is a mapping of keys, such as title and network")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        mistakes = [_mistake(detail) for detail in error.errors(include_url=False)]
+    raise InvalidArgumentError("the recipe has mistakes:\n  " + "\n  ".join(mistakes))
+
+
+def _mistake(detail: Any) -> str:
+    where = [str(part) for part in detail["loc"]]
+    if detail["type"] == "extra_forbidden":
+        return f"{'.'.join(where)}: unknown key{_did_you_mean(where)}"
+    got = (
+        ""
+        if detail["type"] in ("missing", "value_error")
+        else f" (got {_SHORT.repr(detail['input'])})"
+    )
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(where) or 'recipe'}: {message}{got}"
+
+
+def _did_you_mean(where: list[str]) -> str:
+    """Name the known keys nearest to the last one, in the section that the others lead to."""
+    section: type[BaseModel] = Recipe
+    for part in where[:-1]:
+        if part in section.model_fields:
+            section = _section_in(section.model_fields[part].annotation) or section
+    known = list(section.model_fields)
+    near = get_close_matches(where[-1], known, n=2)
+    if near:
+        return f", did you mean {' or '.join(map(repr, near))}?"
+    return f" (known: {', '.join(known)})"
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section among the types an annotation is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

@@ -1,0 +1,217 @@
+"""What a run measured: `metrics.json`, and the content of the report."""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tensorpress
+from tensorpress.codec.contents import quantized_names, stored_tensors
+from tensorpress.codec.inspect import Inspection
+from tensorpress.measure import count_macs, latencies
+from tensorpress.planning import Plan
+from tensorpress.pressing import materialize
+from tensorpress.recipe import Recipe
+from tensorpress.report import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent
+from tensorpress.train import History
+
+BINS = 61
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything a run has in hand when it ends; the source of metrics and report.
+
+    ``initial`` is the pressed model before training where it was decomposed from trained weights;
+    ``latent`` has the weights before quantization, ``decoded`` those of the file. ``errors`` are
+    in per cent: dense, pressed and file on the test set, and the file's on validation images.
+    """
+
+    recipe: Recipe
+    seed: int
+    plan: Plan
+    dense: nn.Module
+    initial: nn.Module | None
+    latent: nn.Module
+    decoded: nn.Module
+    inspection: Inspection
+    histories: Mapping[str, History]
+    errors: Mapping[str, float | None]
+    seconds: float
+    example: Tensor
+
+
+def run_metrics(record: RunRecord) -> dict[str, Any]:
+    """Return what goes into ``metrics.json``: plain numbers, errors in per cent, times in ms.
+
+    ``ratio.params`` is dense over stored parameters; ``ratio.file`` is 4 bytes a dense
+    parameter over all bytes of the file.
+    """
+    dense_params, params = record.plan.dense_params, record.plan.params
+    size = record.inspection.size
+    ready = materialize(record.decoded)
+    macs = [count_macs(model, [record.example]) for model in (record.dense, ready)]
+    times = latencies([record.dense, ready, record.decoded], [record.example])
+    names = ("dense_ms", "materialized_ms", "rebuilding_ms")
+    return {
+        "dense": {
+            "params": dense_params,
+            "bytes": 4 * dense_params,
+            "macs": macs[0],
+            "error": record.errors["dense"],
+        },
+        "pressed": {"params": params, "macs": macs[1], "error": record.errors["pressed"]},
+        "file": {
+            "bytes": size,
+            "error": record.errors["file"],
+            "validation_error": record.errors["validation"],
+        },
+        "ratio": {
+            "params": dense_params / params,
+            "macs": macs[0] / macs[1],
+            "file": 4 * dense_params / size,
+        },
+        "latency": {"batch": len(record.example), **dict(zip(names, times, strict=True))},
+        "seconds": record.seconds,
+        "recipe": record.recipe.model_dump(mode="json", exclude_defaults=True),
+        "seed": record.seed,
+        "versions": {
+            "tensorpress": tensorpress.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": _device(record.example.device),
+    }
+
+
+def report_content(record: RunRecord, metrics: dict[str, Any]) -> ReportContent:
+    """Return the content of the report page."""
+    recipe = record.recipe
+    return ReportContent(
+        title=recipe.title,
+        subtitle=f"{recipe.network} on {recipe.data.name}, {recipe.press.scheme}, "
+        f"seed {record.seed}",
+        metrics=metrics,
+        layers=layer_rows(record),
+        histograms=_histograms(record),
+        curves=_curves(record.histories),
+        file_parts=file_parts(record.inspection),
+        recipe_yaml=recipe.to_yaml(),
+    )
+
+
+def layer_rows(record: RunRecord) -> list[LayerRow]:
+    """Return a row for every layer with a weight, pressed or kept dense."""
+    stored = {tensor.name: tensor.bytes for tensor in record.inspection.tensors}
+    rows = []
+    planned = {layer.name: layer for layer in record.plan.layers}
+    for name, module in record.dense.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.ndim < 2:
+            continue
+        layer = planned.get(name)
+        params = layer.factor_params if layer else weight.numel()
+        prefix = f"{name}.parametrizations.weight." if layer else f"{name}.weight"
+        shared = layer is not None and layer.core == "shared"
+        size = sum(
+            bytes_
+            for key, bytes_ in stored.items()
+            if key.startswith(prefix) and not (shared and key.endswith("original0"))
+        )
+        rows.append(
+            LayerRow(
+                name=name,
+                kind=type(module).__name__,
+                scheme=record.plan.scheme if layer else "dense",
+                dense_shape=tuple(weight.shape),
+                modes=layer.modes if layer else (),
+                ranks=layer.ranks if layer else (),
+                dense_params=weight.numel(),
+                pressed_params=params,
+                file_bytes=size,
+                bits_per_weight=8 * size / params,
+                error=_start_error(record, name) if layer else None,
+                note="" if layer else record.plan.kept.get(name, ""),
+            )
+        )
+    return rows
+
+
+def file_parts(inspection: Inspection) -> list[FilePart]:
+    """Return what the bytes of a file are spent on, by layer and kind; they add up to the file."""
+    shared = {layer.name for layer in inspection.layers if layer.core == "shared"}
+    groups: dict[str, float] = {
+        "container, checksum": inspection.parts["container"],
+        "header: network and plan": inspection.parts["header"],
+    }
+    for tensor in inspection.tensors:
+        part = _part_of(tensor.name, shared)
+        groups[part] = groups.get(part, 0.0) + tensor.bytes
+    groups["quantizers, rounding up to bytes"] = inspection.size - sum(groups.values())
+    return [FilePart(name, size) for name, size in groups.items()]
+
+
+def _part_of(name: str, shared: set[str]) -> str:
+    layer, found, factor = name.partition(".parametrizations.weight.")
+    if found:
+        return "shared core" if layer in shared and factor == "original0" else f"{layer}: factors"
+    if name.endswith(".weight"):
+        return f"{name.removesuffix('.weight')}: weight"
+    return "biases" if name.endswith(".bias") else "buffers"
+
+
+def _start_error(record: RunRecord, name: str) -> float | None:
+    """Relative error of a layer's weight right after the decomposition."""
+    if record.initial is None:
+        return None
+    dense, pressed = (m.get_submodule(name).weight for m in (record.dense, record.initial))
+    assert isinstance(dense, Tensor)
+    assert isinstance(pressed, Tensor)
+    with torch.no_grad():
+        return float((dense - pressed).norm() / dense.norm())
+
+
+def _histograms(record: RunRecord) -> list[Histogram]:
+    """Histograms of every layer's stored values, before and after quantization."""
+    before, after = stored_tensors(record.latent), stored_tensors(record.decoded)
+    groups: dict[str, list[str]] = {}
+    for name in quantized_names(record.decoded):
+        layer = name.partition(".parametrizations.")[0]
+        groups.setdefault(layer.removesuffix(".bias").removesuffix(".weight"), []).append(name)
+    histograms = []
+    for layer, names in groups.items():
+        old, new = (
+            torch.cat([tensors[name].detach().flatten() for name in names]).cpu()
+            for tensors in (before, after)
+        )
+        reach = max(float(old.abs().max()), float(new.abs().max())) or 1.0
+        edges = torch.linspace(-reach, reach, BINS + 1)
+        counts = [torch.histogram(v, edges).hist.int().tolist() for v in (old, new)]
+        histograms.append(Histogram(layer, edges.tolist(), *counts))
+    return histograms
+
+
+def _curves(histories: Mapping[str, History]) -> list[Curves]:
+    def curves(key: str) -> list[Curve]:
+        return [
+            Curve(
+                phase, [e.epoch for e in history.epochs], [getattr(e, key) for e in history.epochs]
+            )
+            for phase, history in histories.items()
+        ]
+
+    return [
+        Curves("Training loss", "", curves("train_loss")),
+        Curves("Validation error", "%", curves("validation_error")),
+    ]
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,64 @@
+"""What a run starts from: images at the size of its network, and trained weights."""
+
+import os
+from pathlib import Path
+
+from tensorpress.data import ROOT_VARIABLE, Splits, load
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError
+from tensorpress.zoo import Network
+
+
+def load_splits(
+    net: Network, name: str, root: str | os.PathLike[str] | None = None, validation: int = 0
+) -> Splits:
+    """Return a data set at the size a network takes.
+
+    Parameters
+    ----------
+    net : Network
+        Of the zoo.
+    name, root, validation
+        As for `tensorpress.data.load`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the images have other channels than the network's, or classes it does not know.
+    TensorPressError
+        As `tensorpress.data.load` does.
+
+    Examples
+    --------
+    >>> from tensorpress.zoo import network
+    >>> load_splits(network("lenet5"), "digits").test.images.shape
+    torch.Size([596, 1, 28, 28])
+    """
+    splits = load(name, root, validation=validation, size=net.input_shape[1:])
+    channels, classes = splits.test.images.shape[1], 1 + int(splits.train.labels.max())
+    if channels != net.input_shape[0] or classes > net.classes:
+        raise InvalidArgumentError(
+            f"the data set {name!r} (channels: {channels}, classes: {classes}) does not fit "
+            f"{net.name} (channels: {net.input_shape[0]}, classes: {net.classes})"
+        )
+    return splits
+
+
+def find_weights(path: Path, root: Path | None) -> Path:
+    """Return a weight file named by a recipe: a path, or one inside the data folder.
+
+    Raises
+    ------
+    DataNotFoundError
+        If it is in neither place; the message names both.
+    """
+    folder = root or os.environ.get(ROOT_VARIABLE)
+    places = [path, *([Path(folder, path)] if folder else [])]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " or ".join(str(place.resolve()) for place in places)
+    hint = "" if folder else f"; set the environment variable {ROOT_VARIABLE} to the data folder"
+    raise DataNotFoundError(
+        f"no weight file at {looked}: put a safetensors file of the trained network there, or "
+        f"let the recipe train it (a section dense instead of weights){hint}"
+    )

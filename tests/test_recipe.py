@@ -1,0 +1,262 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tensorpress.data import AUGMENTATIONS
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError
+from tensorpress.planning import SCHEMES
+from tensorpress.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
+from tensorpress.running import plan_for
+from tensorpress.zoo import NETWORKS, build, network
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+DEMO = Path(__file__).parents[1] / "src" / "tensorpress" / "demo.yaml"
+FILES = [*sorted(FOLDER.glob("**/*.yaml")), DEMO]
+
+
+def changed(**sections: Any) -> str:
+    """The example with sections replaced, or left out where None is given."""
+    content = yaml.safe_load(EXAMPLE) | sections
+    return yaml.safe_dump({key: value for key, value in content.items() if value is not None})
+
+
+def mistakes_in(text: str) -> list[str]:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_recipe(text)
+    first, *mistakes = str(caught.value).split("\n  ")
+    assert first == "the recipe has mistakes:"
+    return mistakes
+
+
+def test_the_example() -> None:
+    recipe = parse_recipe(EXAMPLE)
+    assert recipe.network == "lenet300100"
+    assert recipe.dense is not None
+    assert recipe.dense.lr == 0.001
+    assert recipe.quantize.coder == "range"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_recipes_of_the_project(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    net = network(recipe.network)
+    plan = plan_for(net.build(), recipe)
+    assert plan.params < plan.dense_params / 3
+    assert not any("not named" in reason for reason in plan.kept.values()) or "resnet" in path.stem
+
+
+train = st.fixed_dictionaries(
+    {"epochs": st.integers(1, 500), "lr": st.floats(1e-8, 10)},
+    optional={
+        "optimizer": st.sampled_from(["adam", "adamw", "sgd"]),
+        "schedule": st.sampled_from(["constant", "cosine"]),
+        "clip_norm": st.floats(1e-3, 1e3),
+        "channels_last": st.booleans(),
+        "distill": st.fixed_dictionaries({}, optional={"temperature": st.floats(0.5, 9)}),
+    },
+)
+shape = st.fixed_dictionaries(
+    {
+        "modes": st.just("original") | st.lists(st.integers(1, 999), min_size=1),
+        "ranks": st.integers(1, 99) | st.lists(st.integers(1, 99), min_size=1),
+    },
+    optional={"diagonal": st.booleans()},
+)
+# Without line breaks that only Unicode knows and no editor types.
+letters = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="\ufeff")
+name = st.text(letters, min_size=1)
+recipes = st.fixed_dictionaries(
+    {
+        "title": st.text(letters),
+        "network": st.sampled_from(sorted(NETWORKS)),
+        "data": st.fixed_dictionaries(
+            {"name": name, "validation": st.integers(0, 10**6)},
+            optional={
+                "root": st.just("some/folder"),
+                "augment": st.sampled_from(sorted(AUGMENTATIONS)),
+                "batch_size": st.integers(1, 4096),
+            },
+        ),
+        "press": st.fixed_dictionaries(
+            {"params": st.integers(1)}, optional={"skip": st.lists(name)}
+        )
+        | st.fixed_dictionaries(
+            {"layers": st.dictionaries(name, shape)},
+            optional={
+                "scheme": st.sampled_from(sorted(SCHEMES)),
+                "start": st.sampled_from(["hooi", "glorot", "kaiming"]),
+            },
+        ),
+        "quantize": st.fixed_dictionaries(
+            {"step": st.floats(1e-6, 4)},
+            optional={"coder": st.sampled_from(["range", "huffman"]), "finetune": train},
+        )
+        | st.fixed_dictionaries(
+            {"levels": st.integers(1, 2**15).map(lambda n: 2 * n), "bound": st.floats(1e-6, 1e6)},
+            optional={"rounding": st.sampled_from(["nearest", "floor"])},
+        ),
+    },
+    optional={"train": train},
+)
+
+
+@settings(max_examples=60)
+@given(content=recipes, dense=train, trained=st.booleans())
+def test_what_is_written_is_read(content: dict[str, Any], dense: Any, trained: bool) -> None:
+    source = {"dense": dense} if trained else {"weights": "folder/weights.safetensors"}
+    recipe = Recipe.model_validate(content | source)
+    assert parse_recipe(recipe.to_yaml()) == recipe
+
+
+def test_every_mistake_is_told_at_once_with_its_key() -> None:
+    text = changed(
+        titel="Two titles",
+        network="lenet500",
+        data={"name": "digits", "validaton": 3, "augment": "shift3"},
+        dense={"epochs": 0, "lr": 0.1, "distill": {"temprature": 2}},
+        press={"scheme": "ada_tuker", "params": "many", "strat": "hooi"},
+        quantize={"levels": 128, "bound": float("nan"), "coder": "zip"},
+    )
+    mistakes = mistakes_in(text)
+    expected = [
+        ("titel", "did you mean 'title'"),
+        ("network", "unknown network 'lenet500': did you mean 'lenet5'"),
+        ("data.validation", "required"),
+        ("data.validaton", "did you mean 'validation'"),
+        ("data.augment", "unknown augmentation 'shift3': did you mean 'shift"),
+        ("dense.epochs", "greater than or equal to 1 (got 0)"),
+        ("dense.distill.temprature", "did you mean 'temperature'"),
+        ("press.scheme", "did you mean 'ada_tucker' or 'scada_tucker'"),
+        ("press.params", "(got 'many')"),
+        ("press.strat", "did you mean 'start'"),
+        ("quantize.bound", "(got nan)"),
+        ("quantize.coder", "'range' or 'huffman' (got 'zip')"),
+    ]
+    for key, message in expected:
+        told = [mistake for mistake in mistakes if mistake.startswith(f"{key}: ")]
+        assert len(told) == 1, key
+        assert message in told[0]
+    assert len(mistakes) == len(expected)
+
+
+def test_keys_that_are_near_to_nothing_come_with_the_known_ones() -> None:
+    assert mistakes_in(changed(zzz=1)) == [
+        "zzz: unknown key (known: title, network, data, weights, dense, press, train, quantize)"
+    ]
+
+
+def test_mistakes_in_the_shapes_of_layers() -> None:
+    layers = {
+        "ip1": {"modes": [28, "x"], "ranks": "big"},
+        "ip2": {"modes": "originl", "ranks": 0},
+        "ip3": {"mode": 3},
+    }
+    assert mistakes_in(changed(press={"layers": layers})) == [
+        "press.layers.ip1.modes: expected a list of positive sizes, or original (got [28, 'x'])",
+        "press.layers.ip1.ranks: expected a list of positive numbers, or one for all modes "
+        "(got 'big')",
+        "press.layers.ip2.modes: expected a list of positive sizes, or original (got 'originl')",
+        "press.layers.ip2.ranks: expected a list of positive numbers, or one for all modes (got 0)",
+        "press.layers.ip3.modes: Field required",
+        "press.layers.ip3.ranks: Field required",
+        "press.layers.ip3.mode: unknown key, did you mean 'modes'?",
+    ]
+
+
+LAYERS = {"ip1": {"modes": [784, 300], "ranks": 3}}
+TRAIN = {"epochs": 1, "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("sections", "mistake"),
+    [
+        ({"press": {}}, "press: give either params or layers"),
+        ({"press": {"params": 9, "layers": LAYERS}}, "press: give either params or layers"),
+        ({"weights": "a.safetensors"}, "recipe: give either weights"),
+        ({"dense": None}, "recipe: give either weights"),
+        ({"quantize": {}}, "quantize: give levels and bound, or step"),
+        ({"quantize": {"levels": 64}}, "quantize: give levels and bound, or step"),
+        ({"quantize": {"bound": 3}}, "quantize: give levels and bound, or step"),
+        (
+            {"quantize": {"levels": 64, "bound": 3, "step": 0.1}},
+            "quantize: give levels and bound, or step",
+        ),
+        ({"quantize": {"levels": 63, "bound": 3}}, "quantize: levels must be an even number"),
+        ({"quantize": {"step": float("nan")}}, "quantize.step: "),
+        ({"quantize": {"step": 0}}, "quantize.step: "),
+        ({"train": {**TRAIN, "seed": 3}}, "recipe: the seed is given to the run"),
+        ({"dense": {**TRAIN, "seed": 0}}, "recipe: the seed is given to the run"),
+        (
+            {"quantize": {"step": 0.1, "finetune": {**TRAIN, "seed": 0}}},
+            "recipe: the seed is given to the run",
+        ),
+        ({"train": {**TRAIN, "warmup_epochs": 2}}, "train: warmup_epochs must be below epochs"),
+        ({"press": {"params": 0}}, "press.params: "),
+        ({"press": {"params": 9, "start": "zeros"}}, "press.start: "),
+        ({"data": {"name": "digits", "validation": -1}}, "data.validation: "),
+        ({"press": "all"}, "press: "),
+        ({"title": ["a"] * 1000}, "title: Input should be a valid string (got ['a', 'a', "),
+    ],
+)
+def test_what_does_not_go_together(sections: dict[str, Any], mistake: str) -> None:
+    [told] = mistakes_in(changed(**sections))
+    assert told.startswith(mistake)
+    assert len(told) < 200
+
+
+@pytest.mark.parametrize("text", ["", "- title\n- network\n", "lenet5", "3"])
+def test_what_is_no_mapping(text: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="a recipe is a mapping of keys"):
+        parse_recipe(text)
+
+
+def test_what_is_no_yaml() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"cannot be read as YAML(.|\n)*line 1"):
+        parse_recipe("title: [")
+
+
+def test_keys_that_are_no_text() -> None:
+    assert mistakes_in(EXAMPLE + "1: 2\n") == ["1: Keys should be strings (got 1)"]
+
+
+def test_numbers_may_be_written_as_people_do() -> None:
+    recipe = parse_recipe(EXAMPLE.replace("lr: 0.01", "lr: 1e-2"))
+    assert recipe.train is not None
+    assert recipe.train.lr == 0.01
+
+
+def test_aliases_that_would_fill_the_memory_do_no_harm() -> None:
+    lines = ["x0: &x0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]"]
+    lines += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 12)]
+    start = time.perf_counter()
+    title = EXAMPLE.replace("LeNet-300-100 on digits", "*x11")
+    mistakes = mistakes_in("\n".join([*lines, title]))
+    assert time.perf_counter() - start < 2
+    assert sum(map(len, mistakes)) < 100_000
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    with pytest.raises(DataNotFoundError, match=r"no recipe at .*a\.yaml"):
+        read_recipe(path)
+    path.write_text(EXAMPLE.replace("epochs", "epoch"))
+    with pytest.raises(InvalidArgumentError, match=r"a\.yaml: the recipe has mistakes"):
+        read_recipe(path)
+    path.write_bytes(b"title: \xff\xfe")
+    with pytest.raises(InvalidArgumentError, match=r"a\.yaml: .*utf-8"):
+        read_recipe(path)
+    path.write_text(EXAMPLE)
+    assert read_recipe(str(path)) == parse_recipe(EXAMPLE)
+
+
+def test_a_recipe_is_planned_as_it_says() -> None:
+    recipe = parse_recipe(changed(press={"params": 9_000, "skip": ["ip3"]}))
+    plan = plan_for(build("lenet300100"), recipe)
+    assert plan.params <= 9_000
+    assert plan.kept == {"ip3": "skipped by 'ip3'"}
