@@ -237,7 +237,7 @@ def test_aliases_that_would_fill_the_memory_do_no_harm() -> None:
     start = time.perf_counter()
     title = EXAMPLE.replace("LeNet-300-100 on digits", "*x11")
     mistakes = mistakes_in("\n".join([*lines, title]))
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 20  # not a hang, on any machine
     assert sum(map(len, mistakes)) < 100_000
 
 

@@ -51,7 +51,6 @@ def outcome(path: Path, header: Any, sections: Any, model: nn.Module | None = No
 
 FUZZ = settings(
     max_examples=80,
-    deadline=2000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

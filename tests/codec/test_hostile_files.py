@@ -27,7 +27,7 @@ def cheaply(megabytes: int = 100) -> Iterator[None]:
     tracemalloc.start()
     try:
         yield
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < 20  # not a hang, on any machine
         assert tracemalloc.get_traced_memory()[1] < megabytes << 20
     finally:
         tracemalloc.stop()
