@@ -150,7 +150,7 @@ def file_parts(inspection: Inspection) -> list[FilePart]:
     for tensor in inspection.tensors:
         part = _part_of(tensor.name, shared)
         groups[part] = groups.get(part, 0.0) + tensor.bytes
-    groups["quantizers, rounding up to bytes"] = inspection.size - sum(groups.values())
+    groups["quantizers, padding"] = inspection.size - sum(groups.values())
     return [FilePart(name, size) for name, size in groups.items()]
 
 
@@ -195,10 +195,17 @@ def _histograms(record: RunRecord) -> list[Histogram]:
 
 
 def _curves(histories: Mapping[str, History]) -> list[Curves]:
+    """Return a curve a phase; training with quantized weights goes on where training ended."""
+    offsets = dict.fromkeys(histories, 0)
+    if {"train", "quantized"} <= set(histories):
+        offsets["quantized"] = len(histories["train"].epochs)
+
     def curves(key: str) -> list[Curve]:
         return [
             Curve(
-                phase, [e.epoch for e in history.epochs], [getattr(e, key) for e in history.epochs]
+                phase,
+                [offsets[phase] + epoch.epoch for epoch in history.epochs],
+                [getattr(epoch, key) for epoch in history.epochs],
             )
             for phase, history in histories.items()
         ]

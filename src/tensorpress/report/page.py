@@ -76,6 +76,7 @@ def render(content: ReportContent) -> str:
         ),
         every_number=list(formatting.flatten(content.metrics)),
         fmt=formatting,
+        with_errors=any(row.error is not None for row in content.layers),
         # Through plotly's encoder, which writes null where JSON has no number.
         plots={
             name: [json.loads(figure.to_json()) for figure in group]

@@ -1,0 +1,141 @@
+"""Write the tables of results into the docs and the README, from the committed result files.
+
+A finished run is added with ``--collect``, which copies its metrics and its file:
+
+    python benchmarks/tables.py --collect runs/lenet5-ada-0 runs/lenet5-ada-1 ...
+    python benchmarks/tables.py
+"""
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tensorpress.recipe import read_recipe
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+
+# Recipe: (what the paper reports for it, from its Tables 1 and 3 and section 4.1)
+PAPER = {
+    "lenet5-ada": "2.6K params, 0.84 % raw; nominally 2,495 B, 0.94 %",
+    "lenet5-scada": "2.3K params, 0.94 % raw; nominally 2,278 B, 1.18 %",
+    "lenet300100-ada": "4.1K params, 1.88 % raw; nominally 4,577 B, 1.91 %",
+    "lenet300100-scada": "3.4K params, 2.11 % raw; nominally 3,322 B, 2.26 %",
+    "fc1024-ada": "6,824 params, 1.87 % raw",
+    "resnet20-ada": "3.80× params (its shapes), 9.03 %; “12×” with coding",
+}
+
+
+def collect(folder: Path) -> None:
+    """Copy metrics and file of a finished run to ``results/RECIPE/seedN``."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    recipes = (ROOT / "recipes").glob("*/*.yaml")
+    titles = {read_recipe(path).title: path.stem for path in recipes}
+    stem = titles[metrics["recipe"]["title"]]
+    target = RESULTS / stem / f"seed{metrics['seed']}"
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.json", "model.tpz"):
+        shutil.copyfile(folder / name, target / name)
+    print(target.relative_to(ROOT))
+
+
+def seeds_of(stem: str) -> list[dict[str, Any]]:
+    """Return the metrics of every seed of a recipe."""
+    paths = sorted((RESULTS / stem).glob("seed*/metrics.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def results_table() -> str:
+    """Return the main table: a row a recipe, mean ± standard deviation over its seeds."""
+    rows = [
+        "| recipe | seeds | dense error % | parameters | parameter ratio | raw error % "
+        "| file bytes | file ratio | **error of the file %** | the paper |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for stem, paper in PAPER.items():
+        seeds = seeds_of(stem)
+        if not seeds:
+            continue
+        cells = [
+            f"`{_recipe(stem)}`",
+            str(len(seeds)),
+            _spread([m["dense"]["error"] for m in seeds], 2),
+            f"{seeds[0]['pressed']['params']:,}",
+            f"{seeds[0]['ratio']['params']:.1f}×",
+            _spread([m["pressed"]["error"] for m in seeds], 2),
+            _spread([m["file"]["bytes"] for m in seeds], 0),
+            f"{mean(m['ratio']['file'] for m in seeds):.0f}×",
+            f"**{_spread([m['file']['error'] for m in seeds], 2)}**",
+            paper,
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def training_table() -> str:
+    """Return what a training step with rebuilt weights costs."""
+    results = json.loads((RESULTS / "training_step.json").read_text())
+    rows = [
+        "| network | batch | dense step ms | pressed / dense | rebuilt by tensorly / dense |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    rows += [
+        f"| {name} | {case['batch']} | {case['dense_ms']:.1f} | "
+        f"{case['pressed_over_dense']:.2f} | {case['tensorly_over_dense']:.2f} |"
+        for name, case in results.items()
+        if "batch" in case
+    ]
+    return "\n".join([*rows, "", f"{results['device']}, torch {results['versions']['torch']}."])
+
+
+def seeds_table() -> str:
+    """Return every file with its size and error."""
+    rows = ["| file | bytes | test error % | validation error % |", "|---|--:|--:|--:|"]
+    for stem in PAPER:
+        rows += [
+            f"| `results/{stem}/seed{m['seed']}/model.tpz` | {m['file']['bytes']:,} "
+            f"| {m['file']['error']:.2f} | {m['file']['validation_error']:.2f} |"
+            for m in seeds_of(stem)
+        ]
+    return "\n".join(rows)
+
+
+def _recipe(stem: str) -> Path:
+    return next((ROOT / "recipes").glob(f"*/{stem}.yaml")).relative_to(ROOT)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    text = f"{mean(values):,.{digits}f}"
+    if len(values) < 2 or len(set(values)) == 1:
+        return text
+    return f"{text} ± {stdev(values):,.{digits}f}"
+
+
+TABLES = {"results": results_table, "training": training_table, "seeds": seeds_table}
+
+
+def fill(page: Path) -> None:
+    """Replace what stands between ``<!-- table: NAME -->`` and ``<!-- end -->`` in a page."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    text = page.read_text(encoding="utf-8")
+    page.write_text(
+        re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL),
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--collect", nargs="*", type=Path, default=[])
+    for run in parser.parse_args().collect:
+        collect(run)
+    for page in PAGES:
+        fill(page)
