@@ -9,13 +9,14 @@ the results; the plot shows the mean over the seeds.
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 
-from tensorpress.data import batches, load
+from tensorpress.data import Splits, batches, load
 from tensorpress.files import write_atomically
 from tensorpress.measure import count_params
 from tensorpress.planning import LayerPlan, Plan
@@ -108,10 +109,16 @@ def paper_plan(model: torch.nn.Module, shapes: Shapes, shared: bool) -> Plan:
     return Plan("scada_tucker" if shared else "ada_tucker", tuple(layers))
 
 
+@cache
+def mnist() -> Splits:
+    """Return MNIST with the validation images of the recipes."""
+    return load("mnist", validation=5000)
+
+
 def train_and_test(shapes: Shapes, shared: bool, epochs: int, seed: int) -> dict[str, Any]:
     """Train one network from scratch and return its size and errors in per cent."""
     net = network("lenet5")
-    splits = load("mnist", validation=5000)
+    splits = mnist()
     model = net.build()
     pressed = press(model, paper_plan(model, shapes, shared), start="kaiming", seed=seed)
     training = batches(splits.train, net.preprocess, BATCH, shuffle=True, seed=seed)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tensorpress.files import write_atomically
-from tensorpress.planning import plan
 from tensorpress.pressing import press
 from tensorpress.recipe import read_recipe
+from tensorpress.running import plan_for
 from tensorpress.schemes.tucker_weight import TuckerWeight
 from tensorpress.zoo import network
 
@@ -43,9 +43,7 @@ def pressed_by(recipe_path: str) -> tuple[nn.Module, nn.Module, tuple[int, int, 
     recipe = read_recipe(ROOT / recipe_path)
     net = network(recipe.network)
     dense = net.build()
-    layers = {name: shape.model_dump() for name, shape in (recipe.press.layers or {}).items()}
-    chosen = plan(dense, scheme=recipe.press.scheme, layers=layers)
-    return dense, press(dense, chosen, start="kaiming"), net.input_shape
+    return dense, press(dense, plan_for(dense, recipe), start="kaiming"), net.input_shape
 
 
 def rebuilt_by_tensorly(model: nn.Module) -> nn.Module:
