@@ -193,10 +193,12 @@ def plot() -> None:
 def _errorbars(
     axis: Any, x: list[int], names: list[str], found: dict[str, Any], label: str
 ) -> None:
-    points = [(at, *found[name][1:]) for at, name in zip(x, names, strict=False) if name in found]
+    points = [(at, *found[name]) for at, name in zip(x, names, strict=False) if name in found]
     if points:
-        at, mean, spread = zip(*points, strict=True)
+        at, params, mean, spread = zip(*points, strict=True)
         axis.errorbar(at, mean, yerr=spread, marker="o", capsize=3, label=label)
+        for place, count, error in zip(at, params, mean, strict=True):
+            axis.annotate(f"{count:,}", (place, error), (0, 6), textcoords="offset points", size=7)
 
 
 if __name__ == "__main__":
