@@ -1,21 +1,79 @@
 """Tensor algebra: tensors in, factors out; nothing here knows what a layer is."""
 
 from tensorpress.decompose.algebra import fold, mode_product, project, tucker_to_tensor, unfold
-from tensorpress.decompose.cp import CP, cp_als, cp_to_tensor
+from tensorpress.decompose.cp import (
+    CP,
+    cp_als,
+    cp_correct,
+    cp_nls,
+    cp_sensitivity,
+    cp_to_tensor,
+    max_cp_rank,
+)
 from tensorpress.decompose.shared_core import SharedTucker, shared_tucker
-from tensorpress.decompose.tucker import Tucker, hooi, tucker_params
+from tensorpress.decompose.spectrum import Spectrum, leading_basis, singular_values, spectrum
+from tensorpress.decompose.svd import SVD, truncated_svd
+from tensorpress.decompose.tensor_train import TensorTrain, tt_round, tt_spectra, tt_svd
+from tensorpress.decompose.tt_contract import tt_to_tensor
+from tensorpress.decompose.tt_matrix import (
+    TTMatrix,
+    tt_matrix,
+    tt_matrix_spectra,
+    tt_row_macs,
+    tt_rows,
+    tt_to_matrix,
+)
+from tensorpress.decompose.tt_multiply import (
+    TTOrder,
+    cheapest_tt_order,
+    tt_macs,
+    tt_merge,
+    tt_multiply,
+)
+from tensorpress.decompose.tt_ranks import attainable_tt_ranks, largest_tt_ranks, tt_params
+from tensorpress.decompose.tucker import Tucker, hooi, st_hosvd, tucker_params
 
 __all__ = [
     "CP",
+    "SVD",
     "SharedTucker",
+    "Spectrum",
+    "TTMatrix",
+    "TTOrder",
+    "TensorTrain",
     "Tucker",
+    "attainable_tt_ranks",
+    "cheapest_tt_order",
     "cp_als",
+    "cp_correct",
+    "cp_nls",
+    "cp_sensitivity",
     "cp_to_tensor",
     "fold",
     "hooi",
+    "largest_tt_ranks",
+    "leading_basis",
+    "max_cp_rank",
     "mode_product",
     "project",
     "shared_tucker",
+    "singular_values",
+    "spectrum",
+    "st_hosvd",
+    "truncated_svd",
+    "tt_macs",
+    "tt_matrix",
+    "tt_matrix_spectra",
+    "tt_merge",
+    "tt_multiply",
+    "tt_params",
+    "tt_round",
+    "tt_row_macs",
+    "tt_rows",
+    "tt_spectra",
+    "tt_svd",
+    "tt_to_matrix",
+    "tt_to_tensor",
     "tucker_params",
     "tucker_to_tensor",
     "unfold",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tensorpress.decompose.algebra import mode_product, project, unfold
-from tensorpress.decompose.tucker import finite_double, hooi
+from tensorpress.decompose.precision import working
+from tensorpress.decompose.tucker import hooi
 from tensorpress.errors import InvalidArgumentError
 
 CG_STEPS = 10
@@ -73,7 +74,7 @@ def shared_tucker(
             f"a core of shape {tuple(ranks)} needs tensors of order {order}, "
             f"got shapes {[tuple(t.shape) for t in tensors]}"
         )
-    exact = [finite_double(tensor) for tensor in tensors]
+    exact = [working(tensor) for tensor in tensors]
     norms = [float(tensor.norm()) for tensor in exact]
     scaled = [tensor / (norm or 1.0) for tensor, norm in zip(exact, norms, strict=True)]
     starts = [_padded_hooi(tensor, ranks) for tensor in scaled]

@@ -1,0 +1,165 @@
+"""CP decomposition by alternating least squares, accelerated, from several starts at once."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from tensorpress.decompose.cp_form import CP
+from tensorpress.decompose.cp_problem import cp_problem
+from tensorpress.decompose.cp_products import Halves, hadamard
+from tensorpress.decompose.cp_starts import cp_starts
+
+SURVIVORS = {20: 2, 60: 1}
+"""After so many sweeps only the so many best runs go on."""
+
+MOMENTUM, FASTER, SLOWER = 0.5, 1.1, 0.5
+"""How far to extrapolate at first, and by what it grows when that went well and shrinks if not."""
+
+WINDOW = 10
+"""Sweeps over which progress is judged."""
+
+
+def cp_als(
+    tensor: Tensor,
+    rank: int,
+    *,
+    max_iter: int = 300,
+    tol: float = 1e-6,
+    start: CP | None = None,
+) -> CP:
+    """Decompose into ``rank`` rank-one terms by alternating least squares.
+
+    Every sweep begins at a point extrapolated from the last two and counts only if the error falls;
+    otherwise the next one begins where the error was lowest. Several starts run side by side and
+    the worse are given up. The largest rank, and matrices, are decomposed directly.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Shape (n_1, …, n_d), any floating dtype; computed in float64.
+    rank : int
+        Number of terms, from 1 to ``max_cp_rank(tensor.shape)``.
+    max_iter : int
+        Most sweeps over the modes.
+    tol : float
+        Stop once ten sweeps lower the error by no more than this part of it a sweep.
+    start : CP, optional
+        Begin here, and only here, instead of at the starts of our own.
+
+    Returns
+    -------
+    CP
+        In the dtype of ``tensor``; the error never rises with ``max_iter``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a rank out of range, fewer than two modes, NaN or infinite values, a start that does
+        not fit, or a limit out of range.
+
+    References
+    ----------
+    Kolda, Bader (2009), "Tensor decompositions and applications", fig. 3.3. The extrapolation
+    follows Ang, Cohen, Gillis, Hien (2021), "Accelerating block coordinate descent for nonnegative
+    tensor factorization", the solves are proximal as in Navasca, De Lathauwer, Kindermann (2008),
+    "Swamp reducing technique for tensor decomposition".
+
+    Examples
+    --------
+    >>> cp_als(torch.ones(3, 4, 5), 1).relative_error < 1e-12
+    True
+    """
+    problem = cp_problem(tensor, rank, max_iter=max_iter, tol=tol)
+    starts = [problem.factors_of(start)] if start else cp_starts(problem.unit, rank)
+    # The first start is exact at the largest rank, and the best there is for a matrix.
+    if start is None and (len(starts) == 1 or _exact(problem.halves, starts[0])):
+        return problem.result(starts[0], 0, True)
+    factors, iterations, converged = _alternate(problem.halves, starts, max_iter, tol)
+    return problem.result(factors, iterations, converged)
+
+
+def _exact(halves: Halves, factors: Sequence[Tensor]) -> bool:
+    return bool(halves.residual2(factors) <= _rounding2(halves))
+
+
+def _rounding2(halves: Halves) -> float:
+    """Squared errors below this are rounding."""
+    eps: float = torch.finfo(halves.matrix.dtype).eps
+    return (10 * eps) ** 2 * halves.norm2
+
+
+@torch.inference_mode()
+def _alternate(
+    halves: Halves, starts: Sequence[Sequence[Tensor]], max_iter: int, tol: float
+) -> tuple[list[Tensor], int, bool]:
+    """Sweep from all starts, as one stack (Σ n_i, runs, r), and return the best run's factors."""
+    stacked = torch.cat([torch.stack(matrices, dim=1) for matrices in zip(*starts, strict=True)])
+    # The tensor has norm 1, so an absolute weight is a relative one.
+    hold = torch.finfo(stacked.dtype).eps ** 0.75 * torch.eye(stacked.shape[-1]).to(stacked)
+    best, errors2 = _sweep(halves, stacked, hold)
+    point, momentum = best, torch.full_like(errors2, MOMENTUM)
+    history, iterations, converged = [errors2.tolist()], 1, False
+    while iterations < max_iter and not converged:
+        found, found2 = _sweep(halves, point, hold)
+        better = found2 < errors2
+        step = torch.where(better[:, None], found - best, 0.0)
+        best = best + step
+        errors2 = torch.where(better, found2, errors2)
+        momentum = momentum * torch.where(better, FASTER, SLOWER)
+        point = torch.addcmul(best, momentum[:, None], step)
+        iterations += 1
+        history = [*history[-WINDOW:], errors2.tolist()]
+        converged = _settled(history, tol) or min(history[-1]) <= _rounding2(halves)
+        if iterations in SURVIVORS:
+            kept = errors2.argsort()[: SURVIVORS[iterations]]
+            best, point, errors2, momentum = (
+                best[:, kept],
+                point[:, kept],
+                errors2[kept],
+                momentum[kept],
+            )
+            history = [[past[run] for run in kept.tolist()] for past in history]
+    return list(torch.split(best[:, errors2.argmin()], halves.shape)), iterations, converged
+
+
+def _settled(history: Sequence[Sequence[float]], tol: float) -> bool:
+    """Whether all runs lowered their error by no more than ``tol`` of it a sweep."""
+    return len(history) > WINDOW and all(
+        sqrt(before) - sqrt(now) <= WINDOW * tol * sqrt(before)
+        for before, now in zip(history[0], history[-1], strict=True)
+    )
+
+
+def _sweep(halves: Halves, point: Tensor, hold: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve for one factor after another; return them all, balanced, and the squared errors.
+
+    A factor is held to where it is by a tiny weight, not shrunk: the fixed points are those of
+    least squares, and the systems positive definite. Where rounding says otherwise it grows.
+    """
+    factors = list(torch.split(point, halves.shape))
+    grams = [_gram(factor) for factor in factors]
+    failures = []
+    for half, modes in enumerate(halves.modes):
+        contracted = halves.contracted(factors, half)
+        for mode in modes:
+            image, system = halves.image(contracted, factors, mode), hadamard(grams, mode)
+            lower, failed = torch.linalg.cholesky_ex(system + hold)
+            failures.append(failed)
+            rows = factors[mode].transpose(0, 1)
+            residual = torch.baddbmm(image.transpose(0, 1), rows, system, alpha=-1)
+            moved = rows + torch.cholesky_solve(residual.mT, lower).mT
+            factors[mode], grams[mode] = moved.transpose(0, 1), torch.bmm(moved.mT, moved)
+    if bool(torch.cat(failures).any()):
+        return _sweep(halves, point, 100 * hold)
+    norms2 = torch.stack([gram.diagonal(dim1=-2, dim2=-1) for gram in grams])
+    logs = norms2.clamp_min(torch.finfo(norms2.dtype).tiny).log()
+    scales = (0.5 * (logs.mean(0) - logs)).exp().unbind()
+    scaled = [factor * scale for factor, scale in zip(factors, scales, strict=True)]
+    return torch.cat(scaled), halves.error2(factors, system * grams[mode], image)
+
+
+def _gram(factor: Tensor) -> Tensor:
+    """Gram matrices (runs, r, r) of a stack (n, runs, r)."""
+    return torch.bmm(factor.permute(1, 2, 0), factor.transpose(0, 1))

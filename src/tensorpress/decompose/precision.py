@@ -1,0 +1,91 @@
+"""The precision in which everything is decomposed, and in which errors are known."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tensorpress.errors import InvalidArgumentError
+
+DEVICES_WITHOUT_FLOAT64 = frozenset({"mps"})
+
+
+def working(tensor: Tensor) -> Tensor:
+    """Return a tensor's values as decompositions compute with them: checked, detached, float64.
+
+    Devices without float64 compute in float32. A tensor that already has that dtype is not copied.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any shape with at least one entry, any floating dtype.
+
+    Returns
+    -------
+    Tensor
+        The same values on the same device, without a gradient.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a tensor without entries, of integers or complex numbers, with NaN or infinite values,
+        or with values so large or small that products of four of them overflow or vanish.
+
+    Examples
+    --------
+    >>> working(torch.ones(2, dtype=torch.bfloat16)).dtype
+    torch.float64
+    """
+    shape = tuple(tensor.shape)
+    if not tensor.is_floating_point():
+        raise InvalidArgumentError(
+            f"only tensors of real floating-point numbers can be decomposed, got {tensor.dtype}"
+        )
+    if tensor.numel() == 0:
+        raise InvalidArgumentError(f"cannot decompose a tensor of shape {shape}: it has no entries")
+    tensor = tensor.detach()
+    # NaN propagates through both, so no mask as large as the tensor is needed.
+    largest = float(torch.stack(tensor.aminmax()).abs().max())
+    if not largest < float("inf"):
+        raise InvalidArgumentError(
+            f"cannot decompose a tensor of shape {shape} with NaN or infinite values"
+        )
+    dtype = torch.float32 if tensor.device.type in DEVICES_WITHOUT_FLOAT64 else torch.float64
+    # Energies are squares and their products with Gram matrices fourth powers: both must fit.
+    most = torch.finfo(dtype).max ** 0.25 / tensor.numel()
+    least = torch.finfo(dtype).tiny ** 0.25
+    if largest > most or 0 < largest < least:
+        raise InvalidArgumentError(
+            f"cannot decompose a tensor of shape {shape} whose largest value is {largest:.1e}: "
+            f"in {dtype} it must lie between {least:.1e} and {most:.1e}; scale it first"
+        )
+    return tensor.to(dtype)
+
+
+def projection_error(tensor: Tensor, kept: float, rebuild: Callable[[], Tensor]) -> float:
+    """Return ‖A − Â‖ / ‖A‖ for an orthogonal projection Â of a tensor A; 0 for a zero tensor.
+
+    By Pythagoras ‖A − Â‖² = ‖A‖² − ‖Â‖². Where that difference has lost its digits, below an error
+    of 1e-3, the error is measured on the rebuilt tensor instead.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        A, in working precision.
+    kept : float
+        ‖Â‖².
+    rebuild : callable
+        Returns Â.
+
+    Examples
+    --------
+    >>> projection_error(torch.tensor([3.0, 4.0]), 9.0, lambda: torch.tensor([3.0, 0.0]))
+    0.8
+    """
+    norm = float(torch.linalg.vector_norm(tensor))
+    if norm == 0:
+        return 0.0
+    discarded = 1 - kept / norm**2
+    if discarded > 1e-6:
+        return float(discarded**0.5)
+    return float(torch.linalg.vector_norm(tensor - rebuild())) / norm

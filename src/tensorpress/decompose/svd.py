@@ -1,0 +1,139 @@
+"""Truncated singular value decomposition of matrices and stacks of matrices."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tensorpress.decompose.precision import projection_error, working
+from tensorpress.decompose.spectrum import Spectrum, check_spectrum, leading_directions
+from tensorpress.errors import InvalidArgumentError, unknown_name
+
+Method = Literal["gram", "exact", "randomized"]
+
+OVERSAMPLING = 10
+"""Directions a randomized range has beyond the rank (Halko et al., section 4.3)."""
+
+POWER_ITERATIONS = 2
+"""Enough for the slowly falling spectra of trained weights (Halko et al., section 4.5)."""
+
+
+@dataclass(frozen=True)
+class SVD:
+    """A truncated singular value decomposition u · diag(s) · vᵀ, or a stack of them.
+
+    Attributes
+    ----------
+    u, s, v : Tensor
+        Shapes (*batch, m, r), (*batch, r) and (*batch, n, r); u and v have orthonormal columns,
+        s is descending.
+    relative_error : float
+        ‖A − u·diag(s)·vᵀ‖ / ‖A‖ of the whole stack, before rounding to the dtype of A; 0 for zeros.
+    """
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+    relative_error: float
+
+    def to_tensor(self) -> Tensor:
+        """Return the matrices these factors stand for, of shape (*batch, m, n)."""
+        return (self.u * self.s[..., None, :]) @ self.v.mT
+
+    @property
+    def num_params(self) -> int:
+        """Number of stored values, r·(m + n) a matrix: s is absorbed into u or v."""
+        return self.u.numel() + self.v.numel()
+
+
+def truncated_svd(
+    matrix: Tensor, rank: int, *, method: Method = "gram", spectrum: Spectrum | None = None
+) -> SVD:
+    """Return the leading singular triplets of a matrix, or of every matrix of a stack.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        Shape (*batch, m, n), any floating dtype; computed in float64.
+    rank : int
+        1 ≤ rank ≤ min(m, n).
+    method : {"gram", "exact", "randomized"}
+        "gram" takes the eigenvectors of the Gram matrix of the smaller side: fast, and the best
+        approximation to about 1e-8 of the largest singular value. "exact" is LAPACK's SVD.
+        "randomized" finds the range by random projection: for ranks far below min(m, n), near the
+        best approximation.
+    spectrum : Spectrum, optional
+        Of this matrix, where it is known: saves "gram" the eigenvectors; the others need none.
+
+    Returns
+    -------
+    SVD
+        Factors in the dtype of ``matrix``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a rank out of range, fewer than two axes, an unknown method, a spectrum of another
+        shape, or NaN or infinite values.
+
+    References
+    ----------
+    Halko, Martinsson, Tropp (2011), "Finding structure with randomness", Algs. 4.4 and 5.1.
+
+    Examples
+    --------
+    >>> found = truncated_svd(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]), 1)
+    >>> found.s.tolist(), found.relative_error
+    ([4.0], 0.6)
+    """
+    if method not in get_args(Method):
+        raise unknown_name("SVD method", method, get_args(Method))
+    largest = min(matrix.shape[-2:]) if matrix.ndim > 1 else 0
+    if not 1 <= rank <= largest:
+        raise InvalidArgumentError(
+            f"rank {rank} does not fit: a matrix of shape {tuple(matrix.shape)} "
+            f"has a truncated SVD of rank 1 to {largest}"
+        )
+    if spectrum is not None:
+        check_spectrum(spectrum, matrix.shape)
+    exact = working(matrix)
+    rows, columns = matrix.shape[-2:]
+    wide = exact if rows <= columns else exact.mT
+    if method == "exact":
+        u, s, vt = torch.linalg.svd(wide, full_matrices=False)
+        u, s, v = u[..., :rank], s[..., :rank], vt.mT[..., :rank]
+    elif method == "randomized":
+        u, s, v = _randomized(wide, rank)
+    elif spectrum is None:
+        u, s, v = _projected(wide, leading_directions(wide, rank)[0])
+    else:
+        u, s, v = _projected(wide, spectrum.vectors[..., :rank].to(wide))
+    error = projection_error(wide, float(s.square().sum()), lambda: (u * s[..., None, :]) @ v.mT)
+    if rows > columns:
+        u, v = v, u
+    dtype = matrix.dtype
+    return SVD(u.to(dtype), s.to(dtype), v.to(dtype), error)
+
+
+def _projected(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular triplets of u·uᵀ·A, for u of left singular vectors of A."""
+    projected = u.mT @ matrix
+    s = torch.linalg.vector_norm(projected, dim=-1)
+    if bool((s.amin(-1) > 1e-3 * s.amax(-1)).all()):
+        return u, s, projected.mT / s[..., None, :]
+    # Vectors of small singular values are too inaccurate to divide by the value.
+    rotation, s, vt = torch.linalg.svd(projected, full_matrices=False)
+    return u @ rotation, s, vt.mT
+
+
+def _randomized(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    width = min(rank + OVERSAMPLING, *matrix.shape[-2:])
+    generator = torch.Generator().manual_seed(0)
+    test = torch.randn(matrix.shape[-1], width, generator=generator).to(matrix)
+    basis = torch.linalg.qr(matrix @ test).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ (matrix.mT @ basis)).Q
+    inside = basis.mT @ matrix
+    u, s, v = _projected(inside, leading_directions(inside, rank)[0])
+    return basis @ u, s, v

@@ -1,0 +1,266 @@
+"""Matrices as tensor trains over pairs of row and column modes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tensorpress.decompose.spectrum import Spectrum
+from tensorpress.decompose.tensor_train import tt_spectra, tt_svd
+from tensorpress.decompose.tt_contract import check_cores, join_train, joining_macs
+from tensorpress.decompose.tt_multiply import (
+    cheapest_tt_order,
+    tt_join,
+    tt_macs,
+    tt_merge,
+    tt_multiply,
+)
+from tensorpress.errors import InvalidArgumentError
+
+__all__ = [
+    "TTMatrix",
+    "tt_macs",
+    "tt_matrix",
+    "tt_matrix_spectra",
+    "tt_multiply",
+    "tt_row_macs",
+    "tt_rows",
+    "tt_to_matrix",
+]
+
+
+@dataclass(frozen=True)
+class TTMatrix:
+    """A matrix (m_1…m_d, n_1…n_d) as a train of d TT-cores (r_{k-1}, m_k, n_k, r_k).
+
+    Row (i_1, …, i_d) and column (j_1, …, j_d), the last index fastest, hold the number
+    G_1[i_1, j_1] … G_d[i_d, j_d].
+
+    Attributes
+    ----------
+    cores : tuple of Tensor
+        The d TT-cores, r_0 = r_d = 1.
+    relative_error : float
+        ‖W − Ŵ‖ / ‖W‖ to the matrix that was decomposed (0 for a zero matrix).
+    """
+
+    cores: tuple[Tensor, ...]
+    relative_error: float
+
+    @property
+    def row_modes(self) -> tuple[int, ...]:
+        """The modes (m_1, …, m_d) of the rows."""
+        return tuple(core.shape[1] for core in self.cores)
+
+    @property
+    def column_modes(self) -> tuple[int, ...]:
+        """The modes (n_1, …, n_d) of the columns."""
+        return tuple(core.shape[2] for core in self.cores)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The d − 1 inner ranks r_1, …, r_{d-1}."""
+        return tuple(core.shape[3] for core in self.cores[:-1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the matrix these cores stand for."""
+        return prod(self.row_modes), prod(self.column_modes)
+
+    @property
+    def num_params(self) -> int:
+        """Number of stored values: Σ r_{k-1}·m_k·n_k·r_k."""
+        return sum(core.numel() for core in self.cores)
+
+    def to_tensor(self) -> Tensor:
+        """Return the matrix these cores stand for."""
+        return tt_to_matrix(self.cores)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Return the product with vectors x (*, columns), of shape (*, rows).
+
+        The matrix is never built; the order of contraction is the cheapest for that many vectors.
+        """
+        vectors = x.shape[:-1].numel()
+        order = cheapest_tt_order(self.row_modes, self.column_modes, self.ranks, vectors=vectors)
+        return tt_multiply(tt_merge(self.cores, order.groups), x, from_left=order.from_left)
+
+
+def tt_matrix(
+    matrix: Tensor,
+    row_modes: Sequence[int],
+    column_modes: Sequence[int],
+    *,
+    ranks: Sequence[int] | None = None,
+    tolerance: float | None = None,
+) -> TTMatrix:
+    """Decompose a matrix into a train over pairs of row and column modes.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        Shape (m_1…m_d, n_1…n_d), any floating dtype; computed in float64.
+    row_modes, column_modes : sequence of int
+        (m_1, …, m_d) and (n_1, …, n_d), equally many.
+    ranks : sequence of int, optional
+        The d − 1 inner ranks, as for `tt_svd` of a tensor of shape (m_1·n_1, …, m_d·n_d).
+    tolerance : float, optional
+        The relative error allowed, 0 ≤ ε < 1. Either this or ``ranks``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the modes do not multiply to the matrix's shape, and for what `tt_svd` refuses.
+
+    References
+    ----------
+    Novikov, Podoprikhin, Osokin, Vetrov (2015), "Tensorizing neural networks", eq. 3-4.
+
+    Examples
+    --------
+    >>> found = tt_matrix(torch.ones(6, 8), (2, 3), (2, 4), tolerance=0.1)
+    >>> found.ranks, found.num_params, found.shape
+    ((1,), 16, (6, 8))
+    """
+    train = tt_svd(_paired(matrix, row_modes, column_modes), ranks=ranks, tolerance=tolerance)
+    cores = [
+        core.reshape(core.shape[0], m, n, -1)
+        for core, m, n in zip(train.cores, row_modes, column_modes, strict=True)
+    ]
+    return TTMatrix(tuple(cores), train.relative_error)
+
+
+def tt_matrix_spectra(
+    matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]
+) -> list[Spectrum]:
+    """Return the d − 1 spectra that say what the ranks of `tt_matrix` cost, as `tt_spectra` does.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the modes do not multiply to the matrix's shape, or for NaN or infinite values.
+
+    Examples
+    --------
+    >>> [len(found.values) for found in tt_matrix_spectra(torch.ones(6, 8), (2, 3), (2, 4))]
+    [4]
+    """
+    return tt_spectra(_paired(matrix, row_modes, column_modes))
+
+
+def tt_to_matrix(cores: Sequence[Tensor]) -> Tensor:
+    """Contract the TT-cores of a matrix to the matrix; differentiable.
+
+    Parameters
+    ----------
+    cores : sequence of Tensor
+        Shapes (r_{k-1}, m_k, n_k, r_k), r_0 = r_d = 1.
+
+    Returns
+    -------
+    Tensor
+        Shape (m_1…m_d, n_1…n_d).
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the cores do not make a train.
+
+    Examples
+    --------
+    >>> tt_to_matrix([torch.ones(1, 2, 1, 3), torch.ones(3, 1, 2, 1)]).tolist()
+    [[3.0, 3.0], [3.0, 3.0]]
+    """
+    check_cores(cores, modes=2)
+    return join_train(cores, [core.shape[1:3].numel() for core in cores], tt_join)[0, ..., 0]
+
+
+def tt_rows(cores: Sequence[Tensor], indices: Tensor) -> Tensor:
+    """Return rows of a matrix in TT-cores, never building the matrix; differentiable.
+
+    Parameters
+    ----------
+    cores : sequence of Tensor
+        Shapes (r_{k-1}, m_k, n_k, r_k), r_0 = r_d = 1.
+    indices : Tensor
+        Row numbers from 0 to m_1…m_d − 1, any shape (*), of an integer dtype.
+
+    Returns
+    -------
+    Tensor
+        Shape (*, n_1…n_d).
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the cores do not make a train, or the indices are not integers.
+    IndexError
+        For a row number out of range (on a GPU, as for an embedding, a device-side assertion).
+
+    References
+    ----------
+    Hrinchuk, Khrulkov, Mirvakhabova, Orlova, Oseledets (2020), "Tensorized embedding layers".
+
+    Examples
+    --------
+    >>> cores = [torch.eye(2).reshape(1, 2, 2, 1), torch.ones(1, 3, 1, 1)]
+    >>> tt_rows(cores, torch.tensor([0, 5])).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    check_cores(cores, modes=2)
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise InvalidArgumentError(f"row numbers must be integers, got {indices.dtype}")
+    remaining = indices.flatten()
+    chosen = []
+    for core in reversed(cores[1:]):
+        chosen.append(_gather(core, remaining % core.shape[1]))
+        remaining = remaining.div(core.shape[1], rounding_mode="floor")
+    # What is left is not reduced by its mode, so that a row number out of range cannot wrap around.
+    chosen.append(_gather(cores[0], remaining))
+    columns = [core.shape[2] for core in cores]
+    return join_train(chosen[::-1], columns).reshape(*indices.shape, prod(columns))
+
+
+def tt_row_macs(column_modes: Sequence[int], ranks: Sequence[int]) -> int:
+    """Return the multiply–accumulates of `tt_rows` for one row.
+
+    Examples
+    --------
+    >>> tt_row_macs((8, 8, 8), (16, 16))
+    24576
+    """
+    return joining_macs(column_modes, ranks)
+
+
+def _gather(core: Tensor, rows: Tensor) -> Tensor:
+    """Return the slices of a core (r, m, n, s) at some rows, (rows, r, n, s)."""
+    return core.transpose(0, 1).index_select(0, rows)
+
+
+def _paired(matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]) -> Tensor:
+    """Return a matrix as the tensor (m_1·n_1, …, m_d·n_d)."""
+    _check_modes(matrix, row_modes, column_modes)
+    order = len(row_modes)
+    pairs = [axis for k in range(order) for axis in (k, order + k)]
+    sizes = [m * n for m, n in zip(row_modes, column_modes, strict=True)]
+    return matrix.reshape(*row_modes, *column_modes).permute(pairs).reshape(sizes)
+
+
+def _check_modes(matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]) -> None:
+    if matrix.ndim != 2:
+        raise InvalidArgumentError(f"a matrix is needed, got shape {tuple(matrix.shape)}")
+    if len(row_modes) != len(column_modes) or not row_modes:
+        raise InvalidArgumentError(
+            "a TT-matrix needs as many row modes as column modes, at least one, "
+            f"got {tuple(row_modes)} and {tuple(column_modes)}"
+        )
+    for kind, modes, size in zip(
+        ("row", "column"), (row_modes, column_modes), matrix.shape, strict=True
+    ):
+        if min(modes) < 1 or prod(modes) != size:
+            raise InvalidArgumentError(
+                f"the {kind} modes {tuple(modes)} must be positive and multiply to the matrix's "
+                f"{size} {kind}s, got a product of {prod(modes)}"
+            )

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from tensorpress.decompose.precision import projection_error, working
+from tensorpress.errors import InvalidArgumentError
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_values_are_kept_in_float64(dtype, device):
+    values = torch.tensor([[1.5, -2.0], [0.0, 0.25]], dtype=dtype, device=device)
+    found = working(values)
+    assert found.dtype == torch.float64
+    assert found.device == values.device
+    assert found.tolist() == values.tolist()
+
+
+def test_float64_is_not_copied():
+    values = torch.ones(3, 2, dtype=torch.float64)
+    assert working(values).data_ptr() == values.data_ptr()
+
+
+def test_gradients_are_cut_off():
+    assert not working(torch.ones(2, requires_grad=True)).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused(bad, dtype):
+    values = torch.ones(3, 2, dtype=dtype)
+    values[2, 0] = bad
+    with pytest.raises(InvalidArgumentError, match=r"shape \(3, 2\) with NaN or infinite"):
+        working(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_other_numbers_are_refused(dtype):
+    with pytest.raises(InvalidArgumentError, match=str(dtype)):
+        working(torch.ones(2, 2, dtype=dtype))
+
+
+def test_a_tensor_without_entries_is_refused():
+    with pytest.raises(InvalidArgumentError, match=r"shape \(0, 3\): it has no entries"):
+        working(torch.ones(0, 3))
+
+
+@pytest.mark.parametrize("scale", [1e100, 1e-100])
+def test_values_whose_energies_cannot_be_held_are_refused(scale):
+    with pytest.raises(InvalidArgumentError, match="scale it first"):
+        working(torch.full((2, 2), scale, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("value", [torch.finfo(torch.float32).max, 1e-45, 0.0])
+def test_every_float32_is_taken(value):
+    assert float(working(torch.full((2,), value)).max()) == float(torch.tensor(value))
+
+
+def projected(angle):
+    """A unit vector in the plane, and its projection on the first axis."""
+    vector = torch.tensor([angle, 0.0], dtype=torch.float64).cos()
+    vector[1] = torch.tensor(angle, dtype=torch.float64).sin()
+    return vector, vector * torch.tensor([1.0, 0.0])
+
+
+@pytest.mark.parametrize("angle", [1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-9])
+def test_errors_of_projections_are_exact_however_small(angle):
+    vector, inside = projected(angle)
+    kept = float(inside.square().sum())
+    expected = float(torch.tensor(angle, dtype=torch.float64).sin())
+    assert projection_error(vector, kept, lambda: inside) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_zero_tensor_has_no_error():
+    assert projection_error(torch.zeros(3), 0.0, lambda: torch.zeros(3)) == 0
+
+
+def test_nothing_is_rebuilt_where_the_energies_tell_the_error():
+    def rebuild():
+        raise AssertionError
+
+    assert projection_error(torch.tensor([3.0, 4.0]), 16.0, rebuild) == pytest.approx(0.6)
