@@ -1,9 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from tensorpress.data import ImageSet, Splits
+from tensorpress.data import DATASETS
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.sources import find_weights, load_splits
 from tensorpress.zoo import network
@@ -31,13 +31,14 @@ def test_missing_data_says_what_to_download_and_where_to_put_it(
 
 
 def test_a_data_set_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"'digits' .channels: 1.*resnet20 .channels: 3"):
+    with pytest.raises(InvalidArgumentError, match=r"'digits' .1×8×8.*resnet20 .3×32×32"):
         load_splits(network("resnet20"), "digits")
-    letters = ImageSet(torch.zeros(26, 1, 28, 28, dtype=torch.uint8), torch.arange(26))
-    splits = Splits(train=letters, validation=letters, test=letters)
-    monkeypatch.setattr("tensorpress.sources.load", lambda *_, **__: splits)
+    letters = replace(DATASETS["mnist"], name="letters", classes=26)
+    monkeypatch.setitem(DATASETS, "letters", letters)
     with pytest.raises(InvalidArgumentError, match=r"'letters' .*classes: 26.*lenet5.*classes: 10"):
         load_splits(network("lenet5"), "letters")
+    with pytest.raises(InvalidArgumentError, match=r"'moving-digits' .1×8×16×16.*lenet5 .1×28×28"):
+        load_splits(network("lenet5"), "moving-digits")
 
 
 def test_weights_are_looked_for_here_and_in_the_data_folder(

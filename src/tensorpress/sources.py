@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from tensorpress.data import ROOT_VARIABLE, Splits, load
+from tensorpress.data import DATASETS, ROOT_VARIABLE, Splits, load
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
+from tensorpress.schemes.dimensions import by
 from tensorpress.zoo import Network
 
 
@@ -23,7 +24,8 @@ def load_splits(
     Raises
     ------
     InvalidArgumentError
-        If the images have other channels than the network's, or classes it does not know.
+        If the images have other channels than the network's, clips are given for images, or there
+        are classes it does not know.
     TensorPressError
         As `tensorpress.data.load` does.
 
@@ -33,14 +35,17 @@ def load_splits(
     >>> load_splits(network("lenet5"), "digits").test.images.shape
     torch.Size([596, 1, 28, 28])
     """
-    splits = load(name, root, validation=validation, size=net.input_shape[1:])
-    channels, classes = splits.test.images.shape[1], 1 + int(splits.train.labels.max())
-    if channels != net.input_shape[0] or classes > net.classes:
+    data = DATASETS.get(name)
+    if data is not None and (
+        len(data.shape) != len(net.input_shape)
+        or data.shape[0] != net.input_shape[0]
+        or data.classes > net.classes
+    ):
         raise InvalidArgumentError(
-            f"the data set {name!r} (channels: {channels}, classes: {classes}) does not fit "
-            f"{net.name} (channels: {net.input_shape[0]}, classes: {net.classes})"
+            f"the data set {name!r} ({by(data.shape)}, classes: {data.classes}) does not fit "
+            f"{net.name} ({by(net.input_shape)}, classes: {net.classes})"
         )
-    return splits
+    return load(name, root, validation=validation, size=net.input_shape[1:])
 
 
 def find_weights(path: Path, root: Path | None) -> Path:

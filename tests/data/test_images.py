@@ -31,6 +31,8 @@ def test_other_dtypes_and_shapes_are_refused(images, labels, message):
 def test_resizing_to_the_same_size_is_the_same_set():
     images = image_set()
     assert images.resized(8, 8) is images
+    clips = ImageSet(images.images[:, :, None], images.labels)
+    assert clips.resized(1, 8, 8) is clips
 
 
 @settings(max_examples=20)
@@ -57,7 +59,15 @@ def test_a_large_set_is_resized_as_its_parts_are():
     )
 
 
-@pytest.mark.parametrize("size", [(0, 8), (8, -1)])
+def test_clips_are_not_resized():
+    clips = ImageSet(torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8), torch.arange(2))
+    with pytest.raises(InvalidArgumentError, match=r"got \(3, 8, 8\) to \(8, 8\)"):
+        clips.resized(8, 8)
+    with pytest.raises(InvalidArgumentError, match=r"got \(8, 8\) to \(3, 8, 8\)"):
+        image_set().resized(3, 8, 8)
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, -1), ()])
 def test_empty_sizes_are_refused(size):
     with pytest.raises(InvalidArgumentError, match="positive"):
         image_set().resized(*size)

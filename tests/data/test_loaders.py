@@ -93,6 +93,15 @@ def test_augmentation_comes_before_preprocessing():
     assert inputs.unique().tolist() == [-1.0, 1.0]
 
 
+def test_the_frames_of_a_clip_are_augmented_alike():
+    pixels = torch.arange(16, dtype=torch.uint8).reshape(4, 4).expand(32, 2, 3, 4, 4)
+    clips = ImageSet(pixels, torch.zeros(32).long())
+    ((augmented, _),) = batches(clips, torch.Tensor.float, 32, shuffle=False, augment="shift1")
+    assert augmented.shape == pixels.shape
+    assert torch.equal(augmented, augmented[:, :1, :1].expand_as(augmented))
+    assert len(augmented.unique(dim=0)) > 1
+
+
 def test_accelerate_advances_the_epoch_by_itself():
     expected = [epoch(loader(), number) for number in range(3)]
     prepared = Accelerator(cpu=True).prepare(loader())

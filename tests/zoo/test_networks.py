@@ -18,11 +18,12 @@ PARAMETERS = {
     "resnet32": 464_154,
     "resnet56": 853_018,
     "wrn28-10": 36_479_194,
+    "clips3d": 585_940,
 }
 SMALL = sorted(set(PARAMETERS) - {"wrn28-10"})
 
 
-def test_every_published_network_is_registered():
+def test_every_network_is_registered():
     assert set(zoo.NETWORKS) == set(PARAMETERS)
 
 
@@ -135,12 +136,24 @@ def test_preprocess_is_the_affine_map_it_says(pixel, scale, mean, std):
     assert inputs[1].item() == pytest.approx((pixel / scale - mean) / std, rel=1e-4, abs=1e-4)
 
 
+@given(st.lists(st.integers(0, 255), min_size=2, max_size=2))
+def test_clips_are_preprocessed_as_their_frames_are(values):
+    preprocess = zoo.Preprocess(255, (0.0, 0.4), (1.0, 0.2))
+    clip = torch.tensor(values, dtype=torch.uint8)[:, None, None].expand(3, 2, 2, 4, 5)
+    inputs = preprocess(clip)
+    assert inputs.shape == clip.shape
+    for frame in range(2):
+        assert torch.equal(inputs[:, :, frame], preprocess(clip[:, :, frame]))
+
+
 @pytest.mark.parametrize(
     "pixels",
     [
         torch.zeros(1, 1, 4, 4),
         torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
         torch.zeros(4, 4, dtype=torch.uint8),
+        torch.zeros(1, 3, 2, 4, 4, dtype=torch.uint8),
+        torch.zeros(1, 1, 1, 2, 4, 4, dtype=torch.uint8),
     ],
 )
 def test_preprocess_refuses_what_are_not_its_pixels(pixels):

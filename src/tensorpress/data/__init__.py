@@ -1,4 +1,4 @@
-"""The data sets of the published tables, read from their official files into memory."""
+"""The data sets of the published tables, read from their official files, and generated clips."""
 
 from tensorpress.data.augment import AUGMENTATIONS
 from tensorpress.data.datasets import DATASETS, ROOT_VARIABLE, DataSet, load

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 
 from tensorpress.data.cifar import BATCHES, BINARY_FOLDER, PYTHON_FOLDER, read_cifar10
+from tensorpress.data.clips import CLIPS_PER_DIGIT, FRAMES, SIDE, read_moving_digits
 from tensorpress.data.digits import read_digits
 from tensorpress.data.idx import IDX_FILES, find_idx, read_mnist
 from tensorpress.data.images import ImageSet, Splits
@@ -28,13 +29,16 @@ class DataSet:
     description : str
         One line for people.
     shape : tuple of int
-        Channels, height and width of its images.
+        Channels, height and width of its images; of clips, frames come second.
     classes : int
         The number of classes.
     read : callable
         Reads the official training and test images; takes the data folder.
     download : str or None
         Which files belong where and where to get them; None when no file is needed.
+    group : int
+        How many training images in a row were made from one original, and are not divided
+        between training and validation.
 
     Examples
     --------
@@ -44,10 +48,11 @@ class DataSet:
 
     name: str
     description: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     read: Callable[[Path], tuple[ImageSet, ImageSet]]
     download: str | None
+    group: int = 1
 
 
 def _idx_data_set(name: str, description: str, url: str) -> DataSet:
@@ -70,6 +75,15 @@ _KNOWN = (
         classes=10,
         read=lambda root: read_digits(),
         download=None,
+    ),
+    DataSet(
+        "moving-digits",
+        "7,188 generated clips, 4 of each of these digits; to tell: which digit, left or right",
+        shape=(1, FRAMES, SIDE, SIDE),
+        classes=20,
+        read=lambda root: read_moving_digits(),
+        download=None,
+        group=CLIPS_PER_DIGIT,
     ),
     _idx_data_set(
         "mnist",
@@ -105,7 +119,7 @@ def load(
     root: str | os.PathLike[str] | None = None,
     *,
     validation: int = 0,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> Splits:
     """Load a data set into memory.
@@ -116,11 +130,12 @@ def load(
         A name in `DATASETS`, or that of a folder in ``root`` with the four files of MNIST.
     root : path, optional
         The folder the data sets lie in; by default the one that the environment variable
-        ``TENSORPRESS_DATA`` names. "digits" needs none.
+        ``TENSORPRESS_DATA`` names. "digits" and "moving-digits" need none.
     validation : int
-        How many of the training images to set aside; the test images stay as they are.
+        How many of the training images to set aside; the test images stay as they are. Of
+        "moving-digits", a multiple of 4: the clips of a digit stay together.
     size : tuple of int, optional
-        Height and width in pixels to resize the images to.
+        Height and width in pixels to resize the images to. Clips cannot be resized.
     seed : int
         Decides which training images become validation images, and nothing else.
 
@@ -132,7 +147,8 @@ def load(
     Raises
     ------
     InvalidArgumentError
-        For an unknown name, or a ``validation`` that is negative or leaves nothing to train on.
+        For an unknown name, a size that cannot be had, or a ``validation`` that is negative,
+        leaves nothing to train on or divides the clips of a digit.
     DataNotFoundError
         When files are missing; says which, where they come from and where they go.
     CorruptFileError
@@ -150,14 +166,26 @@ def load(
             f"validation must be from 0 to {len(train) - 1} of the {len(train)} training images "
             f"of {name!r}, not {validation}"
         )
+    group = DATASETS[name].group if name in DATASETS else 1
+    if validation % group:
+        raise InvalidArgumentError(
+            f"validation must be a multiple of {group}, the number of training images made from "
+            f"one original of {name!r}, not {validation}"
+        )
     if size is not None:
         train, test = train.resized(*size), test.resized(*size)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    order = _shuffled(len(train), group, seed)
     return Splits(
         train=train.subset(order[validation:].sort().values),
         validation=train.subset(order[:validation].sort().values),
         test=test,
     )
+
+
+def _shuffled(count: int, group: int, seed: int) -> torch.Tensor:
+    """Return the numbers below ``count`` in random order, those of a group in a row."""
+    groups = torch.randperm(count // group, generator=torch.Generator().manual_seed(seed))
+    return (groups[:, None] * group + torch.arange(group)).flatten()
 
 
 def _read(name: str, root: str | os.PathLike[str] | None) -> tuple[ImageSet, ImageSet]:

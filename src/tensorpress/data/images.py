@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the three parts a data set is split into."""
+"""Labelled images or clips in memory, and the three parts a data set is split into."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _RESIZE_CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images and their class labels, as the pixels they were published with.
+    """Images or clips and their class labels, as the pixels they were published with.
 
     Parameters
     ----------
     images : Tensor
-        uint8, shape ``(N, C, H, W)``, values 0 to 255.
+        uint8, values 0 to 255, shape ``(N, C, H, W)``, or ``(N, C, T, H, W)`` for clips of T
+        frames.
     labels : Tensor
         int64, shape ``(N,)``, class numbers from 0.
 
@@ -44,9 +45,9 @@ class ImageSet:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.dtype != torch.uint8 or self.images.ndim not in (4, 5):
             raise InvalidArgumentError(
-                f"images must be uint8 of shape (N, C, H, W), "
+                "images must be uint8 of shape (N, C, H, W) or, for clips, (N, C, T, H, W), "
                 f"not {self.images.dtype} of shape {tuple(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -59,13 +60,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def resized(self, height: int, width: int) -> ImageSet:
-        """Return the set at another size: bilinear with antialiasing, rounded to uint8.
+    def resized(self, *size: int) -> ImageSet:
+        """Return the images at another size: bilinear with antialiasing, rounded to uint8.
 
         Parameters
         ----------
-        height, width : int
-            New size in pixels. At the present size the set itself is returned.
+        *size : int
+            New height and width in pixels. At the present size the set itself is returned; clips
+            have no other.
 
         Returns
         -------
@@ -75,18 +77,26 @@ class ImageSet:
         Raises
         ------
         InvalidArgumentError
-            When a side is smaller than one pixel.
+            When a side is smaller than one pixel, or for another size of clips.
         """
-        if height < 1 or width < 1:
-            raise InvalidArgumentError(f"an image size must be positive, not {height} x {width}")
-        if self.images.shape[2:] == (height, width):
+        if min(size, default=0) < 1:
+            raise InvalidArgumentError(
+                f"an image size must be positive, not {' x '.join(map(str, size))}"
+            )
+        present = tuple(self.images.shape[2:])
+        if present == size:
             return self
+        if not len(present) == len(size) == 2:
+            raise InvalidArgumentError(
+                "only images can be resized, from (height, width) to (height, width), not "
+                f"(frames, height, width): got {present} to {size}"
+            )
         # In chunks, so that the float copy of a large set never exists as a whole.
-        resized = self.images.new_empty((*self.images.shape[:2], height, width))
+        resized = self.images.new_empty((*self.images.shape[:2], *size))
         for start in range(0, len(self), _RESIZE_CHUNK):
             part = functional.interpolate(
                 self.images[start : start + _RESIZE_CHUNK].float(),
-                size=(height, width),
+                size=size,
                 mode="bilinear",
                 antialias=True,
             )

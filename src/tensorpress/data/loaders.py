@@ -61,8 +61,8 @@ def batches(
     images : ImageSet
         What to draw from; every image appears once per epoch.
     preprocess : callable
-        Turns a uint8 batch of shape ``(N, C, H, W)`` into network inputs, for instance the
-        ``preprocess`` of a `tensorpress.zoo.Network`.
+        Turns a uint8 batch of shape ``(N, C, H, W)``, or ``(N, C, T, H, W)`` of clips, into
+        network inputs, for instance the ``preprocess`` of a `tensorpress.zoo.Network`.
     batch_size : int
         Images per batch; the last batch holds what is left.
     shuffle : bool
@@ -71,6 +71,7 @@ def batches(
         Seed of order and augmentation, not negative.
     augment : str, optional
         A name in `tensorpress.data.AUGMENTATIONS`, applied to pixels before ``preprocess``.
+        All frames of a clip change alike.
 
     Returns
     -------
@@ -145,7 +146,9 @@ class _BatchDataset(Dataset[Batch]):
             # Named by its first image, a batch has the same augmentation whichever process
             # or worker makes it, and whichever batches were made before.
             generator = self.generator(stream=1 + indices[0])
-            pixels = AUGMENTATIONS[self.augment](pixels, generator)
+            # As channels of one image, the frames of a clip all change alike.
+            frames = AUGMENTATIONS[self.augment](pixels.flatten(1, -3), generator)
+            pixels = frames.reshape(pixels.shape)
         return self.preprocess(pixels), self.images.labels[chosen]
 
 

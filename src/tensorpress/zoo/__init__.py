@@ -1,6 +1,7 @@
-"""The networks of the published tables, as plain modules, and their weights."""
+"""The networks of the published tables and of the examples, as plain modules; their weights."""
 
 from tensorpress.zoo.cifar_cnn import CifarCNN
+from tensorpress.zoo.clips import Clips3D
 from tensorpress.zoo.lenet import FC1024, LeNet5, LeNet300100
 from tensorpress.zoo.preprocess import Preprocess
 from tensorpress.zoo.registry import NETWORKS, Network, build, network
@@ -12,6 +13,7 @@ __all__ = [
     "FC1024",
     "NETWORKS",
     "CifarCNN",
+    "Clips3D",
     "LeNet5",
     "LeNet300100",
     "Network",

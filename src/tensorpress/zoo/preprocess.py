@@ -1,4 +1,4 @@
-"""How the pixels of an image become the inputs of a network."""
+"""How the pixels of an image or a clip become the inputs of a network."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,8 @@ class Preprocess:
         Parameters
         ----------
         pixels : Tensor
-            uint8, shape ``(N, C, H, W)``, with as many channels as ``mean`` has values.
+            uint8, shape ``(N, C, H, W)`` or ``(N, C, T, H, W)``, with as many channels as
+            ``mean`` has values.
 
         Returns
         -------
@@ -56,11 +57,13 @@ class Preprocess:
             When the dtype, the number of dimensions or of channels is another one.
         """
         channels = len(self.mean)
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != channels:
+        fits = pixels.ndim in (4, 5) and pixels.shape[1] == channels
+        if pixels.dtype != torch.uint8 or not fits:
             raise InvalidArgumentError(
-                f"expected uint8 pixels of shape (N, {channels}, H, W), "
-                f"not {pixels.dtype} of shape {tuple(pixels.shape)}"
+                f"expected uint8 pixels of shape (N, {channels}, H, W) or "
+                f"(N, {channels}, T, H, W), not {pixels.dtype} of shape {tuple(pixels.shape)}"
             )
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        per_channel = (channels, *[1] * (pixels.ndim - 2))
+        mean = torch.tensor(self.mean, device=pixels.device).reshape(per_channel)
+        std = torch.tensor(self.std, device=pixels.device).reshape(per_channel)
         return pixels.float().div_(self.scale).sub_(mean).div_(std)

@@ -9,6 +9,7 @@ from torch import nn
 
 from tensorpress.errors import unknown_name
 from tensorpress.zoo.cifar_cnn import CifarCNN
+from tensorpress.zoo.clips import Clips3D
 from tensorpress.zoo.lenet import FC1024, LeNet5, LeNet300100
 from tensorpress.zoo.preprocess import Preprocess
 from tensorpress.zoo.resnet import ResNet
@@ -17,7 +18,7 @@ from tensorpress.zoo.wide_resnet import WideResNet
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the published tables and what is needed to feed it.
+    """A network of the zoo and what is needed to feed it.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ class Network:
     build : callable
         Returns a freshly initialized module.
     input_shape : tuple of int
-        Channels, height and width of its inputs.
+        Channels, height and width of its inputs; of clips, frames come second.
     classes : int
         The number of its outputs.
     preprocess : Preprocess
@@ -34,7 +35,7 @@ class Network:
     description : str
         One line for people.
     source : str
-        The paper it is from.
+        The paper it is from, or after.
 
     Examples
     --------
@@ -45,7 +46,7 @@ class Network:
 
     name: str
     build: Callable[[], nn.Module]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     classes: int
     preprocess: Preprocess
     description: str
@@ -54,6 +55,8 @@ class Network:
 
 _GREY = Preprocess(scale=256, mean=(0.0,), std=(1.0,))
 _COLOUR = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+_CLIPS = Preprocess(scale=255, mean=(0.108,), std=(0.234,))
 
 
 def _grey(
@@ -71,6 +74,7 @@ _NOVIKOV = "Novikov et al., Tensorizing neural networks, 2015"
 _ZHONG = "Zhong et al., ADA-Tucker, 2019, Table 10"
 _HE = "He et al., Deep residual learning for image recognition, 2016"
 _ZAGORUYKO = "Zagoruyko and Komodakis, Wide residual networks, 2016"
+_TRAN = "after Tran et al., Learning spatiotemporal features with 3D convolutional networks, 2015"
 
 _KNOWN = (
     _grey("lenet5", LeNet5, 28, "2 convolutions and 2 linear layers, 431,080 params", _LECUN),
@@ -81,6 +85,15 @@ _KNOWN = (
     _colour("resnet32", partial(ResNet, 32), "CIFAR ResNet-32, 464,154 params", _HE),
     _colour("resnet56", partial(ResNet, 56), "CIFAR ResNet-56, 853,018 params", _HE),
     _colour("wrn28-10", partial(WideResNet, 28, 10), "WRN-28-10, 36,479,194 params", _ZAGORUYKO),
+    Network(
+        "clips3d",
+        Clips3D,
+        (1, 8, 16, 16),
+        20,
+        _CLIPS,
+        "2 convolutions 3x3x3 and 2 linear layers, for moving-digits, 585,940 params",
+        _TRAN,
+    ),
 )
 
 NETWORKS: Mapping[str, Network] = MappingProxyType({known.name: known for known in _KNOWN})
