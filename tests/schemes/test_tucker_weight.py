@@ -8,7 +8,8 @@ from torch import nn
 from tensorpress.decompose import tucker_params
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.dimensions import balanced_modes
-from tensorpress.schemes.tucker_weight import TuckerWeight, stored_factors, tucker_weight
+from tensorpress.schemes.factorized_weight import stored_factors
+from tensorpress.schemes.tucker_weight import TuckerWeight, tucker_weight
 
 KINDS = {
     "linear": (nn.Linear(12, 10), torch.randn(3, 12)),

@@ -5,18 +5,16 @@ from math import prod, sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from tensorpress.decompose.algebra import tucker_to_tensor
 from tensorpress.decompose.cp import cp_als, cp_to_tensor
 from tensorpress.decompose.tucker import hooi, tucker_params
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.dimensions import axes_for, by
+from tensorpress.schemes.factorized_weight import FactorizedWeight, Factors, factorized_weight
 
-Factors = tuple[Tensor, ...]
 
-
-class TuckerWeight(nn.Module):
+class TuckerWeight(FactorizedWeight):
     """Parametrization of a weight by a core and one matrix a mode of its reshape.
 
     The layer stays what it is; only its ``weight`` becomes reshape(C ×₁ M₁ … ×_d M_d), rebuilt
@@ -54,7 +52,7 @@ class TuckerWeight(nn.Module):
     --------
     >>> conv = nn.Conv2d(20, 50, 5)
     >>> tucker = TuckerWeight(conv.weight.shape, (50, 25, 20), (5, 5, 5))
-    >>> _ = parametrize.register_parametrization(conv, "weight", tucker)
+    >>> tucker.attach(conv)
     >>> conv.weight.shape, tucker.num_params
     (torch.Size([50, 20, 5, 5]), 600)
     """
@@ -76,7 +74,6 @@ class TuckerWeight(nn.Module):
         self.axes = axes
         self._permuted = [self.shape[axis] for axis in axes]
         self._restore = [axes.index(axis) for axis in range(len(axes))]
-        self._given: Factors | None = None
 
     def _check(self) -> None:
         if prod(self.modes) != prod(self.shape) or min(self.modes, default=0) < 1:
@@ -128,12 +125,6 @@ class TuckerWeight(nn.Module):
         """Return a dense weight as the tensor (n_1, …, n_d) that is decomposed."""
         return weight.permute(self.axes).reshape(self.modes)
 
-    def attach(self, layer: nn.Module, factors: Factors | None = None) -> None:
-        """Make this the parametrization of ``layer.weight``, at given factors or decomposing it."""
-        self._given = factors
-        parametrize.register_parametrization(layer, "weight", self)
-        self._given = None
-
     def balanced_std(self, std: float) -> float:
         """Return the common deviation s of all factors that gives the weight deviation ``std``.
 
@@ -172,19 +163,8 @@ class TuckerWeight(nn.Module):
 
 def tucker_weight(module: nn.Module) -> TuckerWeight | None:
     """Return the Tucker parametrization of a layer's weight, None where it has none."""
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    first = stored_factors(module)[0]
-    return first if isinstance(first, TuckerWeight) else None
-
-
-def stored_factors(module: nn.Module) -> parametrize.ParametrizationList:
-    """Return what holds a pressed layer's factors: original0 is the core, then the matrices."""
-    lists = module.parametrizations
-    assert isinstance(lists, nn.ModuleDict)
-    held = lists["weight"]
-    assert isinstance(held, parametrize.ParametrizationList)
-    return held
+    found = factorized_weight(module)
+    return found if isinstance(found, TuckerWeight) else None
 
 
 def initial_std(weight: Tensor, start: str) -> float:

@@ -1,0 +1,109 @@
+"""CP: 1×1, one depthwise convolution a spatial mode, 1×1."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tensorpress.decompose.cp import CP, cp_als, cp_correct, cp_nls, max_cp_rank
+from tensorpress.decompose.spectrum import Spectrum
+from tensorpress.schemes.base import Factorized, LayerScheme
+from tensorpress.schemes.layer import LayerSpec, Sizes
+from tensorpress.schemes.stages import Stage, along, flat
+
+GIVEN_UP = 0.01
+"""Part by which the error may grow for factors that are less sensitive."""
+
+EXACT = 1e-6
+"""Relative errors below this leave no room for that."""
+
+
+@dataclass(frozen=True)
+class CPLayers(LayerScheme):
+    """1×1 to r channels, a depthwise convolution along every spatial mode, 1×1 to all.
+
+    The kernel (in, k₁, …, out) as a sum of r rank-one terms.
+
+    Parameters
+    ----------
+    name : str
+        In the registry.
+    summary : str
+        For lists.
+    algorithm : {"als", "nls", "corrected"}
+        Alternating least squares; non-linear least squares on all factors jointly, which takes
+        longer and fits at least as well; or this, then the least sensitive factors with an error
+        at most `GIVEN_UP` larger: large terms that cancel, which best fits are full of, hinder
+        training.
+
+    References
+    ----------
+    Phan, Sobolev, Sozykin, Ermilov, Gusak, Tichavský, Glukhov, Oseledets, Cichocki (2020), "Stable
+    low-rank tensor decomposition for compression of convolutional neural network".
+    Lebedev, Ganin, Rakhuba, Oseledets, Lempitsky (2015), "Speeding-up convolutional neural networks
+    using fine-tuned CP-decomposition".
+    """
+
+    name: str
+    summary: str
+    algorithm: Literal["als", "nls", "corrected"] = "als"
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Refuse layers without spatial modes, whose CP is the SVD."""
+        if spec.order == 0:
+            return "the CP decomposition of a matrix is its SVD: use channel_svd"
+        if self.largest_ranks(spec) == (1,):
+            return "its kernel is a vector: nothing to cut"
+        return None
+
+    def largest_ranks(self, spec: LayerSpec) -> Sizes:
+        """Return the rank at which any kernel is met: all modes but the largest, multiplied."""
+        return (max_cp_rank(_shape(spec)),)
+
+    def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
+        """Return none: a CP rank is not the rank of a matrix."""
+        return ()
+
+    def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
+        """Return 1×1 → depthwise along each mode → 1×1."""
+        (rank,) = ranks
+        return (
+            Stage(spec.groups, rank, spec.in_),
+            *(Stage(spec.groups * rank, 1, 1, (mode,)) for mode in range(spec.order)),
+            Stage(spec.groups, spec.out, rank),
+        )
+
+    def factorize(
+        self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
+    ) -> Factorized:
+        """Fit every group, and spread the terms' weights evenly over the factors."""
+        columns: list[list[Tensor]] = []
+        discarded = energy = 0.0
+        for group in kernel:
+            found = self._fit(group.movedim(0, -1), ranks[0])
+            columns.append(list(found.spread()))
+            norm2 = float(group.double().square().sum())
+            energy += norm2
+            discarded += found.relative_error**2 * norm2
+        into, *between, out = (torch.stack(factors) for factors in zip(*columns, strict=True))
+        depthwise = [
+            along(factor.mT.reshape(spec.groups * ranks[0], 1, 1, -1), spec, mode)
+            for mode, factor in enumerate(between)
+        ]
+        kernels = [flat(into.mT, spec), *depthwise, flat(out, spec)]
+        return Factorized(kernels, (discarded / energy) ** 0.5 if energy else 0.0)
+
+    def _fit(self, tensor: Tensor, rank: int) -> CP:
+        if self.algorithm == "als":
+            return cp_als(tensor, rank)
+        found = cp_nls(tensor, rank)
+        if self.algorithm == "nls" or found.relative_error < EXACT:
+            return found
+        return cp_correct(found, tensor, max_error=(1 + GIVEN_UP) * found.relative_error)
+
+
+def _shape(spec: LayerSpec) -> Sizes:
+    """Return the modes of the tensor that is decomposed."""
+    return (spec.in_, *spec.kernel, spec.out)

@@ -1,0 +1,90 @@
+"""Pressing layer by layer: one layer in, one out, and back."""
+
+from copy import deepcopy
+
+from torch import nn
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.base import Ranks, Scheme
+from tensorpress.schemes.builder import dense_layer
+from tensorpress.schemes.factorized_weight import factorized_weight, rebuild
+from tensorpress.schemes.pressed import Pressed
+from tensorpress.schemes.registry import scheme as scheme_named
+
+
+def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Module:
+    """Return a layer pressed by a scheme; the layer itself is untouched.
+
+    Parameters
+    ----------
+    layer : nn.Module
+        A Linear, an Embedding, a Conv1d, 2d, 3d or a ConvTranspose1d, 2d, 3d.
+    scheme : str or Scheme
+        By name (`tensorpress list` shows them), or one of your own making.
+    ranks
+        A tuple, in the order of the scheme's paper; one int for all ranks; a float in (0, 1] as the
+        fraction of the largest ranks, 1.0 being full; or a rule: "evbmf", "energy:0.95", or any
+        `RankRule`.
+
+    Returns
+    -------
+    nn.Module
+        A chain of stock layers (a layer-form scheme), or the layer with its weight rebuilt from
+        factors (weight form); in the dtype, on the device and in the mode of ``layer``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A ValueError: for a layer that cannot be pressed or that the scheme cannot take, with the
+        reason; ranks out of range; NaN or infinite values.
+
+    Examples
+    --------
+    >>> conv = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+    >>> pressed = press_layer(conv, "tucker2", 1.0)
+    >>> import torch
+    >>> x = torch.randn(1, 8, 10, 10)
+    >>> torch.allclose(pressed(x), conv(x), atol=1e-5)
+    True
+    """
+    if isinstance(scheme, str):
+        scheme = scheme_named(scheme)
+    return scheme.press(layer, ranks)
+
+
+def unpress_layer(pressed: nn.Module) -> nn.Module:
+    """Return the dense layer that a pressed one stands for: the inverse of `press_layer`.
+
+    Parameters
+    ----------
+    pressed : nn.Module
+        From `press_layer`, trained on or not; it is untouched.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a layer that is not pressed.
+
+    Examples
+    --------
+    >>> unpress_layer(press_layer(nn.Linear(6, 4), "channel_svd", 2))
+    Linear(in_features=6, out_features=4, bias=True)
+    """
+    if isinstance(pressed, Pressed):
+        return _dense(pressed)
+    if factorized_weight(pressed) is not None:
+        layer = deepcopy(pressed)
+        rebuild(layer)
+        return layer
+    raise InvalidArgumentError(f"this {type(pressed).__name__} is not a pressed layer")
+
+
+def _dense(pressed: Pressed) -> nn.Module:
+    weight, bias = pressed.dense_weight(), pressed.held_bias()
+    layer = dense_layer(pressed.spec, like=weight)
+    values = {"weight": weight} | ({} if bias is None else {"bias": bias.detach()})
+    layer.load_state_dict(values)
+    layer.requires_grad_(any(p.requires_grad for p in pressed.parameters() if p is not bias))
+    if bias is not None:
+        layer.get_parameter("bias").requires_grad_(bias.requires_grad)
+    return layer.train(pressed.training)

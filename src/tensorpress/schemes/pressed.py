@@ -1,0 +1,38 @@
+"""What every layer in the place of another one knows: which layer it stands for."""
+
+from torch import Tensor, nn
+
+from tensorpress.schemes.layer import LayerSpec, Sizes
+
+
+class Pressed(nn.Module):
+    """Base of the modules that stand in the place of one dense layer.
+
+    Attributes
+    ----------
+    spec : LayerSpec
+        The dense layer.
+    scheme : str
+        Name of the scheme.
+    ranks : tuple of int
+        Its ranks, in the order of the scheme's paper.
+    relative_error : float or None
+        ‖K − K̂‖ / ‖K‖ of the weight when it was decomposed; None where it was not.
+    """
+
+    spec: LayerSpec
+    scheme: str
+    ranks: Sizes
+    relative_error: float | None = None
+
+    def dense_weight(self) -> Tensor:
+        """Return the weight, as torch holds it, that this stands for."""
+        raise NotImplementedError
+
+    def held_bias(self) -> nn.Parameter | None:
+        """Return the bias, where there is one."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Return the scheme and its ranks as torch prints them."""
+        return f"{self.scheme}, ranks={self.ranks}"

@@ -1,0 +1,71 @@
+"""The schemes by name."""
+
+from collections.abc import Mapping
+
+from tensorpress.errors import unknown_name
+from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.channel_svd import ChannelSVD
+from tensorpress.schemes.cp import CPLayers
+from tensorpress.schemes.spatial_svd import SpatialSVD
+from tensorpress.schemes.tensor_train import TensorTrain
+from tensorpress.schemes.tt_weight import TTWeightScheme
+from tensorpress.schemes.tucker2 import Tucker2
+
+LAYER_SCHEMES: Mapping[str, Scheme] = {
+    found.name: found
+    for found in (
+        ChannelSVD(
+            "channel_svd",
+            "a kernel with fewer filters, then 1×1; of a Linear or an Embedding the SVD "
+            "(Zhang et al. 2016)",
+        ),
+        SpatialSVD(
+            "spatial_svd", "a vertical, then a horizontal convolution (Tai et al. 2016, Theorem 1)"
+        ),
+        SpatialSVD(
+            "spatial_svd_horizontal", "a horizontal, then a vertical convolution", "horizontal"
+        ),
+        ChannelSVD("tucker1_in", "1×1 to fewer channels, then a kernel (Tucker-1, input)", "in"),
+        ChannelSVD("tucker1_out", "Tucker-1 on the output mode: the same as channel_svd"),
+        Tucker2("tucker2", "1×1, a core kernel, 1×1; of a Linear A·G·Bᵀ (Kim et al. 2016)"),
+        CPLayers("cp", "1×1, a depthwise convolution a mode, 1×1, by alternating least squares"),
+        CPLayers("cp_nls", "the same by non-linear least squares (Lebedev et al. 2015)", "nls"),
+        CPLayers(
+            "cp_corrected",
+            "the same with up to 1 % more error and no large terms that cancel "
+            "(Phan et al. 2020): for fine-tuning",
+            "corrected",
+        ),
+        TensorTrain(
+            "tensor_train",
+            "1×1, a convolution a mode, 1×1; a Linear or an Embedding as TT-matrix, contracted "
+            "without building it (Oseledets 2011, Novikov et al. 2015)",
+        ),
+        TTWeightScheme(
+            "tt_weight",
+            "the weight rebuilt from a tensor train of its reshape "
+            "(Novikov et al. 2015, Garipov et al. 2016)",
+        ),
+    )
+}
+"""Schemes that press a layer on its own; each of them is a `Scheme`."""
+
+
+def scheme(name: str) -> Scheme:
+    """Return the scheme of a name.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown name, with the nearest known ones.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from tensorpress.schemes.layer import describe
+    >>> scheme("tucker2").largest_ranks(describe(nn.Conv2d(8, 16, 3)))
+    (8, 16)
+    """
+    if name not in LAYER_SCHEMES:
+        raise unknown_name("scheme", name, LAYER_SCHEMES)
+    return LAYER_SCHEMES[name]

@@ -1,0 +1,218 @@
+"""Tensor train in layer form: of a convolution a chain, of a matrix one contraction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, prod
+
+from torch import Tensor, nn
+
+from tensorpress.decompose.spectrum import Spectrum
+from tensorpress.decompose.tensor_train import (
+    attainable_tt_ranks,
+    largest_tt_ranks,
+    tt_params,
+)
+from tensorpress.decompose.tt_matrix import tt_matrix, tt_matrix_spectra, tt_row_macs
+from tensorpress.decompose.tt_multiply import tt_macs
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.base import Scheme, balance
+from tensorpress.schemes.dimensions import balanced_modes
+from tensorpress.schemes.layer import LayerSpec, Sizes
+from tensorpress.schemes.train_of_convolutions import TrainOfConvolutions
+from tensorpress.schemes.tt_layers import TTEmbedding, TTLayer, TTLinear
+
+USUAL_MODE = 8
+"""Modes are chosen to be about this large."""
+
+
+@dataclass(frozen=True)
+class TrainOfMatrix(Scheme):
+    """The weight of a Linear or an Embedding as a TT-matrix, contracted without building it.
+
+    Parameters
+    ----------
+    name : str
+        In the registry.
+    summary : str
+        For lists.
+    row_modes, column_modes : tuple of int, optional
+        Of the weight (rows, columns), equally many; by default about the logarithm to base 8 of
+        its larger side, balanced. Those of an Embedding's rows may multiply to more than there are.
+
+    References
+    ----------
+    Novikov, Podoprikhin, Osokin, Vetrov (2015), "Tensorizing neural networks".
+    """
+
+    name: str
+    summary: str
+    row_modes: Sizes = ()
+    column_modes: Sizes = ()
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Refuse convolutions, and modes that do not fit."""
+        if spec.order:
+            return "it has spatial modes"
+        rows, columns = self.modes(spec)
+        height, width = spec.weight_shape
+        if len(rows) != len(columns) or prod(columns) != width or prod(rows) < height:
+            return f"modes {rows} × {columns} do not fit its weight {height}×{width}"
+        if prod(rows) != height and spec.kind == "Linear":
+            return f"row modes {rows} do not multiply to its {height} outputs"
+        return None
+
+    def modes(self, spec: LayerSpec) -> tuple[Sizes, Sizes]:
+        """Return the row and column modes."""
+        if self.row_modes:
+            return self.row_modes, self.column_modes
+        height, width = spec.weight_shape
+        order = max(2, round(log(max(height, width), USUAL_MODE)))
+        cover = balanced_modes if spec.kind == "Linear" else covering_modes
+        # A large mode beside a small one keeps every core of a similar size.
+        return cover(height, order), balanced_modes(width, order)[::-1]
+
+    def largest_ranks(self, spec: LayerSpec) -> Sizes:
+        """Return the ranks of the unfoldings, at most."""
+        return largest_tt_ranks(self._sizes(spec))
+
+    def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
+        """Return the ranks that a train with these ranks can have."""
+        return attainable_tt_ranks(self._sizes(spec), ranks)
+
+    def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
+        """Return the spectra of the unfoldings."""
+        return tuple(tt_matrix_spectra(self._matrix(spec, kernel), *self.modes(spec)))
+
+    def params(self, spec: LayerSpec, ranks: Sizes) -> int:
+        """Return the entries of the cores and the bias."""
+        return tt_params(self._sizes(spec), ranks) + spec.outputs * spec.bias
+
+    def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
+        """Return those of the contraction, from its cheaper end."""
+        rows, columns = self.modes(spec)
+        if spec.kind == "Embedding":
+            return prod(sizes) * tt_row_macs(columns, ranks)
+        return prod(sizes) * min(
+            tt_macs(rows, columns, ranks, from_left=side) for side in (True, False)
+        )
+
+    def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> TTLayer:
+        """Return the layer uninitialized."""
+        kind = TTLinear if spec.kind == "Linear" else TTEmbedding
+        return kind(spec, *self.modes(spec), ranks, scheme=self.name, like=like)
+
+    def decompose(
+        self,
+        layer: nn.Module,
+        spec: LayerSpec,
+        kernel: Tensor,
+        ranks: Sizes,
+        spectra: Sequence[Spectrum],
+    ) -> TTLayer:
+        """Decompose by TT-SVD."""
+        found = tt_matrix(self._matrix(spec, kernel), *self.modes(spec), ranks=ranks)
+        pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight").detach())
+        values: dict[str, Tensor] = {
+            f"cores.{k}": core for k, core in enumerate(balance(found.cores))
+        }
+        if spec.bias:
+            values["bias"] = layer.get_parameter("bias").detach()
+        pressed.load_state_dict(values)
+        pressed.relative_error = found.relative_error
+        if spec.kind == "Embedding":
+            table = kernel[0].mT
+            if spec.padding_idx is not None and table[spec.padding_idx].any():
+                raise InvalidArgumentError("the vector at padding_idx is not zero")
+            difference = table - pressed.dense_weight()  # without the rows that are filled up
+            pressed.relative_error = float(difference.norm() / table.norm().clamp_min(1e-300))
+        return pressed
+
+    def _sizes(self, spec: LayerSpec) -> Sizes:
+        rows, columns = self.modes(spec)
+        return tuple(m * n for m, n in zip(rows, columns, strict=True))
+
+    def _matrix(self, spec: LayerSpec, kernel: Tensor) -> Tensor:
+        """Return the weight (rows, columns), an Embedding's filled up with zero rows."""
+        matrix = kernel[0] if spec.kind == "Linear" else kernel[0].mT
+        missing = prod(self.modes(spec)[0]) - len(matrix)
+        return matrix if not missing else _padded(matrix, missing)
+
+
+def _padded(matrix: Tensor, missing: int) -> Tensor:
+    return nn.functional.pad(matrix, (0, 0, 0, missing))
+
+
+def covering_modes(size: int, order: int) -> Sizes:
+    """Return ``order`` similar modes whose product is at least ``size``, and not much more.
+
+    Examples
+    --------
+    >>> covering_modes(50257, 4)
+    (15, 15, 15, 15)
+    """
+    modes: list[int] = []
+    for left in range(order, 0, -1):
+        # The smallest mode with which the others, of the same size, still cover what is left.
+        mode = next(m for m in range(1, size + 1) if m**left >= size)
+        modes.append(mode)
+        size = -(-size // mode)
+    return tuple(modes)
+
+
+@dataclass(frozen=True)
+class TensorTrain(Scheme):
+    """A tensor train for any layer: `TrainOfConvolutions`, or `TrainOfMatrix` where there are none.
+
+    Parameters
+    ----------
+    name : str
+        In the registry.
+    summary : str
+        For lists.
+    """
+
+    name: str
+    summary: str
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Refuse what the form for this kind of layer refuses."""
+        return self._form(spec).refusal(spec)
+
+    def largest_ranks(self, spec: LayerSpec) -> Sizes:
+        """Return the ranks of the unfoldings, at most."""
+        return self._form(spec).largest_ranks(spec)
+
+    def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
+        """Return the ranks that a train with these ranks can have."""
+        return self._form(spec).attainable(spec, ranks)
+
+    def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
+        """Return the spectra of the unfoldings."""
+        return self._form(spec).spectra(spec, kernel)
+
+    def params(self, spec: LayerSpec, ranks: Sizes) -> int:
+        """Return the parameters of the pressed layer, its bias included."""
+        return self._form(spec).params(spec, ranks)
+
+    def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
+        """Return the multiply-accumulates for one example."""
+        return self._form(spec).macs(spec, ranks, sizes)
+
+    def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:
+        """Return the pressed layer uninitialized."""
+        return self._form(spec).skeleton(spec, ranks, like=like)
+
+    def decompose(
+        self,
+        layer: nn.Module,
+        spec: LayerSpec,
+        kernel: Tensor,
+        ranks: Sizes,
+        spectra: Sequence[Spectrum],
+    ) -> nn.Module:
+        """Return the pressed layer at checked ranks."""
+        return self._form(spec).decompose(layer, spec, kernel, ranks, spectra)
+
+    def _form(self, spec: LayerSpec) -> Scheme:
+        form = TrainOfConvolutions if spec.order else TrainOfMatrix
+        return form(self.name, self.summary)

@@ -1,0 +1,124 @@
+"""A Linear and an Embedding held as a tensor train, which never build their matrix."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from tensorpress.decompose.tt_matrix import tt_rows, tt_to_matrix
+from tensorpress.decompose.tt_multiply import tt_macs, tt_multiply
+from tensorpress.schemes.layer import LayerSpec
+from tensorpress.schemes.pressed import Pressed
+
+
+class TTLayer(Pressed):
+    """Base of the layers whose weight (rows, columns) is a TT-matrix.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        The dense layer.
+    row_modes, column_modes : sequence of int
+        Of its weight; the row modes of an Embedding may multiply to more than its rows.
+    ranks : sequence of int
+        The inner TT-ranks, one fewer than modes.
+    scheme : str
+        Name of the scheme.
+    like : Tensor
+        Gives device and dtype.
+    """
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        row_modes: Sequence[int],
+        column_modes: Sequence[int],
+        ranks: Sequence[int],
+        *,
+        scheme: str,
+        like: Tensor,
+    ) -> None:
+        super().__init__()
+        self.spec, self.scheme, self.ranks = spec, scheme, tuple(ranks)
+        self.row_modes, self.column_modes = tuple(row_modes), tuple(column_modes)
+        self.cores = nn.ParameterList(
+            like.new_empty(before, m, n, after)
+            for before, m, n, after in zip(
+                (1, *ranks), row_modes, column_modes, (*ranks, 1), strict=True
+            )
+        )
+        self.register_parameter("bias", None)
+        if spec.bias:
+            self.bias = nn.Parameter(like.new_empty(spec.outputs))
+
+    def dense_weight(self) -> Tensor:
+        """Return the matrix, without the rows that only fill the modes."""
+        matrix = tt_to_matrix([core.detach() for core in self.cores])
+        return matrix[: self.spec.weight_shape[0]].contiguous()
+
+    def held_bias(self) -> nn.Parameter | None:
+        """Return the bias, where there is one."""
+        return self._parameters["bias"]
+
+
+class TTLinear(TTLayer):
+    """A Linear whose weight is a TT-matrix: the input is contracted with one core after another.
+
+    The end it starts from is the cheaper one, chosen once.
+
+    References
+    ----------
+    Novikov, Podoprikhin, Osokin, Vetrov (2015), "Tensorizing neural networks", sec. 4.
+
+    Examples
+    --------
+    >>> from tensorpress.schemes.press_layer import press_layer
+    >>> pressed = press_layer(nn.Linear(64, 30), "tensor_train", 4)
+    >>> pressed.row_modes, pressed.column_modes, pressed(torch.ones(2, 64)).shape
+    ((6, 5), (8, 8), torch.Size([2, 30]))
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        left, right = (
+            tt_macs(self.row_modes, self.column_modes, self.ranks, from_left=side)
+            for side in (True, False)
+        )
+        self.from_left = left <= right
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*, inputs) to (*, outputs)."""
+        product = tt_multiply(list(self.cores), x, from_left=self.from_left)
+        return product if self.bias is None else product + self.bias
+
+
+class TTEmbedding(TTLayer):
+    """An Embedding whose table is a TT-matrix: a look-up multiplies one slice of every core.
+
+    The vector at ``padding_idx`` is zero and stays so.
+
+    References
+    ----------
+    Hrinchuk, Khrulkov, Mirvakhabova, Orlova, Oseledets (2020), "Tensorized embedding layers".
+
+    Examples
+    --------
+    >>> from tensorpress.schemes.press_layer import press_layer
+    >>> pressed = press_layer(nn.Embedding(1000, 32), "tensor_train", 4)
+    >>> pressed(torch.tensor([[3, 999]])).shape
+    torch.Size([1, 2, 32])
+    """
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Map indices (*) to vectors (*, length)."""
+        found = tt_rows(list(self.cores), indices)
+        if self.spec.padding_idx is None:
+            return found
+        return found.masked_fill((indices == self.spec.padding_idx)[..., None], 0)
+
+    def dense_weight(self) -> Tensor:
+        """Return the table, without the rows that only fill the modes."""
+        table = super().dense_weight()
+        if self.spec.padding_idx is not None:
+            table[self.spec.padding_idx] = 0
+        return table

@@ -1,0 +1,220 @@
+"""A weight rebuilt from a tensor train of its reshape, as a torch parametrization."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from math import log, prod
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from tensorpress.decompose.spectrum import Spectrum
+from tensorpress.decompose.tensor_train import (
+    attainable_tt_ranks,
+    largest_tt_ranks,
+    tt_params,
+    tt_spectra,
+    tt_svd,
+    tt_to_tensor,
+)
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.base import Scheme, balance
+from tensorpress.schemes.builder import dense_layer
+from tensorpress.schemes.dimensions import balanced_modes, by
+from tensorpress.schemes.factorized_weight import (
+    FactorizedWeight,
+    Factors,
+    factorized_weight,
+)
+from tensorpress.schemes.layer import LayerSpec, Sizes, weight_of
+from tensorpress.schemes.stages import dense_stage, macs
+
+USUAL_MODE = 4
+"""Row and column modes are chosen to be about this large; the train has their products."""
+
+
+class TTWeight(FactorizedWeight):
+    """Parametrization of a weight by the TT-cores of its reshape.
+
+    A weight (m, n, *kernel) becomes a tensor (Πkernel, m₁·n₁, …, m_d·n_d), without the first mode
+    where that is 1, whose train is G₀[x,y] G₁[(i₁,j₁)] … G_d[(i_d,j_d)].
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the weight as the layer holds it.
+    row_modes, column_modes : sequence of int
+        Of its first two axes; equally many.
+    ranks : sequence of int
+        The inner TT-ranks.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For modes or ranks that do not fit.
+
+    References
+    ----------
+    Novikov, Podoprikhin, Osokin, Vetrov (2015), "Tensorizing neural networks"; Garipov,
+    Podoprikhin, Novikov, Vetrov (2016), "Ultimate tensorization", sec. 3.
+
+    Examples
+    --------
+    >>> weight = TTWeight((16, 8, 3, 3), (4, 4), (2, 4), (9, 4))
+    >>> weight.modes, weight.num_params
+    ((9, 8, 16), 433)
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        row_modes: Sequence[int],
+        column_modes: Sequence[int],
+        ranks: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.shape, self.ranks = tuple(shape), tuple(ranks)
+        self.row_modes, self.column_modes = tuple(row_modes), tuple(column_modes)
+        reason = misfit(self.shape, self.row_modes, self.column_modes)
+        if reason is not None:
+            raise InvalidArgumentError(reason)
+        self.modes = modes_of(self.shape, self.row_modes, self.column_modes)
+
+    @property
+    def num_params(self) -> int:
+        """Number of stored values."""
+        return tt_params(self.modes, self.ranks)
+
+    def forward(self, *cores: Tensor) -> Tensor:
+        """Rebuild the weight, of ``shape``, from its TT-cores (r, n, r')."""
+        pairs = zip(self.row_modes, self.column_modes, strict=True)
+        parts = tt_to_tensor(cores).reshape(-1, *(size for pair in pairs for size in pair))
+        order = len(self.row_modes)
+        rows, columns = range(1, 2 * order, 2), range(2, 2 * order + 1, 2)
+        return parts.permute(*rows, *columns, 0).reshape(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> Factors:
+        """Decompose a dense weight by TT-SVD, all cores at one norm."""
+        if self._given is not None:
+            return self._given
+        train = tt_svd(self.reshaped(weight), ranks=self.ranks)
+        return tuple(balance(train.cores))
+
+    def reshaped(self, weight: Tensor) -> Tensor:
+        """Return a dense weight as the tensor that is decomposed."""
+        order = len(self.row_modes)
+        split = weight.reshape(*self.row_modes, *self.column_modes, -1)
+        pairs = [axis for k in range(order) for axis in (k, order + k)]
+        return split.permute(2 * order, *pairs).reshape(self.modes)
+
+    def extra_repr(self) -> str:
+        """Return the modes and ranks as torch prints them."""
+        return f"{by(self.row_modes)} by {by(self.column_modes)}, TT-ranks {self.ranks}"
+
+
+def modes_of(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> Sizes:
+    """Return the modes of the tensor that a weight is reshaped into."""
+    kernel = prod(shape[2:])
+    pairs = tuple(m * n for m, n in zip(row_modes, column_modes, strict=True))
+    return pairs if kernel == 1 else (kernel, *pairs)
+
+
+def misfit(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> str | None:
+    """Return why modes do not fit a weight, None where they do."""
+    fits = (prod(row_modes), prod(column_modes)) == tuple(shape[:2])
+    if fits and len(row_modes) == len(column_modes) and min(row_modes + column_modes) > 0:
+        return None
+    return f"modes {by(row_modes)} and {by(column_modes)} do not fit a weight {by(shape)}"
+
+
+@dataclass(frozen=True)
+class TTWeightScheme(Scheme):
+    """The weight of any layer rebuilt from a tensor train of its reshape.
+
+    Parameters
+    ----------
+    name : str
+        In the registry.
+    summary : str
+        For lists.
+    row_modes, column_modes : tuple of int, optional
+        Of the weight's first two axes; by default about the logarithm to base 4 of the larger one.
+    """
+
+    name: str
+    summary: str
+    row_modes: Sizes = ()
+    column_modes: Sizes = ()
+    form: ClassVar[Literal["layer", "weight"]] = "weight"
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Refuse modes that do not fit, weights that are a vector, and padding vectors."""
+        if spec.padding_idx is not None:
+            return "its padding vector would not stay zero: use tensor_train"
+        reason = misfit(spec.weight_shape, *self.factors_of(spec))
+        if reason is None and max(self.largest_ranks(spec), default=1) == 1:
+            return "its weight, reshaped, is a vector: nothing to cut"
+        return reason
+
+    def factors_of(self, spec: LayerSpec) -> tuple[Sizes, Sizes]:
+        """Return the row and column modes."""
+        if self.row_modes:
+            return self.row_modes, self.column_modes
+        rows, columns = spec.weight_shape[:2]
+        order = max(2, round(log(max(rows, columns), USUAL_MODE)))
+        return balanced_modes(rows, order), balanced_modes(columns, order)[::-1]
+
+    def largest_ranks(self, spec: LayerSpec) -> Sizes:
+        """Return the ranks of the unfoldings, at most."""
+        return largest_tt_ranks(modes_of(spec.weight_shape, *self.factors_of(spec)))
+
+    def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
+        """Return the ranks that a train with these ranks can have."""
+        return attainable_tt_ranks(modes_of(spec.weight_shape, *self.factors_of(spec)), ranks)
+
+    def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
+        """Return the spectra of the unfoldings."""
+        whole = TTWeight(spec.weight_shape, *self.factors_of(spec), self.largest_ranks(spec))
+        return tuple(tt_spectra(whole.reshaped(weight_of(kernel, spec))))
+
+    def params(self, spec: LayerSpec, ranks: Sizes) -> int:
+        """Return the entries of the cores and the bias."""
+        modes = modes_of(spec.weight_shape, *self.factors_of(spec))
+        return tt_params(modes, ranks) + spec.outputs * spec.bias
+
+    def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
+        """Return those of the dense layer; the weight is rebuilt once for all examples."""
+        return macs(spec, [dense_stage(spec)], sizes)
+
+    def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:
+        """Return the layer with cores of no value."""
+        layer = dense_layer(spec, like=like)
+        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        ends = (1, *ranks, 1)
+        shapes = zip(ends, weight.modes, ends[1:], strict=False)
+        weight.attach(layer, tuple(like.new_empty(shape) for shape in shapes))
+        return layer
+
+    def decompose(
+        self,
+        layer: nn.Module,
+        spec: LayerSpec,
+        kernel: Tensor,
+        ranks: Sizes,
+        spectra: Sequence[Spectrum],
+    ) -> nn.Module:
+        """Return a copy of the layer whose weight is rebuilt from its train."""
+        pressed = deepcopy(layer)
+        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        train = tt_svd(weight.reshaped(weight_of(kernel, spec)), ranks=ranks)
+        held = layer.get_parameter("weight")
+        weight.relative_error = train.relative_error
+        weight.attach(pressed, tuple(core.to(held) for core in balance(train.cores)))
+        return pressed
+
+    def compose(self, pressed: nn.Module) -> Tensor:
+        """Return the weight that the factors stand for."""
+        weight = pressed.weight if isinstance(factorized_weight(pressed), TTWeight) else None
+        if not isinstance(weight, Tensor):
+            raise InvalidArgumentError(f"this {type(pressed).__name__} is not of {self.name}")
+        return weight.detach()

@@ -1,0 +1,96 @@
+"""Tucker-2: a core between the input and the output mode."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tensorpress.decompose.spectrum import Spectrum, spectrum
+from tensorpress.decompose.svd import truncated_svd
+from tensorpress.decompose.tucker import hooi
+from tensorpress.schemes.base import Factorized, LayerScheme
+from tensorpress.schemes.layer import LayerSpec, Sizes
+from tensorpress.schemes.stages import Stage, flat
+
+
+@dataclass(frozen=True)
+class Tucker2(LayerScheme):
+    """1×1 to r_in channels, the core convolution to r_out, 1×1 to all: for a Linear, A·G·Bᵀ.
+
+    Ranks are (r_in, r_out), the order of Kim et al. (R₃, R₄). Fitted by HOOI from the bases of the
+    two unfoldings; the error is what the core does not hold of the kernel's energy.
+
+    Parameters
+    ----------
+    name : str
+        In the registry.
+    summary : str
+        For lists.
+
+    References
+    ----------
+    Kim, Park, Yoo, Choi, Yang, Shin (2016), "Compression of deep convolutional neural networks for
+    fast and low power mobile applications", sec. 3.1.
+    """
+
+    name: str
+    summary: str
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Refuse kernels with one input and one output channel a group, and look-ups."""
+        if spec.kind == "Embedding":
+            return "a core between two matrices costs more than channel_svd, which is as exact"
+        if spec.in_ == spec.out == 1:
+            return "each group has one input and one output channel: there are no modes to cut"
+        return None
+
+    def largest_ranks(self, spec: LayerSpec) -> Sizes:
+        """Return the ranks of the two unfoldings, at most."""
+        size = prod(spec.kernel)
+        return min(spec.in_, spec.out * size), min(spec.out, spec.in_ * size)
+
+    def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
+        """Return ranks of which neither exceeds the other times the core's spatial size."""
+        size = prod(spec.kernel)
+        return min(ranks[0], ranks[1] * size), min(ranks[1], ranks[0] * size)
+
+    def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
+        """Return the spectra of the unfoldings along the input and the output mode."""
+        if _is_matrix(spec):  # its two unfoldings are each other's transpose
+            found = spectrum(kernel.flatten(2).mT)
+            return found, found
+        return spectrum(kernel.transpose(1, 2).flatten(2)), spectrum(kernel.flatten(2))
+
+    def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
+        """Return 1×1 → core → 1×1."""
+        reduced, expanded = ranks
+        return (
+            Stage(spec.groups, reduced, spec.in_),
+            Stage(spec.groups, expanded, reduced, tuple(range(spec.order))),
+            Stage(spec.groups, spec.out, expanded),
+        )
+
+    def factorize(
+        self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
+    ) -> Factorized:
+        """Fit core and factors by higher-order orthogonal iteration, all groups at once."""
+        if _is_matrix(spec):
+            return _of_matrix(spec, kernel.flatten(2), ranks, spectra)
+        found = hooi(kernel, ranks, modes=(1, 0), stacked=True, start=spectra or None)
+        into, out = found.factors
+        return Factorized([flat(into.mT, spec), found.core, flat(out, spec)], found.relative_error)
+
+
+def _is_matrix(spec: LayerSpec) -> bool:
+    return prod(spec.kernel) == 1
+
+
+def _of_matrix(
+    spec: LayerSpec, matrix: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
+) -> Factorized:
+    """Return the SVD as A·G·Bᵀ: what HOOI finds for a matrix (groups, out, in)."""
+    found = truncated_svd(matrix.mT, ranks[0], spectrum=spectra[0] if spectra else None)
+    parts = (found.u.mT, torch.diag_embed(found.s), found.v)
+    return Factorized([flat(part, spec) for part in parts], found.relative_error)
