@@ -8,7 +8,8 @@ from tensorpress import LayerPlan, ModelMismatchError, Plan, materialize, plan, 
 from tensorpress.decompose import hooi
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
-from tensorpress.schemes.tucker_weight import initial_std, stored_factors, tucker_weight
+from tensorpress.schemes.factorized_weight import stored_factors
+from tensorpress.schemes.tucker_weight import initial_std, tucker_weight
 
 SCHEMES = ["ada_tucker", "scada_tucker"]
 STARTS = ["hooi", "glorot", "kaiming"]

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning import SCHEMES
 from tensorpress.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
 from tensorpress.running import plan_for
+from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.zoo import NETWORKS, build, network
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -68,6 +70,15 @@ shape = st.fixed_dictionaries(
     },
     optional={"diagonal": st.booleans()},
 )
+ranks = (
+    st.integers(1, 99)
+    | st.floats(1e-6, 1)
+    | st.sampled_from(["evbmf", "energy:0.9"])
+    | st.lists(st.integers(1, 99), min_size=1)
+)
+entry = st.fixed_dictionaries(
+    {}, optional={"ranks": ranks, "scheme": st.sampled_from(sorted(SCHEMES))}
+)
 # Without line breaks that only Unicode knows and no editor types.
 letters = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="\ufeff")
 name = st.text(letters, min_size=1)
@@ -85,6 +96,10 @@ recipes = st.fixed_dictionaries(
         ),
         "press": st.fixed_dictionaries(
             {"params": st.integers(1)}, optional={"skip": st.lists(name)}
+        )
+        | st.fixed_dictionaries(
+            {"scheme": st.sampled_from(sorted(LAYER_SCHEMES)), "ranks": ranks},
+            optional={"layers": st.dictionaries(name, entry), "start": st.just("kaiming")},
         )
         | st.fixed_dictionaries(
             {"layers": st.dictionaries(name, shape)},
@@ -157,14 +172,12 @@ def test_mistakes_in_the_shapes_of_layers() -> None:
         "ip2": {"modes": "originl", "ranks": 0},
         "ip3": {"mode": 3},
     }
+    ranks = "a list of positive numbers, one for all, a fraction, energy:FRACTION or evbmf"
     assert mistakes_in(changed(press={"layers": layers})) == [
         "press.layers.ip1.modes: expected a list of positive sizes, or original (got [28, 'x'])",
-        "press.layers.ip1.ranks: expected a list of positive numbers, or one for all modes "
-        "(got 'big')",
+        f"press.layers.ip1.ranks: expected {ranks} (got 'big')",
         "press.layers.ip2.modes: expected a list of positive sizes, or original (got 'originl')",
-        "press.layers.ip2.ranks: expected a list of positive numbers, or one for all modes (got 0)",
-        "press.layers.ip3.modes: Field required",
-        "press.layers.ip3.ranks: Field required",
+        f"press.layers.ip2.ranks: expected {ranks} (got 0)",
         "press.layers.ip3.mode: unknown key, did you mean 'modes'?",
     ]
 
@@ -201,6 +214,13 @@ TRAIN = {"epochs": 1, "lr": 0.1}
         ({"press": {"params": 9, "start": "zeros"}}, "press.start: "),
         ({"data": {"name": "digits", "validation": -1}}, "data.validation: "),
         ({"press": "all"}, "press: "),
+        ({"press": {"scheme": "tucker2"}}, "press: give ranks for tucker2, or layers"),
+        ({"press": {"scheme": "tucker2", "params": 9}}, "press: tucker2 takes no params"),
+        ({"press": {"ranks": 8}}, "press: ada_tucker takes no ranks for all layers"),
+        *(
+            ({"press": {"scheme": "tucker2", "ranks": ranks}}, "press.ranks: expected a list of ")
+            for ranks in (0, -1, 1.5, 0.0, True, "evbfm", "0.5", "energy:2", [0], [0.5], {}, ["8"])
+        ),
         ({"title": ["a"] * 1000}, "title: Input should be a valid string (got ['a', 'a', "),
     ],
 )
@@ -260,3 +280,32 @@ def test_a_recipe_is_planned_as_it_says() -> None:
     plan = plan_for(build("lenet300100"), recipe)
     assert plan.params <= 9_000
     assert plan.kept == {"ip3": "skipped by 'ip3'"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "conv2"),
+    [(8, (8, 8)), (0.5, (10, 25)), ([4, 9], (4, 9)), ("evbmf", (1, 1)), ("energy:1e-9", (1, 1))],
+)
+def test_ranks_for_all_layers(ranks: Any, conv2: tuple[int, ...]) -> None:
+    text = changed(
+        network="lenet5",
+        press={"scheme": "tucker2", "ranks": ranks, "layers": {"conv1": {"ranks": [1, 8]}}},
+    )
+    recipe = parse_recipe(text)
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    torch.manual_seed(0)
+    plan = plan_for(build("lenet5"), recipe)
+    planned = {layer.name: layer.ranks for layer in plan.layers}
+    assert (planned["conv1"], planned["conv2"]) == ((1, 8), conv2)
+
+
+def test_the_start_is_that_of_the_scheme() -> None:
+    for press, start in [
+        ({"scheme": "tucker2", "ranks": 8}, "hooi"),
+        ({"scheme": "tucker2", "ranks": 8, "start": "glorot"}, "glorot"),
+        ({"params": 900}, "kaiming"),
+        ({"params": 900, "start": "hooi"}, "hooi"),
+    ]:
+        recipe = parse_recipe(changed(press=press))
+        assert recipe.press.chosen_start == start
+        assert ("start" in recipe.to_yaml()) == ("start" in press)

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import tensorpress as tp
+from tensorpress.measure import count_params
 from tensorpress.recipe import parse_recipe
 from tensorpress.report import ReportContent
 from tensorpress.results import RunRecord, file_parts, layer_rows, report_content, run_metrics
+from tensorpress.schemes.press_layer import unpress_layer
 from tensorpress.train import EpochMetrics, History
 from tensorpress.zoo import NETWORKS, build
 
@@ -22,7 +24,7 @@ title: A title
 network: {network}
 data: {{name: cifar10, validation: 0}}
 weights: net.safetensors
-press: {{scheme: {scheme}, params: 90000}}
+press: {{scheme: {scheme}, {target}}}
 quantize: {{step: 0.1}}
 """
 
@@ -34,9 +36,10 @@ def record(
     dense = build(network).eval()
     plan = tp.plan(dense, scheme=scheme, **target)
     pressed = tp.press(dense, plan, start="hooi" if initial else "kaiming")
+    asked = "ranks: 0.2" if "ranks" in target else "params: 90000"
     tp.save(pressed, folder / "model.tpz", network=network)
     return RunRecord(
-        recipe=parse_recipe(RECIPE.format(network=network, scheme=scheme)),
+        recipe=parse_recipe(RECIPE.format(network=network, scheme=scheme, target=asked)),
         seed=7,
         plan=plan,
         dense=dense,
@@ -45,7 +48,7 @@ def record(
         decoded=tp.load(folder / "model.tpz"),
         inspection=tp.inspect(folder / "model.tpz"),
         histories={"train": History(epochs=EPOCHS)},
-        errors=ERRORS,
+        errors=ERRORS | {"start": 42.5 if initial else None},
         seconds=12.5,
         example=torch.zeros(2, *NETWORKS[network].input_shape),
     )
@@ -61,6 +64,7 @@ def test_metrics_of_a_network_with_norms(resnet: RunRecord) -> None:
     assert metrics["dense"]["params"] == 269_722
     assert metrics["pressed"]["params"] == resnet.plan.params <= 60_000
     assert metrics["dense"]["macs"] == metrics["pressed"]["macs"] == 40_551_040
+    assert metrics["pressed"]["start_error"] is None
     assert [metrics[key]["error"] for key in ("dense", "pressed", "file")] == [8.0, 9.5, 9.75]
     assert metrics["ratio"]["file"] == 4 * 269_722 / resnet.inspection.size
     assert metrics["latency"]["batch"] == 2
@@ -100,6 +104,68 @@ def test_errors_of_the_start(tmp_path: Path) -> None:
         with torch.no_grad():
             error = float((dense - pressed).norm() / dense.norm())
         assert row.error == pytest.approx(error, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def replaced(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """A network pressed in layer form and, its last layer, in both kinds of weight form."""
+    layers = {
+        "ip1": {"scheme": "tt_weight", "ranks": 0.3},
+        "ip2": {"scheme": "ada_tucker", "modes": [10, 500], "ranks": 4},
+    }
+    folder = tmp_path_factory.mktemp("replaced")
+    return record(folder, "lenet5", "tucker2", initial=True, ranks=0.2, layers=layers)
+
+
+def test_metrics_of_replaced_layers(replaced: RunRecord) -> None:
+    metrics = run_metrics(replaced)
+    assert metrics["pressed"]["params"] == replaced.plan.params == count_params(replaced.decoded)
+    assert metrics["dense"]["macs"] == 2_293_000
+    # The chains multiply less; what is rebuilt multiplies as much as the dense layers.
+    convs = (1 * 1 * 784 + 4 * 25 * 576 + 20 * 4 * 576) + (20 * 4 * 144 + 1000 * 64 + 50 * 10 * 64)
+    assert metrics["pressed"]["macs"] == convs + 405_000
+    assert metrics["ratio"]["macs"] == 2_293_000 / metrics["pressed"]["macs"] > 2
+    assert metrics["pressed"]["start_error"] == 42.5
+    assert set(metrics["latency"]) == {"batch", "dense_ms", "materialized_ms", "pressed_ms"}
+
+
+def test_rows_of_replaced_layers(replaced: RunRecord) -> None:
+    rows = layer_rows(replaced)
+    assert [(row.name, row.kind, row.scheme) for row in rows] == [
+        ("conv1", "Conv2d", "tucker2"),
+        ("conv2", "Conv2d", "tucker2"),
+        ("ip1", "Linear", "tt_weight"),
+        ("ip2", "Linear", "ada_tucker"),
+    ]
+    assert [row.ranks for row in rows] == [layer.ranks for layer in replaced.plan.layers]
+    assert [row.modes for row in rows] == [(), (), (), (10, 500)]
+    assert sum(row.pressed_params for row in rows) + 580 == replaced.plan.params
+    assert replaced.initial is not None
+    for row in rows:
+        dense = replaced.dense.get_submodule(row.name)
+        found = unpress_layer(replaced.initial.get_submodule(row.name))
+        with torch.no_grad():
+            error = float((dense.weight - found.weight).norm() / dense.weight.norm())
+        assert row.error == pytest.approx(error, rel=1e-4)
+    biases = sum(t.bytes for t in replaced.inspection.tensors if t.name.endswith("bias"))
+    sizes = [row.file_bytes for row in rows]
+    assert all(size is not None and size > 0 for size in sizes)
+    stored = sum(t.bytes for t in replaced.inspection.tensors)
+    assert sum(size or 0 for size in sizes) + biases == pytest.approx(stored)
+
+
+def test_parts_and_histograms_of_replaced_layers(replaced: RunRecord) -> None:
+    parts = {part.name: part.bytes for part in file_parts(replaced.inspection)}
+    assert set(parts) == {
+        *("container, checksum", "header: network and plan", "quantizers, padding", "biases"),
+        *(f"{name}: factors" for name in ("conv1", "conv2", "ip1", "ip2")),
+    }
+    assert sum(parts.values()) == pytest.approx(replaced.inspection.size)
+    for row in layer_rows(replaced):
+        assert parts[f"{row.name}: factors"] == pytest.approx(row.file_bytes)
+    content = report_content(replaced, run_metrics(replaced))
+    assert [histogram.layer for histogram in content.histograms] == ["conv1", "conv2", "ip1", "ip2"]
+    assert ReportContent.from_json(content.to_json()) == content
 
 
 def test_layers_that_were_kept_dense_say_why(tmp_path: Path) -> None:

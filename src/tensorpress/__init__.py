@@ -11,8 +11,10 @@ from tensorpress.errors import (
     TensorPressError,
 )
 from tensorpress.measure import measure
-from tensorpress.planning import LayerPlan, Plan, plan
+from tensorpress.planning import LayerPlan, Plan, SchemePlan, plan
 from tensorpress.pressing import materialize, press
+from tensorpress.schemes.press_layer import press_layer, unpress_layer
+from tensorpress.schemes.registry import scheme
 from tensorpress.train import finetune
 
 __version__ = "0.1.0"
@@ -24,6 +26,7 @@ __all__ = [
     "LayerPlan",
     "ModelMismatchError",
     "Plan",
+    "SchemePlan",
     "TensorPressError",
     "UniformQuantizer",
     "finetune",
@@ -33,5 +36,8 @@ __all__ = [
     "measure",
     "plan",
     "press",
+    "press_layer",
     "save",
+    "scheme",
+    "unpress_layer",
 ]

@@ -24,7 +24,7 @@ from tensorpress.running import EVALUATION_BATCH, RunResult, run
 from tensorpress.schemes.dimensions import by
 from tensorpress.sources import load_splits
 from tensorpress.train import evaluate
-from tensorpress.zoo import NETWORKS
+from tensorpress.zoo import NETWORKS, Network
 
 app = typer.Typer(
     help="Press neural networks by tensor decomposition into the smallest files.",
@@ -70,7 +70,8 @@ def eval_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data set; MNIST for grey and CIFAR-10 for colour networks if not given."
+            help="Data set; if not given MNIST for grey and CIFAR-10 for colour images, "
+            "moving-digits for clips."
         ),
     ] = None,
     root: Root = None,
@@ -81,7 +82,7 @@ def eval_command(
     if network is None:
         raise ModelMismatchError(f"{file} holds a model that is not in the zoo; test it in Python")
     net = NETWORKS[network]
-    name = data or ("mnist" if net.input_shape[0] == 1 else "cifar10")
+    name = data or _usual_data(net)
     test = load_splits(net, name, root).test
     loader = batches(test, net.preprocess, EVALUATION_BATCH, shuffle=False)
     found = evaluate(load(file), loader)
@@ -152,6 +153,12 @@ def _show(result: RunResult, as_json: bool) -> None:
     console.print(headline_table(result.metrics))
     _print(f"file    {result.folder / 'model.tpz'}")
     _print(f"report  {(result.folder / 'report.html').resolve().as_uri()}")
+
+
+def _usual_data(net: Network) -> str:
+    if len(net.input_shape) == 4:
+        return "moving-digits"
+    return "mnist" if net.input_shape[0] == 1 else "cifar10"
 
 
 def _title(path: Path) -> str:

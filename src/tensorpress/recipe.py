@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,13 +28,24 @@ from tensorpress.errors import (
     TensorPressError,
     unknown_name,
 )
-from tensorpress.planning.plan import SCHEMES
+from tensorpress.planning.choose import check_target
+from tensorpress.planning.plan import SCHEMES, TUCKER_SCHEMES
 from tensorpress.pressing import Start
+from tensorpress.ranks.rules import NAMES, rank_rule
 from tensorpress.strict_yaml import parse_yaml
 from tensorpress.train.config import TrainConfig
 from tensorpress.zoo import network
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _known_scheme(name: str) -> str:
+    if name not in SCHEMES:
+        raise unknown_name("scheme", name, SCHEMES)
+    return name
+
+
+Scheme = Annotated[str, AfterValidator(_known_scheme)]
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2  # a few aliases in YAML can stand for any number of nested lists
@@ -51,11 +63,20 @@ def _one_message(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
+def _rank_name(name: str) -> str:
+    rank_rule(name)
+    return name
+
+
 Modes = Annotated[
     tuple[Count, ...] | Literal["original"], _one_message("a list of positive sizes, or original")
 ]
+Rank = Annotated[int, Field(ge=1, strict=True)]
+RankName = Annotated[str, AfterValidator(_rank_name)]
+Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 Ranks = Annotated[
-    tuple[Count, ...] | Count, _one_message("a list of positive numbers, or one for all modes")
+    tuple[Rank, ...] | Rank | Fraction | RankName,
+    _one_message(f"a list of positive numbers, one for all, a fraction, {' or '.join(NAMES)}"),
 ]
 
 
@@ -80,35 +101,41 @@ class Data(_Section):
         return name
 
 
-class LayerShape(_Section):
-    """Hand-given modes and ranks of a layer, or of all layers a pattern names."""
+class LayerPress(_Section):
+    """What is done with a layer, or with all layers a pattern names.
 
-    modes: Modes
-    ranks: Ranks
-    diagonal: bool = False
+    ``modes`` and ``diagonal`` are of (s)cada_tucker; without ``ranks`` those for all layers hold.
+    """
+
+    scheme: Scheme | None = None
+    modes: Modes | None = None
+    ranks: Ranks | None = None
+    diagonal: bool | None = None
 
 
 class Press(_Section):
-    """Which layers are pressed and how: a number of parameters for the model, or layers by hand."""
+    """Which layers are pressed and how: what `tensorpress.plan` and `tensorpress.press` take.
 
-    scheme: str = "ada_tucker"
+    For (s)cada_tucker ``params`` or ``layers``, for all other schemes ``ranks`` or ``layers`` or
+    both.
+    """
+
+    scheme: Scheme = "ada_tucker"
+    ranks: Ranks | None = None
     params: Count | None = None
-    layers: dict[str, LayerShape] | None = None
+    layers: dict[str, LayerPress] | None = None
     skip: tuple[str, ...] = ()
-    start: Start = "kaiming"
-
-    @field_validator("scheme")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in SCHEMES:
-            raise unknown_name("scheme", name, SCHEMES)
-        return name
+    start: Start | None = None
 
     @model_validator(mode="after")
     def _one_target(self) -> "Press":
-        if (self.params is None) == (self.layers is None):
-            raise ValueError("give either params or layers")
+        check_target(self.scheme, ranks=self.ranks, params=self.params, layers=self.layers)
         return self
+
+    @property
+    def chosen_start(self) -> Start:
+        """The start asked for; by default (s)cada_tucker trains from scratch, others do not."""
+        return self.start or ("kaiming" if self.scheme in TUCKER_SCHEMES else "hooi")
 
 
 class Quantize(_Section):

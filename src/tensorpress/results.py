@@ -1,7 +1,7 @@
 """What a run measured: `metrics.json`, and the content of the report."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 import tensorpress
 from tensorpress.codec.contents import quantized_names, stored_tensors
-from tensorpress.codec.inspect import Inspection
+from tensorpress.codec.inspect import Inspection, StoredLayer
 from tensorpress.measure import count_macs, latencies
-from tensorpress.planning import Plan
+from tensorpress.planning import LayerPlan, Plan, PlannedLayer, SchemePlan
 from tensorpress.pressing import materialize
 from tensorpress.recipe import Recipe
 from tensorpress.report import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent
+from tensorpress.schemes.pressed import Pressed
 from tensorpress.train import History
 
 BINS = 61
@@ -27,7 +28,8 @@ class RunRecord:
 
     ``initial`` is the pressed model before training where it was decomposed from trained weights;
     ``latent`` has the weights before quantization, ``decoded`` those of the file. ``errors`` are
-    in per cent: dense, pressed and file on the test set, and the file's on validation images.
+    in per cent: dense, start (that of ``initial``), pressed and file on the test set, and the
+    file's on validation images.
     """
 
     recipe: Recipe
@@ -48,14 +50,16 @@ def run_metrics(record: RunRecord) -> dict[str, Any]:
     """Return what goes into ``metrics.json``: plain numbers, errors in per cent, times in ms.
 
     ``ratio.params`` is dense over stored parameters; ``ratio.file`` is 4 bytes a dense
-    parameter over all bytes of the file.
+    parameter over all bytes of the file. ``latency.pressed_ms`` is of the pressed network as it
+    is, ``materialized_ms`` with its dense weights rebuilt once; both have the MACs of
+    ``pressed``. ``pressed.start_error`` is before any training.
     """
     dense_params, params = record.plan.dense_params, record.plan.params
     size = record.inspection.size
     ready = materialize(record.decoded)
     macs = [count_macs(model, [record.example]) for model in (record.dense, ready)]
     times = latencies([record.dense, ready, record.decoded], [record.example])
-    names = ("dense_ms", "materialized_ms", "rebuilding_ms")
+    names = ("dense_ms", "materialized_ms", "pressed_ms")
     return {
         "dense": {
             "params": dense_params,
@@ -63,7 +67,12 @@ def run_metrics(record: RunRecord) -> dict[str, Any]:
             "macs": macs[0],
             "error": record.errors["dense"],
         },
-        "pressed": {"params": params, "macs": macs[1], "error": record.errors["pressed"]},
+        "pressed": {
+            "params": params,
+            "macs": macs[1],
+            "start_error": record.errors["start"],
+            "error": record.errors["pressed"],
+        },
         "file": {
             "bytes": size,
             "error": record.errors["file"],
@@ -114,20 +123,14 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
             continue
         layer = planned.get(name)
         params = layer.factor_params if layer else weight.numel()
-        prefix = f"{name}.parametrizations.weight." if layer else f"{name}.weight"
-        shared = layer is not None and layer.core == "shared"
-        size = sum(
-            bytes_
-            for key, bytes_ in stored.items()
-            if key.startswith(prefix) and not (shared and key.endswith("original0"))
-        )
+        size = sum(bytes_ for key, bytes_ in stored.items() if _stands_for(key, name, layer))
         rows.append(
             LayerRow(
                 name=name,
                 kind=type(module).__name__,
-                scheme=record.plan.scheme if layer else "dense",
+                scheme=layer.scheme if layer else "dense",
                 dense_shape=tuple(weight.shape),
-                modes=layer.modes if layer else (),
+                modes=layer.modes if isinstance(layer, LayerPlan) else (),
                 ranks=layer.ranks if layer else (),
                 dense_params=weight.numel(),
                 pressed_params=params,
@@ -140,38 +143,52 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
     return rows
 
 
+def _stands_for(key: str, name: str, layer: PlannedLayer | None) -> bool:
+    """Whether a stored tensor is a layer's weight or, without a shared core, one of its factors."""
+    if layer is None:
+        return key == f"{name}.weight"
+    if isinstance(layer, SchemePlan):
+        return key.startswith(f"{name}.") and not key.endswith(".bias")
+    shared = layer.core == "shared" and key.endswith("original0")
+    return key.startswith(f"{name}.parametrizations.weight.") and not shared
+
+
 def file_parts(inspection: Inspection) -> list[FilePart]:
     """Return what the bytes of a file are spent on, by layer and kind; they add up to the file."""
-    shared = {layer.name for layer in inspection.layers if layer.core == "shared"}
     groups: dict[str, float] = {
         "container, checksum": inspection.parts["container"],
         "header: network and plan": inspection.parts["header"],
     }
     for tensor in inspection.tensors:
-        part = _part_of(tensor.name, shared)
+        part = _part_of(tensor.name, inspection.layers)
         groups[part] = groups.get(part, 0.0) + tensor.bytes
     groups["quantizers, padding"] = inspection.size - sum(groups.values())
     return [FilePart(name, size) for name, size in groups.items()]
 
 
-def _part_of(name: str, shared: set[str]) -> str:
-    layer, found, factor = name.partition(".parametrizations.weight.")
-    if found:
-        return "shared core" if layer in shared and factor == "original0" else f"{layer}: factors"
-    if name.endswith(".weight"):
-        return f"{name.removesuffix('.weight')}: weight"
-    return "biases" if name.endswith(".bias") else "buffers"
+def _part_of(name: str, layers: Sequence[StoredLayer]) -> str:
+    if name.endswith(".bias"):
+        return "biases"
+    layer = next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
+    if layer is not None:
+        shared = layer.core == "shared" and name.endswith("original0")
+        return "shared core" if shared else f"{layer.name}: factors"
+    return f"{name.removesuffix('.weight')}: weight" if name.endswith(".weight") else "buffers"
 
 
 def _start_error(record: RunRecord, name: str) -> float | None:
     """Relative error of a layer's weight right after the decomposition."""
     if record.initial is None:
         return None
-    dense, pressed = (m.get_submodule(name).weight for m in (record.dense, record.initial))
+    module = record.initial.get_submodule(name)
+    if isinstance(module, Pressed):
+        return module.relative_error
+    dense, pressed = record.dense.get_submodule(name).weight, module.weight
     assert isinstance(dense, Tensor)
     assert isinstance(pressed, Tensor)
     with torch.no_grad():
-        return float((dense - pressed).norm() / dense.norm())
+        norm = float(dense.norm())
+        return float((dense - pressed).norm()) / norm if norm else 0.0
 
 
 def _histograms(record: RunRecord) -> list[Histogram]:
@@ -179,8 +196,9 @@ def _histograms(record: RunRecord) -> list[Histogram]:
     before, after = stored_tensors(record.latent), stored_tensors(record.decoded)
     groups: dict[str, list[str]] = {}
     for name in quantized_names(record.decoded):
-        layer = name.partition(".parametrizations.")[0]
-        groups.setdefault(layer.removesuffix(".bias").removesuffix(".weight"), []).append(name)
+        own = name.removesuffix(".bias").removesuffix(".weight")
+        layer = next((p.name for p in record.plan.layers if name.startswith(f"{p.name}.")), own)
+        groups.setdefault(layer, []).append(name)
     histograms = []
     for layer, names in groups.items():
         old, new = (

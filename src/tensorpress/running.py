@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.files import write_atomically
 from tensorpress.planning import Plan, plan
 from tensorpress.pressing import press
-from tensorpress.recipe import Quantize, Recipe
+from tensorpress.recipe import LayerPress, Press, Quantize, Recipe
 from tensorpress.report import ReportContent, require_extra, write_page
 from tensorpress.results import RunRecord, report_content, run_metrics
 from tensorpress.sources import find_weights, load_splits
@@ -71,17 +71,16 @@ def run(recipe: Recipe, folder: str | os.PathLike[str], *, seed: int = 0) -> Run
         For anything a user can cause; see the parts called.
     """
     started = perf_counter()
-    require_extra()  # before hours of training, as the plan
+    require_extra()  # before hours of training, as the trial of the plan
     if not 0 <= seed < 1 << 32:
         raise InvalidArgumentError(f"the seed must be from 0 to {(1 << 32) - 1}, not {seed}")
     out = Path(folder)
     _claim(out, recipe, seed)
     net = network(recipe.network)
-    with torch.device("meta"):
-        chosen = plan_for(net.build(), recipe)
+    _try_plan(net, recipe)
     splits = load_splits(net, recipe.data.name, recipe.data.root, recipe.data.validation)
     phases = _Phases(recipe, net, splits, out / "checkpoints", seed)
-    models = _train(phases, recipe, chosen, seed)
+    models = _train(phases, recipe, seed)
     path = out / "model.tpz"
     save(
         models.quantized,
@@ -95,15 +94,16 @@ def run(recipe: Recipe, folder: str | os.PathLike[str], *, seed: int = 0) -> Run
     record = RunRecord(
         recipe=recipe,
         seed=seed,
-        plan=chosen,
+        plan=models.plan,
         dense=models.dense,
-        initial=models.initial if recipe.press.start == "hooi" else None,
+        initial=models.initial,
         latent=models.quantized,
         decoded=decoded,
         inspection=inspect(path),
         histories=phases.histories,
         errors={
             "dense": phases.test_error(models.dense),
+            "start": None if models.initial is None else phases.test_error(models.initial),
             "pressed": phases.test_error(models.trained),
             "file": phases.test_error(decoded),
             "validation": phases.validation_error(decoded),
@@ -120,24 +120,27 @@ def run(recipe: Recipe, folder: str | os.PathLike[str], *, seed: int = 0) -> Run
 
 @dataclass(frozen=True)
 class _Models:
-    """The network at every stage of a run: dense, just pressed, trained, trained quantized.
+    """The network at every stage of a run: dense, decomposed, trained, trained quantized.
 
-    ``quantized`` holds the latent weights, which ``quantizers`` round.
+    ``initial`` is None where factors were drawn; ``quantized`` holds the latent weights, which
+    ``quantizers`` round.
     """
 
+    plan: Plan
     dense: nn.Module
-    initial: nn.Module
+    initial: nn.Module | None
     trained: nn.Module
     quantized: nn.Module
     quantizers: Mapping[str, UniformQuantizer]
     device: torch.device
 
 
-def _train(phases: "_Phases", recipe: Recipe, chosen: Plan, seed: int) -> _Models:
+def _train(phases: "_Phases", recipe: Recipe, seed: int) -> _Models:
     """Take the network through the recipe's phases."""
-    dense = phases.dense()
-    pressed = press(dense, chosen, start=recipe.press.start, seed=seed)
-    initial = deepcopy(pressed)
+    dense, start = phases.dense(), recipe.press.chosen_start
+    chosen = plan_for(dense, recipe)
+    pressed = press(dense, chosen, start=start, seed=seed)
+    initial = deepcopy(pressed) if start == "hooi" else None
     if recipe.train is not None:
         phases.fit("train", pressed, recipe.train, teacher=dense)
     quantizers = make_quantizers(pressed, recipe.quantize)
@@ -146,23 +149,50 @@ def _train(phases: "_Phases", recipe: Recipe, chosen: Plan, seed: int) -> _Model
         rounding = StraightThrough(quantizers)
         phases.fit("quantized", pressed, recipe.quantize.finetune, teacher=dense, weights=rounding)
     device = next(pressed.parameters()).device
+    if initial is not None:
+        initial.to(device)
     return _Models(
-        dense.to(device), initial.to(device), trained.to(device), pressed, quantizers, device
+        chosen, dense.to(device), initial, trained.to(device), pressed, quantizers, device
     )
 
 
 def plan_for(dense: nn.Module, recipe: Recipe) -> Plan:
-    """Return the plan that a recipe asks for; the values of the weights do not matter."""
+    """Return the plan that a recipe asks for; only rank rules with a name look at the weights."""
     section = recipe.press
-    given = section.layers or {}
-    layers = {pattern: shape.model_dump() for pattern, shape in given.items()}
+    entries = section.layers or {}
+    layers = {pattern: entry.model_dump(exclude_none=True) for pattern, entry in entries.items()}
     return plan(
         dense,
         scheme=section.scheme,
+        ranks=section.ranks,
         params=section.params,
         layers=layers or None,
         skip=section.skip,
     )
+
+
+def _try_plan(net: Network, recipe: Recipe) -> None:
+    """Make a recipe's plan for the untrained network, so that mistakes show before training.
+
+    Rules that look at the weights are tried as one that keeps rank 1 of any.
+    """
+    section = recipe.press
+    entries = section.layers or {}
+    rules = [section.ranks, *(entry.ranks for entry in entries.values())]
+    named = any(isinstance(ranks, str) for ranks in rules)
+    if named:
+        tried = {pattern: _at_rank_1(entry) for pattern, entry in entries.items()}
+        section = _at_rank_1(section).model_copy(update={"layers": tried or None})
+    with torch.device("cpu" if named else "meta"):
+        plan_for(net.build(), recipe.model_copy(update={"press": section}))
+
+
+Ranked = TypeVar("Ranked", Press, LayerPress)
+
+
+def _at_rank_1(section: Ranked) -> Ranked:
+    by_name = isinstance(section.ranks, str)
+    return section.model_copy(update={"ranks": "energy:1e-9"}) if by_name else section
 
 
 def make_quantizers(model: nn.Module, section: Quantize) -> Mapping[str, UniformQuantizer]:

@@ -11,7 +11,7 @@ import tensorpress as tp
 from tensorpress.codec import container
 from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
-from tensorpress.schemes.tucker_weight import stored_factors
+from tensorpress.schemes.factorized_weight import stored_factors
 from tensorpress.zoo import build
 
 Q = tp.UniformQuantizer(128, 3.0)

@@ -138,7 +138,7 @@ def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.M
     dense = nn.Sequential(nn.Linear(10, 10))
     model = tp.press(dense, tp.plan(dense, layers={"0": {"modes": [50, 2], "ranks": [50, 2]}}))
     path = saved(model, tmp_path)
-    monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
+    monkeypatch.setattr("tensorpress.codec.costs._ROOM", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
     with pytest.raises(CorruptFileError, match="does not describe a model"):

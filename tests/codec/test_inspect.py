@@ -9,8 +9,20 @@ from tpz_models import lenet5, own, pressed, saved
 
 import tensorpress as tp
 from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.inspect import StoredLayer
 from tensorpress.codec.tensors import encode_tensors, entropy_bits
 from tensorpress.planning import plan_of
+from tensorpress.zoo import build
+
+
+def told(model: nn.Module) -> tuple[StoredLayer, ...]:
+    """What an inspection should say of the pressed layers of a model."""
+    return tuple(
+        StoredLayer(
+            *(p.name, p.scheme, p.shape, getattr(p, "modes", ()), p.ranks, getattr(p, "core", ""))
+        )
+        for p in plan_of(model).layers
+    )
 
 
 @pytest.mark.parametrize("coder", ["range", "huffman"])
@@ -20,7 +32,7 @@ def test_parts_and_tensors_add_up(tmp_path: Path, coder: Any) -> None:
     found = tp.inspect(path)
     assert found.size == sum(found.parts.values()) == path.stat().st_size
     assert (found.network, found.coder, found.file) == ("lenet5", coder, str(path))
-    assert found.layers == plan_of(model).layers
+    assert found.layers == told(model)
     tensors = sum(tensor.bytes for tensor in found.tensors)
     # The list of quantizers and what is rounded up to whole bytes belong to no tensor.
     assert 0 <= found.parts["tables"] + found.parts["values"] - tensors < 20 * 9
@@ -55,7 +67,7 @@ def test_a_file_of_an_own_model_needs_no_model(tmp_path: Path) -> None:
     model = tp.press(dense, tp.plan(dense, layers={"0": {"modes": [24, 25], "ranks": 3}}))
     found = tp.inspect(saved(model, tmp_path, quantizer=tp.UniformQuantizer(64, 1.5)))
     assert found.network is None
-    assert found.layers == plan_of(model).layers
+    assert found.layers == told(model)
     names = {tensor.name: tensor for tensor in found.tensors}
     assert list(names) == list(stored_tensors(model))
     assert names["0.bias"].shape == (20,)
@@ -91,3 +103,19 @@ def test_it_is_plain_data(tmp_path: Path) -> None:
     assert again["layers"][0]["name"] == "conv1"
     assert again["tensors"][1]["bits_per_value"] == found.tensors[1].bits_per_value
     assert len(again["tensors"]) == len(found.tensors)
+
+
+@pytest.mark.parametrize("network", [None, "lenet5"])
+def test_layers_pressed_by_schemes(tmp_path: Path, network: str | None) -> None:
+    dense = build("lenet5")
+    given = {"ip2": {"scheme": "tt_weight"}, "conv2": {"modes": [50, 500], "ranks": 4}}
+    given["conv2"]["scheme"] = "ada_tucker"
+    model = tp.press(dense, tp.plan(dense, scheme="tucker2", ranks=0.2, layers=given))
+    found = tp.inspect(saved(model, tmp_path, network=network))
+    assert found.layers == told(model)
+    assert [layer.scheme for layer in found.layers] == [
+        *("tucker2", "ada_tucker", "tucker2", "tt_weight"),
+    ]
+    short = [tensor.short_name for tensor in found.tensors]
+    assert {"conv1.1.weight", "conv2.core", "conv2.matrix2", "ip2.core0", "ip2.core1"} < set(short)
+    assert sum(tensor.count for tensor in found.tensors) == plan_of(model).params

@@ -46,7 +46,9 @@ def test_metrics_keep_their_contract(finished: RunResult) -> None:
         *("recipe", "seed", "versions", "device"),
     }
     assert set(metrics["dense"]) == {"params", "bytes", "macs", "error"}
-    assert set(metrics["pressed"]) == {"params", "macs", "error"}
+    assert set(metrics["pressed"]) == {"params", "macs", "start_error", "error"}
+    assert set(metrics["latency"]) == {"batch", "dense_ms", "materialized_ms", "pressed_ms"}
+    assert metrics["pressed"].pop("start_error") is None  # factors were drawn
     assert set(metrics["file"]) == {"bytes", "error", "validation_error"}
     assert set(metrics["ratio"]) == {"params", "macs", "file"}
     assert metrics["seed"] == 3

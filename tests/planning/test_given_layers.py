@@ -90,7 +90,7 @@ def test_a_shared_core_may_exceed_a_mode(lenet):
         ({"modes": [25, 20], "ranks": [5, 5, 5]}, "need 2 ranks"),
         ({"modes": [25, 20], "ranks": [4, 5], "diagonal": True}, "equal ranks"),
         ({"modes": [25.0, 20], "ranks": 5}, "integer"),
-        ({"modes": [25, 20], "ranks": "5"}, "integer"),
+        ({"modes": [25, 20], "ranks": "5"}, "a list of numbers or one for all, not '5'"),
         ({"modes": 500, "ranks": 5}, "iterable"),
         ({"modes": "orignal", "ranks": 5}, "did you mean 'original'"),
         ({"modes": [25, 20], "rank": 5}, "unknown key 'rank': did you mean 'ranks'"),

@@ -6,7 +6,7 @@ from tensorpress import LayerPlan, ModelMismatchError, Plan, plan, press, zoo
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.planning import plan_of
-from tensorpress.schemes.tucker_weight import stored_factors
+from tensorpress.schemes.factorized_weight import stored_factors
 
 
 class Language(nn.Module):
@@ -110,6 +110,14 @@ def test_a_plan_is_plain_data():
         "scheme": "ada_tucker",
         "params": 10 + 4 + 20,
         "dense_params": 34,
-        "layers": {"a": {"shape": [4, 6], "modes": [6, 4], "ranks": [2, 2], "core": "own"}},
+        "layers": {
+            "a": {
+                "scheme": "ada_tucker",
+                "shape": [4, 6],
+                "modes": [6, 4],
+                "ranks": [2, 2],
+                "core": "own",
+            }
+        },
         "kept": {"b": "tied"},
     }

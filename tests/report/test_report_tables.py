@@ -46,3 +46,11 @@ def test_names_are_not_markup():
 
 def test_no_layers():
     assert "layer" in text_of(layer_table([]), 80)
+
+
+def test_the_error_before_training_is_shown_where_weights_were_decomposed(lenet):
+    pressed = lenet.metrics["pressed"]
+    for start, shown in ((61.25, True), (None, False)):
+        metrics = lenet.metrics | {"pressed": pressed | {"start_error": start}}
+        text = text_of(headline_table(metrics), 80)
+        assert ("before fine-tuning" in text) == ("61.25" in text) == shown

@@ -39,14 +39,19 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     >>> list(stored_tensors(nn.Linear(3, 2)))
     ['weight', 'bias']
     """
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            _check(name, tensor)
-            found[name] = tensor
+    found = distinct_state(model)
+    for name, tensor in found.items():
+        _check(name, tensor)
     return found
+
+
+def distinct_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of a model in order, shared ones once."""
+    names: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), name)
+    return {name: state[name] for name in names.values()}
 
 
 def quantized_names(model: nn.Module) -> list[str]:

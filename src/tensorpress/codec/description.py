@@ -3,24 +3,58 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 from zlib import crc32
 
 import msgpack
 import torch
 from torch import Tensor, nn
 
+from tensorpress.codec.contents import distinct_state
+from tensorpress.codec.costs import affordable
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
-from tensorpress.planning.layers import plan_of, pressable
-from tensorpress.planning.plan import Core, LayerPlan, Plan
+from tensorpress.planning.layers import pressable
+from tensorpress.planning.plan import Core, LayerPlan, Plan, PlannedLayer, SchemePlan
+from tensorpress.planning.read_back import plan_of
+from tensorpress.pressing import skeleton
 from tensorpress.schemes.dimensions import Shape, by
+from tensorpress.schemes.layer import describe as describe_layer
 from tensorpress.schemes.tucker_weight import TuckerWeight
 from tensorpress.zoo import NETWORKS
 
 CORES: tuple[Core, ...] = get_args(Core)
 
-PackedLayer = tuple[str | int, Shape | None, Shape, Shape, Core]
-"""Name or number, shape or None, modes, ranks and core of a pressed layer."""
+
+class PackedTucker(NamedTuple):
+    """A weight in Tucker factors; ``ref`` is a number and ``shape`` None in the zoo's networks."""
+
+    ref: str | int
+    shape: Shape | None
+    modes: Shape
+    ranks: Shape
+    core: Core
+
+    def pack(self) -> list[Any]:
+        """Return it as msgpack takes it, without the shape."""
+        ranks = self.ranks[0] if len(set(self.ranks)) == 1 else self.ranks
+        core = [] if self.core == "own" else [CORES.index(self.core)]
+        return [self.ref, self.modes, ranks, *core]
+
+
+class PackedScheme(NamedTuple):
+    """A layer pressed by a scheme of the registry; ``ref`` and ``shape`` as of a `PackedTucker`."""
+
+    ref: str | int
+    shape: Shape | None
+    scheme: str
+    ranks: Shape
+
+    def pack(self) -> list[Any]:
+        """Return it as msgpack takes it, without the shape."""
+        return [self.ref, self.scheme, self.ranks[0] if len(self.ranks) == 1 else self.ranks]
+
+
+PackedLayer = PackedTucker | PackedScheme
 
 
 @dataclass(frozen=True)
@@ -58,11 +92,10 @@ class Description:
 
     def pack(self) -> list[Any]:
         """Return the header as msgpack takes it."""
-        layers = []
-        for ref, shape, modes, ranks, core in self.layers:
-            compact = ranks[0] if len(set(ranks)) == 1 else ranks
-            entry = [ref, modes, compact, *([CORES.index(core)] if core != "own" else [])]
-            layers.append(entry if shape is None else [shape, *entry])
+        layers = [
+            layer.pack() if layer.shape is None else [layer.shape, *layer.pack()]
+            for layer in self.layers
+        ]
         tensors = self.tensors
         if not isinstance(tensors, int):
             return [self.network, layers, [[t.name, t.shape, t.dtype] for t in tensors]]
@@ -74,36 +107,40 @@ class Description:
         Raises
         ------
         ModelMismatchError
-            If a layer is missing or has another shape.
+            If a layer is missing, has another shape or cannot be what the file says.
         CorruptFileError
             If the modes and ranks fit no weight.
         """
         shapes, kept = pressable(dense)
         names = list(shapes)
         layers = []
-        for ref, shape, modes, ranks, core in self.layers:
-            if isinstance(ref, int) and ref >= len(names):
+        for packed in self.layers:
+            if isinstance(packed.ref, int) and packed.ref >= len(names):
                 raise ModelMismatchError(
                     f"{file} was made from a network with more than {len(names)} layers"
                 )
-            name = names[ref] if isinstance(ref, int) else ref
+            name = names[packed.ref] if isinstance(packed.ref, int) else packed.ref
             found = shapes.get(name)
-            if found is None or shape not in (None, found):
+            if found is None or packed.shape not in (None, found):
                 has = (
                     f"the model has a weight {by(found)}"
                     if found
                     else "the model has no such layer"
                 )
                 raise ModelMismatchError(
-                    f"{file} expects a layer {name!r} with a weight {by(shape or ())}; "
+                    f"{file} expects a layer {name!r} with a weight {by(packed.shape or ())}; "
                     + (f"in the model {kept[name]}" if name in kept else has)
                 )
             try:
-                TuckerWeight(found, modes, ranks, diagonal=core == "diagonal")
+                layers.append(_planned(name, dense.get_submodule(name), found, packed))
             except InvalidArgumentError as error:
-                kind = CorruptFileError if shape else ModelMismatchError
+                given = isinstance(packed, PackedTucker) and packed.shape
+                kind = CorruptFileError if given else ModelMismatchError
                 raise kind(f"{file}: layer {name!r}: {error}") from None
-            layers.append(LayerPlan(name, found, modes, ranks, core))
+        if not affordable(layers):
+            raise ModelMismatchError(
+                f"{file} holds factors far larger than the weights of this model"
+            )
         return Plan("", tuple(layers))
 
     def check_tensors(self, file: str, tensors: Mapping[str, Tensor]) -> None:
@@ -135,13 +172,19 @@ def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor
     Raises
     ------
     ModelMismatchError
-        If the model is not the network of the zoo it is said to be.
+        If the model is not the network of the zoo it is said to be, or is pressed in a way that
+        no plan describes.
+    InvalidArgumentError
+        If its factors are far larger than the weights they stand for.
     """
     plan = plan_of(model)
+    if not affordable(plan.layers):
+        raise InvalidArgumentError(
+            "the model's factors are far larger than the weights they stand for: save it dense"
+        )
     table = table_of(tensors)
     if network is None:
-        rows = [(p.name, p.shape, p.modes, p.ranks, p.core) for p in plan.layers]
-        return Description(None, tuple(rows), table)
+        return Description(None, tuple(_packed(p, p.name, p.shape) for p in plan.layers), table)
     with torch.device("meta"):
         dense = NETWORKS[network].build()
     shapes, _ = pressable(dense)
@@ -151,23 +194,35 @@ def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor
                 f"this model is not {network!r}: that has no layer {layer.name!r} "
                 f"with a weight {by(layer.shape)}"
             )
-    _check_unpressed(network, table_of(dense.state_dict()), table, plan)
-    numbers = {name: number for number, name in enumerate(shapes)}
-    layers = [(numbers[p.name], None, p.modes, p.ranks, p.core) for p in plan.layers]
-    return Description(network, tuple(layers), checksum(table))
-
-
-def _check_unpressed(network: str, dense: Table, pressed: Table, plan: Plan) -> None:
-    """Check that a model has the tensors of a network of the zoo, pressed weights aside."""
-    weights = {f"{layer.name}.weight" for layer in plan.layers}
-    factors = tuple(f"{layer.name}.parametrizations.weight." for layer in plan.layers)
-    expected = [entry for entry in dense if entry.name not in weights]
-    found = [entry for entry in pressed if not entry.name.startswith(factors)]
-    for one, other in zip_longest(expected, found):
+    try:
+        expected = table_of(distinct_state(skeleton(dense, plan)))
+    except ModelMismatchError as error:
+        raise ModelMismatchError(f"this model is not {network!r}: {error}") from None
+    for one, other in zip_longest(expected, table):
         if one != other:
             raise ModelMismatchError(
                 f"this model is not {network!r}: that has {_told(one)}, the model {_told(other)}"
             )
+    numbers = {name: number for number, name in enumerate(shapes)}
+    layers = tuple(_packed(layer, numbers[layer.name], None) for layer in plan.layers)
+    return Description(network, layers, checksum(table))
+
+
+def _packed(layer: PlannedLayer, ref: str | int, shape: Shape | None) -> PackedLayer:
+    if isinstance(layer, LayerPlan):
+        return PackedTucker(ref, shape, layer.modes, layer.ranks, layer.core)
+    return PackedScheme(ref, shape, layer.scheme, layer.ranks)
+
+
+def _planned(name: str, layer: nn.Module, shape: Shape, packed: PackedLayer) -> PlannedLayer:
+    """Return the plan of a layer, or raise an `InvalidArgumentError` for what does not fit it."""
+    if isinstance(packed, PackedTucker):
+        modes, ranks, core = packed.modes, packed.ranks, packed.core
+        TuckerWeight(shape, modes, ranks, diagonal=core == "diagonal")
+        return LayerPlan(name, shape, modes, ranks, core)
+    plan = SchemePlan(name, packed.scheme, describe_layer(layer), packed.ranks)
+    plan.check()
+    return plan
 
 
 def table_of(tensors: Mapping[str, Tensor]) -> Table:

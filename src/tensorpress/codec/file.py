@@ -16,7 +16,7 @@ from tensorpress.codec.contents import (
     stored_tensors,
 )
 from tensorpress.codec.description import describe
-from tensorpress.codec.header import affordable, read_description
+from tensorpress.codec.header import read_description
 from tensorpress.codec.quantize import UniformQuantizer
 from tensorpress.codec.tensors import Coder, decode_tensors, encode_tensors
 from tensorpress.errors import (
@@ -25,8 +25,8 @@ from tensorpress.errors import (
     ModelMismatchError,
     unknown_name,
 )
-from tensorpress.planning.layers import plan_of
-from tensorpress.pressing import press
+from tensorpress.planning.read_back import plan_of
+from tensorpress.pressing import skeleton
 from tensorpress.zoo import build
 from tensorpress.zoo import network as zoo_network
 
@@ -70,7 +70,8 @@ def save(
     Raises
     ------
     ModelMismatchError
-        If the model is not the zoo network it is said to be.
+        If the model is not the zoo network it is said to be, or a layer is pressed in a way that
+        no plan describes, such as by a scheme of your own.
     InvalidArgumentError
         For values that cannot be stored, such as NaN; the message names the tensor.
 
@@ -91,10 +92,6 @@ def save(
         check_finite(name, tensor)
     name_in_zoo = None if network is None else zoo_network(network).name
     description = describe(model, name_in_zoo, tensors)
-    if not affordable(description.layers):
-        raise InvalidArgumentError(
-            "the model's factors are far larger than the weights they stand for: save it dense"
-        )
     given = _quantizers(model, quantizer)
     storages = [given.get(name) or _exact(name, t, norms) for name, t in tensors.items()]
     encoded = encode_tensors([t.detach() for t in tensors.values()], storages, coder)
@@ -158,10 +155,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     if len(content.sections) != 2:
         raise CorruptFileError(f"{file}: {len(content.sections)} sections where 2 were expected")
     dense = _dense(file, description.network, model)
-    plan = description.plan_for(file, dense)
-    for layer in plan.layers:
-        nn.init.zeros_(dense.get_parameter(f"{layer.name}.weight"))  # whatever it was, NaN even
-    pressed = press(dense, plan, start="kaiming", inplace=True)
+    pressed = skeleton(dense, description.plan_for(file, dense))
     tensors = stored_tensors(pressed)
     description.check_tensors(file, tensors)
     with container.naming(path):

@@ -4,18 +4,25 @@ from math import prod
 from typing import Any
 
 from tensorpress.codec.contents import DTYPES
-from tensorpress.codec.description import CORES, Description, PackedLayer, TensorEntry
-from tensorpress.decompose.tucker import tucker_params
+from tensorpress.codec.costs import affordable
+from tensorpress.codec.description import (
+    CORES,
+    Description,
+    PackedLayer,
+    PackedScheme,
+    PackedTucker,
+    TensorEntry,
+)
 from tensorpress.errors import CorruptFileError, ModelMismatchError
-from tensorpress.planning.plan import Core
+from tensorpress.planning.plan import Core, LayerPlan
 from tensorpress.schemes.dimensions import Shape
+from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.zoo import NETWORKS
 
 MAX_MODES = 16
 """Most modes of a layer, and axes of a tensor, that a header is believed."""
 
 _LARGEST = (1 << 31) - 1
-_ROOM = 1 << 24  # values; a shared core may be larger than the small layers that hold it
 
 
 def read_description(file: str, header: Any) -> Description:
@@ -27,12 +34,14 @@ def read_description(file: str, header: Any) -> Description:
         If it is not of the form `Description.pack` writes, or describes factors far larger than
         the weights they stand for.
     ModelMismatchError
-        If it names a network that this version does not have.
+        If it names a network or a scheme that this version does not have.
 
     Examples
     --------
     >>> read_description("a.tpz", ["lenet5", [[0, [25, 20], 5]], 7]).layers
-    ((0, None, (25, 20), (5, 5), 'own'),)
+    (PackedTucker(ref=0, shape=None, modes=(25, 20), ranks=(5, 5), core='own'),)
+    >>> read_description("a.tpz", ["lenet5", [[1, "tucker2", [8, 16]]], 7]).layers
+    (PackedScheme(ref=1, shape=None, scheme='tucker2', ranks=(8, 16)),)
     """
     network = header[0] if isinstance(header, list) and len(header) == 3 else header
     if isinstance(network, str) and network not in NETWORKS:
@@ -45,10 +54,11 @@ def read_description(file: str, header: Any) -> Description:
         _, rows, tensors = header
         _expect(network is None or isinstance(network, str))
         _expect(isinstance(rows, list))
-        layers = tuple(_layer(row, named=network is None) for row in rows)
-        _expect(len({ref for ref, *_ in layers}) == len(layers))
-        _expect(len({ranks for *_, ranks, core in layers if core == "shared"}) <= 1)
-        _expect(affordable(layers))
+        layers = tuple(_layer(file, row, named=network is None) for row in rows)
+        _expect(len({layer.ref for layer in layers}) == len(layers))
+        tuckers = [layer for layer in layers if isinstance(layer, PackedTucker)]
+        _expect(len({layer.ranks for layer in tuckers if layer.core == "shared"}) <= 1)
+        _expect(affordable(LayerPlan("", t.modes, t.modes, t.ranks, t.core) for t in tuckers))
         if network is None:
             _expect(isinstance(tensors, list))
             return Description(None, layers, tuple(map(_entry, tensors)))
@@ -56,20 +66,6 @@ def read_description(file: str, header: Any) -> Description:
         return Description(network, layers, tensors)
     except _MalformedError:
         raise CorruptFileError(f"{file}: the header does not describe a model") from None
-
-
-def affordable(layers: tuple[PackedLayer, ...]) -> bool:
-    """Return whether neither factors nor rebuilding take much more than the weights themselves.
-
-    Examples
-    --------
-    >>> affordable(((0, None, (25, 20), (5, 5), "own"),))
-    True
-    >>> affordable(((0, None, (25, 20), (9999, 9999), "own"),))
-    False
-    """
-    dense = sum(prod(modes) for _, _, modes, _, _ in layers)
-    return sum(_cost(modes, ranks, core) for *_, modes, ranks, core in layers) <= 2 * dense + _ROOM
 
 
 class _MalformedError(Exception):
@@ -81,25 +77,32 @@ def _expect(condition: bool) -> None:
         raise _MalformedError
 
 
-def _layer(row: Any, *, named: bool) -> PackedLayer:
+def _layer(file: str, row: Any, *, named: bool) -> PackedLayer:
     _expect(isinstance(row, list) and len(row) in (3 + named, 4 + named))
     shape = _sizes(row[0]) if named else None
-    ref, modes, ranks, *core = row[named:]
+    ref, *rest = row[named:]
     _expect(type(ref) is str if named else _is_number(ref, 0))
+    if isinstance(rest[0], str):
+        return PackedScheme(ref, shape, *_scheme(file, *rest))
+    return PackedTucker(ref, shape, *_tucker(*rest))
+
+
+def _tucker(modes: Any, ranks: Any, core: Any = 0) -> tuple[Shape, Shape, Core]:
     sizes = _sizes(modes)
     sides = _sizes([ranks] * len(sizes) if isinstance(ranks, int) else ranks)
     _expect(len(sides) == len(sizes) > 0)
-    _expect(not core or (_is_number(core[0], 0) and core[0] < len(CORES)))
-    return ref, shape, sizes, sides, CORES[core[0]] if core else "own"
+    _expect(_is_number(core, 0) and core < len(CORES))
+    return sizes, sides, CORES[core]
 
 
-def _cost(modes: Shape, ranks: Shape, core: Core) -> int:
-    """Return the most values that a layer's factors, or a step of rebuilding its weight, take."""
-    if core == "diagonal":
-        half = (len(modes) + 1) // 2
-        return max(ranks) * (1 + prod(modes[:half]) + prod(modes[half:]) + sum(modes))
-    widest = prod(max(n, k) for n, k in zip(modes, ranks, strict=True))
-    return max(widest, tucker_params(modes, ranks))
+def _scheme(file: str, name: str, ranks: Any, *more: Any) -> tuple[str, Shape]:
+    _expect(not more)
+    if name not in LAYER_SCHEMES:
+        raise ModelMismatchError(
+            f"{file} names the scheme {name[:40]!r}, which this version does not have "
+            f"(known: {', '.join(LAYER_SCHEMES)})"
+        )
+    return name, _sizes([ranks] if isinstance(ranks, int) else ranks)
 
 
 def _sizes(value: Any) -> Shape:

@@ -11,14 +11,20 @@ from torch import Tensor
 from tensorpress.codec import container
 from tensorpress.codec.bits import BitReader
 from tensorpress.codec.contents import DTYPES, stored_tensors
-from tensorpress.codec.description import Description, TensorEntry, table_of
+from tensorpress.codec.description import (
+    Description,
+    PackedLayer,
+    PackedScheme,
+    TensorEntry,
+    describe,
+    table_of,
+)
 from tensorpress.codec.file import load
 from tensorpress.codec.header import read_description
 from tensorpress.codec.quantize import UniformQuantizer
 from tensorpress.codec.specs import CODERS, Storage, read_specs
 from tensorpress.codec.tensors import decode_tensors, encode_tensors, entropy_bits
 from tensorpress.errors import CorruptFileError
-from tensorpress.planning.layers import plan_of
 from tensorpress.planning.plan import LayerPlan
 
 _BELIEVED, _BELIEVED_PER_BYTE = 1 << 22, 1 << 12
@@ -29,24 +35,18 @@ _PLAIN: dict[str, Literal["half"] | None] = {"raw": None, "half": "half", "integ
 class StoredTensor:
     """One tensor of a file.
 
+    ``short_name`` has "core" and "matrix k" for the factors of a weight, "core k" for a train;
     ``bytes`` is its share of the file, its table included; ``entropy`` is the empirical
     entropy of its quantized values in bits a value, None where it is not quantized.
     """
 
     name: str
+    short_name: str
     shape: tuple[int, ...]
     dtype: str
     storage: str
     bytes: float
     entropy: float | None
-
-    @property
-    def short_name(self) -> str:
-        """Name with "core" and "matrix k" for the factors of a pressed weight."""
-        layer, found, factor = self.name.partition(".parametrizations.weight.original")
-        if not found:
-            return self.name
-        return f"{layer}.core" if factor == "0" else f"{layer}.matrix{factor}"
 
     @property
     def count(self) -> int:
@@ -57,6 +57,18 @@ class StoredTensor:
     def bits_per_value(self) -> float:
         """Bits of the file a value."""
         return 8 * self.bytes / max(self.count, 1)
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """How a layer of a file is pressed; modes and core are empty for schemes without."""
+
+    name: str
+    scheme: str
+    shape: tuple[int, ...]
+    modes: tuple[int, ...]
+    ranks: tuple[int, ...]
+    core: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Inspection:
     size: int
     network: str | None
     coder: str
-    layers: tuple[LayerPlan, ...]
+    layers: tuple[StoredLayer, ...]
     tensors: tuple[StoredTensor, ...]
     parts: dict[str, int]
 
@@ -134,6 +146,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     tensors = [
         StoredTensor(
             entry.name,
+            _short_name(entry.name, layers),
             entry.shape,
             entry.dtype,
             _told(storage),
@@ -153,22 +166,37 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 def _table_and_layers(
     path: str | os.PathLike[str], description: Description, payload: int
-) -> tuple[tuple[TensorEntry, ...], tuple[LayerPlan, ...]]:
+) -> tuple[tuple[TensorEntry, ...], tuple[StoredLayer, ...]]:
     """Return the tensors of a file and its pressed layers, rebuilding a network of the zoo."""
     if isinstance(description.tensors, int):
         model = load(path)
-        return table_of(stored_tensors(model)), plan_of(model).layers
+        tensors = stored_tensors(model)
+        layers = describe(model, None, tensors).layers
+        return table_of(tensors), tuple(map(_stored, layers))
     values = sum(prod(entry.shape) for entry in description.tensors)
     if values > _BELIEVED + _BELIEVED_PER_BYTE * payload:
         raise CorruptFileError(
             f"{os.fspath(path)}: {payload} bytes are said to hold {values:,} values"
         )
-    layers = tuple(
-        LayerPlan(str(name), shape, modes, ranks, core)
-        for name, shape, modes, ranks, core in description.layers
-        if shape is not None
-    )
-    return description.tensors, layers
+    return description.tensors, tuple(map(_stored, description.layers))
+
+
+def _stored(layer: PackedLayer) -> StoredLayer:
+    """Return a layer that is described by name and shape."""
+    name, shape = str(layer.ref), layer.shape or ()
+    if isinstance(layer, PackedScheme):
+        return StoredLayer(name, layer.scheme, shape, (), layer.ranks, "")
+    tucker = LayerPlan(name, shape, layer.modes, layer.ranks, layer.core)
+    return StoredLayer(name, tucker.scheme, shape, layer.modes, layer.ranks, layer.core)
+
+
+def _short_name(name: str, layers: tuple[StoredLayer, ...]) -> str:
+    layer, found, factor = name.partition(".parametrizations.weight.original")
+    if not found:
+        return name
+    if any(pressed.name == layer and pressed.core for pressed in layers):
+        return f"{layer}.core" if factor == "0" else f"{layer}.matrix{factor}"
+    return f"{layer}.core{factor}"
 
 
 def _told(storage: Storage) -> str:

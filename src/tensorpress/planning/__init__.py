@@ -1,7 +1,16 @@
 """Planning: which layers are pressed, by what scheme, into which modes and ranks."""
 
-from tensorpress.planning.choose import plan
-from tensorpress.planning.layers import plan_of
-from tensorpress.planning.plan import SCHEMES, LayerPlan, Plan
+from tensorpress.planning.choose import check_target, plan
+from tensorpress.planning.plan import SCHEMES, LayerPlan, Plan, PlannedLayer, SchemePlan
+from tensorpress.planning.read_back import plan_of
 
-__all__ = ["SCHEMES", "LayerPlan", "Plan", "plan", "plan_of"]
+__all__ = [
+    "SCHEMES",
+    "LayerPlan",
+    "Plan",
+    "PlannedLayer",
+    "SchemePlan",
+    "check_target",
+    "plan",
+    "plan_of",
+]

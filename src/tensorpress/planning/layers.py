@@ -1,17 +1,15 @@
-"""Finding layers: which weights can be pressed, by what pattern, and what a pressed model holds."""
+"""Finding layers: which weights can be pressed, and what a name or a pattern stands for."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from math import prod
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
-from tensorpress.planning.plan import Core, LayerPlan, Plan
+from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.schemes.dimensions import Shape
-from tensorpress.schemes.tucker_weight import stored_factors, tucker_weight
+from tensorpress.schemes.pressed import Pressed
 
 
 def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
@@ -19,7 +17,13 @@ def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     shapes: dict[str, Shape] = {}
     kept: dict[str, str] = {}
     holders = _holders(model)
+    inside = {id(part) for part in _pressed_parts(model)}
     for name, module in model.named_modules():
+        if id(module) in inside:
+            continue
+        if isinstance(module, Pressed):
+            kept[name] = "it is pressed already"
+            continue
         if parametrize.is_parametrized(module, "weight"):
             kept[name] = "its weight is parametrized already"
             continue
@@ -42,13 +46,28 @@ def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     return shapes, kept
 
 
-def _holders(model: nn.Module) -> dict[int, list[str]]:
-    """Return every place a parameter is held; a module that is used twice counts once."""
-    holders: dict[int, list[str]] = {}
+def tied_biases(model: nn.Module) -> dict[str, str]:
+    """Return the layers whose bias is held elsewhere as well, with the reason to keep them."""
+    reasons: dict[str, str] = {}
+    holders = _holders(model)
     for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            holders.setdefault(id(parameter), []).append(f"{name}.{key}")
-    return holders
+        held = holders.get(id(module._parameters.get("bias")), [])
+        others = [repr(holder) for holder in held if holder != f"{name}.bias"]
+        if others:
+            reasons[name] = f"its bias is tied to {', '.join(others)}"
+    return reasons
+
+
+def read_by_parents(model: nn.Module) -> dict[str, str]:
+    """Return the layers whose weight the module around them reads, with the reason to keep them."""
+    read = {
+        id(child)
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer)
+        for child in (module.linear1, module.linear2)
+    }
+    reason = "nn.TransformerEncoderLayer reads its weight directly"
+    return {name: reason for name, module in model.named_modules() if id(module) in read}
 
 
 def matching(pattern: str, names: Mapping[str, Any], kept: Mapping[str, str]) -> list[str]:
@@ -61,30 +80,22 @@ def matching(pattern: str, names: Mapping[str, Any], kept: Mapping[str, str]) ->
     return found
 
 
-def plan_of(model: nn.Module) -> Plan:
-    """Read the plan back from a pressed model.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> plan_of(nn.Linear(3, 2)).layers
-    ()
-    """
-    layers: list[LayerPlan] = []
-    cores: set[int] = set()
+def _holders(model: nn.Module) -> dict[int, list[str]]:
+    """Return every place a parameter is held; a module that is used twice counts once."""
+    holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        tucker = tucker_weight(module)
-        if tucker is None:
-            continue
-        if tucker.shared:
-            cores.add(id(stored_factors(module).original0))
-        kind: Core = "diagonal" if tucker.diagonal else "shared" if tucker.shared else "own"
-        layers.append(LayerPlan(name, tucker.shape, tucker.modes, tucker.ranks, kind))
-    if len(cores) > 1:
-        raise ModelMismatchError(f"layers that should share one core hold {len(cores)} of them")
-    stored = sum(layer.factor_params for layer in layers)
-    shared = next((prod(layer.ranks) for layer in layers if layer.core == "shared"), 0)
-    total = sum(p.numel() for p in model.parameters())
-    return Plan(
-        "scada_tucker" if shared else "ada_tucker", tuple(layers), {}, total - stored - shared
-    )
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(f"{name}.{key}")
+    return holders
+
+
+def _pressed_parts(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that pressed layers are made of."""
+    return [
+        part
+        for module in model.modules()
+        if isinstance(module, Pressed)
+        for part in module.modules()
+        if part is not module
+    ]

@@ -15,6 +15,8 @@ from rich.text import Text
 from tensorpress.report import formatting
 from tensorpress.report.content import LayerRow
 
+START_ERROR = "pressed.start_error"
+
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -22,7 +24,7 @@ def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
     """Return the rows quantity, dense, pressed, file of the headline table as text.
 
     A number that should be there and is not reads "–"; a cell that has no meaning, such as the
-    MACs of a file, is empty.
+    MACs of a file, is empty. The error before training is there where weights were decomposed.
 
     Examples
     --------
@@ -43,6 +45,7 @@ def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
         ("MACs", "count", "dense.macs", "pressed.macs", ""),
         ("bytes", "count", "dense.bytes", "", "file.bytes"),
         ("test error (%)", "error", "dense.error", "pressed.error", "file.error"),
+        ("error before fine-tuning (%)", "error", "", START_ERROR, ""),
         ("parameter ratio", "ratio", "", "ratio.params", ""),
         ("MAC ratio", "ratio", "", "ratio.macs", ""),
         ("file ratio", "ratio", "", "", "ratio.file"),
@@ -50,6 +53,7 @@ def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
     return [
         (label, cell(dense, kind), cell(pressed, kind), cell(file, kind))
         for label, kind, dense, pressed, file in rows
+        if pressed != START_ERROR or formatting.lookup(metrics, START_ERROR) is not None
     ]
 
 

@@ -1,0 +1,287 @@
+"""Files of models whose layers were pressed by the schemes of the registry."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from tpz_models import assert_holds, expected, saved
+
+import tensorpress as tp
+from tensorpress.codec import container
+from tensorpress.codec.contents import stored_tensors
+from tensorpress.codec.description import describe
+from tensorpress.codec.header import read_description
+from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.planning import plan_of
+from tensorpress.schemes.layer import describe as describe_layer
+from tensorpress.schemes.press_layer import press_layer
+from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.tensor_train import TrainOfMatrix
+from tensorpress.zoo import build
+
+SCHEMES = list(LAYER_SCHEMES)
+
+
+def pressed(dense: nn.Module, scheme: str, ranks: Any = 0.4, **options: Any) -> nn.Module:
+    made = tp.plan(dense, scheme=scheme, ranks=ranks, **options)
+    return tp.press(dense, made, start="kaiming")
+
+
+def several() -> nn.Module:
+    """Layers of many kinds."""
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "conv": nn.Conv2d(8, 12, 3, stride=2, groups=2, padding_mode="reflect"),
+            "up": nn.ConvTranspose1d(8, 6, 4, output_padding=1, stride=2),
+            "deep": nn.Conv3d(4, 8, 3),
+            "fc": nn.Linear(40, 30, bias=False),
+            "words": nn.Embedding(60, 16, padding_idx=2),
+            "norm": nn.BatchNorm1d(8),
+        }
+    )
+
+
+@pytest.mark.parametrize("network", ["lenet5", "resnet20"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_zoo_networks_come_back_as_quantized(tmp_path: Path, network: str, scheme: str) -> None:
+    torch.manual_seed(0)
+    model = pressed(build(network), scheme)
+    again = tp.load(saved(model, tmp_path, network=network))
+    assert_holds(again, expected(model))
+    assert plan_of(again).layers == plan_of(model).layers
+    assert not again.training
+    assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_own_models_come_back_as_quantized(tmp_path: Path, scheme: str, dtype: torch.dtype) -> None:
+    dense = several().to(dtype)
+    model = pressed(dense, scheme)
+    path = saved(model, tmp_path)
+    for parameter in dense.parameters():
+        nn.init.constant_(parameter, float("nan"))  # whatever it was
+    before = list(dense.state_dict())
+    again = tp.load(path, dense)
+    assert_holds(again, expected(model))
+    assert plan_of(again).layers == plan_of(model).layers
+    assert list(dense.state_dict()) == before
+
+
+def test_schemes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
+    dense = build("lenet5")
+    given = {
+        "ip*": {"scheme": "scada_tucker", "modes": [25, 20, 10], "ranks": 4},
+        "ip1": {"scheme": "scada_tucker", "modes": [500, 40, 20], "ranks": 4},
+        "conv1": {"scheme": "tt_weight"},
+    }
+    model = pressed(dense, "tucker2", 0.3, layers=given)
+    for network in ("lenet5", None):
+        again = tp.load(saved(model, tmp_path, network=network), dense)
+        assert_holds(again, expected(model))
+        assert plan_of(again).layers == plan_of(model).layers
+
+
+def test_a_loaded_model_computes_the_same_and_trains_on(tmp_path: Path) -> None:
+    dense = build("lenet5")
+    model = pressed(dense, "tucker2").eval()
+    again = tp.load(saved(model, tmp_path, network="lenet5", quantizer=None))
+    x = torch.rand(4, 1, 28, 28)
+    difference = (again(x) - model(x)).norm() / model(x).norm()
+    assert 0 < float(difference.detach()) < 0.1
+    again.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+
+
+def test_a_model_that_is_a_single_pressed_layer(tmp_path: Path) -> None:
+    dense = nn.Linear(30, 20)
+    model = pressed(dense, "channel_svd")
+    assert_holds(tp.load(saved(model, tmp_path), dense), expected(model))
+    assert type(dense) is nn.Linear
+
+
+def test_a_module_in_several_places_is_stored_once(tmp_path: Path) -> None:
+    layer = nn.Linear(30, 30)
+    dense = nn.Sequential(layer, nn.ReLU(), layer)
+    model = pressed(dense, "channel_svd")
+    again = tp.load(saved(model, tmp_path), dense)
+    assert again[0] is again[2]
+    assert_holds(again, expected(model))
+
+
+def unpacked(header: object) -> object:
+    """What msgpack makes of a header: lists for tuples."""
+    return list(map(unpacked, header)) if isinstance(header, (list, tuple)) else header
+
+
+@settings(max_examples=30)
+@given(scheme=st.sampled_from(SCHEMES), fraction=st.floats(0.01, 1.0))
+def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
+    dense = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(30, 20))
+    taken = [LAYER_SCHEMES[scheme].refusal(describe_layer(layer)) is None for layer in dense]
+    given = {str(k): {"ranks": fraction} for k, fits in enumerate(taken) if fits}
+    model = tp.press(dense, tp.plan(dense, scheme=scheme, layers=given), start="kaiming")
+    description = describe(model, None, stored_tensors(model))
+    again = read_description("a.tpz", unpacked(description.pack()))
+    assert again == description
+    assert again.plan_for("a.tpz", dense).layers == plan_of(model).layers
+
+
+def test_a_network_of_the_zoo_is_described_by_numbers() -> None:
+    layers = {"conv2": {"ranks": [4, 4]}, "ip2": {"scheme": "channel_svd", "ranks": 3}}
+    dense = build("lenet5")
+    model = tp.press(dense, tp.plan(dense, scheme="tucker2", layers=layers))
+    _, packed, _ = describe(model, "lenet5", stored_tensors(model)).pack()
+    assert packed == [[1, "tucker2", (4, 4)], [3, "channel_svd", 3]]
+
+
+ZOO_HEADERS = {
+    "unknown scheme": [[1, "tuker2", [3, 3]]],
+    "scheme without a name": [[1, "", [3, 3]]],
+    "scheme of another form": [[1, "ada_tucker", [3, 3]]],
+    "module as scheme": [[1, "os.system", 3]],
+    "method as scheme": [[1, "__class__", 3]],
+    "scheme is bytes": [[1, b"tucker2", [3, 3]]],
+    "long name": [[1, "x" * 100_000, [3, 3]]],
+    "ranks zero": [[1, "tucker2", [0, 3]]],
+    "ranks negative": [[1, "tucker2", [-3, 3]]],
+    "rank negative": [[1, "channel_svd", -3]],
+    "ranks true": [[1, "channel_svd", True]],
+    "ranks too large": [[1, "tucker2", [101, 3]]],
+    "ranks huge": [[1, "tucker2", [(1 << 31) - 1] * 2]],
+    "ranks beyond 31 bits": [[1, "tucker2", [1 << 40, 3]]],
+    "ranks too few": [[1, "tucker2", 3]],
+    "ranks too many": [[1, "tucker2", [3, 3, 3]]],
+    "ranks without end": [[1, "tucker2", [1] * 100_000]],
+    "ranks none": [[1, "tucker2", None]],
+    "ranks a string": [[1, "tucker2", "evbmf"]],
+    "ranks floats": [[1, "tucker2", [0.5, 0.5]]],
+    "ranks nested": [[1, "tucker2", [[3], [3]]]],
+    "no ranks": [[1, "tucker2", []]],
+    "a core": [[1, "tucker2", [3, 3], 0]],
+    "a scheme that cannot take it": [[1, "spatial_svd", 3]],
+    "layer twice": [[1, "tucker2", [3, 3]], [1, "channel_svd", 3]],
+    "layer pressed in two ways": [[1, "tucker2", [3, 3]], [1, [300, 100], 3]],
+    "layer number too large": [[9, "tucker2", [3, 3]]],
+    "layer by name": [["ip2", "tucker2", [3, 3]]],
+    "other tensors": [[1, "tucker2", [3, 3]]],
+}
+
+
+@pytest.mark.parametrize("name", ZOO_HEADERS)
+def test_hostile_headers_of_networks_of_the_zoo(
+    tmp_path: Path, zoo_file: container.Container, name: str
+) -> None:
+    path = tmp_path / "hostile.tpz"
+    container.write(path, ["lenet300100", ZOO_HEADERS[name], 0], zoo_file.sections)
+    for read in (tp.load, tp.inspect):
+        with pytest.raises((CorruptFileError, ModelMismatchError), match=r"hostile\.tpz") as caught:
+            read(path)
+        assert len(str(caught.value)) < 400
+
+
+def test_an_unknown_scheme_names_the_known_ones(
+    tmp_path: Path, zoo_file: container.Container
+) -> None:
+    path = tmp_path / "new.tpz"
+    container.write(path, ["lenet300100", [[1, "tucker9", [3]]], 0], zoo_file.sections)
+    with pytest.raises(
+        ModelMismatchError, match=r"'tucker9', which this version does not.*tucker2"
+    ):
+        tp.load(path)
+
+
+OWN_HEADERS = {
+    "layer without shape": ["fc", "channel_svd", 3],
+    "layer by number": [[30, 40], 3, "channel_svd", 3],
+    "layer that does not exist": [[30, 40], "fd", "channel_svd", 3],
+    "shape of another layer": [[40, 30], "fc", "channel_svd", 3],
+    "norm as layer": [[8], "norm", "channel_svd", 3],
+    "layer of a private name": [[30, 40], "__class__", "channel_svd", 3],
+    "ranks that do not fit": [[30, 40], "fc", "channel_svd", 31],
+    "ranks huge": [[30, 40], "fc", "tt_weight", [1 << 30] * 3],
+}
+
+
+@pytest.mark.parametrize("name", OWN_HEADERS)
+def test_hostile_headers_of_own_models(tmp_path: Path, name: str) -> None:
+    dense = several()
+    content = container.read(saved(pressed(dense, "channel_svd"), tmp_path))
+    path = tmp_path / "hostile.tpz"
+    network, _, table = content.header
+    container.write(path, [network, [OWN_HEADERS[name]], table], content.sections)
+    with pytest.raises((CorruptFileError, ModelMismatchError), match=r"hostile\.tpz"):
+        tp.load(path, dense)
+
+
+def test_a_model_that_does_not_fit_the_file(tmp_path: Path) -> None:
+    dense = nn.Sequential(nn.Linear(30, 20))
+    path = saved(pressed(dense, "channel_svd"), tmp_path)
+    hooked = deepcopy(dense)
+    hooked[0].register_forward_hook(lambda *_: None)
+    for other, message in [
+        (nn.Sequential(nn.Linear(31, 20)), "a weight 20×30; the model has a weight 20×31"),
+        (nn.Sequential(nn.Linear(30, 20, bias=False)), "'0.1.bias'.*no more tensors"),
+        (hooked, "layer '0': .*hooks"),
+        (tp.load(path, dense), "is pressed: give a dense one"),
+    ]:
+        with pytest.raises(ModelMismatchError, match=message) as caught:
+            tp.load(path, other)
+        assert str(path) in str(caught.value)
+
+
+def stretched() -> nn.Module:
+    model = build("lenet5")
+    model.conv2 = nn.Conv2d(20, 50, 5, stride=2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("dense", "message"),
+    [
+        (stretched, "'conv2' has stride .1, 1. in this model; the plan expects .2, 2."),
+        (lambda: build("lenet5").double(), "float64"),
+        (lambda: build("lenet300100"), "no layer 'ip1' with a weight 300×784"),
+    ],
+)
+def test_a_model_that_is_not_the_network_it_is_said_to_be(
+    tmp_path: Path, dense: Any, message: str
+) -> None:
+    with pytest.raises(ModelMismatchError, match=f"not 'lenet5': .*{message}"):
+        tp.save(pressed(dense(), "tucker2", 0.2), tmp_path / "a.tpz", network="lenet5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_modes_of_ones_own_are_refused(tmp_path: Path) -> None:
+    scheme = TrainOfMatrix("tensor_train", "", (4, 16), (16, 4))
+    model = nn.Sequential(press_layer(nn.Linear(64, 64), scheme, 2))
+    with pytest.raises(ModelMismatchError, match="layer '0' is not what tensor_train makes"):
+        tp.save(model, tmp_path / "a.tpz")
+
+
+def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = nn.Sequential(nn.Linear(10, 10, bias=False))
+    model = tp.press(dense, tp.plan(dense, scheme="tucker2", layers={"0": {"ranks": 10}}))
+    path = saved(model, tmp_path)
+    monkeypatch.setattr("tensorpress.codec.costs._ROOM", 0)
+    with pytest.raises(InvalidArgumentError, match="factors are far larger"):
+        tp.save(model, path)
+    with pytest.raises(ModelMismatchError, match=r"model\.tpz holds factors far larger"):
+        tp.load(path, dense)
+
+
+RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*/seed0/model.tpz"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parts[-3])
+def test_files_of_earlier_versions_are_read(path: Path) -> None:
+    model = tp.load(path)
+    found = tp.inspect(path)
+    assert found.layers
+    assert sum(t.count for t in found.tensors if "running" not in t.name) >= plan_of(model).params
