@@ -34,7 +34,7 @@ def test_a_data_set_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidArgumentError, match=r"'digits' .1×8×8.*resnet20 .3×32×32"):
         load_splits(network("resnet20"), "digits")
     letters = replace(DATASETS["mnist"], name="letters", classes=26)
-    monkeypatch.setitem(DATASETS, "letters", letters)
+    monkeypatch.setattr("tensorpress.sources.DATASETS", {**DATASETS, "letters": letters})
     with pytest.raises(InvalidArgumentError, match=r"'letters' .*classes: 26.*lenet5.*classes: 10"):
         load_splits(network("lenet5"), "letters")
     with pytest.raises(InvalidArgumentError, match=r"'moving-digits' .1×8×16×16.*lenet5 .1×28×28"):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.shared_core import shared_tucker
 from tensorpress.planning.plan import SchemePlan
+from tensorpress.schemes.base import bias_of, keep_gradients
 from tensorpress.schemes.factorized_weight import Factors
-from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tucker_weight import TuckerWeight, balanced, initial_std
 
@@ -69,10 +69,9 @@ def unfilled(plan: SchemePlan, layer: nn.Module) -> nn.Module:
     plan.check()
     weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
     pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=weight.detach())
-    pressed.requires_grad_(weight.requires_grad)
-    held = _bias(pressed)
+    keep_gradients(pressed, layer)
+    held = bias_of(pressed)
     if held is not None and bias is not None:
-        held.requires_grad_(bias.requires_grad)
         with torch.no_grad():
             held.copy_(bias)
     return pressed.train(layer.training)
@@ -88,11 +87,11 @@ def drawn_layer(
     weight = layer.get_parameter("weight").detach()
     # In half precision a product of draws of deviation 1 might overflow.
     pressed = unfilled(plan, layer).to("cpu", torch.float64)
-    bias = _bias(pressed)
+    bias = bias_of(pressed)
     factors = [parameter for parameter in pressed.parameters() if parameter is not bias]
     with torch.no_grad():
         for factor in factors:
-            factor.copy_(torch.randn(factor.shape, generator=generator))
+            factor.copy_(torch.randn(factor.shape, generator=generator, device="cpu"))
         for part in pressed.modules():
             if isinstance(part, nn.Embedding) and part.padding_idx is not None:
                 part.weight[part.padding_idx].zero_()
@@ -104,9 +103,3 @@ def drawn_layer(
 
 def _sharing(tuckers: Sequence[TuckerWeight]) -> list[int]:
     return [i for i, tucker in enumerate(tuckers) if tucker.shared]
-
-
-def _bias(pressed: nn.Module) -> nn.Parameter | None:
-    if isinstance(pressed, Pressed):
-        return pressed.held_bias()
-    return pressed._parameters.get("bias")

@@ -244,3 +244,14 @@ def test_ranks_that_cannot_be_are_refused(name: str, ranks: object) -> None:
         if is_taken(name, layer):
             with pytest.raises(InvalidArgumentError):
                 press_layer(layer, name, ranks)
+
+
+@every_scheme
+def test_another_default_device_does_not_matter(name: str) -> None:
+    for layer in samples():
+        if is_taken(name, layer):
+            expected = press_layer(layer, name, 2)
+            with torch.device("meta"):
+                found = press_layer(layer, name, 2)
+            for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+                assert torch.equal(one, other)

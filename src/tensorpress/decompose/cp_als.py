@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tensorpress.decompose.cp_form import CP
 from tensorpress.decompose.cp_problem import cp_problem
-from tensorpress.decompose.cp_products import Halves, hadamard
+from tensorpress.decompose.cp_products import Halves, hadamard, identity
 from tensorpress.decompose.cp_starts import cp_starts
 
 SURVIVORS = {20: 2, 60: 1}
@@ -97,7 +97,7 @@ def _alternate(
     """Sweep from all starts, as one stack (Σ n_i, runs, r), and return the best run's factors."""
     stacked = torch.cat([torch.stack(matrices, dim=1) for matrices in zip(*starts, strict=True)])
     # The tensor has norm 1, so an absolute weight is a relative one.
-    hold = torch.finfo(stacked.dtype).eps ** 0.75 * torch.eye(stacked.shape[-1]).to(stacked)
+    hold = torch.finfo(stacked.dtype).eps ** 0.75 * identity(stacked.shape[-1], stacked)
     best, errors2 = _sweep(halves, stacked, hold)
     point, momentum = best, torch.full_like(errors2, MOMENTUM)
     history, iterations, converged = [errors2.tolist()], 1, False

@@ -9,7 +9,7 @@ from torch import Tensor
 from tensorpress.decompose.cp_als import cp_als
 from tensorpress.decompose.cp_form import CP
 from tensorpress.decompose.cp_problem import balanced, cp_problem
-from tensorpress.decompose.cp_products import Halves, hadamard
+from tensorpress.decompose.cp_products import Halves, hadamard, identity
 from tensorpress.decompose.precision import working
 
 CG_STEPS = 30
@@ -137,7 +137,7 @@ class _System:
         self.damping = damping * float(blocks.diagonal(dim1=1, dim2=2).mean())
         # Where all factors are zero any positive damping will do.
         self.damping = self.damping or damping
-        self.blocks = blocks + self.damping * torch.eye(len(zero)).to(zero)
+        self.blocks = blocks + self.damping * identity(len(zero), zero)
         self.cross = torch.stack(
             [
                 torch.stack([zero if i == j else hadamard(point.grams, i, j) for j in range(order)])

@@ -11,6 +11,11 @@ CANCELLED = 1e-6
 """Squared errors below this part of ‖T‖² have lost digits: more the larger the terms are."""
 
 
+def identity(size: int, like: Tensor) -> Tensor:
+    """Return an identity matrix in the dtype and on the device of a tensor."""
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
 def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
     """Return the column-wise Kronecker product of matrices.
 

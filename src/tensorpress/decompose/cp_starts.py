@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tensorpress.decompose.algebra import mode_product, unfold
 from tensorpress.decompose.cp_problem import balanced
+from tensorpress.decompose.cp_products import identity
 from tensorpress.decompose.spectrum import leading_basis
 
 
@@ -31,7 +32,9 @@ def cp_starts(tensor: Tensor, rank: int) -> list[list[Tensor]]:
     if tensor.ndim == 2:
         return [slice_start(tensor, rank)]
     generator = torch.Generator().manual_seed(0)
-    random = [torch.randn(n, rank, generator=generator).to(tensor) for n in tensor.shape]
+    random = [
+        torch.randn(n, rank, generator=generator, device="cpu").to(tensor) for n in tensor.shape
+    ]
     bases = [leading_basis(unfold(tensor, mode), size) for mode, size in enumerate(tensor.shape)]
     leading = [
         torch.cat([b, f[:, b.shape[1] :]], dim=1)[:, :rank]
@@ -72,7 +75,7 @@ def slice_start(tensor: Tensor, rank: int, bases: Sequence[Tensor] | None = None
     large, small = sorted(by_size[:2]), sorted(by_size[2:])
     rest = tensor
     if bases is None:
-        bases = [torch.eye(size).to(tensor) for size in tensor.shape]
+        bases = [identity(size, tensor) for size in tensor.shape]
     else:
         for mode in small:
             rest = mode_product(rest, bases[mode].mT, mode)

@@ -118,7 +118,9 @@ def _padded_hooi(tensor: Tensor, ranks: Sequence[int]) -> tuple[Tensor, int, lis
     factors = []
     for factor, rank in zip(found.factors, ranks, strict=True):
         # Columns beyond the mode's size must not vanish, or their core slices would never be used.
-        matrix = torch.randn(factor.shape[0], rank, generator=generator).to(factor) / rank
+        matrix = (
+            torch.randn(factor.shape[0], rank, generator=generator, device="cpu").to(factor) / rank
+        )
         matrix[:, : factor.shape[1]] = factor
         factors.append(matrix)
     return core, prod(feasible), factors

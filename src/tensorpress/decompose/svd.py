@@ -130,7 +130,7 @@ def _projected(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _randomized(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     width = min(rank + OVERSAMPLING, *matrix.shape[-2:])
     generator = torch.Generator().manual_seed(0)
-    test = torch.randn(matrix.shape[-1], width, generator=generator).to(matrix)
+    test = torch.randn(matrix.shape[-1], width, generator=generator, device="cpu").to(matrix)
     basis = torch.linalg.qr(matrix @ test).Q
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(matrix @ (matrix.mT @ basis)).Q

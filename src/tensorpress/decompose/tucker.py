@@ -168,18 +168,20 @@ def hooi(
     """
     named = _named(tensor, modes, stacked)
     problem = arrange(_stack(tensor, stacked), tuple(ranks), named)
-    last = len(named) - 1
+    last, gains = len(named) - 1, list[float]()
     if start is None:
         factors, partial, kept = _truncate_in_turn(problem)
     else:
         factors = _given_bases(problem, start, stacked)
         partial = problem.project(factors, skip=last)
+        given = _energy(contract(partial, factors[last], problem.axes[last]))
         factors[last], kept = _best_basis(partial, problem, last)
+        gains.append(kept - given)
     truncated = [i for i, factor in enumerate(factors) if factor.shape[1] > factor.shape[2]]
     # A single truncated mode is optimal from the start.
     window = len(truncated) - 1
     iterations, converged = 0, window < 1
-    norm2, gains = _energy(problem.tensor), []
+    norm2 = _energy(problem.tensor)
     while not converged and iterations < max_iter:
         iterations += 1
         for last in truncated:

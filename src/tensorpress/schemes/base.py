@@ -163,7 +163,7 @@ class Scheme(ABC):
         kernel = working(kernel_of(layer, spec))
         chosen, spectra = self._choose(spec, rank_rule(ranks), kernel)
         pressed = self.decompose(layer, spec, kernel, chosen, spectra)
-        _keep_gradients(pressed, layer)
+        keep_gradients(pressed, layer)
         return pressed.train(layer.training)
 
     def _choose(
@@ -256,10 +256,14 @@ def _check_values(layer: nn.Module) -> None:
             raise InvalidArgumentError(f"the layer's {name} has NaN or infinite values")
 
 
-def _keep_gradients(pressed: nn.Module, layer: nn.Module) -> None:
+def bias_of(pressed: nn.Module) -> nn.Parameter | None:
+    """Return the bias of a layer pressed in either form, where there is one."""
+    return pressed.held_bias() if isinstance(pressed, Pressed) else pressed._parameters.get("bias")
+
+
+def keep_gradients(pressed: nn.Module, layer: nn.Module) -> None:
     """Require gradients of the factors as of the weight, and of the bias as of the bias."""
     pressed.requires_grad_(layer.get_parameter("weight").requires_grad)
-    bias = layer._parameters.get("bias")
-    held = pressed.held_bias() if isinstance(pressed, Pressed) else pressed._parameters.get("bias")
+    held, bias = bias_of(pressed), layer._parameters.get("bias")
     if held is not None and bias is not None:
         held.requires_grad_(bias.requires_grad)

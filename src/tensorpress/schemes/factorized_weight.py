@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tensorpress.errors import InvalidArgumentError
+
 Factors = tuple[Tensor, ...]
 
 
@@ -34,6 +36,14 @@ class FactorizedWeight(nn.Module):
         self._given = factors
         parametrize.register_parametrization(layer, "weight", self)
         self._given = None
+
+
+def check_shape(weight: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise an `InvalidArgumentError` unless a weight that is to be decomposed has a shape."""
+    if weight.shape != shape:
+        raise InvalidArgumentError(
+            f"this layer needs a weight of shape {shape}, got {tuple(weight.shape)}"
+        )
 
 
 def factorized_weight(module: nn.Module) -> FactorizedWeight | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -112,6 +113,11 @@ class LayerSpec:
             Before it; for a Linear or an Embedding any positions, which stay.
         modes : tuple of int
             The spatial modes covered.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Where the sizes are too small for the kernel.
         """
         found = list(sizes)
         for mode in modes:
@@ -123,6 +129,10 @@ class LayerSpec:
                 found[mode] = (size - 1) * step - 2 * pad + reach + self.output_padding[mode] + 1
             else:
                 found[mode] = (size + 2 * pad - reach - 1) // step + 1
+        if min((found[mode] for mode in modes), default=1) < 1:
+            raise InvalidArgumentError(
+                f"a {self.kind} with kernel {self.kernel} has no output for sizes {sizes}"
+            )
         return tuple(found)
 
 
@@ -197,8 +207,10 @@ def unpressable(layer: nn.Module) -> str | None:
         return f"only {', '.join(k.__name__ for k in KINDS)} can be"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight directly"
-    if type(layer).forward is not kind.forward or (
-        getattr(type(layer), "_conv_forward", None) is not getattr(kind, "_conv_forward", None)
+    if (
+        "forward" in vars(layer)  # put there by those who wrap a layer in place
+        or type(layer).forward is not kind.forward
+        or getattr(type(layer), "_conv_forward", None) is not getattr(kind, "_conv_forward", None)
     ):
         return f"it is a {kind.__name__} with a forward pass of its own"
     weight = layer._parameters.get("weight")
@@ -206,11 +218,15 @@ def unpressable(layer: nn.Module) -> str | None:
         return "its weight is no plain parameter (weight norm or the like): remove that first"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
+    if torch.finfo(weight.dtype).bits < 16:
+        return f"its weight is {weight.dtype}, which nothing computes in: convert it first"
     if weight.numel() == 0:
         return "its weight is empty"
     own = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
     if own:
         return f"it holds {', '.join(map(repr, sorted(own)))} as well, which would be lost"
+    if layer._parameters.get("bias") is None and getattr(layer, "bias", None) is not None:
+        return "its bias is no plain parameter, which would be lost"
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
     if any(hooks) or layer._backward_pre_hooks:
         return "it has hooks, which would be lost: remove them first"

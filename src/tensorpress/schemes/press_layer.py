@@ -49,6 +49,8 @@ def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Modu
     """
     if isinstance(scheme, str):
         scheme = scheme_named(scheme)
+    if not isinstance(scheme, Scheme):
+        raise InvalidArgumentError(f"a scheme is a name or a Scheme, got {scheme!r}")
     return scheme.press(layer, ranks)
 
 

@@ -53,9 +53,12 @@ class TrainOfMatrix(Scheme):
         """Refuse convolutions, and modes that do not fit."""
         if spec.order:
             return "it has spatial modes"
+        if spec.scale_grad_by_freq:
+            return "its gradients are scaled by frequency, which would be lost"
         rows, columns = self.modes(spec)
         height, width = spec.weight_shape
-        if len(rows) != len(columns) or prod(columns) != width or prod(rows) < height:
+        fits = len(rows) == len(columns) and prod(columns) == width and prod(rows) >= height
+        if not fits or min(rows + columns) < 1:
             return f"modes {rows} × {columns} do not fit its weight {height}×{width}"
         if prod(rows) != height and spec.kind == "Linear":
             return f"row modes {rows} do not multiply to its {height} outputs"
@@ -63,7 +66,7 @@ class TrainOfMatrix(Scheme):
 
     def modes(self, spec: LayerSpec) -> tuple[Sizes, Sizes]:
         """Return the row and column modes."""
-        if self.row_modes:
+        if self.row_modes or self.column_modes:
             return self.row_modes, self.column_modes
         height, width = spec.weight_shape
         order = max(2, round(log(max(height, width), USUAL_MODE)))

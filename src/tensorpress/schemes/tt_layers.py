@@ -1,6 +1,7 @@
 """A Linear and an Embedding held as a tensor train, which never build their matrix."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ class TTLinear(TTLayer):
 
     Examples
     --------
+    >>> import torch
     >>> from tensorpress.schemes.press_layer import press_layer
     >>> pressed = press_layer(nn.Linear(64, 30), "tensor_train", 4)
     >>> pressed.row_modes, pressed.column_modes, pressed(torch.ones(2, 64)).shape
@@ -103,6 +105,7 @@ class TTEmbedding(TTLayer):
 
     Examples
     --------
+    >>> import torch
     >>> from tensorpress.schemes.press_layer import press_layer
     >>> pressed = press_layer(nn.Embedding(1000, 32), "tensor_train", 4)
     >>> pressed(torch.tensor([[3, 999]])).shape
@@ -110,7 +113,10 @@ class TTEmbedding(TTLayer):
     """
 
     def forward(self, indices: Tensor) -> Tensor:
-        """Map indices (*) to vectors (*, length)."""
+        """Map indices (*) to vectors (*, length); one out of range is an IndexError."""
+        if prod(self.row_modes) > self.spec.inputs:
+            # The rows that only fill the modes are no vectors: −1 is out of range as well.
+            indices = indices.masked_fill(indices >= self.spec.inputs, -1)
         found = tt_rows(list(self.cores), indices)
         if self.spec.padding_idx is None:
             return found

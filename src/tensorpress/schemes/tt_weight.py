@@ -18,12 +18,14 @@ from tensorpress.decompose.tensor_train import (
     tt_to_tensor,
 )
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.ranks import check_ranks
 from tensorpress.schemes.base import Scheme, balance
 from tensorpress.schemes.builder import dense_layer
 from tensorpress.schemes.dimensions import balanced_modes, by
 from tensorpress.schemes.factorized_weight import (
     FactorizedWeight,
     Factors,
+    check_shape,
     factorized_weight,
 )
 from tensorpress.schemes.layer import LayerSpec, Sizes, weight_of
@@ -79,6 +81,7 @@ class TTWeight(FactorizedWeight):
         if reason is not None:
             raise InvalidArgumentError(reason)
         self.modes = modes_of(self.shape, self.row_modes, self.column_modes)
+        check_ranks(self.ranks, largest_tt_ranks(self.modes))
 
     @property
     def num_params(self) -> int:
@@ -97,7 +100,9 @@ class TTWeight(FactorizedWeight):
         """Decompose a dense weight by TT-SVD, all cores at one norm."""
         if self._given is not None:
             return self._given
+        check_shape(weight, self.shape)
         train = tt_svd(self.reshaped(weight), ranks=self.ranks)
+        self.relative_error = train.relative_error
         return tuple(balance(train.cores))
 
     def reshaped(self, weight: Tensor) -> Tensor:
@@ -122,7 +127,8 @@ def modes_of(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> Sizes:
 def misfit(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> str | None:
     """Return why modes do not fit a weight, None where they do."""
     fits = (prod(row_modes), prod(column_modes)) == tuple(shape[:2])
-    if fits and len(row_modes) == len(column_modes) and min(row_modes + column_modes) > 0:
+    sound = len(row_modes) == len(column_modes) and min(row_modes + column_modes, default=1) > 0
+    if fits and sound:
         return None
     return f"modes {by(row_modes)} and {by(column_modes)} do not fit a weight {by(shape)}"
 
@@ -151,6 +157,8 @@ class TTWeightScheme(Scheme):
         """Refuse modes that do not fit, weights that are a vector, and padding vectors."""
         if spec.padding_idx is not None:
             return "its padding vector would not stay zero: use tensor_train"
+        if spec.sparse:
+            return "its sparse gradients cannot reach the factors of its weight"
         reason = misfit(spec.weight_shape, *self.factors_of(spec))
         if reason is None and max(self.largest_ranks(spec), default=1) == 1:
             return "its weight, reshaped, is a vector: nothing to cut"
@@ -158,7 +166,7 @@ class TTWeightScheme(Scheme):
 
     def factors_of(self, spec: LayerSpec) -> tuple[Sizes, Sizes]:
         """Return the row and column modes."""
-        if self.row_modes:
+        if self.row_modes or self.column_modes:
             return self.row_modes, self.column_modes
         rows, columns = spec.weight_shape[:2]
         order = max(2, round(log(max(rows, columns), USUAL_MODE)))

@@ -11,7 +11,12 @@ from tensorpress.decompose.cp import cp_als, cp_to_tensor
 from tensorpress.decompose.tucker import hooi, tucker_params
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.dimensions import axes_for, by
-from tensorpress.schemes.factorized_weight import FactorizedWeight, Factors, factorized_weight
+from tensorpress.schemes.factorized_weight import (
+    FactorizedWeight,
+    Factors,
+    check_shape,
+    factorized_weight,
+)
 
 
 class TuckerWeight(FactorizedWeight):
@@ -112,6 +117,7 @@ class TuckerWeight(FactorizedWeight):
             raise InvalidArgumentError(
                 "a weight whose core other layers share cannot be assigned: materialize it first"
             )
+        check_shape(weight, self.shape)
         tensor = self.reshaped(weight)
         if self.diagonal:
             cp = cp_als(tensor, self.ranks[0])
@@ -136,7 +142,7 @@ class TuckerWeight(FactorizedWeight):
     def draw_core(self, std: float, generator: torch.Generator) -> Tensor:
         """Draw a core of deviation ``std``."""
         shape = self.ranks[:1] if self.diagonal else self.ranks
-        return std * torch.randn(*shape, generator=generator)
+        return std * torch.randn(*shape, generator=generator, device="cpu")
 
     def draw(self, std: float, core: Tensor, like: Tensor, generator: torch.Generator) -> Factors:
         """Draw the matrices for a core, in the dtype and on the device of ``like``.
@@ -145,7 +151,7 @@ class TuckerWeight(FactorizedWeight):
         so the matrices are scaled to give it exactly the deviation ``std``.
         """
         matrices = [
-            torch.randn(*shape, generator=generator)
+            torch.randn(*shape, generator=generator, device="cpu")
             for shape in zip(self.modes, self.ranks, strict=True)
         ]
         scale = (std / float(self(core, *matrices).square().mean().sqrt())) ** (1 / len(matrices))

@@ -1,0 +1,74 @@
+"""The pages: their code runs and prints what they say, their tables are those of today."""
+
+import contextlib
+import io
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tensorpress.recipe import Press
+from tensorpress.strict_yaml import parse_yaml
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+
+
+def run_code(page: str, names: dict[str, Any]) -> None:
+    """Run the Python blocks in one namespace; a text block after one is what it prints."""
+    torch.manual_seed(0)
+    found = blocks(page)
+    for number, (language, text) in enumerate(found):
+        if language != "python":
+            continue
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(text, f"{page}, block {number}", "exec"), names)
+        if found[number + 1 :] and found[number + 1][0] == "text":
+            assert out.getvalue() == found[number + 1][1], f"{page}, block {number}"
+
+
+@pytest.mark.parametrize("page", ["docs/schemes.md", "docs/decompositions.md"])
+def test_code_prints_what_the_page_says(page: str) -> None:
+    assert any(language == "python" for language, _ in blocks(page))
+    run_code(page, {})
+
+
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def factory() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(4, 40, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2560, 10)
+        )
+
+    monkeypatch.chdir(tmp_path)
+    loader = [(torch.randn(4, 4, 8, 8), torch.arange(4))]
+    names = {"model": factory(), "factory": factory, "loader": loader, "conv": nn.Conv2d(8, 8, 3)}
+    run_code("README.md", names)
+    assert (tmp_path / "model.tpz").exists()
+
+
+def test_recipe_sections_are_valid() -> None:
+    sections = [parse_yaml(text) for kind, text in blocks("docs/schemes.md") if kind == "yaml"]
+    assert sections
+    for section in sections:
+        Press.model_validate(section["press"])
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "module"),
+    [
+        ("docs/schemes.md", "schemes", "schemes_table"),
+        ("docs/decompositions.md", "cp", "cp_table"),
+    ],
+)
+def test_a_table_is_what_its_source_says_today(page: str, name: str, module: str) -> None:
+    table = runpy.run_path(str(ROOT / "benchmarks" / f"{module}.py"))[module]()
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert f"<!-- table: {name} -->\n{table}\n<!-- end -->" in text
