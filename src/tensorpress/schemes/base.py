@@ -31,15 +31,19 @@ class Cost:
     macs: int
 
 
+@dataclass(frozen=True)
 class Scheme(ABC):
     """How a decomposition lives in a layer.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The name it goes by.
     summary : str
         One line on what it does, with its source.
+
+    Attributes
+    ----------
     form : {"layer", "weight"}
         Whether other layers take a layer's place, or the layer stays and its weight is rebuilt.
     """

@@ -116,10 +116,14 @@ def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tens
         kind, geometry = _convolution(spec, stage)
         options |= geometry
     inputs, outputs = stage.groups * stage.in_, stage.groups * stage.out
-    built: nn.Module = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        kind, inputs, outputs, **options, device=like.device, dtype=like.dtype
-    )
+    built = _uninitialized(kind)(inputs, outputs, **options, device=like.device, dtype=like.dtype)
+    built.__class__ = kind
     return built
+
+
+def _uninitialized(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a layer's class without its random start, which would cost time and random numbers."""
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda _: None})
 
 
 def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[str, Any]]:

@@ -25,10 +25,6 @@ class ChannelSVD(LayerScheme):
 
     Parameters
     ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
     mode : {"out", "in"}
         Which mode the 1×1 layer expands or reduces.
 
@@ -38,8 +34,6 @@ class ChannelSVD(LayerScheme):
     and detection", sec. 3.1, without the responses; Tucker (1966).
     """
 
-    name: str
-    summary: str
     mode: Literal["out", "in"] = "out"
 
     def refusal(self, spec: LayerSpec) -> str | None:

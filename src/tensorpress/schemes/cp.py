@@ -28,10 +28,6 @@ class CPLayers(LayerScheme):
 
     Parameters
     ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
     algorithm : {"als", "nls", "corrected"}
         Alternating least squares; non-linear least squares on all factors jointly, which takes
         longer and fits at least as well; or this, then the least sensitive factors with an error
@@ -46,8 +42,6 @@ class CPLayers(LayerScheme):
     using fine-tuned CP-decomposition".
     """
 
-    name: str
-    summary: str
     algorithm: Literal["als", "nls", "corrected"] = "als"
 
     def refusal(self, spec: LayerSpec) -> str | None:

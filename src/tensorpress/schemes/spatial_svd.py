@@ -23,10 +23,6 @@ class SpatialSVD(LayerScheme):
 
     Parameters
     ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
     first : {"vertical", "horizontal"}
         Whether the first convolution runs along the first spatial mode, or along the last.
 
@@ -36,8 +32,6 @@ class SpatialSVD(LayerScheme):
     Theorem 1; Jaderberg, Vedaldi, Zisserman (2014).
     """
 
-    name: str
-    summary: str
     first: Literal["vertical", "horizontal"] = "vertical"
 
     def refusal(self, spec: LayerSpec) -> str | None:

@@ -31,10 +31,6 @@ class TrainOfMatrix(Scheme):
 
     Parameters
     ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
     row_modes, column_modes : tuple of int, optional
         Of the weight (rows, columns), equally many; by default about the logarithm to base 8 of
         its larger side, balanced. Those of an Embedding's rows may multiply to more than there are.
@@ -44,8 +40,6 @@ class TrainOfMatrix(Scheme):
     Novikov, Podoprikhin, Osokin, Vetrov (2015), "Tensorizing neural networks".
     """
 
-    name: str
-    summary: str
     row_modes: Sizes = ()
     column_modes: Sizes = ()
 
@@ -164,18 +158,7 @@ def covering_modes(size: int, order: int) -> Sizes:
 
 @dataclass(frozen=True)
 class TensorTrain(Scheme):
-    """A tensor train for any layer: `TrainOfConvolutions`, or `TrainOfMatrix` where there are none.
-
-    Parameters
-    ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
-    """
-
-    name: str
-    summary: str
+    """A tensor train for any layer: a `TrainOfConvolutions`, or else a `TrainOfMatrix`."""
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse what the form for this kind of layer refuses."""

@@ -24,20 +24,10 @@ class TrainOfConvolutions(LayerScheme):
     The kernel (in, k₁, …, out) as a tensor train, a TT-core a layer; d spatial modes have d + 1
     ranks. The error is the discarded energy of the successive truncations.
 
-    Parameters
-    ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
-
     References
     ----------
     Oseledets (2011), "Tensor-train decomposition", Alg. 1.
     """
-
-    name: str
-    summary: str
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse layers without spatial modes."""

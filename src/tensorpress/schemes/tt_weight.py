@@ -139,16 +139,10 @@ class TTWeightScheme(Scheme):
 
     Parameters
     ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
     row_modes, column_modes : tuple of int, optional
         Of the weight's first two axes; by default about the logarithm to base 4 of the larger one.
     """
 
-    name: str
-    summary: str
     row_modes: Sizes = ()
     column_modes: Sizes = ()
     form: ClassVar[Literal["layer", "weight"]] = "weight"

@@ -22,21 +22,11 @@ class Tucker2(LayerScheme):
     Ranks are (r_in, r_out), the order of Kim et al. (R₃, R₄). Fitted by HOOI from the bases of the
     two unfoldings; the error is what the core does not hold of the kernel's energy.
 
-    Parameters
-    ----------
-    name : str
-        In the registry.
-    summary : str
-        For lists.
-
     References
     ----------
     Kim, Park, Yoo, Choi, Yang, Shin (2016), "Compression of deep convolutional neural networks for
     fast and low power mobile applications", sec. 3.1.
     """
-
-    name: str
-    summary: str
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse kernels with one input and one output channel a group, and look-ups."""
