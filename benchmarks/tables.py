@@ -84,6 +84,38 @@ def results_table() -> str:
     return "\n".join(rows)
 
 
+def clips_table() -> str:
+    """Return the 3-D network before and after Tucker-2 of every layer."""
+    seeds = seeds_of("clips3d-tucker2")
+
+    def row(name: str, *values: list[float], digits: tuple[int, ...] = (0, 0, 1, 2)) -> str:
+        cells = [_spread(found, d) for found, d in zip(values, digits, strict=True)]
+        return f"| {' | '.join([name, *cells])} |"
+
+    def each(part: str, key: str) -> list[float]:
+        return [metrics[part][key] for metrics in seeds]
+
+    dense = [each("dense", "params"), each("dense", "macs"), each("latency", "dense_ms")]
+    pressed = [each("pressed", "params"), each("pressed", "macs"), each("latency", "pressed_ms")]
+    rows = [
+        f"| mean of {len(seeds)} seeds | parameters | MACs a clip | ms for "
+        f"{seeds[0]['latency']['batch']} clips | test error % |",
+        "|---|--:|--:|--:|--:|",
+        row("dense", *dense, each("dense", "error")),
+        row("pressed, before fine-tuning", *pressed, each("pressed", "start_error")),
+        row("pressed, after fine-tuning", *pressed, each("pressed", "error")),
+    ]
+    sizes, ratios = each("file", "bytes"), each("ratio", "file")
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"As a file: {_spread(sizes, 0)} bytes, {mean(ratios):.1f}× smaller than the dense "
+            f"parameters, error {_spread(each('file', 'error'), 2)} %. {seeds[0]['device']}.",
+        ]
+    )
+
+
 def training_table() -> str:
     """Return what a training step with rebuilt weights costs."""
     results = json.loads((RESULTS / "training_step.json").read_text())
@@ -184,7 +216,7 @@ def _against(title: str, cases: dict[str, dict[str, float]]) -> list[str]:
 def seeds_table() -> str:
     """Return every file with its size and error."""
     rows = ["| file | bytes | test error % | validation error % |", "|---|--:|--:|--:|"]
-    for stem in PAPER:
+    for stem in (*PAPER, "clips3d-tucker2"):
         rows += [
             f"| `results/{stem}/seed{m['seed']}/model.tpz` | {m['file']['bytes']:,} "
             f"| {m['file']['error']:.2f} | {m['file']['validation_error']:.2f} |"
@@ -206,6 +238,7 @@ def _spread(values: list[float], digits: int) -> str:
 
 TABLES = {
     "results": results_table,
+    "clips": clips_table,
     "training": training_table,
     "decompose": decompose_table,
     "seeds": seeds_table,

@@ -12,7 +12,7 @@ from tensorpress.schemes.factorized_weight import factorized_weight, stored_fact
 from tensorpress.schemes.layer import KINDS, spec_of
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import LAYER_SCHEMES
-from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme
+from tensorpress.schemes.tt_weight import TTWeight
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
 
@@ -84,7 +84,7 @@ def _claimed(name: str, module: nn.Module) -> SchemePlan | None:
     weight = factorized_weight(module)
     if not isinstance(weight, TTWeight) or not isinstance(module, KINDS):
         return None
-    scheme = next(s.name for s in LAYER_SCHEMES.values() if isinstance(s, TTWeightScheme))
+    scheme = next(s.name for s in LAYER_SCHEMES.values() if s.form == "weight")
     return SchemePlan(name, scheme, spec_of(module), weight.ranks)
 
 

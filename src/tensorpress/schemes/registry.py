@@ -8,6 +8,7 @@ from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.cp import CPLayers
 from tensorpress.schemes.spatial_svd import SpatialSVD
 from tensorpress.schemes.tensor_train import TensorTrain
+from tensorpress.schemes.tt_conv import TTConvScheme
 from tensorpress.schemes.tt_weight import TTWeightScheme
 from tensorpress.schemes.tucker2 import Tucker2
 
@@ -40,6 +41,11 @@ LAYER_SCHEMES: Mapping[str, Scheme] = {
             "tensor_train",
             "1×1, a convolution a mode, 1×1; a Linear or an Embedding as TT-matrix, contracted "
             "without building it (Oseledets 2011, Novikov et al. 2015)",
+        ),
+        TTConvScheme(
+            "tt_conv",
+            "a few filters for all channels, then a TT-matrix over the channels "
+            "(Garipov et al. 2016)",
         ),
         TTWeightScheme(
             "tt_weight",

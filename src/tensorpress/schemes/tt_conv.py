@@ -1,0 +1,156 @@
+"""A convolution held as the tensor train of its reshaped kernel, which it never builds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from tensorpress.decompose.spectrum import Spectrum
+from tensorpress.decompose.tensor_train import tt_svd
+from tensorpress.decompose.tt_multiply import tt_macs, tt_multiply
+from tensorpress.schemes.base import Scheme, balance
+from tensorpress.schemes.builder import chain
+from tensorpress.schemes.layer import LayerSpec, Sizes, weight_of
+from tensorpress.schemes.pressed import Pressed
+from tensorpress.schemes.stages import Stage
+from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme
+
+
+class TTConv(Pressed):
+    """A few spatial filters, the same for every input channel, then a TT-matrix over the channels.
+
+    ``filters`` (r₀, *kernel) are G₀, and with the channels of what they give, (r₀·n₁, n₂, …), the
+    other cores (r, m, n, r') are a TT-matrix that is multiplied at every position.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        The dense convolution.
+    weight : TTWeight
+        The modes and ranks.
+    scheme : str
+        Name of the scheme.
+    like : Tensor
+        Gives device and dtype.
+    """
+
+    def __init__(self, spec: LayerSpec, weight: TTWeight, *, scheme: str, like: Tensor) -> None:
+        super().__init__()
+        self.spec, self.scheme, self.ranks = spec, scheme, weight.ranks
+        self.train_of = weight
+        filters = weight.ranks[0]
+        self.filters = nn.Parameter(like.new_empty(filters, *spec.kernel))
+        ends = (*weight.ranks, 1)
+        modes = zip(weight.row_modes, weight.column_modes, strict=True)
+        self.cores = nn.ParameterList(
+            like.new_empty(ends[k], m, n, ends[k + 1]) for k, (m, n) in enumerate(modes)
+        )
+        self.register_parameter("bias", None)
+        if spec.bias:
+            self.bias = nn.Parameter(like.new_empty(spec.outputs))
+        self.from_left = _cheaper_from_left(weight)
+        stage = Stage(spec.inputs, filters, 1, tuple(range(spec.order)))
+        self.geometry = chain(replace(spec, bias=False), [stage], like=like)[0]
+        self.geometry.register_parameter("weight", None)  # every channel has the same filters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*, inputs, *sizes) to (*, outputs, *sizes)."""
+        spec, rank = self.spec, len(self.filters)
+        weight = self.filters.repeat(spec.inputs, *(1,) * spec.order).unsqueeze(1)
+        assert isinstance(self.geometry, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        filtered = self.geometry._conv_forward(x, weight, None)
+        axis = filtered.ndim - spec.order - 1
+        split = filtered.reshape(
+            *filtered.shape[:axis], spec.inputs, rank, *filtered.shape[axis + 1 :]
+        )
+        vectors = split.movedim((axis + 1, axis), (-2, -1)).flatten(-2)
+        first, *others = self.cores
+        joined = first.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+        product = tt_multiply([joined, *others], vectors, from_left=self.from_left)
+        if self.bias is not None:
+            product = product + self.bias
+        return product.movedim(-1, axis)
+
+    def dense_weight(self) -> Tensor:
+        """Return the kernel that the cores stand for."""
+        cores = [core.detach().flatten(1, 2) for core in self.cores]
+        filters: Tensor = self.filters.detach()
+        rebuilt: Tensor = self.train_of(filters.flatten(1).mT.unsqueeze(0), *cores)
+        return rebuilt.contiguous()
+
+    def held_bias(self) -> nn.Parameter | None:
+        """Return the bias, where there is one."""
+        return self._parameters["bias"]
+
+
+def _channels(weight: TTWeight) -> tuple[Sizes, Sizes, Sizes]:
+    """Return row modes, column modes and ranks of the TT-matrix over the filtered channels."""
+    first, *others = weight.column_modes
+    return weight.row_modes, (weight.ranks[0] * first, *others), weight.ranks[1:]
+
+
+def _cheaper_from_left(weight: TTWeight) -> bool:
+    left, right = (tt_macs(*_channels(weight), from_left=side) for side in (True, False))
+    return left <= right
+
+
+@dataclass(frozen=True)
+class TTConvScheme(TTWeightScheme):
+    """The tensor train of `TTWeight` in layer form: fewer multiplications too at small ranks.
+
+    References
+    ----------
+    Garipov, Podoprikhin, Novikov, Vetrov (2016), "Ultimate tensorization", sec. 3.
+    """
+
+    form: ClassVar[Literal["layer", "weight"]] = "layer"
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Refuse what is no plain convolution, and kernels of size 1."""
+        if not spec.order or spec.transposed:
+            return "it is no convolution, or a transposed one: use tensor_train or tt_weight"
+        if spec.groups > 1:
+            return "it has groups: use tensor_train or tt_weight"
+        if prod(spec.kernel) == 1:
+            return "its kernel has size 1: use tensor_train"
+        return super().refusal(spec)
+
+    def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
+        """Return those of the filters and of the TT-matrix at every position."""
+        modes = tuple(range(spec.order))
+        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        filtering = spec.inputs * ranks[0] * prod(spec.kernel)
+        mixing = tt_macs(*_channels(weight), from_left=_cheaper_from_left(weight))
+        return prod(spec.output_sizes(sizes, modes)) * (filtering + mixing)
+
+    def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> TTConv:
+        """Return the layer uninitialized."""
+        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        return TTConv(spec, weight, scheme=self.name, like=like)
+
+    def decompose(
+        self,
+        layer: nn.Module,
+        spec: LayerSpec,
+        kernel: Tensor,
+        ranks: Sizes,
+        spectra: Sequence[Spectrum],
+    ) -> TTConv:
+        """Decompose by TT-SVD."""
+        pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight").detach())
+        train = tt_svd(pressed.train_of.reshaped(weight_of(kernel, spec)), ranks=ranks)
+        first, *others = balance(train.cores)
+        values = {"filters": first[0].mT.reshape(pressed.filters.shape)}
+        for number, (core, held) in enumerate(zip(others, pressed.cores, strict=True)):
+            values[f"cores.{number}"] = core.reshape(held.shape)
+        if spec.bias:
+            values["bias"] = layer.get_parameter("bias").detach()
+        pressed.load_state_dict(values)
+        pressed.relative_error = train.relative_error
+        return pressed
+
+    def compose(self, pressed: nn.Module) -> Tensor:
+        """Return the kernel that the cores stand for."""
+        return Scheme.compose(self, pressed)
