@@ -21,6 +21,9 @@ NAMES = tuple(LAYER_SCHEMES)
 ITERATIVE = ("cp", "cp_nls", "cp_corrected", "tucker2")
 """Schemes whose fit ends by a tolerance, which a stack meets together."""
 
+TRAINS = ("tensor_train", "tt_conv", "tt_weight")
+"""Schemes by TT-SVD, which is the best fit up to a constant factor only."""
+
 SLOW = {"cp": 3, "cp_nls": 4, "cp_corrected": 4}
 """How many times fewer examples a scheme gets."""
 
@@ -117,8 +120,8 @@ def test_the_error_never_grows_with_a_rank(name: str, data: st.DataObject) -> No
     raised = data.draw(st.integers(0, len(more) - 1))
     ranks = tuple(max(1, rank - (i == raised)) for i, rank in enumerate(more))
     low, high = (error_of(press_layer(case.layer, name, r)) for r in (ranks, more))
-    # A fit that ends at a local optimum may end at a slightly worse one.
-    slack = 0.01 if name in ITERATIVE else 1e-7
+    # A fit may end at a slightly worse local optimum; TT-SVD's later truncations see other spaces.
+    slack = 0.01 if name in ITERATIVE else 0.1 if name in TRAINS else 1e-7
     assert high <= (1 + slack) * low + 1e-7
 
 
