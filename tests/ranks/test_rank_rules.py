@@ -47,6 +47,8 @@ def with_values(*groups, columns=100, device="cpu"):
         (np.float32(0.5), FractionRanks(0.5)),
         (1.0, FractionRanks(1.0)),
         ("evbmf", EVBMFRanks()),
+        ("evbmf:0.7", EVBMFRanks(0.7)),
+        ("evbmf:1", EVBMFRanks()),
         ("energy:0.9", EnergyRanks(0.9)),
         ("energy:1", EnergyRanks(1.0)),
     ],
@@ -74,9 +76,9 @@ def test_a_rule_of_ones_own_is_taken_as_it_is():
     assert rank_rule(rule) is rule
 
 
-@pytest.mark.parametrize("unknown", ["evbnf", "enrgy:0.5", "", "5", "evbmf:0.5"])
+@pytest.mark.parametrize("unknown", ["evbnf", "enrgy:0.5", "", "5", "evbmf 0.5"])
 def test_unknown_names_are_refused_with_the_known_ones(unknown):
-    with pytest.raises(InvalidArgumentError, match=r"known: energy:FRACTION, evbmf"):
+    with pytest.raises(InvalidArgumentError, match=r"known: energy:FRACTION, evbmf, evbmf:W"):
         rank_rule(unknown)
 
 
@@ -86,15 +88,23 @@ def test_an_energy_needs_its_fraction(name):
         rank_rule(name)
 
 
+@pytest.mark.parametrize("name", ["evbmf:", "evbmf:half", "evbmf:0", "evbmf:1.1", "evbmf:-1"])
+def test_a_weakening_is_a_fraction(name):
+    with pytest.raises(InvalidArgumentError, match=r"fraction in \(0, 1\] after 'evbmf:'"):
+        rank_rule(name)
+
+
 @pytest.mark.parametrize("wrong", [True, None, {4}, [4, True], [4, 2.0], [[4]], ["4"], 1j])
 def test_anything_else_is_refused_with_what_is_possible(wrong):
-    with pytest.raises(InvalidArgumentError, match=r"an int, a float in \(0, 1\].*evbmf; got"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"an int, a float in \(0, 1\].*evbmf, evbmf:WEAKENING; got"
+    ):
         rank_rule(wrong)
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5, float("nan")])
 def test_fractions_out_of_range_are_refused(fraction):
-    for rule in (rank_rule, EnergyRanks):
+    for rule in (rank_rule, EnergyRanks, EVBMFRanks):
         with pytest.raises(InvalidArgumentError, match="above 0 and up to 1"):
             rule(fraction)
 
@@ -146,6 +156,23 @@ def test_the_shape_of_the_matrix_counts_for_evbmf():
     for columns in (8, 100, 10_000):
         ranks = EVBMFRanks().ranks([with_values(values, columns=columns)], (8,))
         assert ranks == (max(1, evbmf(values, 8, columns).rank),)
+
+
+def test_a_weakened_rank_lies_so_far_on_the_way_from_the_largest():
+    spectra = [with_values([9.0, 8.0] + [1.0] * 18, columns=400), with_values([1.0] * 10)]
+    largest = (20, 10)
+    assert rank_rule("evbmf").ranks(spectra, largest) == (2, 1)
+    assert rank_rule("evbmf:0.5").ranks(spectra, largest) == (11, 6)
+    assert rank_rule("evbmf:0.9").ranks(spectra, largest) == (4, 2)
+    assert rank_rule("evbmf:0.01").ranks(spectra, largest) == largest
+
+
+@given(st.floats(0.001, 1), st.integers(1, 6))
+def test_less_weakening_keeps_no_less(weakening, rank):
+    spectra = [with_values([50.0] * rank + [1.0] * (12 - rank))]
+    (found,) = EVBMFRanks(weakening).ranks(spectra, (12,))
+    assert rank <= found <= 12
+    assert found <= EVBMFRanks(weakening / 2).ranks(spectra, (12,))[0]
 
 
 def test_groups_get_the_rank_of_the_most_demanding():

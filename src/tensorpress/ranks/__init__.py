@@ -1,8 +1,9 @@
 """How many components to keep: spectra and limits in, ranks out."""
 
+from tensorpress.ranks.allocate import Allocation, Option, allocate, pareto
 from tensorpress.ranks.energy import energy_rank
 from tensorpress.ranks.evbmf import EVBMF, evbmf
-from tensorpress.ranks.limits import check_ranks
+from tensorpress.ranks.limits import check_ranks, round_ranks
 from tensorpress.ranks.rules import (
     EnergyRanks,
     EVBMFRanks,
@@ -14,13 +15,18 @@ from tensorpress.ranks.rules import (
 
 __all__ = [
     "EVBMF",
+    "Allocation",
     "EVBMFRanks",
     "EnergyRanks",
     "FixedRanks",
     "FractionRanks",
+    "Option",
     "RankRule",
+    "allocate",
     "check_ranks",
     "energy_rank",
     "evbmf",
+    "pareto",
     "rank_rule",
+    "round_ranks",
 ]

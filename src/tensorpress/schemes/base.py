@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tensorpress.decompose.precision import working
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.ranks import RankRule, check_ranks, rank_rule
+from tensorpress.ranks import RankRule, check_ranks, rank_rule, round_ranks
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.builder import PressedLayer, fill
-from tensorpress.schemes.layer import LayerSpec, Sizes, describe, kernel_of
+from tensorpress.schemes.builder import PressedLayer, dense_layer, fill
+from tensorpress.schemes.candidates import COARSE, thinned
+from tensorpress.schemes.layer import LayerSpec, Sizes, describe, kernel_of, weight_of
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.stages import Stage
 
@@ -46,11 +47,14 @@ class Scheme(ABC):
     ----------
     form : {"layer", "weight"}
         Whether other layers take a layer's place, or the layer stays and its weight is rebuilt.
+    parts : tuple of float
+        How finely `candidates` divides the ranks.
     """
 
     name: str
     summary: str
     form: ClassVar[Literal["layer", "weight"]] = "layer"
+    parts: ClassVar[tuple[float, ...]] = COARSE
 
     @abstractmethod
     def refusal(self, spec: LayerSpec) -> str | None:
@@ -63,6 +67,70 @@ class Scheme(ABC):
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
         """Return ranks without what no decomposition can use because another rank is small."""
         return ranks
+
+    def candidates(self, spec: LayerSpec, round_to: int = 1) -> list[Sizes]:
+        """Return the ranks worth considering for a layer, cheapest first.
+
+        They are attainable, multiples of ``round_to`` or the largest rank, and the layer pressed
+        at them has fewer parameters than the dense one. Several ranks are the same number, or the
+        largest rank where that is less: trains of trained weights mostly have less error so than
+        at equal parts of the largest ranks.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For ``round_to`` below 1.
+
+        Examples
+        --------
+        >>> from tensorpress.schemes.registry import scheme
+        >>> scheme("tensor_train").candidates(describe(nn.Conv2d(64, 32, 3)), round_to=16)
+        [(16, 16, 16), (32, 32, 32), (48, 48, 32)]
+        """
+        largest = self.largest_ranks(spec)
+
+        def up_to(number: int) -> Sizes:
+            capped = [min(number, most) for most in largest]
+            return self.attainable(spec, round_ranks(capped, largest, round_to))
+
+        return thinned(
+            up_to, lambda ranks: self.params(spec, ranks) < spec.params, max(largest), self.parts
+        )
+
+    def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
+        """Return ‖K − K̂‖² / ‖K‖² of the layer pressed at each of some ranks.
+
+        From a spectrum where the scheme is an SVD, for tucker2 a close bound from above, for
+        others by decomposing, every time.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+            Of a layer that the scheme takes.
+        kernel : Tensor
+            Its canonical kernel in the working precision.
+        candidates : sequence of tuple of int
+            Attainable ranks.
+
+        Examples
+        --------
+        >>> from tensorpress.schemes.registry import scheme
+        >>> spec = describe(nn.Linear(2, 2, bias=False))
+        >>> kernel = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]).double()
+        >>> scheme("channel_svd").errors(spec, kernel, [(1,), (2,)])
+        [0.2, 0.0]
+        """
+        energy = float(kernel.square().sum())
+        if not energy:
+            return [0.0] * len(candidates)
+        weight = weight_of(kernel, spec)
+        layer = dense_layer(spec, like=weight)
+        layer.load_state_dict({"weight": weight}, strict=False)
+        found = []
+        for ranks in candidates:
+            pressed = self.decompose(layer, spec, kernel, ranks, ())
+            found.append(float((self.compose(pressed) - weight).square().sum()) / energy)
+        return found
 
     @abstractmethod
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
@@ -216,6 +284,10 @@ class LayerScheme(Scheme):
         return PressedLayer(
             spec, self.stages(spec, ranks), scheme=self.name, ranks=ranks, like=like
         )
+
+    def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
+        """Return the squared relative errors of the chains' kernels."""
+        return [self.factorize(spec, kernel, r, ()).relative_error ** 2 for r in candidates]
 
     def decompose(
         self,

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tensorpress.decompose.spectrum import Spectrum, spectrum
+from tensorpress.decompose.spectrum import Spectrum, singular_values, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.schemes.base import Factorized, LayerScheme
+from tensorpress.schemes.candidates import FINE, discarded
 from tensorpress.schemes.layer import LayerSpec, Sizes
 from tensorpress.schemes.stages import Stage, flat
 
@@ -35,6 +36,7 @@ class ChannelSVD(LayerScheme):
     """
 
     mode: Literal["out", "in"] = "out"
+    parts: ClassVar[tuple[float, ...]] = FINE
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse nothing but a kernel whose unfolding is a vector."""
@@ -49,6 +51,10 @@ class ChannelSVD(LayerScheme):
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
         """Return the spectrum of the unfolding."""
         return (spectrum(self._matrix(kernel)),)
+
+    def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
+        """Return the energies that the spectrum has beyond the ranks."""
+        return discarded(singular_values(self._matrix(kernel)), [rank for (rank,) in candidates])
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
         """Return full kernel → 1×1, or 1×1 → full kernel."""

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tensorpress.decompose.spectrum import Spectrum, spectrum
+from tensorpress.decompose.spectrum import Spectrum, singular_values, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.schemes.base import Factorized, LayerScheme
+from tensorpress.schemes.candidates import FINE, discarded
 from tensorpress.schemes.layer import LayerSpec, Sizes
 from tensorpress.schemes.stages import Stage, along
 
@@ -33,6 +34,7 @@ class SpatialSVD(LayerScheme):
     """
 
     first: Literal["vertical", "horizontal"] = "vertical"
+    parts: ClassVar[tuple[float, ...]] = FINE
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse layers with fewer than two spatial modes."""
@@ -51,6 +53,10 @@ class SpatialSVD(LayerScheme):
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
         """Return the spectrum of the matrix."""
         return (spectrum(self._matrix(kernel)),)
+
+    def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
+        """Return the energies that the spectrum has beyond the ranks."""
+        return discarded(singular_values(self._matrix(kernel)), [rank for (rank,) in candidates])
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
         """Return one spatial mode → the others."""
