@@ -192,3 +192,11 @@ def test_a_bias_that_is_no_number_is_refused():
     layer.bias.data[1] = float("inf")
     with pytest.raises(InvalidArgumentError, match="the layer's bias has NaN or infinite"):
         press_layer(layer, "channel_svd", 1)
+
+
+def test_a_frozen_weight_in_factors_is_a_frozen_parameter_again():
+    layer = nn.Linear(20, 30).requires_grad_(False)
+    dense = unpress_layer(press_layer(layer, "tt_weight", 2))
+    assert {name for name, _ in dense.named_parameters()} == {"weight", "bias"}
+    assert not list(dense.named_buffers())
+    assert not dense.weight.requires_grad

@@ -223,6 +223,15 @@ def test_exported_programs_compute_the_same_at_any_batch(name, kind):
         torch.testing.assert_close(program(inputs), pressed(inputs))
 
 
+@every_scheme
+def test_torch_compile_takes_a_pressed_layer_as_one_graph(name):
+    for kind, _, pressed, x in taken(name):
+        if kind in ("linear", "conv"):
+            torch.compiler.reset()
+            compiled = torch.compile(pressed.eval(), backend="eager", fullgraph=True)
+            torch.testing.assert_close(compiled(x), pressed(x))
+
+
 def test_layers_that_are_not_pressed_are_not_unpressed():
     for layer in (
         nn.Linear(4, 3),
@@ -246,3 +255,27 @@ def test_a_pressed_layer_is_not_pressed_again(name):
     pressed = press_layer(nn.Conv2d(4, 5, 3), name, 2)
     with pytest.raises(InvalidArgumentError, match="cannot be pressed"):
         press_layer(pressed, "channel_svd", 1)
+
+
+@every_scheme
+def test_a_module_around_it_may_read_its_weight_and_bias(name):
+    for kind, layer, pressed, x in taken(name):
+        expected = scheme(name).compose(pressed).detach()
+        assert pressed.weight.dtype == expected.dtype
+        assert pressed.weight.shape == expected.shape
+        torch.testing.assert_close(pressed.weight.detach(), expected)
+        if kind == "linear":
+            found = functional.linear(x, pressed.weight, pressed.bias)
+            torch.testing.assert_close(found, pressed(x), atol=1e-5, rtol=1e-5)
+            found.sum().backward()
+            assert all(p.grad is not None for p in pressed.parameters())
+        if layer.weight.ndim > 2 and scheme(name).form == "layer":
+            assert any(pressed.bias is parameter for parameter in pressed.parameters())
+
+
+@pytest.mark.parametrize("name", LAYER_FORM)
+def test_its_weight_is_no_parameter_and_cannot_be_set(name):
+    for _, _, pressed, _ in taken(name):
+        assert "weight" not in pressed.state_dict()
+        with pytest.raises(KeyError, match="already exists"):
+            pressed.weight = nn.Parameter(torch.zeros(3, 4))

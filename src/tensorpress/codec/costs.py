@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from math import prod
 
 from tensorpress.decompose.tucker import tucker_params
-from tensorpress.planning.plan import LayerPlan, PlannedLayer
+from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer
 
 _ROOM = 1 << 24  # values; a shared core may be larger than the small layers that hold it
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tensorpress.codec.contents import distinct_state
 from tensorpress.codec.costs import affordable
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.planning.layer_plans import Core, LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.planning.layers import pressable
-from tensorpress.planning.plan import Core, LayerPlan, Plan, PlannedLayer, SchemePlan
+from tensorpress.planning.plan import Plan
 from tensorpress.planning.read_back import plan_of
 from tensorpress.pressing import skeleton
 from tensorpress.schemes.dimensions import Shape, by

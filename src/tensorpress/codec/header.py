@@ -14,7 +14,7 @@ from tensorpress.codec.description import (
     TensorEntry,
 )
 from tensorpress.errors import CorruptFileError, ModelMismatchError
-from tensorpress.planning.plan import Core, LayerPlan
+from tensorpress.planning.layer_plans import Core, LayerPlan
 from tensorpress.schemes.dimensions import Shape
 from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.zoo import NETWORKS

@@ -25,7 +25,7 @@ from tensorpress.codec.quantize import UniformQuantizer
 from tensorpress.codec.specs import CODERS, Storage, read_specs
 from tensorpress.codec.tensors import decode_tensors, encode_tensors, entropy_bits
 from tensorpress.errors import CorruptFileError
-from tensorpress.planning.plan import LayerPlan
+from tensorpress.planning.layer_plans import LayerPlan
 
 _BELIEVED, _BELIEVED_PER_BYTE = 1 << 22, 1 << 12
 _PLAIN: dict[str, Literal["half"] | None] = {"raw": None, "half": "half", "integers": None}

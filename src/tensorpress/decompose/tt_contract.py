@@ -101,8 +101,9 @@ def _cheapest_split(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[int, in
     ends = [1, *ranks, 1]
     left = [prod(sizes[: k + 1]) * ends[k] * ends[k + 1] for k in range(len(sizes))]
     right = [prod(sizes[k:]) * ends[k] * ends[k + 1] for k in range(len(sizes))]
-    costs = {
-        split: sum(left[1:split]) + sum(right[split:-1]) + prod(sizes) * ends[split]
+    costs = [
+        sum(left[1:split]) + sum(right[split:-1]) + prod(sizes) * ends[split]
         for split in range(1, len(sizes))
-    }
-    return min(costs.items(), key=lambda item: item[1])
+    ]
+    cheapest = min(costs)  # with a key, torch.compile could not trace it
+    return costs.index(cheapest) + 1, cheapest

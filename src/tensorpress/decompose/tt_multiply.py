@@ -76,7 +76,7 @@ def tt_multiply(cores: Sequence[Tensor], x: Tensor, *, from_left: bool) -> Tenso
     [3.0, 6.0, 9.0, 12.0]
     """
     check_cores(cores, modes=2)
-    columns = prod(core.shape[2] for core in cores)
+    columns = prod([core.shape[2] for core in cores])  # torch.compile traces no generator here
     if x.ndim == 0 or x.shape[-1] != columns:
         raise InvalidArgumentError(
             f"a TT-matrix of {columns} columns needs vectors (*, {columns}), "

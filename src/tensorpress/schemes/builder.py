@@ -1,13 +1,22 @@
 """The one place that knows how a layer's stride, padding, bias… divide over a chain of layers."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.precision import working
-from tensorpress.schemes.layer import LayerSpec, Sizes, canonical, stored, weight_of
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.layer import (
+    INPUTS_FIRST,
+    LayerSpec,
+    Sizes,
+    canonical,
+    stored,
+    weight_of,
+)
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.stages import Stage, compose, dense_stage
 
@@ -45,18 +54,32 @@ class PressedLayer(nn.Sequential, Pressed):
         self.spec, self.stages = spec, tuple(stages)
         self.scheme, self.ranks = scheme, tuple(ranks)
 
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias, for modules around this one that read it."""
+        return self.held_bias()
+
     def dense_weight(self) -> Tensor:
         """Return the composed weight: computed in the working precision, in the chain's dtype."""
-        held = [
-            canonical(_weight(layer), stage.groups, flipped=_flipped(layer))
-            for layer, stage in zip(self, self.stages, strict=True)
-        ]
-        kernel = compose([working(part) for part in held], self.spec.groups)
-        return weight_of(kernel, self.spec).to(held[0].dtype).contiguous()
+        kernels = self._kernels()
+        return self._weight_of(list(map(working, kernels))).to(kernels[0].dtype)
+
+    def composed(self) -> Tensor:
+        """Return the same computed in the chain's dtype, differentiable."""
+        return self._weight_of(self._kernels())
 
     def held_bias(self) -> nn.Parameter | None:
         """Return the bias of the last layer."""
         return self[-1]._parameters.get("bias")
+
+    def _kernels(self) -> list[Tensor]:
+        return [
+            canonical(_weight(layer), stage.groups, flipped=_flipped(layer))
+            for layer, stage in zip(self, self.stages, strict=True)
+        ]
+
+    def _weight_of(self, kernels: Sequence[Tensor]) -> Tensor:
+        return weight_of(compose(kernels, self.spec.groups), self.spec).contiguous()
 
 
 def chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:
@@ -90,6 +113,8 @@ def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
     >>> dense_layer(describe(nn.Linear(3, 2)), like=torch.empty(0))
     Linear(in_features=3, out_features=2, bias=True)
     """
+    if spec.inputs_first:
+        return _inputs_first(spec, like=like)
     return chain(spec, [dense_stage(spec)], like=like)[0]
 
 
@@ -119,6 +144,20 @@ def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tens
     built = _uninitialized(kind)(inputs, outputs, **options, device=like.device, dtype=like.dtype)
     built.__class__ = kind
     return built
+
+
+def _inputs_first(spec: LayerSpec, *, like: Tensor) -> nn.Module:
+    """Return the one kind of dense layer that is not of torch."""
+    module, name = INPUTS_FIRST
+    try:
+        kind = getattr(import_module(module), name)
+    except ImportError as error:
+        raise InvalidArgumentError(
+            f"a layer of {module}.{name} needs the package transformers"
+        ) from error
+    with torch.device("meta"):
+        layer: nn.Module = kind(spec.outputs, spec.inputs)
+    return layer.to(like.dtype).to_empty(device=like.device)
 
 
 def _uninitialized(kind: type[nn.Module]) -> type[nn.Module]:

@@ -64,9 +64,17 @@ def stored_factors(module: nn.Module) -> parametrize.ParametrizationList:
 
 
 def rebuild(module: nn.Module) -> None:
-    """Replace a layer's factors by the dense weight they stand for, in place."""
+    """Replace a layer's factors by the dense weight they stand for, in place.
+
+    The weight is trained where any of its factors was.
+    """
+    trained = any(factor.requires_grad for factor in stored_factors(module).parameters())
     # Torch computes the weight in a property of a class made for the module, which a deep copy
     # shares; removing the parametrization deletes the property, for all copies.
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    del module.weight  # a buffer where no factor was trained
+    module.weight = nn.Parameter(weight.detach(), requires_grad=trained)

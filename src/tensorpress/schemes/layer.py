@@ -19,7 +19,10 @@ TRANSPOSED: tuple[type[nn.modules.conv._ConvNd], ...] = (
     nn.ConvTranspose3d,
 )
 KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, *CONVS, *TRANSPOSED)
-"""The layers that can be pressed, by their torch classes."""
+"""The layers that can be pressed, by their torch classes; and `INPUTS_FIRST`."""
+
+INPUTS_FIRST = ("transformers.pytorch_utils", "Conv1D")
+"""Module and name of a Linear, that of GPT-2, whose weight is held as (inputs, outputs)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class LayerSpec:
         Of an Embedding.
     sparse, scale_grad_by_freq : bool
         Of an Embedding.
+    inputs_first : bool
+        Of a Linear: its weight is held as (inputs, outputs), as the Conv1D of transformers does.
     """
 
     kind: str
@@ -66,11 +71,17 @@ class LayerSpec:
     padding_idx: int | None = None
     sparse: bool = False
     scale_grad_by_freq: bool = False
+    inputs_first: bool = False
 
     @property
     def transposed(self) -> bool:
         """Whether it is a transposed convolution."""
         return self.kind.startswith("ConvTranspose")
+
+    @property
+    def flipped(self) -> bool:
+        """Whether its weight has the inputs as first axis, and not the outputs."""
+        return self.kind == "Embedding" or self.transposed or self.inputs_first
 
     @property
     def order(self) -> int:
@@ -95,7 +106,7 @@ class LayerSpec:
     @property
     def weight_shape(self) -> Sizes:
         """Shape of the weight as torch holds it."""
-        if self.kind == "Embedding" or self.transposed:
+        if self.flipped:
             return (self.inputs, self.out, *self.kernel)
         return (self.outputs, self.in_, *self.kernel)
 
@@ -158,7 +169,7 @@ def describe(layer: nn.Module) -> LayerSpec:
 
 
 def spec_of(layer: nn.Module) -> LayerSpec:
-    """Return what a layer of `KINDS` is, whatever holds its weight: see `describe`."""
+    """Return what a layer of a known kind is, whatever holds its weight: see `describe`."""
     if isinstance(layer, nn.Linear):
         return LayerSpec(
             "Linear", layer.in_features, layer.out_features, bias=layer.bias is not None
@@ -172,11 +183,13 @@ def spec_of(layer: nn.Module) -> LayerSpec:
             sparse=layer.sparse,
             scale_grad_by_freq=layer.scale_grad_by_freq,
         )
-    assert isinstance(layer, nn.modules.conv._ConvNd)
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        inputs, outputs = (int(getattr(layer, name)) for name in ("nx", "nf"))
+        return LayerSpec("Linear", inputs, outputs, bias=True, inputs_first=True)
     none = (0,) * len(layer.kernel_size)
     padding: Sizes | Literal["same"] = none if layer.padding == "valid" else "same"
     return LayerSpec(
-        _kind(layer).__name__,
+        next(kind.__name__ for kind in (*CONVS, *TRANSPOSED) if isinstance(layer, kind)),
         layer.in_channels,
         layer.out_channels,
         layer.groups,
@@ -202,8 +215,8 @@ def unpressable(layer: nn.Module) -> str | None:
         return "its weight is parametrized"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         return "it has no shape yet: run the model once"
-    kind = _kind(layer)
-    if kind is nn.Module:
+    kind = kind_of(layer)
+    if kind is None:
         return f"only {', '.join(k.__name__ for k in KINDS)} can be"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight directly"
@@ -235,8 +248,18 @@ def unpressable(layer: nn.Module) -> str | None:
     return None
 
 
-def _kind(layer: nn.Module) -> type[nn.Module]:
-    return next((kind for kind in KINDS if isinstance(layer, kind)), nn.Module)
+def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+    """Return the class whose forward pass a layer has, None where it is of no known kind.
+
+    Examples
+    --------
+    >>> kind_of(nn.Conv2d(2, 3, 1)), kind_of(nn.Bilinear(2, 3, 4))
+    (<class 'torch.nn.modules.conv.Conv2d'>, None)
+    """
+    for kind in type(layer).__mro__:
+        if kind in KINDS or (kind.__module__, kind.__qualname__) == INPUTS_FIRST:
+            return kind
+    return None
 
 
 def _name(layer: nn.Module) -> str:
@@ -254,11 +277,16 @@ def kernel_of(layer: nn.Module, spec: LayerSpec) -> Tensor:
     """
     weight = layer._parameters["weight"]
     assert weight is not None
-    return canonical(weight.detach(), spec.groups, flipped=_flipped(spec))
+    return kernel_from(weight.detach(), spec)
+
+
+def kernel_from(weight: Tensor, spec: LayerSpec) -> Tensor:
+    """Return a weight, as torch holds it, as the canonical kernel: the inverse of `weight_of`."""
+    return canonical(weight, spec.groups, flipped=spec.flipped)
 
 
 def weight_of(kernel: Tensor, spec: LayerSpec) -> Tensor:
-    """Return a canonical kernel as the weight that torch holds: the inverse of `kernel_of`.
+    """Return a canonical kernel as the weight that torch holds: the inverse of `kernel_from`.
 
     Examples
     --------
@@ -267,11 +295,7 @@ def weight_of(kernel: Tensor, spec: LayerSpec) -> Tensor:
     >>> bool((weight_of(kernel_of(linear, spec), spec) == linear.weight).all())
     True
     """
-    return stored(kernel, flipped=_flipped(spec))
-
-
-def _flipped(spec: LayerSpec) -> bool:
-    return spec.transposed or spec.kind == "Embedding"
+    return stored(kernel, flipped=spec.flipped)
 
 
 def canonical(weight: Tensor, groups: int, *, flipped: bool) -> Tensor:

@@ -1,7 +1,9 @@
 """What every layer in the place of another one knows: which layer it stands for."""
 
+import torch
 from torch import Tensor, nn
 
+from tensorpress.schemes.deferred import deferred
 from tensorpress.schemes.layer import LayerSpec, Sizes
 
 
@@ -24,6 +26,20 @@ class Pressed(nn.Module):
     scheme: str
     ranks: Sizes
     relative_error: float | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, for modules around this one that read it; composed whenever it is used.
+
+        Its dtype and device are there without that.
+        """
+        if torch.compiler.is_compiling():
+            return self.composed()
+        return deferred(self.composed, like=next(self.parameters()))
+
+    def composed(self) -> Tensor:
+        """Return the dense weight as a differentiable function of the factors, in their dtype."""
+        return self.dense_weight()
 
     def dense_weight(self) -> Tensor:
         """Return the weight, as torch holds it, that this stands for."""

@@ -50,7 +50,7 @@ class TrainOfMatrix(Scheme):
         if spec.scale_grad_by_freq:
             return "its gradients are scaled by frequency, which would be lost"
         rows, columns = self.modes(spec)
-        height, width = spec.weight_shape
+        height, width = self._shape(spec)
         fits = len(rows) == len(columns) and prod(columns) == width and prod(rows) >= height
         if not fits or min(rows + columns) < 1:
             return f"modes {rows} × {columns} do not fit its weight {height}×{width}"
@@ -62,7 +62,7 @@ class TrainOfMatrix(Scheme):
         """Return the row and column modes."""
         if self.row_modes or self.column_modes:
             return self.row_modes, self.column_modes
-        height, width = spec.weight_shape
+        height, width = self._shape(spec)
         order = max(2, round(log(max(height, width), USUAL_MODE)))
         cover = balanced_modes if spec.kind == "Linear" else covering_modes
         # A large mode beside a small one keeps every core of a similar size.
@@ -120,9 +120,14 @@ class TrainOfMatrix(Scheme):
             table = kernel[0].mT
             if spec.padding_idx is not None and table[spec.padding_idx].any():
                 raise InvalidArgumentError("the vector at padding_idx is not zero")
-            difference = table - pressed.dense_weight()  # without the rows that are filled up
+            difference = table - pressed.dense_weight().detach()  # without what fills up
             pressed.relative_error = float(difference.norm() / table.norm().clamp_min(1e-300))
         return pressed
+
+    def _shape(self, spec: LayerSpec) -> tuple[int, int]:
+        """Return the shape of the matrix that is decomposed, however torch holds the weight."""
+        shape = (spec.inputs, spec.outputs)
+        return shape if spec.kind == "Embedding" else shape[::-1]
 
     def _sizes(self, spec: LayerSpec) -> Sizes:
         rows, columns = self.modes(spec)

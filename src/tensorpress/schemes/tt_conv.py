@@ -75,9 +75,8 @@ class TTConv(Pressed):
 
     def dense_weight(self) -> Tensor:
         """Return the kernel that the cores stand for."""
-        cores = [core.detach().flatten(1, 2) for core in self.cores]
-        filters: Tensor = self.filters.detach()
-        rebuilt: Tensor = self.train_of(filters.flatten(1).mT.unsqueeze(0), *cores)
+        cores = [core.flatten(1, 2) for core in self.cores]
+        rebuilt: Tensor = self.train_of(self.filters.flatten(1).mT.unsqueeze(0), *cores)
         return rebuilt.contiguous()
 
     def held_bias(self) -> nn.Parameter | None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.tt_matrix import tt_rows, tt_to_matrix
 from tensorpress.decompose.tt_multiply import tt_macs, tt_multiply
-from tensorpress.schemes.layer import LayerSpec
+from tensorpress.schemes.layer import LayerSpec, weight_of
 from tensorpress.schemes.pressed import Pressed
 
 
@@ -53,9 +54,11 @@ class TTLayer(Pressed):
             self.bias = nn.Parameter(like.new_empty(spec.outputs))
 
     def dense_weight(self) -> Tensor:
-        """Return the matrix, without the rows that only fill the modes."""
-        matrix = tt_to_matrix([core.detach() for core in self.cores])
-        return matrix[: self.spec.weight_shape[0]].contiguous()
+        """Return the weight, without the rows that only fill the modes."""
+        matrix = tt_to_matrix(list(self.cores))
+        if self.spec.kind == "Embedding":
+            return matrix[: self.spec.inputs].contiguous()
+        return weight_of(matrix.unsqueeze(0), self.spec).contiguous()
 
     def held_bias(self) -> nn.Parameter | None:
         """Return the bias, where there is one."""
@@ -125,6 +128,7 @@ class TTEmbedding(TTLayer):
     def dense_weight(self) -> Tensor:
         """Return the table, without the rows that only fill the modes."""
         table = super().dense_weight()
-        if self.spec.padding_idx is not None:
-            table[self.spec.padding_idx] = 0
-        return table
+        if self.spec.padding_idx is None:
+            return table
+        padding = torch.tensor([self.spec.padding_idx], device=table.device)
+        return table.index_fill(0, padding, 0)
