@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tensorpress.data import AUGMENTATIONS
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning import SCHEMES
+from tensorpress.ranks.rules import NAMES
 from tensorpress.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
 from tensorpress.running import plan_for
 from tensorpress.schemes.registry import LAYER_SCHEMES
@@ -95,16 +96,19 @@ recipes = st.fixed_dictionaries(
             },
         ),
         "press": st.fixed_dictionaries(
-            {"params": st.integers(1)}, optional={"skip": st.lists(name)}
+            {"scheme": st.just("ada_tucker"), "budget": st.integers(1).map("params={}".format)},
+            optional={"skip": st.lists(name)},
         )
         | st.fixed_dictionaries(
             {"scheme": st.sampled_from(sorted(LAYER_SCHEMES)), "ranks": ranks},
-            optional={"layers": st.dictionaries(name, entry), "start": st.just("kaiming")},
+            optional={"overrides": st.dictionaries(name, entry), "start": st.just("kaiming")},
         )
         | st.fixed_dictionaries(
-            {"layers": st.dictionaries(name, shape)},
-            optional={
+            {
+                "overrides": st.dictionaries(name, shape),
                 "scheme": st.sampled_from(sorted(SCHEMES)),
+            },
+            optional={
                 "start": st.sampled_from(["hooi", "glorot", "kaiming"]),
             },
         ),
@@ -135,7 +139,7 @@ def test_every_mistake_is_told_at_once_with_its_key() -> None:
         network="lenet500",
         data={"name": "digits", "validaton": 3, "augment": "shift3"},
         dense={"epochs": 0, "lr": 0.1, "distill": {"temprature": 2}},
-        press={"scheme": "ada_tuker", "params": "many", "strat": "hooi"},
+        press={"scheme": "ada_tuker", "budget": "many", "strat": "hooi"},
         quantize={"levels": 128, "bound": float("nan"), "coder": "zip"},
     )
     mistakes = mistakes_in(text)
@@ -148,7 +152,7 @@ def test_every_mistake_is_told_at_once_with_its_key() -> None:
         ("dense.epochs", "greater than or equal to 1 (got 0)"),
         ("dense.distill.temprature", "did you mean 'temperature'"),
         ("press.scheme", "did you mean 'ada_tucker' or 'scada_tucker'"),
-        ("press.params", "(got 'many')"),
+        ("press.budget", "KIND=AMOUNT"),
         ("press.strat", "did you mean 'start'"),
         ("quantize.bound", "(got nan)"),
         ("quantize.coder", "'range' or 'huffman' (got 'zip')"),
@@ -172,13 +176,13 @@ def test_mistakes_in_the_shapes_of_layers() -> None:
         "ip2": {"modes": "originl", "ranks": 0},
         "ip3": {"mode": 3},
     }
-    ranks = "a list of positive numbers, one for all, a fraction, energy:FRACTION or evbmf"
-    assert mistakes_in(changed(press={"layers": layers})) == [
-        "press.layers.ip1.modes: expected a list of positive sizes, or original (got [28, 'x'])",
-        f"press.layers.ip1.ranks: expected {ranks} (got 'big')",
-        "press.layers.ip2.modes: expected a list of positive sizes, or original (got 'originl')",
-        f"press.layers.ip2.ranks: expected {ranks} (got 0)",
-        "press.layers.ip3.mode: unknown key, did you mean 'modes'?",
+    ranks = "a list of positive numbers, one for all, a fraction, " + " or ".join(NAMES)
+    assert mistakes_in(changed(press={"scheme": "ada_tucker", "overrides": layers})) == [
+        "press.overrides.ip1.modes: expected a list of positive sizes, or original (got [28, 'x'])",
+        f"press.overrides.ip1.ranks: expected {ranks} (got 'big')",
+        "press.overrides.ip2.modes: expected a list of positive sizes, or original (got 'originl')",
+        f"press.overrides.ip2.ranks: expected {ranks} (got 0)",
+        "press.overrides.ip3.mode: unknown key, did you mean 'modes'?",
     ]
 
 
@@ -189,8 +193,11 @@ TRAIN = {"epochs": 1, "lr": 0.1}
 @pytest.mark.parametrize(
     ("sections", "mistake"),
     [
-        ({"press": {}}, "press: give either params or layers"),
-        ({"press": {"params": 9, "layers": LAYERS}}, "press: give either params or layers"),
+        ({"press": {"scheme": "ada_tucker"}}, "press: give either a budget or overrides"),
+        (
+            {"press": {"scheme": "ada_tucker", "budget": "params=9", "overrides": LAYERS}},
+            "press: give either a budget or overrides",
+        ),
         ({"weights": "a.safetensors"}, "recipe: give either weights"),
         ({"dense": None}, "recipe: give either weights"),
         ({"quantize": {}}, "quantize: give levels and bound, or step"),
@@ -210,13 +217,22 @@ TRAIN = {"epochs": 1, "lr": 0.1}
             "recipe: the seed is given to the run",
         ),
         ({"train": {**TRAIN, "warmup_epochs": 2}}, "train: warmup_epochs must be below epochs"),
-        ({"press": {"params": 0}}, "press.params: "),
-        ({"press": {"params": 9, "start": "zeros"}}, "press.start: "),
+        ({"press": {"scheme": "ada_tucker", "budget": "params=0"}}, "press.budget: "),
+        (
+            {"press": {"scheme": "ada_tucker", "budget": "params=9", "start": "zeros"}},
+            "press.start: ",
+        ),
         ({"data": {"name": "digits", "validation": -1}}, "data.validation: "),
         ({"press": "all"}, "press: "),
-        ({"press": {"scheme": "tucker2"}}, "press: give ranks for tucker2, or layers"),
-        ({"press": {"scheme": "tucker2", "params": 9}}, "press: tucker2 takes no params"),
-        ({"press": {"ranks": 8}}, "press: ada_tucker takes no ranks for all layers"),
+        ({"press": {"scheme": "tucker2"}}, "press: give a budget, ranks for tucker2, or"),
+        ({"press": {"budget": "macs=9", "ranks": 8}}, "press: with a budget ranks say how"),
+        ({"press": {"budget": "macs=9", "ranks": "energy:0.5"}}, "press: unknown way to spread"),
+        ({"press": {"ranks": "uniform"}}, "press: the ranks of auto are not the same"),
+        (
+            {"press": {"scheme": ["cp", "ada_tucker"], "ranks": 2}},
+            "press.scheme: ada_tucker cannot be",
+        ),
+        ({"press": {"scheme": "ada_tucker", "ranks": 8}}, "press: ada_tucker takes no ranks for"),
         *(
             ({"press": {"scheme": "tucker2", "ranks": ranks}}, "press.ranks: expected a list of ")
             for ranks in (0, -1, 1.5, 0.0, True, "evbfm", "0.5", "energy:2", [0], [0.5], {}, ["8"])
@@ -276,7 +292,9 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_planned_as_it_says() -> None:
-    recipe = parse_recipe(changed(press={"params": 9_000, "skip": ["ip3"]}))
+    recipe = parse_recipe(
+        changed(press={"scheme": "ada_tucker", "budget": "params=9_000", "skip": ["ip3"]})
+    )
     plan = plan_for(build("lenet300100"), recipe)
     assert plan.params <= 9_000
     assert plan.kept == {"ip3": "skipped by 'ip3'"}
@@ -289,7 +307,7 @@ def test_a_recipe_is_planned_as_it_says() -> None:
 def test_ranks_for_all_layers(ranks: Any, conv2: tuple[int, ...]) -> None:
     text = changed(
         network="lenet5",
-        press={"scheme": "tucker2", "ranks": ranks, "layers": {"conv1": {"ranks": [1, 8]}}},
+        press={"scheme": "tucker2", "ranks": ranks, "overrides": {"conv1": {"ranks": [1, 8]}}},
     )
     recipe = parse_recipe(text)
     assert parse_recipe(recipe.to_yaml()) == recipe
@@ -303,8 +321,8 @@ def test_the_start_is_that_of_the_scheme() -> None:
     for press, start in [
         ({"scheme": "tucker2", "ranks": 8}, "hooi"),
         ({"scheme": "tucker2", "ranks": 8, "start": "glorot"}, "glorot"),
-        ({"params": 900}, "kaiming"),
-        ({"params": 900, "start": "hooi"}, "hooi"),
+        ({"scheme": "ada_tucker", "budget": "params=900"}, "kaiming"),
+        ({"scheme": "ada_tucker", "budget": "params=900", "start": "hooi"}, "hooi"),
     ]:
         recipe = parse_recipe(changed(press=press))
         assert recipe.press.chosen_start == start

@@ -1,8 +1,6 @@
 """What a recipe may say, checked by pydantic; every error names the key."""
 
 import os
-import reprlib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,27 +26,26 @@ from tensorpress.errors import (
     TensorPressError,
     unknown_name,
 )
-from tensorpress.planning.choose import check_target
-from tensorpress.planning.plan import SCHEMES, TUCKER_SCHEMES
+from tensorpress.planning.budget import parse_budget
+from tensorpress.planning.choose import AUTO_NAME, check_target, schemes_of
+from tensorpress.planning.layer_plans import TUCKER_SCHEMES
+from tensorpress.planning.spread import Spread
 from tensorpress.pressing import Start
 from tensorpress.ranks.rules import NAMES, rank_rule
 from tensorpress.strict_yaml import parse_yaml
 from tensorpress.train.config import TrainConfig
+from tensorpress.validation import SHORT, validated
 from tensorpress.zoo import network
 
 Count = Annotated[int, Field(ge=1)]
 
 
-def _known_scheme(name: str) -> str:
-    if name not in SCHEMES:
-        raise unknown_name("scheme", name, SCHEMES)
-    return name
+Schemes = str | tuple[str, ...]
 
 
-Scheme = Annotated[str, AfterValidator(_known_scheme)]
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2  # a few aliases in YAML can stand for any number of nested lists
+def _known(schemes: Schemes) -> Schemes:
+    schemes_of(schemes)
+    return schemes
 
 
 def _one_message(expected: str) -> WrapValidator:
@@ -58,16 +55,25 @@ def _one_message(expected: str) -> WrapValidator:
         try:
             return validated(value)
         except ValidationError:
-            raise ValueError(f"expected {expected} (got {_SHORT.repr(value)})") from None
+            raise ValueError(f"expected {expected} (got {SHORT.repr(value)})") from None
 
     return WrapValidator(validate)
 
 
 def _rank_name(name: str) -> str:
-    rank_rule(name)
+    if name not in get_args(Spread):
+        rank_rule(name)
     return name
 
 
+def _budget(text: str) -> str:
+    parse_budget(text)
+    return text
+
+
+Scheme = Annotated[
+    Schemes, _one_message("a scheme, auto, or a list of schemes"), AfterValidator(_known)
+]
 Modes = Annotated[
     tuple[Count, ...] | Literal["original"], _one_message("a list of positive sizes, or original")
 ]
@@ -107,7 +113,7 @@ class LayerPress(_Section):
     ``modes`` and ``diagonal`` are of (s)cada_tucker; without ``ranks`` those for all layers hold.
     """
 
-    scheme: Scheme | None = None
+    scheme: Annotated[str, AfterValidator(_known)] | None = None
     modes: Modes | None = None
     ranks: Ranks | None = None
     diagonal: bool | None = None
@@ -116,20 +122,26 @@ class LayerPress(_Section):
 class Press(_Section):
     """Which layers are pressed and how: what `tensorpress.plan` and `tensorpress.press` take.
 
-    For (s)cada_tucker ``params`` or ``layers``, for all other schemes ``ranks`` or ``layers`` or
-    both.
+    See `tensorpress.plan` for what goes together.
     """
 
-    scheme: Scheme = "ada_tucker"
+    scheme: Scheme = AUTO_NAME
     ranks: Ranks | None = None
-    params: Count | None = None
-    layers: dict[str, LayerPress] | None = None
+    targets: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ()
+    overrides: dict[str, LayerPress] | None = None
+    budget: Annotated[str, AfterValidator(_budget)] | None = None
+    round_to: Count = 1
     start: Start | None = None
 
     @model_validator(mode="after")
     def _one_target(self) -> "Press":
-        check_target(self.scheme, ranks=self.ranks, params=self.params, layers=self.layers)
+        check_target(
+            schemes_of(self.scheme),
+            ranks=self.ranks,
+            budget=self.budget,
+            overrides=self.overrides,
+        )
         return self
 
     @property
@@ -214,7 +226,7 @@ title: LeNet-300-100 on digits
 network: lenet300100
 data: {name: digits, validation: 200}
 dense: {epochs: 1, lr: 0.001}
-press: {params: 4000}
+press: {scheme: ada_tucker, budget: params=4000}
 train: {epochs: 1, lr: 0.01}
 quantize: {levels: 128, bound: 3}
 """
@@ -254,44 +266,4 @@ def parse_recipe(text: str) -> Recipe:
       train.epochs: Field required
       train.epoch: unknown key, did you mean 'epochs' or 'step_epochs'?
     """
-    content = parse_yaml(text)
-    if not isinstance(content, dict):
-        raise InvalidArgumentError("a recipe is a mapping of keys, such as title and network")
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        mistakes = [_mistake(detail) for detail in error.errors(include_url=False)]
-    raise InvalidArgumentError("the recipe has mistakes:\n  " + "\n  ".join(mistakes))
-
-
-def _mistake(detail: Any) -> str:
-    where = [str(part) for part in detail["loc"]]
-    if detail["type"] == "extra_forbidden":
-        return f"{'.'.join(where)}: unknown key{_did_you_mean(where)}"
-    got = (
-        ""
-        if detail["type"] in ("missing", "value_error")
-        else f" (got {_SHORT.repr(detail['input'])})"
-    )
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(where) or 'recipe'}: {message}{got}"
-
-
-def _did_you_mean(where: list[str]) -> str:
-    """Name the known keys nearest to the last one, in the section that the others lead to."""
-    section: type[BaseModel] = Recipe
-    for part in where[:-1]:
-        if part in section.model_fields:
-            section = _section_in(section.model_fields[part].annotation) or section
-    known = list(section.model_fields)
-    near = get_close_matches(where[-1], known, n=2)
-    if near:
-        return f", did you mean {' or '.join(map(repr, near))}?"
-    return f" (known: {', '.join(known)})"
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section among the types an annotation is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
+    return validated(Recipe, parse_yaml(text), "recipe")

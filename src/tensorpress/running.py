@@ -22,6 +22,8 @@ from tensorpress.data.loaders import BatchLoader
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.files import write_atomically
 from tensorpress.planning import Plan, plan
+from tensorpress.planning.choose import schemes_of
+from tensorpress.planning.layer_plans import TUCKER_SCHEMES
 from tensorpress.pressing import press
 from tensorpress.recipe import LayerPress, Press, Quantize, Recipe
 from tensorpress.report import ReportContent, require_extra, write_page
@@ -56,8 +58,8 @@ def run(recipe: Recipe, folder: str | os.PathLike[str], *, seed: int = 0) -> Run
     recipe : Recipe
         What to do.
     folder : path-like
-        Receives ``recipe.yaml``, ``metrics.json``, ``model.tpz``, ``report.html`` and
-        ``checkpoints/``. If a run of the same recipe and seed was interrupted there, it goes on
+        Receives ``recipe.yaml``, ``plan.yaml``, ``metrics.json``, ``model.tpz``, ``report.html``
+        and ``checkpoints/``. If a run of the same recipe and seed was interrupted there, it goes on
         where its last epoch ended, to the same result on CPU.
     seed : int
         Of every random number.
@@ -138,7 +140,7 @@ class _Models:
 def _train(phases: "_Phases", recipe: Recipe, seed: int) -> _Models:
     """Take the network through the recipe's phases."""
     dense, start = phases.dense(), recipe.press.chosen_start
-    chosen = plan_for(dense, recipe)
+    chosen = phases.planned(dense)
     pressed = press(dense, chosen, start=start, seed=seed)
     initial = deepcopy(pressed) if start == "hooi" else None
     if recipe.train is not None:
@@ -159,31 +161,44 @@ def _train(phases: "_Phases", recipe: Recipe, seed: int) -> _Models:
 def plan_for(dense: nn.Module, recipe: Recipe) -> Plan:
     """Return the plan that a recipe asks for; only rank rules with a name look at the weights."""
     section = recipe.press
-    entries = section.layers or {}
-    layers = {pattern: entry.model_dump(exclude_none=True) for pattern, entry in entries.items()}
+    entries = section.overrides or {}
+    overrides = {name: entry.model_dump(exclude_none=True) for name, entry in entries.items()}
+    device = next(dense.parameters()).device
+    example = torch.zeros(1, *network(recipe.network).input_shape, device=device)
     return plan(
         dense,
+        None if section.budget is None else example,
         scheme=section.scheme,
         ranks=section.ranks,
-        params=section.params,
-        layers=layers or None,
+        targets=section.targets,
         skip=section.skip,
+        overrides=overrides or None,
+        budget=section.budget,
+        round_to=section.round_to,
     )
 
 
 def _try_plan(net: Network, recipe: Recipe) -> None:
     """Make a recipe's plan for the untrained network, so that mistakes show before training.
 
-    Rules that look at the weights are tried as one that keeps rank 1 of any.
+    Rules that look at the weights are tried as one that keeps rank 1 of any, and budgets spread by
+    them as a small saving for all: what can be met only the trained network tells.
     """
     section = recipe.press
-    entries = section.layers or {}
-    rules = [section.ranks, *(entry.ranks for entry in entries.values())]
-    named = any(isinstance(ranks, str) for ranks in rules)
-    if named:
-        tried = {pattern: _at_rank_1(entry) for pattern, entry in entries.items()}
-        section = _at_rank_1(section).model_copy(update={"layers": tried or None})
-    with torch.device("cpu" if named else "meta"):
+    if section.budget is not None and schemes_of(section.scheme)[0] not in TUCKER_SCHEMES:
+        tried = {
+            "budget": "params=99%",
+            "ranks": "uniform",
+            "scheme": schemes_of(section.scheme)[0],
+        }
+        section = section.model_copy(update=tried)
+    else:
+        section = _at_rank_1(section)
+    entries = section.overrides or {}
+    ranks = [section.ranks, *(entry.ranks for entry in entries.values())]
+    overrides = {pattern: _at_rank_1(entry) for pattern, entry in entries.items()}
+    section = section.model_copy(update={"overrides": overrides or None})
+    with torch.device("cpu" if any(isinstance(r, str) for r in ranks) else "meta"):
         plan_for(net.build(), recipe.model_copy(update={"press": section}))
 
 
@@ -245,6 +260,13 @@ class _Phases:
         elif self.recipe.dense is not None:
             self.fit("dense", model, self.recipe.dense)
         return model.eval()
+
+    def planned(self, dense: nn.Module) -> Plan:
+        """Return the plan, that of the run which is gone on with where there is one."""
+        file = self.checkpoints.parent / "plan.yaml"
+        if not file.exists():
+            plan_for(dense, self.recipe).save(file)
+        return Plan.read(file)
 
     def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
         """Train a model in place, going on from this phase's checkpoint where there is one."""

@@ -42,7 +42,9 @@ def test_macs_of_lenet5() -> None:
 def test_a_weight_that_is_rebuilt_takes_the_same_macs(name: str, scheme: str) -> None:
     dense = build(name)
     params = count_params(dense) // 8
-    pressed = tp.press(dense, tp.plan(dense, scheme=scheme, params=params), start="kaiming")
+    pressed = tp.press(
+        dense, tp.plan(dense, scheme=scheme, budget=f"params={params}"), start="kaiming"
+    )
     inputs = [torch.zeros(2, *NETWORKS[name].input_shape)]
     macs = count_macs(dense, inputs)
     assert count_macs(pressed, inputs) == macs

@@ -3,7 +3,7 @@ from torch import nn
 
 from tensorpress import plan, zoo
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning.plan import LayerPlan
+from tensorpress.planning.layer_plans import LayerPlan
 
 
 @pytest.fixture
@@ -17,30 +17,44 @@ def only(made):
 
 
 def test_modes_and_ranks_are_taken(lenet):
-    made = plan(lenet, layers={"conv2": {"modes": [50, 25, 20], "ranks": [5, 4, 3]}})
+    made = plan(
+        lenet, scheme="ada_tucker", overrides={"conv2": {"modes": [50, 25, 20], "ranks": [5, 4, 3]}}
+    )
     assert only(made) == LayerPlan("conv2", (50, 20, 5, 5), (50, 25, 20), (5, 4, 3), "own")
-    assert made.kept == dict.fromkeys(["conv1", "ip1", "ip2"], "not named in layers")
+    assert made.kept == dict.fromkeys(["conv1", "ip1", "ip2"], "not named in overrides")
 
 
 def test_modes_are_aligned_with_the_axes_and_ranks_follow(lenet):
-    made = plan(lenet, layers={"ip1": {"modes": [40, 25, 20, 20], "ranks": [6, 5, 4, 4]}})
+    made = plan(
+        lenet,
+        scheme="ada_tucker",
+        overrides={"ip1": {"modes": [40, 25, 20, 20], "ranks": [6, 5, 4, 4]}},
+    )
     assert only(made).modes == (40, 20, 25, 20)
     assert only(made).ranks == (6, 4, 5, 4)
 
 
 def test_one_number_is_a_rank_for_every_mode(lenet):
-    made = plan(lenet, layers={"ip2": {"modes": [25, 20, 10], "ranks": 4}})
+    made = plan(lenet, scheme="ada_tucker", overrides={"ip2": {"modes": [25, 20, 10], "ranks": 4}})
     assert only(made).ranks == (4, 4, 4)
 
 
 def test_original_modes_are_the_weights_axes(lenet):
-    made = plan(lenet, layers={"conv2": {"modes": "original", "ranks": [8, 8, 3, 3]}})
+    made = plan(
+        lenet,
+        scheme="ada_tucker",
+        overrides={"conv2": {"modes": "original", "ranks": [8, 8, 3, 3]}},
+    )
     assert only(made).modes == (50, 20, 5, 5)
     assert only(made).ranks == (8, 8, 3, 3)
 
 
 def test_a_diagonal_core(lenet):
-    made = plan(lenet, layers={"conv2": {"modes": "original", "ranks": 30, "diagonal": True}})
+    made = plan(
+        lenet,
+        scheme="ada_tucker",
+        overrides={"conv2": {"modes": "original", "ranks": 30, "diagonal": True}},
+    )
     assert only(made).core == "diagonal"
     assert only(made).factor_params == 30 * (1 + 50 + 20 + 5 + 5)
 
@@ -48,7 +62,8 @@ def test_a_diagonal_core(lenet):
 def test_patterns_name_several_layers_and_the_last_match_counts():
     made = plan(
         zoo.build("resnet20"),
-        layers={
+        scheme="ada_tucker",
+        overrides={
             "layer1.*.conv*": {"modes": [16, 16, 9], "ranks": [12, 12, 6]},
             "layer1.2.conv2": {"modes": [48, 48], "ranks": 5},
         },
@@ -65,7 +80,7 @@ def test_layers_of_lower_order_share_a_core_through_modes_of_one(lenet):
         "conv1": {"modes": [25, 20], "ranks": [6, 5, 4]},
         "conv2": {"modes": [50, 25, 20], "ranks": [6, 5, 4]},
     }
-    made = plan(lenet, scheme="scada_tucker", layers=layers)
+    made = plan(lenet, scheme="scada_tucker", overrides=layers)
     first, second = made.layers
     assert first.modes == (25, 20, 1)
     assert first.ranks == second.ranks == made.shared_core == (6, 5, 4)
@@ -78,7 +93,7 @@ def test_a_shared_core_may_exceed_a_mode(lenet):
         "conv1": {"modes": [20, 5, 5], "ranks": 7},
         "ip2": {"modes": [25, 20, 10], "ranks": 7},
     }
-    assert plan(lenet, scheme="scada_tucker", layers=layers).shared_core == (7, 7, 7)
+    assert plan(lenet, scheme="scada_tucker", overrides=layers).shared_core == (7, 7, 7)
 
 
 @pytest.mark.parametrize(
@@ -100,26 +115,26 @@ def test_a_shared_core_may_exceed_a_mode(lenet):
 )
 def test_what_does_not_fit_names_the_layer(lenet, given, message):
     with pytest.raises(InvalidArgumentError, match=message) as caught:
-        plan(lenet, layers={"conv1": given})
+        plan(lenet, scheme="ada_tucker", overrides={"conv1": given})
     assert str(caught.value).startswith("layer 'conv1': ")
 
 
 def test_two_shapes_of_one_shared_core_are_refused(lenet):
     layers = {"conv1": {"modes": [25, 20], "ranks": 4}, "ip2": {"modes": [100, 50], "ranks": 5}}
     with pytest.raises(InvalidArgumentError, match="one shape, but the layers name 4×4, 5×5"):
-        plan(lenet, scheme="scada_tucker", layers=layers)
+        plan(lenet, scheme="scada_tucker", overrides=layers)
 
 
 def test_a_pattern_that_matches_nothing_names_the_nearest(lenet):
     given = {"modes": [25, 20], "ranks": 5}
     with pytest.raises(InvalidArgumentError, match="'conv3': did you mean 'conv"):
-        plan(lenet, layers={"conv3": given})
+        plan(lenet, scheme="ada_tucker", overrides={"conv3": given})
     with pytest.raises(InvalidArgumentError, match=r"'fc\*'"):
-        plan(lenet, params=3000, skip=["fc*"])
+        plan(lenet, scheme="ada_tucker", budget="params=3000", skip=["fc*"])
 
 
 def test_a_layer_that_cannot_be_pressed_is_refused_with_the_reason():
     net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     net[1].weight = net[0].weight
     with pytest.raises(InvalidArgumentError, match="'1' cannot be pressed: its weight is tied"):
-        plan(net, layers={"1": {"modes": [6, 6], "ranks": 2}})
+        plan(net, scheme="ada_tucker", overrides={"1": {"modes": [6, 6], "ranks": 2}})

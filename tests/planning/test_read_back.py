@@ -28,7 +28,7 @@ def test_every_scheme(scheme, start):
 def test_layers_of_several_schemes():
     model = zoo.build("lenet5")
     given = {"ip1": {"scheme": "scada_tucker", "modes": [500, 800], "ranks": 9}}
-    made = plan(model, scheme="tucker2", ranks=0.2, layers=given)
+    made = plan(model, scheme="tucker2", ranks=0.2, overrides=given)
     read = plan_of(press(model, made))
     assert read.scheme == "tucker2, scada_tucker"
     assert read.layers == made.layers

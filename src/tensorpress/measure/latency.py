@@ -1,14 +1,19 @@
 """Time of a forward pass, several models side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from math import inf
 from statistics import median
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tensorpress.measure.cost import evaluating
+
+NORMAL = 0.93
+"""Standard error of a median over quartile distance, times √n, of a normal distribution."""
 
 
 def latencies(
@@ -32,26 +37,86 @@ def latencies(
     >>> len(latencies([nn.Linear(3, 2), nn.Linear(3, 5)], [torch.zeros(1, 3)], repeats=3))
     2
     """
+    return list(map(median, pass_times(models, inputs, repeats=repeats)))
+
+
+def pass_times(
+    models: Sequence[nn.Module],
+    inputs: Sequence[Tensor],
+    *,
+    repeats: int = 15,
+    least: int = 5,
+    seconds: float = inf,
+    precision: float = 0.0,
+    clock: Callable[[], float] = perf_counter,
+) -> list[list[float]]:
+    """Return the milliseconds of each of several forward passes of every model.
+
+    In a round every model runs once; every other round goes backwards, so that no model always
+    runs after the same one. Two rounds are not counted.
+
+    Parameters
+    ----------
+    models, inputs
+        As for `latencies`.
+    repeats : int
+        Rounds at most.
+    least : int
+        Rounds that are made in any case.
+    seconds : float
+        After this time there are no more.
+    precision : float
+        Nor are there once the standard error of every model's median time over the first model's,
+        taken round by round, is below this fraction of it. Busy machines need more rounds.
+    clock : callable
+        Gives the seconds between whose values a pass lies.
+
+    Returns
+    -------
+    list of list of float
+        A list a model; the k-th numbers of all lists are of the same round.
+
+    Examples
+    --------
+    >>> [times] = pass_times([nn.Linear(3, 2)], [torch.zeros(1, 3)], repeats=4)
+    >>> len(times)
+    4
+    """
     times: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
         stack.enter_context(torch.inference_mode())
-        for turn in range(repeats + 2):
-            for model, taken in zip(models, times, strict=True):
-                elapsed = _timed(model, inputs)
-                if turn > 1:
-                    taken.append(elapsed)
-    return [1000 * median(taken) for taken in times]
+        start = perf_counter()
+        for turn in range(-2, repeats):
+            if turn >= least and (
+                perf_counter() - start > seconds or _uncertainty(times) < precision
+            ):
+                break
+            for place in range(len(models))[:: -1 if turn % 2 else 1]:
+                elapsed = _timed(models[place], inputs, clock)
+                if turn >= 0:
+                    times[place].append(1000 * elapsed)
+    return times
 
 
-def _timed(model: nn.Module, inputs: Sequence[Tensor]) -> float:
+def _uncertainty(times: Sequence[Sequence[float]]) -> float:
+    """Return the largest relative standard error of a median ratio, estimated from quartiles."""
+    if len(times) < 2:
+        return inf
+    ratios = np.divide(times[1:], times[0])
+    first, middle, third = np.quantile(ratios, (0.25, 0.5, 0.75), axis=1)
+    errors = NORMAL * (third - first) / middle / np.sqrt(ratios.shape[1])
+    return float(errors.max())
+
+
+def _timed(model: nn.Module, inputs: Sequence[Tensor], clock: Callable[[], float]) -> float:
     device = inputs[0].device
     _synchronize(device)
-    start = perf_counter()
+    start = clock()
     model(*inputs)
     _synchronize(device)
-    return perf_counter() - start
+    return clock() - start
 
 
 def _synchronize(device: torch.device) -> None:

@@ -1,58 +1,92 @@
-"""Planning: from a scheme and ranks, a number of parameters, or hand-given layers to a plan."""
+"""Planning: from schemes, ranks, a budget or single layers' entries to a plan."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.planning.by_scheme import given_ranks, obstacles, pressed_where_smaller
-from tensorpress.planning.layers import matching, pressable
-from tensorpress.planning.plan import SCHEMES, TUCKER_SCHEMES, LayerPlan, Plan, PlannedLayer
-from tensorpress.planning.tucker import check_shared, given_tucker, own_layers, shared_layers
+from tensorpress.planning.budget import Budget, parse_budget
+from tensorpress.planning.dense_model import DenseModel
+from tensorpress.planning.given import (
+    Entry,
+    entries_of,
+    given_layers,
+    nothing_to_press,
+    pressed_where_smaller,
+    schemes_for,
+)
+from tensorpress.planning.layer_plans import SCHEMES, TUCKER_SCHEMES, LayerPlan, PlannedLayer
+from tensorpress.planning.layers import Layer, Weights
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.scores import Scores
+from tensorpress.planning.spread import Spread
+from tensorpress.planning.tucker import own_layers, shared_layers
+from tensorpress.planning.within import within
 from tensorpress.schemes.base import Ranks
-from tensorpress.schemes.dimensions import Shape, smallest
+from tensorpress.schemes.dimensions import smallest
 
-Layers = Mapping[str, Mapping[str, Any]]
+AUTO_NAME = "auto"
+
+AUTO = ("tucker2", "channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in")
+"""What "auto" chooses from: the schemes whose error at any ranks follows from spectra."""
 
 
 def plan(
     model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
-    scheme: str = "ada_tucker",
-    ranks: Ranks | None = None,
-    params: int | None = None,
-    layers: Layers | None = None,
+    scheme: str | Sequence[str] = AUTO_NAME,
+    ranks: Ranks | Scores | None = None,
+    targets: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
+    overrides: Mapping[str, Entry] | None = None,
+    budget: str | None = None,
+    round_to: int = 1,
+    weights: Weights | None = None,
 ) -> Plan:
     """Plan how a model's layers are decomposed.
 
-    Nothing is computed, except the spectra of the weights where a rank rule looks at them.
+    Without a budget nothing is computed but the spectra of the weights where a rank rule looks at
+    them, so that a model on the meta device can be planned as well.
 
     Parameters
     ----------
     model : nn.Module
-        Any model.
-    scheme : str
-        A name of `SCHEMES`. "ada_tucker" and "scada_tucker" take ``params`` or ``layers``, all
-        others ``ranks`` or ``layers`` or both.
+        Any model. Layers are found anywhere in it; what cannot be pressed stays dense, and the plan
+        says why.
+    example_inputs : Tensor or sequence of Tensor, optional
+        Arguments of one forward pass, the first axis being the batch: for MACs and latency.
+    scheme : str or sequence of str
+        A name of `SCHEMES`, or several, of which every layer gets the one with the least error at
+        its cost; "auto" are those whose error follows from spectra.
     ranks
-        What `press_layer` takes: a tuple, an int, a float in (0, 1], "evbmf", "energy:0.9" or a
-        rule. All layers that the scheme can take and makes smaller are pressed; the others are
-        kept dense with the reason.
-    params : int, optional
-        Parameters the whole pressed model may have, biases and norms included; modes and ranks are
-        chosen (`tensorpress.schemes.dimensions`).
-    layers : mapping of str to mapping, optional
-        A layer's name, or a pattern with ``*``, to what is done with it: ``ranks``, and ``scheme``
-        where it is not the one of all layers. For (s)cada_tucker ``modes`` (a list of sizes, or
-        "original" for the weight's own axes), ``ranks`` (a list, or one number for all modes) and
-        optionally ``diagonal: true`` (CP). Where two entries name a layer, the later one holds.
-        Without ``ranks`` for all, other layers stay dense.
-    skip : sequence of str
-        Names or patterns of layers to keep dense.
+        Without a budget what `press_layer` takes: a tuple, an int, a float in (0, 1], "evbmf",
+        "evbmf:0.7", "energy:0.9" or a rule.
+        With a budget, how it is spread over the layers. "error" (by default): the least sum of the
+        layers' squared relative errors. "energy": the greatest product of kept PCA energies, by
+        the greedy rule of Zhang et al. (2016). "uniform": one fraction of the largest ranks for
+        all. "evbmf": EVBMF's ranks, all weakened or strengthened alike. Or the scores of
+        `tensorpress.sensitivity`.
+    targets, skip : sequence of str
+        Layers to press, and among them those to keep dense: names, patterns with ``*``, or ``re:``
+        and a regular expression for the whole name.
+    overrides : mapping of str to mapping, optional
+        A name or pattern to what is done with these layers: ``ranks``, and ``scheme`` where it is
+        not the one of all layers. For (s)cada_tucker ``modes`` (a list of sizes, or "original" for
+        the weight's own axes), ``ranks`` (a list, or one number for all modes) and optionally
+        ``diagonal: true`` (CP). Where two entries name a layer, the later one holds. Without
+        ``ranks`` for all and without a budget, other layers stay dense.
+    budget : str, optional
+        What the whole model may cost: ``params=50%``, ``bytes=10MB``, ``macs=300M`` or
+        ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`. (S)cada_tucker takes
+        params and bytes.
+    round_to : int
+        Ranks are multiples of it, or the largest ones: what the hardware likes.
+    weights : callable, optional
+        Gives the weight of a layer by its name, for a model whose own are on the meta device.
 
     Raises
     ------
@@ -62,121 +96,133 @@ def plan(
 
     Examples
     --------
+    >>> import torch
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
-    >>> plan(net, params=3000).params <= 3000
+    >>> plan(net, budget="params=20%").params <= 0.2 * 405_510
     True
-    >>> print(plan(net, scheme="channel_svd", ranks=0.1))
-    layer          scheme       weight   ranks    dense  stored
-    0              channel_svd  500×800  50     400,000  65,000
-    2              channel_svd  10×500   1        5,000     510
-    (not pressed)                                   510     510
-    total                                       405,510  66,020
+    >>> print(plan(net, torch.zeros(1, 800), scheme="channel_svd", ranks=0.1))
+    layer          scheme       weight   ranks    dense  stored  dense MACs    MACs
+    0              channel_svd  500×800  50     400,000  65,000     400,000  65,000
+    2              channel_svd  10×500   1        5,000     510       5,000     510
+    (not pressed)                                   510     510           0       0
+    total                                       405,510  66,020     405,000  65,510
     """
-    if scheme not in SCHEMES:
-        raise unknown_name("scheme", scheme, SCHEMES)
-    check_target(scheme, ranks=ranks, params=params, layers=layers)
-    shapes, kept = pressable(model)
-    for pattern in skip:
-        named = matching(pattern, {**shapes, **kept}, kept)
-        kept = dict.fromkeys(named, f"skipped by {pattern!r}") | kept
-    shapes = {name: shape for name, shape in shapes.items() if name not in kept}
-    total = sum(p.numel() for p in model.parameters())
+    schemes = schemes_of(scheme)
+    check_target(schemes, ranks=ranks, budget=budget, overrides=overrides)
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
+    limit = None if budget is None else parse_budget(budget)
+    dense = DenseModel.of(model, example_inputs, weights)
+    layers, kept = dense.chosen(targets, skip)
     chosen: Sequence[PlannedLayer]
-    if params is not None:
-        chosen, others = _within(params, total, shapes, kept, scheme)
+    if limit is not None and schemes[0] in TUCKER_SCHEMES:
+        chosen, others = _tucker_within(limit, dense, layers, kept, schemes[0])
+        return dense.plan(schemes[0], chosen, {**kept, **others})
+    entries = entries_of(overrides or {}, layers, kept)
+    everywhere = None if isinstance(ranks, Scores) or limit is not None else ranks
+    if limit is None:
+        fixed = given_layers(layers, entries, schemes, everywhere, round_to)
     else:
-        chosen, others = _given(model, shapes, kept, scheme, ranks, layers or {})
-    other = total - sum(layer.dense_params for layer in chosen)
-    return Plan(scheme, tuple(chosen), kept | others, other)
+        own = {name: entry for name, entry in entries.items() if "ranks" in entry}
+        fixed = given_layers(layers, own, schemes, None, 1)
+    rest = {name: layer for name, layer in layers.items() if name not in fixed}
+    if limit is not None:
+        allowed = {name: schemes_for(entries.get(name), schemes) for name in rest}
+        rule = ranks if isinstance(ranks, str | Scores) else "error"
+        pressed, others = within(limit, dense, rest, allowed, fixed, rule, round_to)
+    elif everywhere is None:
+        pressed, others = {}, dict.fromkeys(rest, "not named in overrides")
+    else:
+        pressed, others = pressed_where_smaller(rest, schemes[0], everywhere, round_to)
+    if not fixed and not pressed:
+        raise nothing_to_press({**kept, **others})
+    found = {**fixed, **pressed}
+    chosen = [found[name] for name in layers if name in found]
+    return dense.plan(scheme_names(schemes), chosen, {**kept, **others})
 
 
-def check_target(scheme: str, *, ranks: object, params: object, layers: object) -> None:
-    """Raise unless what is given says how far a scheme is to press; None is not given.
+def check_target(
+    schemes: Sequence[str], *, ranks: object, budget: object, overrides: object
+) -> None:
+    """Raise unless what is given says how far schemes are to press; None is not given.
 
     Raises
     ------
     InvalidArgumentError
-        With what the scheme takes.
+        With what the schemes take.
     """
-    if scheme in TUCKER_SCHEMES:
+    name = schemes[0]
+    if name in TUCKER_SCHEMES:
         if ranks is not None:
             raise InvalidArgumentError(
-                f"{scheme} takes no ranks for all layers: give params, or layers with modes and "
-                "ranks of their own"
+                f"{name} takes no ranks for all layers: give a budget of params, or overrides with "
+                "modes and ranks of their own"
             )
-        if (params is None) == (layers is None):
+        if (budget is None) == (overrides is None):
             raise InvalidArgumentError(
-                f"give either params or layers: {scheme} needs a number, or shapes"
+                f"give either a budget or overrides: {name} needs a number, or shapes"
             )
-    elif params is not None:
+    elif budget is not None:
+        if not (ranks is None or isinstance(ranks, str | Scores)):
+            raise InvalidArgumentError(
+                f"with a budget ranks say how it is spread, not {ranks!r}: give one of them"
+            )
+        if isinstance(ranks, str) and ranks not in get_args(Spread):
+            raise unknown_name("way to spread a budget", ranks, get_args(Spread))
+    elif isinstance(ranks, Scores):
+        raise InvalidArgumentError("scores need a budget")
+    elif ranks is None and overrides is None:
         raise InvalidArgumentError(
-            f"{scheme} takes no params, which only {' and '.join(TUCKER_SCHEMES)} do: give ranks, "
-            "or layers with ranks of their own"
+            f"give a budget, ranks for {scheme_names(schemes)}, or overrides with ranks of their "
+            "own"
         )
-    elif ranks is None and layers is None:
-        raise InvalidArgumentError(f"give ranks for {scheme}, or layers with ranks of their own")
+    elif ranks is not None and len(schemes) > 1:
+        raise InvalidArgumentError(
+            f"the ranks of {scheme_names(schemes)} are not the same: name one scheme, or give a "
+            "budget"
+        )
 
 
-def _within(
-    params: int, total: int, shapes: Mapping[str, Shape], kept: Mapping[str, str], scheme: str
+def schemes_of(scheme: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the schemes that are asked for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown one, none, or several that no layer can be given the choice of.
+    """
+    if isinstance(scheme, str):
+        scheme = AUTO if scheme == AUTO_NAME else (scheme,)
+    if not scheme:
+        raise InvalidArgumentError("name a scheme")
+    for name in scheme:
+        if name not in SCHEMES:
+            raise unknown_name("scheme", name, (AUTO_NAME, *SCHEMES))
+        if name in TUCKER_SCHEMES and len(scheme) > 1:
+            raise InvalidArgumentError(f"{name} cannot be one of several schemes to choose from")
+    return tuple(dict.fromkeys(scheme))
+
+
+def scheme_names(schemes: Sequence[str]) -> str:
+    """Return schemes as a plan names them."""
+    return AUTO_NAME if tuple(schemes) == AUTO else ", ".join(schemes)
+
+
+def _tucker_within(
+    limit: Budget,
+    dense: DenseModel,
+    layers: Mapping[str, Layer],
+    kept: Mapping[str, str],
+    scheme: str,
 ) -> tuple[list[LayerPlan], dict[str, str]]:
     """Choose modes and ranks for a budget; layers too small to gain stay dense."""
+    shapes = {name: layer.shape for name, layer in layers.items()}
     tiny = [name for name, shape in shapes.items() if smallest(shape) >= prod(shape)]
     others = dict.fromkeys(tiny, "too small to be made smaller")
     shapes = {name: shape for name, shape in shapes.items() if name not in others}
     if not shapes:
-        raise _nothing({**kept, **others})
-    budget = params - (total - sum(map(prod, shapes.values())))
-    return (shared_layers if scheme == "scada_tucker" else own_layers)(shapes, budget), others
-
-
-def _given(
-    model: nn.Module,
-    shapes: Mapping[str, Shape],
-    kept: Mapping[str, str],
-    scheme: str,
-    ranks: Ranks | None,
-    layers: Layers,
-) -> tuple[list[PlannedLayer], dict[str, str]]:
-    """Do what the entries say, then press all other layers where there are ranks for all."""
-    entries: dict[str, Mapping[str, Any]] = {}
-    for pattern, options in layers.items():
-        entries |= dict.fromkeys(matching(pattern, shapes, kept), options)
-    chosen: dict[str, PlannedLayer] = {}
-    obstacles_to = cache(partial(obstacles, model))
-    for name, options in entries.items():
-        try:
-            own = _scheme_of(options, scheme)
-            if own in TUCKER_SCHEMES:
-                chosen[name] = given_tucker(name, shapes[name], own, options)
-            else:
-                chosen[name] = given_ranks(
-                    name, model.get_submodule(name), own, ranks, options, obstacles_to(own)
-                )
-        except (InvalidArgumentError, TypeError) as error:
-            raise InvalidArgumentError(f"layer {name!r}: {error}") from None
-    check_shared([layer for layer in chosen.values() if isinstance(layer, LayerPlan)])
-    rest = [name for name in shapes if name not in chosen]
-    others = dict.fromkeys(rest, "not named in layers")
-    if ranks is not None:
-        found, others = pressed_where_smaller(model, rest, scheme, ranks)
-        chosen |= {layer.name: layer for layer in found}
-        if not chosen:
-            raise _nothing({**kept, **others})
-    return [chosen[name] for name in shapes if name in chosen], others
-
-
-def _scheme_of(options: Mapping[str, Any], scheme: str) -> str:
-    """Return the scheme of an entry: its own, or that of all layers."""
-    if not isinstance(options, Mapping):
-        raise InvalidArgumentError(f"expected a mapping such as {{'ranks': 8}}, got {options!r}")
-    own: str = options.get("scheme", scheme)
-    if own not in SCHEMES:
-        raise unknown_name("scheme", own, SCHEMES)
-    return own
-
-
-def _nothing(kept: Mapping[str, str]) -> InvalidArgumentError:
-    reasons = "".join(f"; {name!r}: {reason}" for name, reason in kept.items())
-    return InvalidArgumentError(f"the model has no layer that can be pressed{reasons}")
+        raise nothing_to_press({**kept, **others})
+    available = dense.params_within(limit) - (dense.params - sum(map(prod, shapes.values())))
+    found = (shared_layers if scheme == "scada_tucker" else own_layers)(shapes, available)
+    return [replace(x, itemsize=layers[x.name].itemsize) for x in found], others

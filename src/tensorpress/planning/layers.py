@@ -1,19 +1,100 @@
-"""Finding layers: which weights can be pressed, and what a name or a pattern stands for."""
+"""Finding layers: which weights of a model can be pressed, and what is known about each."""
 
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.decompose.precision import working
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.calls import Call, calls_of
 from tensorpress.schemes.dimensions import Shape
+from tensorpress.schemes.factorized_weight import factorized_weight
+from tensorpress.schemes.layer import LayerSpec, describe, kernel_from, unpressable
 from tensorpress.schemes.pressed import Pressed
+
+Weights = Callable[[str], Tensor]
+"""The weight of a layer by its name, as torch holds it."""
+
+PRESSED = "it is pressed already: tensorpress.unpress gives the dense layer to press anew"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that may be pressed.
+
+    Attributes
+    ----------
+    name : str
+        In the model; of a module that is used twice the first.
+    module : nn.Module
+        Its values may be on the meta device.
+    shape : tuple of int
+        Of its dense weight.
+    blocked : mapping of str to str
+        Forms of schemes that its place in the model forbids, with the reason.
+    inputs : tuple of torch.Size
+        Shapes of its inputs in one forward pass, where inputs were given.
+    weights : callable, optional
+        Where its weight comes from, if not from the module.
+    calls : tuple of Call
+        The same for one example, of a layer that can be described.
+    """
+
+    name: str
+    module: nn.Module
+    shape: Shape
+    blocked: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[torch.Size, ...] = ()
+    weights: Weights | None = None
+    calls: tuple[Call, ...] = ()
+
+    def called(self, batch: int) -> "Layer":
+        """Return the layer with the calls that its inputs are, for so many examples."""
+        if unpressable(self.module) is not None:
+            return self
+        return replace(self, calls=calls_of(self.spec(), self.inputs, batch))
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a parameter."""
+        return next(self.module.parameters()).element_size()
+
+    def spec(self) -> LayerSpec:
+        """Return what the layer is; see `tensorpress.schemes.layer.describe`."""
+        return describe(self.module)
+
+    def kernel(self) -> Tensor:
+        """Return its canonical kernel in working precision.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For values that are not there, NaN or infinite.
+        """
+        spec = self.spec()
+        weight = self.weights(self.name) if self.weights else self.module.get_parameter("weight")
+        if weight.is_meta:
+            raise InvalidArgumentError("its weight is on the meta device: it has no values")
+        if tuple(weight.shape) != self.shape:
+            raise InvalidArgumentError(
+                f"its weight has shape {tuple(weight.shape)}, expected {self.shape}"
+            )
+        if not bool(torch.isfinite(weight).all()):
+            raise InvalidArgumentError("its weight has NaN or infinite values")
+        return working(kernel_from(weight.detach(), spec))
 
 
 def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
-    """Return the weights that can be pressed, and the layers that cannot with the reason."""
+    """Return the shapes of the weights that can be pressed, and what cannot with the reason.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a layer that has no shape yet.
+    """
     shapes: dict[str, Shape] = {}
     kept: dict[str, str] = {}
     holders = _holders(model)
@@ -21,11 +102,11 @@ def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     for name, module in model.named_modules():
         if id(module) in inside:
             continue
-        if isinstance(module, Pressed):
-            kept[name] = "it is pressed already"
+        if isinstance(module, Pressed) or factorized_weight(module) is not None:
+            kept[name] = PRESSED
             continue
         if parametrize.is_parametrized(module, "weight"):
-            kept[name] = "its weight is parametrized already"
+            kept[name] = "its weight is parametrized"
             continue
         weight = module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
@@ -46,8 +127,26 @@ def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     return shapes, kept
 
 
-def tied_biases(model: nn.Module) -> dict[str, str]:
-    """Return the layers whose bias is held elsewhere as well, with the reason to keep them."""
+def obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:
+    """Return the layers whose place in a model forbids to press them, with the reason, by form.
+
+    The forms are those of `tensorpress.schemes.base.Scheme`: a layer whose weight others read can
+    have it rebuilt, but not be replaced.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    read : collection of str
+        Layers that others were seen to compute with the weight of; see
+        `tensorpress.planning.readers.noting_readers`.
+    """
+    tied = _tied_biases(model)
+    seen = dict.fromkeys(read, "a module around it computes with its weight")
+    return {"weight": tied, "layer": seen | tied | _read_by_parents(model)}
+
+
+def _tied_biases(model: nn.Module) -> dict[str, str]:
     reasons: dict[str, str] = {}
     holders = _holders(model)
     for name, module in model.named_modules():
@@ -58,8 +157,7 @@ def tied_biases(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
-def read_by_parents(model: nn.Module) -> dict[str, str]:
-    """Return the layers whose weight the module around them reads, with the reason to keep them."""
+def _read_by_parents(model: nn.Module) -> dict[str, str]:
     read = {
         id(child)
         for module in model.modules()
@@ -68,16 +166,6 @@ def read_by_parents(model: nn.Module) -> dict[str, str]:
     }
     reason = "nn.TransformerEncoderLayer reads its weight directly"
     return {name: reason for name, module in model.named_modules() if id(module) in read}
-
-
-def matching(pattern: str, names: Mapping[str, Any], kept: Mapping[str, str]) -> list[str]:
-    """Return the names a name or ``*`` pattern stands for; none is an error that says why."""
-    found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
-    if not found and pattern in kept:
-        raise InvalidArgumentError(f"layer {pattern!r} cannot be pressed: {kept[pattern]}")
-    if not found:
-        raise unknown_name("layer or pattern", pattern, names)
-    return found
 
 
 def _holders(model: nn.Module) -> dict[int, list[str]]:

@@ -1,146 +1,66 @@
-"""What a plan is: per layer the scheme, the modes and the ranks; plain data that prints."""
+"""What a plan is: layers that are pressed, layers that are kept and why; data that prints."""
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-from tensorpress.decompose.tucker import tucker_params
-from tensorpress.ranks import check_ranks
+import yaml
+
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError
+from tensorpress.files import write_atomically
+from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer, SchemePlan
+from tensorpress.planning.plan_file import (
+    FORMAT,
+    PlanFile,
+    check_layer,
+    layer_to_dict,
+)
+from tensorpress.planning.table import Sums, kept_lines, layer_table
 from tensorpress.schemes.dimensions import Shape, by
-from tensorpress.schemes.layer import LayerSpec
-from tensorpress.schemes.registry import LAYER_SCHEMES
-from tensorpress.schemes.registry import scheme as scheme_named
-
-Core = Literal["own", "shared", "diagonal"]
-
-TUCKER_SCHEMES: Mapping[str, str] = {
-    "ada_tucker": "weights rebuilt from Tucker factors of their reshape, a core a layer "
-    "(Zhong et al. 2019)",
-    "scada_tucker": "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)",
-}
-"""The schemes that reshape weights into modes, with what they are."""
-
-SCHEMES: Mapping[str, str] = {
-    **TUCKER_SCHEMES,
-    **{name: scheme.summary for name, scheme in LAYER_SCHEMES.items()},
-}
-"""All schemes a plan can name, with what they are."""
+from tensorpress.strict_yaml import parse_yaml
+from tensorpress.validation import validated
 
 
 @dataclass(frozen=True)
-class LayerPlan:
-    """How one layer's weight is stored: reshaped into ``modes``, a core of shape ``ranks``.
+class Plan:
+    """The layers of a model that are pressed, and those that stay dense with the reason for each.
 
-    ``core`` is "own", "shared" (one core for all layers that say so) or "diagonal" (CP).
-    """
-
-    name: str
-    shape: Shape
-    modes: Shape
-    ranks: Shape
-    core: Core = "own"
-
-    @property
-    def scheme(self) -> str:
-        """Name of the scheme."""
-        return "scada_tucker" if self.core == "shared" else "ada_tucker"
-
-    @property
-    def dense_params(self) -> int:
-        """Entries of the dense weight."""
-        return prod(self.shape)
-
-    @property
-    def factor_params(self) -> int:
-        """Values stored for this layer alone: without a shared core."""
-        if self.core == "diagonal":
-            return self.ranks[0] * (1 + sum(self.modes))
-        core = prod(self.ranks) if self.core == "shared" else 0
-        return tucker_params(self.modes, self.ranks) - core
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, without its name."""
-        return {
-            "scheme": self.scheme,
-            "shape": list(self.shape),
-            "modes": list(self.modes),
-            "ranks": list(self.ranks),
-            "core": self.core,
-        }
-
-
-@dataclass(frozen=True)
-class SchemePlan:
-    """How one layer is pressed by a scheme of `tensorpress.schemes.registry`.
+    A plan made on one machine can be written to a file, read on another and applied there.
 
     Attributes
     ----------
-    name : str
-        Of the layer.
     scheme : str
-        Of the registry.
-    spec : LayerSpec
-        The dense layer.
-    ranks : tuple of int
-        In the order of the scheme's paper.
+        What was asked for; a layer may have another one.
+    layers : tuple of LayerPlan and SchemePlan
+        In the order of the model.
+    kept : mapping of str to str
+        Layers that stay dense, with the reason.
+    other_params, other_bytes : int
+        What no scheme touches: biases, norms, buffers (bytes only), dense layers.
+    other_macs : int or None
+        Multiply-accumulates of all else, for one example; None where no inputs were given.
 
     Examples
     --------
     >>> from torch import nn
     >>> from tensorpress.schemes.layer import describe
-    >>> SchemePlan("fc", "channel_svd", describe(nn.Linear(30, 20)), (4,)).factor_params
-    200
-    """
-
-    name: str
-    scheme: str
-    spec: LayerSpec
-    ranks: Shape
-
-    @property
-    def shape(self) -> Shape:
-        """Shape of the dense weight."""
-        return self.spec.weight_shape
-
-    @property
-    def dense_params(self) -> int:
-        """Entries of the dense weight."""
-        return prod(self.shape)
-
-    @property
-    def factor_params(self) -> int:
-        """Values stored in the place of the weight: the bias is not counted."""
-        bias = self.spec.outputs * self.spec.bias
-        return scheme_named(self.scheme).params(self.spec, self.ranks) - bias
-
-    def check(self) -> None:
-        """Raise an `InvalidArgumentError` unless the scheme takes such a layer at these ranks."""
-        scheme = scheme_named(self.scheme)
-        scheme.check(self.spec)
-        check_ranks(self.ranks, scheme.largest_ranks(self.spec))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, without its name."""
-        return {"scheme": self.scheme, "shape": list(self.shape), "ranks": list(self.ranks)}
-
-
-PlannedLayer = LayerPlan | SchemePlan
-"""How one layer is pressed: what both kinds tell is name, scheme, shape, ranks and parameters."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A scheme, its layers, and the layers that stay dense with the reason for each.
-
-    A layer may have another scheme than the plan. ``other_params`` are the parameters that no
-    scheme touches: biases, norms, dense layers.
+    >>> layer = SchemePlan("fc", "channel_svd", describe(nn.Linear(30, 20)), (4,))
+    >>> plan = Plan("channel_svd", (layer,), other_params=20)
+    >>> plan.dense_params, plan.params, plan.macs
+    (620, 220, None)
     """
 
     scheme: str
     layers: tuple[PlannedLayer, ...]
     kept: Mapping[str, str] = field(default_factory=dict)
     other_params: int = 0
+    other_bytes: int = 0
+    other_macs: int | None = None
 
     @property
     def shared_core(self) -> Shape | None:
@@ -158,56 +78,119 @@ class Plan:
         core = prod(self.shared_core) if self.shared_core else 0
         return self.other_params + core + sum(layer.factor_params for layer in self.layers)
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the dense model's parameters and buffers."""
+        return self.other_bytes + sum(x.itemsize * x.dense_params for x in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the pressed model's parameters and buffers."""
+        shared = next((x.itemsize for x in self.layers if _shares(x)), 0)
+        core = shared * prod(self.shared_core or ())
+        return self.other_bytes + core + sum(x.itemsize * x.factor_params for x in self.layers)
+
+    @property
+    def dense_macs(self) -> int | None:
+        """Multiply-accumulates of the dense model for one example, where inputs were given."""
+        return self._with_others([layer.dense_macs for layer in self._replaced])
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of the pressed model for one example, where inputs were given."""
+        return self._with_others([layer.macs for layer in self._replaced])
+
+    @property
+    def _replaced(self) -> list[SchemePlan]:
+        """Return the layers whose multiplications change; a rebuilt weight's do not."""
+        return [layer for layer in self.layers if isinstance(layer, SchemePlan)]
+
+    def _with_others(self, macs: list[int]) -> int | None:
+        return None if self.other_macs is None else self.other_macs + sum(macs)
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that tell what is done to which layers, on any machine."""
+        done = {layer.name: layer_to_dict(layer, known=False) for layer in self.layers}
+        text = json.dumps(done, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain data for JSON or YAML."""
+        """Return the plan as plain data for JSON or YAML; `from_dict` reads it."""
+        macs = {} if self.macs is None else {"macs": self.macs, "dense_macs": self.dense_macs}
+        others = {"params": self.other_params, "bytes": self.other_bytes, "macs": self.other_macs}
         return {
+            "format": FORMAT,
+            "id": self.id,
             "scheme": self.scheme,
             "params": self.params,
             "dense_params": self.dense_params,
-            "layers": {layer.name: layer.to_dict() for layer in self.layers},
+            **macs,
+            "other": {key: value for key, value in others.items() if value is not None},
+            "layers": {layer.name: layer_to_dict(layer) for layer in self.layers},
             "kept": dict(self.kept),
         }
 
+    @staticmethod
+    def from_dict(content: Any) -> "Plan":
+        """Return the plan that `to_dict` gave.
+
+        Of a plan written by hand only ``layers`` are needed, and what is derived is not looked at.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Naming the key that is missing, unknown or has a value that cannot be used.
+        """
+        read = validated(PlanFile, content, "plan")
+        layers = tuple(layer.named(name) for name, layer in read.layers.items())
+        for layer in layers:
+            check_layer(layer)
+        other = read.other
+        return Plan(read.scheme, layers, read.kept, other.params, other.bytes, other.macs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a file: JSON where its name ends with ``.json``, YAML otherwise."""
+        content = self.to_dict()
+        if Path(path).suffix == ".json":
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        else:
+            text = yaml.safe_dump(
+                content, sort_keys=False, allow_unicode=True, default_flow_style=None
+            )
+        write_atomically(path, text.encode())
+
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> "Plan":
+        """Read a plan from a JSON or YAML file.
+
+        Raises
+        ------
+        DataNotFoundError
+            If there is no such file.
+        InvalidArgumentError
+            If it cannot be read, naming the file and the key.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise DataNotFoundError(f"no plan at {file}")
+        try:
+            text = file.read_text(encoding="utf-8")
+            return Plan.from_dict(json.loads(text) if file.suffix == ".json" else parse_yaml(text))
+        except (ValueError, OSError) as error:
+            raise InvalidArgumentError(f"{file}: {error}") from None
+
     def __str__(self) -> str:
         """Return the plan as a table of text."""
-        rows: list[tuple[str, ...]] = [
-            ("layer", "scheme", "weight", "modes", "ranks", "dense", "stored")
+        sums = [
+            Sums("(not pressed)", *(self.other_params,) * 2, *(self.other_macs,) * 2),
+            Sums("total", self.dense_params, self.params, self.dense_macs, self.macs),
         ]
-        rows += [_row(layer) for layer in self.layers]
         if self.shared_core:
-            core = by(self.shared_core), "", f"{prod(self.shared_core):,}"
-            rows.append(("(shared core)", "", "", "", *core))
-        other = f"{self.other_params:,}"
-        rows.append(("(not pressed)", "", "", "", "", other, other))
-        rows.append(("total", "", "", "", "", f"{self.dense_params:,}", f"{self.params:,}"))
-        lines = _aligned(rows)
-        lines += [f"kept dense: {name} ({reason})" for name, reason in self.kept.items()]
-        return "\n".join(lines)
+            core = f"(shared core {by(self.shared_core)})"
+            sums.insert(0, Sums(core, None, prod(self.shared_core), None, None))
+        return "\n".join([*layer_table(self.layers, sums), *kept_lines(self.kept)])
 
 
 def _shares(layer: PlannedLayer) -> bool:
     return isinstance(layer, LayerPlan) and layer.core == "shared"
-
-
-def _row(layer: PlannedLayer) -> tuple[str, ...]:
-    modes, core = "", ""
-    if isinstance(layer, LayerPlan):
-        modes = by(layer.modes)
-        core = {"own": "", "shared": " shared", "diagonal": " diagonal"}[layer.core]
-    return (
-        *(layer.name, layer.scheme, by(layer.shape), modes, by(layer.ranks) + core),
-        *(f"{layer.dense_params:,}", f"{layer.factor_params:,}"),
-    )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return the rows as lines, numbers to the right; a column of nothing but its name is out."""
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  ".join(
-            cell.rjust(width) if place >= len(widths) - 2 else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in zip(*columns, strict=True)
-    ]

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
-from tensorpress.planning.plan import Core, LayerPlan, Plan, PlannedLayer, SchemePlan
+from tensorpress.planning.layer_plans import Core, LayerPlan, PlannedLayer, SchemePlan
+from tensorpress.planning.plan import Plan
 from tensorpress.schemes.factorized_weight import factorized_weight, stored_factors
-from tensorpress.schemes.layer import KINDS, spec_of
+from tensorpress.schemes.layer import kind_of, spec_of
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.schemes.tt_weight import TTWeight
@@ -82,7 +83,7 @@ def _claimed(name: str, module: nn.Module) -> SchemePlan | None:
     if isinstance(module, Pressed):
         return SchemePlan(name, module.scheme, module.spec, module.ranks)
     weight = factorized_weight(module)
-    if not isinstance(weight, TTWeight) or not isinstance(module, KINDS):
+    if not isinstance(weight, TTWeight) or kind_of(module) is None:
         return None
     scheme = next(s.name for s in LAYER_SCHEMES.values() if s.form == "weight")
     return SchemePlan(name, scheme, spec_of(module), weight.ranks)

@@ -1,13 +1,14 @@
 """Modes and ranks of (s)cada_tucker: from a number of parameters, or as given by hand."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod, sqrt
 from operator import index
 from typing import Any, Literal
 
 from tensorpress.decompose.tucker import tucker_params
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.planning.plan import Core, LayerPlan
+from tensorpress.planning.layer_plans import Core, LayerPlan
 from tensorpress.schemes.dimensions import (
     CORE_SHARE,
     MAX_ORDER,
@@ -25,7 +26,9 @@ TUCKER_KEYS = ("modes", "ranks", "diagonal", "scheme")
 """What an entry for a layer may say."""
 
 
-def given_tucker(name: str, shape: Shape, scheme: str, options: Mapping[str, Any]) -> LayerPlan:
+def given_tucker(
+    name: str, shape: Shape, scheme: str, options: Mapping[str, Any], itemsize: int
+) -> LayerPlan:
     """Return the plan of a layer with hand-given modes and ranks.
 
     Raises
@@ -44,7 +47,8 @@ def given_tucker(name: str, shape: Shape, scheme: str, options: Mapping[str, Any
             f"ranks of modes are a list of numbers or one for all, not {options['ranks']!r}"
         )
     shaped = {key: value for key, value in options.items() if key != "scheme"}
-    return _given(name, shape, core="shared" if scheme == "scada_tucker" else "own", **shaped)
+    found = _given(name, shape, core="shared" if scheme == "scada_tucker" else "own", **shaped)
+    return replace(found, itemsize=itemsize)
 
 
 def check_shared(layers: Sequence[LayerPlan]) -> None:

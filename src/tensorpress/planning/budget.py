@@ -1,0 +1,100 @@
+"""A budget of a whole model: what is counted, and how much of it there may be."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+
+Kind = Literal["params", "bytes", "macs", "latency"]
+
+_THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS: dict[str, dict[str, float]] = {
+    "params": _THOUSANDS,
+    "bytes": {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12},
+    "macs": _THOUSANDS,
+    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
+}
+_AMOUNT = re.compile(r"(\d+(?:_?\d+)*(?:\.\d+)?(?:e\d+)?)\s*(%|[A-Za-z]*)")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a pressed model may cost, everything that is not pressed included.
+
+    Attributes
+    ----------
+    kind : {"params", "bytes", "macs", "latency"}
+        Stored parameters; bytes of parameters and buffers as they lie in memory;
+        multiply-accumulates of an example; milliseconds of a forward pass of the example inputs.
+    amount : float
+        Of parameters, bytes, MACs or milliseconds, or a share of the dense model's.
+    relative : bool
+        Whether it is a share.
+
+    Examples
+    --------
+    >>> parse_budget("macs=50%").of(3_000_000)
+    1500000.0
+    """
+
+    kind: Kind
+    amount: float
+    relative: bool = False
+
+    def of(self, dense: float) -> float:
+        """Return the amount, for a dense model that costs so much."""
+        return self.amount * dense if self.relative else self.amount
+
+    def __str__(self) -> str:
+        """Return it as `parse_budget` takes it."""
+        if self.relative:
+            return f"{self.kind}={100 * self.amount:g}%"
+        amount = f"{self.amount:.6f}".rstrip("0").rstrip(".")
+        return f"{self.kind}={amount}" + ("ms" if self.kind == "latency" else "")
+
+
+def parse_budget(text: str) -> Budget:
+    """Read a budget: ``KIND=AMOUNT``.
+
+    Parameters
+    ----------
+    text : str
+        ``params=50%``, ``params=1.5M``, ``bytes=10MB``, ``macs=300M``, ``latency=12ms``; units are
+        decimal (1 kB = 1000 bytes), per cent are of the dense model.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown kind or unit, no number, or an amount that is no saving.
+
+    Examples
+    --------
+    >>> parse_budget("params=1.5M")
+    Budget(kind='params', amount=1500000.0, relative=False)
+    """
+    kind, equals, amount = (part.strip() for part in str(text).partition("="))
+    if not equals:
+        raise InvalidArgumentError(
+            f"a budget is KIND=AMOUNT, such as macs=50% or bytes=10MB, not {text!r}"
+        )
+    known = get_args(Kind)
+    if kind not in known:
+        raise unknown_name("budget", kind, known)
+    found = _AMOUNT.fullmatch(amount)
+    units = _UNITS[kind]
+    if found is None or (found[2] != "%" and found[2] not in units):
+        names = ", ".join(filter(None, units))
+        raise InvalidArgumentError(
+            f"budget {text!r}: expected a number and one of the units %, {names}"
+            + ("" if "" not in units else ", or none")
+        )
+    value = float(found[1].replace("_", ""))
+    relative = found[2] == "%"
+    value = value / 100 if relative else value * units[found[2]]
+    if value <= 0 or (relative and value >= 1):
+        raise InvalidArgumentError(
+            f"budget {text!r}: expected "
+            + ("more than 0 and less than 100 %" if relative else "a positive amount")
+        )
+    return Budget(known[known.index(kind)], value, relative)

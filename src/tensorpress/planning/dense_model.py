@@ -1,0 +1,140 @@
+"""A dense model as planning sees it: what it costs, and the layers that may be pressed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.calls import record_inputs
+from tensorpress.measure.cost import count_macs, count_params
+from tensorpress.planning.budget import Budget
+from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
+from tensorpress.planning.layers import Layer, Weights, obstacles, pressable
+from tensorpress.planning.patterns import matching
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.readers import noting_readers
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """A model, what it costs, and its layers.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The model.
+    inputs : tuple of Tensor
+        Arguments of a forward pass; none where none were given.
+    params, bytes : int
+        Of all parameters; bytes of the buffers as well.
+    macs : int or None
+        For one example; None without inputs.
+    layers : mapping of str to Layer
+        Those with a weight that can be pressed, in the order of the model.
+    kept : mapping of str to str
+        Those with one that cannot be, with the reason.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    params: int
+    bytes: int
+    macs: int | None
+    layers: Mapping[str, Layer]
+    kept: Mapping[str, str]
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        example_inputs: Tensor | Sequence[Tensor] | None,
+        weights: Weights | None,
+    ) -> "DenseModel":
+        """Look at a model, running it once where there are inputs.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For inputs that the model does not take, or a layer that has no shape yet.
+        """
+        given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+        inputs = tuple(given or ())
+        shapes, kept = pressable(model)
+        shapes_in: Mapping[str, tuple[torch.Size, ...]] = {}
+        read: set[str] = set()
+        if inputs:
+            with noting_readers({name: model.get_submodule(name) for name in shapes}) as read:
+                shapes_in = record_inputs(model, inputs, list(shapes))
+        blocked = obstacles(model, read)
+        layers = {
+            name: Layer(
+                name,
+                model.get_submodule(name),
+                shape,
+                {form: reasons[name] for form, reasons in blocked.items() if name in reasons},
+                shapes_in.get(name, ()),
+                weights,
+            )
+            for name, shape in shapes.items()
+        }
+        if inputs:
+            batch = inputs[0].shape[0]
+            layers = {name: layer.called(batch) for name, layer in layers.items()}
+        held = [*model.parameters(), *model.buffers()]
+        return DenseModel(
+            model,
+            inputs,
+            count_params(model),
+            sum(tensor.numel() * tensor.element_size() for tensor in held),
+            count_macs(model, inputs) if inputs else None,
+            layers,
+            kept,
+        )
+
+    def chosen(
+        self, targets: Sequence[str], skip: Sequence[str]
+    ) -> tuple[dict[str, Layer], dict[str, str]]:
+        """Return the layers to press, and the others with the reason.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a pattern that matches nothing.
+        """
+        for key, value in (("targets", targets), ("skip", skip)):
+            if isinstance(value, str):
+                raise InvalidArgumentError(
+                    f"{key} must be a list of names or patterns, not the text {value!r}"
+                )
+        kept = dict(self.kept)
+        if tuple(targets) != ("*",):
+            named = {x for pattern in targets for x in matching(pattern, self.layers, kept)}
+            kept |= {name: "not among the targets" for name in self.layers if name not in named}
+        for pattern in skip:
+            found = matching(pattern, {**self.layers, **kept}, kept)
+            kept = dict.fromkeys(found, f"skipped by {pattern!r}") | kept
+        return {name: layer for name, layer in self.layers.items() if name not in kept}, kept
+
+    def params_within(self, limit: Budget) -> int:
+        """Return how many parameters a budget allows, where those saved are of one kind."""
+        if limit.kind == "params":
+            return int(limit.of(self.params))
+        if limit.kind == "bytes":
+            itemsize = max(layer.itemsize for layer in self.layers.values())
+            return self.params - int(-(-(self.bytes - limit.of(self.bytes)) // itemsize))
+        raise InvalidArgumentError(
+            f"rebuilt weights save no {limit.kind}: give a budget of params or bytes"
+        )
+
+    def plan(self, scheme: str, layers: Sequence[PlannedLayer], kept: Mapping[str, str]) -> Plan:
+        """Return the plan that presses some of the layers."""
+        replaced = [layer.dense_macs for layer in layers if isinstance(layer, SchemePlan)]
+        return Plan(
+            scheme,
+            tuple(layers),
+            dict(kept),
+            self.params - sum(layer.dense_params for layer in layers),
+            self.bytes - sum(layer.itemsize * layer.dense_params for layer in layers),
+            None if self.macs is None else self.macs - sum(replaced),
+        )
