@@ -1,39 +1,55 @@
 """Pressing: a plan and a dense model become a model of fewer parameters."""
 
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import fields
 from typing import Literal, get_args
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
-from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
-from tensorpress.planning.plan import LayerPlan, Plan, PlannedLayer, SchemePlan
-from tensorpress.schemes.dimensions import by
-from tensorpress.schemes.factorized_weight import (
-    Factors,
-    factorized_weight,
-    rebuild,
-    stored_factors,
-)
-from tensorpress.schemes.layer import describe
+from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
+from tensorpress.holders import Holders
+from tensorpress.parallel import decompose_each
+from tensorpress.planned import check_plan, find
+from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer, SchemePlan
+from tensorpress.planning.plan import Plan
+from tensorpress.schemes.factorized_weight import factorized_weight, stored_factors
+from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
-from tensorpress.schemes.tucker_weight import TuckerWeight
-from tensorpress.starts import decomposed, drawn, drawn_layer, unfilled, zeros
+from tensorpress.starts import StartValues, decomposed_together, drawn, drawn_together, started
+from tensorpress.unpressing import dense_again, dense_weight
+
+logger = logging.getLogger("tensorpress.pressing")
 
 Start = Literal["hooi", "glorot", "kaiming"]
 
 
 def press(
-    model: nn.Module, plan: Plan, *, start: Start = "hooi", seed: int = 0, inplace: bool = False
+    model: nn.Module,
+    plan: Plan,
+    *,
+    start: Start = "hooi",
+    seed: int = 0,
+    inplace: bool = False,
+    processes: int = 1,
 ) -> nn.Module:
     """Press the layers a plan names: replace them by chains of layers, or their weights by factors.
+
+    One layer is pressed after the other, so that beside the dense model there is the pressed one
+    and about what one layer needs. A terminal shows a bar; elsewhere the logger
+    ``tensorpress.pressing`` gets one line at level INFO.
+
+    A layer that is pressed already is pressed again, from the weight that it stands for now: ranks
+    may go down in stages with training between them.
 
     Parameters
     ----------
     model : nn.Module
-        The dense model; left untouched unless ``inplace``.
+        The model; left untouched unless ``inplace``.
     plan : Plan
         From `tensorpress.plan`, or read from a file.
     start : {"hooi", "glorot", "kaiming"}
@@ -42,8 +58,15 @@ def press(
     seed : int
         Of the random starts; each layer draws from its own stream.
     inplace : bool
-        Press ``model`` itself instead of a copy. A model that is itself the layer to replace
-        cannot be: `tensorpress.schemes.press_layer.press_layer` presses it.
+        Press ``model`` itself instead of a copy: every dense weight is freed as soon as its factors
+        are there. What can be checked is checked before the first layer is touched, but whatever
+        ends the work midway, be it too little memory or Ctrl-C, leaves the layers pressed that were
+        done. A model that is itself the layer to replace cannot be pressed in place:
+        `tensorpress.press_layer` presses it.
+    processes : int
+        How many processes decompose weights, with one thread each; for models on the CPU. A script
+        that asks for several must start its work under ``if __name__ == "__main__":``. Random
+        starts and a core that layers share are found in one in any case.
 
     Returns
     -------
@@ -53,10 +76,21 @@ def press(
     Raises
     ------
     ModelMismatchError
-        Where the plan names a layer the model does not have, or another one than it expects.
+        Where the plan names a layer the model does not have or another one than it expects, or one
+        whose parameters other layers hold as well.
     InvalidArgumentError
-        For NaN or infinite weights or ranks that do not fit (naming the layer), or an unknown
-        start.
+        For NaN or infinite weights, hooks that would be lost or ranks that do not fit (naming the
+        layer), an unknown start, several processes for weights that are not on the CPU.
+    TensorPressError
+        If one of several processes is killed.
+
+    Notes
+    -----
+    The result is a module like any other: `copy.deepcopy`, `state_dict`, ``to``, `torch.compile`
+    and `torch.export` work. `torch.save` of the whole module works where no weight is rebuilt from
+    factors (ada_tucker, scada_tucker, tt_weight): torch pickles no parametrizations, only their
+    `state_dict`, which the dense model pressed by the same plan loads. `torch.fx.symbolic_trace`
+    cannot follow a tensor train of a matrix.
 
     References
     ----------
@@ -66,43 +100,41 @@ def press(
     --------
     >>> from tensorpress.planning import plan
     >>> net = nn.Sequential(nn.Linear(80, 50))
-    >>> pressed = press(net, plan(net, params=500))
-    >>> pressed[0].weight.shape
-    torch.Size([50, 80])
-    >>> press(net, plan(net, scheme="channel_svd", ranks=4))
+    >>> pressed = press(net, plan(net, scheme="channel_svd", ranks=8))
+    >>> pressed
     Sequential(
       (0): PressedLayer(
-        channel_svd, ranks=(4,)
-        (0): Linear(in_features=80, out_features=4, bias=False)
-        (1): Linear(in_features=4, out_features=50, bias=True)
+        channel_svd, ranks=(8,)
+        (0): Linear(in_features=80, out_features=8, bias=False)
+        (1): Linear(in_features=8, out_features=50, bias=True)
       )
     )
+    >>> press(pressed, plan(net, scheme="channel_svd", ranks=4))[0].ranks
+    (4,)
     """
     if start not in get_args(Start):
         raise unknown_name("start", start, get_args(Start))
-    target = model if inplace else deepcopy(model)
-    layers = [_find(target, layer) for layer in plan.layers]
-    for layer, module in zip(plan.layers, layers, strict=True):
-        _check_weight(layer, _weight(module))
-        if inplace and module is target and isinstance(layer, SchemePlan):
-            raise InvalidArgumentError(
-                f"the model is itself the {layer.spec.kind} to be replaced, which cannot be done "
-                "in place: use tensorpress.schemes.press_layer.press_layer"
-            )
-    streams = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(len(layers))]
-
-    def pressed(place: int, layer: SchemePlan) -> nn.Module:
-        if start == "hooi":
-            return scheme(layer.scheme).press(layers[place], layer.ranks)
-        return drawn_layer(layer, layers[place], start, streams[place])
-
-    def factors(places: Sequence[int], tuckers: Sequence[TuckerWeight]) -> Sequence[Factors | None]:
-        weights = [_weight(layers[place]) for place in places]
-        if start == "hooi":
-            return decomposed(tuckers, weights)
-        return drawn(tuckers, weights, start, [streams[place] for place in places])
-
-    return _assembled(target, plan, layers, pressed, factors)
+    check_plan(model, plan)
+    if inplace:
+        _check_root(model, plan)
+    _check_processes(model, plan, processes)
+    target = model if inplace else _copy(model, plan)
+    began, work, console = time.perf_counter(), _Assembly(target), Console()
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        values = _values(target, plan, start, seed, processes)
+        try:
+            for layer, own in bar.track(values, total=len(plan.layers), description="pressing"):
+                work.put(layer, own)
+        except TensorPressError as error:
+            if not inplace or not work.done:
+                raise
+            left = f"{work.done} of {len(plan.layers)} layers of the model are pressed already"
+            raise type(error)(f"{error} ({left})") from None
+    logger.info(
+        "pressed %d layers in %.1f s: %s parameters became %s",
+        *(work.done, time.perf_counter() - began, f"{plan.dense_params:,}", f"{plan.params:,}"),
+    )
+    return work.model
 
 
 def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
@@ -111,7 +143,7 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     Parameters
     ----------
     model : nn.Module
-        Dense; its weights do not matter.
+        Its weights do not matter.
     plan : Plan
         What it is to hold.
 
@@ -124,6 +156,8 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     ------
     ModelMismatchError
         Where the plan names a layer the model does not have, or another one than it expects.
+    InvalidArgumentError
+        For ranks that do not fit.
 
     Examples
     --------
@@ -132,17 +166,12 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     >>> skeleton(net, plan(net, scheme="channel_svd", ranks=4))[0][0].weight.shape
     torch.Size([4, 80])
     """
-    layers = [_find(model, layer) for layer in plan.layers]
-    return _assembled(
-        model,
-        plan,
-        layers,
-        lambda place, layer: unfilled(layer, layers[place]),
-        lambda places, tuckers: [
-            zeros(tucker, _weight(layers[place]))
-            for place, tucker in zip(places, tuckers, strict=True)
-        ],
-    )
+    for layer in plan.layers:
+        find(model, layer)
+    work = _Assembly(model)
+    for layer in plan.layers:
+        work.put(layer, None)
+    return work.model
 
 
 def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -159,106 +188,89 @@ def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     --------
     >>> from tensorpress.planning import plan
     >>> net = nn.Sequential(nn.Linear(80, 50))
-    >>> dense = materialize(press(net, plan(net, params=500)))
+    >>> dense = materialize(press(net, plan(net, scheme="tt_weight", ranks=4)))
     >>> type(dense[0].weight).__name__
     'Parameter'
     """
     target = model if inplace else deepcopy(model)
     for module in target.modules():
         if factorized_weight(module) is not None:
-            rebuild(module)
+            dense_again(module)
     return target
 
 
-def _assembled(
-    model: nn.Module,
-    plan: Plan,
-    layers: Sequence[nn.Module],
-    pressed: Callable[[int, SchemePlan], nn.Module],
-    factors: Callable[[Sequence[int], Sequence[TuckerWeight]], Sequence[Factors | None]],
-) -> nn.Module:
-    """Put together a pressed model; ``pressed`` and ``factors`` count the plan's layers."""
-    replaced: dict[int, nn.Module] = {}
-    tuckers: dict[int, TuckerWeight] = {}
-    for place, layer in enumerate(plan.layers):
-        try:
-            if isinstance(layer, SchemePlan):
-                replaced[id(layers[place])] = pressed(place, layer)
-            else:
-                tuckers[place] = _tucker(layer)
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
-    values = factors(list(tuckers), list(tuckers.values()))
-    core: Tensor | nn.Module | None = None
-    for (place, tucker), own in zip(tuckers.items(), values, strict=True):
-        tucker.attach(layers[place], own)
-        if tucker.shared:
-            held = stored_factors(layers[place])
-            core = core if core is not None else held.original0
-            held.original0 = core
-    return _replaced(model, replaced)
+class _Assembly:
+    """A model whose layers are pressed one by one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.done = model, 0
+        self._holders = Holders(model)
+        self._core: Tensor | nn.Module | None = None
+
+    def put(self, layer: PlannedLayer, values: StartValues | None) -> None:
+        """Press a layer: at given values, or at any."""
+        old = self.model.get_submodule(layer.name)
+        new = started(layer, dense_again(old), values)
+        self.model = self._holders.replace(old, new)
+        if isinstance(layer, LayerPlan) and layer.core == "shared":
+            factors = stored_factors(new)
+            self._core = self._core if self._core is not None else factors.original0
+            factors.original0 = self._core
+        self.done += 1
 
 
-def _tucker(layer: LayerPlan) -> TuckerWeight:
-    return TuckerWeight(
-        layer.shape,
-        layer.modes,
-        layer.ranks,
-        diagonal=layer.core == "diagonal",
-        shared=layer.core == "shared",
-    )
+def _values(
+    model: nn.Module, plan: Plan, start: Start, seed: int, processes: int
+) -> Iterator[tuple[PlannedLayer, StartValues]]:
+    """Yield what every layer starts from; a layer may be replaced once it was yielded."""
+
+    def weight_of(layer: PlannedLayer) -> Tensor:
+        return dense_weight(model.get_submodule(layer.name))
+
+    def weights_of(layers: Sequence[PlannedLayer]) -> list[Tensor]:
+        return list(map(weight_of, layers))
+
+    tuckers = [layer for layer in plan.layers if isinstance(layer, LayerPlan)]
+    if start == "hooi":
+        sharing = [layer for layer in tuckers if layer.core == "shared"]
+        alone = [layer for layer in plan.layers if layer not in sharing]
+        yield from decompose_each(alone, weight_of, processes)
+        yield from decomposed_together(sharing, weights_of(sharing))
+        return
+    streams = {
+        layer.name: torch.Generator().manual_seed(seed * 1_000_003 + place)
+        for place, layer in enumerate(plan.layers)
+    }
+    for layer in plan.layers:
+        if isinstance(layer, SchemePlan):
+            yield layer, drawn(layer, weight_of(layer), start, streams[layer.name])
+    yield from drawn_together(tuckers, weights_of(tuckers), start, streams)
 
 
-def _replaced(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
-    """Put new modules in the place of others, known by their ids, wherever these are held."""
-    for module in list(model.modules()):
-        for key, child in module._modules.items():
-            if id(child) in new:
-                module._modules[key] = new[id(child)]
-    return new.get(id(model), model)
+def _copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a deep copy that still holds the model's own weights where they will be replaced."""
+    weights = (model.get_submodule(x.name)._parameters.get("weight") for x in plan.layers)
+    return deepcopy(model, {id(weight): weight for weight in weights if weight is not None})
 
 
-def _find(model: nn.Module, layer: PlannedLayer) -> nn.Module:
-    """Return the layer a plan names, or raise where it is another one than the plan expects."""
-    try:
-        module = model.get_submodule(layer.name)
-    except AttributeError:
-        raise ModelMismatchError(
-            f"the plan names a layer {layer.name!r}, which this model does not have"
-        ) from None
-    weight = module._parameters.get("weight")
-    if weight is None or tuple(weight.shape) != layer.shape:
-        found = "no plain weight" if weight is None else f"a weight {by(weight.shape)}"
-        raise ModelMismatchError(
-            f"layer {layer.name!r} has {found} in this model; the plan expects {by(layer.shape)}"
-        )
-    if isinstance(layer, SchemePlan):
-        _check_spec(module, layer)
-    return module
-
-
-def _check_spec(module: nn.Module, layer: SchemePlan) -> None:
-    try:
-        found = describe(module)
-    except InvalidArgumentError as error:
-        raise ModelMismatchError(f"layer {layer.name!r}: {error}") from None
-    for field in fields(found):
-        has, expected = getattr(found, field.name), getattr(layer.spec, field.name)
-        if has != expected:
-            raise ModelMismatchError(
-                f"layer {layer.name!r} has {field.name} {has!r} in this model; the plan expects "
-                f"{expected!r}"
+def _check_root(model: nn.Module, plan: Plan) -> None:
+    for layer in plan.layers:
+        root = model.get_submodule(layer.name) is model
+        chain = isinstance(layer, SchemePlan) and scheme(layer.scheme).form == "layer"
+        if root and (chain or isinstance(model, Pressed)):
+            raise InvalidArgumentError(
+                "the model is itself the layer to be replaced, which cannot be done in place: use "
+                "tensorpress.press_layer"
             )
 
 
-def _check_weight(layer: PlannedLayer, weight: Tensor) -> None:
-    if weight.is_meta:
-        raise InvalidArgumentError(f"layer {layer.name!r} is on the meta device: it has no values")
-    if not bool(torch.isfinite(weight).all()):
-        raise InvalidArgumentError(f"layer {layer.name!r} has NaN or infinite weights")
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+def _check_processes(model: nn.Module, plan: Plan, processes: int) -> None:
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise InvalidArgumentError(f"processes are a number of at least 1, got {processes!r}")
+    for layer in plan.layers:
+        device = next(model.get_submodule(layer.name).parameters()).device
+        if processes > 1 and device.type != "cpu":
+            raise InvalidArgumentError(
+                f"several processes press weights on the CPU only, and layer {layer.name!r} is on "
+                f"{device}: use one process, or move the model"
+            )

@@ -1,94 +1,77 @@
 """What factors start from: the decomposed weight, a random draw, or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.shared_core import shared_tucker
-from tensorpress.planning.plan import SchemePlan
+from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.schemes.base import bias_of, keep_gradients
-from tensorpress.schemes.factorized_weight import Factors
+from tensorpress.schemes.builder import dense_layer
+from tensorpress.schemes.factorized_weight import (
+    FactorizedWeight,
+    Factors,
+    factorized_weight,
+)
+from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tucker_weight import TuckerWeight, balanced, initial_std
 
 
-def decomposed(
-    tuckers: Sequence[TuckerWeight], weights: Sequence[Tensor]
-) -> Sequence[Factors | None]:
-    """Return factors a weight, None where the parametrization is to decompose it itself."""
-    factors: list[Factors | None] = [None] * len(tuckers)
-    sharing = _sharing(tuckers)
-    if sharing:
-        tensors = [tuckers[i].reshaped(weights[i]) for i in sharing]
-        fit = shared_tucker(tensors, tuckers[sharing[0]].ranks)
-        core, matrices = balanced(fit.core, fit.factors)
-        for index, own in zip(sharing, matrices, strict=True):
-            factors[index] = (core, *own)
-    return factors
+@dataclass(frozen=True)
+class StartValues:
+    """The factors of a layer, in the order of its parameters, and their relative error if known."""
+
+    factors: Factors
+    error: float | None = None
 
 
-def drawn(
-    tuckers: Sequence[TuckerWeight],
-    weights: Sequence[Tensor],
-    start: str,
-    generators: Sequence[torch.Generator],
-) -> Sequence[Factors]:
-    """Draw factors a weight; each weight they stand for has the initializer's deviation."""
-    stds = [initial_std(weight, start) for weight in weights]
-    core_stds = [tucker.balanced_std(std) for tucker, std in zip(tuckers, stds, strict=True)]
-    cores = list(map(TuckerWeight.draw_core, tuckers, core_stds, generators))
-    sharing = _sharing(tuckers)
-    if sharing:
-        common = prod(core_stds[i] ** (1 / len(sharing)) for i in sharing)
-        shared = cores[sharing[0]] * (common / core_stds[sharing[0]])
-        cores = [shared if i in sharing else core for i, core in enumerate(cores)]
-    return [
-        tucker.draw(std, core, weight, generator)
-        for tucker, std, core, weight, generator in zip(
-            tuckers, stds, cores, weights, generators, strict=True
-        )
-    ]
-
-
-def zeros(tucker: TuckerWeight, weight: Tensor) -> Factors:
-    """Return factors of zeros, on the device and in the dtype of a weight."""
-    core = tucker.ranks[:1] if tucker.diagonal else tucker.ranks
-    return tuple(map(weight.new_zeros, (core, *zip(tucker.modes, tucker.ranks, strict=True))))
-
-
-def unfilled(plan: SchemePlan, layer: nn.Module) -> nn.Module:
-    """Return a layer pressed as planned with factors of no value, and the bias of the layer.
+def decomposed(plan: PlannedLayer, weight: Tensor) -> StartValues:
+    """Decompose one layer's weight, as torch holds it, by itself.
 
     Raises
     ------
     InvalidArgumentError
-        Where the scheme does not take the layer at these ranks.
+        Where the scheme cannot take the weight.
     """
-    plan.check()
-    weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
-    pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=weight.detach())
-    keep_gradients(pressed, layer)
-    held = bias_of(pressed)
-    if held is not None and bias is not None:
-        with torch.no_grad():
-            held.copy_(bias)
-    return pressed.train(layer.training)
+    if isinstance(plan, LayerPlan):
+        return StartValues(tucker_of(plan).right_inverse(weight))
+    layer = dense_layer(plan.spec, like=weight.new_empty(0, device="meta"))
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if plan.spec.bias:
+        layer.bias = nn.Parameter(weight.new_zeros(plan.spec.outputs))
+    pressed = scheme(plan.scheme).press(layer, plan.ranks)
+    held = pressed if isinstance(pressed, Pressed) else factorized_weight(pressed)
+    assert held is not None
+    return StartValues(tuple(f.detach() for f in _factors(pressed)), held.relative_error)
 
 
-def drawn_layer(
-    plan: SchemePlan, layer: nn.Module, start: str, generator: torch.Generator
-) -> nn.Module:
-    """Return a layer pressed as planned with all factors drawn from one normal distribution.
+def decomposed_together(
+    plans: Sequence[LayerPlan], weights: Sequence[Tensor]
+) -> list[tuple[LayerPlan, StartValues]]:
+    """Decompose the weights of layers that share one core."""
+    if not plans:
+        return []
+    tuckers = list(map(tucker_of, plans))
+    tensors = [tucker.reshaped(weight) for tucker, weight in zip(tuckers, weights, strict=True)]
+    fit = shared_tucker(tensors, tuckers[0].ranks)
+    core, matrices = balanced(fit.core, fit.factors)
+    return [(plan, StartValues((core, *own))) for plan, own in zip(plans, matrices, strict=True)]
 
-    Their deviation is such that the weight they stand for has exactly the initializer's.
+
+def drawn(plan: SchemePlan, weight: Tensor, start: str, generator: torch.Generator) -> StartValues:
+    """Draw all factors of a layer from one normal distribution.
+
+    Their deviation is such that the weight they stand for has exactly the initializer's. ``weight``
+    gives shape, dtype and device.
     """
-    weight = layer.get_parameter("weight").detach()
     # In half precision a product of draws of deviation 1 might overflow.
-    pressed = unfilled(plan, layer).to("cpu", torch.float64)
-    bias = bias_of(pressed)
-    factors = [parameter for parameter in pressed.parameters() if parameter is not bias]
+    like = torch.empty(0, dtype=torch.float64)
+    pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=like)
+    factors = _factors(pressed)
     with torch.no_grad():
         for factor in factors:
             factor.copy_(torch.randn(factor.shape, generator=generator, device="cpu"))
@@ -96,10 +79,91 @@ def drawn_layer(
             if isinstance(part, nn.Embedding) and part.padding_idx is not None:
                 part.weight[part.padding_idx].zero_()
         rms = float(scheme(plan.scheme).compose(pressed).square().mean().sqrt()) or 1.0
-        for factor in factors:
-            factor.mul_((initial_std(weight, start) / rms) ** (1 / len(factors)))
-    return pressed.to(weight)
+        scale = (initial_std(weight, start) / rms) ** (1 / len(factors))
+        return StartValues(tuple((factor * scale).to(weight) for factor in factors))
 
 
-def _sharing(tuckers: Sequence[TuckerWeight]) -> list[int]:
-    return [i for i, tucker in enumerate(tuckers) if tucker.shared]
+def drawn_together(
+    plans: Sequence[LayerPlan],
+    weights: Sequence[Tensor],
+    start: str,
+    generators: Mapping[str, torch.Generator],
+) -> list[tuple[LayerPlan, StartValues]]:
+    """Draw the Tucker factors of layers, which may share a core.
+
+    Each weight they stand for has the initializer's deviation. ``generators`` go by layer names.
+    """
+    tuckers, streams = list(map(tucker_of, plans)), [generators[plan.name] for plan in plans]
+    stds = [initial_std(weight, start) for weight in weights]
+    core_stds = [tucker.balanced_std(std) for tucker, std in zip(tuckers, stds, strict=True)]
+    cores = list(map(TuckerWeight.draw_core, tuckers, core_stds, streams))
+    sharing = [i for i, tucker in enumerate(tuckers) if tucker.shared]
+    if sharing:
+        common = prod(core_stds[i] ** (1 / len(sharing)) for i in sharing)
+        shared = cores[sharing[0]] * (common / core_stds[sharing[0]])
+        cores = [shared if i in sharing else core for i, core in enumerate(cores)]
+    return [
+        (plan, StartValues(tucker.draw(std, core, weight, stream)))
+        for plan, tucker, std, core, weight, stream in zip(
+            plans, tuckers, stds, cores, weights, streams, strict=True
+        )
+    ]
+
+
+def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) -> nn.Module:
+    """Return what stands in a dense layer's place, at the values it starts from or at any.
+
+    In weight form that is the layer itself, whose weight is then rebuilt from factors; in layer
+    form another one with its bias, mode, device and dtype.
+    """
+    weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
+    if isinstance(plan, LayerPlan):
+        tucker = tucker_of(plan)
+        return _attached(tucker, layer, values.factors if values else _zeros(tucker, weight))
+    pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=weight.detach())
+    factors, held = _factors(pressed), factorized_weight(pressed)
+    if held is not None:
+        held.relative_error = values.error if values else None
+        return _attached(held, layer, values.factors if values else factors)
+    assert isinstance(pressed, Pressed)
+    with torch.no_grad():
+        if values is not None:
+            pressed.relative_error = values.error
+            for factor, value in zip(factors, values.factors, strict=True):
+                factor.copy_(value)
+        own = bias_of(pressed)
+        if own is not None and bias is not None:
+            own.copy_(bias)
+    keep_gradients(pressed, layer)
+    return pressed.train(layer.training)
+
+
+def _factors(pressed: nn.Module) -> list[nn.Parameter]:
+    bias = bias_of(pressed)
+    return [parameter for parameter in pressed.parameters() if parameter is not bias]
+
+
+def tucker_of(plan: LayerPlan) -> TuckerWeight:
+    """Return the parametrization that a plan asks for."""
+    return TuckerWeight(
+        plan.shape,
+        plan.modes,
+        plan.ranks,
+        diagonal=plan.core == "diagonal",
+        shared=plan.core == "shared",
+    )
+
+
+def _attached(held: FactorizedWeight, layer: nn.Module, factors: Sequence[Tensor]) -> nn.Module:
+    # A part of a larger matrix would keep the whole of it in memory and in files.
+    compact = (f.detach().clone(memory_format=torch.contiguous_format) for f in factors)
+    held.attach(layer, tuple(compact))
+    layer.get_submodule("parametrizations").train(layer.training)
+    return layer
+
+
+def _zeros(tucker: TuckerWeight, weight: Tensor) -> Factors:
+    core = tucker.ranks[:1] if tucker.diagonal else tucker.ranks
+    return tuple(
+        map(weight.detach().new_zeros, (core, *zip(tucker.modes, tucker.ranks, strict=True)))
+    )
