@@ -1,0 +1,114 @@
+"""Calibration batches as they are held: inputs in the form that the model takes, and labels."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError
+
+Given = Tensor | tuple[Any, Any] | list[Any]
+"""A batch as users give it: inputs, or (inputs, labels)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch.
+
+    Attributes
+    ----------
+    inputs : tuple of Tensor
+        Positional arguments of the model, the first axis being the batch.
+    labels : Tensor or None
+        What the loss and the error compare the outputs to.
+    """
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+
+def hold(batches: Iterable[Given], model: nn.Module) -> list[Batch]:
+    """Return batches in memory, on the device of a model, so that all runs see the same.
+
+    Parameters
+    ----------
+    batches : iterable
+        Of Tensor, or of pairs (inputs, labels). Inputs are a Tensor, or a tuple of them.
+    model : nn.Module
+        It decides the device.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For no batches, or something else.
+
+    Examples
+    --------
+    >>> [batch] = hold([(torch.zeros(4, 3), torch.arange(4))], nn.Linear(3, 2))
+    >>> len(batch.inputs), len(batch)
+    (1, 4)
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    found = [_batch(given, device) for given in batches]
+    if not found:
+        raise InvalidArgumentError("there is nothing to measure on: batches is empty")
+    return found
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """Return a fingerprint of all inputs and labels."""
+    return digest_of(
+        tensor
+        for batch in batches
+        for tensor in (*batch.inputs, batch.labels)
+        if tensor is not None
+    )
+
+
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """Return a fingerprint of tensors: of their values, shapes and dtypes.
+
+    Examples
+    --------
+    >>> digest_of([torch.zeros(2)]) == digest_of([torch.zeros(2, 1)])
+    False
+    """
+    found = sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        found.update(values.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _batch(given: Given, device: torch.device) -> Batch:
+    inputs, labels = (given, None) if isinstance(given, Tensor) else _pair(given)
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    tensors = all(isinstance(value, Tensor) for value in arguments)
+    if not arguments or not tensors or not isinstance(labels, Tensor | None):
+        raise _misfit(given)
+    if arguments[0].ndim == 0 or len(arguments[0]) == 0:
+        raise InvalidArgumentError("a batch of no examples cannot be measured on")
+    return Batch(
+        tuple(value.to(device) for value in arguments),
+        None if labels is None else labels.to(device),
+    )
+
+
+def _pair(given: object) -> tuple[Any, Any]:
+    if isinstance(given, Mapping) or not isinstance(given, tuple | list) or len(given) != 2:
+        raise _misfit(given)
+    return given[0], given[1]
+
+
+def _misfit(given: object) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "a batch is a Tensor of inputs or a pair (inputs, labels), inputs being a Tensor or a "
+        f"tuple of them; got {type(given).__name__}"
+    )

@@ -1,0 +1,139 @@
+"""What is measured of a model on batches: loss, error, and how far its outputs have moved."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.measure.cost import evaluating
+from tensorpress.sensitivity.batches import Batch
+
+METRICS: Mapping[str, str] = {
+    "loss": "mean cross entropy in nats",
+    "error": "misclassified examples in per cent",
+    "similarity": "squared distance of the outputs from those of the dense model, relative to "
+    "their squared norm",
+}
+"""The metrics by name, with what they are: of all, lower is better."""
+
+Metric = str | Callable[[nn.Module], float]
+
+
+class Judge:
+    """Measures models that stand in for a dense one.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model.
+    batches : sequence of Batch
+        What it is run on.
+    metric : str or callable
+        A name of `METRICS`, or a function of the model whose value is the lower the better. It sees
+        the model in eval mode.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown metric, labels that are missing, outputs that do not fit them, or a value
+        that is not finite.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], metric: Metric) -> None:
+        if isinstance(metric, str) and metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+        if metric in ("loss", "error") and any(batch.labels is None for batch in batches):
+            raise InvalidArgumentError(
+                f"the metric {metric!r} needs labels: give pairs (inputs, labels) as batches, or "
+                "use the metric 'similarity'"
+            )
+        self._batches, self._metric = batches, metric
+        self._labelled = all(batch.labels is not None for batch in batches)
+        self._outputs: list[Tensor] | None = None
+        if isinstance(metric, str):
+            with evaluating(model), torch.no_grad():
+                self._outputs = [outputs(model, batch) for batch in batches]
+        self.dense = self(model)
+
+    @property
+    def name(self) -> str:
+        """The metric's name, or the function's."""
+        if isinstance(self._metric, str):
+            return self._metric
+        return getattr(self._metric, "__qualname__", type(self._metric).__name__)
+
+    @property
+    def kind(self) -> str:
+        """What one run measures: all named metrics, or the function."""
+        return "outputs" if isinstance(self._metric, str) else self.name
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return all metrics that one run over the batches gives, by name."""
+        with evaluating(model), torch.no_grad():
+            if isinstance(self._metric, str):
+                values = self._compared(model)
+            else:
+                values = {self.name: float(self._metric(model))}
+        if not math.isfinite(values[self.name]):
+            raise InvalidArgumentError(f"the {self.name} of the model is {values[self.name]}")
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def _compared(self, model: nn.Module) -> dict[str, float]:
+        assert self._outputs is not None
+        loss, wrong, rows, moved, size = 0.0, 0, 0, 0.0, 0.0
+        for batch, expected in zip(self._batches, self._outputs, strict=True):
+            found = outputs(model, batch)
+            moved += float((found - expected).square().sum(dtype=torch.float64))
+            size += float(expected.square().sum(dtype=torch.float64))
+            if self._labelled:
+                logits, labels = classified(found, batch)
+                loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+                wrong += int((logits.argmax(dim=1) != labels).sum())
+                rows += len(labels)
+        labelled = {"loss": loss / rows, "error": 100 * wrong / rows} if rows else {}
+        return {**labelled, "similarity": moved / size if size else moved}
+
+
+def outputs(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the outputs of a model, float32 at least: a Tensor, or its ``logits``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where it returns something else.
+    """
+    found = model(*batch.inputs)
+    found = getattr(found, "logits", found)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise InvalidArgumentError(
+            f"the model returns {type(found).__name__}, where a Tensor or an object with logits "
+            "is expected: wrap it in a module that returns one"
+        )
+    return found.float() if found.element_size() < 4 else found
+
+
+def classified(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return logits of shape (rows, classes) and the class of every row.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Unless the labels are a class for every row of the logits (..., classes).
+    """
+    labels = batch.labels
+    assert labels is not None
+    if labels.is_floating_point() or labels.shape != logits.shape[:-1] or not labels.numel():
+        raise InvalidArgumentError(
+            f"labels must be classes, integers of shape {tuple(logits.shape[:-1])} for outputs of "
+            f"shape {tuple(logits.shape)}; got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    most = int(labels.max())
+    if most >= logits.shape[-1] or int(labels.min()) < 0:
+        raise InvalidArgumentError(
+            f"labels must lie between 0 and {logits.shape[-1] - 1} for outputs of shape "
+            f"{tuple(logits.shape)}; got {int(labels.min())} to {most}"
+        )
+    return logits.flatten(0, -2), labels.flatten()
