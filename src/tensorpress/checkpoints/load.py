@@ -1,0 +1,98 @@
+"""Loading a pressed model from its folder."""
+
+import os
+from pathlib import Path
+
+from torch import nn
+
+from tensorpress.checkpoints.from_config import from_config
+from tensorpress.checkpoints.states import check_fits, fill, listed, tied_names, without_weights
+from tensorpress.checkpoints.tensor_files import TensorFiles
+from tensorpress.errors import DataNotFoundError, ModelMismatchError
+from tensorpress.planning.plan import Plan
+from tensorpress.pressing import skeleton
+
+PLAN = "plan.json"
+
+
+def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """Load a pressed model from a folder that `save_checkpoint` or `press_checkpoint` wrote.
+
+    Tensors are read one by one into the pressed model; the dense one never takes memory.
+
+    Parameters
+    ----------
+    folder : path
+        With ``plan.json`` and the weights as safetensors, in one file or in shards.
+    model : nn.Module, optional
+        A dense model of the same architecture, whatever its weights; it may be on the meta device,
+        and is left untouched. Not needed where the folder has the ``config.json`` of a model of
+        transformers.
+
+    Returns
+    -------
+    nn.Module
+        On the CPU, in eval mode, every tensor in the type it is stored in.
+
+    Raises
+    ------
+    DataNotFoundError
+        If the folder or a file is missing.
+    CorruptFileError
+        If a file is truncated or damaged.
+    ModelMismatchError
+        If model, plan and weights do not fit each other; it names the layer or the tensor.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tensorpress.checkpoints import save_checkpoint
+    >>> from tensorpress.planning import plan
+    >>> from tensorpress.pressing import press
+    >>> net = nn.Sequential(nn.Linear(80, 50))
+    >>> chosen = plan(net, scheme="channel_svd", ranks=4)
+    >>> folder = tempfile.mkdtemp()
+    >>> save_checkpoint(press(net, chosen), chosen, folder)
+    >>> load_checkpoint(folder, net)[0].ranks
+    (4,)
+    """
+    place = Path(folder)
+    files = TensorFiles(place)
+    if not (place / PLAN).is_file():
+        raise DataNotFoundError(f"{place} has no {PLAN}: it is not, or not yet, a pressed model")
+    plan = Plan.read(place / PLAN)
+    dense = from_config(place) if model is None else without_weights(model)
+    pressed = skeleton(dense, plan)
+    names = _stored_names(pressed, files)
+    check_fits(pressed, names, files)
+    fill(pressed, names, files.read)
+    _check_values(place, pressed)
+    return pressed.cpu().eval()
+
+
+def _stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
+    """Return the stored name of every tensor of a model, by the first of its own names."""
+    found, missing = {}, []
+    left = dict.fromkeys(files.tensors)
+    for first, names in tied_names(model).items():
+        held = [name for name in names if name in left]
+        for name in held:
+            del left[name]
+        if held:
+            found[first] = held[0]
+        else:
+            missing.append(first)
+    if missing:
+        raise ModelMismatchError(f"{files.folder} has no {listed(missing)}, which the model needs")
+    if left:
+        raise ModelMismatchError(f"{files.folder} has {listed(list(left))}, the model has not")
+    return found
+
+
+def _check_values(folder: Path, model: nn.Module) -> None:
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise ModelMismatchError(
+                f"{folder} does not hold the buffer {name!r}, which has no values in the model "
+                "given: give one that is not on the meta device"
+            )

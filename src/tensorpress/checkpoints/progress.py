@@ -1,0 +1,84 @@
+"""How far a checkpoint is: a bar of bytes on a terminal, log lines elsewhere."""
+
+import logging
+import os
+from time import perf_counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+logger = logging.getLogger("tensorpress.checkpoints")
+
+
+class ByteProgress:
+    """Progress by bytes read, as a context manager around the work.
+
+    On a terminal a bar shows bytes, throughput and the time left; of processes that torchrun
+    started, the first shows it. Every shard is one line at level INFO of the logger
+    ``tensorpress.checkpoints``.
+
+    Parameters
+    ----------
+    total : int
+        Bytes of the whole checkpoint.
+    """
+
+    def __init__(self, total: int) -> None:
+        console = Console()
+        first = os.environ.get("RANK", "0") == "0"
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (first and console.is_terminal),
+        )
+        self._task = self._bar.add_task("pressing", total=total)
+        self._begun, self._read = perf_counter(), 0
+
+    def __enter__(self) -> "ByteProgress":
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+    def begin(self, shard: str) -> None:
+        """Show which shard is being pressed."""
+        self._begun, self._read = perf_counter(), 0
+        self._bar.update(self._task, description=f"pressing {shard}")
+
+    def wait(self) -> None:
+        """Show that all shards that are left are being pressed by others."""
+        self._bar.update(self._task, description="waiting for other processes")
+
+    def advance(self, size: int) -> None:
+        """Report that a tensor of this many bytes is done."""
+        self._read += size
+        self._bar.advance(self._task, size)
+
+    def end(self, shard: str, size: int) -> None:
+        """Report that a shard of this many bytes is done, by this process or another."""
+        self._bar.advance(self._task, size - self._read)
+        if self._read:
+            seconds = perf_counter() - self._begun
+            speed = self._read / 1e6 / seconds
+            logger.info("%s: %.1f MB in %.1f s, %.1f MB/s", shard, size / 1e6, seconds, speed)
+        self._read = 0

@@ -1,0 +1,126 @@
+"""Saving a pressed model as a folder."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor, nn
+
+from tensorpress.checkpoints.index import write_index
+from tensorpress.checkpoints.load import PLAN
+from tensorpress.checkpoints.shard_writer import CODES, writing_shard
+from tensorpress.checkpoints.states import tied_names
+from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.read_back import plan_of
+
+SHARD_BYTES = 5 * 10**9
+"""The size above which a model is divided among several files."""
+
+UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+
+
+def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
+    """Save a pressed model as a folder: weights, plan, and the config of a model of transformers.
+
+    ``model.safetensors``, or shards of at most 5 GB and their index, in Hugging Face's layout;
+    ``plan.json``; ``config.json`` where the model has a config. Tied tensors are written once. The
+    folder is there complete or not at all.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Pressed by ``plan``.
+    plan : Plan
+        What the model was pressed by.
+    folder : path
+        New or empty.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the model is not pressed as the plan says.
+    InvalidArgumentError
+        If the folder has files, cannot be written, or a tensor cannot be stored (naming it).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tensorpress.planning import plan
+    >>> from tensorpress.pressing import press
+    >>> net = nn.Sequential(nn.Linear(80, 50))
+    >>> chosen = plan(net, scheme="channel_svd", ranks=4)
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save_checkpoint(press(net, chosen), chosen, folder)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['model.safetensors', 'plan.json']
+    """
+    _check_pressed(model, plan)
+    state = model.state_dict(keep_vars=True)
+    tensors = {name: state[name] for name in tied_names(model)}
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+    with _new_folder(Path(folder)) as place:
+        _write_config(model, place)
+        plan.save(place / PLAN)
+        split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
+        for file, names in split.filename_to_tensors.items():
+            held = {name: tensors[name] for name in names}
+            with writing_shard(place / file, held) as shard:
+                for name, tensor in held.items():
+                    shard.write(name, tensor)
+        if split.is_sharded:
+            write_index(place, tensors, split.tensor_to_filename)
+
+
+def _check_pressed(model: nn.Module, plan: Plan) -> None:
+    found = {layer.name: layer for layer in plan_of(model).layers}
+    asked = {layer.name: layer for layer in plan.layers}
+    for name in {**asked, **found}:
+        if found.get(name) != asked.get(name):
+            raise ModelMismatchError(f"layer {name!r} is not pressed as the plan says")
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta or isinstance(tensor, UNINITIALIZED):
+        raise InvalidArgumentError(f"tensor {name!r} has no values")
+    if tensor.dtype not in CODES or tensor.is_sparse or tensor.is_quantized:
+        kind = tensor.dtype if tensor.dtype not in CODES else tensor.layout
+        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which safetensors cannot hold")
+
+
+def _write_config(model: nn.Module, folder: Path) -> None:
+    """Write what transformers needs to build the model, where it is one of its own."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "save_pretrained"):
+        return
+    config = deepcopy(config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is at ``folder`` once the block has ended well."""
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InvalidArgumentError(f"{folder} is there already: give a new or an empty folder")
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidArgumentError(f"{folder} cannot be written: {reason}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

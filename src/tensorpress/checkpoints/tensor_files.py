@@ -1,0 +1,154 @@
+"""The tensors of a folder in Hugging Face's layout, read one at a time."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
+
+WEIGHTS = "model.safetensors"
+"""The file of a model that is in one."""
+
+INDEX = "model.safetensors.index.json"
+"""The file that names the shards of a model that is in several."""
+
+DTYPES: Mapping[str, torch.dtype] = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
+    "BOOL": torch.bool,
+}
+"""The types of tensors by the names that safetensors gives them."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a file says about a tensor: the file, the shape and the type."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class TensorFiles:
+    """The safetensors of a folder: one ``model.safetensors``, or shards and their index.
+
+    Parameters
+    ----------
+    folder : path
+        Only headers are read before a tensor is asked for.
+
+    Attributes
+    ----------
+    tensors : dict of str to StoredTensor
+        By name, in the order of the files.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there is no such folder, nothing in it, or a shard is missing.
+    CorruptFileError
+        If a file is truncated or damaged, or the index does not fit the shards.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataNotFoundError(f"{self.folder} is not a folder")
+        index = self.folder / INDEX
+        places = _read_index(index) if index.is_file() else {}
+        files = sorted(set(places.values())) or [WEIGHTS]
+        self.tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            for name, found in self._headers(file).items():
+                if name in self.tensors:
+                    raise CorruptFileError(
+                        f"{self.folder}: {name!r} is in {self.tensors[name].file} and in {file}"
+                    )
+                self.tensors[name] = found
+        for name, file in places.items():
+            if name not in self.tensors or self.tensors[name].file != file:
+                raise CorruptFileError(f"{index} says that {name!r} is in {file}, where it is not")
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """The names of the tensors in each file."""
+        found: dict[str, list[str]] = {}
+        for name, stored in self.tensors.items():
+            found.setdefault(stored.file, []).append(name)
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Digits that change where a file is changed."""
+        stats = [(file, (self.folder / file).stat()) for file in self.files]
+        told = [(file, stat.st_size, int(stat.st_mtime)) for file, stat in stats]
+        return sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor's values; nothing else of its file stays in memory.
+
+        Raises
+        ------
+        CorruptFileError
+            If its file can no longer be read.
+        """
+        with _opened(self.folder / self.tensors[name].file) as file:
+            # What is mapped counts as memory until the last tensor that uses it is gone.
+            values: Tensor = file.get_tensor(name).clone()
+        return values
+
+    def _headers(self, file: str) -> dict[str, StoredTensor]:
+        path, found = self.folder / file, {}
+        with _opened(path) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                part = opened.get_slice(name)
+                code, shape = part.get_dtype(), tuple(part.get_shape())
+                if code not in DTYPES:
+                    raise InvalidArgumentError(
+                        f"{path}: {name!r} is of type {code}, which cannot be used"
+                    )
+                found[name] = StoredTensor(file, shape, DTYPES[code])
+        return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, saying what is wrong with it."""
+    if not path.is_file():
+        raise DataNotFoundError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CorruptFileError(f"{path} is truncated or damaged: {error}") from None
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return in which file of the folder each tensor is."""
+    try:
+        places = json.loads(path.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CorruptFileError(f"{path} is no index of shards: {error!r}") from None
+    if not isinstance(places, dict) or not places:
+        raise CorruptFileError(f"{path}: its weight_map names no tensors")
+    for file in places.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CorruptFileError(f"{path} names {file!r}, which is no file of the folder")
+    return places
