@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import Outcome, call
 from tiny_runs import TINY
 
 import tensorpress as tp
+from command_line import Outcome, call
 from tensorpress.running import RunResult
 from tensorpress.zoo import build, save_weights
 
@@ -48,7 +48,7 @@ def test_recipes(tmp_path: Path, refused: Call) -> None:
     assert "no recipe at" in run()
     write(tmp_path / "a.yaml", tain={"epochs": 1})
     assert "tain: unknown key, did you mean 'train'?" in run()
-    write(tmp_path / "a.yaml", press={"scheme": "scada_tuker", "params": 5000})
+    write(tmp_path / "a.yaml", press={"scheme": "scada_tuker", "budget": "params=5000"})
     assert "unknown scheme 'scada_tuker': did you mean 'scada_tucker'" in run()
     (tmp_path / "a.yaml").write_text("title: [")
     assert "cannot be read as YAML" in run()
@@ -58,13 +58,40 @@ def test_recipes(tmp_path: Path, refused: Call) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"press": {"layers": {"ip9": {"modes": [20, 15], "ranks": 3}}}}, "'ip9': did you mean"),
-        ({"press": {"layers": {"ip1": {"modes": [20, 15], "ranks": 3}}}}, "layer 'ip1'"),
-        ({"press": {"layers": {"ip1": {"modes": [784, 300], "ranks": 301}}}}, "layer 'ip1'"),
-        ({"press": {"params": 500}}, "at least"),
+        (
+            {
+                "press": {
+                    "scheme": "ada_tucker",
+                    "overrides": {"ip9": {"modes": [20, 15], "ranks": 3}},
+                }
+            },
+            "'ip9': did you mean",
+        ),
+        (
+            {
+                "press": {
+                    "scheme": "ada_tucker",
+                    "overrides": {"ip1": {"modes": [20, 15], "ranks": 3}},
+                }
+            },
+            "layer 'ip1'",
+        ),
+        (
+            {
+                "press": {
+                    "scheme": "ada_tucker",
+                    "overrides": {"ip1": {"modes": [784, 300], "ranks": 301}},
+                }
+            },
+            "layer 'ip1'",
+        ),
+        ({"press": {"scheme": "ada_tucker", "budget": "params=500"}}, "at least"),
         ({"data": {"name": "digts", "validation": 9}}, "'digts': did you mean 'digits'"),
         ({"data": {"name": "digits", "validation": 1201}}, "validation must be from 0 to 1200"),
-        ({"network": "resnet20", "press": {"params": 90_000}}, "does not fit resnet20"),
+        (
+            {"network": "resnet20", "press": {"scheme": "ada_tucker", "budget": "params=90_000"}},
+            "does not fit resnet20",
+        ),
         ({"network": "resnet20"}, "'ip1'"),
     ],
 )

@@ -136,7 +136,9 @@ def test_another_recipe_or_seed_is_refused(finished: RunResult) -> None:
 
 
 def test_a_run_that_has_not_begun_gives_its_folder_up(tmp_path: Path) -> None:
-    wrong = recipe(press={"layers": {"ip9": {"modes": [20, 15], "ranks": 3}}})
+    wrong = recipe(
+        press={"scheme": "ada_tucker", "overrides": {"ip9": {"modes": [20, 15], "ranks": 3}}}
+    )
     with pytest.raises(InvalidArgumentError, match="'ip9'"):
         run(wrong, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -29,7 +29,7 @@ def test_what_a_run_leaves(finished: RunResult) -> None:
     names = sorted(str(p.relative_to(finished.folder)) for p in finished.folder.glob("**/*.*"))
     assert names == [
         *(f"checkpoints/{phase}.pt" for phase in ("dense", "quantized", "train")),
-        *("metrics.json", "model.tpz", "recipe.yaml", "report.html"),
+        *("metrics.json", "model.tpz", "plan.yaml", "recipe.yaml", "report.html"),
     ]
     assert read_recipe(finished.folder / "recipe.yaml") == recipe()
     assert (finished.folder / "recipe.yaml").read_text().startswith("# seed: 3\n")
@@ -53,7 +53,7 @@ def test_metrics_keep_their_contract(finished: RunResult) -> None:
     assert set(metrics["ratio"]) == {"params", "macs", "file"}
     assert metrics["seed"] == 3
     assert metrics["versions"]["tensorpress"] == tp.__version__
-    assert metrics["recipe"]["press"]["layers"]["ip1"]["modes"] == [28, 28, 20, 15]
+    assert metrics["recipe"]["press"]["overrides"]["ip1"]["modes"] == [28, 28, 20, 15]
     numbers = [metrics["seconds"]]
     for section in ("dense", "pressed", "file", "ratio", "latency"):
         numbers += metrics[section].values()
@@ -99,7 +99,7 @@ def test_what_the_report_shows(finished: RunResult) -> None:
     assert ReportContent.from_json(content.to_json()) == content
     assert [row.name for row in content.layers] == ["ip1", "ip2", "ip3"]
     assert [row.scheme for row in content.layers] == ["ada_tucker", "ada_tucker", "dense"]
-    assert content.layers[2].note == "not named in layers"
+    assert content.layers[2].note == "not named in overrides"
     assert sum(row.dense_params for row in content.layers) == 266_200
     biases = 300 + 100 + 10
     stored = sum(row.pressed_params for row in content.layers) + biases
@@ -131,7 +131,7 @@ class TestOtherRecipes:
         given = recipe(
             dense=None,
             weights="dense.safetensors",
-            press={"params": 30_000, "start": "hooi"},
+            press={"scheme": "ada_tucker", "budget": "params=30_000", "start": "hooi"},
             train=distilled,
             quantize={"step": 0.1, "finetune": distilled},
         )
@@ -153,13 +153,13 @@ class TestOtherRecipes:
             dense=None,
             weights=str(tmp_path / "dense.safetensors"),
             train=None,
-            press={"params": 60_000, "start": "hooi"},
+            press={"scheme": "ada_tucker", "budget": "params=60_000", "start": "hooi"},
             quantize={"step": 0.1, "coder": "huffman"},
         )
         result = run(given, tmp_path / "run")
         assert tp.inspect(tmp_path / "run" / "model.tpz").coder == "huffman"
         assert result.content.curves[0].curves == []
-        expected = tp.press(dense, tp.plan(dense, params=60_000))
+        expected = tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=60_000"))
         names = ("ip1", "ip2", "ip3")
         for name, row in zip(names, result.content.layers, strict=True):
             weight, pressed = dense.get_parameter(f"{name}.weight"), expected.get_submodule(name)
@@ -172,7 +172,7 @@ class TestOtherRecipes:
         sizes = {}
         for coder in ("range", "huffman"):
             given = recipe(
-                press={"scheme": "scada_tucker", "params": 5_000},
+                press={"scheme": "scada_tucker", "budget": "params=5_000"},
                 train={"epochs": 1, "lr": 0.01},
                 quantize={"levels": 128, "bound": 3, "coder": coder},
             )

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import call
 from tiny_runs import recipe
 
 import tensorpress as tp
+from command_line import call
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import plan_of
 from tensorpress.running import RunResult, run
@@ -18,7 +18,7 @@ from tensorpress.train.epoch import EpochRunner
 PRESS: dict[str, Any] = {
     "scheme": "channel_svd",
     "ranks": "evbmf",
-    "layers": {"ip3": {"ranks": 4}, "ip2": {"scheme": "tensor_train", "ranks": 6}},
+    "overrides": {"ip3": {"ranks": 4}, "ip2": {"scheme": "tensor_train", "ranks": 6}},
 }
 
 
@@ -98,11 +98,17 @@ def test_a_run_goes_on_to_the_same_file(
 @pytest.mark.parametrize(
     ("press", "message"),
     [
-        ({"ranks": "evbmf", "layers": {"ip9": {"ranks": 3}}}, "'ip9'"),
-        ({"ranks": "evbmf", "layers": {"ip2": {"ranks": 101}}}, "layer 'ip2': rank 1 of"),
-        ({"layers": {"ip2": {"scheme": "spatial_svd", "ranks": "evbmf"}}}, "layer 'ip2': spatial"),
+        ({"ranks": "evbmf", "overrides": {"ip9": {"ranks": 3}}}, "'ip9'"),
+        ({"ranks": "evbmf", "overrides": {"ip2": {"ranks": 101}}}, "layer 'ip2': rank 1 of"),
+        (
+            {"overrides": {"ip2": {"scheme": "spatial_svd", "ranks": "evbmf"}}},
+            "layer 'ip2': spatial",
+        ),
         ({"ranks": "evbmf", "skip": ["ip*"]}, "no layer that can be pressed"),
-        ({"ranks": "energy:0.9", "layers": {"ip3": {"scheme": "ada_tucker"}}}, "modes are needed"),
+        (
+            {"ranks": "energy:0.9", "overrides": {"ip3": {"scheme": "ada_tucker"}}},
+            "modes are needed",
+        ),
         ({"ranks": 400}, "no layer that can be pressed; 'ip1': rank 1 of"),
     ],
 )

@@ -12,7 +12,8 @@ network: lenet300100
 data: {name: digits, validation: 200, batch_size: 200}
 dense: {epochs: 6, lr: 0.003}
 press:
-  layers:
+  scheme: ada_tucker
+  overrides:
     ip1: {modes: [28, 28, 20, 15], ranks: 4}
     ip2: {modes: [20, 15, 10, 10], ranks: 4}
 train: {epochs: 2, lr: 0.01, schedule: cosine}

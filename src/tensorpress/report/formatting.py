@@ -64,6 +64,24 @@ def count(value: float | None) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
+def short(value: float | None) -> str:
+    """Write a count with three significant digits and a unit of thousands.
+
+    Examples
+    --------
+    >>> short(972), short(11_689_512), short(1_814_073_344), short(None)
+    ('972', '11.7M', '1.81G', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * scale:
+            figure = value / scale
+            digits = 2 if figure < 9.995 else 1 if figure < 99.95 else 0
+            return f"{figure:.{digits}f}{unit}"
+    return f"{value:,.0f}"
+
+
 def ratio(value: float | None) -> str:
     """Write a ratio with about three significant digits.
 

@@ -76,7 +76,7 @@ def headline_table(metrics: Mapping[str, Any]) -> Table:
     parameters       431,080    2,980
     ...
     """
-    table = _table()
+    table = plain_table()
     table.add_column("")
     for name in ("dense", "pressed", "file"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -109,8 +109,8 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     total                 400,000   13,000
     """
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
-    caption = "\n".join(f"{_mark(notes, note)} {note}" for note in notes)
-    table = _table(caption=Text(caption, style="dim") if notes else None)
+    caption = "\n".join(f"{mark(notes, note)} {note}" for note in notes)
+    table = plain_table(caption=Text(caption, style="dim") if notes else None)
     table.show_footer = bool(rows)
     columns = _numeric_columns(rows)
     table.add_column("layer", footer="total")
@@ -121,7 +121,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     for index, row in enumerate(rows):
         # Text, not str: what is in square brackets is not markup here.
         table.add_row(
-            _Name(row.name + _mark(notes, row.note)),
+            Name(row.name + mark(notes, row.note)),
             Text(row.scheme),
             formatting.shape(row.ranks),
             *(column.cells[index] for column in columns),
@@ -131,7 +131,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
 
 
 @dataclass(frozen=True)
-class _Name:
+class Name:
     """A qualified name, in lines that end at a dot where the column is too narrow for it."""
 
     text: str
@@ -159,7 +159,8 @@ class _Column(NamedTuple):
     cells: list[str]
 
 
-def _table(caption: Text | None = None) -> Table:
+def plain_table(caption: Text | None = None) -> Table:
+    """Return an empty table as all of ours look."""
     return Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -193,6 +194,6 @@ def _numeric_columns(rows: Sequence[LayerRow]) -> list[_Column]:
     return columns
 
 
-def _mark(notes: Sequence[str], note: str) -> str:
+def mark(notes: Sequence[str], note: str) -> str:
     """Return the superscript number of a note, or nothing without one."""
     return str(notes.index(note) + 1).translate(_SUPERSCRIPTS) if note else ""

@@ -1,0 +1,16 @@
+"""Models by name: our own networks, torchvision, timm, transformers, and functions of anyone's."""
+
+from tensorpress.models.inputs import check_inputs, default_inputs, parse_input
+from tensorpress.models.loading import load_model
+from tensorpress.models.names import ModelName, parse_name
+from tensorpress.models.torchvision import torchvision_models
+
+__all__ = [
+    "ModelName",
+    "check_inputs",
+    "default_inputs",
+    "load_model",
+    "parse_input",
+    "parse_name",
+    "torchvision_models",
+]

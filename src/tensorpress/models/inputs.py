@@ -1,0 +1,185 @@
+"""Example inputs: from a line of text, or what a model is known to take."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.measure.cost import evaluating
+from tensorpress.models.names import parse_name
+from tensorpress.models.torchvision import torchvision_shape
+from tensorpress.zoo import NETWORKS
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
+        *(torch.int64, torch.int32, torch.bool),
+    )
+}
+_TOKENS = 16
+
+
+def parse_input(text: str, model: nn.Module) -> Tensor:
+    """Return an example input from its sizes and its type: ``1x3x224x224`` or ``1x128:int64``.
+
+    Parameters
+    ----------
+    text : str
+        Sizes, the batch first; then optionally a dtype, float32 if not given.
+    model : nn.Module
+        Integers are below its vocabulary, and all is on its device. Values are always the same.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the text is something else.
+
+    Examples
+    --------
+    >>> parse_input("2x5:int64", nn.Embedding(10, 3)).shape
+    torch.Size([2, 5])
+    """
+    sizes, _, dtype = text.partition(":")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+        raise InvalidArgumentError(
+            f"{text!r} is no input: give sizes and, where it is not float32, a type, as in "
+            "1x3x224x224 or 1x128:int64"
+        )
+    if dtype and dtype not in _DTYPES:
+        raise unknown_name("type of an input", dtype, _DTYPES)
+    return _example(tuple(map(int, sizes.split("x"))), _DTYPES[dtype or "float32"], model)
+
+
+def default_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...] | None:
+    """Return example inputs of one example for a model built by its name, None if unknown.
+
+    Networks of the zoo take images or clips of one size; of torchvision and timm, the size of the
+    published weights is taken; models of transformers get 16 tokens, or an image of their size.
+
+    Examples
+    --------
+    >>> from tensorpress.models import load_model
+    >>> [example.shape for example in default_inputs("lenet5", load_model("lenet5", meta=True))]
+    [torch.Size([1, 1, 28, 28])]
+    """
+    parsed = parse_name(name)
+    shape: tuple[int, ...] | None = None
+    dtype = torch.float32
+    if parsed.origin == "torchvision":
+        shape = torchvision_shape(parsed.name)
+    elif parsed.origin == "timm":
+        shape = (1, *getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224)))
+    elif parsed.origin == "hf":
+        shape, dtype = _hugging_face(model)
+    elif parsed.name in NETWORKS and not parsed.origin:
+        shape = (1, *NETWORKS[parsed.name].input_shape)
+    return None if shape is None else (_example(shape, dtype, model),)
+
+
+def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Run a model once on example inputs.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it does not take them, naming the layer that failed and what torch says.
+
+    Examples
+    --------
+    >>> check_inputs(nn.Sequential(nn.Linear(3, 2)), [torch.zeros(1, 4)])
+    Traceback (most recent call last):
+    ...
+    tensorpress.errors.InvalidArgumentError: the model does not take the input 1x4: layer '0' \
+(Linear, weight 2x3), which got 1x4: mat1 and mat2 shapes cannot be multiplied (1x4 and 3x2)
+    """
+    running: list[tuple[nn.Module, Any]] = []
+    handles = [
+        handle
+        for module in model.modules()
+        for handle in (
+            module.register_forward_pre_hook(lambda part, given: running.append((part, given))),
+            module.register_forward_hook(lambda *_: _drop_last(running)),
+        )
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = _place(model, *running[-1]) if running else ""
+        plural = "s" if len(inputs) > 1 else ""
+        raise InvalidArgumentError(
+            f"the model does not take the input{plural} {_texts(inputs)}: {where}{message}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _drop_last(running: list[tuple[nn.Module, Any]]) -> None:
+    running.pop()
+
+
+def _place(model: nn.Module, failed: nn.Module, given: Any) -> str:
+    """Say which layer failed, and on what."""
+    name = next(name for name, module in model.named_modules() if module is failed)
+    if not name:
+        return ""
+    weight = failed._parameters.get("weight")
+    kind = type(failed).__name__ + ("" if weight is None else f", weight {_size(weight)}")
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    return f"layer {name!r} ({kind}), which got {_texts(tensors)}: "
+
+
+def _example(shape: tuple[int, ...], dtype: torch.dtype, model: nn.Module) -> Tensor:
+    tensors = (*model.parameters(), *model.buffers())
+    device = tensors[0].device if tensors else torch.device("cpu")
+    if device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(0)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+    below = 2 if dtype == torch.bool else _vocabulary(model)
+    return torch.randint(below, shape, generator=generator).to(device, dtype)
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """Return a number that tokens are safely below."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    known = getattr(config, "vocab_size", None)
+    if isinstance(known, int):
+        return known
+    tables = [part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)]
+    return min(tables, default=2)
+
+
+def _hugging_face(model: nn.Module) -> tuple[tuple[int, ...] | None, torch.dtype]:
+    """Return shape and type of the main input of a model of transformers."""
+    config, main = model.config, getattr(model, "main_input_name", "input_ids")
+    if main == "input_ids":
+        longest = getattr(config, "max_position_embeddings", _TOKENS) or _TOKENS
+        return (1, min(_TOKENS, longest)), torch.int64
+    side = getattr(config, "image_size", None)
+    if main != "pixel_values" or side is None:
+        return None, torch.float32
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    return (1, getattr(config, "num_channels", 3), *sides), torch.float32
+
+
+def _texts(tensors: Sequence[Tensor]) -> str:
+    """Return tensors as `parse_input` takes them."""
+    texts = []
+    for tensor in tensors:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        texts.append(_size(tensor) + ("" if dtype == "float32" else f":{dtype}"))
+    return ", ".join(texts)
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))

@@ -1,0 +1,97 @@
+"""Building a model from its name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.models.functions import build_by_function
+from tensorpress.models.hugging_face import build_hugging_face
+from tensorpress.models.names import FORMS, ModelName, parse_name
+from tensorpress.models.timm import build_timm
+from tensorpress.models.torchvision import build_torchvision
+from tensorpress.models.weights import load_weights
+from tensorpress.zoo import NETWORKS
+
+
+def load_model(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    meta: bool = False,
+) -> nn.Module:
+    """Build a model by its name, in eval mode.
+
+    Parameters
+    ----------
+    name : str
+        ``resnet20`` of our zoo, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER_OR_ID`` (of
+        transformers, with the weights that are there), or ``package.module:function``, which is
+        called and may be in the current folder. Keyword arguments follow after commas:
+        ``torchvision:resnet18,num_classes=10``.
+    weights : path, optional
+        A safetensors file with all of the model's tensors. Without it the weights are random,
+        unless the folder or the function has them.
+    device : str or device
+        Where the model is to be.
+    meta : bool
+        Build it on the meta device, where it takes no memory and has no values. The few models that
+        look at values while they are built cannot be.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown name (with the nearest ones), a function that fails or returns no module, or
+        pickled weights.
+    DataNotFoundError, CorruptFileError, ModelMismatchError
+        For weights that are not there, are damaged or do not fit.
+    TensorPressError
+        If a package is missing; it says which.
+
+    Examples
+    --------
+    >>> load_model("lenet5", meta=True).ip1.weight.device
+    device(type='meta')
+    >>> load_model("torch.nn:Linear,in_features=3,out_features=2")
+    Linear(in_features=3, out_features=2, bias=True)
+    """
+    parsed = parse_name(name)
+    if weights is not None and (meta or parsed.origin == "hf"):
+        why = (
+            "a model on the meta device has no values"
+            if meta
+            else "a model of Hugging Face is a folder that holds its weights: hf:FOLDER"
+        )
+        raise InvalidArgumentError(f"{name} takes no file of weights: {why}")
+    build = _builder(parsed, meta)
+    if meta:
+        with torch.device("meta"):
+            return build().to("meta").eval()
+    model = build()
+    if weights is not None:
+        load_weights(model, Path(weights))
+    return model.to(device).eval()
+
+
+def _builder(parsed: ModelName, meta: bool) -> Callable[[], nn.Module]:
+    """Return the function that builds a model, once its name is known to be one."""
+    name, options = parsed.name, parsed.options
+    if parsed.origin == "torchvision":
+        return lambda: build_torchvision(name, options)
+    if parsed.origin == "timm":
+        return lambda: build_timm(name, options)
+    if parsed.origin == "hf":
+        return lambda: build_hugging_face(name, options, empty=meta)
+    if parsed.origin:
+        return lambda: build_by_function(parsed.origin, name, options)
+    if name not in NETWORKS:
+        raise InvalidArgumentError(
+            f"{unknown_name('network', name, NETWORKS)}. Models of others are named {FORMS}"
+        )
+    if options:
+        raise InvalidArgumentError(f"{name}, a network of the zoo, takes no options")
+    return NETWORKS[name].build

@@ -1,0 +1,85 @@
+"""How a model is named: where it is from, what it is called there, and keyword arguments."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.strict_yaml import parse_yaml
+
+LIBRARIES = ("torchvision", "timm", "hf")
+"""What may stand before the colon besides the module of a function."""
+
+FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER_OR_ID or package.module:function"
+"""The names of models that are not of the zoo, for messages."""
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model's name, taken apart.
+
+    Attributes
+    ----------
+    origin : str
+        One of `LIBRARIES`, the module of a function, or empty for the zoo.
+    name : str
+        What the model is called there.
+    options : dict
+        Keyword arguments for whatever builds it.
+    """
+
+    origin: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the name without its options."""
+        return f"{self.origin}:{self.name}" if self.origin else self.name
+
+
+def parse_name(text: str) -> ModelName:
+    """Take a model's name apart: ``[ORIGIN:]NAME[,KEY=VALUE]...``.
+
+    Values are read as in YAML: numbers, true and false, null, everything else text.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where a part is empty or an option has no value.
+
+    Examples
+    --------
+    >>> parse_name("torchvision:resnet18,num_classes=10")
+    ModelName(origin='torchvision', name='resnet18', options={'num_classes': 10})
+    >>> parse_name("resnet20")
+    ModelName(origin='', name='resnet20', options={})
+    """
+    named, *given = text.split(",")
+    origin, colon, name = named.rpartition(":")
+    if not name or (colon and not origin):
+        raise InvalidArgumentError(
+            f"{text!r} names no model: give the name of a network of the zoo, {FORMS}"
+        )
+    options = {}
+    for option in given:
+        key, equals, value = option.partition("=")
+        if not (key.isidentifier() and equals):
+            raise InvalidArgumentError(
+                f"{text!r}: expected KEY=VALUE after the comma, not {option!r}"
+            )
+        options[key] = parse_yaml(value)
+    return ModelName(origin, name, options)
+
+
+def not_among(owner: str, kind: str, name: str, known: Collection[str]) -> InvalidArgumentError:
+    """Return the error for a name that is not one of very many, with the nearest of them.
+
+    Examples
+    --------
+    >>> str(not_among("timm", "model", "resnet81", ["resnet18", "vit_b"]))
+    "timm has no model 'resnet81': did you mean 'resnet18'?"
+    """
+    near = get_close_matches(name, known, n=4)
+    hint = f": did you mean {', '.join(map(repr, near))}?" if near else ""
+    return InvalidArgumentError(f"{owner} has no {kind} {name!r}{hint}")

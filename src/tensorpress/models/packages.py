@@ -1,0 +1,68 @@
+"""Importing packages that not everyone has, and calling what others wrote."""
+
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+from tensorpress.errors import InvalidArgumentError, TensorPressError
+
+
+def require(module: str, purpose: str) -> Any:
+    """Import a module of a package that TensorPress can do without.
+
+    Parameters
+    ----------
+    module : str
+        Its name, which begins with what ``pip install`` calls the package.
+    purpose : str
+        What needs it, for the message.
+
+    Raises
+    ------
+    TensorPressError
+        If it is not installed or cannot be imported.
+
+    Examples
+    --------
+    >>> require("json", "reading JSON").loads("[1]")
+    [1]
+    """
+    package = module.partition(".")[0]
+    if find_spec(package) is None:
+        raise TensorPressError(
+            f"{purpose} needs {package}, which is not installed: pip install {package}"
+        )
+    try:
+        return import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise TensorPressError(f"{purpose} needs {package}, which fails: {error}") from error
+
+
+def built(what: str, build: Callable[..., object], options: Mapping[str, Any]) -> nn.Module:
+    """Return the module that a function of others builds.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it raises, with the place, or returns something else.
+
+    Examples
+    --------
+    >>> built("a layer", nn.Linear, {"in_features": 2, "out_features": 3})
+    Linear(in_features=2, out_features=3, bias=True)
+    """
+    try:
+        model = build(**options)
+    except Exception as error:
+        _, *inside = traceback.extract_tb(error.__traceback__)
+        place = f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""
+        raise InvalidArgumentError(
+            f"{what} cannot be built: {type(error).__name__}: {error}{place}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise InvalidArgumentError(f"{what} returns {type(model).__name__}, not a torch.nn.Module")
+    return model

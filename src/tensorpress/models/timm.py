@@ -1,0 +1,25 @@
+"""The models of timm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from tensorpress.models.names import not_among
+from tensorpress.models.packages import built, require
+from tensorpress.models.torchvision import mend_torchvision
+
+
+def build_timm(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Return a freshly initialized model of timm.
+
+    Raises
+    ------
+    TensorPressError
+        For an unknown name or options it does not take, or where timm is missing.
+    """
+    mend_torchvision()
+    timm = require("timm", "a model of timm")
+    if not timm.is_model(name.partition(".")[0]):
+        raise not_among("timm", "model", name, timm.list_models())
+    return built(f"timm:{name}", lambda **more: timm.create_model(name, **more), options)

@@ -1,0 +1,103 @@
+"""The models of torchvision."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.models.names import not_among
+from tensorpress.models.packages import built, require
+
+_SIDE = 224
+_FRAMES = 16
+
+
+def torchvision_models() -> Any:
+    """Return the module ``torchvision.models``, also where its compiled part cannot be loaded.
+
+    torchvision describes two operators of its compiled part to torch when it is imported. A wheel
+    made for CUDA does not load that part beside a torch without CUDA; the operators are not there,
+    and the import fails although no classifier needs them. They are declared here then.
+
+    Raises
+    ------
+    TensorPressError
+        If torchvision is not installed or cannot be imported for another reason.
+
+    Examples
+    --------
+    >>> "resnet18" in torchvision_models().list_models()
+    True
+    """
+    try:
+        return require("torchvision.models", "a model of torchvision")
+    except TensorPressError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _declare_operators()
+    return require("torchvision.models", "a model of torchvision")
+
+
+def mend_torchvision() -> None:
+    """Let packages that import torchvision where it is installed do so: timm and transformers."""
+    with suppress(TensorPressError):
+        torchvision_models()
+
+
+@cache
+def _declare_operators() -> torch.library.Library:
+    """Declare the operators; they are there as long as what is returned, which the cache keeps."""
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for name in ("nms", "qnms"):
+        schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(schema)  # type: ignore[no-untyped-call]
+    return library
+
+
+def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Return a freshly initialized model of torchvision.
+
+    Raises
+    ------
+    TensorPressError
+        For an unknown name or options it does not take, or where torchvision is missing.
+    """
+    models = torchvision_models()
+    known = models.list_models()
+    if name not in known:
+        raise not_among("torchvision", "model", name, known)
+    for key in options:
+        if key.startswith("weights"):
+            raise InvalidArgumentError(
+                f"torchvision:{name} takes no {key}, which torchvision reads with pickle: load a "
+                "safetensors file"
+            )
+    # The backbones of detectors and segmenters are downloaded unless this is said.
+    own = {"weights_backbone": None} if _has_backbone(models, name) else {}
+    return built(f"torchvision:{name}", models.get_model_builder(name), {**options, **own})
+
+
+def torchvision_shape(name: str) -> tuple[int, ...]:
+    """Return the shape of the inputs that a model's published weights are for.
+
+    Examples
+    --------
+    >>> torchvision_shape("inception_v3"), torchvision_shape("r3d_18")
+    ((1, 3, 299, 299), (1, 3, 16, 112, 112))
+    """
+    models = torchvision_models()
+    published = models.get_model_weights(name)
+    crop = getattr(next(iter(published)).transforms(), "crop_size", [_SIDE])
+    sides = (*crop, *crop)[:2]
+    frames = (_FRAMES,) if name in models.list_models(module=models.video) else ()
+    return (1, 3, *frames, *sides)
+
+
+def _has_backbone(models: Any, name: str) -> bool:
+    return name in models.list_models(module=models.detection) or name in models.list_models(
+        module=models.segmentation
+    )

@@ -1,0 +1,58 @@
+"""Weights for a model, from a safetensors file and nothing else."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from tensorpress import zoo
+from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Suffixes of files that torch reads with pickle."""
+
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill a model from a safetensors file that has exactly its names and shapes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a file that only pickle could read.
+    TensorPressError
+        As `tensorpress.zoo.load_weights` does; where only a prefix of the names is in the way, it
+        says so.
+    """
+    if path.suffix in PICKLED:
+        raise no_pickle(path)
+    try:
+        zoo.load_weights(model, path)
+    except ModelMismatchError as error:
+        raise ModelMismatchError(f"{error}{_prefix_hint(model, path)}") from None
+
+
+def no_pickle(path: Path) -> InvalidArgumentError:
+    """Return the error for a file that only pickle could read."""
+    return InvalidArgumentError(
+        f"{path} is read with pickle, which can run any code that is in it. Convert it once where "
+        "you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+        f"'{path.stem}.safetensors')"
+    )
+
+
+def _prefix_hint(model: nn.Module, path: Path) -> str:
+    """Say by which prefix the names of a file differ from a model's, if that is all."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+    except SafetensorError:
+        return ""
+    expected = set(model.state_dict())
+    for prefix in _PREFIXES:
+        if {f"{prefix}{name}" for name in expected} & found and not expected & found:
+            return f". The names in the file begin with {prefix!r}: save them without it"
+        if {f"{prefix}{name}" for name in found} & expected and not expected & found:
+            return f". The model's names begin with {prefix!r}, those in the file do not"
+    return ""
