@@ -35,8 +35,12 @@ def run_code(page: str, names: dict[str, Any]) -> None:
             assert out.getvalue() == found[number + 1][1], f"{page}, block {number}"
 
 
-@pytest.mark.parametrize("page", ["docs/schemes.md", "docs/decompositions.md"])
-def test_code_prints_what_the_page_says(page: str) -> None:
+@pytest.mark.parametrize("name", ["schemes", "decompositions", "planning", "sensitivity", "models"])
+def test_code_prints_what_the_page_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = f"docs/{name}.md"
     assert any(language == "python" for language, _ in blocks(page))
     run_code(page, {})
 
@@ -49,7 +53,13 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.chdir(tmp_path)
     loader = [(torch.randn(4, 4, 8, 8), torch.arange(4))]
-    names = {"model": factory(), "factory": factory, "loader": loader, "conv": nn.Conv2d(8, 8, 3)}
+    names = {
+        "model": factory(),
+        "factory": factory,
+        "loader": loader,
+        "conv": nn.Conv2d(8, 8, 3),
+        "example_inputs": torch.zeros(2, 4, 8, 8),
+    }
     run_code("README.md", names)
     assert (tmp_path / "model.tpz").exists()
 

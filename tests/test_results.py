@@ -36,7 +36,7 @@ def record(
     dense = build(network).eval()
     plan = tp.plan(dense, scheme=scheme, **target)
     pressed = tp.press(dense, plan, start="hooi" if initial else "kaiming")
-    asked = "ranks: 0.2" if "ranks" in target else "params: 90000"
+    asked = "ranks: 0.2" if "ranks" in target else "budget: params=90000"
     tp.save(pressed, folder / "model.tpz", network=network)
     return RunRecord(
         recipe=parse_recipe(RECIPE.format(network=network, scheme=scheme, target=asked)),
@@ -56,7 +56,9 @@ def record(
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    return record(tmp_path_factory.mktemp("resnet"), "resnet20", "scada_tucker", params=60_000)
+    return record(
+        tmp_path_factory.mktemp("resnet"), "resnet20", "scada_tucker", budget="params=60_000"
+    )
 
 
 def test_metrics_of_a_network_with_norms(resnet: RunRecord) -> None:
@@ -97,7 +99,7 @@ def test_rows_of_layers(resnet: RunRecord) -> None:
 
 
 def test_errors_of_the_start(tmp_path: Path) -> None:
-    run = record(tmp_path, "lenet300100", "ada_tucker", initial=True, params=30_000)
+    run = record(tmp_path, "lenet300100", "ada_tucker", initial=True, budget="params=30_000")
     for row in layer_rows(run):
         dense = run.dense.get_parameter(f"{row.name}.weight")
         pressed = tp.materialize(run.latent).get_parameter(f"{row.name}.weight")
@@ -114,7 +116,7 @@ def replaced(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
         "ip2": {"scheme": "ada_tucker", "modes": [10, 500], "ranks": 4},
     }
     folder = tmp_path_factory.mktemp("replaced")
-    return record(folder, "lenet5", "tucker2", initial=True, ranks=0.2, layers=layers)
+    return record(folder, "lenet5", "tucker2", initial=True, ranks=0.2, overrides=layers)
 
 
 def test_metrics_of_replaced_layers(replaced: RunRecord) -> None:
@@ -170,10 +172,10 @@ def test_parts_and_histograms_of_replaced_layers(replaced: RunRecord) -> None:
 
 def test_layers_that_were_kept_dense_say_why(tmp_path: Path) -> None:
     layers = {"ip1": {"modes": [784, 300], "ranks": 5}}
-    run = record(tmp_path, "lenet300100", "ada_tucker", layers=layers)
+    run = record(tmp_path, "lenet300100", "ada_tucker", overrides=layers)
     rows = {row.name: row for row in layer_rows(run)}
     assert (rows["ip1"].scheme, rows["ip1"].note) == ("ada_tucker", "")
-    assert (rows["ip2"].scheme, rows["ip2"].note) == ("dense", "not named in layers")
+    assert (rows["ip2"].scheme, rows["ip2"].note) == ("dense", "not named in overrides")
     assert rows["ip2"].pressed_params == rows["ip2"].dense_params == 30_000
     assert {part.name for part in file_parts(run.inspection)} >= {"ip1: factors", "ip2: weight"}
 
@@ -196,7 +198,7 @@ def test_content_of_the_report(resnet: RunRecord) -> None:
 
 def test_weights_that_are_all_zero(tmp_path: Path) -> None:
     layers = {"ip1": {"modes": [784, 300], "ranks": 1}}
-    run = record(tmp_path, "lenet300100", "ada_tucker", layers=layers)
+    run = record(tmp_path, "lenet300100", "ada_tucker", overrides=layers)
     for model in (run.latent, run.decoded):
         for parameter in model.parameters():
             torch.nn.init.zeros_(parameter)

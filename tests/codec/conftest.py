@@ -12,7 +12,7 @@ def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> container.Container:
         "ip2": {"modes": [20, 15, 10, 10], "ranks": 3},
         "ip3": {"modes": [40, 25], "ranks": 3},
     }
-    model = pressed("lenet300100", layers=layers)
+    model = pressed("lenet300100", overrides=layers)
     model.ip1.weight.data.zero_()  # a small file
     return container.read(saved(model, tmp_path_factory.mktemp("zoo"), network="lenet300100"))
 
@@ -21,5 +21,7 @@ def zoo_file(tmp_path_factory: pytest.TempPathFactory) -> container.Container:
 def own_file(tmp_path_factory: pytest.TempPathFactory) -> container.Container:
     torch.manual_seed(0)
     dense = own()
-    model = tp.press(dense, tp.plan(dense, layers={"0": {"modes": [30, 20], "ranks": 3}}))
+    model = tp.press(
+        dense, tp.plan(dense, scheme="ada_tucker", overrides={"0": {"modes": [30, 20], "ranks": 3}})
+    )
     return container.read(saved(model, tmp_path_factory.mktemp("own")))

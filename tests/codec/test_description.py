@@ -24,7 +24,9 @@ def test_what_is_packed_is_read(data: st.DataObject) -> None:
     ranks = data.draw(st.integers(1, min(rows, columns)))
     dense = nn.Sequential(nn.Linear(columns, rows), nn.ReLU(), nn.Linear(6, 6, bias=False))
     given = {"modes": [rows, columns], "ranks": ranks, **core}
-    model = tp.press(dense, tp.plan(dense, layers={"0": given}), start="kaiming")
+    model = tp.press(
+        dense, tp.plan(dense, scheme="ada_tucker", overrides={"0": given}), start="kaiming"
+    )
     description = describe(model, None, stored_tensors(model))
     again = read_description("a.tpz", unpacked(description.pack()))
     assert again == description
@@ -36,7 +38,7 @@ def test_what_is_packed_is_read(data: st.DataObject) -> None:
 @pytest.mark.parametrize("network", ["lenet300100", "cifar-cnn", "resnet32"])
 def test_networks_of_the_zoo_are_described(network: str, scheme: str) -> None:
     params = sum(p.numel() for p in build(network).parameters()) // 6
-    model = pressed(network, scheme, params=params)
+    model = pressed(network, scheme, budget=f"params={params}")
     description = describe(model, network, stored_tensors(model))
     again = read_description("a.tpz", unpacked(description.pack()))
     assert again == description
@@ -44,7 +46,7 @@ def test_networks_of_the_zoo_are_described(network: str, scheme: str) -> None:
 
 
 def test_a_network_of_the_zoo_is_described_by_numbers() -> None:
-    model = pressed("lenet5", layers=LENET5)
+    model = pressed("lenet5", overrides=LENET5)
     name, layers, checksum = describe(model, "lenet5", stored_tensors(model)).pack()
     assert name == "lenet5"
     assert layers[0] == [0, (25, 20), 5]

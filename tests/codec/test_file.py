@@ -27,12 +27,12 @@ DIAGONAL = {"ip?": {"modes": "original", "ranks": 4, "diagonal": True}}
 @pytest.mark.parametrize(
     ("network", "scheme", "target"),
     [
-        ("lenet5", "ada_tucker", {"layers": LENET5}),
-        ("lenet300100", "scada_tucker", {"layers": SHARED}),
-        ("lenet300100", "ada_tucker", {"layers": DIAGONAL}),
-        ("fc1024", "ada_tucker", {"params": 9_000}),
-        ("cifar-cnn", "ada_tucker", {"params": 20_000}),
-        ("resnet20", "scada_tucker", {"params": 40_000}),
+        ("lenet5", "ada_tucker", {"overrides": LENET5}),
+        ("lenet300100", "scada_tucker", {"overrides": SHARED}),
+        ("lenet300100", "ada_tucker", {"overrides": DIAGONAL}),
+        ("fc1024", "ada_tucker", {"budget": "params=9_000"}),
+        ("cifar-cnn", "ada_tucker", {"budget": "params=20_000"}),
+        ("resnet20", "scada_tucker", {"budget": "params=40_000"}),
     ],
 )
 def test_zoo_networks_come_back_as_quantized(
@@ -163,7 +163,7 @@ def test_own_models_are_pressed_in_every_way(tmp_path: Path) -> None:
         "1": {"modes": "original", "ranks": 3, "diagonal": True},
         "2": {"modes": [20, 30], "ranks": 6},
     }
-    model = tp.press(dense, tp.plan(dense, layers=layers))
+    model = tp.press(dense, tp.plan(dense, scheme="ada_tucker", overrides=layers))
     again = tp.load(saved(model, tmp_path), dense)
     assert_holds(again, expected(model))
     assert tp.planning.plan_of(again).layers == tp.planning.plan_of(model).layers
@@ -171,7 +171,7 @@ def test_own_models_are_pressed_in_every_way(tmp_path: Path) -> None:
 
 def test_a_model_that_is_a_single_pressed_layer(tmp_path: Path) -> None:
     dense = nn.Linear(30, 20)
-    model = tp.press(dense, tp.plan(dense, params=250))
+    model = tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=250"))
     assert_holds(tp.load(saved(model, tmp_path), dense), expected(model))
 
 
@@ -183,7 +183,7 @@ def test_counters_of_batch_norms_are_exact(tmp_path: Path) -> None:
 
 
 def test_shared_things_stay_one(tmp_path: Path) -> None:
-    model = pressed("lenet300100", "scada_tucker", layers=SHARED)
+    model = pressed("lenet300100", "scada_tucker", overrides=SHARED)
     again = tp.load(saved(model, tmp_path, network="lenet300100"))
     cores = {id(stored_factors(m).original0) for m in (again.ip1, again.ip2, again.ip3)}
     assert len(cores) == 1
@@ -207,7 +207,7 @@ def test_a_file_of_the_zoo_takes_a_model_as_well(tmp_path: Path) -> None:
 
 def test_the_weights_of_the_given_model_do_not_matter(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Linear(30, 20))
-    model = tp.press(dense, tp.plan(dense, params=250))
+    model = tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=250"))
     path = saved(model, tmp_path)
     nn.init.constant_(dense[0].weight, float("nan"))
     assert_holds(tp.load(path, dense), expected(model))

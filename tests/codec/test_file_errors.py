@@ -92,7 +92,7 @@ def wider() -> nn.Module:
     ("model", "message"),
     [
         (lambda: build("lenet300100"), "that has 'conv1.weight'"),
-        (lambda: pressed("lenet300100", layers={"ip1": {"modes": [980, 240], "ranks": 2}}),
+        (lambda: pressed("lenet300100", overrides={"ip1": {"modes": [980, 240], "ranks": 2}}),
          "no layer 'ip1' with a weight 300×784"),
         (wider, "'ip2.weight' .10×500, float32., the model 'ip2.weight' .12×500"),
         (lambda: build("lenet5").double(), "float64"),
@@ -108,7 +108,9 @@ def test_a_model_that_is_not_the_network_it_is_said_to_be(
 
 def test_a_model_that_does_not_fit_the_file(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Linear(30, 20), nn.LayerNorm(20))
-    path = saved(tp.press(dense, tp.plan(dense, params=300)), tmp_path)
+    path = saved(
+        tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=300")), tmp_path
+    )
     narrow = nn.Sequential(nn.Linear(30, 21), nn.LayerNorm(21))
     for other, message in [
         (None, "not in the zoo: give a dense model"),
@@ -128,7 +130,9 @@ def test_a_model_that_does_not_fit_the_file(tmp_path: Path) -> None:
 
 def test_a_layer_of_the_model_that_cannot_be_pressed(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Linear(30, 20), nn.Linear(30, 20))
-    path = saved(tp.press(dense, tp.plan(dense, params=600)), tmp_path)
+    path = saved(
+        tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=600")), tmp_path
+    )
     dense[1].weight = dense[0].weight
     with pytest.raises(ModelMismatchError, match=r"in the model its weight is tied to '1.weight'"):
         tp.load(path, dense)
@@ -136,7 +140,10 @@ def test_a_layer_of_the_model_that_cannot_be_pressed(tmp_path: Path) -> None:
 
 def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = nn.Sequential(nn.Linear(10, 10))
-    model = tp.press(dense, tp.plan(dense, layers={"0": {"modes": [50, 2], "ranks": [50, 2]}}))
+    model = tp.press(
+        dense,
+        tp.plan(dense, scheme="ada_tucker", overrides={"0": {"modes": [50, 2], "ranks": [50, 2]}}),
+    )
     path = saved(model, tmp_path)
     monkeypatch.setattr("tensorpress.codec.costs._ROOM", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):

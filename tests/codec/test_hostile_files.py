@@ -41,7 +41,7 @@ def assert_refused(path: Path, header: Any, sections: Any, model: nn.Module | No
 
 
 def test_every_altered_byte_and_every_truncation_is_found(tmp_path: Path) -> None:
-    model = pressed("lenet5", params=900)
+    model = pressed("lenet5", budget="params=900")
     path = saved(model, tmp_path, network="lenet5", quantizer=tp.UniformQuantizer(16, 3.0))
     data = path.read_bytes()
     assert len(data) < 400

@@ -64,7 +64,9 @@ def test_bits_are_those_of_the_encoder(tmp_path: Path, coder: Any, dtype: torch.
 
 def test_a_file_of_an_own_model_needs_no_model(tmp_path: Path) -> None:
     dense = own()
-    model = tp.press(dense, tp.plan(dense, layers={"0": {"modes": [24, 25], "ranks": 3}}))
+    model = tp.press(
+        dense, tp.plan(dense, scheme="ada_tucker", overrides={"0": {"modes": [24, 25], "ranks": 3}})
+    )
     found = tp.inspect(saved(model, tmp_path, quantizer=tp.UniformQuantizer(64, 1.5)))
     assert found.network is None
     assert found.layers == told(model)
@@ -80,7 +82,7 @@ def test_a_file_of_an_own_model_needs_no_model(tmp_path: Path) -> None:
 
 
 def test_a_shared_core_is_listed_once(tmp_path: Path) -> None:
-    model = pressed("lenet300100", "scada_tucker", params=6_000)
+    model = pressed("lenet300100", "scada_tucker", budget="params=6_000")
     found = tp.inspect(saved(model, tmp_path, network="lenet300100"))
     assert [tensor.short_name for tensor in found.tensors].count("ip1.core") == 1
     assert not any(tensor.short_name in ("ip2.core", "ip3.core") for tensor in found.tensors)
@@ -110,7 +112,7 @@ def test_layers_pressed_by_schemes(tmp_path: Path, network: str | None) -> None:
     dense = build("lenet5")
     given = {"ip2": {"scheme": "tt_weight"}, "conv2": {"modes": [50, 500], "ranks": 4}}
     given["conv2"]["scheme"] = "ada_tucker"
-    model = tp.press(dense, tp.plan(dense, scheme="tucker2", ranks=0.2, layers=given))
+    model = tp.press(dense, tp.plan(dense, scheme="tucker2", ranks=0.2, overrides=given))
     found = tp.inspect(saved(model, tmp_path, network=network))
     assert found.layers == told(model)
     assert [layer.scheme for layer in found.layers] == [

@@ -81,7 +81,7 @@ def test_schemes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
         "ip1": {"scheme": "scada_tucker", "modes": [500, 40, 20], "ranks": 4},
         "conv1": {"scheme": "tt_weight"},
     }
-    model = pressed(dense, "tucker2", 0.3, layers=given)
+    model = pressed(dense, "tucker2", 0.3, overrides=given)
     for network in ("lenet5", None):
         again = tp.load(saved(model, tmp_path, network=network), dense)
         assert_holds(again, expected(model))
@@ -126,7 +126,7 @@ def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
     dense = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(30, 20))
     taken = [LAYER_SCHEMES[scheme].refusal(describe_layer(layer)) is None for layer in dense]
     given = {str(k): {"ranks": fraction} for k, fits in enumerate(taken) if fits}
-    model = tp.press(dense, tp.plan(dense, scheme=scheme, layers=given), start="kaiming")
+    model = tp.press(dense, tp.plan(dense, scheme=scheme, overrides=given), start="kaiming")
     description = describe(model, None, stored_tensors(model))
     again = read_description("a.tpz", unpacked(description.pack()))
     assert again == description
@@ -136,7 +136,7 @@ def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
 def test_a_network_of_the_zoo_is_described_by_numbers() -> None:
     layers = {"conv2": {"ranks": [4, 4]}, "ip2": {"scheme": "channel_svd", "ranks": 3}}
     dense = build("lenet5")
-    model = tp.press(dense, tp.plan(dense, scheme="tucker2", layers=layers))
+    model = tp.press(dense, tp.plan(dense, scheme="tucker2", overrides=layers))
     _, packed, _ = describe(model, "lenet5", stored_tensors(model)).pack()
     assert packed == [[1, "tucker2", (4, 4)], [3, "channel_svd", 3]]
 
@@ -267,7 +267,7 @@ def test_modes_of_ones_own_are_refused(tmp_path: Path) -> None:
 
 def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = nn.Sequential(nn.Linear(10, 10, bias=False))
-    model = tp.press(dense, tp.plan(dense, scheme="tucker2", layers={"0": {"ranks": 10}}))
+    model = tp.press(dense, tp.plan(dense, scheme="tucker2", overrides={"0": {"ranks": 10}}))
     path = saved(model, tmp_path)
     monkeypatch.setattr("tensorpress.codec.costs._ROOM", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):

@@ -24,7 +24,7 @@ def pressed(network: str, scheme: str = "ada_tucker", **target: object) -> nn.Mo
 
 
 def lenet5() -> nn.Module:
-    return pressed("lenet5", layers=LENET5)
+    return pressed("lenet5", overrides=LENET5)
 
 
 def expected(model: nn.Module, quantizer: object = None, norms: str = "half") -> dict[str, Tensor]:

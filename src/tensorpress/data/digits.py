@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from tensorpress.data.images import ImageSet
 
@@ -28,6 +27,8 @@ def read_digits() -> tuple[ImageSet, ImageSet]:
     >>> len(train), len(test), int(train.images.max())
     (1201, 596, 255)
     """
+    from sklearn.datasets import load_digits  # seconds that only who reads the digits waits
+
     pixels, classes = load_digits(return_X_y=True)
     grey = np.rint(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     digits = ImageSet(torch.from_numpy(grey), torch.from_numpy(classes.astype(np.int64)))
