@@ -9,7 +9,6 @@ Every distinct weight shape is measured once and counts as often as it occurs. T
 in one process on one thread; seconds are those of the processor, because the machine is shared. A
 shape that is already in the result file is not measured again: an interrupted run goes on.
 
-    pip install --no-deps -c constraints.txt torchvision   # only its architectures are used
     OMP_NUM_THREADS=1 python benchmarks/decompose.py [--data DIRECTORY]
 """
 
@@ -21,13 +20,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import process_time
 from typing import Any
 
 import numpy as np
-import scipy
 import tensorly
 import torch
 from tensorly.decomposition import tensor_train
@@ -219,11 +218,9 @@ class Results:
 
 def settings() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    import torchvision
-
-    libraries = (torch, torchvision, tensorly, np, scipy)
+    libraries = ("torch", "torchvision", "tensorly", "numpy", "scipy")
     return {
-        "versions": {library.__name__: library.__version__ for library in libraries},
+        "versions": {library: version(library) for library in libraries},
         "device": f"{platform.machine()} CPU, 1 thread",
         "seconds": f"of the processor, {TURNS} turns; theirs one turn above {LONG:.0f} s",
         "weights": {

@@ -16,6 +16,8 @@ from tensorly.decomposition import partial_tucker
 from tensorly.tenalg import svd_interface
 from torch import Tensor, nn
 
+from tensorpress import load_model
+
 Shape = tuple[int, ...]
 
 EXPONENT = 0.5
@@ -90,21 +92,11 @@ def layer_of(weight: Tensor) -> nn.Module:
 
 def torchvision_shapes() -> dict[str, Counter[Shape]]:
     """Return how often each weight shape occurs in the networks of torchvision."""
-    _define_missing_operators()
-    from torchvision.models import resnet18, resnet50, vgg16
-
-    with torch.device("meta"):
-        networks = {"ResNet-18": resnet18(), "ResNet-50": resnet50(), "VGG-16": vgg16()}
-    return {name: _shapes(network) for name, network in networks.items()}
-
-
-def _define_missing_operators() -> None:
-    """Define what torchvision registers kernels for; its compiled part needs a CUDA torch."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _define_missing_operators.library = library  # definitions live as long as their library
+    names = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "VGG-16": "vgg16"}
+    return {
+        title: _shapes(load_model(f"torchvision:{name}", meta=True))
+        for title, name in names.items()
+    }
 
 
 def _shapes(network: nn.Module) -> Counter[Shape]:

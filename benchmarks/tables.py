@@ -14,7 +14,10 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from architectures_table import architectures_table, kept_table
 from cp_table import cp_table
+from planning_tables import budgets_table, inference_table, latency_budgets_table
+from resnet56_budget_table import resnet56_budget_table
 from schemes_table import schemes_table
 from tensorpress.recipe import read_recipe
 
@@ -22,7 +25,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("results", "schemes", "decompositions")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("results", "schemes", "decompositions", "planning", "models")
+    ),
 )
 
 # What the paper reports, in its Tables 1 and 3 and section 4.1, for the network of a recipe.
@@ -244,6 +250,12 @@ TABLES = {
     "seeds": seeds_table,
     "cp": cp_table,
     "schemes": schemes_table,
+    "budgets": budgets_table,
+    "latency_budgets": latency_budgets_table,
+    "inference": inference_table,
+    "resnet56": resnet56_budget_table,
+    "architectures": architectures_table,
+    "kept": kept_table,
 }
 
 
