@@ -1,7 +1,7 @@
 """The tables of networks that others wrote, from results/architectures.json."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def kept_table() -> str:
     results = json.loads(RESULTS.read_text())
     found: dict[str, list[str]] = {}
     for name, ways in results["rows"].items():
-        for reason, count in _auto(ways)[1]["kept"].items():
+        _, shown = _shown(ways)
+        for reason, count in shown["kept"].items():
             found.setdefault(reason, []).append(f"{name} ({count})")
     rows = ["| kept dense because | layers |", "|---|---|"]
     rows += [f"| {reason} | {', '.join(names)} |" for reason, names in found.items()]
@@ -37,36 +38,46 @@ def kept_table() -> str:
 
 
 def _row(name: str, ways: Rows) -> str:
-    budget, auto = _auto(ways)
-    run = [row for way, row in ways.items() if way != FULL]
-    schemes = [f"`{way}`" for way in ways if way not in (budget, FULL)]
-    layers = auto["pressed"] + sum(auto["kept"].values())
+    title, shown = _shown(ways)
+    run = [row for way, row in ways.items() if way != FULL and "failed" not in row]
+    failed = [way for way, row in ways.items() if "failed" in row]
+    schemes = [f"`{way}`" for way in ways if not way.startswith("auto") and way != FULL]
+    budgets = [way.replace("auto, ", "") for way in ways if way.startswith("auto")]
+    layers = shown["pressed"] + sum(shown["kept"].values())
     backends = {row["compile"]["backend"] for row in run if "compile" in row}
+    full = ways.get(FULL)
     cells = [
         name,
-        ", ".join([*schemes, budget.replace("auto, ", "")]),
-        f"{auto['pressed']} of {layers}",
-        _millions(auto["params"]),
-        _millions(auto["macs"]),
-        f"{ways[FULL]['change']:.0e}",
-        *(_worst(row[key]["difference"] for row in run if key in row) for key in ELSEWHERE),
+        ", ".join([*schemes, *budgets]),
+        f"{shown['pressed']} of {layers}" + ("" if title.startswith("auto") else f" ({title})"),
+        _millions(shown["params"]),
+        _millions(shown["macs"]),
+        "–" if full is None else f"{full['change']:.0e}",
+        *(_worst([row[key]["difference"] for row in run if key in row]) for key in ELSEWHERE),
     ]
     if not all(row["onnx"]["any_batch"] for row in run):
         cells[6] += ", one batch size"
     if "inductor" in backends:
         cells[8] += ", inductor"
+    if failed:
+        cells[6] += f"; failed: {', '.join(failed)}"
     return f"| {' | '.join(cells)} |"
 
 
-def _auto(ways: Rows) -> tuple[str, dict[str, Any]]:
-    """Return the row of a budget, and what it is called."""
-    return next((way, row) for way, row in ways.items() if way.startswith("auto"))
+def _shown(ways: Rows) -> tuple[str, dict[str, Any]]:
+    """Return the row of a budget, or where there is none the first that did not fail."""
+    sound = {way: row for way, row in ways.items() if "failed" not in row}
+    budgets = [way for way in sound if way.startswith("auto")]
+    way = next(iter([*budgets, *sound]))
+    return way, sound[way]
 
 
 def _millions(values: list[int]) -> str:
     return " → ".join(f"{value / 1e6:,.{1 if value >= 1e6 else 3}f}M" for value in values)
 
 
-def _worst(differences: Iterable[float]) -> str:
-    largest = max(differences)
+def _worst(differences: Sequence[float]) -> str:
+    largest = max(differences, default=None)
+    if largest is None:
+        return "–"
     return f"{largest:.0e}" if largest else "0"

@@ -41,6 +41,7 @@ PAPER = {
     "lenet300100-scada": "3.4K params, 2.11 % raw; nominally 3,322 B, 2.26 %",
     "fc1024-ada": "6,824 params, 1.87 % raw",
     "resnet20-ada": "the same shapes, 9.03 %; “12×” with coding",
+    "lenet5-kim": "one shot of Kim et al.: layer form, 10.2× fewer MACs",
 }
 
 
