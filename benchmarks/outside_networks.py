@@ -138,7 +138,12 @@ MATRIX = ("channel_svd", "tensor_train", "tt_weight")
 
 NETWORKS: dict[str, Network] = {
     "torchvision alexnet": Network(
-        named("torchvision:alexnet"), images(), (*CONV, "cp"), "tucker2", ("features.*",)
+        named("torchvision:alexnet"),
+        images(),
+        (*CONV, "cp"),
+        "tucker2",
+        ("features.*",),
+        budget="macs=70%",
     ),
     "torchvision vgg16": Network(
         named("torchvision:vgg16"), images(32), CONV, "tucker2", ("features.*", "classifier.6")

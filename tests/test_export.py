@@ -260,3 +260,11 @@ def test_a_difference_is_relative_to_the_largest_value():
     assert relative_difference(torch.tensor([4.0, -8.0, 1.0]), b) == float("inf")
     assert relative_difference(torch.tensor([1.0, 0.0]), torch.zeros(2)) == 1
     assert relative_difference(torch.empty(0), torch.empty(0)) == 0
+
+
+def test_convolutions_of_clips_without_a_bias_are_written(tmp_path):
+    net = nn.Sequential(nn.Conv3d(3, 80, 3, bias=False), nn.ReLU(), nn.Conv3d(80, 6, 1, bias=False))
+    x = torch.randn(2, 3, 4, 6, 6)
+    for number, model in enumerate([net, press_layer(net[0], "channel_svd", 4)]):
+        file = export_onnx(model, x, tmp_path / f"{number}.onnx")
+        assert check_onnx(file.path, model, x) < 1e-4

@@ -123,6 +123,7 @@ def export_onnx(
                     f"ONNX cannot say this model: {_brief(_root(error))}"
                 ) from error
             assert program is not None
+            _drop_made_up_biases(program.model)
             # By itself torch would multiply factors out to weights of up to 512×512 entries.
             optimizer.optimize(program.model, output_size_limit=FOLDED)
             # Torch notes down the lines of source behind every node, with this machine's paths.
@@ -275,6 +276,18 @@ def _traced(
             raise InvalidArgumentError(
                 f"torch cannot export this model: {_brief(error)}"
             ) from error
+
+
+def _drop_made_up_biases(model: Any) -> None:
+    """Drop the zeros that torch's exporter adds as the bias of a Conv3d without one.
+
+    They have two axes in place of one (onnxscript 0.7), and runtimes refuse them.
+    """
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
+        made = None if bias is None else bias.producer()
+        if made is not None and made.op_type == "Expand":
+            node.resize_inputs(2)
 
 
 def _brief(error: BaseException) -> str:
