@@ -160,7 +160,7 @@ def test_files_that_are_no_plan(tmp_path):
         ("a: 1", "layers: Field required"),
         ("{layers: {}, format: tensorpress-plan 9}", "format: "),
         ("layers: [", "line 1"),
-        ("\x00", ""),
+        ("\x00", "not allowed"),
     ]:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(InvalidArgumentError, match=message):
