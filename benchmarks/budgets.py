@@ -3,7 +3,7 @@
     python benchmarks/budgets.py
 
 Five networks are planned with scheme="auto" for half of each, pressed without computing anything,
-and counted anew, independently of the plan. Budgets of measured latency are in inference_time.py.
+and counted anew, independently of the plan. Budgets of measured latency are in latency_budgets.py.
 """
 
 import argparse
