@@ -17,7 +17,6 @@ from tensorpress.schemes.layer import LayerSpec, Sizes, describe
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.tt_weight import TTWeight
 from tensorpress.schemes.tucker_weight import TuckerWeight
-from tensorpress.starts import tucker_of
 from tensorpress.unpressing import check_hooks, dense_again
 
 
@@ -46,7 +45,7 @@ def find(model: nn.Module, layer: PlannedLayer) -> nn.Module:
     if isinstance(layer, SchemePlan):
         _check_spec(module, layer)
     try:
-        tucker_of(layer) if isinstance(layer, LayerPlan) else layer.check()
+        layer.parametrization() if isinstance(layer, LayerPlan) else layer.check()
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
     return module

@@ -38,7 +38,7 @@ def decomposed(plan: PlannedLayer, weight: Tensor) -> StartValues:
         Where the scheme cannot take the weight.
     """
     if isinstance(plan, LayerPlan):
-        return StartValues(tucker_of(plan).right_inverse(weight))
+        return StartValues(plan.parametrization().right_inverse(weight))
     layer = dense_layer(plan.spec, like=weight.new_empty(0, device="meta"))
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if plan.spec.bias:
@@ -55,7 +55,7 @@ def decomposed_together(
     """Decompose the weights of layers that share one core."""
     if not plans:
         return []
-    tuckers = list(map(tucker_of, plans))
+    tuckers = list(map(LayerPlan.parametrization, plans))
     tensors = [tucker.reshaped(weight) for tucker, weight in zip(tuckers, weights, strict=True)]
     fit = shared_tucker(tensors, tuckers[0].ranks)
     core, matrices = balanced(fit.core, fit.factors)
@@ -93,7 +93,8 @@ def drawn_together(
 
     Each weight they stand for has the initializer's deviation. ``generators`` go by layer names.
     """
-    tuckers, streams = list(map(tucker_of, plans)), [generators[plan.name] for plan in plans]
+    tuckers = list(map(LayerPlan.parametrization, plans))
+    streams = [generators[plan.name] for plan in plans]
     stds = [initial_std(weight, start) for weight in weights]
     core_stds = [tucker.balanced_std(std) for tucker, std in zip(tuckers, stds, strict=True)]
     cores = list(map(TuckerWeight.draw_core, tuckers, core_stds, streams))
@@ -118,7 +119,7 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
     """
     weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
     if isinstance(plan, LayerPlan):
-        tucker = tucker_of(plan)
+        tucker = plan.parametrization()
         return _attached(tucker, layer, values.factors if values else _zeros(tucker, weight))
     pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=weight.detach())
     factors, held = _factors(pressed), factorized_weight(pressed)
@@ -143,17 +144,6 @@ def _factors(pressed: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in pressed.parameters() if parameter is not bias]
 
 
-def tucker_of(plan: LayerPlan) -> TuckerWeight:
-    """Return the parametrization that a plan asks for."""
-    return TuckerWeight(
-        plan.shape,
-        plan.modes,
-        plan.ranks,
-        diagonal=plan.core == "diagonal",
-        shared=plan.core == "shared",
-    )
-
-
 def _attached(held: FactorizedWeight, layer: nn.Module, factors: Sequence[Tensor]) -> nn.Module:
     # A part of a larger matrix would keep the whole of it in memory and in files.
     compact = (f.detach().clone(memory_format=torch.contiguous_format) for f in factors)
@@ -163,7 +153,4 @@ def _attached(held: FactorizedWeight, layer: nn.Module, factors: Sequence[Tensor
 
 
 def _zeros(tucker: TuckerWeight, weight: Tensor) -> Factors:
-    core = tucker.ranks[:1] if tucker.diagonal else tucker.ranks
-    return tuple(
-        map(weight.detach().new_zeros, (core, *zip(tucker.modes, tucker.ranks, strict=True)))
-    )
+    return tuple(map(weight.detach().new_zeros, (tucker.core_shape, *tucker.matrix_shapes)))

@@ -14,7 +14,6 @@ from tensorpress.planning.plan import Plan
 from tensorpress.pressing import skeleton
 from tensorpress.schemes.base import bias_of
 from tensorpress.schemes.registry import scheme
-from tensorpress.schemes.tucker_weight import TuckerWeight
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,5 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
 def _pressed(layer: PlannedLayer, module: nn.Module) -> nn.Module:
     if isinstance(layer, SchemePlan):
         return scheme(layer.scheme).press(module, layer.ranks)
-    tucker = TuckerWeight(layer.shape, layer.modes, layer.ranks, diagonal=layer.core == "diagonal")
-    tucker.attach(module)
+    layer.parametrization().attach(module)
     return module

@@ -77,8 +77,9 @@ def plan(
         A name or pattern to what is done with these layers: ``ranks``, and ``scheme`` where it is
         not the one of all layers. For (s)cada_tucker ``modes`` (a list of sizes, or "original" for
         the weight's own axes), ``ranks`` (a list, or one number for all modes) and optionally
-        ``diagonal: true`` (CP). Where two entries name a layer, the later one holds. Without
-        ``ranks`` for all and without a budget, other layers stay dense.
+        ``diagonal: true`` (CP) or ``reduced: true`` (fewer values for the same weights; see
+        `TuckerWeight`). Where two entries name a layer, the later one holds. Without ``ranks`` for
+        all and without a budget, other layers stay dense.
     budget : str, optional
         What the whole model may cost: ``params=50%``, ``bytes=10MB``, ``macs=300M`` or
         ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`. (S)cada_tucker takes

@@ -13,8 +13,9 @@ from tensorpress.schemes.layer import LayerSpec
 from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.schemes.stages import dense_stage, macs
+from tensorpress.schemes.tucker_weight import TuckerWeight
 
-Core = Literal["own", "shared", "diagonal"]
+Core = Literal["own", "shared", "diagonal", "reduced"]
 
 TUCKER_SCHEMES: Mapping[str, str] = {
     "ada_tucker": "weights rebuilt from Tucker factors of their reshape, a core a layer "
@@ -37,8 +38,8 @@ FLOAT_BYTES = 4
 class LayerPlan:
     """How one layer's weight is stored: reshaped into ``modes``, a core of shape ``ranks``.
 
-    ``core`` is "own", "shared" (one core for all layers that say so) or "diagonal" (CP);
-    ``itemsize`` are the bytes of a parameter.
+    ``core`` is "own", "shared" (one core for all layers that say so), "diagonal" (CP) or "reduced"
+    (its own, without the freedom of its bases); ``itemsize`` are the bytes of a parameter.
     """
 
     name: str
@@ -63,8 +64,26 @@ class LayerPlan:
         """Values stored for this layer alone: without a shared core."""
         if self.core == "diagonal":
             return self.ranks[0] * (1 + sum(self.modes))
-        core = prod(self.ranks) if self.core == "shared" else 0
-        return tucker_params(self.modes, self.ranks) - core
+        elsewhere = prod(self.ranks) if self.core == "shared" else 0
+        fixed = sum(k * k for k in self.ranks) if self.core == "reduced" else 0
+        return tucker_params(self.modes, self.ranks) - elsewhere - fixed
+
+    def parametrization(self) -> TuckerWeight:
+        """Return what rebuilds the weight.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If modes, ranks and core do not fit the weight or each other.
+        """
+        return TuckerWeight(
+            self.shape,
+            self.modes,
+            self.ranks,
+            diagonal=self.core == "diagonal",
+            shared=self.core == "shared",
+            reduced=self.core == "reduced",
+        )
 
 
 @dataclass(frozen=True)

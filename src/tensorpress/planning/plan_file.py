@@ -17,7 +17,6 @@ from tensorpress.planning.layer_plans import (
     SchemePlan,
 )
 from tensorpress.schemes.layer import LayerSpec
-from tensorpress.schemes.tucker_weight import TuckerWeight
 
 FORMAT: Literal["tensorpress-plan 1"] = "tensorpress-plan 1"
 """First line of a plan's file."""
@@ -140,7 +139,7 @@ def check_layer(layer: PlannedLayer) -> None:
         if isinstance(layer, SchemePlan):
             layer.check()
         else:
-            TuckerWeight(layer.shape, layer.modes, layer.ranks, diagonal=layer.core == "diagonal")
+            layer.parametrization()
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
 

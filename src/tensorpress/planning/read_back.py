@@ -50,8 +50,13 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def _tucker(name: str, weight: TuckerWeight) -> LayerPlan:
-    core: Core = "diagonal" if weight.diagonal else "shared" if weight.shared else "own"
-    return LayerPlan(name, weight.shape, weight.modes, weight.ranks, core)
+    return LayerPlan(name, weight.shape, weight.modes, weight.ranks, _core(weight))
+
+
+def _core(weight: TuckerWeight) -> Core:
+    if weight.shared:
+        return "shared"
+    return "diagonal" if weight.diagonal else "reduced" if weight.reduced else "own"
 
 
 def _of_scheme(name: str, module: nn.Module) -> SchemePlan:

@@ -85,7 +85,7 @@ def _row(layer: PlannedLayer, counted: bool) -> dict[str, str]:
         "stored": _number(layer.factor_params),
     }
     if isinstance(layer, LayerPlan):
-        core = {"own": "", "shared": " shared", "diagonal": " diagonal"}[layer.core]
+        core = "" if layer.core == "own" else f" {layer.core}"
         return row | {"modes": by(layer.modes), "ranks": row["ranks"] + core}
     if counted:
         row |= {"dense MACs": _number(layer.dense_macs), "MACs": _number(layer.macs)}

@@ -22,7 +22,7 @@ from tensorpress.schemes.dimensions import (
 )
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
-TUCKER_KEYS = ("modes", "ranks", "diagonal", "scheme")
+TUCKER_KEYS = ("modes", "ranks", "diagonal", "reduced", "scheme")
 """What an entry for a layer may say."""
 
 
@@ -68,16 +68,24 @@ def _given(
     ranks: Sequence[int] | int,
     core: Core,
     diagonal: bool = False,
+    reduced: bool = False,
 ) -> LayerPlan:
     if isinstance(modes, str) and modes != "original":
         raise unknown_name("modes", modes, ["original"])
     sizes = shape if modes == "original" else tuple(map(index, modes))
     sides = (ranks,) * len(sizes) if isinstance(ranks, int) else tuple(map(index, ranks))
-    if diagonal:
-        core = "diagonal"
+    TuckerWeight(
+        shape,
+        sizes + (1,) * (len(sides) - len(sizes) if core == "shared" else 0),
+        sides,
+        diagonal=diagonal,
+        shared=core == "shared" and not diagonal,
+        reduced=reduced,
+    )
+    if diagonal or reduced:
+        core = "diagonal" if diagonal else "reduced"
     if core == "shared":
         sizes += (1,) * (len(sides) - len(sizes))
-    TuckerWeight(shape, sizes, sides, diagonal=diagonal)
     if core == "own" and any(k > n for k, n in zip(sides, sizes, strict=True)):
         raise InvalidArgumentError(
             f"ranks {by(sides)} exceed the modes {by(sizes)}; only a shared core may be larger"

@@ -6,9 +6,9 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from tensorpress.decompose.algebra import tucker_to_tensor
+from tensorpress.decompose.algebra import mode_product, tucker_to_tensor
 from tensorpress.decompose.cp import cp_als, cp_to_tensor
-from tensorpress.decompose.tucker import hooi, tucker_params
+from tensorpress.decompose.tucker import hooi
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.dimensions import axes_for, by
 from tensorpress.schemes.factorized_weight import (
@@ -17,6 +17,9 @@ from tensorpress.schemes.factorized_weight import (
     check_shape,
     factorized_weight,
 )
+
+_UNIT = 0.625  # between the sizes of cores and matrices that usual layers start from
+_WORST_CONDITION = 1e4
 
 
 class TuckerWeight(FactorizedWeight):
@@ -42,6 +45,10 @@ class TuckerWeight(FactorizedWeight):
         Keep only the core's diagonal, as a vector of length k; all ranks must be equal.
     shared : bool
         Other layers hold the core as well, so that assigning this layer's weight is an error.
+    reduced : bool
+        Fix the first k_i rows of every matrix to a multiple of the identity and hold the others,
+        (n_i - k_i, k_i). A core C ×₁ A and matrices M₁A⁻¹ rebuild the same weight whatever A is;
+        this takes that freedom out, Σ k_i² values, and all but special weights can still be had.
 
     Raises
     ------
@@ -70,10 +77,11 @@ class TuckerWeight(FactorizedWeight):
         *,
         diagonal: bool = False,
         shared: bool = False,
+        reduced: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.modes, self.ranks = tuple(shape), tuple(modes), tuple(ranks)
-        self.diagonal, self.shared = diagonal, shared
+        self.diagonal, self.shared, self.reduced = diagonal, shared, reduced
         self._check()
         axes = axes_for(self.shape, self.modes)
         self.axes = axes
@@ -93,16 +101,34 @@ class TuckerWeight(FactorizedWeight):
             )
         if self.diagonal and len(set(self.ranks)) > 1:
             raise InvalidArgumentError(f"a diagonal core needs equal ranks, got {by(self.ranks)}")
+        if self.reduced and (self.diagonal or self.shared):
+            raise InvalidArgumentError("only matrices of a layer's own full core can be reduced")
+        if self.reduced and any(k > n for k, n in zip(self.ranks, self.modes, strict=True)):
+            raise InvalidArgumentError(
+                f"ranks {by(self.ranks)} exceed the modes {by(self.modes)}, so that the matrices "
+                "cannot be reduced"
+            )
 
     @property
     def num_params(self) -> int:
         """Number of stored values; a shared core is counted here as well."""
-        if self.diagonal:
-            return self.ranks[0] * (1 + sum(self.modes))
-        return tucker_params(self.modes, self.ranks)
+        return prod(self.core_shape) + sum(map(prod, self.matrix_shapes))
+
+    @property
+    def core_shape(self) -> tuple[int, ...]:
+        """Shape of the core that is held."""
+        return self.ranks[:1] if self.diagonal else self.ranks
+
+    @property
+    def matrix_shapes(self) -> list[tuple[int, int]]:
+        """Shapes of the matrices that are held."""
+        pairs = zip(self.modes, self.ranks, strict=True)
+        return [(n - k if self.reduced else n, k) for n, k in pairs]
 
     def forward(self, core: Tensor, *matrices: Tensor) -> Tensor:
-        """Rebuild the weight, of ``shape``, from a core and its matrices (n_i, k_i)."""
+        """Rebuild the weight, of ``shape``, from a core and its matrices, of ``matrix_shapes``."""
+        if self.reduced:
+            matrices = tuple(torch.cat([_UNIT * torch.eye(m.shape[1]).to(m), m]) for m in matrices)
         product = cp_to_tensor if self.diagonal else tucker_to_tensor
         return product(core, matrices).reshape(self._permuted).permute(self._restore)
 
@@ -124,6 +150,8 @@ class TuckerWeight(FactorizedWeight):
             core, [matrices] = balanced(cp.weights, [cp.factors])
         else:
             tucker = hooi(tensor, self.ranks)
+            if self.reduced:
+                return _reduced(tucker.core, tucker.factors)
             core, [matrices] = balanced(tucker.core, [tucker.factors])
         return core, *matrices
 
@@ -141,19 +169,22 @@ class TuckerWeight(FactorizedWeight):
 
     def draw_core(self, std: float, generator: torch.Generator) -> Tensor:
         """Draw a core of deviation ``std``."""
-        shape = self.ranks[:1] if self.diagonal else self.ranks
-        return std * torch.randn(*shape, generator=generator, device="cpu")
+        return std * torch.randn(*self.core_shape, generator=generator, device="cpu")
 
     def draw(self, std: float, core: Tensor, like: Tensor, generator: torch.Generator) -> Factors:
         """Draw the matrices for a core, in the dtype and on the device of ``like``.
 
         The weight a draw rebuilds varies much more than a dense one, being a sum of long products;
-        so the matrices are scaled to give it exactly the deviation ``std``.
+        so the matrices are scaled to give it exactly the deviation ``std``; reduced ones, whose
+        first rows are fixed, leave that to the core.
         """
         matrices = [
-            torch.randn(*shape, generator=generator, device="cpu")
-            for shape in zip(self.modes, self.ranks, strict=True)
+            torch.randn(*shape, generator=generator, device="cpu") for shape in self.matrix_shapes
         ]
+        if self.reduced:
+            matrices = [m * (_UNIT / sqrt(m.shape[1])) for m in matrices]
+            core = core * (std / float(self(core, *matrices).square().mean().sqrt()))
+            return tuple(factor.to(like) for factor in (core, *matrices))
         scale = (std / float(self(core, *matrices).square().mean().sqrt())) ** (1 / len(matrices))
         return tuple(factor.to(like) for factor in (core, *(m * scale for m in matrices)))
 
@@ -163,7 +194,7 @@ class TuckerWeight(FactorizedWeight):
 
     def extra_repr(self) -> str:
         """Return the modes and the core as torch prints them."""
-        kind = "diagonal core" if self.diagonal else "core"
+        kind = "diagonal core" if self.diagonal else "reduced core" if self.reduced else "core"
         return f"{by(self.modes)}, {kind} {by(self.ranks)}"
 
 
@@ -222,6 +253,21 @@ def balanced(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Fact
         for matrices, product in zip(layers, products, strict=True)
     ]
     return core * (size / _rms(core)), scaled
+
+
+def _reduced(core: Tensor, matrices: Sequence[Tensor]) -> Factors:
+    """Change the basis of every mode so that the first rows of its matrix are fixed."""
+    rows = []
+    for mode, matrix in enumerate(matrices):
+        first = matrix[: matrix.shape[1]]
+        if float(torch.linalg.cond(first.double())) > _WORST_CONDITION:
+            raise InvalidArgumentError(
+                f"mode {mode} cannot be reduced: the first rows of its matrix are all but "
+                "dependent; start from random factors, or do not reduce"
+            )
+        core = mode_product(core, first / _UNIT, mode)
+        rows.append(torch.linalg.solve(first, matrix[len(first) :], left=False) * _UNIT)
+    return core, *rows
 
 
 def _rms(tensor: Tensor) -> float:
