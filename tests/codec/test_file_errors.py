@@ -38,10 +38,10 @@ def test_values_out_of_range_are_named(tmp_path: Path) -> None:
         tp.load(saved(norm, tmp_path, norms="float32"), norm), expected(norm, norms="float32")
     )
     large = nn.Linear(2, 2).double()
-    nn.init.constant_(large.weight, 1e300)
+    nn.init.uniform_(large.weight, 1e299, 1e300)
     with pytest.raises(InvalidArgumentError, match=r"'weight'.*float32"):
         tp.save(large, tmp_path / "a.tpz")
-    nn.init.constant_(large.weight, 1e-300)
+    nn.init.uniform_(large.weight, 1e-301, 1e-300)
     tp.save(large, tmp_path / "a.tpz")
 
 
@@ -74,7 +74,7 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path, model: Any, message: str
         ({"network": "lenet55"}, "unknown network 'lenet55': did you mean 'lenet5'"),
         ({"network": ""}, "unknown network ''"),
         ({"norms": "bf16"}, "norms 'bf16'"),
-        ({"coder": "zip"}, "coder must be 'range' or 'huffman'"),
+        ({"coder": "zip"}, "unknown coder 'zip'.*huffman, range"),
     ],
 )
 def test_options_that_do_not_exist(tmp_path: Path, options: Any, message: str) -> None:

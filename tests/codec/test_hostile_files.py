@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from tpz_models import own, pressed, saved
+from tpz_models import forged_own, forged_zoo, own, pressed, saved
 
 import tensorpress as tp
-from tensorpress.codec import container
+from tensorpress.codec import container, named_header
+from tensorpress.codec.description import PackedLayer, PackedScheme, PackedTucker
+from tensorpress.codec.stream import Stream
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 
 REFUSED = (CorruptFileError, ModelMismatchError)
@@ -33,11 +35,11 @@ def cheaply(megabytes: int = 100) -> Iterator[None]:
         tracemalloc.stop()
 
 
-def assert_refused(path: Path, header: Any, sections: Any, model: nn.Module | None = None) -> None:
-    container.write(path, header, sections)
+def assert_refused(path: Path, model: nn.Module | None = None) -> None:
     for read in (lambda: tp.load(path, model), lambda: tp.inspect(path)):
-        with cheaply(), pytest.raises(REFUSED, match=r"hostile\.tpz"):
+        with cheaply(), pytest.raises(REFUSED, match=r"hostile\.tpz") as caught:
             read()
+        assert len(str(caught.value)) < 500
 
 
 def test_every_altered_byte_and_every_truncation_is_found(tmp_path: Path) -> None:
@@ -59,63 +61,61 @@ def test_every_altered_byte_and_every_truncation_is_found(tmp_path: Path) -> Non
 
 
 HUGE = (1 << 31) - 1
-IP2 = [20, 15, 10, 10]
-ZOO_HEADERS = {
-    "not a list": {"network": "lenet300100"},
-    "empty": [],
-    "too long": ["lenet300100", [], 0, 0],
-    "unknown network": ["lenet9", [], 0],
-    "module as network": ["os.system", [], 0],
-    "class as network": ["__class__", [], 0],
-    "network is a number": [7, [], 0],
-    "network is bytes": [b"lenet5", [], 0],
-    "layers are a number": ["lenet300100", 5, 0],
-    "layer is a number": ["lenet300100", [5], 0],
-    "layer is empty": ["lenet300100", [[]], 0],
-    "layer is too long": ["lenet300100", [[1, IP2, 3, 0, 0]], 0],
-    "layer number negative": ["lenet300100", [[-1, IP2, 3]], 0],
-    "layer number too large": ["lenet300100", [[3, IP2, 3]], 0],
-    "layer number huge": ["lenet300100", [[1 << 62, IP2, 3]], 0],
-    "layer number true": ["lenet300100", [[True, IP2, 3]], 0],
-    "layer by name": ["lenet300100", [["ip2", IP2, 3]], 0],
-    "layer twice": ["lenet300100", [[1, IP2, 3], [1, IP2, 3]], 0],
-    "no modes": ["lenet300100", [[1, [], 3]], 0],
-    "modes of another weight": ["lenet300100", [[1, [20, 15], 3]], 0],
-    "modes zero": ["lenet300100", [[1, [0, 15], 3]], 0],
-    "modes negative": ["lenet300100", [[1, [-300, -100], 3]], 0],
-    "modes huge": ["lenet300100", [[1, [HUGE] * 16, 3]], 0],
-    "modes beyond 31 bits": ["lenet300100", [[1, [1 << 40], 3]], 0],
-    "modes without end": ["lenet300100", [[1, [1] * 100_000, 3]], 0],
-    "modes a string": ["lenet300100", [[1, "original", 3]], 0],
-    "modes floats": ["lenet300100", [[1, [300.0, 100.0], 3]], 0],
-    "ranks zero": ["lenet300100", [[1, IP2, 0]], 0],
-    "ranks negative": ["lenet300100", [[1, IP2, -5]], 0],
-    "ranks huge": ["lenet300100", [[1, IP2, HUGE]], 0],
-    "ranks large": ["lenet300100", [[1, IP2, 100]], 0],
-    "ranks too few": ["lenet300100", [[1, IP2, [3, 3]]], 0],
-    "ranks none": ["lenet300100", [[1, IP2, None]], 0],
-    "diagonal of unequal ranks": ["lenet300100", [[1, IP2, [3, 3, 3, 4], 2]], 0],
-    "diagonal huge": ["lenet300100", [[1, IP2, HUGE, 2]], 0],
-    "core unknown": ["lenet300100", [[1, IP2, 3, 3]], 0],
-    "core negative": ["lenet300100", [[1, IP2, 3, -1]], 0],
-    "core float": ["lenet300100", [[1, IP2, 3, 1.0]], 0],
-    "core a list": ["lenet300100", [[1, IP2, 3, [1]]], 0],
+IP2, MODES = (100, 300), (20, 15, 10, 10)
+ZOO_LAYERS: dict[str, list[PackedLayer]] = {
+    "ranks zero": [PackedTucker("ip2", IP2, MODES, (0, 0, 0, 0), "own")],
+    "ranks negative": [PackedTucker("ip2", IP2, MODES, (3, -5, 3, 3), "own")],
+    "ranks huge": [PackedTucker("ip2", IP2, MODES, (1 << 22,) * 4, "own")],
+    "ranks large": [PackedTucker("ip2", IP2, MODES, (100,) * 4, "own")],
+    "diagonal of unequal ranks": [PackedTucker("ip2", IP2, MODES, (3, 3, 3, 4), "diagonal")],
+    "diagonal huge": [PackedTucker("ip2", IP2, MODES, (1 << 22,) * 4, "diagonal")],
+    "reduced beyond the modes": [PackedTucker("ip2", IP2, MODES, (3, 3, 11, 3), "reduced")],
     "shared cores of two shapes": [
-        "lenet300100", [[1, IP2, 3, 1], [2, [10, 10, 10, 1], [3, 3, 3, 2], 1]], 0,
+        PackedTucker("ip2", IP2, MODES, (3, 3, 3, 3), "shared"),
+        PackedTucker("ip3", (10, 100), (10, 10, 10, 1), (3, 3, 3, 2), "shared"),
     ],
-    "large factors in many layers": ["resnet56", [[i, [48, 48], 4000] for i in range(1, 19)], 0],
-    "checksum a string": ["lenet300100", [[1, IP2, 3]], "x"],
-    "checksum a list": ["lenet300100", [[1, IP2, 3]], []],
-    "checksum of other tensors": ["lenet300100", [[1, IP2, 3]], 12345],
-    "nested": ["lenet300100", [[[[[[[[[]]]]]]]]], 0],
-}  # fmt: skip
+    "more modes than anything has": [
+        PackedTucker("ip2", IP2, (*MODES, *[1] * 20), (1,) * 24, "own")
+    ],
+    "scheme ranks zero": [PackedScheme("ip2", IP2, "tucker2", (0, 3))],
+    "scheme ranks too large": [PackedScheme("ip2", IP2, "tucker2", (101, 3))],
+    "scheme ranks huge": [PackedScheme("ip2", IP2, "tucker2", (1 << 22, 1 << 22))],
+    "scheme ranks too few": [PackedScheme("ip2", IP2, "tucker2", (3,))],
+    "scheme ranks too many": [PackedScheme("ip2", IP2, "tucker2", (3, 3, 3))],
+    "scheme ranks without end": [PackedScheme("ip2", IP2, "tucker2", (1,) * 10_000)],
+    "a scheme that cannot take it": [PackedScheme("ip2", IP2, "spatial_svd", (3,))],
+    "other tensors": [PackedScheme("ip2", IP2, "channel_svd", (3,))],
+}
 
 
-@pytest.mark.parametrize("name", ZOO_HEADERS)
-def test_headers_of_networks_of_the_zoo(
-    tmp_path: Path, zoo_file: container.Container, name: str
+@pytest.mark.parametrize("name", ZOO_LAYERS)
+def test_layers_of_networks_of_the_zoo(tmp_path: Path, zoo_model: nn.Module, name: str) -> None:
+    path = tmp_path / "hostile.tpz"
+    forged_zoo(path, ZOO_LAYERS[name], zoo_model)
+    assert_refused(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers", "reason"),
+    [
+        (["network"], [99], "network number 99, which this version does not have .*lenet5"),
+        (["network"], [(1 << 24) - 2], "which this version does not have"),
+        (["network", "layer"], [2, 5], "does not describe a model"),
+        (["network", "layer"], [2, 40], "has a scheme that this version"),
+        (["network", "layer", "layer", "layer", "coder"], [2, 0, 0, 0, 7], "no entropy coder"),
+        (["network", "header"], [0, 5000], "header ends early"),
+    ],
+)
+def test_numbers_that_stand_for_nothing(
+    tmp_path: Path, names: list[str], numbers: list[int], reason: str
 ) -> None:
-    assert_refused(tmp_path / "hostile.tpz", ZOO_HEADERS[name], zoo_file.sections)
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    for name, number in zip(names, numbers, strict=True):
+        stream.number(name, number)
+    container.write(path, stream.finish(), b"")
+    with pytest.raises(REFUSED, match=reason):
+        tp.load(path)
+    assert_refused(path)
 
 
 def entry(name: Any = "0.bias", shape: Any = (20,), dtype: Any = "float32") -> list[Any]:
@@ -123,88 +123,100 @@ def entry(name: Any = "0.bias", shape: Any = (20,), dtype: Any = "float32") -> l
 
 
 OWN_HEADERS = {
-    "table a number": [None, [], 5],
-    "table of numbers": [None, [], [5, 6]],
-    "entry too short": [None, [], [["0.bias", [20]]]],
-    "name a number": [None, [], [entry(name=5)]],
-    "shape a number": [None, [], [entry(shape=20)]],
-    "shape negative": [None, [], [entry(shape=[-20])]],
-    "shape huge": [None, [], [entry(shape=[HUGE] * 16)]],
-    "shape huge and empty": [None, [], [entry(shape=[0, *[HUGE] * 3])]],
-    "shape long": [None, [], [entry(shape=[1] * 70)]],
-    "a million million values": [None, [], [entry(shape=[10**6, 10**6])]],
-    "shape of floats": [None, [], [entry(shape=[20.0])]],
+    "table a number": [[], 5],
+    "table of numbers": [[], [5, 6]],
+    "entry too short": [[], [["0.bias", [20]]]],
+    "name a number": [[], [entry(name=5)]],
+    "shape a number": [[], [entry(shape=20)]],
+    "shape negative": [[], [entry(shape=[-20])]],
+    "shape huge": [[], [entry(shape=[HUGE] * 16)]],
+    "shape huge and empty": [[], [entry(shape=[0, *[HUGE] * 3])]],
+    "shape long": [[], [entry(shape=[1] * 70)]],
+    "a million million values": [[], [entry(shape=[10**6, 10**6])]],
+    "shape of floats": [[], [entry(shape=[20.0])]],
     **{
-        f"dtype {dtype}": [None, [], [entry(dtype=dtype)]]
+        f"dtype {dtype}": [[], [entry(dtype=dtype)]]
         for dtype in ("load", "__class__", "onnx", "os", "qint8", "float", "", "torch.int8")
     },
-    "dtype a number": [None, [], [entry(dtype=3)]],
-    "layer without shape": [None, [["0", [30, 20], 3]], []],
-    "layer by number": [None, [[[20, 30], 0, [30, 20], 3]], []],
-    "layer that does not exist": [None, [[[20, 30], "9", [30, 20], 3]], []],
-    "layer without a weight": [None, [[[20, 30], "", [30, 20], 3]], []],
-    "layer of a private name": [None, [[[20, 30], "__class__.__init__", [30, 20], 3]], []],
-    "norm as layer": [None, [[[20], "1", [20], 3]], []],
-    "layer twice": [None, [[[20, 30], "0", [30, 20], 3]] * 2, []],
-    "shape of another layer": [None, [[[30, 20], "0", [30, 20], 3]], []],
-    "modes of another shape": [None, [[[20, 30], "0", [30, 21], 3]], []],
-    "ranks huge": [None, [[[20, 30], "0", [30, 20], HUGE]], []],
-    "no tensors": [None, [], []],
+    "dtype a number": [[], [entry(dtype=3)]],
+    "layer without shape": [[["0", [30, 20], 3]], []],
+    "layer by number": [[[0, [20, 30], [30, 20], 3]], []],
+    "layer that does not exist": [[["9", [20, 30], [30, 20], 3]], []],
+    "layer without a weight": [[["", [20, 30], [30, 20], 3]], []],
+    "layer of a private name": [[["__class__.__init__", [20, 30], [30, 20], 3]], []],
+    "norm as layer": [[["1", [20], [20], 3]], []],
+    "layer twice": [[["0", [20, 30], [30, 20], 3]] * 2, []],
+    "shape of another layer": [[["0", [30, 20], [30, 20], 3]], []],
+    "modes of another shape": [[["0", [20, 30], [30, 21], 3]], []],
+    "ranks huge": [[["0", [20, 30], [30, 20], HUGE]], []],
+    "no tensors": [[], []],
 }
 
 
 @pytest.mark.parametrize("name", OWN_HEADERS)
-def test_headers_of_own_models(tmp_path: Path, own_file: container.Container, name: str) -> None:
-    assert_refused(tmp_path / "hostile.tpz", OWN_HEADERS[name], own_file.sections, own())
+def test_headers_of_own_models(tmp_path: Path, own_model: nn.Module, name: str) -> None:
+    path = tmp_path / "hostile.tpz"
+    forged_own(path, OWN_HEADERS[name], own_model)
+    assert_refused(path, own())
 
 
 def test_nothing_is_imported_or_called_by_name(
-    tmp_path: Path, own_file: container.Container, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(name: str) -> None:
         raise AssertionError(f"torch.{name} was looked up")
 
     monkeypatch.setattr(torch, "__getattr__", fail)
     before = set(sys.modules)
+    path = tmp_path / "hostile.tpz"
     for name in ("_dynamo", "onnx", "save", "antigravity", "this"):
-        header = [None, [], [entry(dtype=name)]]
-        assert_refused(tmp_path / "hostile.tpz", header, own_file.sections, own())
-        assert_refused(tmp_path / "hostile.tpz", [name, [], 0], own_file.sections)
+        forged_own(path, [[], [entry(dtype=name)]], own_model)
+        assert_refused(path, own())
+        forged_own(path, [[["0", [20, 30], name, 3]], []], own_model)
+        assert_refused(path, own())
     assert set(sys.modules) == before
 
 
 @pytest.mark.parametrize(
-    "sections", [[], [b""], [b"", b""], [b"", b"", b""], [b"\xff" * 9, b"\xff" * 50]], ids=str
+    "parts", [(b"", b""), (b"\xff" * 9, b"\xff" * 50), (bytes(30), bytes(30))], ids=str
 )
-def test_sections_that_are_missing_or_garbage(
-    tmp_path: Path, zoo_file: container.Container, own_file: container.Container, sections: Any
-) -> None:
+def test_parts_that_are_missing_or_garbage(tmp_path: Path, parts: tuple[bytes, bytes]) -> None:
     path = tmp_path / "hostile.tpz"
-    assert_refused(path, zoo_file.header, sections)
-    dense = own()
-    assert_refused(path, own_file.header, sections, dense)
+    container.write(path, *parts)
+    assert_refused(path, own())
 
 
 def test_many_values_are_not_believed_of_few_bytes(tmp_path: Path) -> None:
     one = nn.ParameterList([torch.zeros(1)])
-    sections = container.read(saved(one, tmp_path)).sections
     for shape in ([10**6, 10**6], [1 << 23], [HUGE]):
         path = tmp_path / "hostile.tpz"
-        container.write(path, [None, [], [["0", shape, "float32"]]], sections)
+        forged_own(path, [[], [["0", shape, "float32"]]], one)
         with cheaply(), pytest.raises(CorruptFileError, match="bytes are said to hold"):
             tp.inspect(path)
 
 
+def test_values_that_the_stream_does_not_have_end_soon(tmp_path: Path) -> None:
+    model = nn.ParameterList([torch.randn(4000, 1000)])
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    stream.number("network", 0)
+    header = named_header.compress([[], [["0", [4000, 1000], "float32"]]])
+    stream.number("header", len(header))
+    container.write(path, stream.finish() + b"\x5a" * 40, header)
+    with cheaply(200), pytest.raises(CorruptFileError, match=r"hostile\.tpz"):
+        tp.load(path, model)
+
+
 def test_tables_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.ParameterList(torch.randn(4, 40).unbind())
-    wide = tp.UniformQuantizer(8192, 5.0)
+    twos = torch.tensor([-4096.0, 4096.0]).repeat(2500)  # better by a table than adaptively
+    model = nn.ParameterList([twos.clone() for _ in range(4)])
+    wide = tp.UniformQuantizer(8192, 4096.0)
     path = saved(model, tmp_path, quantizer=wide)
-    tp.inspect(path)
-    monkeypatch.setattr("tensorpress.codec.specs.MAX_COUNTS", 3 * 8193)
+    assert tp.inspect(path).parts["tables"] > 8
+    monkeypatch.setattr("tensorpress.codec.tables.MAX_COUNTS", 3 * 8193)
     monkeypatch.setattr("tensorpress.codec.tensors.MAX_COUNTS", 3 * 8193)
     with pytest.raises(CorruptFileError, match="probability tables have more than 24,579 counts"):
         tp.inspect(path)
-    with pytest.raises(InvalidArgumentError, match=r"4 tensors .* take fewer levels"):
+    with pytest.raises(InvalidArgumentError, match="take larger steps"):
         tp.save(model, path, quantizer=wide)
 
 
@@ -212,12 +224,34 @@ def test_a_compressed_header_of_millions_of_lists(tmp_path: Path) -> None:
     count = 30 << 20
     packed = b"\xdd" + count.to_bytes(4, "big") + b"\x90" * count
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    stored = deflate.compress(packed) + deflate.flush()
-    length = container.BitWriter()
-    length.varint(2 * len(stored) + 1)
-    body = length.to_bytes() + stored + b"\0"
+    header = deflate.compress(packed) + deflate.flush()
+    stream = Stream()
+    stream.number("network", 0)
+    stream.number("header", len(header))
     path = tmp_path / "hostile.tpz"
-    path.write_bytes(b"TPZ\1" + zlib.crc32(body).to_bytes(4, "little") + body)
-    assert len(body) < 40_000
+    container.write(path, stream.finish(), header)
+    assert len(header) < 40_000
     with cheaply(), pytest.raises(CorruptFileError, match="header"):
         tp.load(path)
+
+
+def test_a_header_too_large_to_be_read_is_not_written() -> None:
+    with pytest.raises(InvalidArgumentError, match="cannot be stored"):
+        named_header.compress([[], [["x" * 3_000_000, [1], "float32"]]])
+
+
+@pytest.mark.parametrize(
+    "stored", [b"", b"\xff\xff\xff", b"\x03\x00\x00", b"\xab\x56\x0a\x28\x57\x00" * 3], ids=str
+)
+def test_headers_that_do_not_inflate(stored: bytes) -> None:
+    with pytest.raises(CorruptFileError, match=r"a\.tpz: the header does not describe a model"):
+        named_header.unpack("a.tpz", stored)
+
+
+@pytest.mark.parametrize(
+    "packed", [b"\xc1", b"\x80\x80", b"\x91" * 5000, b"\xd4\x05\x00"], ids=repr
+)
+def test_headers_that_are_no_msgpack(packed: bytes) -> None:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    with pytest.raises(CorruptFileError, match=r"a\.tpz: the header does not describe a model"):
+        named_header.unpack("a.tpz", deflate.compress(packed) + deflate.flush())

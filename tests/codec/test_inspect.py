@@ -10,7 +10,7 @@ from tpz_models import lenet5, own, pressed, saved
 import tensorpress as tp
 from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
 from tensorpress.codec.inspect import StoredLayer
-from tensorpress.codec.tensors import encode_tensors, entropy_bits
+from tensorpress.codec.tensors import entropy_bits
 from tensorpress.planning import plan_of
 from tensorpress.zoo import build
 
@@ -34,30 +34,24 @@ def test_parts_and_tensors_add_up(tmp_path: Path, coder: Any) -> None:
     assert (found.network, found.coder, found.file) == ("lenet5", coder, str(path))
     assert found.layers == told(model)
     tensors = sum(tensor.bytes for tensor in found.tensors)
-    # The list of quantizers and what is rounded up to whole bytes belong to no tensor.
-    assert 0 <= found.parts["tables"] + found.parts["values"] - tensors < 20 * 9
+    # What is rounded up to whole bytes belongs to no tensor.
+    assert -1 <= found.parts["tables"] + found.parts["values"] - tensors < 15
 
 
 @pytest.mark.parametrize("coder", ["range", "huffman"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_bits_are_those_of_the_encoder(tmp_path: Path, coder: Any, dtype: torch.dtype) -> None:
+def test_entropies_are_those_of_the_symbols(tmp_path: Path, coder: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = own().to(dtype)
     quantizers = quantizers_for(model, step=1 / 512)
     tensors = stored_tensors(model)
     found = tp.inspect(saved(model, tmp_path, quantizer=quantizers, coder=coder))
-    half = "half" if dtype == torch.float32 else None
-    storages = [
-        quantizers.get(name) or (half if t.is_floating_point() else None)
-        for name, t in tensors.items()
-    ]
-    encoded = encode_tensors([t.detach() for t in tensors.values()], storages, coder)
-    assert [8 * tensor.bytes for tensor in found.tensors] == pytest.approx(encoded.bits)
     for tensor in found.tensors:
         assert tensor.bits_per_value == pytest.approx(8 * tensor.bytes / tensor.count)
         if tensor.name in quantized_names(model):
-            indices = quantizers[tensor.name].indices(tensors[tensor.name])
-            assert tensor.entropy == pytest.approx(entropy_bits(indices))
+            symbols = quantizers[tensor.name].symbols(tensors[tensor.name])
+            assert tensor.entropy == pytest.approx(entropy_bits(symbols))
+            assert tensor.bits_per_value > 4
         else:
             assert tensor.entropy is None
 
@@ -74,8 +68,8 @@ def test_a_file_of_an_own_model_needs_no_model(tmp_path: Path) -> None:
     assert list(names) == list(stored_tensors(model))
     assert names["0.bias"].shape == (20,)
     assert names["0.bias"].storage == "65 levels ±1.5"
-    assert names["1.running_mean"].storage == "float16"
-    assert names["1.num_batches_tracked"].storage == "integers"
+    assert names["1.running_mean"].storage == "constant 0"
+    assert names["1.num_batches_tracked"].storage == "constant 0"
     assert names["1.num_batches_tracked"].dtype == "int64"
     short = [tensor.short_name for tensor in found.tensors]
     assert short[1:4] == ["0.core", "0.matrix1", "0.matrix2"]
@@ -93,7 +87,7 @@ def test_tensors_without_values(tmp_path: Path) -> None:
     model = nn.ParameterList([torch.zeros(0, 3), torch.tensor(2.0)])
     found = tp.inspect(saved(model, tmp_path))
     assert [tensor.count for tensor in found.tensors] == [0, 1]
-    assert found.tensors[0].bits_per_value == 0
+    assert found.tensors[0].bits_per_value < 20  # its step
     assert found.tensors[0].entropy is None
 
 

@@ -1,12 +1,18 @@
 """Models and shapes that several tests of files use."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import tensorpress as tp
+from tensorpress.codec import container, named_header, zoo_header
 from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.description import Description, PackedLayer
+from tensorpress.codec.steps import StepQuantizer
+from tensorpress.codec.stream import Stream
+from tensorpress.codec.tensors import encode_tensors
 from tensorpress.zoo import build
 
 LENET5 = {
@@ -30,14 +36,17 @@ def lenet5() -> nn.Module:
 def expected(model: nn.Module, quantizer: object = None, norms: str = "half") -> dict[str, Tensor]:
     """What a file of the model must give back, computed without a file."""
     quantizers = dict(quantizers_for(model))
-    if isinstance(quantizer, tp.UniformQuantizer):
+    if isinstance(quantizer, (tp.UniformQuantizer, StepQuantizer)):
         quantizers = dict.fromkeys(quantized_names(model), quantizer)
     elif isinstance(quantizer, dict):
         quantizers = quantizer
     values = {}
     for name, tensor in stored_tensors(model).items():
         exact = tensor.detach()
-        if name in quantizers:
+        plain = not exact.is_complex() and exact.is_floating_point()
+        if plain and exact.numel() > 2 and exact.min() == exact.max():
+            values[name] = exact
+        elif name in quantizers:
             values[name] = quantizers[name](exact)
         elif norms == "half" and exact.dtype in (torch.float32, torch.float64):
             values[name] = exact.half().to(exact.dtype)
@@ -63,3 +72,31 @@ def saved(model: nn.Module, folder: Path, **options: object) -> Path:
 def own() -> nn.Module:
     """A model that is not in the zoo."""
     return nn.Sequential(nn.Linear(30, 20), nn.BatchNorm1d(20))
+
+
+def forged_own(path: Path, header: Any, model: nn.Module) -> None:
+    """Write a file of a model's tensors under any header, with a valid checksum."""
+    stream = Stream()
+    stream.number("network", 0)
+    stored = named_header.compress(header)
+    stream.number("header", len(stored))
+    forged(path, stream, stored, model)
+
+
+def forged_zoo(path: Path, layers: list[PackedLayer], model: nn.Module) -> None:
+    """Write a file that says of lenet300100 whatever is given, with a valid checksum."""
+    stream = Stream()
+    description = Description("lenet300100", tuple(layers), ())
+    zoo_header.write_network(stream, description)
+    zoo_header.write_layers(stream, description)
+    forged(path, stream, b"", model)
+
+
+def forged(path: Path, stream: Stream, header: bytes, model: nn.Module) -> None:
+    stream.number("coder", 0)
+    quantizers = quantizers_for(model)
+    tensors = stored_tensors(model)
+    payload = encode_tensors(
+        stream, [t.detach() for t in tensors.values()], [quantizers.get(n) for n in tensors]
+    )
+    container.write(path, stream.finish(), header + payload)

@@ -1,6 +1,5 @@
 """Bit streams for the tables of a file: integers in exactly the bits they need."""
 
-from struct import pack, unpack
 from typing import Any
 
 import numpy as np
@@ -98,10 +97,6 @@ class BitWriter:
             value >>= 7
         self.bits(value, 8)
 
-    def float32(self, value: float) -> None:
-        """Append `value` rounded to IEEE 754 single precision, 32 bits."""
-        self.bits(int.from_bytes(pack(">f", value), "big"), 32)
-
     def levels(self, levels: NDArray[np.integer[Any]]) -> None:
         """Append non-negative integers that vary little, zeros aside; see `level_codes`."""
         for code in level_codes(levels).tolist():
@@ -130,6 +125,11 @@ class BitReader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._position = 0  # in bits
+
+    @property
+    def position(self) -> int:
+        """Number of bits read."""
+        return self._position
 
     @property
     def bytes_read(self) -> int:
@@ -163,11 +163,6 @@ class BitReader:
                     break
                 return value
         raise CorruptFileError("a number in the tables exceeds 64 bits")
-
-    def float32(self) -> float:
-        """Read an IEEE 754 single-precision number; it may be infinite or NaN."""
-        value: float = unpack(">f", self.bits(32).to_bytes(4, "big"))[0]
-        return value
 
     def levels(self, count: int, limit: int) -> list[int]:
         """Read `count` integers from 0 to `limit` that `BitWriter.levels` wrote."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tensorpress.codec.quantize import MAX_LEVELS, UniformQuantizer
+from tensorpress.codec.steps import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -77,7 +77,7 @@ def quantized_names(model: nn.Module) -> list[str]:
     ]
 
 
-def quantizers_for(model: nn.Module, *, step: float = 1 / 32) -> dict[str, UniformQuantizer]:
+def quantizers_for(model: nn.Module, *, step: float = 1 / 32) -> dict[str, StepQuantizer]:
     """Return a quantizer for every quantized parameter, fitted to its size.
 
     Parameters
@@ -85,8 +85,8 @@ def quantizers_for(model: nn.Module, *, step: float = 1 / 32) -> dict[str, Unifo
     model : nn.Module
         Pressed or not.
     step : float
-        Quantization step in units of the parameter's root mean square; the relative error that
-        rounding adds is about ``step / √12``.
+        Quantization step in units of the parameter's root mean square, to within 5 %; the relative
+        error that rounding adds is about ``step / √12``.
 
     Raises
     ------
@@ -115,16 +115,15 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise InvalidArgumentError(f"tensor {name!r} has NaN or infinite values")
 
 
-def _fitted(values: Tensor, step: float) -> UniformQuantizer:
+def _fitted(values: Tensor, step: float) -> StepQuantizer:
     if not bool(torch.isfinite(values).all()):
         raise InvalidArgumentError("NaN or infinite values cannot be quantized")
     largest = float(values.abs().max()) if values.numel() else 0.0
-    # Less than any normal float32 counts as zero; its square might vanish.
-    normal = largest >= torch.finfo(torch.float32).tiny
-    rms = float(values.square().mean().sqrt()) if normal else 1.0
-    # One step of room at either end, so that no value is clipped.
-    half = min(int(largest / (rms * step)) + 1, MAX_LEVELS // 2)
-    return UniformQuantizer(2 * half, max(half * rms * step, largest))
+    if largest > torch.finfo(torch.float32).max:
+        raise InvalidArgumentError(f"{largest:g} is more than float32 can hold: not quantized")
+    rms = float(values.square().mean().sqrt()) if values.numel() else 0.0
+    # Less than any normal float32 counts as zero.
+    return StepQuantizer.nearest(step * (rms if rms >= torch.finfo(torch.float32).tiny else 1.0))
 
 
 def _check(name: str, tensor: object) -> None:

@@ -8,7 +8,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tensorpress.codec import container
 from tensorpress.codec.contents import (
     check_finite,
     quantized_names,
@@ -16,21 +15,17 @@ from tensorpress.codec.contents import (
     stored_tensors,
 )
 from tensorpress.codec.description import describe
-from tensorpress.codec.header import read_description
 from tensorpress.codec.quantize import UniformQuantizer
-from tensorpress.codec.tensors import Coder, decode_tensors, encode_tensors
-from tensorpress.errors import (
-    CorruptFileError,
-    InvalidArgumentError,
-    ModelMismatchError,
-    unknown_name,
-)
+from tensorpress.codec.reading import open_file, write_file
+from tensorpress.codec.specs import Coder, Quantizer
+from tensorpress.codec.steps import StepQuantizer
+from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.planning.read_back import plan_of
 from tensorpress.pressing import skeleton
 from tensorpress.zoo import build
 from tensorpress.zoo import network as zoo_network
 
-Quantizers = Mapping[str, UniformQuantizer]
+Quantizers = Mapping[str, Quantizer]
 Norms = Literal["half", "float32"]
 
 
@@ -39,7 +34,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     network: str | None = None,
-    quantizer: UniformQuantizer | Quantizers | None = None,
+    quantizer: Quantizer | Quantizers | None = None,
     norms: Norms = "half",
     coder: Coder = "range",
 ) -> int:
@@ -54,13 +49,14 @@ def save(
     network : str, optional
         Name of the network in `tensorpress.zoo` this model is; the file then carries the name
         and loads without being given a model, and needs no table of names and shapes.
-    quantizer : UniformQuantizer or mapping, optional
+    quantizer : UniformQuantizer, StepQuantizer or mapping, optional
         One for all floating parameters other than those of norms, or one for each by name
-        (`quantizers_for`). By default steps of a 32nd of each parameter's root mean square.
+        (`quantizers_for`), and for any other floating tensor. By default steps of a 32nd of each
+        parameter's root mean square.
     norms : {"half", "float32"}
         How parameters of normalization layers, and floating buffers, are stored.
     coder : {"range", "huffman"}
-        Entropy coder; range coding is the smaller.
+        Entropy coder: adaptive range coding, the smaller, or Huffman codes as in the paper.
 
     Returns
     -------
@@ -92,21 +88,24 @@ def save(
         check_finite(name, tensor)
     name_in_zoo = None if network is None else zoo_network(network).name
     description = describe(model, name_in_zoo, tensors)
-    given = _quantizers(model, quantizer)
+    given = _quantizers(model, tensors, quantizer)
     storages = [given.get(name) or _exact(name, t, norms) for name, t in tensors.items()]
-    encoded = encode_tensors([t.detach() for t in tensors.values()], storages, coder)
-    return container.write(path, description.pack(), [encoded.spec, encoded.payload])
+    detached = [tensor.detach() for tensor in tensors.values()]
+    return write_file(path, description, detached, storages, coder)
 
 
-def _quantizers(model: nn.Module, given: UniformQuantizer | Quantizers | None) -> Quantizers:
+def _quantizers(
+    model: nn.Module, tensors: Mapping[str, Tensor], given: Quantizer | Quantizers | None
+) -> Quantizers:
     names = quantized_names(model)
     if given is None:
         return quantizers_for(model)
-    if isinstance(given, UniformQuantizer):
+    if isinstance(given, (UniformQuantizer, StepQuantizer)):
         return dict.fromkeys(names, given)
+    floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
     for name in given:
-        if name not in names:
-            raise unknown_name("parameter to quantize", name, names)
+        if name not in floating:
+            raise unknown_name("tensor to quantize", name, floating)
     missing = [name for name in names if name not in given]
     if missing:
         raise InvalidArgumentError(f"there is no quantizer for {', '.join(map(repr, missing))}")
@@ -149,24 +148,16 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     ModelMismatchError
         If the model does not fit the file, or none is given and the file names no network.
     """
-    content = container.read(path)
-    file = os.fspath(path)
-    description = read_description(file, content.header)
-    if len(content.sections) != 2:
-        raise CorruptFileError(f"{file}: {len(content.sections)} sections where 2 were expected")
-    dense = _dense(file, description.network, model)
-    pressed = skeleton(dense, description.plan_for(file, dense))
+    opened = open_file(path)
+    description = opened.description
+    dense = _dense(opened.name, description.network, model)
+    pressed = skeleton(dense, description.plan_for(opened.name, dense))
     tensors = stored_tensors(pressed)
-    description.check_tensors(file, tensors)
-    with container.naming(path):
-        decoded = decode_tensors(
-            *content.sections,
-            [tuple(tensor.shape) for tensor in tensors.values()],
-            [tensor.dtype for tensor in tensors.values()],
-        )
+    description.check_tensors(opened.name, tensors)
+    decoded = opened.tensors()
     with torch.no_grad():
-        for tensor, values in zip(tensors.values(), decoded, strict=True):
-            tensor.copy_(values)
+        for tensor, stored in zip(tensors.values(), decoded, strict=True):
+            tensor.copy_(stored.values)
     return pressed.cpu().eval()
 
 

@@ -3,32 +3,18 @@
 import os
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from tensorpress.codec import container
-from tensorpress.codec.bits import BitReader
-from tensorpress.codec.contents import DTYPES, stored_tensors
-from tensorpress.codec.description import (
-    Description,
-    PackedLayer,
-    PackedScheme,
-    TensorEntry,
-    describe,
-    table_of,
-)
-from tensorpress.codec.file import load
-from tensorpress.codec.header import read_description
+from tensorpress.codec.description import PackedLayer, PackedScheme
 from tensorpress.codec.quantize import UniformQuantizer
-from tensorpress.codec.specs import CODERS, Storage, read_specs
-from tensorpress.codec.tensors import decode_tensors, encode_tensors, entropy_bits
-from tensorpress.errors import CorruptFileError
+from tensorpress.codec.reading import OpenFile, open_file
+from tensorpress.codec.specs import Constant, Storage
+from tensorpress.codec.steps import StepQuantizer
+from tensorpress.codec.tensors import StoredTensor as Decoded
+from tensorpress.codec.tensors import entropy_bits
 from tensorpress.planning.layer_plans import LayerPlan
-
-_BELIEVED, _BELIEVED_PER_BYTE = 1 << 22, 1 << 12
-_PLAIN: dict[str, Literal["half"] | None] = {"raw": None, "half": "half", "integers": None}
 
 
 @dataclass(frozen=True)
@@ -123,71 +109,45 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     >>> [tensor.name for tensor in found.tensors], size == sum(found.parts.values())
     (['weight', 'bias'], True)
     """
-    file = os.fspath(path)
-    content = container.read(path)
-    description = read_description(file, content.header)
-    if len(content.sections) != 2:
-        raise CorruptFileError(f"{file}: {len(content.sections)} sections where 2 were expected")
-    spec, payload = content.sections
-    table, layers = _table_and_layers(path, description, len(payload))
-    shapes = [entry.shape for entry in table]
-    dtypes = [DTYPES[entry.dtype] for entry in table]
-    with container.naming(path):
-        storages = [entry.storage for entry in read_specs(spec, shapes, dtypes)]
-        # Levels may coincide, or overflow, in the tensor's own type.
-        precise = [
-            torch.float64 if isinstance(storage, UniformQuantizer) else dtype
-            for storage, dtype in zip(storages, dtypes, strict=True)
-        ]
-        values = decode_tensors(spec, payload, shapes, precise)
-    coder = CODERS[BitReader(spec).bits(1)]
-    given = [s if isinstance(s, UniformQuantizer) else _PLAIN[s] for s in storages]
-    bits = encode_tensors(values, given, coder).bits
+    opened = open_file(path)
+    description = opened.description
+    layers = tuple(map(_stored, description.layers))
+    decoded = opened.tensors()
     tensors = [
         StoredTensor(
-            entry.name,
-            _short_name(entry.name, layers),
-            entry.shape,
-            entry.dtype,
-            _told(storage),
-            share / 8,
-            _entropy(value, storage),
+            *(entry.name, _short_name(entry.name, layers), entry.shape, entry.dtype),
+            storage=_told(found.storage),
+            bytes=(found.table_bits + found.value_bits) / 8,
+            entropy=_entropy(found),
         )
-        for entry, storage, value, share in zip(table, storages, values, bits, strict=True)
+        for entry, found in zip(description.tensors, decoded, strict=True)
     ]
+    return Inspection(
+        opened.name,
+        opened.size,
+        description.network,
+        opened.coder,
+        layers,
+        tuple(tensors),
+        _parts(opened, decoded),
+    )
+
+
+def _parts(opened: OpenFile, decoded: list[Decoded]) -> dict[str, int]:
+    """Return the bytes of each part, fractions of bytes being with the values."""
     parts = {
-        "container": content.size - content.header_bytes - len(spec) - len(payload),
-        "header": content.header_bytes,
-        "tables": len(spec),
-        "values": len(payload),
+        "container": opened.container_bytes,
+        "header": round(opened.header_bits / 8),
+        "tables": round(sum(tensor.table_bits for tensor in decoded) / 8),
     }
-    return Inspection(file, content.size, description.network, coder, layers, tuple(tensors), parts)
-
-
-def _table_and_layers(
-    path: str | os.PathLike[str], description: Description, payload: int
-) -> tuple[tuple[TensorEntry, ...], tuple[StoredLayer, ...]]:
-    """Return the tensors of a file and its pressed layers, rebuilding a network of the zoo."""
-    if isinstance(description.tensors, int):
-        model = load(path)
-        tensors = stored_tensors(model)
-        layers = describe(model, None, tensors).layers
-        return table_of(tensors), tuple(map(_stored, layers))
-    values = sum(prod(entry.shape) for entry in description.tensors)
-    if values > _BELIEVED + _BELIEVED_PER_BYTE * payload:
-        raise CorruptFileError(
-            f"{os.fspath(path)}: {payload} bytes are said to hold {values:,} values"
-        )
-    return description.tensors, tuple(map(_stored, description.layers))
+    return parts | {"values": opened.size - sum(parts.values())}
 
 
 def _stored(layer: PackedLayer) -> StoredLayer:
-    """Return a layer that is described by name and shape."""
-    name, shape = str(layer.ref), layer.shape or ()
     if isinstance(layer, PackedScheme):
-        return StoredLayer(name, layer.scheme, shape, (), layer.ranks, "")
-    tucker = LayerPlan(name, shape, layer.modes, layer.ranks, layer.core)
-    return StoredLayer(name, tucker.scheme, shape, layer.modes, layer.ranks, layer.core)
+        return StoredLayer(layer.name, layer.scheme, layer.shape, (), layer.ranks, "")
+    scheme = LayerPlan(*layer).scheme
+    return StoredLayer(layer.name, scheme, layer.shape, layer.modes, layer.ranks, layer.core)
 
 
 def _short_name(name: str, layers: tuple[StoredLayer, ...]) -> str:
@@ -202,10 +162,14 @@ def _short_name(name: str, layers: tuple[StoredLayer, ...]) -> str:
 def _told(storage: Storage) -> str:
     if isinstance(storage, UniformQuantizer):
         return f"{storage.levels + 1} levels ±{storage.bound:.3g}"
+    if isinstance(storage, StepQuantizer):
+        return f"step {storage.step:.3g}"
+    if isinstance(storage, Constant):
+        return f"constant {storage.value:.3g}"
     return {"raw": "exact", "half": "float16", "integers": "integers"}[storage]
 
 
-def _entropy(values: Tensor, storage: Storage) -> float | None:
-    if not isinstance(storage, UniformQuantizer) or not values.numel():
+def _entropy(tensor: Decoded) -> float | None:
+    if tensor.symbols is None or not tensor.symbols.size:
         return None
-    return entropy_bits(storage.indices(values))
+    return entropy_bits(torch.from_numpy(tensor.symbols))

@@ -73,6 +73,13 @@ class Prior:
         used = self.counts[start : start + len(histogram)]
         return float(histogram @ (PRECISION - np.log2(used)))
 
+    def bits(self, symbols: NDArray[np.int32]) -> float:
+        """Return the bits that symbols of the table take."""
+        if not symbols.size:
+            return 0.0
+        lowest = int(symbols.min())
+        return self.cost(np.bincount(symbols - lowest), lowest)
+
 
 @lru_cache(maxsize=64)
 def parametric_prior(code: int, reach: int) -> Prior:

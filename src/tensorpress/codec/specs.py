@@ -1,138 +1,129 @@
-"""How each tensor of a list is stored: the tables that come before the values."""
+"""How each tensor is stored: the numbers that come before its values."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from struct import pack, unpack
 from typing import Literal
 
 import torch
 
-from tensorpress.codec.bits import BitReader, BitWriter
-from tensorpress.codec.huffman import HuffmanCode
-from tensorpress.codec.plain import PLAIN_STORAGES, PlainStorage
-from tensorpress.codec.priors import Prior, read_prior
+from tensorpress.codec.plain import PlainStorage
 from tensorpress.codec.quantize import UniformQuantizer
+from tensorpress.codec.steps import StepQuantizer
+from tensorpress.codec.stream import SCALES, Stream
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 Coder = Literal["range", "huffman"]
 CODERS: tuple[Coder, ...] = ("range", "huffman")
 
-MAX_COUNTS = 1 << 24
-"""Most counts in all probability tables of a file, so that reading them takes bounded memory."""
-
-Storage = UniformQuantizer | PlainStorage
-
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """How one tensor is stored.
+class Constant:
+    """One float32 number in all places."""
 
-    Attributes
-    ----------
-    storage : UniformQuantizer or {"raw", "half", "integers"}
-        Quantized and entropy coded; bit for bit; as float16; or as integers of variable length.
-        How values were rounded is not recorded, the quantizer always says "nearest".
-    model : Prior, HuffmanCode or None
-        Of a quantized tensor, the table of the range coder, or the Huffman code that all tensors
-        with the same quantizer share; None if the tensor has no values.
-    """
-
-    storage: Storage
-    model: Prior | HuffmanCode | None = None
+    value: float
 
 
-def reach(quantizer: UniformQuantizer) -> int:
-    """Return the largest symbol, Q/2; see `tensorpress.codec.priors`."""
-    return quantizer.levels // 2
+Quantizer = UniformQuantizer | StepQuantizer
+Storage = Quantizer | Constant | PlainStorage
+"""Quantized, with how values were rounded unsaid; one number; or plain."""
+
+_STEP, _ZERO, _ONE, _UNIFORM, _CONSTANT = 0, 1, 2, 4, 7
+_PLAIN: dict[int, PlainStorage] = {3: "half", 5: "raw", 6: "integers"}
+_KINDS = 8
 
 
-def write_head(writer: BitWriter, coder: Coder, storages: Sequence[Storage]) -> None:
-    """Write the coder, the different storages, and which of them each tensor has."""
-    writer.bits(CODERS.index(coder), 1)
-    distinct = list(dict.fromkeys(storages))
-    writer.varint(len(distinct))
-    for storage in distinct:
-        if isinstance(storage, UniformQuantizer):
-            writer.varint(len(PLAIN_STORAGES) - 1 + reach(storage))
-            writer.float32(storage.bound)
-        else:
-            writer.varint(PLAIN_STORAGES.index(storage))
-    for storage in storages:
-        writer.bits(distinct.index(storage), _width(len(distinct)))
+class StorageCoder:
+    """Write or read how one tensor after the other is stored.
 
-
-def read_specs(
-    spec: bytes, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype]
-) -> list[TensorSpec]:
-    """Read how tensors are stored, without their values.
-
-    Parameters
-    ----------
-    spec : bytes
-        From a file, and not trusted.
-    shapes, dtypes : sequence
-        Of the tensors that were encoded.
-
-    Raises
-    ------
-    CorruptFileError
-        If the bytes do not describe tensors of these shapes and types.
+    Steps and scales are told by what they differ from those before them, of tensors of one
+    axis and of more apart.
 
     Examples
     --------
-    >>> from tensorpress.codec.tensors import encode_tensors
-    >>> encoded = encode_tensors([torch.zeros(3)], ["half"])
-    >>> read_specs(encoded.spec, [(3,)], [torch.float32])
-    [TensorSpec(storage='half', model=None)]
+    >>> writer = Stream()
+    >>> told = StorageCoder(writer).code(torch.float32, (3, 2), StepQuantizer(-40))
+    >>> StorageCoder(Stream(writer.finish())).code(torch.float32, (3, 2))
+    StepQuantizer(code=-40)
     """
-    reader = BitReader(spec)
-    coder = CODERS[reader.bits(1)]
-    storages = _read_storages(reader, dtypes)
-    priors: list[Prior] = []
-    codes: dict[Storage, HuffmanCode] = {}
-    specs, counts = [], 0
-    for storage, shape in zip(storages, shapes, strict=True):
-        model: Prior | HuffmanCode | None = None
-        if isinstance(storage, UniformQuantizer) and 0 not in shape:
-            if coder == "range":
-                model = read_prior(reader, reach(storage), priors)
-                counts += len(model.counts)
-            elif storage in codes:
-                model = codes[storage]
-            else:
-                model = codes[storage] = HuffmanCode.read(reader, reach(storage))
-        if counts > MAX_COUNTS:
-            raise CorruptFileError(f"the probability tables have more than {MAX_COUNTS:,} counts")
-        specs.append(TensorSpec(storage, model))
-    reader.finish()
-    return specs
 
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._before = {"steps": -40, "step": -40, "scales": 20, "scale": 20}
+        self._scale_before = 0
+        self._uniform: list[UniformQuantizer] = []
 
-def _read_storages(reader: BitReader, dtypes: Sequence[torch.dtype]) -> list[Storage]:
-    count = reader.varint()
-    if count > len(dtypes):
-        raise CorruptFileError(f"{len(dtypes)} tensors cannot be stored in {count} different ways")
-    distinct = [_read_storage(reader) for _ in range(count)]
-    storages = []
-    for dtype in dtypes:
-        index = reader.bits(_width(count))
-        if index >= count:
-            raise CorruptFileError("a tensor is stored in a way that does not exist")
-        if isinstance(distinct[index], UniformQuantizer) and not dtype.is_floating_point:
+    def code(
+        self, dtype: torch.dtype, shape: tuple[int, ...], storage: Storage | None = None
+    ) -> Storage:
+        """Code the storage of a tensor; in reading, None is given.
+
+        Raises
+        ------
+        CorruptFileError
+            If no tensor of this type is stored so.
+        """
+        floating = dtype.is_floating_point
+        plural = "s" if len(shape) > 1 else ""
+        name = f"kind{plural}" if floating else "kind of integers"
+        kind = self._stream.number(name, 0 if storage is None else _kind(storage))
+        if kind >= _KINDS:
+            raise CorruptFileError(f"{kind} is no way to store a tensor")
+        if kind in (_STEP, _UNIFORM) and not floating:
             raise CorruptFileError(f"a tensor of {dtype} cannot have been quantized")
-        storages.append(distinct[index])
-    return storages
+        try:
+            if kind == _STEP:
+                given = storage.code if isinstance(storage, StepQuantizer) else 0
+                return StepQuantizer(self._near(f"step{plural}", given))
+            if kind == _UNIFORM:
+                return self._uniform_quantizer(storage)
+        except InvalidArgumentError as error:
+            raise CorruptFileError(f"a quantizer is damaged: {error}") from error
+        if kind in _PLAIN:
+            return _PLAIN[kind]
+        if kind != _CONSTANT:
+            return Constant(float(kind == _ONE))
+        return Constant(self._float(storage.value if isinstance(storage, Constant) else 0.0))
+
+    def scale(self, shape: tuple[int, ...], scale: int = 0) -> int:
+        """Code the scale of a tensor's symbols."""
+        name = "scales" if len(shape) > 1 else "scale"
+        self._scale_before = self._before[name]
+        scale = self._near(name, scale)
+        if not 0 <= scale < SCALES:
+            raise CorruptFileError(f"{scale} is no scale of symbols")
+        return scale
+
+    def forget_scale(self, shape: tuple[int, ...]) -> None:
+        """Undo the last `scale`, of a tensor of this shape, as the stream has been."""
+        self._before["scales" if len(shape) > 1 else "scale"] = self._scale_before
+
+    def _near(self, name: str, value: int) -> int:
+        """Code a number by how much it is more than the one before of its name."""
+        self._before[name] += self._stream.signed(name, value - self._before[name])
+        return self._before[name]
+
+    def _uniform_quantizer(self, storage: Storage | None) -> UniformQuantizer:
+        known = self._uniform
+        given = storage if isinstance(storage, UniformQuantizer) else None
+        index = known.index(given) if given in known else len(known)
+        index = self._stream.number("quantizer", index)
+        if index < len(known):
+            return known[index]
+        half = self._stream.number("levels", given.levels // 2 if given else 0)
+        known.append(UniformQuantizer(2 * half, self._float(given.bound if given else 0.0)))
+        return known[-1]
+
+    def _float(self, value: float) -> float:
+        word = self._stream.word(int.from_bytes(pack(">f", value), "big"))
+        found: float = unpack(">f", word.to_bytes(4, "big"))[0]
+        return found
 
 
-def _read_storage(reader: BitReader) -> Storage:
-    code = reader.varint()
-    if code < len(PLAIN_STORAGES):
-        return PLAIN_STORAGES[code]
-    try:
-        return UniformQuantizer(2 * (code - len(PLAIN_STORAGES) + 1), reader.float32())
-    except InvalidArgumentError as error:
-        raise CorruptFileError(f"a quantizer is damaged: {error}") from error
-
-
-def _width(count: int) -> int:
-    """Return the bits that tell `count` cases apart."""
-    return max(count - 1, 0).bit_length()
+def _kind(storage: Storage) -> int:
+    if isinstance(storage, StepQuantizer):
+        return _STEP
+    if isinstance(storage, UniformQuantizer):
+        return _UNIFORM
+    if isinstance(storage, Constant):
+        return {0.0: _ZERO, 1.0: _ONE}.get(storage.value, _CONSTANT)
+    return next(kind for kind, plain in _PLAIN.items() if plain == storage)

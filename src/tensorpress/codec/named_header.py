@@ -1,0 +1,153 @@
+"""The header of a model that is not in the zoo: its layers and tensors by name, in msgpack."""
+
+import zlib
+from math import prod
+from typing import Any
+
+import msgpack
+
+from tensorpress.codec.checks import MAX_MODES, MalformedError, check_layers, expect
+from tensorpress.codec.contents import DTYPES
+from tensorpress.codec.description import (
+    CORES,
+    Description,
+    PackedLayer,
+    PackedScheme,
+    PackedTucker,
+    TensorEntry,
+)
+from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.planning.layer_plans import Core
+from tensorpress.schemes.dimensions import Shape
+from tensorpress.schemes.registry import LAYER_SCHEMES
+
+MAX_HEADER_BYTES = 2 << 20
+"""Largest header, uncompressed: some twenty thousand tensors, and no memory to speak of."""
+
+_LARGEST = (1 << 31) - 1
+_RAW_DEFLATE = -zlib.MAX_WBITS  # without zlib's own header and checksum
+
+
+def pack(description: Description) -> bytes:
+    """Return a description as bytes, deflated.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is larger than `unpack` believes.
+    """
+    layers = [_row(layer) for layer in description.layers]
+    return compress([layers, description.tensors])
+
+
+def compress(header: Any) -> bytes:
+    """Return dictionaries, lists, strings and numbers as msgpack, deflated."""
+    packed: bytes = msgpack.packb(header)
+    if len(packed) > MAX_HEADER_BYTES:
+        raise InvalidArgumentError(
+            f"names and shapes take {len(packed):,} bytes: more than {MAX_HEADER_BYTES:,} cannot "
+            "be stored"
+        )
+    deflate = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE)
+    return deflate.compress(packed) + deflate.flush()
+
+
+def unpack(file: str, stored: bytes) -> Description:
+    """Read what `pack` returned, which is not trusted.
+
+    Raises
+    ------
+    CorruptFileError
+        If it is of another form, or describes factors far larger than the weights they stand for.
+    ModelMismatchError
+        If it names a scheme that this version does not have.
+
+    Examples
+    --------
+    >>> stored = compress([[["0", [20, 30], [24, 25], 5]], []])
+    >>> unpack("a.tpz", stored).layers
+    (PackedTucker(name='0', shape=(20, 30), modes=(24, 25), ranks=(5, 5), core='own'),)
+    >>> stored = compress([[["0", [20, 30], "channel_svd", 8]], []])
+    >>> unpack("a.tpz", stored).layers
+    (PackedScheme(name='0', shape=(20, 30), scheme='channel_svd', ranks=(8,)),)
+    """
+    try:
+        header = _decompress(stored)
+        expect(isinstance(header, list) and len(header) == 2)
+        rows, tensors = header
+        expect(isinstance(rows, list) and isinstance(tensors, list))
+        layers = tuple(_layer(file, row) for row in rows)
+        check_layers(layers)
+        return Description(None, layers, tuple(map(_entry, tensors)))
+    except MalformedError:
+        raise CorruptFileError(f"{file}: the header does not describe a model") from None
+
+
+def _row(layer: PackedLayer) -> list[Any]:
+    ranks = layer.ranks[0] if len(set(layer.ranks)) == 1 else layer.ranks
+    if isinstance(layer, PackedScheme):
+        ranks = layer.ranks[0] if len(layer.ranks) == 1 else layer.ranks
+        return [layer.name, layer.shape, layer.scheme, ranks]
+    core = [] if layer.core == "own" else [CORES.index(layer.core)]
+    return [layer.name, layer.shape, layer.modes, ranks, *core]
+
+
+def _decompress(stored: bytes) -> Any:
+    stream = zlib.decompressobj(_RAW_DEFLATE)
+    try:
+        packed = stream.decompress(stored, MAX_HEADER_BYTES)
+        expect(stream.eof and not stream.unused_data)
+        return msgpack.unpackb(packed, raw=False, ext_hook=_no_extension, timestamp=1)
+    except (zlib.error, ValueError, TypeError):
+        raise MalformedError from None
+
+
+def _no_extension(_code: int, _data: bytes) -> Any:
+    raise MalformedError
+
+
+def _layer(file: str, row: Any) -> PackedLayer:
+    expect(isinstance(row, list) and len(row) in (4, 5))
+    name, sizes, *rest = row
+    expect(type(name) is str)
+    shape = _sizes(sizes)
+    if isinstance(rest[0], str):
+        return PackedScheme(name, shape, *_scheme(file, *rest))
+    return PackedTucker(name, shape, *_tucker(*rest))
+
+
+def _tucker(modes: Any, ranks: Any, core: Any = 0) -> tuple[Shape, Shape, Core]:
+    sizes = _sizes(modes)
+    sides = _sizes([ranks] * len(sizes) if isinstance(ranks, int) else ranks)
+    expect(len(sides) == len(sizes) > 0)
+    expect(_is_number(core, 0) and core < len(CORES))
+    return sizes, sides, CORES[core]
+
+
+def _scheme(file: str, name: str, ranks: Any, *more: Any) -> tuple[str, Shape]:
+    expect(not more)
+    if name not in LAYER_SCHEMES:
+        raise ModelMismatchError(
+            f"{file} names the scheme {name[:40]!r}, which this version does not have "
+            f"(known: {', '.join(LAYER_SCHEMES)})"
+        )
+    return name, _sizes([ranks] if isinstance(ranks, int) else ranks)
+
+
+def _sizes(value: Any) -> Shape:
+    expect(isinstance(value, list) and len(value) <= MAX_MODES)
+    expect(all(_is_number(n, 1) for n in value))
+    return tuple(value)
+
+
+def _entry(row: Any) -> TensorEntry:
+    expect(isinstance(row, list) and [type(cell) for cell in row] == [str, list, str])
+    name, shape, dtype = row
+    expect(len(shape) <= MAX_MODES and all(_is_number(n, 0) for n in shape))
+    expect(prod(max(n, 1) for n in shape) < 1 << 60)  # where sizes and strides overflow in torch
+    expect(dtype in DTYPES)
+    return TensorEntry(name, tuple(shape), dtype)
+
+
+def _is_number(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value <= _LARGEST

@@ -1,0 +1,159 @@
+"""The header of a network of the zoo: numbers that say which network and how it is pressed."""
+
+from collections.abc import Sequence
+from math import isqrt, prod
+
+from tensorpress.codec.checks import MAX_MODES, MalformedError, check_layers, expect
+from tensorpress.codec.container import naming
+from tensorpress.codec.description import (
+    CORES,
+    Description,
+    PackedLayer,
+    PackedScheme,
+    PackedTucker,
+    dense_network,
+    plan_for,
+    pressed_table,
+)
+from tensorpress.codec.stream import Stream
+from tensorpress.errors import CorruptFileError, ModelMismatchError
+from tensorpress.planning.layers import pressable
+from tensorpress.schemes.dimensions import Shape
+
+# The numbers of networks and schemes are their places here: what is new goes to the end.
+NETWORK_NUMBERS = (
+    *("lenet5", "lenet300100", "fc1024", "cifar-cnn", "resnet20", "resnet32", "resnet56"),
+    *("wrn28-10", "clips3d"),
+)
+SCHEME_NUMBERS = (
+    *("channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in", "tucker1_out"),
+    *("tucker2", "cp", "cp_nls", "cp_corrected", "tensor_train", "tt_conv", "tt_weight"),
+)
+
+_FIRST_SCHEME = 8  # of the numbers of what is done with a layer: 0 is dense, then come the cores
+_LARGEST = 1 << 22
+
+
+def write_network(stream: Stream, description: Description) -> None:
+    """Write which network of the zoo a description is of, or that it is of none."""
+    name = description.network
+    stream.number("network", 0 if name is None else 1 + NETWORK_NUMBERS.index(name))
+
+
+def read_network(file: str, stream: Stream) -> str | None:
+    """Read the name of a network, or None.
+
+    Raises
+    ------
+    ModelMismatchError
+        If this version does not have it.
+    """
+    number = stream.number("network")
+    if number > len(NETWORK_NUMBERS):
+        raise ModelMismatchError(
+            f"{file} is of network number {number}, which this version does not have "
+            f"(known: {', '.join(NETWORK_NUMBERS)})"
+        )
+    return NETWORK_NUMBERS[number - 1] if number else None
+
+
+def write_layers(stream: Stream, description: Description) -> None:
+    """Write how each layer of a network of the zoo is pressed."""
+    shapes, _ = pressable(dense_network(description.network or ""))
+    layers = _Layers(stream)
+    given = {layer.name: layer for layer in description.layers}
+    for name, shape in shapes.items():
+        layers.code(name, shape, given.get(name))
+
+
+def read_layers(file: str, stream: Stream, network: str) -> Description:
+    """Read what `write_layers` wrote, which is not trusted.
+
+    Raises
+    ------
+    CorruptFileError
+        If no model is pressed so, or it would take far more memory than its weights.
+    ModelMismatchError
+        If it needs a scheme that this version does not have, or that does not fit a layer.
+    """
+    dense = dense_network(network)
+    shapes, _ = pressable(dense)
+    coder = _Layers(stream, file)
+    with naming(file):
+        try:
+            found = [coder.code(name, shape) for name, shape in shapes.items()]
+            layers = tuple(layer for layer in found if layer is not None)
+            check_layers(layers)
+        except MalformedError:
+            raise CorruptFileError("the header does not describe a model") from None
+    return Description(network, layers, pressed_table(dense, plan_for(file, dense, layers)))
+
+
+class _Layers:
+    """Write or read one layer after the other: a layer is given, or returned."""
+
+    def __init__(self, stream: Stream, file: str = "") -> None:
+        self._stream, self._file = stream, file
+        self._rank = 4
+
+    def code(self, name: str, shape: Shape, given: PackedLayer | None = None) -> PackedLayer | None:
+        kind = self._stream.number("layer", _kind(given))
+        if kind == 0:
+            return None
+        if kind <= len(CORES):
+            tucker = given if isinstance(given, PackedTucker) else None
+            modes = self._modes(shape, tucker.modes if tucker else ())
+            ranks = self._ranks(len(modes), given.ranks if given else ())
+            return PackedTucker(name, shape, modes, ranks, CORES[kind - 1])
+        number = kind - _FIRST_SCHEME
+        self._expect(number >= 0)
+        if number >= len(SCHEME_NUMBERS):
+            raise ModelMismatchError(
+                f"{self._file}: layer {name!r} has a scheme that this version does not have "
+                f"(known: {', '.join(SCHEME_NUMBERS)})"
+            )
+        count = 1 + self._stream.number("ranks", len(given.ranks) - 1 if given else 0)
+        self._expect(count <= MAX_MODES)
+        ranks = self._ranks(count, given.ranks if given else ())
+        return PackedScheme(name, shape, SCHEME_NUMBERS[number], ranks)
+
+    def _expect(self, condition: bool) -> None:
+        """Check what is read."""
+        expect(condition or self._stream.writing)
+
+    def _modes(self, shape: Shape, modes: Shape) -> Shape:
+        """Code modes: all but the last, each by its number among the divisors of what is left."""
+        if self._stream.number("original", int(modes == shape)):
+            return shape
+        count = 1 + self._stream.number("modes", max(len(modes) - 1, 0))
+        self._expect(count <= MAX_MODES)
+        left, found = prod(shape), []
+        for k in range(count - 1):
+            divisors = _divisors(left)
+            place = divisors.index(modes[k]) if modes else 0
+            found.append(divisors[self._stream.choice(len(divisors), place)])
+            left //= found[-1]
+        return (*found, left)
+
+    def _ranks(self, count: int, ranks: Sequence[int]) -> Shape:
+        equal = self._stream.number("equal", int(len(set(ranks)) == 1)) > 0
+        found: list[int] = []
+        for k in range(1 if equal else count):
+            self._rank += self._stream.signed("rank", ranks[k] - self._rank if ranks else 0)
+            self._expect(1 <= self._rank <= _LARGEST)
+            found.append(self._rank)
+        return tuple(found * count if equal else found)
+
+
+def _kind(layer: PackedLayer | None) -> int:
+    """Return 0 for a dense layer, then the cores of Tucker factors, then the schemes."""
+    if layer is None:
+        return 0
+    if isinstance(layer, PackedTucker):
+        return 1 + CORES.index(layer.core)
+    return _FIRST_SCHEME + SCHEME_NUMBERS.index(layer.scheme)
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
