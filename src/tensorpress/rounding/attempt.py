@@ -1,0 +1,105 @@
+"""All weights rounded at some steps: symbols, what is lost, and the file they make."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from torch import Tensor
+
+from tensorpress.codec.steps import StepQuantizer
+from tensorpress.rounding.entropy import ideal_bits
+from tensorpress.rounding.weights import Weight
+
+
+@dataclass(frozen=True)
+class RoundedTensor:
+    """A tensor that was rounded.
+
+    Attributes
+    ----------
+    name, shape
+        As given.
+    step : float
+        Distance of two levels.
+    entropy : float
+        Empirical entropy of its symbols, in bits a value.
+    zeros : float
+        Share of its values that became zero.
+    error : float
+        Relative root mean square error: of the layer's responses if the encoder was calibrated and
+        knows its inputs, else of the values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    step: float
+    entropy: float
+    zeros: float
+    error: float
+
+
+@dataclass
+class Attempt:
+    """Symbols of all weights at some base and price.
+
+    Attributes
+    ----------
+    weights : sequence of Weight
+        What was rounded.
+    base : float
+        log2 of the base of all steps.
+    quantizers, symbols : dict
+        By name.
+    squares : dict
+        Squared error and squared norm of each; see `Weight.lost`.
+    data : bytes
+        The file, once it was made.
+    """
+
+    weights: Sequence[Weight]
+    base: float
+    quantizers: dict[str, StepQuantizer]
+    symbols: dict[str, Tensor]
+    squares: dict[str, tuple[float, float]]
+    data: bytes = b""
+
+    @staticmethod
+    def at(weights: Sequence[Weight], base: float, price: float) -> "Attempt":
+        """Round all weights."""
+        quantizers = {w.name: w.quantizer(base) for w in weights}
+        symbols = {w.name: w.symbols(quantizers[w.name], price) for w in weights}
+        attempt = Attempt(weights, base, quantizers, symbols, {})
+        for w in weights:
+            attempt.squares[w.name] = w.lost(attempt.values(w))
+        return attempt
+
+    def values(self, weight: Weight) -> Tensor:
+        """Return a weight's rounded values."""
+        symbols = self.symbols[weight.name]
+        return self.quantizers[weight.name].values(symbols, weight.values.dtype)
+
+    @property
+    def cost(self) -> float:
+        """Bytes of the symbols by their entropy."""
+        return sum(map(ideal_bits, self.symbols.values())) / 8
+
+    @property
+    def error(self) -> float:
+        """Relative error over all weights: see `tensorpress.rounding.encode.Encoded`."""
+        pairs = list(self.squares.values())
+        if any(weight.response is not None for weight in self.weights):
+            return sqrt(sum(lost / (of or 1.0) for lost, of in pairs) / max(len(pairs), 1))
+        return sqrt(sum(lost for lost, _ in pairs) / (sum(of for _, of in pairs) or 1.0))
+
+    def table(self) -> Iterable[RoundedTensor]:
+        """Return what became of each weight."""
+        for w in self.weights:
+            symbols, (lost, of) = self.symbols[w.name], self.squares[w.name]
+            yield RoundedTensor(
+                w.name,
+                tuple(symbols.shape),
+                self.quantizers[w.name].step,
+                ideal_bits(symbols) / symbols.numel(),
+                1 - float(symbols.count_nonzero()) / symbols.numel(),
+                sqrt(lost / (of or 1.0)),
+            )

@@ -1,0 +1,76 @@
+"""Rounding to the symbol that is worth its bits."""
+
+import torch
+from torch import Tensor
+
+from tensorpress.rounding.entropy import SymbolCosts
+
+PASSES = 2
+"""How often costs are fitted to the symbols chosen with the costs before."""
+
+
+def choose(values: Tensor, weights: Tensor | float, price: float, costs: SymbolCosts) -> Tensor:
+    """Return the symbol that minimizes weight · (value - symbol)² + price · bits, for each value.
+
+    Parameters
+    ----------
+    values : Tensor
+        In steps, float64.
+    weights : Tensor or float
+        What a squared step of error counts.
+    price : float
+        Of a bit, in squared steps.
+    costs : SymbolCosts
+        The bits.
+
+    Returns
+    -------
+    Tensor
+        float64, whole numbers: the nearest symbol, one of the two before it on the way to zero,
+        or zero.
+
+    Examples
+    --------
+    >>> costs = SymbolCosts.of(torch.tensor([0, 0, 0, 1, -1]))
+    >>> choose(torch.tensor([0.6, 0.9]).double(), 1.0, 0.2, costs).tolist()
+    [0.0, 1.0]
+    """
+    nearest = values.round()
+    if not price:
+        return nearest
+    best = weights * (values - nearest).square() + price * costs(nearest)
+    found = nearest
+    for closer in (1, 2, None):
+        size = (nearest.abs() - closer).clamp(min=0) if closer else torch.zeros_like(nearest)
+        tried = size.copysign(values)
+        cost = weights * (values - tried).square() + price * costs(tried)
+        better = cost < best
+        best, found = torch.where(better, cost, best), torch.where(better, tried, found)
+    return found
+
+
+def round_values(values: Tensor, price: float = 0.0) -> Tensor:
+    """Return symbols for values in steps: the nearest, or with a price those worth their bits.
+
+    Parameters
+    ----------
+    values : Tensor
+        In steps, floating point, any shape.
+    price : float
+        Of a bit, in squared steps; at high rates a bit is worth ln 2 / 6 ≈ 0.116.
+
+    Returns
+    -------
+    Tensor
+        int32.
+
+    Examples
+    --------
+    >>> round_values(torch.tensor([0.4, -1.6])).tolist()
+    [0, -2]
+    """
+    values = values.double()
+    found = values.round()
+    for _ in range(PASSES if price and values.numel() else 0):
+        found = choose(values, 1.0, price, SymbolCosts.of(found))
+    return found.to(torch.int32)

@@ -1,0 +1,190 @@
+"""What is rounded of a model or of named tensors, and how a file is made of it."""
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from math import log2
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.calibrate.means import correct_means
+from tensorpress.codec.contents import check_finite, stored_tensors
+from tensorpress.codec.file import save
+from tensorpress.codec.state import check_storable, save_tensors
+from tensorpress.codec.steps import MAX_SYMBOL, StepQuantizer
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.rounding.attempt import Attempt
+from tensorpress.rounding.norms import merge_statistics
+from tensorpress.rounding.search import USED, Search, first_base
+from tensorpress.rounding.weights import (
+    Weight,
+    calibrated_weights,
+    mean_log,
+    plain_weights,
+    rms,
+)
+from tensorpress.sensitivity.batches import Batch
+
+PRICE = 0.04
+"""What a bit is worth in squared steps, without data. It is less than the squared error alone would
+say: weights that are more often rounded towards zero than away from it weaken the responses. With
+feedback nearest rounding did better (docs/coding.md)."""
+
+_FINER = -4.0  # log2 of the relative steps of vectors by those of weights
+_FINEST, _COARSEST = -10.0, -4.0
+_LOWEST, _RANGE = -18.0, 26.0  # log2 of the finest relative steps of weights, and octaves above
+_HALVINGS = 16
+_FILES, _AIM, _EXTRA = 5, 0.997, 0.03  # files written, share of a budget aimed at and first guess
+
+
+class Coding(ABC):
+    """A model or tensors on the way to a file."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], weights: Sequence[Weight]) -> None:
+        self.values = sum(tensor.numel() for tensor in tensors.values())
+        self._weights = weights
+        self._price = 0.0 if any(weight.response for weight in weights) else PRICE
+        self._relative = mean_log(weights) if weights else 0.0
+        self._count = sum(weight.values.numel() for weight in weights)
+        self._lowest = _LOWEST - self._relative
+        self._sizes = [(w.values.numel(), log2(rms(w.values)) - w.log_step) for w in weights]
+
+    @abstractmethod
+    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
+        """Write a file: `relative` is the log2 of the steps of vectors by their size."""
+
+    def within_size(self, limit: int) -> Attempt:
+        """Return the best attempt whose file has at most so many bytes.
+
+        What symbols take is estimated by their entropy; files are written to learn what is missing.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is none.
+        """
+        best: Attempt | None = None
+        start, extra = first_base(8.0 * limit, self._sizes), _EXTRA * limit
+        for _ in range(_FILES):
+            aim = max(_AIM * limit - extra, 0.0)
+            search = Search(self._rounded, aim, max(self._count, 1) / 8, self._lowest)
+            found = search.run(start, self._price)
+            self._make(found)
+            if len(found.data) <= limit and (best is None or len(found.data) > len(best.data)):
+                best = found
+            enough = best is not None and len(best.data) >= USED * limit
+            if enough or found.base <= self._lowest or (aim == 0 and best is None):
+                break
+            start, extra = found.base, len(found.data) - found.cost
+        if best is None:
+            raise InvalidArgumentError(
+                f"{limit:,} bytes are too few: the smallest file found has {len(found.data):,}"
+            )
+        return best
+
+    def within_error(self, limit: float) -> Attempt:
+        """Return the attempt of the coarsest steps whose error is at most `limit`."""
+        low = self._lowest
+        high, best = low + _RANGE, self._rounded(low, self._price)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            found = self._rounded(middle, self._price)
+            if found.error <= limit:
+                low, best = middle, found
+                if found.error >= USED * limit:
+                    break
+            else:
+                high = middle
+        self._make(best)
+        return best
+
+    def _rounded(self, base: float, price: float) -> Attempt:
+        return Attempt.at(self._weights, base, price)
+
+    def _make(self, attempt: Attempt) -> None:
+        """Write the file of an attempt, with the biases that suit it."""
+        relative = attempt.base + self._relative + _FINER
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "a.tpz")
+            self._write(attempt, path, max(_FINEST, min(relative, _COARSEST)))
+            attempt.data = path.read_bytes()
+
+
+class StateCoding(Coding):
+    """Named tensors: those of two axes or more are rounded, the others stored as they are.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming a tensor that cannot be stored.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            check_storable(name, tensor)
+        self._tensors = dict(tensors)
+        super().__init__(tensors, plain_weights(_matrices(tensors)))
+
+    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
+        rounded = {w.name: attempt.values(w) for w in self._weights}
+        save_tensors({**self._tensors, **rounded}, path, attempt.quantizers)
+
+
+class ModelCoding(Coding):
+    """A model: its weights are rounded, its vectors finely so.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming a tensor that cannot be stored.
+    """
+
+    def __init__(
+        self, model: nn.Module, network: str | None, batches: Sequence[Batch] | None, seed: int
+    ) -> None:
+        for name, tensor in stored_tensors(model).items():
+            check_finite(name, tensor)
+        self._dense, self._network, self._batches = model, network, batches
+        self._merged = deepcopy(model).eval()
+        merge_statistics(self._merged)
+        tensors = stored_tensors(self._merged)
+        matrices = _matrices(tensors)
+        if batches is None:
+            weights = plain_weights(matrices)
+        else:
+            weights = calibrated_weights(self._merged, matrices, batches, seed)
+        super().__init__(tensors, weights)
+
+    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
+        rounded = deepcopy(self._merged)
+        tensors = stored_tensors(rounded)
+        with torch.no_grad():
+            for weight in self._weights:
+                tensors[weight.name].copy_(attempt.values(weight))
+        if self._batches is not None:
+            correct_means(rounded, self._dense, self._batches)
+        vectors = {
+            name: _fine(tensor, relative)
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point() and name not in attempt.quantizers
+        }
+        save(rounded, path, network=self._network, quantizer={**vectors, **attempt.quantizers})
+
+
+def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel()
+    }
+
+
+def _fine(tensor: Tensor, relative: float) -> StepQuantizer:
+    """Return a quantizer of a vector, by the log2 of its step in root mean squares."""
+    if not tensor.numel():
+        return StepQuantizer(0)
+    most = float(tensor.detach().double().abs().max())
+    return StepQuantizer.nearest(max(rms(tensor) * 2.0**relative, 2 * most / MAX_SYMBOL))

@@ -1,0 +1,63 @@
+"""What symbols cost: a table of bits, fitted to the symbols there are."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_REACH = 1 << 15
+"""Symbols further out than that are taken to cost what the last in the table does."""
+
+
+@dataclass(frozen=True)
+class SymbolCosts:
+    """Bits that an entropy coder which knows how often each symbol occurs would spend.
+
+    Attributes
+    ----------
+    bits : Tensor
+        float64, of the symbols -r … r.
+    """
+
+    bits: Tensor
+
+    @staticmethod
+    def of(symbols: Tensor) -> "SymbolCosts":
+        """Return the costs by the histogram of some symbols; signs are taken to be alike.
+
+        Parameters
+        ----------
+        symbols : Tensor
+            Integers, any shape, at least one.
+
+        Examples
+        --------
+        >>> costs = SymbolCosts.of(torch.tensor([0, 0, 0, 0, 0, 0, 1, -1]))
+        >>> bool(costs(torch.tensor(0)) < costs(torch.tensor(1)))
+        True
+        """
+        size = symbols.abs().flatten().clamp(max=_REACH).long()
+        counts = torch.bincount(size, minlength=int(size.max()) + 3).double()
+        either = counts / 2
+        either[0] = counts[0]
+        masses = torch.cat([either[1:].flip(0), either]) + 0.1
+        return SymbolCosts(-(masses / masses.sum()).log2())
+
+    def __call__(self, symbols: Tensor) -> Tensor:
+        """Return the bits of each symbol."""
+        reach = len(self.bits) // 2
+        return self.bits[symbols.long().clamp(-reach, reach) + reach]
+
+
+def ideal_bits(symbols: Tensor) -> float:
+    """Return the number of symbols times their empirical entropy, in bits.
+
+    Examples
+    --------
+    >>> ideal_bits(torch.tensor([0, 1, 2, 2]))
+    6.0
+    """
+    if not symbols.numel():
+        return 0.0
+    counts = torch.unique(symbols, return_counts=True)[1].double()
+    return float((counts * (counts.sum() / counts).log2()).sum())

@@ -1,0 +1,118 @@
+"""Rounding a weight column by column, what follows making up for the errors of what came before."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tensorpress.rounding.choosing import choose
+from tensorpress.rounding.entropy import SymbolCosts
+
+DAMPING = 0.01
+"""What is added to the diagonal of the moments, relative to its mean."""
+
+_COLUMNS = 128  # whose effect on all later columns is one matrix product
+
+
+@dataclass(frozen=True)
+class Feedback:
+    r"""The order of a weight's columns, and how the error of each is passed on.
+
+    With :math:`H = E\,x x^T` the mean squared error of the responses :math:`Wx` is
+    :math:`tr\,(W-Q)\,H\,(W-Q)^T`. Rounded in an order in which each column is first corrected by
+    the best linear estimate of the errors made already, this is :math:`\sum_j p_j e_j^2` with the
+    pivots p of H in that order and the rounding errors e (GPTQ, Frantar et al., ICLR 2023; the
+    LDL view is that of QuIP, Chee et al., NeurIPS 2023).
+
+    Attributes
+    ----------
+    order : Tensor
+        The columns, those with the largest moments first.
+    upper : Tensor
+        Upper triangular U with UᵀU the inverse of the damped H in that order, float64.
+    """
+
+    order: Tensor
+    upper: Tensor
+
+    @staticmethod
+    def of(moments: Tensor, damping: float = DAMPING) -> "Feedback":
+        """Return the feedback by second moments.
+
+        Parameters
+        ----------
+        moments : Tensor
+            E x xᵀ, shape (columns, columns), finite.
+        damping : float
+            Added to the diagonal, relative to its mean.
+
+        Examples
+        --------
+        >>> feedback = Feedback.of(torch.diag(torch.tensor([1.0, 4.0]).double()), damping=0.0)
+        >>> feedback.order.tolist(), feedback.pivots.tolist()
+        ([1, 0], [4.0, 1.0])
+        """
+        h = moments.double()
+        mean = float(h.diagonal().mean())
+        if mean <= 0:  # no input was ever other than zero
+            h, mean = torch.eye(len(h), dtype=torch.float64), 1.0
+        order = h.diagonal().argsort(descending=True, stable=True)
+        h = h[order][:, order] + damping * mean * torch.eye(len(h), dtype=torch.float64)
+        lower = torch.linalg.cholesky(h)
+        return Feedback(order, torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True))
+
+    @property
+    def pivots(self) -> Tensor:
+        """What a squared error of each column counts, in that order."""
+        return self.upper.diagonal().square().reciprocal()
+
+    @property
+    def mean_pivot(self) -> float:
+        """Their geometric mean."""
+        return float(self.pivots.log().mean().exp())
+
+    def round(self, values: Tensor, price: float = 0.0) -> Tensor:
+        """Return symbols for a weight in steps.
+
+        Parameters
+        ----------
+        values : Tensor
+            The weight in steps, shape (rows, columns).
+        price : float
+            Of a bit, in squared steps of a column with the mean pivot; see `choose`.
+
+        Returns
+        -------
+        Tensor
+            int32, the shape of `values`.
+
+        Examples
+        --------
+        >>> h = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
+        >>> Feedback.of(h).round(torch.tensor([[0.4, 0.4]])).tolist()
+        [[0, 1]]
+        """
+        values = values.double()
+        costs = SymbolCosts.of(values.round()) if price else None
+        weights = self.pivots / self.mean_pivot
+        ahead = values[:, self.order]
+        found = torch.empty_like(ahead)
+        count = ahead.shape[1]
+        for start in range(0, count, _COLUMNS):
+            stop = min(start + _COLUMNS, count)
+            part, errors = ahead[:, start:stop], []
+            for j in range(stop - start):
+                row = self.upper[start + j]
+                column = part[:, j]
+                if costs is None:
+                    symbols = column.round()
+                else:
+                    symbols = choose(column, float(weights[start + j]), price, costs)
+                error = (column - symbols) / row[start + j]
+                found[:, start + j] = symbols
+                part[:, j + 1 :].addr_(error, row[start + j + 1 : stop], alpha=-1)
+                errors.append(error)
+            ahead[:, stop:] -= torch.stack(errors, 1) @ self.upper[start:stop, stop:]
+        symbols = torch.empty_like(found)
+        symbols[:, self.order] = found
+        return symbols.to(torch.int32)
