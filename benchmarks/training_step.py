@@ -24,7 +24,7 @@ from torch.nn import functional
 from tensorpress.files import write_atomically
 from tensorpress.pressing import press
 from tensorpress.recipe import read_recipe
-from tensorpress.running import plan_for
+from tensorpress.recipe_plans import plan_for
 from tensorpress.schemes.tucker_weight import TuckerWeight
 from tensorpress.zoo import network
 

@@ -13,7 +13,7 @@ from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning import SCHEMES
 from tensorpress.ranks.rules import NAMES
 from tensorpress.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
-from tensorpress.running import plan_for
+from tensorpress.recipe_plans import plan_for
 from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.zoo import NETWORKS, build, network
 
@@ -166,7 +166,8 @@ def test_every_mistake_is_told_at_once_with_its_key() -> None:
 
 def test_keys_that_are_near_to_nothing_come_with_the_known_ones() -> None:
     assert mistakes_in(changed(zzz=1)) == [
-        "zzz: unknown key (known: title, network, data, weights, dense, press, train, quantize)"
+        "zzz: unknown key (known: title, network, data, weights, dense, press, train, "
+        "quantize, rate)"
     ]
 
 
@@ -201,6 +202,19 @@ TRAIN = {"epochs": 1, "lr": 0.1}
         ({"weights": "a.safetensors"}, "recipe: give either weights"),
         ({"dense": None}, "recipe: give either weights"),
         ({"quantize": {}}, "quantize: give levels and bound, or step"),
+        ({"quantize": None}, "recipe: give either quantize or rate"),
+        (
+            {"rate": {"tradeoff": 0.1, "hard": TRAIN}},
+            "recipe: give either quantize or rate",
+        ),
+        (
+            {"quantize": None, "rate": {"tradeoff": 0, "hard": TRAIN}},
+            "rate.tradeoff: Input should be greater than 0 (got 0)",
+        ),
+        (
+            {"quantize": None, "rate": {"tradeoff": 0.1, "hard": {**TRAIN, "seed": 1}}},
+            "recipe: the seed is given to the run, not in the recipe",
+        ),
         ({"quantize": {"levels": 64}}, "quantize: give levels and bound, or step"),
         ({"quantize": {"bound": 3}}, "quantize: give levels and bound, or step"),
         (

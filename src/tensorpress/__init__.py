@@ -6,6 +6,7 @@ from tensorpress.checkpoints.stream import press_checkpoint
 from tensorpress.codec.file import load, save
 from tensorpress.codec.inspect import inspect
 from tensorpress.codec.quantize import UniformQuantizer
+from tensorpress.codec.steps import StepQuantizer
 from tensorpress.errors import (
     CorruptFileError,
     DataNotFoundError,
@@ -18,6 +19,8 @@ from tensorpress.measure import measure
 from tensorpress.models.loading import load_model
 from tensorpress.planning import LayerPlan, Plan, SchemePlan, plan
 from tensorpress.pressing import materialize, press
+from tensorpress.rate.training import train_for_size
+from tensorpress.rounding.encode import Encoded, decode, encode
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
 from tensorpress.sensitivity.scoring import sensitivity
@@ -29,14 +32,18 @@ __version__ = "0.1.0"
 __all__ = [
     "CorruptFileError",
     "DataNotFoundError",
+    "Encoded",
     "InvalidArgumentError",
     "LayerPlan",
     "ModelMismatchError",
     "Plan",
     "SchemePlan",
+    "StepQuantizer",
     "TensorPressError",
     "UniformQuantizer",
     "check_onnx",
+    "decode",
+    "encode",
     "export_onnx",
     "finetune",
     "inspect",
@@ -53,6 +60,7 @@ __all__ = [
     "save_checkpoint",
     "scheme",
     "sensitivity",
+    "train_for_size",
     "unpress",
     "unpress_layer",
 ]

@@ -110,13 +110,15 @@ class Data(_Section):
 class LayerPress(_Section):
     """What is done with a layer, or with all layers a pattern names.
 
-    ``modes`` and ``diagonal`` are of (s)cada_tucker; without ``ranks`` those for all layers hold.
+    ``modes``, ``diagonal`` and ``reduced`` are of (s)cada_tucker; without ``ranks`` those for all
+    layers hold.
     """
 
     scheme: Annotated[str, AfterValidator(_known)] | None = None
     modes: Modes | None = None
     ranks: Ranks | None = None
     diagonal: bool | None = None
+    reduced: bool | None = None
 
 
 class Press(_Section):
@@ -177,12 +179,29 @@ class Quantize(_Section):
         return self
 
 
+class Rate(_Section):
+    """How the network is trained for few bytes: loss + ``tradeoff`` · kilobytes of its parameters.
+
+    First, for ``noise``, with noise in place of rounding, and then, for ``hard``, rounded. ``step``
+    is the first quantization step of each parameter, in units of its root mean square. With
+    ``calibrate``, weights are rounded to a file of so many bytes before, by calibration on training
+    images.
+    """
+
+    tradeoff: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    step: Annotated[float, Field(gt=0, le=4)] = 0.125
+    calibrate: Count | None = None
+    noise: TrainConfig | None = None
+    hard: TrainConfig
+
+
 class Recipe(_Section):
     """A whole run: a network and data in, a file and a report out.
 
     The dense network comes from ``weights`` (safetensors, relative to the data folder), or is
-    trained here as ``dense`` says. ``train`` trains the pressed network, ``quantize`` makes the
-    file. Examples are in the project's ``recipes/``.
+    trained here as ``dense`` says; without ``press`` it stays dense. ``train`` trains the pressed
+    network; then ``quantize`` or ``rate`` makes the file. Examples are in the project's
+    ``recipes/``.
     """
 
     title: str
@@ -190,9 +209,10 @@ class Recipe(_Section):
     data: Data
     weights: Path | None = None
     dense: TrainConfig | None = None
-    press: Press
+    press: Press | None = None
     train: TrainConfig | None = None
-    quantize: Quantize
+    quantize: Quantize | None = None
+    rate: Rate | None = None
 
     @field_validator("network")
     @classmethod
@@ -203,7 +223,11 @@ class Recipe(_Section):
     def _one_source(self) -> "Recipe":
         if (self.weights is None) == (self.dense is None):
             raise ValueError("give either weights (a file) or dense (how to train them)")
-        for phase in (self.dense, self.train, self.quantize.finetune):
+        if (self.quantize is None) == (self.rate is None):
+            raise ValueError("give either quantize or rate, which say how the file is made")
+        finetune = self.quantize and self.quantize.finetune
+        rated = (self.rate.noise, self.rate.hard) if self.rate else ()
+        for phase in (self.dense, self.train, finetune, *rated):
             if phase is not None and "seed" in phase.model_fields_set:
                 raise ValueError("the seed is given to the run, not in the recipe")
         return self

@@ -28,8 +28,8 @@ class RunRecord:
 
     ``initial`` is the pressed model before training where it was decomposed from trained weights;
     ``latent`` has the weights before quantization, ``decoded`` those of the file. ``errors`` are
-    in per cent: dense, start (that of ``initial``), pressed and file on the test set, and the
-    file's on validation images.
+    in per cent: dense, start (that of ``initial``), pressed and file on the images that
+    ``errors_on`` names, "test" or "validation", and the file's on the validation images.
     """
 
     recipe: Recipe
@@ -42,6 +42,7 @@ class RunRecord:
     inspection: Inspection
     histories: Mapping[str, History]
     errors: Mapping[str, float | None]
+    errors_on: str
     seconds: float
     example: Tensor
 
@@ -78,6 +79,7 @@ def run_metrics(record: RunRecord) -> dict[str, Any]:
             "error": record.errors["file"],
             "validation_error": record.errors["validation"],
         },
+        "errors_on": record.errors_on,
         "ratio": {
             "params": dense_params / params,
             "macs": macs[0] / macs[1],
@@ -99,10 +101,10 @@ def run_metrics(record: RunRecord) -> dict[str, Any]:
 def report_content(record: RunRecord, metrics: dict[str, Any]) -> ReportContent:
     """Return the content of the report page."""
     recipe = record.recipe
+    scheme = recipe.press.scheme if recipe.press else "dense"
     return ReportContent(
         title=recipe.title,
-        subtitle=f"{recipe.network} on {recipe.data.name}, {recipe.press.scheme}, "
-        f"seed {record.seed}",
+        subtitle=f"{recipe.network} on {recipe.data.name}, {scheme}, seed {record.seed}",
         metrics=metrics,
         layers=layer_rows(record),
         histograms=_histograms(record),
@@ -213,10 +215,11 @@ def _histograms(record: RunRecord) -> list[Histogram]:
 
 
 def _curves(histories: Mapping[str, History]) -> list[Curves]:
-    """Return a curve a phase; training with quantized weights goes on where training ended."""
-    offsets = dict.fromkeys(histories, 0)
-    if {"train", "quantized"} <= set(histories):
-        offsets["quantized"] = len(histories["train"].epochs)
+    """Return a curve a phase; each goes on where the one before ended, but for the dense net's."""
+    offsets, done = {}, 0
+    for phase, history in histories.items():
+        offsets[phase] = done
+        done += 0 if phase == "dense" else len(history.epochs)
 
     def curves(key: str) -> list[Curve]:
         return [

@@ -43,7 +43,7 @@ def test_metrics_keep_their_contract(finished: RunResult) -> None:
     assert metrics == finished.metrics
     assert set(metrics) == {
         *("dense", "pressed", "file", "ratio", "latency", "seconds"),
-        *("recipe", "seed", "versions", "device"),
+        *("recipe", "seed", "versions", "device", "errors_on"),
     }
     assert set(metrics["dense"]) == {"params", "bytes", "macs", "error"}
     assert set(metrics["pressed"]) == {"params", "macs", "start_error", "error"}

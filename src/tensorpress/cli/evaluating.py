@@ -18,7 +18,7 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown
 from tensorpress.measure import count_macs, count_params, latencies
 from tensorpress.measure.cost import evaluating
 from tensorpress.models import check_inputs
-from tensorpress.running import EVALUATION_BATCH
+from tensorpress.phases import EVALUATION_BATCH
 from tensorpress.schemes.dimensions import by
 from tensorpress.sources import load_splits
 from tensorpress.train import evaluate

@@ -140,6 +140,7 @@ def _headline(metrics: Mapping[str, Any]) -> list[_Headline]:
         )
     }
     figure, unit = formatting.size(number["file.bytes"])
+    errors_on = metrics.get("errors_on", "test")
     before = formatting.fixed(number["dense.error"], 2)
     after = formatting.fixed(number["file.error"], 2)
     dense, pressed = (formatting.count(number[f"{form}.params"]) for form in ("dense", "pressed"))
@@ -159,5 +160,10 @@ def _headline(metrics: Mapping[str, Any]) -> list[_Headline]:
             "",
             f"{dense} dense / {pressed} stored",
         ),
-        _Headline("Test error", f"{before} → {after}", "%", "dense → decoded from the file"),
+        _Headline(
+            f"{errors_on} error".capitalize(),
+            f"{before} → {after}",
+            "%",
+            "dense → decoded from the file",
+        ),
     ]

@@ -19,6 +19,7 @@ from tensorpress.train.optimizers import build_optimizer, learning_rate, set_lea
 from tensorpress.train.progress import ProgressReport
 
 WeightContext = Callable[[nn.Module], AbstractContextManager[None]]
+Penalty = Callable[[], Tensor]
 
 # On an accelerator, reading a loss waits for the queue of kernels to drain.
 _STEPS_BETWEEN_READS = 20
@@ -29,6 +30,7 @@ class _Tally:
     """Sums over the examples of an epoch, and those of single steps that are not read yet."""
 
     loss: float = 0.0
+    penalty: float = 0.0
     wrong: float = 0.0
     examples: float = 0.0
     unread: list[Tensor] = field(default_factory=list)
@@ -45,6 +47,8 @@ class EpochRunner:
         The teacher on the same device, in evaluation mode, or None.
     weights
         Makes the context that forward and backward passes run in.
+    penalty
+        What is added to the loss of a step, or None.
     config
         The configuration of the run.
     accelerator
@@ -56,6 +60,7 @@ class EpochRunner:
         model: nn.Module,
         teacher: nn.Module | None,
         weights: WeightContext,
+        penalty: Penalty | None,
         config: TrainConfig,
         accelerator: Accelerator,
     ) -> None:
@@ -63,6 +68,7 @@ class EpochRunner:
         device = accelerator.device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._model, self._teacher, self._weights = model, teacher, weights
+        self._penalty = penalty
         self._config, self._accelerator = config, accelerator
         self._network = model
         if accelerator.num_processes > 1:
@@ -75,8 +81,9 @@ class EpochRunner:
         Returns
         -------
         dict
-            ``train_loss``, the mean objective, and ``train_error`` in per cent, over the
-            examples of all processes; ``lr``, the learning rate of the last step.
+            ``train_loss``, the mean objective, ``penalty``, its part that is one, if any, and
+            ``train_error`` in per cent, over the examples of all processes; ``lr``, the learning
+            rate of the last step.
 
         Raises
         ------
@@ -99,19 +106,22 @@ class EpochRunner:
         self.optimizer.zero_grad(set_to_none=True)
         if not tally.examples:
             raise InvalidArgumentError(f"train_batches gave no example in epoch {epoch + 1}")
-        return {
+        penalty = {} if self._penalty is None else {"penalty": tally.penalty / tally.examples}
+        return penalty | {
             "train_loss": tally.loss / tally.examples,
             "train_error": 100 * tally.wrong / tally.examples,
             "lr": lr,
         }
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Take one optimizer step; return loss sum, wrong and all examples, still on the device."""
+        """Take one optimizer step; return sums of loss, penalty, wrong and examples."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._weights(self._model):
             with self._autocast():
                 logits = checked_logits(self._network(inputs), labels)
             loss = training_loss(logits, labels, self._config, self._teach(inputs, labels))
+            penalty = torch.zeros_like(loss) if self._penalty is None else self._penalty()
+            loss = loss + penalty
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if self._config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -120,7 +130,8 @@ class EpochRunner:
         self.scaler.update()
         with torch.no_grad():
             wrong = count_wrong(logits, labels).to(loss.dtype)
-            return torch.stack([loss * len(labels), wrong, torch.full_like(loss, len(labels))])
+            count = torch.full_like(loss, len(labels))
+            return torch.stack([loss * count, penalty * count, wrong, count])
 
     def _teach(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
         if self._teacher is None:
@@ -143,7 +154,7 @@ class EpochRunner:
             table = self._accelerator.reduce(table, "sum")
         first = step - len(tally.unread) + 1
         tally.unread.clear()
-        for at, (loss, wrong, examples) in enumerate(table.tolist(), start=first):
+        for at, (loss, penalty, wrong, examples) in enumerate(table.tolist(), start=first):
             if not math.isfinite(loss):
                 lr = learning_rate(self._config, epoch * steps + at - 1, steps)
                 raise DivergedError(
@@ -151,5 +162,6 @@ class EpochRunner:
                     f"rate {lr:.3g}: try a lower lr"
                 )
             tally.loss += loss
+            tally.penalty += penalty
             tally.wrong += wrong
             tally.examples += examples

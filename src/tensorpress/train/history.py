@@ -14,6 +14,8 @@ class EpochMetrics(BaseModel):
         Counted from 1.
     train_loss
         Mean of the training objective, measured while the model changes.
+    penalty
+        The part of it that depends on the parameters alone; None where there is none.
     train_error
         Misclassified training examples in per cent, measured while the model changes.
     validation_loss, validation_error
@@ -28,6 +30,7 @@ class EpochMetrics(BaseModel):
 
     epoch: int
     train_loss: float
+    penalty: float | None = None
     train_error: float
     validation_loss: float | None = None
     validation_error: float | None = None
@@ -37,6 +40,8 @@ class EpochMetrics(BaseModel):
     def __str__(self) -> str:
         """Return one line for a log."""
         line = f"epoch {self.epoch}: train loss {self.train_loss:.4f}"
+        if self.penalty is not None:
+            line += f" (penalty {self.penalty:.4f})"
         line += f", train error {self.train_error:.2f} %"
         if self.validation_loss is not None:
             line += f", validation loss {self.validation_loss:.4f}"

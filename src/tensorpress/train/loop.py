@@ -14,7 +14,7 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.batches import Batch, TrainBatches
 from tensorpress.train.config import TrainConfig, train_config
-from tensorpress.train.epoch import EpochRunner, WeightContext
+from tensorpress.train.epoch import EpochRunner, Penalty, WeightContext
 from tensorpress.train.evaluate import evaluate, training_mode
 from tensorpress.train.history import EpochMetrics, History
 from tensorpress.train.processes import processes
@@ -30,6 +30,7 @@ def fit(
     validation: Iterable[Batch] | None = None,
     teacher: nn.Module | None = None,
     weights: WeightContext | None = None,
+    penalty: Penalty | None = None,
     checkpoint: Path | str | None = None,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
 ) -> History:
@@ -56,6 +57,8 @@ def fit(
     weights
         Makes a context for every training step's forward and backward pass and for validation,
         such as `StraightThrough` does for quantization-aware training.
+    penalty
+        Called after the model in every training step, and its result added to the loss.
     checkpoint
         File that is replaced after every epoch. If it exists the run goes on from there; on a
         CPU the final weights are bit-identical to those of an uninterrupted run.
@@ -99,7 +102,7 @@ def fit(
     batches = TrainBatches(train_batches)
     weights = weights or _as_they_are
     with _prepared(model, teacher, accelerator.device):
-        runner = EpochRunner(model, teacher, weights, config, accelerator)
+        runner = EpochRunner(model, teacher, weights, penalty, config, accelerator)
         saved = RunCheckpoint(
             checkpoint,
             model,

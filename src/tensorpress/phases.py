@@ -1,0 +1,157 @@
+"""The training phases of a run."""
+
+import logging
+from collections.abc import Iterator
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorpress.codec.steps import StepQuantizer
+from tensorpress.data import Splits, batches
+from tensorpress.data.loaders import BatchLoader
+from tensorpress.planning import Plan
+from tensorpress.rate.model import RateModel
+from tensorpress.rate.start import round_by_calibration
+from tensorpress.rate.training import in_phases
+from tensorpress.recipe import Rate, Recipe
+from tensorpress.recipe_plans import plan_for
+from tensorpress.sources import find_weights
+from tensorpress.train import History, TrainConfig, evaluate, fit
+from tensorpress.train.batches import Batch
+from tensorpress.train.epoch import Penalty
+from tensorpress.zoo import Network, load_weights
+
+EVALUATION_BATCH = 1000
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 64
+
+logger = logging.getLogger("tensorpress.running")
+
+
+COMMON_PHASES = ("dense", "train")
+"""Those before it matters how the file is made."""
+
+
+def common_part(recipe: Recipe, phase: str, seed: int) -> str:
+    """Return a name of what a run does up to the end of a phase: runs that share it are alike."""
+    later = {"title", "quantize", "rate"} | ({"press", "train"} if phase == "dense" else set())
+    text = f"{recipe.model_dump_json(exclude=later)} {seed}"
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+class Phases:
+    """The training phases of a run, with their data, checkpoints and histories.
+
+    ``common``, if given, is a folder for the checkpoints of phases that runs have in common.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        net: Network,
+        splits: Splits,
+        folder: Path,
+        seed: int,
+        common: Path | None = None,
+    ) -> None:
+        self.recipe, self.net, self.splits, self.seed = recipe, net, splits, seed
+        self.folder, self._common = folder, common
+        self.histories: dict[str, History] = {}
+        self.earlier_seconds = 0.0  # of training, in processes that were interrupted
+        self._validation = self._evaluation(splits.validation)
+
+    def dense(self) -> nn.Module:
+        """Return the dense network with the recipe's weights, or trained as it says."""
+        torch.manual_seed(self.seed)
+        model = self.net.build()
+        if self.recipe.weights is not None:
+            load_weights(model, find_weights(self.recipe.weights, self.recipe.data.root))
+        elif self.recipe.dense is not None:
+            self.fit("dense", model, self.recipe.dense)
+        return model.eval()
+
+    def planned(self, dense: nn.Module) -> Plan:
+        """Return the plan, that of the run which is gone on with where there is one."""
+        file = self.folder / "plan.yaml"
+        if not file.exists():
+            plan_for(dense, self.recipe).save(file)
+        return Plan.read(file)
+
+    def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
+        """Train a model in place, going on from this phase's checkpoint where there is one."""
+        if config.distill is None:
+            options.pop("teacher", None)
+        logger.info("%s: %d epochs", phase, config.epochs)
+        data = self.recipe.data
+        training = batches(
+            self.splits.train,
+            self.net.preprocess,
+            data.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            augment=data.augment,
+        )
+        place = self.folder / "checkpoints"
+        if self._common is not None and phase in COMMON_PHASES:
+            place = self._common / common_part(self.recipe, phase, self.seed)
+        place.mkdir(parents=True, exist_ok=True)
+        started = perf_counter()
+        history = fit(
+            model,
+            training,
+            config.model_copy(update={"seed": self.seed}),
+            validation=self._validation,
+            checkpoint=place / f"{phase}.pt",
+            **options,
+        )
+        trained = sum(epoch.seconds for epoch in history.epochs)
+        self.earlier_seconds += max(0.0, trained - (perf_counter() - started))
+        self.histories[phase] = history
+
+    def train_for_size(
+        self, model: nn.Module, section: Rate, teacher: nn.Module
+    ) -> dict[str, StepQuantizer]:
+        """Train a model in place for loss and bytes; return the quantizers of its parameters."""
+
+        def train(phase: str, rated: RateModel, penalty: Penalty) -> None:
+            config = section.noise if phase == "noise" else section.hard
+            if config is not None:
+                self.fit(phase, rated, config, teacher=teacher, penalty=penalty)
+
+        steps = {}
+        if section.calibrate is not None:
+            steps = round_by_calibration(model, self._calibration(), section.calibrate)
+        lr = (section.noise or section.hard).lr
+        return in_phases(
+            model, train, tradeoff=section.tradeoff, step=section.step, steps=steps, lr=lr
+        )
+
+    def _calibration(self) -> Iterator[Batch]:
+        """Return batches of training images as they are."""
+        loader = batches(
+            self.splits.train, self.net.preprocess, CALIBRATION_BATCH, shuffle=True, seed=self.seed
+        )
+        return islice(iter(loader), CALIBRATION_BATCHES)
+
+    def test_error(self, model: nn.Module) -> float:
+        """Return the error on the test set, in per cent."""
+        loader = self._evaluation(self.splits.test)
+        assert loader is not None
+        return evaluate(model, loader).error
+
+    def validation_error(self, model: nn.Module) -> float | None:
+        """Return the error on the validation images, in per cent."""
+        return evaluate(model, self._validation).error if self._validation else None
+
+    def example(self) -> torch.Tensor:
+        """Return a batch of test images as the network takes them."""
+        return self.net.preprocess(self.splits.test.images[:64])
+
+    def _evaluation(self, images: Any) -> BatchLoader | None:
+        if not len(images):
+            return None
+        return batches(images, self.net.preprocess, EVALUATION_BATCH, shuffle=False)
