@@ -7,6 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
+from tensorpress.cli.coding import decode_command, encode_command
 from tensorpress.cli.evaluating import eval_command
 from tensorpress.cli.exporting import export_command
 from tensorpress.cli.inspecting import inspect_command
@@ -15,6 +16,7 @@ from tensorpress.cli.output import print_error
 from tensorpress.cli.planning import plan_command
 from tensorpress.cli.pressing import press_command
 from tensorpress.cli.recipes import demo, run_command
+from tensorpress.cli.sweeping import sweep_command
 from tensorpress.errors import TensorPressError
 
 app = typer.Typer(
@@ -27,9 +29,12 @@ app = typer.Typer(
 app.command("plan")(plan_command)
 app.command("press")(press_command)
 app.command("eval")(eval_command)
+app.command("encode")(encode_command)
+app.command("decode")(decode_command)
 app.command("inspect")(inspect_command)
 app.command("export")(export_command)
 app.command("run")(run_command)
+app.command("sweep")(sweep_command)
 app.command("demo")(demo)
 app.command("list")(list_command)
 

@@ -1,0 +1,72 @@
+"""The command sweep: variants of a recipe, side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tensorpress.cli.options import Json
+from tensorpress.cli.output import print_json, print_line, print_table
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.sweep import Pick, read_sweep, sweep
+from tensorpress.sweep.table import pick_table, variant_table
+
+
+def sweep_command(
+    file: Annotated[Path, typer.Argument(help="What to vary in which recipe, in YAML.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs.")],
+    processes: Annotated[
+        int, typer.Option(help="Runs at a time, with one thread each.", min=1)
+    ] = 2,
+    seeds: Annotated[
+        str, typer.Option(help="Every variant is run with each of them: 0,1,2.")
+    ] = "0",
+    pick: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Test the variant of least validation error within bytes<=1200, or of fewest "
+            "bytes within error<=0.95 (per cent); repeatable."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run variants of a recipe, and compare the bytes and errors of their files.
+
+    An interrupted sweep goes on where it stopped when it is started again with the same folder;
+    variants, seeds and picks can be added.
+
+    Example: tensorpress sweep sweep.yaml --out sweeps/lenet5 --pick "bytes<=1200"
+    """
+    picks = [Pick.parse(text) for text in pick or ()]
+    numbers = parse_seeds(seeds)
+    asked, variants = read_sweep(file)
+    found = sweep(asked, variants, out, seeds=numbers, picks=picks, processes=processes)
+    if as_json:
+        print_json(found)
+        return
+    print_table(variant_table(found))
+    if found["picks"]:
+        print_line("")
+        print_table(pick_table(found))
+    print_line(f"page    {(out / 'sweep.html').resolve().as_uri()}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return what ``--seeds`` means.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For anything but numbers from 0 to 2**32 - 1 with commas.
+
+    Examples
+    --------
+    >>> parse_seeds("0,1,2")
+    [0, 1, 2]
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and part.isascii() and int(part) < 1 << 32 for part in parts):
+        raise InvalidArgumentError(
+            f"--seeds: expected numbers from 0 to {(1 << 32) - 1} with commas, got {text!r}"
+        )
+    return [int(part) for part in parts]

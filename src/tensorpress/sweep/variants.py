@@ -1,0 +1,226 @@
+"""What a sweep's file may say, and the variants of the recipe that it asks for."""
+
+import os
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
+from tensorpress.recipe import Recipe
+from tensorpress.recipe_plans import try_plan
+from tensorpress.strict_yaml import parse_yaml
+from tensorpress.validation import validated
+from tensorpress.zoo import network
+
+Settings = Mapping[str, Any]
+"""Values by dotted key: what a variant changes in the recipe."""
+
+_LONGEST = 60
+
+
+class Reference(BaseModel):
+    """A file of others to compare with: its bytes, and its error in per cent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    bytes: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    error: Annotated[float, Field(ge=0, le=100)]
+
+
+class SweepFile(BaseModel):
+    """A recipe and what is varied in it.
+
+    ``recipe`` is a mapping, or the name of a file, relative to this one. ``vary`` gives a list of
+    values for each of some dotted keys, of which every combination is a variant; each of ``points``
+    is one more. A value may be a whole section, and null leaves a section out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    recipe: Any
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    points: list[Annotated[dict[str, Any], Field(min_length=1)]] = Field(default_factory=list)
+    references: list[Reference] = Field(default_factory=list)
+
+    @field_validator("recipe")
+    @classmethod
+    def _readable(cls, recipe: Any) -> Any:
+        if not isinstance(recipe, str | dict):
+            raise ValueError("expected the name of a recipe's file, or a recipe")
+        return recipe
+
+    @model_validator(mode="after")
+    def _something_varies(self) -> "SweepFile":
+        if not (self.vary or self.points):
+            raise ValueError("give vary, points or both")
+        return self
+
+    def settings(self) -> Iterator[Settings]:
+        """Yield what each variant changes."""
+        if self.vary:
+            for values in product(*self.vary.values()):
+                yield dict(zip(self.vary, values, strict=True))
+        yield from self.points
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe of a sweep, and how it differs from the others."""
+
+    name: str
+    settings: Settings
+    recipe: Recipe
+
+    @property
+    def id(self) -> str:
+        """What tells its recipe from others; it stays where a sweep gets more variants."""
+        return sha256(self.recipe.to_yaml().encode()).hexdigest()[:12]
+
+
+def read_sweep(path: str | os.PathLike[str]) -> tuple[SweepFile, list[Variant]]:
+    """Read a sweep's file and check every variant that it asks for.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there is no such file, or none of the recipe that it names.
+    InvalidArgumentError
+        If a file is not YAML, or a variant is not a recipe that can be carried out; the message
+        names the variant and the key.
+    """
+    file = Path(path)
+    content = _read(file, "sweep")
+    try:
+        sweep = validated(SweepFile, content, "sweep")
+        if isinstance(sweep.recipe, str):
+            base = _read(file.parent / sweep.recipe, "recipe")
+        else:
+            base = sweep.recipe
+        return sweep, variants(base, sweep)
+    except DataNotFoundError:
+        raise
+    except TensorPressError as error:
+        raise InvalidArgumentError(f"{file}: {error}") from None
+
+
+def variants(base: Any, sweep: SweepFile) -> list[Variant]:
+    """Return the variants of a recipe, which need not be complete by itself.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming the variant and what is wrong with it.
+
+    Examples
+    --------
+    >>> from tensorpress.recipe import EXAMPLE
+    >>> sweep = SweepFile(recipe={}, vary={"press.budget": ["params=4000", "params=3000"]})
+    >>> [variant.name for variant in variants(parse_yaml(EXAMPLE), sweep)]
+    ['budget=params=4000', 'budget=params=3000']
+    """
+    if not isinstance(base, dict):
+        raise InvalidArgumentError("a recipe is a mapping of keys, such as title and network")
+    found: dict[str, Variant] = {}
+    tried: set[str] = set()
+    asked = list(sweep.settings())
+    for settings, name in zip(asked, _names(asked), strict=True):
+        try:
+            recipe = validated(Recipe, with_settings(base, settings), "recipe")
+            if not recipe.data.validation:
+                raise InvalidArgumentError("data.validation must be above 0: variants are compared")
+            plan = f"{recipe.network} {recipe.press}"
+            if plan not in tried:
+                try_plan(network(recipe.network), recipe)
+                tried.add(plan)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"variant {name}: {error}") from None
+        variant = Variant(name, settings, recipe)
+        first = found.setdefault(variant.id, variant)
+        if first is not variant:
+            raise InvalidArgumentError(f"variants {first.name} and {name} are the same recipe")
+    return list(found.values())
+
+
+def with_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return a copy of nested dictionaries with values at dotted keys.
+
+    A key of the content may have dots itself, as names of layers do.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a key that leads into something that has no keys.
+
+    Examples
+    --------
+    >>> content = {"press": {"overrides": {"layer1.0": {"ranks": 4}}}}
+    >>> with_settings(content, {"press.overrides.layer1.0.ranks": 3, "seed": 1})
+    {'press': {'overrides': {'layer1.0': {'ranks': 3}}}, 'seed': 1}
+    """
+    changed = deepcopy(dict(content))
+    for key, value in settings.items():
+        section, parts = changed, key.split(".")
+        while parts:
+            name = _first_key(section, parts)
+            parts = parts[name.count(".") + 1 :]
+            if not parts:
+                section[name] = deepcopy(value)
+                break
+            if section.get(name) is None:
+                section[name] = {}
+            section = section[name]
+            if not isinstance(section, dict):
+                raise InvalidArgumentError(f"{key}: there are no keys in {name}, which is a value")
+    return changed
+
+
+def _first_key(section: Mapping[str, Any], parts: list[str]) -> str:
+    """Return the longest key of a section that a dotted key begins with, or its first part."""
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in section:
+            return ".".join(parts[:end])
+    return parts[0]
+
+
+def _names(asked: list[Settings]) -> list[str]:
+    """Return short names: the ends of keys, as long as it takes to tell them apart, and values."""
+    keys = list(dict.fromkeys(key for settings in asked for key in settings))
+    names: list[str] = []
+    for settings in asked:
+        parts = [f"{_ending(key, keys)}={_text(value)}" for key, value in settings.items()]
+        name = " ".join(parts)
+        taken = sum(other.partition(" #")[0] == name for other in names)
+        names.append(f"{name} #{taken + 1}" if taken else name)
+    return names
+
+
+def _ending(key: str, keys: list[str]) -> str:
+    parts = key.split(".")
+    for start in range(len(parts) - 1, 0, -1):
+        ending = ".".join(parts[start:])
+        if sum(f".{other}".endswith(f".{ending}") for other in keys) == 1:
+            return ending
+    return key
+
+
+def _text(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    text = text.strip().removesuffix("\n...").strip()
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _read(file: Path, kind: str) -> Any:
+    if not file.is_file():
+        raise DataNotFoundError(f"no {kind} at {file}")
+    try:
+        return parse_yaml(file.read_text(encoding="utf-8"))
+    except (TensorPressError, UnicodeDecodeError, OSError) as error:
+        raise InvalidArgumentError(f"{file}: {error}") from None

@@ -1,0 +1,94 @@
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Outcome
+from tensorpress.jobs import JobFolder
+
+RECIPE = """
+title: LeNet-300-100 on digits
+network: lenet300100
+data: {name: digits, validation: 200, batch_size: 200}
+dense: {epochs: 1, lr: 0.003}
+press: {scheme: channel_svd, ranks: 4}
+quantize: {step: 0.5}
+"""
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A sweep whose runs take no time: a file's bytes are 100 for each rank."""
+
+    def in_turn(_: Path, tasks: Mapping[str, Any], jobs: JobFolder, processes: int) -> None:
+        def do(job: str) -> dict[str, float]:
+            rank = tasks[job].recipe.press.ranks
+            return {"bytes": 100 * rank + processes, "validation_error": 50 / rank}
+
+        jobs.run(list(tasks), do, title="")
+
+    monkeypatch.setattr("tensorpress.sweep.trials._in_processes", in_turn)
+    monkeypatch.setattr("tensorpress.sweep.sweeping._test_error", lambda *_: 7.0)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "sweep.yaml").write_text("recipe: recipe.yaml\nvary: {press.ranks: [2, 8]}\n")
+    return "sweep.yaml"
+
+
+def test_a_sweep_is_run_and_shown(
+    shell: Callable[..., Outcome], sweep_file: str, tmp_path: Path
+) -> None:
+    said = shell("sweep", sweep_file, "--out", "out", "--pick", "bytes<=300")
+    assert said.code == 0, said.err
+    assert "◆  ranks=2" in said.out
+    assert "803" not in said.out.split("pick")[1].split("page")[0]
+    assert (tmp_path / "out" / "sweep.html").as_uri() in said.out
+
+
+def test_seeds_picks_and_processes_are_passed_on(
+    told: Callable[..., Any], sweep_file: str, tmp_path: Path
+) -> None:
+    words = ["--seeds", "0, 3", "--processes", 3, "--pick", "error<=10", "--pick", "bytes<=1"]
+    found = told("sweep", sweep_file, "--out", "out", *words)
+    assert found["seeds"] == [0, 3]
+    assert [variant["bytes"] for variant in found["variants"]] == [203, 803]
+    large, none = found["picks"]
+    assert (large["variant"], large["test_error"]["mean"]) == ("ranks=8", 7.0)
+    assert none["variant"] is None
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0,x"], "--seeds: expected numbers"),
+        (["--seeds", "-1"], "--seeds: expected numbers"),
+        (["--seeds", "4294967296"], "--seeds: expected numbers"),
+        (["--seeds", "1,1"], "seeds are different numbers"),
+        (["--pick", "bytes=3"], "a pick is bytes<=NUMBER"),
+    ],
+    ids=str,
+)
+def test_mistakes_in_options(
+    refused: Callable[..., str],
+    sweep_file: str,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+) -> None:
+    assert message in refused("sweep", sweep_file, "--out", "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_in_the_file(refused: Callable[..., str], sweep_file: str, tmp_path: Path) -> None:
+    assert "no sweep at none.yaml" in refused("sweep", "none.yaml", "--out", "out")
+    (tmp_path / sweep_file).write_text("recipe: recipe.yaml\nvary: {press.rank: [2]}\n")
+    assert "variant rank=2" in refused("sweep", sweep_file, "--out", "out")
+
+
+def test_a_folder_of_something_else_is_refused(
+    refused: Callable[..., str], sweep_file: str, tmp_path: Path
+) -> None:
+    JobFolder(tmp_path / "out" / "jobs", {"task": "other"})
+    assert "holds jobs about something else" in refused("sweep", sweep_file, "--out", "out")
