@@ -49,6 +49,7 @@ def record(
         inspection=tp.inspect(folder / "model.tpz"),
         histories={"train": History(epochs=EPOCHS)},
         errors=ERRORS | {"start": 42.5 if initial else None},
+        errors_on="test",
         seconds=12.5,
         example=torch.zeros(2, *NETWORKS[network].input_shape),
     )

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import tensorpress as tp
 from command_line import Outcome
-from tensorpress.zoo import build, save_weights
+from tensorpress.sources import load_splits
+from tensorpress.zoo import build, network, save_weights
 
 Shell = Callable[..., Outcome]
 Told = Callable[..., Any]
@@ -52,10 +53,35 @@ def test_a_network_of_the_zoo_loads_without_a_model(told: Told, tmp_path: Path) 
     assert type(tp.load(tmp_path / "l.tpz")).__name__ == "LeNet300100"
 
 
+def test_calibration_by_the_images_of_a_data_set(told: Told, tmp_path: Path) -> None:
+    net = build("lenet5")
+    with torch.no_grad():
+        net.ip1.weight[20:].zero_()  # its coding would take seconds
+    save_weights(net, tmp_path / "w.safetensors")
+    model = ("--model", "lenet5", "--weights", "w.safetensors", "--size", "9kB")
+    told("encode", *model, "--out", "blind.tpz")
+    told("encode", *model, "--calibrate", "digits", "--out", "seen.tpz")
+    images = network("lenet5").preprocess(load_splits(network("lenet5"), "digits").test.images)
+    expected = net(images)
+    blind, seen = (
+        (tp.load(tmp_path / f"{name}.tpz")(images) - expected).square().mean().item()
+        for name in ("blind", "seen")
+    )
+    assert seen < 0.7 * blind
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("encode", "m.safetensors"), "give one of"),
+        (
+            ("encode", "m.safetensors", "--bits", "3", "--calibrate", "digits"),
+            "--calibrate needs a model",
+        ),
+        (
+            ("encode", "--model", "lenet5", "--bits", "3", "--out", "a.tpz", "--calibrate", "x"),
+            "unknown data set 'x'",
+        ),
         (("encode", "m.safetensors", "--size", "many"), "'many' is no size"),
         (("encode", "m.safetensors", "--size", "60"), "too few"),
         (("encode", "nothing.safetensors", "--bits", "2"), "no such file"),

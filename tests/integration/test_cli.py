@@ -137,7 +137,7 @@ def test_inspect(shell: Call, finished: RunResult) -> None:
         assert "129 levels ±3" in row
         assert row.split()[-3] == f"{tensor.bytes:,.1f}"
         assert len(row) <= 80
-    assert last.startswith(f"{found.size:,} bytes: container 13, header ")
+    assert last.startswith(f"{found.size:,} bytes: container 8, header ")
     assert json.loads(shell("inspect", file, "--json").out) == json.loads(
         json.dumps(found.to_dict())
     )

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from libraries import needed
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
@@ -54,7 +55,7 @@ def test_networks_of_the_zoo_take_their_default_inputs(name: str) -> None:
     ],
 )
 def test_models_of_libraries_take_their_default_inputs(name: str, shape: tuple[int, ...]) -> None:
-    pytest.importorskip("timm")
+    needed("timm")
     model = load_model(name, meta=True)
     inputs = default_inputs(name, model)
     assert inputs is not None
@@ -63,7 +64,7 @@ def test_models_of_libraries_take_their_default_inputs(name: str, shape: tuple[i
 
 
 def test_models_of_transformers_get_their_main_input() -> None:
-    pytest.importorskip("transformers")
+    needed("transformers")
     transformers = transformers_library()
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = transformers.BertModel(transformers.BertConfig(**sizes, max_position_embeddings=9))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from libraries import needed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -104,7 +105,7 @@ def test_a_model_that_looks_at_its_values_cannot_be_on_the_meta_device(folder: P
 def test_what_cannot_be_built_is_said(folder: Path, name: str, message: str) -> None:
     for package in ("torchvision", "timm"):
         if name.startswith(package):
-            pytest.importorskip("timm")
+            needed("timm")
     with pytest.raises(TensorPressError, match=message):
         load_model(name)
 
@@ -118,7 +119,7 @@ def test_a_package_that_is_missing_is_named(origin: str, monkeypatch: pytest.Mon
 
 
 def test_models_of_torchvision_and_timm() -> None:
-    pytest.importorskip("timm")
+    needed("timm")
     assert load_model("torchvision:squeezenet1_1,num_classes=7").num_classes == 7
     assert load_model("timm:test_resnet,num_classes=7", meta=True).num_classes == 7
     segmenter = load_model("torchvision:lraspp_mobilenet_v3_large", meta=True)
@@ -170,7 +171,7 @@ def test_pickle_is_refused(tmp_path: Path, suffix: str) -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers")
+    needed("transformers")
     transformers = transformers_library()
     config = transformers.LlamaConfig(
         hidden_size=16,

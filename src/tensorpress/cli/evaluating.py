@@ -1,37 +1,23 @@
 """The command eval: what a model costs, and its error on a data set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import Tensor, nn
 
-from tensorpress.cli.options import Inputs, Json, Model, WeightFile
+from tensorpress.cli.images import image_batches
+from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.cli.subject import Subject, inputs_for, open_subject
 from tensorpress.codec.inspect import inspect
-from tensorpress.data import DATASETS, ImageSet, batches, load
-from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
+from tensorpress.errors import ModelMismatchError
 from tensorpress.measure import count_macs, count_params, latencies
-from tensorpress.measure.cost import evaluating
 from tensorpress.models import check_inputs
-from tensorpress.phases import EVALUATION_BATCH
-from tensorpress.schemes.dimensions import by
-from tensorpress.sources import load_splits
 from tensorpress.train import evaluate
-from tensorpress.zoo import NETWORKS, Network, Preprocess
-
-IMAGENET = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""What models of other libraries are given colour images by."""
-
-BATCH = 64
-"""How many of their images, which may be large, are in memory at a time."""
-
-GREY = Preprocess(scale=255, mean=(0.0,), std=(1.0,))
-"""And grey ones."""
+from tensorpress.zoo import NETWORKS, Network
 
 
 def eval_command(
@@ -48,10 +34,7 @@ def eval_command(
             "images, moving-digits for clips; else none."
         ),
     ] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option("--root", help="Folder of the data sets; TENSORPRESS_DATA if not given."),
-    ] = None,
+    root: Root = None,
     as_json: Json = False,
 ) -> None:
     """Measure what a model costs, and its error on the test images of a data set.
@@ -113,57 +96,12 @@ def _costs(model: nn.Module, inputs: Sequence[Tensor] | None) -> dict[str, Any]:
 def _error(
     subject: Subject, inputs: Sequence[Tensor] | None, data: str, root: Path | None
 ) -> dict[str, Any]:
-    net = NETWORKS.get(subject.name or "")
-    if net is not None:
-        preprocess = net.preprocess
-        test = load_splits(net, data, root).test
-        found = evaluate(subject.model, batches(test, preprocess, EVALUATION_BATCH, shuffle=False))
-    else:
-        shape = _shape_for(subject, inputs, data)
-        preprocess = IMAGENET if shape[0] == len(IMAGENET.mean) else GREY
-        test = load(data, root).test
-        found = evaluate(subject.model, _resized(test, shape[1:], preprocess))
-    return {"data": data, **asdict(found), "preprocess": asdict(preprocess)}
-
-
-def _resized(
-    images: ImageSet, size: Sequence[int], preprocess: Preprocess
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches at another size; all at once might not fit into memory."""
-    for start in range(0, len(images), BATCH):
-        part = images.subset(range(start, min(start + BATCH, len(images)))).resized(*size)
-        yield preprocess(part.images), part.labels
-
-
-def _shape_for(subject: Subject, inputs: Sequence[Tensor] | None, data: str) -> tuple[int, ...]:
-    """Return the shape of a model's input, without the batch.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If the model does not take such images, or does not tell so many classes.
-    """
-    if data not in DATASETS:
-        raise unknown_name("data set", data, DATASETS)
-    known = DATASETS[data]
-    shape = () if inputs is None or len(inputs) > 1 else tuple(inputs[0].shape[1:])
-    classes = _classes(subject.model, inputs)
-    if len(shape) != len(known.shape) or shape[0] != known.shape[0] or classes < known.classes:
-        takes = by(shape) if shape else "unknown inputs"
-        raise InvalidArgumentError(
-            f"the data set {data!r} ({by(known.shape)}, classes: {known.classes}) does not fit "
-            f"{subject.label} ({takes}, classes: {classes or 'unknown'})"
-        )
-    return shape
-
-
-def _classes(model: nn.Module, inputs: Sequence[Tensor] | None) -> int:
-    """Return how many classes a model tells, 0 where it is no classifier."""
-    if inputs is None:
-        return 0
-    with evaluating(model), torch.no_grad():
-        logits = model(*inputs)
-    return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else 0
+    preprocess, loader = image_batches(subject, inputs, data, root, part="test")
+    return {
+        "data": data,
+        **asdict(evaluate(subject.model, loader)),
+        "preprocess": asdict(preprocess),
+    }
 
 
 def _show(told: dict[str, Any]) -> None:

@@ -37,6 +37,10 @@ Inputs = Annotated[
         "most models.",
     ),
 ]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="Folder of the data sets; TENSORPRESS_DATA if not given."),
+]
 SchemeNames = Annotated[
     str,
     typer.Option(

@@ -27,7 +27,7 @@ class RateModel(nn.Module):
 
     Parameters are all that require a gradient, whether weights, factors, biases or of norms; one
     that several layers hold is quantized and paid for once. Statistics of batch norms are frozen
-    (`tensorpress.folding.fold_norms` beforehand makes them free).
+    (`tensorpress.rounding.norms.merge_statistics` beforehand makes them free).
 
     Parameters
     ----------

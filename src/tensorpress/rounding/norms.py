@@ -11,8 +11,8 @@ def merge_statistics(model: nn.Module) -> list[str]:
     """Put the running statistics of batch norms into their weights and biases, in place.
 
     In eval mode the model computes the same, to rounding; mean 0 and variance 1 cost a file
-    nothing. Unlike `tensorpress.folding.fold_norms` this leaves the layers as they are: channels
-    keep the scales they were trained at, at which one step for all of a layer loses less.
+    nothing. Layers stay as they are: folded into them as well, scales would differ from channel to
+    channel, and one step for all of a layer would lose more.
 
     Parameters
     ----------
