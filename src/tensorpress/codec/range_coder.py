@@ -81,7 +81,8 @@ def decode(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> list[S
                 indices = decoder.decode(_model(prior), size)
             except AssertionError as error:  # what constriction raises for an impossible stream
                 raise CorruptFileError("the coded values are damaged") from error
-            arrays.append(indices + np.int32(prior.lowest))
+            indices += np.int32(prior.lowest)
+            arrays.append(indices)
         else:
             arrays.append(np.full(size, prior.lowest, np.int32))
     return arrays

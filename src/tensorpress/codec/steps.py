@@ -12,6 +12,7 @@ MIN_CODE, MAX_CODE = -1024, 1023
 MAX_SYMBOL = 1 << 23
 """Largest magnitude of a symbol: up to it, float32 tells every level from the next."""
 
+_BLOCK = 1 << 16
 _PER_OCTAVE = 8
 # 2 ** (k / 8), written out: computed here, it might differ by a bit from machine to machine.
 _MANTISSAS = (
@@ -128,7 +129,12 @@ class StepQuantizer:
         Tensor
             The shape of `symbols`.
         """
-        return (symbols.double() * self.step).to(dtype)
+        flat = symbols.reshape(-1)
+        found = torch.empty(flat.shape, dtype=dtype, device=symbols.device)
+        for start in range(0, len(flat), _BLOCK):  # small enough for a cache
+            part = slice(start, start + _BLOCK)
+            found[part] = flat[part].double() * self.step
+        return found.reshape(symbols.shape)
 
     def __call__(self, t: Tensor) -> Tensor:
         """Return `t` with every value replaced by its level, in the type of `t`."""

@@ -23,11 +23,16 @@ MAX_REACH = 1 << 15
 
 @dataclass(frozen=True)
 class Tabled:
-    """Symbols of a tensor, and the bits that its table and they take."""
+    """Symbols of a tensor, the table they were coded by, and the bits that it takes."""
 
     symbols: Symbols
     table_bits: float
-    value_bits: float
+    table: Prior | HuffmanCode
+
+    @property
+    def value_bits(self) -> float:
+        """Bits that the symbols take; counted when asked for, which takes as long as decoding."""
+        return self.table.bits(self.symbols)
 
 
 def encode_huffman(writer: BitWriter, groups: Sequence[Sequence[Symbols]]) -> bytes:
@@ -59,7 +64,7 @@ def decode_huffman(
         pooled, used = code.decode(data, sum(sizes))
         data = data[used:]
         arrays = np.split(pooled, np.cumsum(sizes)[:-1])
-        found.append([Tabled(a, table * a.size, code.bits(a)) for a in arrays])
+        found.append([Tabled(a, table * a.size, code) for a in arrays])
     if data:
         raise CorruptFileError("there are data after the coded values")
     return found
@@ -86,7 +91,4 @@ def decode_static(
         if counts > MAX_COUNTS:
             raise CorruptFileError(f"the probability tables have more than {MAX_COUNTS:,} counts")
     symbols = range_coder.decode(data, [size for _, size in arrays], priors)
-    return [
-        Tabled(array, bits, prior.bits(array))
-        for array, bits, prior in zip(symbols, table_bits, priors, strict=True)
-    ]
+    return [Tabled(*each) for each in zip(symbols, table_bits, priors, strict=True)]

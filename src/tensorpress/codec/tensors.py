@@ -53,15 +53,22 @@ class StoredTensor:
         says "nearest".
     symbols : ndarray of int32 or None
         Of a quantized tensor, its symbols.
-    table_bits, value_bits : float
-        What of the file its description, its share in a table included, and its values take.
+    table_bits : float
+        What of the file its description takes, its share in a table included.
+    coded : float or Tabled
+        What its values take, or what tells.
     """
 
     values: Tensor
     storage: Storage
     symbols: Symbols | None
     table_bits: float
-    value_bits: float
+    coded: float | Tabled
+
+    @property
+    def value_bits(self) -> float:
+        """Bits of the file that its values take."""
+        return self.coded.value_bits if isinstance(self.coded, Tabled) else self.coded
 
 
 def entropy_bits(symbols: Tensor) -> float:
@@ -272,7 +279,7 @@ def decode_tensors(
                 entry,
                 symbols=tabled[i].symbols,
                 table_bits=entry.table_bits + tabled[i].table_bits,
-                value_bits=tabled[i].value_bits,
+                coded=tabled[i],
             )
         found.append(entry.stored(shapes[i], dtypes[i]))
     return found
@@ -285,22 +292,22 @@ class _Read:
     storage: Storage
     table_bits: float
     symbols: Symbols | None = None
-    value_bits: float = 0.0
+    coded: float | Tabled = 0.0
     reach: int | None = None
     values: Tensor | None = None
 
     def stored(self, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
         """Return the tensor, whose symbols or values are known."""
         storage, symbols, values = self.storage, self.symbols, self.values
-        bits = self.value_bits
+        coded = self.coded
         if isinstance(storage, Constant):
             values = torch.full(shape, storage.value, dtype=torch.float32).to(dtype)
         elif not isinstance(storage, str):
             values = _values(storage, torch.from_numpy(symbols), dtype).reshape(shape)
         elif values is not None:
-            bits = 8.0 * len(to_bytes(values, storage))
+            coded = 8.0 * len(to_bytes(values, storage))
         assert values is not None
-        return StoredTensor(values, storage, symbols, self.table_bits, bits)
+        return StoredTensor(values, storage, symbols, self.table_bits, coded)
 
 
 def _read(
