@@ -125,10 +125,7 @@ class Phases:
         steps = {}
         if section.calibrate is not None:
             steps = round_by_calibration(model, self._calibration(), section.calibrate)
-        lr = (section.noise or section.hard).lr
-        return in_phases(
-            model, train, tradeoff=section.tradeoff, step=section.step, steps=steps, lr=lr
-        )
+        return in_phases(model, train, tradeoff=section.tradeoff, step=section.step, steps=steps)
 
     def _calibration(self) -> Iterator[Batch]:
         """Return batches of training images as they are."""

@@ -113,15 +113,6 @@ def test_statistics_of_norms_are_frozen():
     assert model[0].training
 
 
-def test_pace_changes_how_fast_steps_are_learned_and_nothing_else():
-    slow, fast = (RateModel(small(), step=0.3, pace=pace).eval() for pace in (1.0, 10.0))
-    inputs = torch.randn(2, 6)
-    torch.testing.assert_close(slow(inputs), fast(inputs))
-    slow.bits.backward()
-    fast.bits.backward()
-    torch.testing.assert_close(10 * slow.steps.grad, fast.steps.grad, rtol=1e-4, atol=1e-4)
-
-
 def test_a_model_of_zeros_has_steps():
     model = nn.Linear(3, 2)
     nn.init.zeros_(model.bias)

@@ -37,9 +37,6 @@ class RateModel(nn.Module):
         First step of each parameter, in units of its root mean square.
     steps : mapping of str to float, optional
         First steps of some parameters by name, as they are.
-    pace : float
-        How many times as fast as the parameters the logarithms of steps and scales are learned,
-        by an optimizer whose updates do not depend on the size of gradients, such as Adam.
 
     Attributes
     ----------
@@ -70,10 +67,9 @@ class RateModel(nn.Module):
         *,
         step: float,
         steps: Mapping[str, float] | None = None,
-        pace: float = 1.0,
     ) -> None:
         super().__init__()
-        self.model, self.hard, self._pace = model, False, pace
+        self.model, self.hard = model, False
         chosen = {n: t for n, t in stored_tensors(model).items() if t.requires_grad}
         if not chosen:
             raise InvalidArgumentError("the model has no parameter that requires a gradient")
@@ -83,9 +79,9 @@ class RateModel(nn.Module):
         self.names, self._latent = list(chosen), chosen
         given = steps or {}
         first = [given.get(name) or _rms(t) * step for name, t in chosen.items()]
-        self.steps = nn.Parameter(torch.tensor(first).log() / pace)
+        self.steps = nn.Parameter(torch.tensor(first).log())
         latent = [t.detach() / s for t, s in zip(chosen.values(), first, strict=True)]
-        self.priors = LaplacePriors(latent, pace)
+        self.priors = LaplacePriors(latent)
         counts = torch.tensor([t.numel() for t in chosen.values()])
         owners = torch.repeat_interleave(torch.arange(len(chosen)), counts)
         self.register_buffer("_owners", owners, persistent=False)
@@ -106,7 +102,7 @@ class RateModel(nn.Module):
 
     def quantizers(self) -> dict[str, StepQuantizer]:
         """Return the quantizer of every parameter, by name, as a file stores it."""
-        steps = (self.steps.detach().double() * self._pace).exp().tolist()
+        steps = self.steps.detach().double().exp().tolist()
         return {n: StepQuantizer.nearest(s) for n, s in zip(self.names, steps, strict=True)}
 
     def round_(self) -> dict[str, StepQuantizer]:
@@ -122,8 +118,7 @@ class RateModel(nn.Module):
         flat = torch.cat([tensor.reshape(-1) for tensor in self._latent.values()])
         owners = self.get_buffer("_owners")
         noisy = self.training and not self.hard
-        log_steps = self.steps * self._pace
-        log_steps = log_steps if noisy else _on_grid(log_steps)
+        log_steps = self.steps if noisy else _on_grid(self.steps)
         steps = log_steps.exp()[owners]
         values = flat / steps
         noise = torch.rand_like(values) - 0.5 if noisy else (values.round() - values).detach()

@@ -22,8 +22,6 @@ class LaplacePriors(nn.Module):
     ----------
     tensors : sequence of Tensor
         Values in steps, at which the scales start. Dimension 0 are rows, dimension 1 columns.
-    pace : float
-        See `tensorpress.rate.RateModel`.
 
     Examples
     --------
@@ -34,9 +32,8 @@ class LaplacePriors(nn.Module):
     True
     """
 
-    def __init__(self, tensors: Sequence[Tensor], pace: float = 1.0) -> None:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
-        self._pace = pace
         owners, places, scales = [], [], []
         factors = [torch.empty(0)]
         for number, tensor in enumerate(tensors):
@@ -50,8 +47,8 @@ class LaplacePriors(nn.Module):
             sides = sizes.flatten(2).mean(2) if tensor.ndim > 2 else sizes
             means = torch.cat([sides.mean(1), sides.mean(0)])
             factors.append((means / scales[-1]).clamp(min=_SMALLEST_SCALE).log())
-        self.scales = nn.Parameter(torch.stack(scales).log() / pace)
-        self.factors = nn.Parameter(torch.cat(factors) / pace)
+        self.scales = nn.Parameter(torch.stack(scales).log())
+        self.factors = nn.Parameter(torch.cat(factors))
         self.register_buffer("_owners", torch.cat(owners), persistent=False)
         self.register_buffer("_places", torch.cat(places, dim=1), persistent=False)
 
@@ -62,7 +59,7 @@ class LaplacePriors(nn.Module):
             factors = torch.cat([self.factors.new_zeros(1), self.factors])
             row, column = self.get_buffer("_places")
             log_scales = log_scales + factors[row] + factors[column]
-        return laplace_bits(values, log_scales * self._pace).sum()
+        return laplace_bits(values, log_scales).sum()
 
 
 def _is_large(tensor: Tensor) -> bool:

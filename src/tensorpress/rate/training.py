@@ -20,7 +20,6 @@ Phase = Callable[[str, RateModel, Penalty], None]
 """Trains in a phase, "noise" or "hard", with a penalty that is added to the loss of every step."""
 
 _BITS_OF_A_KILOBYTE = 8000
-_RATE_OF_LOGARITHMS = 0.01  # at which steps and scales are learned, whatever the parameters' is
 
 
 def train_for_size(
@@ -101,11 +100,10 @@ def train_for_size(
                 checkpoint=None if checkpoints is None else Path(checkpoints) / f"{phase}.pt",
             )
 
-    lr = (noise or hard).lr
     steps = {}
     if calibration is not None and size is not None:
         steps = round_by_calibration(model, calibration, size)
-    return in_phases(model, train, tradeoff=tradeoff, step=step, steps=steps, lr=lr)
+    return in_phases(model, train, tradeoff=tradeoff, step=step, steps=steps)
 
 
 def in_phases(
@@ -115,13 +113,12 @@ def in_phases(
     tradeoff: float,
     step: float,
     steps: Mapping[str, float],
-    lr: float,
 ) -> dict[str, StepQuantizer]:
-    """Carry `train_for_size` out with a training of the caller's, at a learning rate."""
+    """Carry `train_for_size` out with a training of the caller's."""
     if not tradeoff > 0:
         raise InvalidArgumentError(f"the tradeoff must be positive, not {tradeoff}")
     merge_statistics(model)
-    rated = RateModel(model, step=step, steps=steps, pace=_RATE_OF_LOGARITHMS / lr)
+    rated = RateModel(model, step=step, steps=steps)
     for phase in ("noise", "hard"):
         rated.hard = phase == "hard"
         train(phase, rated, lambda: rated.bits * (tradeoff / _BITS_OF_A_KILOBYTE))
