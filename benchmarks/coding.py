@@ -28,12 +28,14 @@ from torch import Tensor, nn
 import tensorpress as tp
 from tensorpress.codec import range_coder
 from tensorpress.codec.bits import BitWriter
+from tensorpress.codec.decoding import decode_tensors
+from tensorpress.codec.encoding import encode_tensors
+from tensorpress.codec.entropy import entropy_bits
 from tensorpress.codec.huffman import HuffmanCode
 from tensorpress.codec.priors import Prior, write_prior
 from tensorpress.codec.reading import open_file
 from tensorpress.codec.steps import StepQuantizer
 from tensorpress.codec.stream import Stream, scale_of
-from tensorpress.codec.tensors import decode_tensors, encode_tensors, entropy_bits
 from tensorpress.files import write_atomically
 from tensorpress.sources import find_weights
 from tensorpress.zoo import build

@@ -213,7 +213,7 @@ def test_tables_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.M
     path = saved(model, tmp_path, quantizer=wide)
     assert tp.inspect(path).parts["tables"] > 8
     monkeypatch.setattr("tensorpress.codec.tables.MAX_COUNTS", 3 * 8193)
-    monkeypatch.setattr("tensorpress.codec.tensors.MAX_COUNTS", 3 * 8193)
+    monkeypatch.setattr("tensorpress.codec.encoding.MAX_COUNTS", 3 * 8193)
     with pytest.raises(CorruptFileError, match="probability tables have more than 24,579 counts"):
         tp.inspect(path)
     with pytest.raises(InvalidArgumentError, match="take larger steps"):

@@ -9,8 +9,8 @@ from tpz_models import lenet5, own, pressed, saved
 
 import tensorpress as tp
 from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.entropy import entropy_bits
 from tensorpress.codec.inspect import StoredLayer
-from tensorpress.codec.tensors import entropy_bits
 from tensorpress.planning import plan_of
 from tensorpress.zoo import build
 

@@ -7,16 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tensorpress.codec.decoding import StoredTensor, decode_tensors
+from tensorpress.codec.encoding import encode_tensors
+from tensorpress.codec.entropy import entropy_bits
 from tensorpress.codec.quantize import UniformQuantizer
 from tensorpress.codec.specs import Coder, Constant
 from tensorpress.codec.steps import StepQuantizer
 from tensorpress.codec.stream import Stream
-from tensorpress.codec.tensors import (
-    StoredTensor,
-    decode_tensors,
-    encode_tensors,
-    entropy_bits,
-)
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 CODERS: tuple[Coder, ...] = ("range", "huffman")
@@ -167,8 +164,8 @@ def test_symbols_that_no_neighbour_tells_are_coded_by_tables() -> None:
 def test_large_tensors_are_coded_by_tables_unless_they_gain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tensorpress.codec.tensors._LARGE", 2000)
-    monkeypatch.setattr("tensorpress.codec.tensors._SAMPLE", 1000)
+    monkeypatch.setattr("tensorpress.codec.encoding._LARGE", 2000)
+    monkeypatch.setattr("tensorpress.codec.encoding._SAMPLE", 1000)
     generator = torch.manual_seed(0)
     alike = torch.randn(60, 60, generator=generator)
     grown = alike * torch.logspace(-2, 2, 60)

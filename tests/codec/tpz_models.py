@@ -10,9 +10,9 @@ import tensorpress as tp
 from tensorpress.codec import container, named_header, zoo_header
 from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
 from tensorpress.codec.description import Description, PackedLayer
+from tensorpress.codec.encoding import encode_tensors
 from tensorpress.codec.steps import StepQuantizer
 from tensorpress.codec.stream import Stream
-from tensorpress.codec.tensors import encode_tensors
 from tensorpress.zoo import build
 
 LENET5 = {

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from tensorpress.codec.decoding import StoredTensor as Decoded
 from tensorpress.codec.description import PackedLayer, PackedScheme
+from tensorpress.codec.entropy import entropy_bits
 from tensorpress.codec.quantize import UniformQuantizer
 from tensorpress.codec.reading import OpenFile, open_file
 from tensorpress.codec.specs import Constant, Storage
 from tensorpress.codec.steps import StepQuantizer
-from tensorpress.codec.tensors import StoredTensor as Decoded
-from tensorpress.codec.tensors import entropy_bits
 from tensorpress.planning.layer_plans import LayerPlan
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from tensorpress.codec import container, named_header, zoo_header
 from tensorpress.codec.contents import DTYPES
+from tensorpress.codec.decoding import StoredTensor, decode_tensors
 from tensorpress.codec.description import Description
+from tensorpress.codec.encoding import encode_tensors
 from tensorpress.codec.specs import CODERS, Coder, Quantizer
 from tensorpress.codec.stream import Stream
-from tensorpress.codec.tensors import StoredTensor, decode_tensors, encode_tensors
 from tensorpress.errors import CorruptFileError, unknown_name
 
 _BELIEVED, _BELIEVED_PER_BYTE = 1 << 22, 1 << 12

@@ -127,3 +127,8 @@ def _kind(storage: Storage) -> int:
     if isinstance(storage, Constant):
         return {0.0: _ZERO, 1.0: _ONE}.get(storage.value, _CONSTANT)
     return next(kind for kind, plain in _PLAIN.items() if plain == storage)
+
+
+def reach_of(quantizer: Quantizer, largest: int) -> int:
+    """Return the largest symbol: of the quantizer, or if that has none, `largest`."""
+    return quantizer.levels // 2 if isinstance(quantizer, UniformQuantizer) else largest

@@ -12,8 +12,10 @@ MIN_CODE, MAX_CODE = -1024, 1023
 MAX_SYMBOL = 1 << 23
 """Largest magnitude of a symbol: up to it, float32 tells every level from the next."""
 
-_BLOCK = 1 << 16
-_PER_OCTAVE = 8
+_BLOCK = 1 << 16  # values: what a cache holds
+PER_OCTAVE = 8
+"""Steps of the grid from a step to its double."""
+
 # 2 ** (k / 8), written out: computed here, it might differ by a bit from machine to machine.
 _MANTISSAS = (
     *(1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096),
@@ -70,12 +72,12 @@ class StepQuantizer:
         """
         if not (isfinite(step) and step > 0):
             raise InvalidArgumentError(f"a step must be a positive finite number, not {step}")
-        return cls(floor(_PER_OCTAVE * log2(step) + 0.5))
+        return cls(floor(PER_OCTAVE * log2(step) + 0.5))
 
     @property
     def step(self) -> float:
         """Distance of two levels, the same on every machine."""
-        octave, eighth = divmod(self.code, _PER_OCTAVE)
+        octave, eighth = divmod(self.code, PER_OCTAVE)
         return ldexp(_MANTISSAS[eighth], octave)
 
     def symbols(self, t: Tensor) -> Tensor:
@@ -131,7 +133,7 @@ class StepQuantizer:
         """
         flat = symbols.reshape(-1)
         found = torch.empty(flat.shape, dtype=dtype, device=symbols.device)
-        for start in range(0, len(flat), _BLOCK):  # small enough for a cache
+        for start in range(0, len(flat), _BLOCK):
             part = slice(start, start + _BLOCK)
             found[part] = flat[part].double() * self.step
         return found.reshape(symbols.shape)

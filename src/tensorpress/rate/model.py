@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tensorpress.codec.contents import stored_tensors
-from tensorpress.codec.steps import StepQuantizer
+from tensorpress.codec.steps import PER_OCTAVE, StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.rate.priors import LaplacePriors
 
-_STEPS_AN_OCTAVE = 8  # of the grid of steps that a file can store
 _SMALLEST_RMS = 1e-3  # for the first step of a tensor of zeros, such as a fresh bias
 
 
@@ -138,6 +137,6 @@ def _rms(tensor: Tensor) -> float:
 
 def _on_grid(log_steps: Tensor) -> Tensor:
     """Return logarithms of steps rounded to the grid, with the gradient of the given ones."""
-    unit = torch.log(torch.tensor(2.0)) / _STEPS_AN_OCTAVE
+    unit = torch.log(torch.tensor(2.0)) / PER_OCTAVE
     rounded = (log_steps / unit).round() * unit
     return log_steps + (rounded - log_steps).detach()

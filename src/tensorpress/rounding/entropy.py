@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tensorpress.codec.entropy import entropy_bits
+
 _REACH = 1 << 15
 """Symbols further out than that are taken to cost what the last in the table does."""
 
@@ -57,7 +59,4 @@ def ideal_bits(symbols: Tensor) -> float:
     >>> ideal_bits(torch.tensor([0, 1, 2, 2]))
     6.0
     """
-    if not symbols.numel():
-        return 0.0
-    counts = torch.unique(symbols, return_counts=True)[1].double()
-    return float((counts * (counts.sum() / counts).log2()).sum())
+    return symbols.numel() * entropy_bits(symbols)
