@@ -15,6 +15,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from architectures_table import architectures_table, kept_table
+from coding_table import coding_table
 from cp_table import cp_table
 from planning_tables import budgets_table, inference_table, latency_budgets_table
 from resnet56_budget_table import resnet56_budget_table
@@ -27,7 +28,7 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("results", "schemes", "decompositions", "planning", "models")
+        for name in ("results", "schemes", "decompositions", "planning", "models", "coding")
     ),
 )
 
@@ -257,6 +258,7 @@ TABLES = {
     "resnet56": resnet56_budget_table,
     "architectures": architectures_table,
     "kept": kept_table,
+    "coding": coding_table,
 }
 
 
