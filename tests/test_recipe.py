@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorpress.data import AUGMENTATIONS
+from tensorpress.data import AUGMENTATIONS, MIXED
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning import SCHEMES
 from tensorpress.ranks.rules import NAMES
@@ -50,6 +50,9 @@ def test_the_recipes_of_the_project(path: Path) -> None:
     assert parse_recipe(recipe.to_yaml()) == recipe
     net = network(recipe.network)
     plan = plan_for(net.build(), recipe)
+    if recipe.press is None:
+        assert recipe.rate is not None
+        return
     assert plan.params < plan.dense_params / 3
     assert not any("not named" in reason for reason in plan.kept.values()) or "resnet" in path.stem
 
@@ -91,7 +94,7 @@ recipes = st.fixed_dictionaries(
             {"name": name, "validation": st.integers(0, 10**6)},
             optional={
                 "root": st.just("some/folder"),
-                "augment": st.sampled_from(sorted(AUGMENTATIONS)),
+                "augment": st.sampled_from(sorted(set(AUGMENTATIONS) - MIXED)),
                 "batch_size": st.integers(1, 4096),
             },
         ),
@@ -131,6 +134,18 @@ def test_what_is_written_is_read(content: dict[str, Any], dense: Any, trained: b
     source = {"dense": dense} if trained else {"weights": "folder/weights.safetensors"}
     recipe = Recipe.model_validate(content | source)
     assert parse_recipe(recipe.to_yaml()) == recipe
+
+
+def test_mixed_images_are_for_those_who_listen_to_a_teacher_alone() -> None:
+    mixed = {"name": "cifar10", "validation": 0, "augment": "crop-flip-mix"}
+    listening = {"epochs": 1, "lr": 0.1, "distill": {"weight": 1}}
+    half = {"epochs": 1, "lr": 0.1, "distill": {"weight": 0.5}}
+    content = {"title": "t", "network": "resnet20", "data": mixed, "weights": "w.safetensors"}
+    rate = {"tradeoff": 0.1, "hard": listening}
+    Recipe.model_validate(content | {"rate": rate})
+    for wrong in (rate | {"noise": half}, rate | {"hard": {"epochs": 1, "lr": 0.1}}):
+        with pytest.raises(ValueError, match="every training needs distill with weight 1"):
+            Recipe.model_validate(content | {"rate": wrong})
 
 
 def test_every_mistake_is_told_at_once_with_its_key() -> None:

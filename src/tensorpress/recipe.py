@@ -19,7 +19,7 @@ from pydantic import (
 
 from tensorpress.codec.quantize import Rounding, UniformQuantizer
 from tensorpress.codec.specs import Coder
-from tensorpress.data import AUGMENTATIONS
+from tensorpress.data import AUGMENTATIONS, MIXED
 from tensorpress.errors import (
     DataNotFoundError,
     InvalidArgumentError,
@@ -225,12 +225,26 @@ class Recipe(_Section):
             raise ValueError("give either weights (a file) or dense (how to train them)")
         if (self.quantize is None) == (self.rate is None):
             raise ValueError("give either quantize or rate, which say how the file is made")
+        if any("seed" in phase.model_fields_set for phase in self._trainings()):
+            raise ValueError("the seed is given to the run, not in the recipe")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> "Recipe":
+        listening = (
+            phase.distill is not None and phase.distill.weight == 1 for phase in self._trainings()
+        )
+        if self.data.augment in MIXED and not all(listening):
+            raise ValueError(
+                f"augment {self.data.augment} mixes images, of which labels say nothing: every "
+                "training needs distill with weight 1"
+            )
+        return self
+
+    def _trainings(self) -> list[TrainConfig]:
         finetune = self.quantize and self.quantize.finetune
         rated = (self.rate.noise, self.rate.hard) if self.rate else ()
-        for phase in (self.dense, self.train, finetune, *rated):
-            if phase is not None and "seed" in phase.model_fields_set:
-                raise ValueError("the seed is given to the run, not in the recipe")
-        return self
+        return [p for p in (self.dense, self.train, finetune, *rated) if p is not None]
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `read_recipe` takes, without what is left at default.

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tensorpress.data import AUGMENTATIONS
-from tensorpress.data.augment import crop_flip, shift
+from tensorpress.data.augment import crop_flip, mix, shift
 
 
 def generator(seed=0):
@@ -72,4 +72,20 @@ def test_augmentations_take_floats_too(name):
     result = AUGMENTATIONS[name](images, generator())
     assert result.dtype == torch.float32
     as_bytes = AUGMENTATIONS[name]((images > 0.5).byte(), generator())
-    assert torch.equal(AUGMENTATIONS[name]((images > 0.5).float(), generator()), as_bytes.float())
+    as_floats = AUGMENTATIONS[name]((images > 0.5).float(), generator())
+    assert torch.equal(as_floats.round(), as_bytes.float())
+
+
+def test_mixed_images_lie_between_two_of_the_batch():
+    images = torch.rand(50, 1, 2, 2)
+    pairs = [torch.stack([a.flatten(), b.flatten()]) for a in images for b in images]
+    for found in mix(images, generator()):
+        assert any(
+            bool(
+                (
+                    (found.flatten() >= p.amin(0) - 1e-6) & (found.flatten() <= p.amax(0) + 1e-6)
+                ).all()
+            )
+            for p in pairs
+        )
+    assert not torch.equal(mix(images, generator()), images)

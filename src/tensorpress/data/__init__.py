@@ -1,6 +1,6 @@
 """The data sets of the published tables, read from their official files, and generated clips."""
 
-from tensorpress.data.augment import AUGMENTATIONS
+from tensorpress.data.augment import AUGMENTATIONS, MIXED
 from tensorpress.data.datasets import DATASETS, ROOT_VARIABLE, DataSet, load
 from tensorpress.data.images import ImageSet, Splits
 from tensorpress.data.loaders import BatchLoader, batches
@@ -8,6 +8,7 @@ from tensorpress.data.loaders import BatchLoader, batches
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "MIXED",
     "ROOT_VARIABLE",
     "BatchLoader",
     "DataSet",

@@ -73,11 +73,54 @@ def crop_flip(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], cropped.flip(-1), cropped)
 
 
+def mix(images: Tensor, generator: Generator) -> Tensor:
+    """Mix every image with another one of the batch, in proportions from 0 to 1.
+
+    Labels are of neither: for a student that listens to its teacher alone, to which such images say
+    more than those both know by heart.
+
+    Parameters
+    ----------
+    images : Tensor
+        Shape ``(N, C, H, W)``.
+    generator : Generator
+        Source of partners and proportions.
+
+    Returns
+    -------
+    Tensor
+        The mixed images, of the same shape and dtype.
+
+    References
+    ----------
+    Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR 2022;
+    Zhang et al., "mixup", ICLR 2018.
+
+    Examples
+    --------
+    >>> mix(torch.full((2, 1, 1, 1), 7, dtype=torch.uint8), torch.Generator()).flatten().tolist()
+    [7, 7]
+    """
+    share = torch.rand(len(images), 1, 1, 1, generator=generator)
+    partners = images[torch.randperm(len(images), generator=generator)]
+    mixed = torch.lerp(partners.float(), images.float(), share)
+    return (mixed if images.is_floating_point() else mixed.round()).to(images.dtype)
+
+
+def crop_flip_mix(images: Tensor, generator: Generator) -> Tensor:
+    """Crop and mirror images as `crop_flip` does, then `mix` them."""
+    return mix(crop_flip(images, generator), generator)
+
+
 AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = MappingProxyType(
     {
         "shift1": partial(shift, pixels=1),
         "shift2": partial(shift, pixels=2),
         "crop-flip": crop_flip,
+        "crop-flip-mix": crop_flip_mix,
     }
 )
 """The augmentations by name."""
+
+MIXED = frozenset({"crop-flip-mix"})
+"""Those after which labels are of no image."""
