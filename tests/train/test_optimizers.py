@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train import TrainConfig
-from tensorpress.train.optimizers import build_optimizer, learning_rate
+from tensorpress.train.optimizers import build_optimizer, learning_rate, set_learning_rate
 
 
 def rates(config, steps_per_epoch):
@@ -103,3 +103,17 @@ def test_names(name, kind):
 def test_nothing_to_train():
     with pytest.raises(InvalidArgumentError, match="Linear has no parameter to train"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), TrainConfig(epochs=1, lr=0.1))
+
+
+def test_biases_learn_at_their_share_of_the_rate():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = TrainConfig(epochs=1, lr=0.01, bias_lr=0.1)
+    optimizer = build_optimizer(model, config)
+    set_learning_rate(optimizer, config.lr)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()  # the first step of Adam is the learning rate, whatever the gradient
+    for name, parameter in model.named_parameters():
+        step = 0.001 if name.endswith("bias") else 0.01
+        torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, step))

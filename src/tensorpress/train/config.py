@@ -43,6 +43,9 @@ class TrainConfig(BaseModel):
         Passes over the training batches, at least 1.
     lr
         Peak learning rate, > 0.
+    bias_lr
+        Learning rate of biases, in units of ``lr``. Large rates, which factors of small values
+        want, drive the biases of hidden units to where a ReLU is off for good.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"``.
     weight_decay
@@ -80,6 +83,7 @@ class TrainConfig(BaseModel):
 
     epochs: Annotated[int, Field(ge=1)]
     lr: Positive
+    bias_lr: Positive = 1.0
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: NonNegative = 0.0
     momentum: BelowOne = 0.9

@@ -8,6 +8,8 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.config import TrainConfig
 
+_SHARE = "share"  # of the learning rate, which a parameter group has
+
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimizer of the parameters that require a gradient.
@@ -35,14 +37,18 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     >>> [(tuple(p.shape), g["weight_decay"]) for g in groups for p in g["params"]]
     [((2, 3), 0.0001), ((2,), 0.0)]
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise InvalidArgumentError(
             f"{type(model).__name__} has no parameter to train: none has requires_grad=True"
         )
+    biases = [p for name, p in trainable.items() if p.ndim < 2 and _is_bias(name)]
+    vectors = [p for name, p in trainable.items() if p.ndim < 2 and not _is_bias(name)]
+    matrices = [p for p in trainable.values() if p.ndim >= 2]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": config.weight_decay, _SHARE: 1.0},
+        {"params": vectors, "weight_decay": 0.0, _SHARE: 1.0},
+        {"params": biases, "weight_decay": 0.0, _SHARE: config.bias_lr},
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
@@ -88,6 +94,10 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group of an optimizer one learning rate."""
+    """Give every parameter group of an optimizer its share of a learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group[_SHARE]
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2] == "bias"
