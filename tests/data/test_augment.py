@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tensorpress.data import AUGMENTATIONS
-from tensorpress.data.augment import crop_flip, mix, shift
+from tensorpress.data.augment import crop_flip, distort, mix, shift
 
 
 def generator(seed=0):
@@ -89,3 +89,26 @@ def test_mixed_images_lie_between_two_of_the_batch():
             for p in pairs
         )
     assert not torch.equal(mix(images, generator()), images)
+
+
+def test_nothing_is_distorted_by_nothing():
+    images = torch.randint(0, 256, (9, 3, 7, 5), dtype=torch.uint8, generator=generator())
+    assert torch.equal(distort(images, generator(), degrees=0, stretch=0, pixels=0), images)
+
+
+def test_distortions_are_as_large_as_said_and_no_larger():
+    images = torch.zeros(400, 1, 41, 41)
+    images[:, :, 15:26, 15:26] = 1
+    places = torch.arange(41.0) - 20
+    for options in (
+        {"degrees": 0, "stretch": 0, "pixels": 3},
+        {"degrees": 0, "stretch": 0.2, "pixels": 0},
+        {"degrees": 30, "stretch": 0, "pixels": 0},
+    ):
+        found = distort(images, generator(), **options)[:, 0]
+        mass = found.sum((1, 2))
+        across = (found.sum(1) * places).sum(1) / mass
+        assert float(across.abs().max()) <= options["pixels"] + 0.01
+        assert float(across.abs().max()) >= 0.9 * options["pixels"]
+        assert float((mass / 121 - 1).abs().max()) < (0.6 if options["stretch"] else 0.06)
+        assert not torch.equal(found[0], found[1])

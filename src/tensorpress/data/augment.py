@@ -7,6 +7,7 @@ image are zero, so augmentations belong before the preprocessing of a network.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import radians
 from types import MappingProxyType
 
 import torch
@@ -73,6 +74,57 @@ def crop_flip(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(mirrored[:, None, None, None], cropped.flip(-1), cropped)
 
 
+def distort(
+    images: Tensor, generator: Generator, *, degrees: float, stretch: float, pixels: float
+) -> Tensor:
+    """Turn, stretch, slant and move every image by a little.
+
+    Parameters
+    ----------
+    images : Tensor
+        Shape ``(N, C, H, W)``.
+    generator : Generator
+        Source of the distortions, all uniform up to the largest.
+    degrees : float
+        Largest turn.
+    stretch : float
+        Largest relative change of width and of height, and largest slant.
+    pixels : float
+        Largest shift, in both directions, also by parts of a pixel.
+
+    Returns
+    -------
+    Tensor
+        The images read off at the new places, linearly between pixels, zero outside; of the same
+        shape and dtype.
+
+    References
+    ----------
+    LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998,
+    section III.B.
+
+    Examples
+    --------
+    >>> still = distort(torch.ones(1, 1, 4, 4), Generator(), degrees=0, stretch=0, pixels=0)
+    >>> bool((still == 1).all())
+    True
+    """
+    count, _, height, width = images.shape
+    turn, wide, high, slant, right, down = 2 * torch.rand(6, count, generator=generator) - 1
+    cosine, sine = torch.cos(turn * radians(degrees)), torch.sin(turn * radians(degrees))
+    wide, high, slant = 1 + stretch * wide, 1 + stretch * high, stretch * slant
+    maps = torch.stack(
+        [
+            torch.stack([cosine * wide, slant - sine, 2 * pixels * right / width], dim=1),
+            torch.stack([sine, cosine * high, 2 * pixels * down / height], dim=1),
+        ],
+        dim=1,
+    )
+    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+    found = functional.grid_sample(images.float(), grid, align_corners=False)
+    return (found if images.is_floating_point() else found.round()).to(images.dtype)
+
+
 def mix(images: Tensor, generator: Generator) -> Tensor:
     """Mix every image with another one of the batch, in proportions from 0 to 1.
 
@@ -116,6 +168,7 @@ AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = MappingProx
     {
         "shift1": partial(shift, pixels=1),
         "shift2": partial(shift, pixels=2),
+        "distort": partial(distort, degrees=8, stretch=0.1, pixels=1.5),
         "crop-flip": crop_flip,
         "crop-flip-mix": crop_flip_mix,
     }
