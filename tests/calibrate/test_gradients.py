@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from tensorpress.calibrate.batches import hold
 from tensorpress.calibrate.gradients import weight_gradients
-from tensorpress.sensitivity.batches import hold
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import hold
 from tensorpress.calibrate.means import correct_means
-from tensorpress.sensitivity.batches import hold
 
 
 def changed(net: nn.Module) -> nn.Module:

@@ -3,10 +3,10 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate import moments
+from tensorpress.calibrate.batches import hold
 from tensorpress.calibrate.moments import input_moments
 from tensorpress.calibrate.patches import has_rows, rows_of
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.sensitivity.batches import hold
 
 LAYERS = [
     (nn.Linear(6, 4, bias=False), (3, 6)),

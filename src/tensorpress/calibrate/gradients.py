@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.calibrate.patches import has_rows, rows_of
 from tensorpress.measure.cost import evaluating
 from tensorpress.schemes.layer import CONVS
-from tensorpress.sensitivity.batches import Batch
-from tensorpress.sensitivity.metrics import outputs
 
 
 def weight_gradients(
@@ -29,13 +28,13 @@ def weight_gradients(
     model : nn.Module
         Run in eval mode; its parameters collect no gradients.
     batches : sequence of Batch
-        From `tensorpress.sensitivity.batches.hold`.
+        From `tensorpress.calibrate.batches.hold`.
     seed : int
         Of the random directions.
 
     Examples
     --------
-    >>> from tensorpress.sensitivity.batches import hold
+    >>> from tensorpress.calibrate.batches import hold
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Identity())
     >>> found = weight_gradients(net, hold([torch.ones(4000, 2)], net))
     >>> abs(found["0"] - 6) < 0.5

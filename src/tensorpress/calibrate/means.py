@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.calibrate.patches import has_rows
 from tensorpress.measure.cost import evaluating
-from tensorpress.sensitivity.batches import Batch
-from tensorpress.sensitivity.metrics import outputs
 
 
 def correct_means(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) -> list[str]:
@@ -29,7 +28,7 @@ def correct_means(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) 
     dense : nn.Module
         What the means are taken from.
     batches : sequence of Batch
-        From `tensorpress.sensitivity.batches.hold`.
+        From `tensorpress.calibrate.batches.hold`.
 
     Returns
     -------
@@ -38,7 +37,7 @@ def correct_means(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) 
 
     Examples
     --------
-    >>> from tensorpress.sensitivity.batches import hold
+    >>> from tensorpress.calibrate.batches import hold
     >>> dense, model = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> x = torch.randn(50, 2)
     >>> correct_means(model, dense, hold([x], dense))

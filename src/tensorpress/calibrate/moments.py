@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.calibrate.patches import has_rows, rows_of
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluating
-from tensorpress.sensitivity.batches import Batch
-from tensorpress.sensitivity.metrics import outputs
 
 WIDEST = 4096
 """Most columns of a block: a layer with more has moments within blocks of so many."""
@@ -74,7 +73,7 @@ def input_moments(
     model : nn.Module
         On any device; run in eval mode without gradients.
     batches : sequence of Batch
-        From `tensorpress.sensitivity.batches.hold`.
+        From `tensorpress.calibrate.batches.hold`.
     seed : int
         Of the choice of positions.
 
@@ -85,7 +84,7 @@ def input_moments(
 
     Examples
     --------
-    >>> from tensorpress.sensitivity.batches import hold
+    >>> from tensorpress.calibrate.batches import hold
     >>> net = nn.Sequential(nn.Linear(2, 3))
     >>> found = input_moments(net, hold([torch.tensor([[1.0, 2.0], [3.0, 0.0]])], net))
     >>> found["0"].second()[0].tolist()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
+from tensorpress.calibrate.batches import Given
 from tensorpress.codec.state import load_tensors
 from tensorpress.rounding.encode import encode
-from tensorpress.sensitivity.batches import Given
 
 
 def round_by_calibration(model: nn.Module, batches: Iterable[Given], size: int) -> dict[str, float]:

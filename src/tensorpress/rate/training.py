@@ -5,12 +5,12 @@ from pathlib import Path
 
 from torch import nn
 
+from tensorpress.calibrate.batches import Given
 from tensorpress.codec.steps import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.rate.model import RateModel
 from tensorpress.rate.start import round_by_calibration
 from tensorpress.rounding.norms import merge_statistics
-from tensorpress.sensitivity.batches import Given
 from tensorpress.shrinking import drop_zero_ranks
 from tensorpress.train import TrainConfig, fit
 from tensorpress.train.batches import Batch

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.means import correct_means
 from tensorpress.codec.contents import check_finite, stored_tensors
 from tensorpress.codec.file import save
@@ -26,7 +27,6 @@ from tensorpress.rounding.weights import (
     plain_weights,
     rms,
 )
-from tensorpress.sensitivity.batches import Batch
 
 PRICE = 0.04
 """What a bit is worth in squared steps, without data. It is less than the squared error alone would

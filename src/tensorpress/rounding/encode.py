@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import Given, hold
 from tensorpress.codec.state import load_tensors
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.files import write_atomically
 from tensorpress.rounding.attempt import RoundedTensor
 from tensorpress.rounding.codings import Coding, ModelCoding, StateCoding
-from tensorpress.sensitivity.batches import Given, hold
 
 
 @dataclass(frozen=True)

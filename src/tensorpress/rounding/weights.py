@@ -7,13 +7,13 @@ from math import log2, sqrt
 import torch
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.gradients import weight_gradients
 from tensorpress.calibrate.moments import Moments, input_moments
 from tensorpress.codec.steps import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.rounding.choosing import round_values
 from tensorpress.rounding.feedback import Feedback
-from tensorpress.sensitivity.batches import Batch
 
 _MOST_SYMBOLS = 1 << 20  # on either side of zero
 _LEAST_SENSITIVE = 1e-6  # of the most sensitive layer

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.measure.cost import evaluating
 from tensorpress.planning.layer_plans import SchemePlan
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.sensitivity.batches import Batch
 from tensorpress.sensitivity.choices import Group, job
-from tensorpress.sensitivity.metrics import outputs
 
 
 def estimates(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.cost import evaluating
-from tensorpress.sensitivity.batches import Batch
 
 METRICS: Mapping[str, str] = {
     "loss": "mean cross entropy in nats",
@@ -95,24 +95,6 @@ class Judge:
                 rows += len(labels)
         labelled = {"loss": loss / rows, "error": 100 * wrong / rows} if rows else {}
         return {**labelled, "similarity": moved / size if size else moved}
-
-
-def outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the outputs of a model, float32 at least: a Tensor, or its ``logits``.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Where it returns something else.
-    """
-    found = model(*batch.inputs)
-    found = getattr(found, "logits", found)
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise InvalidArgumentError(
-            f"the model returns {type(found).__name__}, where a Tensor or an object with logits "
-            "is expected: wrap it in a module that returns one"
-        )
-    return found.float() if found.element_size() < 4 else found
 
 
 def classified(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

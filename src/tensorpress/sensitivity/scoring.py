@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from tensorpress.calibrate.batches import Batch, Given, digest, digest_of, hold
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.jobs import JobFolder
 from tensorpress.planning.choose import schemes_of
@@ -16,7 +17,6 @@ from tensorpress.planning.given import nothing_to_press
 from tensorpress.planning.layer_plans import TUCKER_SCHEMES, SchemePlan
 from tensorpress.planning.scores import Scores
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.sensitivity.batches import Batch, Given, digest, digest_of, hold
 from tensorpress.sensitivity.choices import choices, in_turn, job
 from tensorpress.sensitivity.estimates import estimates
 from tensorpress.sensitivity.filling import filled

@@ -87,6 +87,24 @@ def digest_of(tensors: Iterable[Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
+def outputs(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the outputs of a model, float32 at least: a Tensor, or its ``logits``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where it returns something else.
+    """
+    found = model(*batch.inputs)
+    found = getattr(found, "logits", found)
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise InvalidArgumentError(
+            f"the model returns {type(found).__name__}, where a Tensor or an object with logits "
+            "is expected: wrap it in a module that returns one"
+        )
+    return found.float() if found.element_size() < 4 else found
+
+
 def _batch(given: Given, device: torch.device) -> Batch:
     inputs, labels = (given, None) if isinstance(given, Tensor) else _pair(given)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
