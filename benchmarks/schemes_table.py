@@ -19,7 +19,7 @@ LAYERS: dict[str, nn.Module] = {
 }
 """A sample of every kind of layer."""
 
-NUMBERS = "¹²³⁴⁵⁶⁷⁸⁹"
+NUMBERS = ("¹", "²", "³", "⁴", "⁵", "⁶", "⁷", "⁸", "⁹", "¹⁰", "¹¹", "¹²")
 
 
 def schemes_table() -> str:

@@ -61,18 +61,19 @@ class PressedLayer(nn.Sequential, Pressed):
 
     def dense_weight(self) -> Tensor:
         """Return the composed weight: computed in the working precision, in the chain's dtype."""
-        kernels = self._kernels()
+        kernels = self.kernels()
         return self._weight_of(list(map(working, kernels))).to(kernels[0].dtype)
 
     def composed(self) -> Tensor:
         """Return the same computed in the chain's dtype, differentiable."""
-        return self._weight_of(self._kernels())
+        return self._weight_of(self.kernels())
 
     def held_bias(self) -> nn.Parameter | None:
         """Return the bias of the last layer."""
         return self[-1]._parameters.get("bias")
 
-    def _kernels(self) -> list[Tensor]:
+    def kernels(self) -> list[Tensor]:
+        """Return the canonical kernels of the chain, first to last, views of its weights."""
         return [
             canonical(_weight(layer), stage.groups, flipped=_flipped(layer))
             for layer, stage in zip(self, self.stages, strict=True)

@@ -6,6 +6,7 @@ from tensorpress.errors import unknown_name
 from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.cp import CPLayers
+from tensorpress.schemes.spatial_channel_svd import SpatialChannelSVD
 from tensorpress.schemes.spatial_svd import SpatialSVD
 from tensorpress.schemes.tensor_train import TensorTrain
 from tensorpress.schemes.tt_conv import TTConvScheme
@@ -25,6 +26,10 @@ LAYER_SCHEMES: Mapping[str, Scheme] = {
         ),
         SpatialSVD(
             "spatial_svd_horizontal", "a horizontal, then a vertical convolution", "horizontal"
+        ),
+        SpatialChannelSVD(
+            "spatial_channel_svd",
+            "a vertical, a horizontal and a 1×1 convolution (Zhang et al. 2016, section 3.4)",
         ),
         ChannelSVD("tucker1_in", "1×1 to fewer channels, then a kernel (Tucker-1, input)", "in"),
         ChannelSVD("tucker1_out", "Tucker-1 on the output mode: the same as channel_svd"),
