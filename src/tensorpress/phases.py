@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,7 +28,7 @@ from tensorpress.train.epoch import Penalty
 from tensorpress.zoo import Network, load_weights
 
 EVALUATION_BATCH = 1000
-CALIBRATION_BATCHES, CALIBRATION_BATCH = 8, 64
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
 
 logger = logging.getLogger("tensorpress.running")
 
@@ -124,15 +125,16 @@ class Phases:
 
         steps = {}
         if section.calibrate is not None:
-            steps = round_by_calibration(model, self._calibration(), section.calibrate)
+            images = self.calibration(CALIBRATION_IMAGES)
+            steps = round_by_calibration(model, images, section.calibrate)
         return in_phases(model, train, tradeoff=section.tradeoff, step=section.step, steps=steps)
 
-    def _calibration(self) -> Iterator[Batch]:
-        """Return batches of training images as they are."""
+    def calibration(self, images: int) -> Iterator[Batch]:
+        """Return batches of so many training images, or a few more, as they are."""
         loader = batches(
             self.splits.train, self.net.preprocess, CALIBRATION_BATCH, shuffle=True, seed=self.seed
         )
-        return islice(iter(loader), CALIBRATION_BATCHES)
+        return islice(iter(loader), ceil(images / CALIBRATION_BATCH))
 
     def test_error(self, model: nn.Module) -> float:
         """Return the error on the test set, in per cent."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Literal, get_args
 
@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import Given, hold
 from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
 from tensorpress.holders import Holders
 from tensorpress.parallel import decompose_each
 from tensorpress.planned import check_plan, find
 from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct.layerwise import Reconstruct, Reconstruction, check_reconstruction
 from tensorpress.schemes.factorized_weight import factorized_weight, stored_factors
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
@@ -34,6 +36,8 @@ def press(
     *,
     start: Start = "hooi",
     seed: int = 0,
+    calibration: Iterable[Given] | None = None,
+    reconstruct: Reconstruct | None = None,
     inplace: bool = False,
     processes: int = 1,
 ) -> nn.Module:
@@ -56,7 +60,18 @@ def press(
         Decompose the model's weights (for training on, or as they are), or draw factors for
         training from scratch such that the weights they stand for have that initializer's variance.
     seed : int
-        Of the random starts; each layer draws from its own stream.
+        Of the random starts, where each layer draws from its own stream, and of the positions that
+        calibration looks at.
+    calibration : iterable, optional
+        Batches of inputs, or of pairs (inputs, labels) whose labels are not looked at: inputs are a
+        Tensor, or a tuple of them. Linear layers and convolutions that become chains are then
+        fitted to what the dense model responds to them, one after the other in the order of their
+        calls; other layers start from their weights.
+    reconstruct : {"refit", "inputs", "linear", "nonlinear"}, optional
+        How, with calibration ("linear" unless given). refit: the last factor and the bias only;
+        inputs: all factors, in the norm that the dense model's inputs give a weight; linear: all
+        factors and the bias, with the inputs that the layers pressed before leave; nonlinear: that
+        through the ReLU that follows a layer, where one does.
     inplace : bool
         Press ``model`` itself instead of a copy: every dense weight is freed as soon as its factors
         are there. What can be checked is checked before the first layer is touched, but whatever
@@ -80,7 +95,8 @@ def press(
         whose parameters other layers hold as well.
     InvalidArgumentError
         For NaN or infinite weights, hooks that would be lost or ranks that do not fit (naming the
-        layer), an unknown start, several processes for weights that are not on the CPU.
+        layer), an unknown start, several processes for weights that are not on the CPU, or what
+        does not go together with calibration.
     TensorPressError
         If one of several processes is killed.
 
@@ -94,7 +110,9 @@ def press(
 
     References
     ----------
-    Zhong, Wei, Lin, Zhang (2019), "ADA-Tucker", Alg. 1 and sec. 4 (the three starts).
+    Zhong, Wei, Lin, Zhang (2019), "ADA-Tucker", Alg. 1 and sec. 4 (the three starts). Zhang, Zou,
+    He, Sun (2016), "Accelerating very deep convolutional networks for classification and
+    detection" (responses, asymmetric, through the ReLU).
 
     Examples
     --------
@@ -118,10 +136,15 @@ def press(
     if inplace:
         _check_root(model, plan)
     _check_processes(model, plan, processes)
+    check_reconstruction(reconstruct, calibration is not None, start, processes)
     target = model if inplace else _copy(model, plan)
     began, work, console = time.perf_counter(), _Assembly(target), Console()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        values = _values(target, plan, start, seed, processes)
+        if calibration is None:
+            values = _values(target, plan, start, seed, processes)
+        else:
+            fit = Reconstruction(hold(calibration, target), reconstruct or "linear", seed)
+            values = fit.values(target, plan.layers, lambda layer: _weight(target, layer))
         try:
             for layer, own in bar.track(values, total=len(plan.layers), description="pressing"):
                 work.put(layer, own)
@@ -225,7 +248,7 @@ def _values(
     """Yield what every layer starts from; a layer may be replaced once it was yielded."""
 
     def weight_of(layer: PlannedLayer) -> Tensor:
-        return dense_weight(model.get_submodule(layer.name))
+        return _weight(model, layer)
 
     def weights_of(layers: Sequence[PlannedLayer]) -> list[Tensor]:
         return list(map(weight_of, layers))
@@ -245,6 +268,10 @@ def _values(
         if isinstance(layer, SchemePlan):
             yield layer, drawn(layer, weight_of(layer), start, streams[layer.name])
     yield from drawn_together(tuckers, weights_of(tuckers), start, streams)
+
+
+def _weight(model: nn.Module, layer: PlannedLayer) -> Tensor:
+    return dense_weight(model.get_submodule(layer.name))
 
 
 def _copy(model: nn.Module, plan: Plan) -> nn.Module:

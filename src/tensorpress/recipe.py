@@ -32,6 +32,7 @@ from tensorpress.planning.layer_plans import TUCKER_SCHEMES
 from tensorpress.planning.spread import Spread
 from tensorpress.pressing import Start
 from tensorpress.ranks.rules import NAMES, rank_rule
+from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.strict_yaml import parse_yaml
 from tensorpress.train.config import TrainConfig
 from tensorpress.validation import SHORT, validated
@@ -124,7 +125,8 @@ class LayerPress(_Section):
 class Press(_Section):
     """Which layers are pressed and how: what `tensorpress.plan` and `tensorpress.press` take.
 
-    See `tensorpress.plan` for what goes together.
+    See `tensorpress.plan` for what goes together. With ``calibrate``, a number of training images,
+    factors are fitted to responses as ``reconstruct`` says.
     """
 
     scheme: Scheme = AUTO_NAME
@@ -135,6 +137,8 @@ class Press(_Section):
     budget: Annotated[str, AfterValidator(_budget)] | None = None
     round_to: Count = 1
     start: Start | None = None
+    calibrate: Count | None = None
+    reconstruct: Reconstruct | None = None
 
     @model_validator(mode="after")
     def _one_target(self) -> "Press":
@@ -143,6 +147,9 @@ class Press(_Section):
             ranks=self.ranks,
             budget=self.budget,
             overrides=self.overrides,
+        )
+        check_reconstruction(
+            self.reconstruct, self.calibrate is not None, self.chosen_start, processes=1
         )
         return self
 

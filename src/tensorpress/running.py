@@ -20,7 +20,7 @@ from tensorpress.files import write_atomically
 from tensorpress.phases import Phases, common_part
 from tensorpress.planning import Plan
 from tensorpress.planning.read_back import plan_of
-from tensorpress.pressing import press
+from tensorpress.pressing import Start, press
 from tensorpress.recipe import Quantize, Recipe
 from tensorpress.recipe_plans import try_plan
 from tensorpress.report import ReportContent, require_extra, write_page
@@ -190,8 +190,14 @@ def _trained(
     """Return the dense network, the plan, what was decomposed by it if so, and that trained."""
     dense = phases.dense()
     chosen = phases.planned(dense)
-    start = recipe.press.chosen_start if recipe.press else "hooi"
-    pressed = press(dense, chosen, start=start, seed=seed)
+    start: Start = "hooi"
+    fit: dict[str, Any] = {}
+    if recipe.press is not None:
+        start = recipe.press.chosen_start
+        if recipe.press.calibrate is not None:
+            images = phases.calibration(recipe.press.calibrate)
+            fit = {"calibration": images, "reconstruct": recipe.press.reconstruct}
+    pressed = press(dense, chosen, start=start, seed=seed, **fit)
     initial = deepcopy(pressed) if start == "hooi" else None
     if recipe.train is not None:
         phases.fit("train", pressed, recipe.train, teacher=dense)

@@ -23,10 +23,14 @@ from tensorpress.schemes.tucker_weight import TuckerWeight, balanced, initial_st
 
 @dataclass(frozen=True)
 class StartValues:
-    """The factors of a layer, in the order of its parameters, and their relative error if known."""
+    """The factors of a layer, in the order of its parameters, and their relative error if known.
+
+    ``bias`` is that of the layer where it is to be another one than the dense layer's.
+    """
 
     factors: Factors
     error: float | None = None
+    bias: Tensor | None = None
 
 
 def decomposed(plan: PlannedLayer, weight: Tensor) -> StartValues:
@@ -134,7 +138,7 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
                 factor.copy_(value)
         own = bias_of(pressed)
         if own is not None and bias is not None:
-            own.copy_(bias)
+            own.copy_(bias if values is None or values.bias is None else values.bias)
     keep_gradients(pressed, layer)
     return pressed.train(layer.training)
 

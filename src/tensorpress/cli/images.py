@@ -25,10 +25,10 @@ GREY = Preprocess(scale=255, mean=(0.0,), std=(1.0,))
 BATCH = 64
 """How many of their images, which may be large, are in memory at a time."""
 
-CALIBRATION = 512
-"""How many training images calibrate."""
+DRAWN = {"calibration": 512, "reconstruction": 1024}
+"""How many training images say what matters in a model, and how many its layers are fitted to."""
 
-Part = Literal["test", "calibration"]
+Part = Literal["test", "calibration", "reconstruction"]
 
 
 def image_batches(
@@ -60,7 +60,7 @@ def _part(splits: Splits, part: Part) -> ImageSet:
     if part == "test":
         return splits.test
     drawn = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
-    return splits.train.subset(drawn[:CALIBRATION])
+    return splits.train.subset(drawn[: DRAWN[part]])
 
 
 def _resized(

@@ -1,7 +1,7 @@
 """The command press."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.checkpoints import press_checkpoint, save_checkpoint
+from tensorpress.cli.images import image_batches
 from tensorpress.cli.options import (
     BudgetText,
     Inputs,
@@ -19,6 +20,7 @@ from tensorpress.cli.options import (
     Overrides,
     PlanOptions,
     RankText,
+    Root,
     RoundTo,
     SchemeNames,
     Skip,
@@ -27,11 +29,12 @@ from tensorpress.cli.options import (
 )
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.cli.planning import costs_of, plan_for
-from tensorpress.cli.subject import DenseByName, write_origin
+from tensorpress.cli.subject import DenseByName, Subject, write_origin
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, latencies
 from tensorpress.models import load_model
 from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.report import formatting
 from tensorpress.report.plan_table import Cost, cost_table
 
@@ -65,6 +68,15 @@ def press_command(
     processes: Annotated[
         int, typer.Option(help="Processes that decompose at the same time.", min=1)
     ] = 1,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Data set to whose training images responses are kept: cifar10."),
+    ] = None,
+    reconstruct: Annotated[
+        Reconstruct | None,
+        typer.Option(help="What is fitted with --calibrate; linear if not given."),
+    ] = None,
+    root: Root = None,
     as_json: Json = False,
 ) -> None:
     """Press a model by a plan, and write it as a folder of safetensors.
@@ -72,6 +84,7 @@ def press_command(
     Example: tensorpress press --model torchvision:resnet50 --weights r50.safetensors
     --plan plan.yaml --out pressed
     """
+    check_reconstruction(reconstruct, calibrate is not None, "hooi", processes)
     options = PlanOptions(scheme, ranks, budget, targets, skip, override, round_to)
     if plan is not None and options.given:
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
@@ -80,8 +93,17 @@ def press_command(
         _check_new(out)
         if model is None:
             raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
-        found = _press_model(DenseByName.of(model, weights, inputs), read, options, out, processes)
+        dense = DenseByName.of(model, weights, inputs)
+        how: dict[str, Any] = {"processes": processes}
+        if calibrate is not None:
+            how = {"calibration": _images(dense, calibrate, root), "reconstruct": reconstruct}
+        found = _press_model(dense, read, options, out, how)
     else:
+        if calibrate is not None:
+            raise InvalidArgumentError(
+                "a checkpoint is pressed tensor by tensor, and --calibrate needs to run the model: "
+                f"give --model hf:{checkpoint}"
+            )
         if processes > 1:
             raise InvalidArgumentError(
                 f"a checkpoint is pressed by as many processes as you start for {out}: leave out "
@@ -100,15 +122,23 @@ class _Pressed:
 
 
 def _press_model(
-    dense: DenseByName, plan: Plan | None, options: PlanOptions, out: Path, processes: int
+    dense: DenseByName, plan: Plan | None, options: PlanOptions, out: Path, how: dict[str, Any]
 ) -> _Pressed:
     chosen = plan or plan_for(dense, options)
     model = dense.loaded
-    pressed = tp.press(model, chosen, processes=processes)
+    pressed = tp.press(model, chosen, **how)
     save_checkpoint(pressed, chosen, out)
     write_origin(out, dense.name)
     inputs = dense.inputs(model)
     return _Pressed(chosen, _measured(model, pressed, inputs))
+
+
+def _images(dense: DenseByName, data: str, root: Path | None) -> Iterable[tuple[Tensor, Tensor]]:
+    subject = Subject(dense.name, dense.loaded, dense.name)
+    _, batches = image_batches(
+        subject, dense.inputs(dense.loaded), data, root, part="reconstruction"
+    )
+    return batches
 
 
 def _measured(dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | None) -> list[Cost]:

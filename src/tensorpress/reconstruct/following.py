@@ -1,0 +1,156 @@
+"""What becomes of a layer's output: which batch norm and which activation take it next."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+
+from tensorpress.calibrate.batches import Batch, outputs
+from tensorpress.measure.cost import evaluating
+
+_RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+
+
+@dataclass(frozen=True)
+class Following:
+    """What takes a layer's output, if one thing alone does.
+
+    Attributes
+    ----------
+    norm : nn.Module or None
+        A batch norm in between.
+    activation : str or None
+        Name of the function that takes what comes out of that, None where there is no single one.
+    relu : bool
+        Whether it is a ReLU.
+    """
+
+    norm: nn.Module | None = None
+    activation: str | None = None
+    relu: bool = False
+
+
+def followers(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str, Following]:
+    """Return what follows each layer, as one forward pass shows it.
+
+    Watched are the calls of torch's functions, whatever modules or code make them, so that models
+    that cannot be traced are seen as well.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run in eval mode.
+    layers : sequence of str
+        Names of the layers.
+    batch : Batch
+        What to run it on.
+
+    Examples
+    --------
+    >>> from tensorpress.calibrate.batches import hold
+    >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
+    >>> found = followers(net, ["0"], hold([torch.ones(1, 1, 5, 5)], net)[0])["0"]
+    >>> found.norm is net[1], found.relu
+    (True, True)
+    """
+    watch = _Watch()
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(model))
+        for name in layers:
+            hook = model.get_submodule(name).register_forward_hook(watch.output_of(name))
+            stack.callback(hook.remove)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hook = module.register_forward_pre_hook(watch.entering)
+                stack.callback(hook.remove)
+        with watch:
+            outputs(model, batch)
+    return {name: watch.following(name) for name in layers}
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A call that was given a value: the function's name and itself, what came out, its norm."""
+
+    name: str
+    function: Callable[..., Any]
+    found: int
+    norm: nn.Module | None
+
+
+class _Watch(TorchFunctionMode):
+    """Notes for every value that comes of a layer's output what it is used for.
+
+    A value is a number, and a tensor that is changed in place becomes another value.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outputs: dict[str, list[int]] = {}
+        self._held: list[Tensor] = []  # so that no tensor takes the place of one that is gone
+        self._value_of: dict[int, int] = {}  # by the tensor's id
+        self._uses: list[list[_Use]] = []  # of every value
+        self._norm: nn.Module | None = None
+
+    def output_of(self, name: str) -> Callable[..., None]:
+        """Return a hook that notes a layer's output."""
+
+        def hook(_: nn.Module, __: Any, found: Tensor) -> None:
+            self._outputs.setdefault(name, []).append(self._value(found))
+
+        return hook
+
+    def entering(self, norm: nn.Module, _: Any) -> None:
+        """Remember which module calls the function of batch norms."""
+        self._norm = norm
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        given: tuple[Any, ...] = (),
+        named: dict[str, Any] | None = None,
+    ) -> Any:
+        """Carry a call out, and note it as a use of what it was given."""
+        named = named or {}
+        taken = {self._value_of[id(x)] for x in tree_leaves((given, named)) if self._knows(x)}
+        found = function(*given, **named)
+        name = (resolve_name(function) or "").rpartition(".")[2]
+        if taken and name != "__get__" and isinstance(found, Tensor):
+            norm = self._norm if function is functional.batch_norm else None
+            use = _Use(name, function, self._value(found), norm)
+            for value in taken:
+                self._uses[value].append(use)
+        return found
+
+    def following(self, name: str) -> Following:
+        """Return what follows a layer that was called once."""
+        if len(self._outputs.get(name, ())) != 1:
+            return Following()
+        use, norm = self._only_use(self._outputs[name][0]), None
+        if use is not None and use.norm is not None:
+            norm = use.norm
+            use = self._only_use(use.found)
+        if use is None:
+            return Following(norm)
+        return Following(norm, use.name, use.function in _RELUS)
+
+    def _only_use(self, value: int) -> _Use | None:
+        uses = self._uses[value]
+        return uses[0] if len(uses) == 1 else None
+
+    def _knows(self, given: object) -> bool:
+        return isinstance(given, Tensor) and id(given) in self._value_of
+
+    def _value(self, tensor: Tensor) -> int:
+        self._held.append(tensor)
+        self._value_of[id(tensor)] = len(self._uses)
+        self._uses.append([])
+        return self._value_of[id(tensor)]

@@ -1,0 +1,172 @@
+"""Pressing the layers of a model one after the other by what it responds to real inputs."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.moments import input_moments
+from tensorpress.calibrate.patches import has_rows
+from tensorpress.decompose.precision import working
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
+from tensorpress.reconstruct.chain_fit import fit_chain
+from tensorpress.reconstruct.following import Following, followers
+from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
+from tensorpress.reconstruct.norms import affine, take_bias
+from tensorpress.reconstruct.rows import Positions, inputs_of, responses_of
+from tensorpress.schemes.base import balance
+from tensorpress.schemes.builder import PressedLayer, fill
+from tensorpress.schemes.layer import kernel_from
+from tensorpress.schemes.registry import scheme
+from tensorpress.starts import StartValues, decomposed
+
+Reconstruct = Literal["refit", "inputs", "linear", "nonlinear"]
+"""What is fitted to data.
+
+refit: of the decomposed weight the last factor and the bias; inputs: all factors, in the norm that
+the dense model's inputs give the weight; linear: all factors and the bias, so that responses are
+right with the inputs that the layers pressed before leave; nonlinear: that, after the ReLU that
+follows.
+"""
+
+ROWS_A_COLUMN = 4
+"""With fewer rows a fit is mostly the rows' own noise."""
+
+logger = logging.getLogger("tensorpress.pressing")
+
+
+def check_reconstruction(kind: str | None, calibrated: bool, start: str, processes: int) -> None:
+    """Raise an `InvalidArgumentError` for what does not go together."""
+    if kind is not None and kind not in get_args(Reconstruct):
+        raise unknown_name("reconstruct", kind, get_args(Reconstruct))
+    if kind is not None and not calibrated:
+        raise InvalidArgumentError(f"reconstruct={kind!r} needs calibration data")
+    if calibrated and start != "hooi":
+        raise InvalidArgumentError(
+            f"start={start!r} draws factors at random: there is nothing to calibrate"
+        )
+    if calibrated and processes > 1:
+        raise InvalidArgumentError(
+            "with calibration each layer is fitted after the one before it, in one process"
+        )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What layers are fitted by: batches, in which way, and the seed of the positions."""
+
+    batches: Sequence[Batch]
+    kind: Reconstruct
+    seed: int
+
+    def values(
+        self,
+        model: nn.Module,
+        layers: Sequence[PlannedLayer],
+        weight_of: Callable[[PlannedLayer], Tensor],
+    ) -> Iterator[tuple[PlannedLayer, StartValues]]:
+        """Yield what each layer starts from, in the order in which a model calls them.
+
+        A layer is to be replaced as soon as it was yielded: the inputs of those that follow come
+        from the model as it then is, so that errors made before are made up for. Responses are
+        those of the model before anything was pressed.
+        """
+        fitted = [x for x in layers if isinstance(x, SchemePlan) and _can_be_fitted(model, x)]
+        by_name = {layer.name: layer for layer in fitted}
+        ways = self._by_inputs if self.kind == "inputs" else self._by_responses
+        done = set()
+        for name, values in ways(model, by_name, weight_of):
+            done.add(name)
+            yield by_name[name], values
+        for layer in layers:
+            if layer.name not in done:
+                logger.info("layer %s: by its weight alone", layer.name)
+                yield layer, decomposed(layer, weight_of(layer))
+
+    def _by_inputs(
+        self,
+        model: nn.Module,
+        layers: dict[str, SchemePlan],
+        weight_of: Callable[[PlannedLayer], Tensor],
+    ) -> Iterator[tuple[str, StartValues]]:
+        moments = input_moments(model, self.batches, seed=self.seed)
+        for name in list(moments):
+            if name in layers and len(moments[name].blocks) == 1:
+                _warn(name, moments[name].rows, moments[name].blocks[0].shape[-1])
+                weight = weight_of(layers[name])
+                pressed, dense = _decomposed(layers[name], weight)
+                fit = fit_chain(pressed.kernels(), dense, moments[name].second()[0])
+                yield name, _values(pressed, fit.kernels, weight)
+
+    def _by_responses(
+        self,
+        model: nn.Module,
+        layers: dict[str, SchemePlan],
+        weight_of: Callable[[PlannedLayer], Tensor],
+    ) -> Iterator[tuple[str, StartValues]]:
+        positions = Positions.spread(self.batches, self.seed)
+        responses = responses_of(model, list(layers), self.batches, positions)
+        after = followers(model, list(responses), self.batches[0])
+        for name in list(responses):
+            inputs = inputs_of(model, name, self.batches, positions)
+            _warn(name, len(inputs), inputs.shape[-1])
+            norm, own_bias = after[name].norm, layers[name].spec.bias
+            biased = own_bias or norm is not None
+            data = _data(inputs, responses.pop(name), after[name], self.kind, biased)
+            weight = weight_of(layers[name])
+            pressed, dense = _decomposed(layers[name], weight)
+            fit = fit_layer(pressed.kernels(), dense, data, last_only=self.kind == "refit")
+            bias = fit.bias.flatten().to(weight)
+            if norm is not None and not own_bias:
+                take_bias(norm, bias)
+            yield name, _values(pressed, fit.kernels, weight, bias)
+
+
+def _can_be_fitted(model: nn.Module, layer: SchemePlan) -> bool:
+    return scheme(layer.scheme).form == "layer" and has_rows(model.get_submodule(layer.name))
+
+
+def _decomposed(layer: SchemePlan, weight: Tensor) -> tuple[PressedLayer, Tensor]:
+    """Return the layer decomposed by its weight alone, and the dense kernel."""
+    chain = scheme(layer.scheme).skeleton(layer.spec, layer.ranks, like=weight)
+    assert isinstance(chain, PressedLayer)
+    start = decomposed(layer, weight)
+    factors = [p for p in chain.parameters() if p is not chain.held_bias()]
+    with torch.no_grad():
+        for factor, value in zip(factors, start.factors, strict=True):
+            factor.copy_(value)
+    return chain, working(kernel_from(weight, layer.spec))
+
+
+def _values(
+    chain: PressedLayer, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
+) -> StartValues:
+    fill(list(chain), balance(kernels), None)
+    factors = tuple(p.detach() for p in chain.parameters() if p is not chain.held_bias())
+    gap = working(chain.dense_weight()) - working(weight)
+    return StartValues(factors, float(gap.norm() / working(weight).norm()), bias)
+
+
+def _data(
+    inputs: Tensor, responses: Tensor, after: Following, kind: Reconstruct, biased: bool
+) -> LayerData:
+    through = kind == "nonlinear" and after.relu
+    shape = responses.shape[1:]
+    scale, shift = responses.new_ones(shape), responses.new_zeros(shape)
+    if through and after.norm is not None:
+        scale, shift = (part.reshape(shape) for part in affine(after.norm))
+    return LayerData(inputs, responses, scale, shift, relu=through, biased=biased)
+
+
+def _warn(name: str, rows: int, columns: int) -> None:
+    if rows < ROWS_A_COLUMN * columns:
+        logger.warning(
+            "layer %s has %s inputs a response, and calibration data show %s: at least %s are "
+            "wanted, or it is fitted to their noise",
+            *(name, f"{columns:,}", f"{rows:,}", f"{ROWS_A_COLUMN * columns:,}"),
+        )

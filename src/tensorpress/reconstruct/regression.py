@@ -1,0 +1,71 @@
+"""Which kernel and bias fit given responses best, and how much worse another kernel is."""
+
+import torch
+from torch import Tensor
+
+DAMPING = 1e-4
+"""How strongly, relative to the mean second moment, a kernel is held to what it was before."""
+
+_LEAST = 1e-30  # so that inputs that are all zero have an inverse
+
+
+class Regression:
+    """Least squares of responses on the inputs of a layer, its kernel and bias being free.
+
+    With the inputs centred, a kernel's error is that of the best kernel and the distance from it
+    in the norm of the inputs' second moment; the best bias follows from the means. Directions of
+    which the inputs say nothing are held to a prior kernel.
+
+    Parameters
+    ----------
+    inputs : Tensor
+        Vectors that the kernel is multiplied with, shape (rows, groups, columns).
+    biased : bool
+        Whether there is a bias: otherwise nothing is centred, and the bias is 0.
+
+    Attributes
+    ----------
+    second : Tensor
+        Mean of x xᵀ of (centred) inputs, (groups, columns, columns), float64.
+    mean : Tensor
+        Of the inputs, (groups, columns), float64; 0 without a bias.
+
+    Examples
+    --------
+    >>> x = torch.randn(50, 1, 3)
+    >>> y = x @ torch.tensor([[[2.0], [0.0], [1.0]]]) + 5
+    >>> regression = Regression(x)
+    >>> kernel = regression.kernel(y, prior=torch.zeros(1, 1, 3))
+    >>> bias = regression.bias(y, kernel)
+    >>> (kernel.abs().sum() - 3).abs() < 1e-2, (bias - 5).abs() < 1e-2
+    (tensor(True), tensor([[True]]))
+    """
+
+    def __init__(self, inputs: Tensor, *, biased: bool = True) -> None:
+        self._biased = biased
+        self.mean = _mean(inputs) * biased  # (groups, columns)
+        # In the inputs' own precision: products of many rows dominate all work.
+        self._inputs = (inputs - self.mean.to(inputs.dtype)).movedim(0, 1)  # (groups, rows, n)
+        rows = len(inputs)
+        self.second = (self._inputs.mT @ self._inputs).double() / rows
+        damping = DAMPING * self.second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        n = inputs.shape[-1]
+        eye = torch.eye(n, dtype=torch.float64, device=inputs.device)
+        damped = self.second + damping.clamp_min(_LEAST)[:, None, None] * eye
+        self._factor = torch.linalg.cholesky(damped)
+
+    def kernel(self, responses: Tensor, prior: Tensor) -> Tensor:
+        """Return the kernel (groups, out, columns) that fits responses (rows, groups, out)."""
+        centred = responses - (_mean(responses) * self._biased).to(responses.dtype)
+        slope = (centred.movedim(0, -1) @ self._inputs).double() / len(responses)
+        gap = slope - prior.double() @ self.second  # what the prior leaves of Y Xᵀ
+        return prior.double() + torch.cholesky_solve(gap.mT, self._factor).mT
+
+    def bias(self, responses: Tensor, kernel: Tensor) -> Tensor:
+        """Return the best bias (groups, out) of a kernel."""
+        left = _mean(responses) - (kernel.double() @ self.mean[..., None])[..., 0]
+        return left * self._biased
+
+
+def _mean(rows: Tensor) -> Tensor:
+    return rows.mean(0, dtype=torch.float64)

@@ -1,0 +1,159 @@
+"""Pressing by responses: through `tensorpress.press`."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tensorpress as tp
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.planning.given import Entry
+from tensorpress.planning.plan import Plan
+
+
+class Block(nn.Module):
+    """A residual block: one convolution before a ReLU, one before a sum."""
+
+    def __init__(self, norms: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.first = nn.Conv2d(12, 12, 3, padding=1, bias=not norms)
+        self.norm = nn.BatchNorm2d(12) if norms else nn.Identity()
+        self.second = nn.Conv2d(12, 12, 3, padding=1, groups=2)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        y = self.second(torch.relu(self.norm(self.first(x))))
+        found: Tensor = self.head((x + y).mean((2, 3)))
+        return found
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "norms"])
+def block(request: pytest.FixtureRequest) -> Block:
+    torch.manual_seed(0)
+    model = Block(request.param)
+    if request.param:
+        with torch.no_grad():
+            model.train()
+            model(images(64, seed=9))
+            nn.init.normal_(model.norm.weight)
+            nn.init.normal_(model.norm.bias)
+    return model.eval()
+
+
+def images(count: int, seed: int) -> Tensor:
+    """Images with few patterns, so that responses matter other than weights."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(99))
+    weights = torch.randn(count, 4, generator=generator)
+    return torch.einsum("np,pchw->nchw", weights, patterns)
+
+
+def loss(model: nn.Module, dense: nn.Module) -> float:
+    x = images(200, seed=5)
+    with torch.no_grad():
+        return float((model(x) - dense(x)).square().mean() / dense(x).square().mean())
+
+
+def planned(block: nn.Module, scheme: str = "channel_svd") -> Plan:
+    targets = ("first", "second", "stem")
+    return tp.plan(block, scheme=scheme, ranks=PARTS[scheme], targets=targets)
+
+
+PARTS = {"channel_svd": 0.3, "spatial_svd": 0.3, "tucker2": 0.3, "cp": 0.1}
+
+
+BATCHES = [images(50, seed=1), images(50, seed=2), images(50, seed=3)]
+
+
+@pytest.mark.parametrize("scheme", PARTS)
+def test_responses_are_kept_better_than_by_weights(block: Block, scheme: str) -> None:
+    plan = planned(block, scheme)
+    by_weights = loss(tp.press(block, plan), block)
+    for kind in ("refit", "inputs", "linear", "nonlinear"):
+        pressed = tp.press(block, plan, calibration=BATCHES, reconstruct=kind)
+        most = 0.7 if kind == "nonlinear" else 0.95
+        assert loss(pressed, block) < most * by_weights, kind
+
+
+def test_full_rank_changes_nothing(block: Block) -> None:
+    full: dict[str, Entry] = {name: {"ranks": 1.0} for name in ("first", "second")}
+    plan = tp.plan(block, scheme="channel_svd", overrides=full)
+    for kind in ("refit", "inputs", "linear", "nonlinear"):
+        pressed = tp.press(block, plan, calibration=BATCHES, reconstruct=kind)
+        assert loss(pressed, block) < 1e-6, kind
+
+
+def test_the_model_given_stays_as_it_is(block: Block) -> None:
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    tp.press(block, planned(block), calibration=BATCHES, reconstruct="nonlinear")
+    for name, value in block.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert not block.training
+
+
+def test_in_place_gives_the_same(block: Block) -> None:
+    plan = planned(block)
+    copy = tp.press(block, plan, calibration=BATCHES, reconstruct="nonlinear")
+    tp.press(block, plan, calibration=BATCHES, reconstruct="nonlinear", inplace=True)
+    for found, expected in zip(block.parameters(), copy.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_linear_layers_and_layers_that_are_not_fitted(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(16, 20), nn.GELU(), nn.Linear(20, 16, bias=False), nn.Flatten(), nn.Linear(48, 4)
+    )
+    mix = torch.randn(5, 16)
+    batches = [torch.randn(40, 3, 5) @ mix for _ in range(4)]
+    plan = tp.plan(
+        net, scheme="channel_svd", ranks=4, overrides={"4": {"scheme": "tt_weight", "ranks": 2}}
+    )
+    caplog.set_level(logging.INFO, "tensorpress.pressing")
+    pressed = tp.press(net, plan, calibration=batches, reconstruct="nonlinear")
+    assert "layer 4: by its weight alone" in caplog.text
+    x = torch.randn(100, 3, 5) @ mix
+    plain = tp.press(net, plan)
+    with torch.no_grad():
+        errors = [float((m[:3](x) - net[:3](x)).square().mean()) for m in (pressed, plain)]
+    assert errors[0] < errors[1]
+
+
+def test_few_rows_are_told_with_numbers(block: Block, caplog: pytest.LogCaptureFixture) -> None:
+    net = nn.Sequential(nn.Linear(50, 20))
+    plan = tp.plan(net, scheme="channel_svd", ranks=4)
+    pressed = tp.press(net, plan, calibration=[torch.randn(30, 50)])
+    assert "layer 0 has 50 inputs a response, and calibration data show 30" in caplog.text
+    assert "at least 200" in caplog.text
+    for parameter in pressed.parameters():
+        assert bool(torch.isfinite(parameter).all())
+
+
+def test_rank_deficient_inputs_are_fine() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 10))
+    x = torch.randn(300, 2) @ torch.randn(2, 12)
+    plan = tp.plan(net, scheme="channel_svd", ranks=2)
+    for kind in ("inputs", "linear"):
+        pressed = tp.press(net, plan, calibration=[x], reconstruct=kind)
+        with torch.no_grad():
+            torch.testing.assert_close(pressed(x), net(x), atol=1e-2, rtol=1e-2)
+
+
+def test_what_does_not_go_together_is_told(block: Block) -> None:
+    plan = planned(block)
+    with pytest.raises(InvalidArgumentError, match="reconstruct='linear' needs calibration data"):
+        tp.press(block, plan, reconstruct="linear")
+    with pytest.raises(InvalidArgumentError, match=r"'nonlinaer'.*nonlinear"):
+        tp.press(block, plan, calibration=BATCHES, reconstruct="nonlinaer")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="draws factors at random"):
+        tp.press(block, plan, calibration=BATCHES, start="kaiming")
+    with pytest.raises(InvalidArgumentError, match="in one process"):
+        tp.press(block, plan, calibration=BATCHES, processes=2)
+    with pytest.raises(InvalidArgumentError, match="batches is empty"):
+        tp.press(block, plan, calibration=[])
+    with pytest.raises(InvalidArgumentError, match="an input of layer 'stem' is NaN"):
+        tp.press(block, plan, calibration=[torch.full((2, 3, 8, 8), torch.nan)])

@@ -1,0 +1,88 @@
+"""ADMM beside a generic convex solver, and its steps beside their definitions."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.reconstruct.low_rank_sparse import low_rank_sparse
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def objective(
+    w: Tensor, second: Tensor, a: Tensor, b: Tensor, weights: tuple[float, float], width: int
+) -> float:
+    error = w - a - b
+    groups = a.unflatten(1, (-1, width)).norm(dim=(0, 2)).sum()
+    nuclear = torch.linalg.svdvals(b).sum()
+    return float(((error @ second) * error).sum() + weights[0] * groups + weights[1] * nuclear)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_no_generic_solver_finds_less(width: int) -> None:
+    """The objective is convex: a smooth solver from many starts, on a smoothed copy, ends there."""
+    w, root = random(5, 6), random(6, 12, seed=1)
+    second, weights = root @ root.T / 12, (0.8, 1.1)
+    found = low_rank_sparse(
+        w, second, sparse_weight=weights[0], rank_weight=weights[1], width=width, iterations=5000
+    )
+    ours = objective(w, second, found.sparse, found.low_rank, weights, width)
+    best = minimum_by_lbfgs(w, second, weights, width)
+    assert ours <= best * (1 + 1e-4)
+    assert ours >= best * (1 - 1e-2)  # theirs is smoothed a little, so not far above
+
+
+def minimum_by_lbfgs(w: Tensor, second: Tensor, weights: tuple[float, float], width: int) -> float:
+    both = torch.zeros(2, *w.shape, dtype=torch.float64).normal_().mul_(0.1).requires_grad_()
+    least = float("inf")
+    for smooth in (1e-2, 1e-4, 1e-6, 1e-8):
+        solver = torch.optim.LBFGS(
+            [both], max_iter=3000, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        )
+
+        def loss(smooth: float = smooth, solver: torch.optim.LBFGS = solver) -> Tensor:
+            solver.zero_grad()
+            a, b = both
+            error = w - a - b
+            squares = a.unflatten(1, (-1, width)).square().sum((0, 2))
+            nuclear = (torch.linalg.eigvalsh(b @ b.T).clamp_min(0) + smooth**2).sqrt().sum()
+            total = ((error @ second) * error).sum() + weights[0] * (
+                squares + smooth**2
+            ).sqrt().sum()
+            total = total + weights[1] * nuclear
+            total.backward()
+            return total
+
+        solver.step(loss)
+        least = min(least, objective(w, second, *both.detach(), weights, width))
+    return least
+
+
+def test_planted_parts_are_found() -> None:
+    low = random(12, 1) @ random(1, 20, seed=1)
+    sparse = torch.zeros(12, 20, dtype=torch.float64)
+    sparse[:, [3, 11]] = 4 * random(12, 2, seed=2)
+    found = low_rank_sparse(
+        low + sparse, torch.eye(20), sparse_weight=0.6, rank_weight=1.0, iterations=3000
+    )
+    assert found.sparse.norm(dim=0).nonzero().flatten().tolist() == [3, 11]
+    assert int(torch.linalg.matrix_rank(found.low_rank, atol=1e-3)) == 1
+    assert max(found.primal[-1], found.dual[-1]) < 1e-4
+
+
+def test_inputs_that_are_never_seen_are_removed() -> None:
+    second = torch.eye(6).double()
+    second[4:] = 0
+    found = low_rank_sparse(random(5, 6), second, sparse_weight=0.01, rank_weight=1e3)
+    assert found.sparse.norm(dim=0).gt(0).tolist() == [True] * 4 + [False] * 2
+    assert float(found.low_rank.norm()) == 0
+
+
+def test_misfits_are_told() -> None:
+    with pytest.raises(InvalidArgumentError, match="must be positive, not 0"):
+        low_rank_sparse(random(2, 4), torch.eye(4), sparse_weight=0, rank_weight=1)
+    with pytest.raises(InvalidArgumentError, match="4 columns do not divide into groups of 3"):
+        low_rank_sparse(random(2, 4), torch.eye(4), sparse_weight=1, rank_weight=1, width=3)
