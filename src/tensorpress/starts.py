@@ -43,14 +43,19 @@ def decomposed(plan: PlannedLayer, weight: Tensor) -> StartValues:
     """
     if isinstance(plan, LayerPlan):
         return StartValues(plan.parametrization().right_inverse(weight))
+    pressed = pressed_alone(plan, weight)
+    held = pressed if isinstance(pressed, Pressed) else factorized_weight(pressed)
+    assert held is not None
+    return StartValues(tuple(f.detach() for f in factors_of(pressed)), held.relative_error)
+
+
+def pressed_alone(plan: SchemePlan, weight: Tensor) -> nn.Module:
+    """Return the layer of a plan, pressed by its weight, with a bias of zeros if it has one."""
     layer = dense_layer(plan.spec, like=weight.new_empty(0, device="meta"))
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if plan.spec.bias:
         layer.bias = nn.Parameter(weight.new_zeros(plan.spec.outputs))
-    pressed = scheme(plan.scheme).press(layer, plan.ranks)
-    held = pressed if isinstance(pressed, Pressed) else factorized_weight(pressed)
-    assert held is not None
-    return StartValues(tuple(f.detach() for f in _factors(pressed)), held.relative_error)
+    return scheme(plan.scheme).press(layer, plan.ranks)
 
 
 def decomposed_together(
@@ -75,7 +80,7 @@ def drawn(plan: SchemePlan, weight: Tensor, start: str, generator: torch.Generat
     # In half precision a product of draws of deviation 1 might overflow.
     like = torch.empty(0, dtype=torch.float64)
     pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=like)
-    factors = _factors(pressed)
+    factors = factors_of(pressed)
     with torch.no_grad():
         for factor in factors:
             factor.copy_(torch.randn(factor.shape, generator=generator, device="cpu"))
@@ -126,7 +131,7 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
         tucker = plan.parametrization()
         return _attached(tucker, layer, values.factors if values else _zeros(tucker, weight))
     pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=weight.detach())
-    factors, held = _factors(pressed), factorized_weight(pressed)
+    factors, held = factors_of(pressed), factorized_weight(pressed)
     if held is not None:
         held.relative_error = values.error if values else None
         return _attached(held, layer, values.factors if values else factors)
@@ -143,7 +148,8 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
     return pressed.train(layer.training)
 
 
-def _factors(pressed: nn.Module) -> list[nn.Parameter]:
+def factors_of(pressed: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a pressed layer but its bias."""
     bias = bias_of(pressed)
     return [parameter for parameter in pressed.parameters() if parameter is not bias]
 

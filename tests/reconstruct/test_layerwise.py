@@ -115,11 +115,31 @@ def test_linear_layers_and_layers_that_are_not_fitted(caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO, "tensorpress.pressing")
     pressed = tp.press(net, plan, calibration=batches, reconstruct="nonlinear")
     assert "layer 4: by its weight alone" in caplog.text
+    assert "layer 0: fitted linearly, as gelu takes its output" in caplog.text
+    assert "layer 2: fitted linearly, as flatten takes its output" in caplog.text
     x = torch.randn(100, 3, 5) @ mix
     plain = tp.press(net, plan)
     with torch.no_grad():
         errors = [float((m[:3](x) - net[:3](x)).square().mean()) for m in (pressed, plain)]
     assert errors[0] < errors[1]
+
+
+def test_a_train_of_a_linear_layer_starts_from_its_weight() -> None:
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    plan = tp.plan(net, scheme="tensor_train", ranks=3, skip=["2"])
+    pressed = tp.press(net, plan, calibration=[torch.randn(300, 64)])
+    for found, expected in zip(pressed.parameters(), tp.press(net, plan).parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_weight_of_zeros_is_fitted() -> None:
+    net = nn.Sequential(nn.Linear(8, 8))
+    nn.init.zeros_(net[0].weight)
+    plan = tp.plan(net, scheme="channel_svd", ranks=2)
+    pressed = tp.press(net, plan, calibration=[torch.randn(100, 8)])
+    assert torch.isfinite(torch.tensor(pressed[0].relative_error))
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(pressed(x), net(x), atol=1e-6, rtol=0)
 
 
 def test_few_rows_are_told_with_numbers(block: Block, caplog: pytest.LogCaptureFixture) -> None:

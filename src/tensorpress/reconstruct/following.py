@@ -1,5 +1,6 @@
 """What becomes of a layer's output: which batch norm and which activation take it next."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
@@ -24,7 +26,7 @@ class Following:
     Attributes
     ----------
     norm : nn.Module or None
-        A batch norm in between.
+        A batch norm in between, with statistics of its own and of no other layer.
     activation : str or None
         Name of the function that takes what comes out of that, None where there is no single one.
     relu : bool
@@ -34,6 +36,9 @@ class Following:
     norm: nn.Module | None = None
     activation: str | None = None
     relu: bool = False
+
+    def __str__(self) -> str:
+        return self.activation or "no one function"
 
 
 def followers(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str, Following]:
@@ -67,7 +72,7 @@ def followers(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str
             hook = model.get_submodule(name).register_forward_hook(watch.output_of(name))
             stack.callback(hook.remove)
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 hook = module.register_forward_pre_hook(watch.entering)
                 stack.callback(hook.remove)
         with watch:
@@ -98,6 +103,7 @@ class _Watch(TorchFunctionMode):
         self._value_of: dict[int, int] = {}  # by the tensor's id
         self._uses: list[list[_Use]] = []  # of every value
         self._norm: nn.Module | None = None
+        self._calls = Counter[nn.Module]()  # of norms
 
     def output_of(self, name: str) -> Callable[..., None]:
         """Return a hook that notes a layer's output."""
@@ -110,6 +116,7 @@ class _Watch(TorchFunctionMode):
     def entering(self, norm: nn.Module, _: Any) -> None:
         """Remember which module calls the function of batch norms."""
         self._norm = norm
+        self._calls[norm] += 1
 
     def __torch_function__(
         self,
@@ -123,8 +130,10 @@ class _Watch(TorchFunctionMode):
         taken = {self._value_of[id(x)] for x in tree_leaves((given, named)) if self._knows(x)}
         found = function(*given, **named)
         name = (resolve_name(function) or "").rpartition(".")[2]
+        norm = None
+        if function is functional.batch_norm:
+            norm, self._norm = self._norm, None
         if taken and name != "__get__" and isinstance(found, Tensor):
-            norm = self._norm if function is functional.batch_norm else None
             use = _Use(name, function, self._value(found), norm)
             for value in taken:
                 self._uses[value].append(use)
@@ -135,7 +144,7 @@ class _Watch(TorchFunctionMode):
         if len(self._outputs.get(name, ())) != 1:
             return Following()
         use, norm = self._only_use(self._outputs[name][0]), None
-        if use is not None and use.norm is not None:
+        if use is not None and use.norm is not None and self._calls[use.norm] == 1:
             norm = use.norm
             use = self._only_use(use.found)
         if use is None:

@@ -23,7 +23,7 @@ from tensorpress.schemes.base import balance
 from tensorpress.schemes.builder import PressedLayer, fill
 from tensorpress.schemes.layer import kernel_from
 from tensorpress.schemes.registry import scheme
-from tensorpress.starts import StartValues, decomposed
+from tensorpress.starts import StartValues, decomposed, factors_of, pressed_alone
 
 Reconstruct = Literal["refit", "inputs", "linear", "nonlinear"]
 """What is fitted to data.
@@ -100,7 +100,8 @@ class Reconstruction:
                 _warn(name, moments[name].rows, moments[name].blocks[0].shape[-1])
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
-                fit = fit_chain(pressed.kernels(), dense, moments[name].second()[0])
+                second = moments[name].second()[0].to(dense)
+                fit = fit_chain(pressed.kernels(), dense, second)
                 yield name, _values(pressed, fit.kernels, weight)
 
     def _by_responses(
@@ -115,6 +116,8 @@ class Reconstruction:
         for name in list(responses):
             inputs = inputs_of(model, name, self.batches, positions)
             _warn(name, len(inputs), inputs.shape[-1])
+            if self.kind == "nonlinear" and not after[name].relu:
+                logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
             norm, own_bias = after[name].norm, layers[name].spec.bias
             biased = own_bias or norm is not None
             data = _data(inputs, responses.pop(name), after[name], self.kind, biased)
@@ -128,18 +131,18 @@ class Reconstruction:
 
 
 def _can_be_fitted(model: nn.Module, layer: SchemePlan) -> bool:
-    return scheme(layer.scheme).form == "layer" and has_rows(model.get_submodule(layer.name))
+    """Tell whether a layer becomes a chain, and what its weight is multiplied with is known."""
+    if scheme(layer.scheme).form != "layer" or not has_rows(model.get_submodule(layer.name)):
+        return False
+    nothing = torch.empty(0, device="meta")
+    shape = scheme(layer.scheme).skeleton(layer.spec, layer.ranks, like=nothing)
+    return isinstance(shape, PressedLayer)
 
 
 def _decomposed(layer: SchemePlan, weight: Tensor) -> tuple[PressedLayer, Tensor]:
     """Return the layer decomposed by its weight alone, and the dense kernel."""
-    chain = scheme(layer.scheme).skeleton(layer.spec, layer.ranks, like=weight)
+    chain = pressed_alone(layer, weight)
     assert isinstance(chain, PressedLayer)
-    start = decomposed(layer, weight)
-    factors = [p for p in chain.parameters() if p is not chain.held_bias()]
-    with torch.no_grad():
-        for factor, value in zip(factors, start.factors, strict=True):
-            factor.copy_(value)
     return chain, working(kernel_from(weight, layer.spec))
 
 
@@ -147,9 +150,10 @@ def _values(
     chain: PressedLayer, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
 ) -> StartValues:
     fill(list(chain), balance(kernels), None)
-    factors = tuple(p.detach() for p in chain.parameters() if p is not chain.held_bias())
-    gap = working(chain.dense_weight()) - working(weight)
-    return StartValues(factors, float(gap.norm() / working(weight).norm()), bias)
+    factors = tuple(factor.detach() for factor in factors_of(chain))
+    dense = working(weight)
+    error = (working(chain.dense_weight()) - dense).norm() / dense.norm().clamp_min(1e-30)
+    return StartValues(factors, float(error), bias)
 
 
 def _data(

@@ -41,7 +41,7 @@ def auxiliary(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
     References
     ----------
     Zhang, Zou, He, Sun (2016), "Accelerating very deep convolutional networks for classification
-    and detection", section 3.2, equations 9 and 10.
+    and detection" (the nonlinear case).
 
     Examples
     --------
@@ -86,7 +86,7 @@ def fit_through_relu(
 
     References
     ----------
-    Zhang et al. (2016), section 3.2 and 3.3 (asymmetric).
+    Zhang et al. (2016): the nonlinear case and asymmetric reconstruction.
     """
     kernels, groups, shape = list(kernels), prior.shape[0], prior.shape
     for penalty, times in PENALTIES:

@@ -23,7 +23,7 @@ class SpatialChannelSVD(LayerScheme):
     References
     ----------
     Zhang, Zou, He, Sun (2016), "Accelerating very deep convolutional networks for classification
-    and detection", sec. 3.4 ("asymmetric 3d").
+    and detection" ("asymmetric 3d").
     """
 
     def refusal(self, spec: LayerSpec) -> str | None:

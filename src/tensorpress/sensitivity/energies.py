@@ -61,7 +61,7 @@ def response_energies(
     References
     ----------
     Zhang, Zou, He, Sun (2016), "Accelerating very deep convolutional networks for classification
-    and detection", section 3.5, which spreads the budget greedily.
+    and detection" (rank selection), who spread the budget greedily.
 
     Examples
     --------
