@@ -12,9 +12,11 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.holders import Holders
 from tensorpress.planning.read_back import plan_of
 from tensorpress.schemes.base import bias_of
-from tensorpress.schemes.builder import PressedLayer, fill
+from tensorpress.schemes.builder import PressedLayer
+from tensorpress.schemes.composed import Composed
 from tensorpress.schemes.factorized_weight import factorized_weight, stored_factors
 from tensorpress.schemes.layer import Sizes, canonical, spec_of
+from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tt_conv import TTConv
@@ -200,7 +202,12 @@ def _factors(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _of_layer(name: str, layer: nn.Module) -> _Network:
-    factors = _of_chain(layer) if isinstance(layer, PressedLayer) else _of_train(layer)
+    if isinstance(layer, PressedLayer):
+        factors = _of_chain(layer)
+    elif isinstance(layer, LowRankSparseLayer):
+        factors = _of_sum(layer)
+    else:
+        factors = _of_train(layer)
     bonds = {bond for factor in factors for bond in factor.bonds.values()}
     return _Network({name: layer}, [], [factors], tuple(sorted(bonds)))
 
@@ -222,6 +229,18 @@ def _of_chain(layer: PressedLayer) -> list[_Factor]:
         bonds = {axis: 0 if one else joint for axis, joint in joints.items()}
         factors.append(_Factor(kernel, bonds))
     return factors
+
+
+def _of_sum(layer: LowRankSparseLayer) -> list[_Factor]:
+    """Return the kernels of a sum, whose channels are a rank as well, and after them its choice."""
+    few, reduced, expanded = (kernel.detach() for kernel in layer.kernels())
+    choice = layer.chosen() + 1  # zero is what stands for nothing
+    return [
+        _Factor(few, {2: 0}),
+        _Factor(reduced, {1: 1}),
+        _Factor(expanded, {2: 1}),
+        _Factor(choice, {1: 0}),
+    ]
 
 
 def _of_train(layer: nn.Module) -> list[_Factor]:
@@ -281,10 +300,14 @@ def _rebuilt(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
     like, bias = next(layer.parameters()).detach(), layer.held_bias()
     new = scheme(layer.scheme).skeleton(layer.spec, ranks, like=like)
     assert isinstance(new, Pressed)
-    if isinstance(new, PressedLayer):
-        shapes = [stage.kernel_shape(layer.spec) for stage in new.stages]
-        kernels = [value.reshape(shape) for value, shape in zip(values, shapes, strict=True)]
-        fill(list(new), kernels, bias)
+    if isinstance(new, Composed):
+        old = new.kernels()
+        new.put([value.reshape(own.shape) for value, own in zip(values, old, strict=False)])
+        own_bias = new.held_bias()
+        if bias is not None and own_bias is not None:
+            own_bias.data.copy_(bias)
+        if isinstance(new, LowRankSparseLayer):
+            new.keep((values[-1] - 1).clamp_min(0))
     else:
         first = values[0].mT if isinstance(new, TTConv) else values[0]
         with torch.no_grad():

@@ -20,11 +20,15 @@ from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tucker_weight import TuckerWeight, balanced, initial_std
 
+_MOST_STEPS, _EXACT = 100, 1e-9
+"""How often a draw is scaled at most, and how near to the deviation wanted is near enough."""
+
 
 @dataclass(frozen=True)
 class StartValues:
     """The factors of a layer, in the order of its parameters, and their relative error if known.
 
+    After the factors come the buffers of layers that have some: choices of channels.
     ``bias`` is that of the layer where it is to be another one than the dense layer's.
     """
 
@@ -46,7 +50,7 @@ def decomposed(plan: PlannedLayer, weight: Tensor) -> StartValues:
     pressed = pressed_alone(plan, weight)
     held = pressed if isinstance(pressed, Pressed) else factorized_weight(pressed)
     assert held is not None
-    return StartValues(tuple(f.detach() for f in factors_of(pressed)), held.relative_error)
+    return StartValues(tuple(value.detach() for value in held_values(pressed)), held.relative_error)
 
 
 def pressed_alone(plan: SchemePlan, weight: Tensor) -> nn.Module:
@@ -80,16 +84,29 @@ def drawn(plan: SchemePlan, weight: Tensor, start: str, generator: torch.Generat
     # In half precision a product of draws of deviation 1 might overflow.
     like = torch.empty(0, dtype=torch.float64)
     pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=like)
-    factors = factors_of(pressed)
+    factors = _factors(pressed)
     with torch.no_grad():
         for factor in factors:
             factor.copy_(torch.randn(factor.shape, generator=generator, device="cpu"))
         for part in pressed.modules():
             if isinstance(part, nn.Embedding) and part.padding_idx is not None:
                 part.weight[part.padding_idx].zero_()
-        rms = float(scheme(plan.scheme).compose(pressed).square().mean().sqrt()) or 1.0
-        scale = (initial_std(weight, start) / rms) ** (1 / len(factors))
-        return StartValues(tuple((factor * scale).to(weight) for factor in factors))
+        _scale(pressed, factors, plan, initial_std(weight, start))
+        buffers = (buffer.to(weight.device) for buffer in pressed.buffers())
+        return StartValues((*(factor.detach().to(weight) for factor in factors), *buffers))
+
+
+def _scale(
+    pressed: nn.Module, factors: Sequence[nn.Parameter], plan: SchemePlan, rms: float
+) -> None:
+    """Multiply all factors by one number, so that the weight has a root mean square."""
+    for _ in range(_MOST_STEPS):
+        found = float(scheme(plan.scheme).compose(pressed).square().mean().sqrt())
+        if found == 0 or abs(found / rms - 1) < _EXACT:
+            return
+        # Exact for a product of all factors; a sum of products gets nearer with every step.
+        for factor in factors:
+            factor.mul_((rms / found) ** (1 / len(factors)))
 
 
 def drawn_together(
@@ -131,7 +148,7 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
         tucker = plan.parametrization()
         return _attached(tucker, layer, values.factors if values else _zeros(tucker, weight))
     pressed = scheme(plan.scheme).skeleton(plan.spec, plan.ranks, like=weight.detach())
-    factors, held = factors_of(pressed), factorized_weight(pressed)
+    factors, held = _factors(pressed), factorized_weight(pressed)
     if held is not None:
         held.relative_error = values.error if values else None
         return _attached(held, layer, values.factors if values else factors)
@@ -139,8 +156,8 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
     with torch.no_grad():
         if values is not None:
             pressed.relative_error = values.error
-            for factor, value in zip(factors, values.factors, strict=True):
-                factor.copy_(value)
+            for part, value in zip(held_values(pressed), values.factors, strict=True):
+                part.copy_(value)
         own = bias_of(pressed)
         if own is not None and bias is not None:
             own.copy_(bias if values is None or values.bias is None else values.bias)
@@ -148,10 +165,15 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
     return pressed.train(layer.training)
 
 
-def factors_of(pressed: nn.Module) -> list[nn.Parameter]:
+def _factors(pressed: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a pressed layer but its bias."""
     bias = bias_of(pressed)
     return [parameter for parameter in pressed.parameters() if parameter is not bias]
+
+
+def held_values(pressed: nn.Module) -> list[Tensor]:
+    """Return the factors, and what some layers hold beside them."""
+    return [*_factors(pressed), *pressed.buffers()]
 
 
 def _attached(held: FactorizedWeight, layer: nn.Module, factors: Sequence[Tensor]) -> nn.Module:

@@ -62,7 +62,13 @@ def planned(block: nn.Module, scheme: str = "channel_svd") -> Plan:
     return tp.plan(block, scheme=scheme, ranks=PARTS[scheme], targets=targets)
 
 
-PARTS = {"channel_svd": 0.3, "spatial_svd": 0.3, "tucker2": 0.3, "cp": 0.1}
+PARTS = {
+    "channel_svd": 0.3,
+    "spatial_svd": 0.3,
+    "tucker2": 0.3,
+    "cp": 0.1,
+    "low_rank_sparse": 0.2,
+}
 
 
 BATCHES = [images(50, seed=1), images(50, seed=2), images(50, seed=3)]

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.reconstruct.low_rank_sparse import low_rank_sparse
+from tensorpress.reconstruct.low_rank_sparse import LowRankSparse, low_rank_sparse, split_for
+from tensorpress.reconstruct.regression import Regression
+from tensorpress.reconstruct.relu import COUPLING, auxiliary, respond, through_relu
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -86,3 +88,45 @@ def test_misfits_are_told() -> None:
         low_rank_sparse(random(2, 4), torch.eye(4), sparse_weight=0, rank_weight=1)
     with pytest.raises(InvalidArgumentError, match="4 columns do not divide into groups of 3"):
         low_rank_sparse(random(2, 4), torch.eye(4), sparse_weight=1, rank_weight=1, width=3)
+
+
+def test_numbers_wanted_are_met_on_a_planted_sum() -> None:
+    """In a norm that is far from the plain one, and with noise."""
+    sparse = torch.zeros(16, 20, 4, dtype=torch.float64)
+    sparse[:, [3, 9, 15]] = 0.6 * random(16, 3, 4)
+    low_rank = 0.25 * random(16, 3, seed=1) @ random(3, 80, seed=2)
+    root = random(80, 90, seed=3)
+    kernel = sparse.flatten(1) + low_rank + 0.01 * random(16, 80, seed=4)
+    kept, found = split_for(kernel, root @ root.T / 90, channels=3, rank=3, width=4)
+    assert kept.tolist() == [3, 9, 15]
+    assert int(torch.linalg.matrix_rank(found.low_rank)) == 3
+    assert found.primal[-1] < 1e-4
+    assert found.dual[-1] < 1e-4
+
+
+def test_through_a_relu_the_objective_behind_it_is_less() -> None:
+    x = (random(2000, 12) @ random(12, 12, seed=1)).unsqueeze(1)
+    y = torch.einsum("rgn,gon->rgo", x, random(1, 10, 12, seed=2)) - 2
+    regression = Regression(x)
+    best = regression.kernel(y, torch.zeros(1, 10, 12).double())
+    retarget, second = through_relu(x, y, regression), regression.second[0]
+
+    def total(split: LowRankSparse) -> float:
+        kernel, targets = (split.sparse + split.low_rank)[None], y
+        for _ in range(50):  # to the bias that is best behind the ReLU
+            targets = auxiliary(y, respond(x, kernel, regression.bias(targets, kernel)), 1.0)
+        found = respond(x, kernel, regression.bias(targets, kernel))
+        behind = float((found.clamp_min(0) - y.clamp_min(0)).square().sum()) / len(x)
+        norms = torch.linalg.vector_norm(split.sparse, dim=0).sum()
+        return behind + 4 * float(norms) + 8 * float(torch.linalg.svdvals(split.low_rank).sum())
+
+    linear = low_rank_sparse(best[0], second, sparse_weight=4.0, rank_weight=8.0)
+    through = low_rank_sparse(
+        best[0],
+        second * COUPLING,
+        sparse_weight=4.0,
+        rank_weight=8.0,
+        start=linear,
+        retarget=lambda kernel: retarget(kernel[None])[0],
+    )
+    assert total(through) < 0.95 * total(linear)

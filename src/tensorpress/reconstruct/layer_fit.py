@@ -1,15 +1,25 @@
-"""Fitting one pressed layer to the responses of the dense one."""
+"""Fitting the kernels of one layer to responses of the dense one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from tensorpress.reconstruct.chain_fit import fit_chain
+from tensorpress.reconstruct.kernel_fit import Compose, fit_kernels
 from tensorpress.reconstruct.regression import Regression
-from tensorpress.reconstruct.relu import ActivatedFit, fit_through_relu, respond
+from tensorpress.reconstruct.relu import (
+    ActivatedFit,
+    Retarget,
+    fit_through_relu,
+    respond,
+    through_relu,
+)
 from tensorpress.schemes.stages import compose
+
+Choose = Callable[[Tensor, Tensor, Tensor, Retarget | None], list[Tensor]]
+"""Given the kernel to aim at, the second moments, the scale of the outputs and how to aim anew."""
 
 HELD_OUT = 8
 """One row of so many is not fitted, but decides whether the fit through the ReLU is better."""
@@ -42,20 +52,30 @@ class LayerData:
 
 
 def fit_layer(
-    kernels: Sequence[Tensor], dense: Tensor, data: LayerData, *, last_only: bool = False
+    kernels: Sequence[Tensor],
+    dense: Tensor,
+    data: LayerData,
+    *,
+    composed: Compose | None = None,
+    places: Sequence[int] | None = None,
+    choose: Choose | None = None,
 ) -> ActivatedFit:
-    """Fit the kernels of a chain and a bias to responses, through the ReLU where there is one.
+    """Fit the kernels of a layer and a bias to responses, through the ReLU where there is one.
 
     Parameters
     ----------
     kernels : sequence of Tensor
-        Canonical kernels of the chain, where the search starts; the last one has all outputs.
+        Canonical kernels, where the search starts.
     dense : Tensor
         The dense kernel, (groups, out, in, *kernel), to which directions without data are held.
     data : LayerData
         The rows.
-    last_only : bool
-        Change no kernel but the last one.
+    composed : callable, optional
+        What the kernels stand for; a chain unless given.
+    places : sequence of int, optional
+        Change the kernels at these places only, and not through the ReLU.
+    choose : callable, optional
+        Chooses what else the layer has beside its kernels, and gives kernels to start from.
 
     Returns
     -------
@@ -72,36 +92,33 @@ def fit_layer(
     >>> bool((compose(fit.kernels, 1) - dense).abs().max() < 1e-2)
     True
     """
-    groups, shape = dense.shape[0], dense.shape
+    stands_for = composed or partial(compose, groups=dense.shape[0])
     scale = _kept_from_zero(data.scale.double())
+    factor = scale.reshape(*scale.shape, *(1,) * (dense.ndim - 2))
+
+    def seen_by_norm(parts: Sequence[Tensor]) -> Tensor:
+        return stands_for(parts) * factor
+
     seen = data.responses * scale.float() + data.shift.float()
-    prior = dense.double().flatten(2) * scale[..., None]
-    kernels = [*kernels[:-1], _scaled(kernels[-1], scale)]
     held = torch.arange(len(seen)) % HELD_OUT == HELD_OUT - 1
     x, y = data.inputs[~held], seen[~held]
     regression = Regression(x, biased=data.biased)
-    best = regression.kernel(y, prior)
-    kernels = fit_chain(
-        kernels, best.reshape(shape), regression.second, last_only=last_only
-    ).kernels
-    fit = ActivatedFit(kernels, regression.bias(y, compose(kernels, groups).flatten(2)))
-    if data.relu:
-        through = fit_through_relu(kernels, fit.bias, x, y, regression, prior.reshape(shape))
+    best = regression.kernel(y, (dense.double() * factor).flatten(2)).reshape(dense.shape)
+    if choose is not None:
+        retarget = through_relu(x, y, regression) if data.relu else None
+        kernels = choose(best, regression.second, scale, retarget)
+    found = fit_kernels(kernels, best, regression.second, composed=seen_by_norm, places=places)
+    kernels = found.kernels
+    fit = ActivatedFit(kernels, regression.bias(y, seen_by_norm(kernels).flatten(2)))
+    if data.relu and places is None:
+        through = fit_through_relu(kernels, seen_by_norm, fit.bias, x, y, regression)
 
         def loss(of: ActivatedFit) -> float:
-            found = respond(data.inputs[held], compose(of.kernels, groups).flatten(2), of.bias)
+            found = respond(data.inputs[held], seen_by_norm(of.kernels).flatten(2), of.bias)
             return float((found.clamp_min(0) - seen[held].clamp_min(0)).square().sum())
 
         fit = min(fit, through, key=loss)
-    return ActivatedFit(
-        [*fit.kernels[:-1], _scaled(fit.kernels[-1], 1 / scale)],
-        (fit.bias - data.shift.double()) / scale,
-    )
-
-
-def _scaled(kernel: Tensor, scale: Tensor) -> Tensor:
-    """Return a kernel (groups, out, …) with its outputs scaled."""
-    return kernel * scale.reshape(*scale.shape, *(1,) * (kernel.ndim - 2)).to(kernel)
+    return ActivatedFit(fit.kernels, (fit.bias - data.shift.double()) / scale)
 
 
 def _kept_from_zero(scale: Tensor) -> Tensor:

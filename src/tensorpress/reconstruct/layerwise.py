@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,18 @@ from tensorpress.calibrate.patches import has_rows
 from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
-from tensorpress.reconstruct.chain_fit import fit_chain
 from tensorpress.reconstruct.following import Following, followers
+from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.norms import affine, take_bias
+from tensorpress.reconstruct.relu import ActivatedFit
 from tensorpress.reconstruct.rows import Positions, inputs_of, responses_of
-from tensorpress.schemes.base import balance
-from tensorpress.schemes.builder import PressedLayer, fill
+from tensorpress.reconstruct.structure import choose_channels
+from tensorpress.schemes.composed import Composed
 from tensorpress.schemes.layer import kernel_from
+from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.registry import scheme
-from tensorpress.starts import StartValues, decomposed, factors_of, pressed_alone
+from tensorpress.starts import StartValues, decomposed, held_values, pressed_alone
 
 Reconstruct = Literal["refit", "inputs", "linear", "nonlinear"]
 """What is fitted to data.
@@ -101,7 +104,10 @@ class Reconstruction:
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
                 second = moments[name].second()[0].to(dense)
-                fit = fit_chain(pressed.kernels(), dense, second)
+                kernels = pressed.kernels()
+                if isinstance(pressed, LowRankSparseLayer):
+                    kernels = choose_channels(pressed, name, dense, second)
+                fit = fit_kernels(kernels, dense, second, composed=pressed.compose)
                 yield name, _values(pressed, fit.kernels, weight)
 
     def _by_responses(
@@ -123,37 +129,46 @@ class Reconstruction:
             data = _data(inputs, responses.pop(name), after[name], self.kind, biased)
             weight = weight_of(layers[name])
             pressed, dense = _decomposed(layers[name], weight)
-            fit = fit_layer(pressed.kernels(), dense, data, last_only=self.kind == "refit")
+            fit = self._fit(name, pressed, dense, data)
             bias = fit.bias.flatten().to(weight)
             if norm is not None and not own_bias:
                 take_bias(norm, bias)
             yield name, _values(pressed, fit.kernels, weight, bias)
 
+    def _fit(self, name: str, pressed: Composed, dense: Tensor, data: LayerData) -> ActivatedFit:
+        if self.kind == "refit":
+            how: dict[str, Any] = {"places": pressed.last_places}
+        elif isinstance(pressed, LowRankSparseLayer):
+            how = {"choose": partial(choose_channels, pressed, name)}
+        else:
+            how = {}
+        return fit_layer(pressed.kernels(), dense, data, composed=pressed.compose, **how)
+
 
 def _can_be_fitted(model: nn.Module, layer: SchemePlan) -> bool:
-    """Tell whether a layer becomes a chain, and what its weight is multiplied with is known."""
+    """Tell whether a layer is composed of kernels, and what it multiplies them with is known."""
     if scheme(layer.scheme).form != "layer" or not has_rows(model.get_submodule(layer.name)):
         return False
     nothing = torch.empty(0, device="meta")
     shape = scheme(layer.scheme).skeleton(layer.spec, layer.ranks, like=nothing)
-    return isinstance(shape, PressedLayer)
+    return isinstance(shape, Composed)
 
 
-def _decomposed(layer: SchemePlan, weight: Tensor) -> tuple[PressedLayer, Tensor]:
+def _decomposed(layer: SchemePlan, weight: Tensor) -> tuple[Composed, Tensor]:
     """Return the layer decomposed by its weight alone, and the dense kernel."""
-    chain = pressed_alone(layer, weight)
-    assert isinstance(chain, PressedLayer)
-    return chain, working(kernel_from(weight, layer.spec))
+    pressed = pressed_alone(layer, weight)
+    assert isinstance(pressed, Composed)
+    return pressed, working(kernel_from(weight, layer.spec))
 
 
 def _values(
-    chain: PressedLayer, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
+    layer: Composed, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
 ) -> StartValues:
-    fill(list(chain), balance(kernels), None)
-    factors = tuple(factor.detach() for factor in factors_of(chain))
+    layer.put(layer.balanced(kernels))
+    held = tuple(value.detach() for value in held_values(layer))
     dense = working(weight)
-    error = (working(chain.dense_weight()) - dense).norm() / dense.norm().clamp_min(1e-30)
-    return StartValues(factors, float(error), bias)
+    error = (working(layer.dense_weight()) - dense).norm() / dense.norm().clamp_min(1e-30)
+    return StartValues(held, float(error), bias)
 
 
 def _data(

@@ -1,6 +1,8 @@
 """A kernel as a part on few input channels and a part of low rank, by ADMM."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import exp
 
 import torch
 from torch import Tensor
@@ -9,7 +11,14 @@ from tensorpress.errors import InvalidArgumentError
 
 ITERATIONS = 500
 TOLERANCE = 1e-5
-_BALANCE = 10.0  # by which one residual may exceed the other before the penalty is changed
+_SEARCHED = 30  # iterations at each pair of weights
+_FIRST_STEP, _SLOWER, _STEPS = 1.5, 0.8, 16  # of the logarithms of the weights
+_BALANCE, _ADAPTED = 10.0, 100
+"""By which one residual may exceed the other before the penalty is changed, and until when."""
+
+
+Retarget = Callable[[Tensor], Tensor]
+"""Gives for what a layer is now, (out, columns), the kernel that it should be to aim at."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ def low_rank_sparse(
     width: int = 1,
     iterations: int = ITERATIONS,
     start: LowRankSparse | None = None,
+    retarget: Retarget | None = None,
 ) -> LowRankSparse:
     r"""Split a matrix into a column-sparse one and one of low rank, in the norm of its inputs.
 
@@ -65,6 +75,9 @@ def low_rank_sparse(
         At most.
     start : LowRankSparse, optional
         Where to start, such as the solution for other weights.
+    retarget : callable, optional
+        Moves W with M, as a nonlinearity after the layer does: responses are then right behind it.
+        Σ times λ then says how strongly M is held to W.
 
     Raises
     ------
@@ -100,15 +113,17 @@ def low_rank_sparse(
     w, sigma = kernel.double(), second.double()
     values, vectors = torch.linalg.eigh(sigma)  # one for all penalties
     values = values.clamp_min(0)
-    aim = 2 * (w @ vectors) * values
+    aim = 2 * (w @ vectors) * values  # in the basis of the eigenvectors
     penalty = 2 * float(values.mean()) or 1.0
     a, b = (start.sparse, start.low_rank) if start else (torch.zeros_like(w), torch.zeros_like(w))
     middle, multiplier = a + b, torch.zeros_like(w)
     primal, dual = [], []
     size = max(float(w.norm()), 1e-30)
-    for _ in range(iterations):
+    for iteration in range(iterations):
         a = shrink_groups(middle - b - multiplier / penalty, sparse_weight / penalty, width)
         b = shrink_singular_values(middle - a - multiplier / penalty, rank_weight / penalty)
+        if retarget is not None:
+            aim = 2 * (retarget(middle).double() @ vectors) * values
         right = aim + (penalty * (a + b) + multiplier) @ vectors
         before, middle = middle, (right / (2 * values + penalty)) @ vectors.T
         multiplier = multiplier + penalty * (a + b - middle)
@@ -116,11 +131,88 @@ def low_rank_sparse(
         dual.append(float((middle - before).norm()) / size)
         if max(primal[-1], dual[-1]) < TOLERANCE:
             break
+        if iteration >= _ADAPTED:
+            continue
         if primal[-1] > _BALANCE * dual[-1]:
             penalty *= 2
         elif dual[-1] > _BALANCE * primal[-1]:
             penalty /= 2
     return LowRankSparse(a, b, primal, dual)
+
+
+def split_for(
+    kernel: Tensor,
+    second: Tensor,
+    channels: int,
+    rank: int,
+    *,
+    width: int = 1,
+    retarget: Retarget | None = None,
+) -> tuple[Tensor, LowRankSparse]:
+    """Split a matrix so that A has so many groups of columns and B about such a rank.
+
+    λ₁ and λ₂ are moved until the numbers are met, as nearly as one pair of weights meets both.
+
+    Parameters
+    ----------
+    kernel, second, width, retarget
+        As for `low_rank_sparse`.
+    channels, rank : int
+        Groups of columns of A that are not zero, and the rank of B.
+
+    Returns
+    -------
+    kept : Tensor
+        The groups of A, ascending: those that are largest where more or fewer are not zero.
+    split : LowRankSparse
+        With the residuals at the last weights.
+
+    Examples
+    --------
+    >>> column, row = torch.zeros(4, 6), torch.ones(4, 6)
+    >>> column[:, 2] = torch.tensor([5.0, -5.0, 5.0, -5.0])
+    >>> kept, _ = split_for(column + row, torch.eye(6), channels=1, rank=1)
+    >>> kept.tolist()
+    [2]
+    """
+    slope = 2 * kernel.double() @ second.double()
+    norms = torch.linalg.vector_norm(slope.reshape(len(slope), -1, width), dim=(0, 2))
+    largest = float(torch.linalg.matrix_norm(slope, 2)) or 1.0
+    sparse_weight, rank_weight = (float(norms.median()) or 1.0) / 4, largest / 8
+    step, found = _FIRST_STEP, None
+    for _ in range(_STEPS):
+        found = low_rank_sparse(
+            kernel,
+            second,
+            sparse_weight=sparse_weight,
+            rank_weight=rank_weight,
+            width=width,
+            iterations=_SEARCHED,
+            start=found,
+        )
+        more = int((_group_norms(found.sparse, width) > 0).sum()) - channels
+        higher = int(torch.linalg.matrix_rank(found.low_rank)) - rank
+        sparse_weight *= exp(step * ((more > 0) - (more < 0)))
+        rank_weight *= exp(step * ((higher > 0) - (higher < 0)))
+        step *= _SLOWER
+    found = low_rank_sparse(
+        kernel,
+        second,
+        sparse_weight=sparse_weight,
+        rank_weight=rank_weight,
+        width=width,
+        start=found,
+        retarget=retarget,
+    )
+    wanted = kernel if retarget is None else retarget(found.sparse + found.low_rank)
+    left = _group_norms(wanted.double() - found.low_rank, width)
+    order = _group_norms(found.sparse, width) + 1e-9 * left  # of those that are zero the best
+    return order.topk(channels).indices.sort().values, found
+
+
+def _group_norms(matrix: Tensor, width: int) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(matrix.reshape(len(matrix), -1, width), dim=(0, 2))
+    return norms
 
 
 def shrink_groups(matrix: Tensor, by: float, width: int) -> Tensor:
@@ -143,10 +235,15 @@ def shrink_singular_values(matrix: Tensor, by: float) -> Tensor:
 
     Examples
     --------
-    >>> shrink_singular_values(torch.diag(torch.tensor([3.0, 0.5])), 1.0)
-    tensor([[2., 0.],
-            [0., 0.]])
+    >>> shrink_singular_values(torch.diag(torch.tensor([3.0, 0.5])), 1.0).norm()
+    tensor(2.)
     """
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    found: Tensor = (u * (s - by).clamp_min(0)) @ v
+    if matrix.shape[0] > matrix.shape[1]:
+        flat: Tensor = shrink_singular_values(matrix.mT, by)
+        return flat.mT
+    # By the smaller Gram matrix: much faster than an SVD, and small values become zero anyway.
+    squares, u = torch.linalg.eigh(matrix @ matrix.mT)
+    s = squares.clamp_min(0).sqrt()
+    left = torch.where(s > by, 1 - by / s.clamp_min(1e-300), 0)
+    found: Tensor = (u * left) @ (u.mT @ matrix)
     return found

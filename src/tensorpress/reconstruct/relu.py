@@ -1,22 +1,29 @@
-"""Fitting a chain so that its responses are right after a ReLU, not before."""
+"""Fitting kernels so that responses are right after a ReLU, not before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tensorpress.reconstruct.chain_fit import fit_chain
+from tensorpress.reconstruct.kernel_fit import Compose, fit_kernels
 from tensorpress.reconstruct.regression import Regression
-from tensorpress.schemes.stages import compose
 
 PENALTIES = ((0.01, 10), (1.0, 10))
 """λ and how often both steps are done with it; the paper has 25 each."""
 
 
+COUPLING = 3.0
+"""λ where targets and another method take turns: the larger, the nearer to the true problem, and
+the slower."""
+
+Retarget = Callable[[Tensor], Tensor]
+"""Gives for the kernel that a layer has, (groups, out, columns), the one to aim at."""
+
+
 @dataclass(frozen=True)
 class ActivatedFit:
-    """Kernels of a chain and its bias, (groups, out)."""
+    """The kernels of a layer, and its bias, (groups, out)."""
 
     kernels: list[Tensor]
     bias: Tensor
@@ -60,20 +67,23 @@ def auxiliary(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
 
 def fit_through_relu(
     kernels: Sequence[Tensor],
+    composed: Compose,
     bias: Tensor,
     inputs: Tensor,
     responses: Tensor,
     regression: Regression,
-    prior: Tensor,
 ) -> ActivatedFit:
-    """Minimize the squared error after a ReLU over the kernels of a chain and its bias.
+    """Minimize the squared error after a ReLU over the kernels of a layer and its bias.
 
-    Zhang et al.'s splitting for any chain: targets elementwise, and linear least squares to them.
+    Zhang et al.'s splitting for any composition: targets elementwise, and linear least squares to
+    them.
 
     Parameters
     ----------
     kernels : sequence of Tensor
         Canonical kernels, where the search starts: best the fit without the ReLU.
+    composed : callable
+        What they stand for.
     bias : Tensor
         (groups, out).
     inputs, responses : Tensor
@@ -81,23 +91,38 @@ def fit_through_relu(
         (rows, groups, out), before the ReLU.
     regression : Regression
         Of the inputs.
-    prior : Tensor
-        The dense kernel, (groups, out, in, *kernel).
 
     References
     ----------
     Zhang et al. (2016): the nonlinear case and asymmetric reconstruction.
     """
-    kernels, groups, shape = list(kernels), prior.shape[0], prior.shape
+    kernels = list(kernels)
     for penalty, times in PENALTIES:
         for _ in range(times):
-            kernel = compose(kernels, groups).flatten(2)
-            found = respond(inputs, kernel, bias)
-            wanted = auxiliary(responses, found, penalty)
-            best = regression.kernel(wanted, prior=kernel)
-            kernels = fit_chain(kernels, best.reshape(shape), regression.second, sweeps=1).kernels
-            bias = regression.bias(wanted, compose(kernels, groups).flatten(2))
+            kernel = composed(kernels)
+            wanted = auxiliary(responses, respond(inputs, kernel.flatten(2), bias), penalty)
+            best = regression.kernel(wanted, prior=kernel.flatten(2)).reshape(kernel.shape)
+            kernels = fit_kernels(
+                kernels, best, regression.second, composed=composed, sweeps=1
+            ).kernels
+            bias = regression.bias(wanted, composed(kernels).flatten(2))
     return ActivatedFit(kernels, bias)
+
+
+def through_relu(inputs: Tensor, responses: Tensor, regression: Regression) -> Retarget:
+    """Return what gives for a kernel (groups, out, columns) the one that its targets would have.
+
+    The step of the targets at λ = `COUPLING`. The bias is the best one for the targets before.
+    """
+    wanted = responses
+
+    def retarget(kernel: Tensor) -> Tensor:
+        nonlocal wanted
+        found = respond(inputs, kernel, regression.bias(wanted, kernel))
+        wanted = auxiliary(responses, found, COUPLING)
+        return regression.kernel(wanted, prior=kernel)
+
+    return retarget
 
 
 def respond(inputs: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +13,7 @@ from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import RankRule, check_ranks, rank_rule, round_ranks
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.builder import PressedLayer, dense_layer, fill
+from tensorpress.schemes.builder import PressedLayer, balance, dense_layer, fill
 from tensorpress.schemes.candidates import COARSE, thinned
 from tensorpress.schemes.layer import LayerSpec, Sizes, describe, kernel_of, weight_of
 from tensorpress.schemes.pressed import Pressed
@@ -305,23 +304,6 @@ class LayerScheme(Scheme):
         fill(list(pressed), balance(found.kernels), bias)
         pressed.relative_error = found.relative_error
         return pressed
-
-
-def balance(values: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the kernels of a chain to one norm; what they stand for stays the same.
-
-    Training and quantization then treat all of them alike, and half precision has room.
-
-    Examples
-    --------
-    >>> [float(v) for v in balance([torch.tensor([8.0]), torch.tensor([2.0])])]
-    [4.0, 4.0]
-    """
-    norms = [float(value.norm()) for value in values]
-    if min(norms) == 0:
-        return list(values)
-    common = prod(norm ** (1 / len(norms)) for norm in norms)
-    return [value * (common / norm) for value, norm in zip(values, norms, strict=True)]
 
 
 def _check_values(layer: nn.Module) -> None:

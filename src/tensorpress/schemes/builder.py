@@ -2,26 +2,25 @@
 
 from collections.abc import Sequence
 from importlib import import_module
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.composed import Composed
 from tensorpress.schemes.layer import (
     INPUTS_FIRST,
     LayerSpec,
     Sizes,
     canonical,
     stored,
-    weight_of,
 )
-from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.stages import Stage, compose, dense_stage
 
 
-class PressedLayer(nn.Sequential, Pressed):
+class PressedLayer(nn.Sequential, Composed):
     """A chain of stock torch layers in the place of one layer.
 
     Attributes
@@ -55,18 +54,9 @@ class PressedLayer(nn.Sequential, Pressed):
         self.scheme, self.ranks = scheme, tuple(ranks)
 
     @property
-    def bias(self) -> nn.Parameter | None:
-        """The bias, for modules around this one that read it."""
-        return self.held_bias()
-
-    def dense_weight(self) -> Tensor:
-        """Return the composed weight: computed in the working precision, in the chain's dtype."""
-        kernels = self.kernels()
-        return self._weight_of(list(map(working, kernels))).to(kernels[0].dtype)
-
-    def composed(self) -> Tensor:
-        """Return the same computed in the chain's dtype, differentiable."""
-        return self._weight_of(self.kernels())
+    def last_places(self) -> Sizes:
+        """Which of the kernels puts out what the layer puts out: the last."""
+        return (len(self) - 1,)
 
     def held_bias(self) -> nn.Parameter | None:
         """Return the bias of the last layer."""
@@ -79,8 +69,17 @@ class PressedLayer(nn.Sequential, Pressed):
             for layer, stage in zip(self, self.stages, strict=True)
         ]
 
-    def _weight_of(self, kernels: Sequence[Tensor]) -> Tensor:
-        return weight_of(compose(kernels, self.spec.groups), self.spec).contiguous()
+    def put(self, kernels: Sequence[Tensor]) -> None:
+        """Copy canonical kernels into the chain."""
+        fill(list(self), kernels, None)
+
+    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+        """Return kernels that stand for the same, scaled to one norm."""
+        return balance(kernels)
+
+    def compose(self, kernels: Sequence[Tensor]) -> Tensor:
+        """Return the kernel that a chain of kernels stands for."""
+        return compose(kernels, self.spec.groups)
 
 
 def chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:
@@ -128,6 +127,23 @@ def fill(layers: Sequence[nn.Module], values: Sequence[Tensor], bias: Tensor | N
             held = layers[-1].bias
             assert isinstance(held, Tensor)
             held.copy_(bias)
+
+
+def balance(values: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the kernels of a chain to one norm; what they stand for stays the same.
+
+    Training and quantization then treat all of them alike, and half precision has room.
+
+    Examples
+    --------
+    >>> [float(v) for v in balance([torch.tensor([8.0]), torch.tensor([2.0])])]
+    [4.0, 4.0]
+    """
+    norms = [float(value.norm()) for value in values]
+    if min(norms) == 0:
+        return list(values)
+    common = prod(norm ** (1 / len(norms)) for norm in norms)
+    return [value * (common / norm) for value, norm in zip(values, norms, strict=True)]
 
 
 def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tensor) -> nn.Module:

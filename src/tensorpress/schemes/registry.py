@@ -6,6 +6,7 @@ from tensorpress.errors import unknown_name
 from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.cp import CPLayers
+from tensorpress.schemes.low_rank_sparse import LowRankSparse
 from tensorpress.schemes.spatial_channel_svd import SpatialChannelSVD
 from tensorpress.schemes.spatial_svd import SpatialSVD
 from tensorpress.schemes.tensor_train import TensorTrain
@@ -29,7 +30,7 @@ LAYER_SCHEMES: Mapping[str, Scheme] = {
         ),
         SpatialChannelSVD(
             "spatial_channel_svd",
-            "a vertical, a horizontal and a 1×1 convolution (Zhang et al. 2016, section 3.4)",
+            "a vertical, a horizontal and a 1×1 convolution (Zhang et al. 2016, asymmetric 3d)",
         ),
         ChannelSVD("tucker1_in", "1×1 to fewer channels, then a kernel (Tucker-1, input)", "in"),
         ChannelSVD("tucker1_out", "Tucker-1 on the output mode: the same as channel_svd"),
@@ -41,6 +42,10 @@ LAYER_SCHEMES: Mapping[str, Scheme] = {
             "the same with up to 1 % more error and no large terms that cancel "
             "(Phan et al. 2020): for fine-tuning",
             "corrected",
+        ),
+        LowRankSparse(
+            "low_rank_sparse",
+            "a kernel on few input channels plus one with fewer filters, then 1×1 (Yu et al. 2017)",
         ),
         TensorTrain(
             "tensor_train",

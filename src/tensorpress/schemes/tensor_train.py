@@ -15,7 +15,8 @@ from tensorpress.decompose.tensor_train import (
 from tensorpress.decompose.tt_matrix import tt_matrix, tt_matrix_spectra, tt_row_macs
 from tensorpress.decompose.tt_multiply import tt_macs
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.base import Scheme, balance
+from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.builder import balance
 from tensorpress.schemes.dimensions import balanced_modes
 from tensorpress.schemes.layer import LayerSpec, Sizes
 from tensorpress.schemes.train_of_convolutions import TrainOfConvolutions

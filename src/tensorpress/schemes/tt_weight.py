@@ -19,8 +19,8 @@ from tensorpress.decompose.tensor_train import (
 )
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import check_ranks
-from tensorpress.schemes.base import Scheme, balance
-from tensorpress.schemes.builder import dense_layer
+from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.builder import balance, dense_layer
 from tensorpress.schemes.dimensions import balanced_modes, by
 from tensorpress.schemes.factorized_weight import (
     FactorizedWeight,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.reconstruct.chain_fit import conjugate_gradients, fit_chain, response_error
+from tensorpress.reconstruct.kernel_fit import conjugate_gradients, fit_kernels, response_error
 from tensorpress.schemes.layer import describe, kernel_of
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.stages import compose
@@ -45,7 +45,7 @@ def test_two_matrices_reach_the_closed_form_of_a_known_covariance() -> None:
     values, vectors = torch.linalg.eigh(kernel[0] @ second[0] @ kernel[0].T)
     best = vectors[:, -3:] @ vectors[:, -3:].T @ kernel[0]
     start = [random(1, 3, 12, seed=2), random(1, 8, 3, seed=3)]
-    fit = fit_chain(start, kernel, second, sweeps=200, tolerance=1e-12)
+    fit = fit_kernels(start, kernel, second, sweeps=200, tolerance=1e-12)
     assert fit.losses[-1] == pytest.approx(float(values[:-3].sum()), rel=1e-6)
     torch.testing.assert_close(compose(fit.kernels, 1)[0], best, atol=1e-3, rtol=1e-3)
 
@@ -59,7 +59,7 @@ def test_the_objective_never_rises_and_falls_below_that_of_the_weights(
     conv = nn.Conv2d(8, 12, 3, groups=groups)
     kernels, dense = started(name, conv, SCHEMES[name])
     second = second_moment(dense[0, 0].numel(), groups, rank=10)
-    fit = fit_chain(kernels, dense, second)
+    fit = fit_kernels(kernels, dense, second)
     for before, after in pairwise(fit.losses):
         assert after <= before + 1e-12 * fit.losses[0]
     assert fit.losses[-1] < 0.9 * fit.losses[0]
@@ -70,14 +70,14 @@ def test_the_objective_never_rises_and_falls_below_that_of_the_weights(
 def test_identity_moments_give_what_the_weights_give() -> None:
     conv = nn.Conv2d(6, 7, 3)
     kernels, dense = started("channel_svd", conv, (3,))
-    fit = fit_chain(kernels, dense, torch.eye(54).double()[None])
+    fit = fit_kernels(kernels, dense, torch.eye(54).double()[None])
     assert fit.losses[-1] == pytest.approx(fit.losses[0], rel=1e-6)
 
 
 def test_inputs_in_a_subspace_that_the_chain_can_hold_leave_no_error() -> None:
     kernel, second = random(1, 8, 12), second_moment(12, rank=2)
     start = [random(1, 2, 12, seed=2), random(1, 8, 2, seed=3)]
-    fit = fit_chain(start, kernel, second, sweeps=100, tolerance=0)
+    fit = fit_kernels(start, kernel, second, sweeps=100, tolerance=0)
     zero = response_error(torch.zeros_like(kernel), kernel, second)
     assert fit.losses[-1] < 1e-10 * zero
     assert all(bool(torch.isfinite(kernel).all()) for kernel in fit.kernels)
@@ -86,10 +86,10 @@ def test_inputs_in_a_subspace_that_the_chain_can_hold_leave_no_error() -> None:
 def test_groups_are_fitted_as_layers_of_their_own() -> None:
     kernel, second = random(2, 5, 6), second_moment(6, groups=2)
     start = [random(2, 2, 6, seed=2), random(2, 5, 2, seed=3)]
-    together = fit_chain(start, kernel, second, sweeps=300, tolerance=0)
+    together = fit_kernels(start, kernel, second, sweeps=300, tolerance=0)
     for group in range(2):
         own = [part[group : group + 1] for part in start]
-        alone = fit_chain(
+        alone = fit_kernels(
             own, kernel[group : group + 1], second[group : group + 1], sweeps=300, tolerance=0
         )
         torch.testing.assert_close(
@@ -99,7 +99,7 @@ def test_groups_are_fitted_as_layers_of_their_own() -> None:
 
 def test_inputs_that_are_all_zero_change_nothing() -> None:
     start = [random(1, 2, 6), random(1, 5, 2, seed=1)]
-    fit = fit_chain(start, random(1, 5, 6, seed=2), torch.zeros(1, 6, 6).double())
+    fit = fit_kernels(start, random(1, 5, 6, seed=2), torch.zeros(1, 6, 6).double())
     for found, before in zip(fit.kernels, start, strict=True):
         torch.testing.assert_close(found, before)
 
@@ -107,9 +107,9 @@ def test_inputs_that_are_all_zero_change_nothing() -> None:
 def test_shapes_that_do_not_fit_are_told() -> None:
     start = [random(1, 2, 6), random(1, 5, 2)]
     with pytest.raises(InvalidArgumentError, match=r"have shape \(1, 6, 6\)"):
-        fit_chain(start, random(1, 5, 6), torch.eye(5).double()[None])
-    with pytest.raises(InvalidArgumentError, match=r"stands for \(1, 5, 6\), not \(1, 4, 6\)"):
-        fit_chain(start, random(1, 4, 6), torch.eye(6).double()[None])
+        fit_kernels(start, random(1, 5, 6), torch.eye(5).double()[None])
+    with pytest.raises(InvalidArgumentError, match=r"stand for \(1, 5, 6\), not \(1, 4, 6\)"):
+        fit_kernels(start, random(1, 4, 6), torch.eye(6).double()[None])
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,7 +1,8 @@
-"""Fitting a chain of kernels to a kernel in the norm that inputs give it."""
+"""Fitting the kernels of a chain, or of a sum, to a kernel in the norm that inputs give it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,28 +16,33 @@ ITERATIONS = 30
 """Of conjugate gradients a factor and sweep: the next sweep goes on where they end."""
 
 
+Compose = Callable[[Sequence[Tensor]], Tensor]
+"""Makes of kernels the one that they stand for, (groups, out, in, *kernel): affine in each."""
+
+
 @dataclass(frozen=True)
-class ChainFit:
-    """Kernels of a chain, and what the objective was at the start and after every sweep."""
+class KernelFit:
+    """The kernels, and what the objective was at the start and after every sweep."""
 
     kernels: list[Tensor]
     losses: list[float]
 
 
-def fit_chain(
+def fit_kernels(
     kernels: Sequence[Tensor],
     target: Tensor,
     second: Tensor,
     *,
+    composed: Compose | None = None,
+    places: Sequence[int] | None = None,
     sweeps: int = SWEEPS,
     tolerance: float = 1e-4,
-    last_only: bool = False,
-) -> ChainFit:
-    r"""Minimize the error of a chain's responses over all of its kernels, one after the other.
+) -> KernelFit:
+    r"""Minimize the error of responses over the kernels of a layer, one after the other.
 
     .. math:: \sum_g \operatorname{tr} (W_g - \tilde W_g) \Sigma_g (W_g - \tilde W_g)^T
 
-    with :math:`\tilde W` the kernel that the chain stands for and :math:`\Sigma` the second moment
+    with :math:`\tilde W` the kernel that they stand for and :math:`\Sigma` the second moment
     of the vectors a kernel is multiplied with. That is linear least squares in each kernel while
     the others stay, solved by conjugate gradients from where the kernel is, so that the objective
     never rises.
@@ -44,18 +50,20 @@ def fit_chain(
     Parameters
     ----------
     kernels : sequence of Tensor
-        Canonical kernels of the chain, where the search starts.
+        Canonical kernels, where the search starts.
     target : Tensor
         W, shape (groups, out, in, *kernel).
     second : Tensor
         Σ, shape (groups, n, n) with n = in·kernel…, symmetric, positive semidefinite; singular is
         fine.
+    composed : callable, optional
+        What the kernels stand for; a chain unless given.
+    places : sequence of int, optional
+        Change the kernels at these places only.
     sweeps : int
         At most so many times over all kernels.
     tolerance : float
         Stop when a sweep lowers the objective by less, relatively.
-    last_only : bool
-        Change no kernel but the last one.
 
     Raises
     ------
@@ -72,7 +80,7 @@ def fit_chain(
 
     >>> start = [torch.ones(1, 1, 2), torch.ones(1, 2, 1)]
     >>> seen = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-    >>> fit = fit_chain(start, torch.tensor([[[3.0, 0.0], [4.0, 5.0]]]), seen)
+    >>> fit = fit_kernels(start, torch.tensor([[[3.0, 0.0], [4.0, 5.0]]]), seen)
     >>> abs(fit.losses[-1]) < 1e-9
     True
     """
@@ -83,21 +91,20 @@ def fit_chain(
             f"{tuple(second.shape)}"
         )
     kernels = [working(kernel) for kernel in kernels]
+    composed = composed or partial(compose, groups=groups)
     wanted, norm = working(target).flatten(2), working(second)
-    if compose(kernels, groups).shape != target.shape:
+    if composed(kernels).shape != target.shape:
         raise InvalidArgumentError(
-            f"the chain stands for {tuple(compose(kernels, groups).shape)}, not "
-            f"{tuple(target.shape)}"
+            f"the kernels stand for {tuple(composed(kernels).shape)}, not {tuple(target.shape)}"
         )
-    losses = [response_error(compose(kernels, groups).flatten(2), wanted, norm)]
-    last = len(kernels) - 1
+    losses = [response_error(composed(kernels).flatten(2), wanted, norm)]
     for _ in range(sweeps):
-        for place in [last] if last_only else reversed(range(len(kernels))):
-            kernels[place] = _best_kernel(kernels, place, wanted, norm)
-        losses.append(response_error(compose(kernels, groups).flatten(2), wanted, norm))
+        for place in reversed(range(len(kernels))) if places is None else places:
+            kernels[place] = _best_kernel(kernels, place, composed, wanted, norm)
+        losses.append(response_error(composed(kernels).flatten(2), wanted, norm))
         if losses[-2] - losses[-1] <= tolerance * losses[-2]:
             break
-    return ChainFit(kernels, losses)
+    return KernelFit(kernels, losses)
 
 
 def response_error(found: Tensor, wanted: Tensor, second: Tensor) -> float:
@@ -106,22 +113,23 @@ def response_error(found: Tensor, wanted: Tensor, second: Tensor) -> float:
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
-def _best_kernel(kernels: Sequence[Tensor], place: int, wanted: Tensor, second: Tensor) -> Tensor:
-    """Return the kernel at one place of a chain that is best while the others stay."""
-    groups = wanted.shape[0]
+def _best_kernel(
+    kernels: Sequence[Tensor], place: int, composed: Compose, wanted: Tensor, second: Tensor
+) -> Tensor:
+    """Return the kernel at one place that is best while the others stay."""
 
-    def chain_with(kernel: Tensor) -> Tensor:
-        own = [*kernels[:place], kernel, *kernels[place + 1 :]]
-        return compose(own, groups).flatten(2)
+    def with_kernel(kernel: Tensor) -> Tensor:
+        return composed([*kernels[:place], kernel, *kernels[place + 1 :]]).flatten(2)
 
-    found, vjp, *_ = torch.func.vjp(chain_with, kernels[place])
+    found, vjp, *_ = torch.func.vjp(with_kernel, kernels[place])
+    rest = with_kernel(torch.zeros_like(kernels[place]))  # of a sum the other terms
 
     def transposed(kernel: Tensor) -> Tensor:
         gradient: Tensor = vjp(kernel @ second)[0]
         return gradient
 
     def gram(kernel: Tensor) -> Tensor:
-        return transposed(chain_with(kernel))
+        return transposed(with_kernel(kernel) - rest)
 
     residual = transposed(wanted - found)
     return kernels[place] + conjugate_gradients(gram, residual, ITERATIONS)
