@@ -67,9 +67,10 @@ def press(
         Tensor, or a tuple of them. Linear layers and convolutions that become chains are then
         fitted to what the dense model responds to them, one after the other in the order of their
         calls; other layers start from their weights.
-    reconstruct : {"refit", "inputs", "linear", "nonlinear"}, optional
-        How, with calibration ("linear" unless given). refit: the last factor and the bias only;
-        inputs: all factors, in the norm that the dense model's inputs give a weight; linear: all
+    reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
+        How, with calibration ("linear" unless given). norms: no factors, the statistics of batch
+        norms only; refit: the last factor and the bias only; inputs: all factors, in the norm that
+        the dense model's inputs give a weight, and the statistics of batch norms; linear: all
         factors and the bias, with the inputs that the layers pressed before leave; nonlinear: that
         through the ReLU that follows a layer, where one does.
     inplace : bool

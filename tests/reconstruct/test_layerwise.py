@@ -87,9 +87,36 @@ def test_responses_are_kept_better_than_by_weights(block: Block, scheme: str) ->
 def test_full_rank_changes_nothing(block: Block) -> None:
     full: dict[str, Entry] = {name: {"ranks": 1.0} for name in ("first", "second")}
     plan = tp.plan(block, scheme="channel_svd", overrides=full)
-    for kind in ("refit", "inputs", "linear", "nonlinear"):
+    for kind in ("norms", "refit", "inputs", "linear", "nonlinear"):
         pressed = tp.press(block, plan, calibration=BATCHES, reconstruct=kind)
         assert loss(pressed, block) < 1e-6, kind
+
+
+def _moved(dense: nn.Module, model: nn.Module, x: Tensor) -> tuple[float, float]:
+    """How far means and logarithms of deviations of the channels of outputs are apart."""
+    with torch.no_grad():
+        ys = [m.eval()(x).movedim(1, 0).flatten(1) for m in (dense, model)]
+    dense.train()
+    means, stds = [y.mean(1) for y in ys], [y.std(1).log() for y in ys]
+    return float((means[0] - means[1]).norm()), float((stds[0] - stds[1]).norm())
+
+
+def test_norms_alone_have_the_statistics_of_the_pressed_model() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    )
+    for _ in range(30):
+        net(images(64, seed=9))
+    plan = tp.plan(net, scheme="tt_weight", overrides={"3": {"ranks": 2}})
+    pressed = tp.press(net, plan, calibration=[images(500, seed=1)], reconstruct="norms")
+    plain = tp.press(net, plan)
+    torch.testing.assert_close(pressed[3].weight, plain[3].weight)
+    x = images(500, seed=5)
+    means, ratios = zip(*(_moved(net, m, x) for m in (pressed, plain)), strict=True)
+    assert means[0] < 0.2 * means[1]
+    assert ratios[0] < 0.2 * ratios[1]
+    assert net.training
 
 
 def test_the_model_given_stays_as_it_is(block: Block) -> None:

@@ -18,7 +18,7 @@ from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
 from tensorpress.reconstruct.following import Following, followers
 from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
-from tensorpress.reconstruct.norms import affine, take_bias
+from tensorpress.reconstruct.norms import affine, move_norms, norm_statistics, take_bias
 from tensorpress.reconstruct.relu import ActivatedFit
 from tensorpress.reconstruct.rows import Positions, inputs_of, responses_of
 from tensorpress.reconstruct.structure import choose_channels
@@ -28,13 +28,14 @@ from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.registry import scheme
 from tensorpress.starts import StartValues, decomposed, held_values, pressed_alone
 
-Reconstruct = Literal["refit", "inputs", "linear", "nonlinear"]
+Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
 """What is fitted to data.
 
-refit: of the decomposed weight the last factor and the bias; inputs: all factors, in the norm that
-the dense model's inputs give the weight; linear: all factors and the bias, so that responses are
-right with the inputs that the layers pressed before leave; nonlinear: that, after the ReLU that
-follows.
+norms: nothing but the statistics of batch norms, when all layers are decomposed; refit: of the
+decomposed weight the last factor and the bias; inputs: all factors, in the norm that the dense
+model's inputs give the weight, and the statistics of batch norms at the end; linear: all factors
+and the bias, so that responses are right with the inputs that the layers pressed before leave;
+nonlinear: that, after the ReLU that follows.
 """
 
 ROWS_A_COLUMN = 4
@@ -79,17 +80,19 @@ class Reconstruction:
         from the model as it then is, so that errors made before are made up for. Responses are
         those of the model before anything was pressed.
         """
-        fitted = [x for x in layers if isinstance(x, SchemePlan) and _can_be_fitted(model, x)]
-        by_name = {layer.name: layer for layer in fitted}
-        ways = self._by_inputs if self.kind == "inputs" else self._by_responses
-        done = set()
-        for name, values in ways(model, by_name, weight_of):
-            done.add(name)
-            yield by_name[name], values
-        for layer in layers:
-            if layer.name not in done:
-                logger.info("layer %s: by its weight alone", layer.name)
-                yield layer, decomposed(layer, weight_of(layer))
+        left = {layer.name: layer for layer in layers}
+        norms = norm_statistics(model, self.batches) if self.kind in ("norms", "inputs") else {}
+        if self.kind != "norms":
+            ways = self._by_inputs if self.kind == "inputs" else self._by_responses
+            fitted = [x for x in layers if isinstance(x, SchemePlan) and _can_be_fitted(model, x)]
+            by_name = {layer.name: layer for layer in fitted}
+            for name, values in ways(model, by_name, weight_of):
+                yield left.pop(name), values
+        for layer in left.values():
+            logger.info("layer %s: by its weight alone", layer.name)
+            yield layer, decomposed(layer, weight_of(layer))
+        if norms:
+            move_norms(model, norms, norm_statistics(model, self.batches))
 
     def _by_inputs(
         self,

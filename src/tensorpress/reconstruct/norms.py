@@ -1,6 +1,7 @@
 """Batch norms beside layers that were fitted: what they do to responses, and their statistics."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.measure.cost import evaluating
+
+_LEAST = 1e-12  # variance, so that a channel that is always the same can be divided by
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -37,11 +40,15 @@ def take_bias(norm: nn.Module, bias: Tensor) -> None:
     norm.running_mean.sub_(bias)
 
 
-def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> list[str]:
-    """Set the statistics of a model's batch norms to those of what they are given now, in place.
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""Mean and variance of what each batch norm of a model is given, by its name."""
+
+
+def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> Statistics:
+    """Return the statistics of what the batch norms of a model are given.
 
     In one pass over the batches; each norm sees what the norms before it make with the statistics
-    of the batch, as in training. Parameters stay.
+    of the batch, as in training. The model stays as it is.
 
     Parameters
     ----------
@@ -50,24 +57,17 @@ def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> list[str]:
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.hold`.
 
-    Returns
-    -------
-    list of str
-        The names of the norms.
-
     Examples
     --------
     >>> from tensorpress.calibrate.batches import hold
     >>> net = nn.Sequential(nn.BatchNorm1d(1))
-    >>> reestimate_norms(net, hold([torch.tensor([[1.0], [3.0]])], net)), float(net[0].running_mean)
-    (['0'], 2.0)
+    >>> mean, variance = norm_statistics(net, hold([torch.tensor([[1.0], [3.0]])], net))["0"]
+    >>> float(mean), float(variance)
+    (2.0, 2.0)
     """
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    }
-    momenta = {name: norm.momentum for name, norm in norms.items()}
+    norms = _norms(model)
+    kept = {name: (deepcopy(norm.state_dict()), norm.momentum) for name, norm in norms.items()}
+    found: Statistics = {}
     with torch.no_grad(), evaluating(model):
         for norm in norms.values():
             norm.reset_running_stats()
@@ -75,6 +75,47 @@ def reestimate_norms(model: nn.Module, batches: Sequence[Batch]) -> list[str]:
             norm.training = True
         for batch in batches:
             outputs(model, batch)
-    for name, norm in norms.items():
-        norm.momentum = momenta[name]
-    return list(norms)
+        for name, norm in norms.items():
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            found[name] = norm.running_mean.clone(), norm.running_var.clone()
+            buffers, norm.momentum = kept[name]
+            norm.load_state_dict(buffers, strict=False)
+    return found
+
+
+def move_norms(model: nn.Module, before: Statistics, after: Statistics) -> None:
+    """Move the statistics of a model's batch norms as those on calibration data have moved.
+
+    The mean by the difference, the variance by the ratio: where nothing has changed they stay, and
+    few calibration data do not take the place of all that a model was trained on.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    before, after : Statistics
+        From `norm_statistics`, with the same batches.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.BatchNorm1d(1))
+    >>> one = torch.ones(1)
+    >>> move_norms(net, {"0": (one, one)}, {"0": (3 * one, 4 * one)})
+    >>> float(net[0].running_mean), float(net[0].running_var)
+    (2.0, 4.0)
+    """
+    for name, norm in _norms(model).items():
+        (mean, variance), (new_mean, new_variance) = before[name], after[name]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean += new_mean - mean
+        norm.running_var *= new_variance / variance.clamp_min(_LEAST)
+
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
