@@ -12,8 +12,9 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.stages import compose
 
 SWEEPS = 20
-ITERATIONS = 30
-"""Of conjugate gradients a factor and sweep: the next sweep goes on where they end."""
+ITERATIONS, ENOUGH = 30, 1e-2
+"""Of conjugate gradients a factor and sweep, and the residual, relative to that before, at which
+they end: the next sweep goes on from there."""
 
 
 Compose = Callable[[Sequence[Tensor]], Tensor]
@@ -132,7 +133,7 @@ def _best_kernel(
         return transposed(with_kernel(kernel) - rest)
 
     residual = transposed(wanted - found)
-    return kernels[place] + conjugate_gradients(gram, residual, ITERATIONS)
+    return kernels[place] + conjugate_gradients(gram, residual, ITERATIONS, ENOUGH)
 
 
 def conjugate_gradients(

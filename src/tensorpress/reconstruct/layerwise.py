@@ -20,7 +20,7 @@ from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.norms import affine, move_norms, norm_statistics, take_bias
 from tensorpress.reconstruct.relu import ActivatedFit
-from tensorpress.reconstruct.rows import Positions, inputs_of, responses_of
+from tensorpress.reconstruct.rows import Positions, inputs_in_order, responses_of
 from tensorpress.reconstruct.structure import choose_channels
 from tensorpress.schemes.composed import Composed
 from tensorpress.schemes.layer import kernel_from
@@ -122,8 +122,7 @@ class Reconstruction:
         positions = Positions.spread(self.batches, self.seed)
         responses = responses_of(model, list(layers), self.batches, positions)
         after = followers(model, list(responses), self.batches[0])
-        for name in list(responses):
-            inputs = inputs_of(model, name, self.batches, positions)
+        for name, inputs in inputs_in_order(model, list(responses), self.batches, positions):
             _warn(name, len(inputs), inputs.shape[-1])
             if self.kind == "nonlinear" and not after[name].relu:
                 logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])

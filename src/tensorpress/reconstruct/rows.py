@@ -1,7 +1,7 @@
 """Rows to fit a layer by: inputs from one model, responses from another, at the same positions."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.calibrate.patches import rows_of
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluating
+from tensorpress.reconstruct.lockstep import Lockstep
 from tensorpress.schemes.layer import CONVS
 
 ROWS = 20_000
@@ -101,43 +102,38 @@ def responses_of(
     return {name: torch.cat(rows) for name, rows in found.items() if len(rows) == len(batches)}
 
 
-def inputs_of(
-    model: nn.Module, name: str, batches: Sequence[Batch], positions: Positions
-) -> Tensor:
-    """Return the vectors that a layer multiplies its weight with, at the same positions.
+def inputs_in_order(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what layers multiply their weights with, at the same positions.
 
-    The model is run up to this layer only.
+    A layer may be replaced once it was yielded; those after it then see what it leaves.
 
-    Returns
-    -------
-    Tensor
-        Shape (rows, groups, columns).
+    Parameters
+    ----------
+    model, batches, positions
+        As for `responses_of`.
+    names : sequence of str
+        The layers that it has found.
+
+    Yields
+    ------
+    tuple of str and Tensor
+        A name, and rows of shape (rows, groups, columns).
 
     Raises
     ------
     InvalidArgumentError
-        For inputs that are not finite.
+        For inputs that are not finite, or batches that call layers in different orders.
     """
-    layer, found = model.get_submodule(name), list[Tensor]()
-
-    def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x = (*given, *named.values())[0]
-        random = positions.random(batch=len(found))
-        found.append(rows_of(layer, x, positions.most, random).float())
-        raise _ReachedError
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(model))
-        stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        for batch in batches:
-            with suppress(_ReachedError):
-                outputs(model, batch)
-    rows = torch.cat(found)
-    if not bool(torch.isfinite(rows).all()):
-        raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
-    return rows
-
-
-class _ReachedError(Exception):
-    """Ends a forward pass where the rest of it is not needed."""
+    for name, inputs in Lockstep(model, names, batches).stops():
+        layer = model.get_submodule(name)
+        with torch.no_grad():
+            found = [
+                rows_of(layer, x, positions.most, positions.random(number)).float()
+                for number, x in enumerate(inputs)
+            ]
+        rows = torch.cat(found)
+        if not bool(torch.isfinite(rows).all()):
+            raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
+        yield name, rows

@@ -116,7 +116,7 @@ class LowRankSparse(Scheme):
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse what has no input channels to leave out."""
-        if spec.kind == "Embedding" or spec.transposed or spec.inputs_first:
+        if spec.kind == "Embedding" or spec.transposed:
             return "only the input channels of a Linear or a convolution can be left out"
         if min(spec.in_, spec.out) == 1:
             return "it has one channel a group: nothing to cut"
@@ -198,8 +198,8 @@ def low_rank_stages(spec: LayerSpec, rank: int) -> tuple[Stage, Stage]:
 
 
 def _on_few(spec: LayerSpec, channels: int) -> LayerSpec:
-    """Return the same layer on so many input channels a group."""
-    return replace(spec, inputs=spec.groups * channels)
+    """Return the same layer on so many input channels a group, as a stock layer."""
+    return replace(spec, inputs=spec.groups * channels, inputs_first=False)
 
 
 def split(kernel: Tensor, channels: int, rank: int) -> tuple[Tensor, list[Tensor]]:
