@@ -165,12 +165,11 @@ def test_a_pressed_network_is_the_network_of_the_weights_it_stands_for(name, sch
     assert differ(pressed, model, x) < CLOSE
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("dense blocks", "tucker2"), ("gpt2", "channel_svd")])
-def test_an_exported_network_computes_the_same_at_another_batch(name, scheme, tmp_path):
+def test_an_exported_network_computes_the_same_at_another_batch(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    model, x = built(name)
-    pressed = tp.press(model, tp.plan(model, x, scheme=scheme, ranks=0.2))
+    model, x = built("gpt2")
+    pressed = tp.press(model, tp.plan(model, x, scheme="channel_svd", ranks=0.2))
     file = export_onnx(pressed, x, tmp_path / "model.onnx")
     assert file.any_batch
     for inputs in (x, torch.cat([x, x[:1]])):

@@ -51,7 +51,7 @@ def test_a_finished_run_is_not_trained_again(
     (finished.folder / "metrics.json").write_bytes(metrics)
 
 
-@pytest.mark.parametrize("epochs", [0, 3, 6, 7, 8, 9])
+@pytest.mark.parametrize("epochs", [3, 6, 8])  # of the dense network, pressed, quantized
 def test_a_run_that_fails_in_any_epoch_goes_on_to_the_same_file(
     tmp_path: Path, finished: RunResult, monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_run_that_fails_in_any_epoch_goes_on_to_the_same_file(
     assert result.content.curves == finished.content.curves
 
 
-@pytest.mark.parametrize("step", ["save", "load", "inspect", "write_page"])
+@pytest.mark.parametrize("step", ["save", "write_page"])
 def test_a_run_that_fails_at_the_end_goes_on(
     tmp_path: Path, finished: RunResult, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_run_that_fails_at_the_end_goes_on(
     assert (tmp_path / "run" / "model.tpz").read_bytes() == expected
 
 
-LONG = TINY.replace("train: {epochs: 2,", "train: {epochs: 25,")
+LONG = TINY.replace("train: {epochs: 2,", "train: {epochs: 12,")
 
 
 def test_a_killed_run_goes_on_to_the_same_file(tmp_path: Path) -> None:

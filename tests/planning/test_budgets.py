@@ -12,7 +12,7 @@ SCHEMES = ["ada_tucker", "scada_tucker"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("ratio", [3, 10, 40, 100])
+@pytest.mark.parametrize("ratio", [3, 40])
 @pytest.mark.parametrize("name", ["lenet5", "lenet300100", "cifar-cnn", "resnet20"])
 def test_budgets_are_met_and_used(name, ratio, scheme):
     model = zoo.build(name)
