@@ -64,9 +64,10 @@ def press(
         calibration looks at.
     calibration : iterable, optional
         Batches of inputs, or of pairs (inputs, labels) whose labels are not looked at: inputs are a
-        Tensor, or a tuple of them. Linear layers and convolutions that become chains are then
-        fitted to what the dense model responds to them, one after the other in the order of their
-        calls; other layers start from their weights.
+        Tensor, or a tuple of them. Or mappings from names of arguments to Tensors; what a mask of
+        attention says is padding is not looked at. Linear layers and convolutions that become
+        chains or sums are then fitted to what the dense model responds to them, one after the other
+        in the order of their calls; other layers start from their weights.
     reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
         How, with calibration ("linear" unless given). norms: no factors, the statistics of batch
         norms only; refit: the last factor and the bias only; inputs: all factors, in the norm that

@@ -1,7 +1,7 @@
 """Calibration batches as they are held: inputs in the form that the model takes, and labels."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -9,9 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.layer import CONVS
 
-Given = Tensor | tuple[Any, Any] | list[Any]
-"""A batch as users give it: inputs, or (inputs, labels)."""
+Given = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
+"""A batch as users give it: inputs, (inputs, labels), or arguments by name, as tokenizers do."""
+
+MASK = "attention_mask"
+"""The argument, (examples, tokens), that says which tokens are no padding."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,27 @@ class Batch:
         Positional arguments of the model, the first axis being the batch.
     labels : Tensor or None
         What the loss and the error compare the outputs to.
+    named : mapping from str to Tensor
+        Arguments by name. Where one is the mask of attention, padding is not looked at.
     """
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None
+    named: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.inputs[0])
+        return len(next(iter((*self.inputs, *self.named.values()))))
+
+    def unpadded(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return the tokens that are no padding, of what a layer is given or gives.
+
+        That is (tokens, channels) of a Linear's (examples, tokens, channels), and anything else as
+        it is.
+        """
+        mask = self.named.get(MASK)
+        if mask is None or isinstance(layer, CONVS) or x.shape[:-1] != mask.shape:
+            return x
+        return x[mask.bool()]
 
 
 def hold(batches: Iterable[Given], model: nn.Module) -> list[Batch]:
@@ -39,7 +57,8 @@ def hold(batches: Iterable[Given], model: nn.Module) -> list[Batch]:
     Parameters
     ----------
     batches : iterable
-        Of Tensor, or of pairs (inputs, labels). Inputs are a Tensor, or a tuple of them.
+        Of Tensor, of pairs (inputs, labels) or of mappings, which are arguments by name but for
+        ``labels``. Inputs are a Tensor, or a tuple of them.
     model : nn.Module
         It decides the device.
 
@@ -66,7 +85,7 @@ def digest(batches: Iterable[Batch]) -> str:
     return digest_of(
         tensor
         for batch in batches
-        for tensor in (*batch.inputs, batch.labels)
+        for tensor in (*batch.inputs, *dict(sorted(batch.named.items())).values(), batch.labels)
         if tensor is not None
     )
 
@@ -95,7 +114,7 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
     InvalidArgumentError
         Where it returns something else.
     """
-    found = model(*batch.inputs)
+    found = model(*batch.inputs, **batch.named)
     found = getattr(found, "logits", found)
     if not isinstance(found, Tensor) or not found.is_floating_point():
         raise InvalidArgumentError(
@@ -106,6 +125,8 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _batch(given: Given, device: torch.device) -> Batch:
+    if isinstance(given, Mapping):
+        return _by_name(given, device)
     inputs, labels = (given, None) if isinstance(given, Tensor) else _pair(given)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     tensors = all(isinstance(value, Tensor) for value in arguments)
@@ -119,14 +140,32 @@ def _batch(given: Given, device: torch.device) -> Batch:
     )
 
 
+def _by_name(given: Mapping[str, Any], device: torch.device) -> Batch:
+    named = {key: value for key, value in given.items() if key != "labels"}
+    labels = given.get("labels")
+    tensors = all(isinstance(value, Tensor) and value.ndim for value in named.values())
+    if not named or not tensors or not isinstance(labels, Tensor | None):
+        raise _misfit(given)
+    if any(len(value) == 0 for value in named.values()):
+        raise InvalidArgumentError("a batch of no examples cannot be measured on")
+    mask = named.get(MASK)
+    if mask is not None and not bool(mask.any()):
+        raise InvalidArgumentError(f"a batch with {MASK} all zero has nothing to measure on")
+    return Batch(
+        (),
+        None if labels is None else labels.to(device),
+        {key: value.to(device) for key, value in named.items()},
+    )
+
+
 def _pair(given: object) -> tuple[Any, Any]:
-    if isinstance(given, Mapping) or not isinstance(given, tuple | list) or len(given) != 2:
+    if not isinstance(given, tuple | list) or len(given) != 2:
         raise _misfit(given)
     return given[0], given[1]
 
 
 def _misfit(given: object) -> InvalidArgumentError:
     return InvalidArgumentError(
-        "a batch is a Tensor of inputs or a pair (inputs, labels), inputs being a Tensor or a "
-        f"tuple of them; got {type(given).__name__}"
+        "a batch is a Tensor of inputs, a pair (inputs, labels), inputs being a Tensor or a tuple "
+        f"of them, or a mapping from names of arguments to Tensors; got {type(given).__name__}"
     )

@@ -99,7 +99,7 @@ def input_moments(
         if leaders.get(name, name) != name:
             return
         layer = layers[name]
-        rows = rows_of(layer, x, ROWS, random)
+        rows = rows_of(layer, batch.unpadded(layer, x), ROWS, random)
         if not bool(torch.isfinite(rows).all()):
             raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
         if name not in found:

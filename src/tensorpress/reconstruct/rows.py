@@ -82,6 +82,7 @@ def responses_of(
             if isinstance(layer, CONVS):
                 order = len(layer.kernel_size)
                 out = out.movedim(-order - 1, -1)
+            out = batch.unpadded(layer, out)
             rows, before = out.reshape(-1, out.shape[-1]), found.setdefault(name, [])
             if len(rows) > positions.most:
                 random = positions.random(batch=len(before))
@@ -130,8 +131,10 @@ def inputs_in_order(
         layer = model.get_submodule(name)
         with torch.no_grad():
             found = [
-                rows_of(layer, x, positions.most, positions.random(number)).float()
-                for number, x in enumerate(inputs)
+                rows_of(
+                    layer, batch.unpadded(layer, x), positions.most, positions.random(number)
+                ).float()
+                for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))
             ]
         rows = torch.cat(found)
         if not bool(torch.isfinite(rows).all()):
