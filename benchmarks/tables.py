@@ -45,6 +45,12 @@ PAPER = {
     "lenet5-kim": "one shot of Kim et al.: layer form, 10.2× fewer MACs",
 }
 
+# Networks trained for size, and what is known of the same network.
+SIZES = {
+    "lenet5-1200": "MIRACLE 1,556 B, 0.96 %; its public implementation 1,140 B, 0.98 %",
+    "resnet20-20x": "ADA-Tucker “12×” with coding, 9.03 %",
+}
+
 
 def collect(folder: Path) -> None:
     """Copy metrics and file of a finished run to ``results/RECIPE/seedN``."""
@@ -66,13 +72,23 @@ def seeds_of(stem: str) -> list[dict[str, Any]]:
 
 
 def results_table() -> str:
-    """Return the main table: a row a recipe, mean ± standard deviation over its seeds."""
+    """Return the main table, of what ADA-Tucker's paper reports too."""
+    return _rows(PAPER, "the paper")
+
+
+def sizes_table() -> str:
+    """Return the table of networks trained for size."""
+    return _rows(SIZES, "others")
+
+
+def _rows(known: dict[str, str], heading: str) -> str:
+    """Return a row a recipe, mean ± standard deviation over its seeds, and what others report."""
     rows = [
         "| recipe | seeds | dense error % | parameters | parameter ratio | raw error % "
-        "| file bytes | file ratio | **error of the file %** | the paper |",
+        f"| file bytes | file ratio | **error of the file %** | {heading} |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
-    for stem, paper in PAPER.items():
+    for stem, others in known.items():
         seeds = seeds_of(stem)
         if not seeds:
             continue
@@ -86,7 +102,7 @@ def results_table() -> str:
             _spread([m["file"]["bytes"] for m in seeds], 0),
             f"{mean(m['ratio']['file'] for m in seeds):.0f}×",
             f"**{_spread([m['file']['error'] for m in seeds], 2)}**",
-            paper,
+            others,
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -224,7 +240,7 @@ def _against(title: str, cases: dict[str, dict[str, float]]) -> list[str]:
 def seeds_table() -> str:
     """Return every file with its size and error."""
     rows = ["| file | bytes | test error % | validation error % |", "|---|--:|--:|--:|"]
-    for stem in (*PAPER, "clips3d-tucker2"):
+    for stem in (*PAPER, *SIZES, "clips3d-tucker2"):
         rows += [
             f"| `results/{stem}/seed{m['seed']}/model.tpz` | {m['file']['bytes']:,} "
             f"| {m['file']['error']:.2f} | {m['file']['validation_error']:.2f} |"
@@ -246,6 +262,7 @@ def _spread(values: list[float], digits: int) -> str:
 
 TABLES = {
     "results": results_table,
+    "sizes": sizes_table,
     "clips": clips_table,
     "training": training_table,
     "decompose": decompose_table,
