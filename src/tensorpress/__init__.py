@@ -1,5 +1,6 @@
 """Smaller neural networks by tensor decomposition, in files as small as the information in them."""
 
+from tensorpress.calibrate.kept import Calibration
 from tensorpress.checkpoints.load import load_checkpoint
 from tensorpress.checkpoints.save import save_checkpoint
 from tensorpress.checkpoints.stream import press_checkpoint
@@ -30,6 +31,7 @@ from tensorpress.unpressing import unpress
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "CorruptFileError",
     "DataNotFoundError",
     "Encoded",

@@ -11,14 +11,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Given, hold
+from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.kept import Calibration
 from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
 from tensorpress.holders import Holders
 from tensorpress.parallel import decompose_each
 from tensorpress.planned import check_plan, find
 from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.planning.plan import Plan
-from tensorpress.reconstruct.layerwise import Reconstruct, Reconstruction, check_reconstruction
+from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
 from tensorpress.schemes.factorized_weight import factorized_weight, stored_factors
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
@@ -36,7 +37,7 @@ def press(
     *,
     start: Start = "hooi",
     seed: int = 0,
-    calibration: Iterable[Given] | None = None,
+    calibration: Iterable[Given] | Calibration | None = None,
     reconstruct: Reconstruct | None = None,
     inplace: bool = False,
     processes: int = 1,
@@ -62,18 +63,19 @@ def press(
     seed : int
         Of the random starts, where each layer draws from its own stream, and of the positions that
         calibration looks at.
-    calibration : iterable, optional
+    calibration : iterable or Calibration, optional
         Batches of inputs, or of pairs (inputs, labels) whose labels are not looked at: inputs are a
         Tensor, or a tuple of them. Or mappings from names of arguments to Tensors; what a mask of
         attention says is padding is not looked at. Linear layers and convolutions that become
         chains or sums are then fitted to what the dense model responds to them, one after the other
-        in the order of their calls; other layers start from their weights.
+        in the order of their calls; other layers start from their weights. A
+        `tensorpress.Calibration` has what "inputs" needs but for the statistics of batch norms.
     reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
-        How, with calibration ("linear" unless given). norms: no factors, the statistics of batch
-        norms only; refit: the last factor and the bias only; inputs: all factors, in the norm that
-        the dense model's inputs give a weight, and the statistics of batch norms; linear: all
-        factors and the bias, with the inputs that the layers pressed before leave; nonlinear: that
-        through the ReLU that follows a layer, where one does.
+        How, with calibration ("linear" unless given, with a Calibration "inputs"). norms: no
+        factors, the statistics of batch norms only; refit: the last factor and the bias only;
+        inputs: all factors, in the norm that the dense model's inputs give a weight, and the
+        statistics of batch norms; linear: all factors and the bias, with the inputs that the layers
+        pressed before leave; nonlinear: that through the ReLU that follows a layer, where one does.
     inplace : bool
         Press ``model`` itself instead of a copy: every dense weight is freed as soon as its factors
         are there. What can be checked is checked before the first layer is touched, but whatever
@@ -145,7 +147,7 @@ def press(
         if calibration is None:
             values = _values(target, plan, start, seed, processes)
         else:
-            fit = Reconstruction(hold(calibration, target), reconstruct or "linear", seed)
+            fit = reconstruction(target, calibration, reconstruct, seed)
             values = fit.values(target, plan.layers, lambda layer: _weight(target, layer))
         try:
             for layer, own in bar.track(values, total=len(plan.layers), description="pressing"):

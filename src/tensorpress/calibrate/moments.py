@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.calibrate.patches import has_rows, rows_of
@@ -109,7 +109,26 @@ def input_moments(
     with _looking(layers, look), evaluating(model), torch.no_grad():
         for batch in batches:
             outputs(model, batch)
+    if distributed.is_available() and distributed.is_initialized():
+        _add_up_over_processes(found)
     return {name: found[leader] for name, leader in leaders.items() if leader in found}
+
+
+def _add_up_over_processes(found: dict[str, Moments]) -> None:
+    """Replace the sums of each process by those over all of them."""
+    everywhere: list[list[str]] = [[]] * distributed.get_world_size()
+    distributed.all_gather_object(everywhere, list(found))
+    if any(names != list(found) for names in everywhere):
+        raise InvalidArgumentError("processes call different layers: their sums cannot be added up")
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    for moments in found.values():
+        rows = torch.tensor(moments.rows, device=device)
+        distributed.all_reduce(rows)
+        moments.rows = int(rows)
+        for block in moments.blocks:
+            total = block.to(device)
+            distributed.all_reduce(total)
+            block.copy_(total)
 
 
 def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> dict[str, str]:

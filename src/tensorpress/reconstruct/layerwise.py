@@ -1,7 +1,7 @@
 """Pressing the layers of a model one after the other by what it responds to real inputs."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch
-from tensorpress.calibrate.moments import input_moments
+from tensorpress.calibrate.batches import Batch, Given, hold
+from tensorpress.calibrate.kept import Calibration
+from tensorpress.calibrate.moments import Moments, input_moments
 from tensorpress.calibrate.patches import has_rows
 from tensorpress.decompose.precision import working
-from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
 from tensorpress.reconstruct.following import Following, followers
 from tensorpress.reconstruct.kernel_fit import fit_kernels
@@ -44,6 +45,26 @@ ROWS_A_COLUMN = 4
 logger = logging.getLogger("tensorpress.pressing")
 
 
+def reconstruction(
+    model: nn.Module, given: Iterable[Given] | Calibration, kind: Reconstruct | None, seed: int
+) -> "Reconstruction":
+    """Return how layers are fitted by what a user gives.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For batches that are none, or what moments alone cannot say.
+    """
+    if not isinstance(given, Calibration):
+        return Reconstruction(hold(given, model), kind or "linear", seed)
+    if kind not in (None, "inputs"):
+        raise InvalidArgumentError(
+            f"reconstruct={kind!r} needs batches to run the model on; a Calibration is enough for "
+            "'inputs'"
+        )
+    return Reconstruction((), "inputs", seed, given.moments)
+
+
 def check_reconstruction(kind: str | None, calibrated: bool, start: str, processes: int) -> None:
     """Raise an `InvalidArgumentError` for what does not go together."""
     if kind is not None and kind not in get_args(Reconstruct):
@@ -62,11 +83,15 @@ def check_reconstruction(kind: str | None, calibrated: bool, start: str, process
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What layers are fitted by: batches, in which way, and the seed of the positions."""
+    """What layers are fitted by: batches, in which way, and the seed of the positions.
+
+    Or, for the norm of their inputs, by moments that were collected before.
+    """
 
     batches: Sequence[Batch]
     kind: Reconstruct
     seed: int
+    moments: Mapping[str, Moments] | None = None
 
     def values(
         self,
@@ -81,7 +106,8 @@ class Reconstruction:
         those of the model before anything was pressed.
         """
         left = {layer.name: layer for layer in layers}
-        norms = norm_statistics(model, self.batches) if self.kind in ("norms", "inputs") else {}
+        moves = self.kind in ("norms", "inputs") and len(self.batches) > 0
+        norms = norm_statistics(model, self.batches) if moves else {}
         if self.kind != "norms":
             ways = self._by_inputs if self.kind == "inputs" else self._by_responses
             fitted = [x for x in layers if isinstance(x, SchemePlan) and _can_be_fitted(model, x)]
@@ -100,13 +126,16 @@ class Reconstruction:
         layers: dict[str, SchemePlan],
         weight_of: Callable[[PlannedLayer], Tensor],
     ) -> Iterator[tuple[str, StartValues]]:
-        moments = input_moments(model, self.batches, seed=self.seed)
-        for name in list(moments):
-            if name in layers and len(moments[name].blocks) == 1:
-                _warn(name, moments[name].rows, moments[name].blocks[0].shape[-1])
+        moments = self.moments
+        if moments is None:
+            moments = input_moments(model, self.batches, seed=self.seed)
+        for name, held in moments.items():
+            if name in layers and len(held.blocks) == 1:
+                _warn(name, held.rows, held.blocks[0].shape[-1])
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
-                second = moments[name].second()[0].to(dense)
+                second = held.second()[0].to(dense)
+                _check_fits(name, second, dense)
                 kernels = pressed.kernels()
                 if isinstance(pressed, LowRankSparseLayer):
                     kernels = choose_channels(pressed, name, dense, second)
@@ -154,6 +183,16 @@ def _can_be_fitted(model: nn.Module, layer: SchemePlan) -> bool:
     nothing = torch.empty(0, device="meta")
     shape = scheme(layer.scheme).skeleton(layer.spec, layer.ranks, like=nothing)
     return isinstance(shape, Composed)
+
+
+def _check_fits(name: str, second: Tensor, dense: Tensor) -> None:
+    """Raise where moments are of another layer."""
+    groups, columns = len(dense), dense[0, 0].numel()
+    if second.shape != (groups, columns, columns):
+        raise ModelMismatchError(
+            f"layer {name!r} has {columns:,} inputs a response in {groups:,} groups, and the "
+            f"calibration is of {second.shape[-1]:,} in {len(second):,}"
+        )
 
 
 def _decomposed(layer: SchemePlan, weight: Tensor) -> tuple[Composed, Tensor]:

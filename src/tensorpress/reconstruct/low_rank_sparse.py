@@ -1,6 +1,5 @@
 """A kernel as a part on few input channels and a part of low rank, by ADMM."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import exp
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.reconstruct.relu import Retarget
 
 ITERATIONS = 500
 TOLERANCE = 1e-5
@@ -15,10 +15,6 @@ _SEARCHED = 30  # iterations at each pair of weights
 _FIRST_STEP, _SLOWER, _STEPS = 1.5, 0.8, 16  # of the logarithms of the weights
 _BALANCE, _ADAPTED = 10.0, 100
 """By which one residual may exceed the other before the penalty is changed, and until when."""
-
-
-Retarget = Callable[[Tensor], Tensor]
-"""Gives for what a layer is now, (out, columns), the kernel that it should be to aim at."""
 
 
 @dataclass(frozen=True)

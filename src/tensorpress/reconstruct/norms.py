@@ -40,11 +40,11 @@ def take_bias(norm: nn.Module, bias: Tensor) -> None:
     norm.running_mean.sub_(bias)
 
 
-Statistics = dict[str, tuple[Tensor, Tensor]]
+NormStatistics = dict[str, tuple[Tensor, Tensor]]
 """Mean and variance of what each batch norm of a model is given, by its name."""
 
 
-def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> Statistics:
+def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistics:
     """Return the statistics of what the batch norms of a model are given.
 
     In one pass over the batches; each norm sees what the norms before it make with the statistics
@@ -67,7 +67,7 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> Statistics:
     """
     norms = _norms(model)
     kept = {name: (deepcopy(norm.state_dict()), norm.momentum) for name, norm in norms.items()}
-    found: Statistics = {}
+    found: NormStatistics = {}
     with torch.no_grad(), evaluating(model):
         for norm in norms.values():
             norm.reset_running_stats()
@@ -84,7 +84,7 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> Statistics:
     return found
 
 
-def move_norms(model: nn.Module, before: Statistics, after: Statistics) -> None:
+def move_norms(model: nn.Module, before: NormStatistics, after: NormStatistics) -> None:
     """Move the statistics of a model's batch norms as those on calibration data have moved.
 
     The mean by the difference, the variance by the ratio: where nothing has changed they stay, and
@@ -94,7 +94,7 @@ def move_norms(model: nn.Module, before: Statistics, after: Statistics) -> None:
     ----------
     model : nn.Module
         Changed in place.
-    before, after : Statistics
+    before, after : NormStatistics
         From `norm_statistics`, with the same batches.
 
     Examples

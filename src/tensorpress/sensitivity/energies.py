@@ -6,8 +6,8 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Given, hold
-from tensorpress.calibrate.moments import input_moments
+from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.kept import Calibration
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.options import applicable
@@ -22,7 +22,7 @@ _LEAST = 1e-12  # of the energy, so that there is a logarithm
 
 def response_energies(
     model: nn.Module,
-    batches: Iterable[Given],
+    batches: Iterable[Given] | Calibration,
     *,
     scheme: str = "channel_svd",
     targets: Sequence[str] = ("*",),
@@ -39,8 +39,9 @@ def response_energies(
     ----------
     model : nn.Module
         Dense, with trained weights.
-    batches : iterable
-        Calibration data as for `tensorpress.sensitivity`; labels are not looked at.
+    batches : iterable or Calibration
+        Calibration data as for `tensorpress.sensitivity`, whose labels are not looked at, or what
+        was kept of them.
     scheme : {"channel_svd", "tucker1_out"}
         What the ranks are of.
     targets, skip : sequence of str
@@ -77,10 +78,11 @@ def response_energies(
         )
     chosen = scheme_named(scheme)
     layers, _ = DenseModel.of(model, None, None).chosen(targets, skip)
-    moments = input_moments(model, hold(batches, model), seed=seed)
+    if not isinstance(batches, Calibration):
+        batches = Calibration.of(model, batches, seed=seed)
     found = {}
     for name, layer in layers.items():
-        held = moments.get(name)
+        held = batches.moments.get(name)
         if held is None or len(held.blocks) > 1 or not applicable(layer, [chosen])[0]:
             continue
         kernel = layer.kernel().flatten(2)
