@@ -356,3 +356,13 @@ def test_the_start_is_that_of_the_scheme() -> None:
         recipe = parse_recipe(changed(press=press))
         assert recipe.press.chosen_start == start
         assert ("start" in recipe.to_yaml()) == ("start" in press)
+
+
+def test_norms_between_factors_need_a_random_start_and_training() -> None:
+    press = {"scheme": "channel_svd", "ranks": 8, "norms": True}
+    with pytest.raises(InvalidArgumentError, match="norms are for a start at random"):
+        parse_recipe(changed(press=press))
+    press["start"] = "kaiming"
+    assert parse_recipe(changed(press=press)).press.norms
+    with pytest.raises(InvalidArgumentError, match=r"press\.norms are for training"):
+        parse_recipe(changed(press=press, train=None))

@@ -1,5 +1,6 @@
 """Smaller neural networks by tensor decomposition, in files as small as the information in them."""
 
+from tensorpress.between import norms_between
 from tensorpress.calibrate.kept import Calibration
 from tensorpress.checkpoints.load import load_checkpoint
 from tensorpress.checkpoints.save import save_checkpoint
@@ -54,6 +55,7 @@ __all__ = [
     "load_model",
     "materialize",
     "measure",
+    "norms_between",
     "plan",
     "press",
     "press_checkpoint",

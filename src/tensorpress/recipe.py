@@ -126,7 +126,8 @@ class Press(_Section):
     """Which layers are pressed and how: what `tensorpress.plan` and `tensorpress.press` take.
 
     See `tensorpress.plan` for what goes together. With ``calibrate``, a number of training images,
-    factors are fitted to responses as ``reconstruct`` says.
+    factors are fitted to responses as ``reconstruct`` says. With ``norms`` chains that start at
+    random are trained with a norm between their factors, which take it in at the end.
     """
 
     scheme: Scheme = AUTO_NAME
@@ -139,6 +140,7 @@ class Press(_Section):
     start: Start | None = None
     calibrate: Count | None = None
     reconstruct: Reconstruct | None = None
+    norms: bool = False
 
     @model_validator(mode="after")
     def _one_target(self) -> "Press":
@@ -151,6 +153,8 @@ class Press(_Section):
         check_reconstruction(
             self.reconstruct, self.calibrate is not None, self.chosen_start, processes=1
         )
+        if self.norms and self.chosen_start == "hooi":
+            raise ValueError("norms are for a start at random: give start: kaiming or glorot")
         return self
 
     @property
@@ -234,6 +238,8 @@ class Recipe(_Section):
             raise ValueError("give either quantize or rate, which say how the file is made")
         if any("seed" in phase.model_fields_set for phase in self._trainings()):
             raise ValueError("the seed is given to the run, not in the recipe")
+        if self.press is not None and self.press.norms and self.train is None:
+            raise ValueError("press.norms are for training: give train (how long and how fast)")
         return self
 
     @model_validator(mode="after")

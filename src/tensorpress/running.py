@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tensorpress.between import norms_between
 from tensorpress.codec.contents import quantized_names, quantizers_for
 from tensorpress.codec.file import Quantizers, load, save
 from tensorpress.codec.inspect import inspect
@@ -200,7 +202,9 @@ def _trained(
     pressed = press(dense, chosen, start=start, seed=seed, **fit)
     initial = deepcopy(pressed) if start == "hooi" else None
     if recipe.train is not None:
-        phases.fit("train", pressed, recipe.train, teacher=dense)
+        normed = recipe.press is not None and recipe.press.norms
+        with norms_between(pressed) if normed else nullcontext(pressed) as trained:
+            phases.fit("train", trained, recipe.train, teacher=dense)
     return dense, chosen, initial, pressed
 
 

@@ -10,6 +10,7 @@ from tiny_runs import recipe
 
 import tensorpress as tp
 from command_line import call
+from tensorpress.between import ScaleNorm
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import plan_of
 from tensorpress.running import RunResult, run
@@ -122,6 +123,16 @@ def test_mistakes_show_before_training(
     with pytest.raises(InvalidArgumentError, match=message):
         run(recipe(press={"scheme": "channel_svd", **press}), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("no_page")
+def test_norms_between_factors_are_gone_in_the_file(tmp_path: Path) -> None:
+    press = {"scheme": "channel_svd", "ranks": 0.2, "start": "kaiming", "norms": True}
+    train = {"epochs": 12, "lr": 0.01}
+    result = run(recipe(press=press, train=train), tmp_path / "run", seed=3)
+    assert result.metrics["pressed"]["error"] < 70
+    loaded = tp.load(tmp_path / "run" / "model.tpz")
+    assert not any(isinstance(module, ScaleNorm) for module in loaded.modules())
 
 
 @pytest.mark.usefixtures("no_page")
