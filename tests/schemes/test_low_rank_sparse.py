@@ -1,9 +1,13 @@
 """A kernel on few channels plus one of low rank: what holds beside what holds for every scheme."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import tensorpress as tp
+from tensorpress.errors import CorruptFileError
 from tensorpress.schemes.layer import describe, kernel_of
 from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.press_layer import press_layer
@@ -69,3 +73,14 @@ def test_the_choice_travels_with_the_state() -> None:
     other.load_state_dict(pressed.state_dict())
     x: Tensor = torch.randn(1, 8, 5, 5)
     torch.testing.assert_close(other(x), pressed(x))
+
+
+@pytest.mark.parametrize("wrong", [-1, 8, 1 << 40])
+def test_a_choice_that_cannot_be_is_found_in_files(tmp_path: Path, wrong: int) -> None:
+    net = nn.Sequential(
+        press_layer(planted(nn.Conv2d(8, 6, 3), [1, 4], 1), "low_rank_sparse", (2, 1))
+    )
+    net[0].kept[1] = wrong
+    tp.save(net, tmp_path / "a.tpz")
+    with pytest.raises(CorruptFileError, match=r"layer '0' chooses channels \[1, .*, and it has 8"):
+        tp.load(tmp_path / "a.tpz", model=nn.Sequential(nn.Conv2d(8, 6, 3)))

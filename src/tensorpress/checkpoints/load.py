@@ -11,6 +11,7 @@ from tensorpress.checkpoints.tensor_files import TensorFiles
 from tensorpress.errors import DataNotFoundError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.pressing import skeleton
+from tensorpress.schemes.pressed import check_read
 
 PLAN = "plan.json"
 
@@ -67,6 +68,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     check_fits(pressed, names, files)
     fill(pressed, names, files.read)
     _check_values(place, pressed)
+    check_read(pressed, str(place))
     return pressed.cpu().eval()
 
 

@@ -22,6 +22,7 @@ from tensorpress.codec.steps import StepQuantizer
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.planning.read_back import plan_of
 from tensorpress.pressing import skeleton
+from tensorpress.schemes.pressed import check_read
 from tensorpress.zoo import build
 from tensorpress.zoo import network as zoo_network
 
@@ -158,6 +159,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     with torch.no_grad():
         for tensor, stored in zip(tensors.values(), decoded, strict=True):
             tensor.copy_(stored.values)
+    check_read(pressed, opened.name)
     return pressed.cpu().eval()
 
 

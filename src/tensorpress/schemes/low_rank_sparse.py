@@ -69,6 +69,13 @@ class LowRankSparseLayer(Composed):
         """Return what `keep` was given."""
         return self.kept.reshape(self.spec.groups, -1) % self.spec.in_
 
+    def mistake(self) -> str | None:
+        """Return whether a channel is chosen that there is not."""
+        first = torch.arange(self.spec.groups, device=self.kept.device)[:, None] * self.spec.in_
+        if bool(((self.kept.reshape(self.spec.groups, -1) - first) // self.spec.in_ == 0).all()):
+            return None
+        return f"chooses channels {self.kept.tolist()}, and it has {self.spec.inputs}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Map what the dense layer maps."""
         few = x.index_select(-1 - self.spec.order, self.kept)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from tensorpress.errors import CorruptFileError
 from tensorpress.schemes.deferred import deferred
 from tensorpress.schemes.layer import LayerSpec, Sizes
 
@@ -49,6 +50,21 @@ class Pressed(nn.Module):
         """Return the bias, where there is one."""
         raise NotImplementedError
 
+    def mistake(self) -> str | None:
+        """Return what cannot be among the values, which may have come from a file; None if all can.
+
+        Factors can be anything.
+        """
+        return None
+
     def extra_repr(self) -> str:
         """Return the scheme and its ranks as torch prints them."""
         return f"{self.scheme}, ranks={self.ranks}"
+
+
+def check_read(model: nn.Module, file: str) -> None:
+    """Raise a `CorruptFileError` where layers of a model that was read cannot be as they are."""
+    for name, layer in model.named_modules():
+        mistake = layer.mistake() if isinstance(layer, Pressed) else None
+        if mistake is not None:
+            raise CorruptFileError(f"{file}: layer {name!r} {mistake}")
