@@ -14,8 +14,10 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluating
 
 
-class Lockstep:
-    """The forward passes of batches through a model, which stop at each of some layers.
+def lockstep(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Run the forward passes of batches through a model, and stop all of them at each layer.
 
     While they wait, layers may be replaced: the passes go on with what stands in the model then.
     So every layer can be fitted to what those before it leave, for the price of one pass over the
@@ -30,49 +32,41 @@ class Lockstep:
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.hold`.
 
+    Yields
+    ------
+    tuple of str and list of Tensor
+        Each layer's name and its inputs, a tensor a batch, in the order of the calls.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If batches call the layers in different orders, or one of them calls some no more.
+
     Examples
     --------
     >>> from tensorpress.calibrate.batches import hold
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1))
-    >>> for name, inputs in Lockstep(net, ["0", "1"], hold([torch.ones(1, 2)], net)).stops():
-    ...     net[0].weight.data.fill_(3.0)  # the second layer will see it
+    >>> for name, inputs in lockstep(net, ["0", "1"], hold([torch.ones(1, 2)], net)):
+    ...     _ = net[0].weight.data.fill_(3.0)  # the second layer will see it
     ...     print(name, inputs)
-    tensor([[3., 3.],
-            [3., 3.]])
     0 [tensor([[1., 1.]])]
-    tensor([[3., 3.],
-            [3., 3.]])
     1 [tensor([[6., 6.]])]
     """
-
-    def __init__(self, model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> None:
-        self._model = model
-        self._layers = {name: model.get_submodule(name) for name in names}
-        self._batches = batches
-
-    def stops(self) -> Iterator[tuple[str, list[Tensor]]]:
-        """Yield each layer's name and its inputs, a tensor a batch, in the order of the calls.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If batches call the layers in different orders.
-        """
-        passes = [_Pass(self._model, batch) for batch in self._batches]
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(self._model))
-            for name, layer in self._layers.items():
-                stack.enter_context(_stopping(self._model, name, layer))
-            stack.callback(_end, passes)
-            for _ in self._layers:
-                reached = {one.resume() for one in passes}
-                if len(reached) > 1:
-                    raise InvalidArgumentError(
-                        "batches call layers in different orders "
-                        f"({' and '.join(sorted(map(repr, reached)))} at the same place), so they "
-                        "cannot be fitted one after the other"
-                    )
-                yield reached.pop(), [one.given for one in passes]
+    passes = [_Pass(model, batch) for batch in batches]
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for name in names:
+            stack.enter_context(_stopping(model, name, model.get_submodule(name)))
+        stack.callback(_end, passes)
+        for _ in names:
+            reached = {one.resume() for one in passes}
+            if len(reached) > 1:
+                raise InvalidArgumentError(
+                    "batches call layers in different orders "
+                    f"({' and '.join(sorted(map(repr, reached)))} at the same place), so they "
+                    "cannot be fitted one after the other"
+                )
+            yield reached.pop(), [one.given for one in passes]
 
 
 class _Run(greenlet):
@@ -90,7 +84,13 @@ class _Pass:
 
     def resume(self) -> str:
         """Go on to the next layer, and return its name."""
-        name, self.given = self._within(self._run.switch)
+        found = self._within(self._run.switch)
+        if self._run.dead:
+            raise InvalidArgumentError(
+                "a batch calls fewer layers once others are pressed: they cannot be fitted one "
+                "after the other"
+            )
+        name, self.given = found
         return str(name)
 
     def end(self) -> None:

@@ -12,7 +12,7 @@ from tensorpress.calibrate.batches import Batch, outputs
 from tensorpress.calibrate.patches import rows_of
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluating
-from tensorpress.reconstruct.lockstep import Lockstep
+from tensorpress.reconstruct.lockstep import lockstep
 from tensorpress.schemes.layer import CONVS
 
 ROWS = 20_000
@@ -127,7 +127,7 @@ def inputs_in_order(
     InvalidArgumentError
         For inputs that are not finite, or batches that call layers in different orders.
     """
-    for name, inputs in Lockstep(model, names, batches).stops():
+    for name, inputs in lockstep(model, names, batches):
         layer = model.get_submodule(name)
         with torch.no_grad():
             found = [
