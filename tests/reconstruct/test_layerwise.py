@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import tensorpress as tp
+from tensorpress.calibrate.batches import hold
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.given import Entry
 from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct.norms import norm_statistics
 
 
 class Block(nn.Module):
@@ -117,6 +119,18 @@ def test_norms_alone_have_the_statistics_of_the_pressed_model() -> None:
     assert means[0] < 0.2 * means[1]
     assert ratios[0] < 0.2 * ratios[1]
     assert net.training
+
+
+def test_a_pass_that_fails_leaves_the_statistics_of_norms() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    net(torch.randn(50, 4) + 3)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    held = hold([torch.randn(20, 4), torch.randn(20, 5)], net)
+    with pytest.raises(RuntimeError):
+        norm_statistics(net, held)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert net[1].momentum == 0.1
 
 
 def test_the_model_given_stays_as_it_is(block: Block) -> None:

@@ -67,21 +67,19 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
     """
     norms = _norms(model)
     kept = {name: (deepcopy(norm.state_dict()), norm.momentum) for name, norm in norms.items()}
-    found: NormStatistics = {}
     with torch.no_grad(), evaluating(model):
-        for norm in norms.values():
-            norm.reset_running_stats()
-            norm.momentum = None  # the mean over all batches
-            norm.training = True
-        for batch in batches:
-            outputs(model, batch)
-        for name, norm in norms.items():
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            found[name] = norm.running_mean.clone(), norm.running_var.clone()
-            buffers, norm.momentum = kept[name]
-            norm.load_state_dict(buffers, strict=False)
-    return found
+        try:
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches
+                norm.training = True
+            for batch in batches:
+                outputs(model, batch)
+            return {name: _statistics(norm) for name, norm in norms.items()}
+        finally:
+            for name, norm in norms.items():
+                state, norm.momentum = kept[name]
+                norm.load_state_dict(state)
 
 
 def move_norms(model: nn.Module, before: NormStatistics, after: NormStatistics) -> None:
@@ -111,6 +109,12 @@ def move_norms(model: nn.Module, before: NormStatistics, after: NormStatistics) 
         assert norm.running_var is not None
         norm.running_mean += new_mean - mean
         norm.running_var *= new_variance / variance.clamp_min(_LEAST)
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean.clone(), norm.running_var.clone()
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
