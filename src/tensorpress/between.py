@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.builder import PressedLayer
-from tensorpress.schemes.stages import Stage
+from tensorpress.schemes.stages import flat
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 """As torch's batch norms have them."""
@@ -109,10 +109,10 @@ def norms_between(model: nn.Module) -> Iterator[nn.Module]:
         yield normed
     with torch.no_grad():
         for chain, own in zip(chains, norms, strict=True):
-            factors = [norm.factor() for norm in own]
-            kernels = list(chain.kernels())
-            for place, factor in enumerate(factors):
-                kernels[place] = _scaled(kernels[place], factor)
+            kernels = chain.kernels()
+            for place, norm in enumerate(own):
+                factor = norm.factor().reshape(*kernels[place].shape[:2], 1)
+                kernels[place] = kernels[place] * flat(factor, chain.spec).to(kernels[place])
             chain.put(chain.balanced(kernels))
 
 
@@ -134,14 +134,10 @@ def _between(chain: PressedLayer, stack: ExitStack) -> list[ScaleNorm]:
     order, like = chain.spec.order, next(chain.parameters()).detach().float()
     found = []
     for layer, stage in list(zip(chain, chain.stages, strict=True))[:-1]:
-        norm = ScaleNorm(_channels(stage), -1 - order, like=like)
+        norm = ScaleNorm(stage.groups * stage.out, -1 - order, like=like)
         stack.callback(layer.register_forward_hook(_calling(norm)).remove)
         found.append(norm)
     return found
-
-
-def _channels(stage: Stage) -> int:
-    return stage.groups * stage.out
 
 
 def _calling(norm: ScaleNorm) -> Callable[..., Tensor]:
@@ -150,9 +146,3 @@ def _calling(norm: ScaleNorm) -> Callable[..., Tensor]:
         return scaled
 
     return hook
-
-
-def _scaled(kernel: Tensor, factor: Tensor) -> Tensor:
-    """Return a kernel (groups, out, …) whose outputs are multiplied."""
-    shape = (*kernel.shape[:2], *(1,) * (kernel.ndim - 2))
-    return kernel * factor.reshape(shape).to(kernel)

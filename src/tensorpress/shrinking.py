@@ -303,9 +303,6 @@ def _rebuilt(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
     if isinstance(new, Composed):
         old = new.kernels()
         new.put([value.reshape(own.shape) for value, own in zip(values, old, strict=False)])
-        own_bias = new.held_bias()
-        if bias is not None and own_bias is not None:
-            own_bias.data.copy_(bias)
         if isinstance(new, LowRankSparseLayer):
             new.keep((values[-1] - 1).clamp_min(0))
     else:
@@ -313,8 +310,9 @@ def _rebuilt(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
         with torch.no_grad():
             for parameter, value in zip(_factors(new), [first, *values[1:]], strict=True):
                 parameter.copy_(value.reshape(parameter.shape))
-            if bias is not None:
-                new.get_parameter("bias").copy_(bias)
+    held = new.held_bias()
+    if bias is not None and held is not None:
+        held.data.copy_(bias)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(layer.get_parameter(name).requires_grad)
     new.relative_error = layer.relative_error

@@ -1,6 +1,7 @@
 """A kernel as a part on few input channels and a part of low rank, by ADMM."""
 
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 
 import torch
@@ -175,14 +176,12 @@ def split_for(
     norms = torch.linalg.vector_norm(slope.reshape(len(slope), -1, width), dim=(0, 2))
     largest = float(torch.linalg.matrix_norm(slope, 2)) or 1.0
     sparse_weight, rank_weight = (float(norms.median()) or 1.0) / 4, largest / 8
+    solved = partial(low_rank_sparse, kernel, second, width=width)
     step, found = _FIRST_STEP, None
     for _ in range(_STEPS):
-        found = low_rank_sparse(
-            kernel,
-            second,
+        found = solved(
             sparse_weight=sparse_weight,
             rank_weight=rank_weight,
-            width=width,
             iterations=_SEARCHED,
             start=found,
         )
@@ -191,14 +190,8 @@ def split_for(
         sparse_weight *= exp(step * ((more > 0) - (more < 0)))
         rank_weight *= exp(step * ((higher > 0) - (higher < 0)))
         step *= _SLOWER
-    found = low_rank_sparse(
-        kernel,
-        second,
-        sparse_weight=sparse_weight,
-        rank_weight=rank_weight,
-        width=width,
-        start=found,
-        retarget=retarget,
+    found = solved(
+        sparse_weight=sparse_weight, rank_weight=rank_weight, start=found, retarget=retarget
     )
     wanted = kernel if retarget is None else retarget(found.sparse + found.low_rank)
     left = _group_norms(wanted.double() - found.low_rank, width)

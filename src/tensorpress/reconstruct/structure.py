@@ -12,6 +12,7 @@ from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.low_rank_sparse import LowRankSparse, split_for
 from tensorpress.reconstruct.relu import COUPLING, Retarget
 from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
+from tensorpress.schemes.stages import flat
 
 COMPARED = 3
 """Sweeps of the fit after which two choices of channels are compared."""
@@ -50,7 +51,7 @@ def choose_channels(
     """
     spec, (channels, rank) = layer.spec, layer.ranks
     scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
-    factor = scale.reshape(*scale.shape, *(1,) * (kernel.ndim - 2))
+    factor = flat(scale[..., None], spec)
 
     def seen(kernels: Sequence[Tensor]) -> Tensor:
         return layer.compose(kernels) * factor
@@ -74,7 +75,7 @@ def choose_channels(
     low_rank = torch.stack(parts)
     u, s, v = torch.linalg.svd(low_rank, full_matrices=False)
     reduced = (s[:, :rank, None] * v[:, :rank]).unflatten(2, kernel.shape[2:])
-    expanded = u[..., :rank].reshape(*u.shape[:2], rank, *(1,) * spec.order)
+    expanded = flat(u[..., :rank], spec)
     rest = (kernel - low_rank.reshape(kernel.shape)) / factor
     few = torch.stack([part[:, own] for part, own in zip(rest, kept, strict=True)])
     by_responses = fit([few, reduced, expanded / factor])
