@@ -48,11 +48,9 @@ class Regression:
         self._inputs = (inputs - self.mean.to(inputs.dtype)).movedim(0, 1)  # (groups, rows, n)
         rows = len(inputs)
         self.second = (self._inputs.mT @ self._inputs).double() / rows
-        damping = DAMPING * self.second.diagonal(dim1=-2, dim2=-1).mean(-1)
-        n = inputs.shape[-1]
-        eye = torch.eye(n, dtype=torch.float64, device=inputs.device)
-        damped = self.second + damping.clamp_min(_LEAST)[:, None, None] * eye
-        self._factor = torch.linalg.cholesky(damped)
+        rounding = torch.finfo(inputs.dtype).eps * self.mean.square().mean(-1)
+        spread = self.second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        self._factor = damped_cholesky(self.second, (DAMPING * spread + rounding).clamp_min(_LEAST))
 
     def kernel(self, responses: Tensor, prior: Tensor) -> Tensor:
         """Return the kernel (groups, out, columns) that fits responses (rows, groups, out)."""
@@ -65,6 +63,23 @@ class Regression:
         """Return the best bias (groups, out) of a kernel."""
         left = _mean(responses) - (kernel.double() @ self.mean[..., None])[..., 0]
         return left * self._biased
+
+
+def damped_cholesky(second: Tensor, damping: Tensor) -> Tensor:
+    """Return the factor of moments damped so much, and more where rounding left them indefinite.
+
+    Examples
+    --------
+    >>> damped_cholesky(torch.tensor([[[3.0]]]), torch.tensor([1.0]))
+    tensor([[[2.]]])
+    """
+    eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+    while True:
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(second + damping[:, None, None] * eye)
+        if not bool(failed.any()):
+            return factor
+        damping = torch.where(failed > 0, 10 * damping, damping)
 
 
 def _mean(rows: Tensor) -> Tensor:

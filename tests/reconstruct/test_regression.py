@@ -1,0 +1,22 @@
+"""Least squares of responses on inputs that say little or nothing."""
+
+import torch
+
+from tensorpress.reconstruct.regression import Regression, damped_cholesky
+
+
+def test_moments_that_rounding_left_indefinite_are_damped_more() -> None:
+    second = torch.diag_embed(torch.tensor([[1.0, -1e-3, 0.5], [1.0, 2.0, 0.5]])).double()
+    factor = damped_cholesky(second, torch.tensor([1e-4, 1e-4]).double())
+    damping = (factor @ factor.mT - second).diagonal(dim1=-2, dim2=-1)
+    assert 1e-3 < float(damping[0, 0]) <= 1e-2  # tenfold until it is enough
+    torch.testing.assert_close(damping[1], torch.full((3,), 1e-4).double())  # the other as wanted
+
+
+def test_inputs_that_never_change_leave_the_kernel_as_it_was() -> None:
+    """What is left of them when they are centred is rounding, and nothing is fitted to that."""
+    torch.manual_seed(0)
+    x = (torch.randn(1, 1, 50) + 1e-7 * torch.randn(300, 1, 50)).float()
+    prior, y = torch.randn(1, 4, 50), torch.randn(1, 1, 4) + 1e-6 * torch.randn(300, 1, 4)
+    kernel = Regression(x).kernel(y, prior)
+    torch.testing.assert_close(kernel.float(), prior, atol=1e-3, rtol=0)
