@@ -39,12 +39,12 @@ def started(name: str, conv: nn.Module, ranks: tuple[int, ...]) -> tuple[list[Te
     return chain.factorize(spec, kernel, chain.attainable(spec, ranks), ()).kernels, kernel
 
 
-def test_two_matrices_reach_the_closed_form_of_a_known_covariance() -> None:
-    """The optimum of rank r is U Uᵀ W, U the first eigenvectors of W Σ Wᵀ."""
+def test_three_matrices_reach_the_closed_form_of_a_known_covariance() -> None:
+    """The optimum of rank r is U Uᵀ W, U the first eigenvectors of W Σ Wᵀ, by descent too."""
     kernel, second = random(1, 8, 12), second_moment(12)
     values, vectors = torch.linalg.eigh(kernel[0] @ second[0] @ kernel[0].T)
     best = vectors[:, -3:] @ vectors[:, -3:].T @ kernel[0]
-    start = [random(1, 3, 12, seed=2), random(1, 8, 3, seed=3)]
+    start = [random(1, 3, 12, seed=2), random(1, 3, 3, seed=4), random(1, 8, 3, seed=3)]
     fit = fit_kernels(start, kernel, second, sweeps=200, tolerance=1e-12)
     assert fit.losses[-1] == pytest.approx(float(values[:-3].sum()), rel=1e-6)
     torch.testing.assert_close(compose(fit.kernels, 1)[0], best, atol=1e-3, rtol=1e-3)
@@ -76,7 +76,7 @@ def test_identity_moments_give_what_the_weights_give() -> None:
 
 def test_inputs_in_a_subspace_that_the_chain_can_hold_leave_no_error() -> None:
     kernel, second = random(1, 8, 12), second_moment(12, rank=2)
-    start = [random(1, 2, 12, seed=2), random(1, 8, 2, seed=3)]
+    start = [random(1, 2, 12, seed=2), random(1, 2, 2, seed=4), random(1, 8, 2, seed=3)]
     fit = fit_kernels(start, kernel, second, sweeps=100, tolerance=0)
     zero = response_error(torch.zeros_like(kernel), kernel, second)
     assert fit.losses[-1] < 1e-10 * zero
@@ -85,7 +85,7 @@ def test_inputs_in_a_subspace_that_the_chain_can_hold_leave_no_error() -> None:
 
 def test_groups_are_fitted_as_layers_of_their_own() -> None:
     kernel, second = random(2, 5, 6), second_moment(6, groups=2)
-    start = [random(2, 2, 6, seed=2), random(2, 5, 2, seed=3)]
+    start = [random(2, 2, 6, seed=2), random(2, 2, 2, seed=4), random(2, 5, 2, seed=3)]
     together = fit_kernels(start, kernel, second, sweeps=300, tolerance=0)
     for group in range(2):
         own = [part[group : group + 1] for part in start]
@@ -98,7 +98,7 @@ def test_groups_are_fitted_as_layers_of_their_own() -> None:
 
 
 def test_inputs_that_are_all_zero_change_nothing() -> None:
-    start = [random(1, 2, 6), random(1, 5, 2, seed=1)]
+    start = [random(1, 2, 6), random(1, 2, 2, seed=3), random(1, 5, 2, seed=1)]
     fit = fit_kernels(start, random(1, 5, 6, seed=2), torch.zeros(1, 6, 6).double())
     for found, before in zip(fit.kernels, start, strict=True):
         torch.testing.assert_close(found, before)

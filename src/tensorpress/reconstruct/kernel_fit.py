@@ -2,23 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.stages import compose
+from tensorpress.reconstruct.composition import Composition
 
 SWEEPS = 20
 ITERATIONS, ENOUGH = 30, 1e-2
 """Of conjugate gradients a factor and sweep, and the residual, relative to that before, at which
 they end: the next sweep goes on from there."""
-
-
-Compose = Callable[[Sequence[Tensor]], Tensor]
-"""Makes of kernels the one that they stand for, (groups, out, in, *kernel): affine in each."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +28,8 @@ def fit_kernels(
     kernels: Sequence[Tensor],
     target: Tensor,
     second: Tensor,
+    composition: Composition | None = None,
     *,
-    composed: Compose | None = None,
     places: Sequence[int] | None = None,
     sweeps: int = SWEEPS,
     tolerance: float = 1e-4,
@@ -46,7 +41,7 @@ def fit_kernels(
     with :math:`\tilde W` the kernel that they stand for and :math:`\Sigma` the second moment
     of the vectors a kernel is multiplied with. That is linear least squares in each kernel while
     the others stay, solved by conjugate gradients from where the kernel is, so that the objective
-    never rises.
+    never rises. The factors of a matrix are known in closed form.
 
     Parameters
     ----------
@@ -57,7 +52,7 @@ def fit_kernels(
     second : Tensor
         Σ, shape (groups, n, n) with n = in·kernel…, symmetric, positive semidefinite; singular is
         fine.
-    composed : callable, optional
+    composition : Composition, optional
         What the kernels stand for; a chain unless given.
     places : sequence of int, optional
         Change the kernels at these places only.
@@ -92,30 +87,34 @@ def fit_kernels(
             f"{tuple(second.shape)}"
         )
     kernels = [working(kernel) for kernel in kernels]
-    composed = composed or partial(compose, groups=groups)
-    wanted, norm = working(target).flatten(2), working(second)
-    if composed(kernels).shape != target.shape:
+    composed = composition or Composition(groups)
+    wanted, norm = working(target), working(second)
+    found = composed(kernels)
+    if found.shape != target.shape:
         raise InvalidArgumentError(
-            f"the kernels stand for {tuple(composed(kernels).shape)}, not {tuple(target.shape)}"
+            f"the kernels stand for {tuple(found.shape)}, not {tuple(target.shape)}"
         )
-    losses = [response_error(composed(kernels).flatten(2), wanted, norm)]
+    losses = [response_error(found, wanted, norm)]
+    closest = composed.closest(kernels, wanted, norm) if places is None else None
+    if closest is not None:
+        return KernelFit(closest, [*losses, response_error(composed(closest), wanted, norm)])
     for _ in range(sweeps):
         for place in reversed(range(len(kernels))) if places is None else places:
-            kernels[place] = _best_kernel(kernels, place, composed, wanted, norm)
-        losses.append(response_error(composed(kernels).flatten(2), wanted, norm))
+            kernels[place] = _best_kernel(kernels, place, composed, wanted.flatten(2), norm)
+        losses.append(response_error(composed(kernels), wanted, norm))
         if losses[-2] - losses[-1] <= tolerance * losses[-2]:
             break
     return KernelFit(kernels, losses)
 
 
 def response_error(found: Tensor, wanted: Tensor, second: Tensor) -> float:
-    """Return the summed squared error of responses, of kernels (groups, out, n)."""
-    error = wanted - found
+    """Return the summed squared error of responses, of kernels (groups, out, in, *kernel)."""
+    error = (wanted - found).flatten(2)
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
 def _best_kernel(
-    kernels: Sequence[Tensor], place: int, composed: Compose, wanted: Tensor, second: Tensor
+    kernels: Sequence[Tensor], place: int, composed: Composition, wanted: Tensor, second: Tensor
 ) -> Tensor:
     """Return the kernel at one place that is best while the others stay."""
 

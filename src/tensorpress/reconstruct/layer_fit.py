@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from tensorpress.reconstruct.kernel_fit import Compose, fit_kernels
+from tensorpress.reconstruct.composition import Composition
+from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.regression import Regression
 from tensorpress.reconstruct.relu import (
     ActivatedFit,
@@ -16,7 +16,6 @@ from tensorpress.reconstruct.relu import (
     respond,
     through_relu,
 )
-from tensorpress.schemes.stages import compose
 
 Choose = Callable[[Tensor, Tensor, Tensor, Retarget | None], list[Tensor]]
 """Given the kernel to aim at, the second moments, the scale of the outputs and how to aim anew."""
@@ -55,8 +54,8 @@ def fit_layer(
     kernels: Sequence[Tensor],
     dense: Tensor,
     data: LayerData,
+    composition: Composition | None = None,
     *,
-    composed: Compose | None = None,
     places: Sequence[int] | None = None,
     choose: Choose | None = None,
 ) -> ActivatedFit:
@@ -70,7 +69,7 @@ def fit_layer(
         The dense kernel, (groups, out, in, *kernel), to which directions without data are held.
     data : LayerData
         The rows.
-    composed : callable, optional
+    composition : Composition, optional
         What the kernels stand for; a chain unless given.
     places : sequence of int, optional
         Change the kernels at these places only, and not through the ReLU.
@@ -89,25 +88,21 @@ def fit_layer(
     >>> one, zero = torch.ones(1, 3), torch.zeros(1, 3)
     >>> data = LayerData(x, respond(x, dense, zero), one, zero, relu=False)
     >>> fit = fit_layer([torch.randn(1, 3, 4), torch.randn(1, 3, 3)], dense, data)
-    >>> bool((compose(fit.kernels, 1) - dense).abs().max() < 1e-2)
+    >>> bool((Composition(1)(fit.kernels) - dense).abs().max() < 1e-2)
     True
     """
-    stands_for = composed or partial(compose, groups=dense.shape[0])
     scale = _kept_from_zero(data.scale.double())
-    factor = scale.reshape(*scale.shape, *(1,) * (dense.ndim - 2))
-
-    def seen_by_norm(parts: Sequence[Tensor]) -> Tensor:
-        return stands_for(parts) * factor
-
+    seen_by_norm = (composition or Composition(len(dense))).scaled(scale)
     seen = data.responses * scale.float() + data.shift.float()
     held = torch.arange(len(seen)) % HELD_OUT == HELD_OUT - 1
     x, y = data.inputs[~held], seen[~held]
     regression = Regression(x, biased=data.biased)
-    best = regression.kernel(y, (dense.double() * factor).flatten(2)).reshape(dense.shape)
+    prior = dense.double().flatten(2) * scale[..., None]
+    best = regression.kernel(y, prior).reshape(dense.shape)
     if choose is not None:
         retarget = through_relu(x, y, regression) if data.relu else None
         kernels = choose(best, regression.second, scale, retarget)
-    found = fit_kernels(kernels, best, regression.second, composed=seen_by_norm, places=places)
+    found = fit_kernels(kernels, best, regression.second, seen_by_norm, places=places)
     kernels = found.kernels
     fit = ActivatedFit(kernels, regression.bias(y, seen_by_norm(kernels).flatten(2)))
     if data.relu and places is None:

@@ -16,6 +16,7 @@ from tensorpress.calibrate.patches import has_rows
 from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
+from tensorpress.reconstruct.composition import Composition
 from tensorpress.reconstruct.following import Following, followers
 from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
@@ -139,7 +140,7 @@ class Reconstruction:
                 kernels = pressed.kernels()
                 if isinstance(pressed, LowRankSparseLayer):
                     kernels = choose_channels(pressed, name, dense, second)
-                fit = fit_kernels(kernels, dense, second, composed=pressed.compose)
+                fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
                 yield name, _values(pressed, fit.kernels, weight)
 
     def _by_responses(
@@ -173,7 +174,7 @@ class Reconstruction:
             how = {"choose": partial(choose_channels, pressed, name)}
         else:
             how = {}
-        return fit_layer(pressed.kernels(), dense, data, composed=pressed.compose, **how)
+        return fit_layer(pressed.kernels(), dense, data, Composition.of(pressed), **how)
 
 
 def _can_be_fitted(model: nn.Module, layer: SchemePlan) -> bool:

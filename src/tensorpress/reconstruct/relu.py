@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorpress.reconstruct.kernel_fit import Compose, fit_kernels
+from tensorpress.reconstruct.composition import Composition
+from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.regression import Regression
 
 PENALTIES = ((0.01, 10), (1.0, 10))
@@ -67,7 +68,7 @@ def auxiliary(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
 
 def fit_through_relu(
     kernels: Sequence[Tensor],
-    composed: Compose,
+    composed: Composition,
     bias: Tensor,
     inputs: Tensor,
     responses: Tensor,
@@ -82,7 +83,7 @@ def fit_through_relu(
     ----------
     kernels : sequence of Tensor
         Canonical kernels, where the search starts: best the fit without the ReLU.
-    composed : callable
+    composed : Composition
         What they stand for.
     bias : Tensor
         (groups, out).
@@ -102,9 +103,7 @@ def fit_through_relu(
             kernel = composed(kernels)
             wanted = auxiliary(responses, respond(inputs, kernel.flatten(2), bias), penalty)
             best = regression.kernel(wanted, prior=kernel.flatten(2)).reshape(kernel.shape)
-            kernels = fit_kernels(
-                kernels, best, regression.second, composed=composed, sweeps=1
-            ).kernels
+            kernels = fit_kernels(kernels, best, regression.second, composed, sweeps=1).kernels
             bias = regression.bias(wanted, composed(kernels).flatten(2))
     return ActivatedFit(kernels, bias)
 

@@ -1,13 +1,13 @@
 """Which channels the sparse part of a sum keeps, by responses."""
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor
 
+from tensorpress.reconstruct.composition import Composition
 from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.low_rank_sparse import LowRankSparse, split_for
 from tensorpress.reconstruct.relu import COUPLING, Retarget
@@ -52,11 +52,8 @@ def choose_channels(
     spec, (channels, rank) = layer.spec, layer.ranks
     scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
     factor = flat(scale[..., None], spec)
-
-    def seen(kernels: Sequence[Tensor]) -> Tensor:
-        return layer.compose(kernels) * factor
-
-    fit = partial(fit_kernels, target=kernel, second=second, composed=seen, sweeps=COMPARED)
+    seen = Composition.of(layer).scaled(scale)
+    fit = partial(fit_kernels, target=kernel, second=second, composition=seen, sweeps=COMPARED)
     before, by_weight = layer.chosen(), fit(layer.kernels())
     kept, parts = [], []
     for group in range(spec.groups):
