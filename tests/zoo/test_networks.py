@@ -19,6 +19,8 @@ PARAMETERS = {
     "resnet56": 853_018,
     "wrn28-10": 36_479_194,
     "clips3d": 585_940,
+    "vgg16": 14_724_042,
+    "vgg16-quarter": 923_130,
 }
 SMALL = sorted(set(PARAMETERS) - {"wrn28-10"})
 

@@ -23,7 +23,7 @@ from tensorpress.schemes.dimensions import Shape
 # The numbers of networks and schemes are their places here: what is new goes to the end.
 NETWORK_NUMBERS = (
     *("lenet5", "lenet300100", "fc1024", "cifar-cnn", "resnet20", "resnet32", "resnet56"),
-    *("wrn28-10", "clips3d"),
+    *("wrn28-10", "clips3d", "vgg16", "vgg16-quarter"),
 )
 SCHEME_NUMBERS = (
     *("channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in", "tucker1_out"),

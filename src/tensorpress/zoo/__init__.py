@@ -6,12 +6,14 @@ from tensorpress.zoo.lenet import FC1024, LeNet5, LeNet300100
 from tensorpress.zoo.preprocess import Preprocess
 from tensorpress.zoo.registry import NETWORKS, Network, build, network
 from tensorpress.zoo.resnet import ResNet
+from tensorpress.zoo.vgg import VGG16
 from tensorpress.zoo.weights import load_weights, save_weights
 from tensorpress.zoo.wide_resnet import WideResNet
 
 __all__ = [
     "FC1024",
     "NETWORKS",
+    "VGG16",
     "CifarCNN",
     "Clips3D",
     "LeNet5",

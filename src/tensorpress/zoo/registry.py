@@ -13,6 +13,7 @@ from tensorpress.zoo.clips import Clips3D
 from tensorpress.zoo.lenet import FC1024, LeNet5, LeNet300100
 from tensorpress.zoo.preprocess import Preprocess
 from tensorpress.zoo.resnet import ResNet
+from tensorpress.zoo.vgg import VGG16
 from tensorpress.zoo.wide_resnet import WideResNet
 
 
@@ -74,6 +75,7 @@ _NOVIKOV = "Novikov et al., Tensorizing neural networks, 2015"
 _ZHONG = "Zhong et al., ADA-Tucker, 2019, Table 10"
 _HE = "He et al., Deep residual learning for image recognition, 2016"
 _ZAGORUYKO = "Zagoruyko and Komodakis, Wide residual networks, 2016"
+_SIMONYAN = "Simonyan and Zisserman, Very deep convolutional networks, 2015 (for CIFAR)"
 _TRAN = "after Tran et al., Learning spatiotemporal features with 3D convolutional networks, 2015"
 
 _KNOWN = (
@@ -85,6 +87,8 @@ _KNOWN = (
     _colour("resnet32", partial(ResNet, 32), "CIFAR ResNet-32, 464,154 params", _HE),
     _colour("resnet56", partial(ResNet, 56), "CIFAR ResNet-56, 853,018 params", _HE),
     _colour("wrn28-10", partial(WideResNet, 28, 10), "WRN-28-10, 36,479,194 params", _ZAGORUYKO),
+    _colour("vgg16", VGG16, "CIFAR VGG-16, 14,724,042 params", _SIMONYAN),
+    _colour("vgg16-quarter", partial(VGG16, 16), "a quarter as wide, 923,130 params", _SIMONYAN),
     Network(
         "clips3d",
         Clips3D,
