@@ -148,6 +148,26 @@ def test_mixed_images_are_for_those_who_listen_to_a_teacher_alone() -> None:
             Recipe.model_validate(content | {"rate": wrong})
 
 
+def test_a_teacher_is_one_that_can_be_listened_to() -> None:
+    content = {
+        "title": "t",
+        "network": "lenet5",
+        "data": {"name": "digits", "validation": 10},
+        "dense": {"epochs": 1, "lr": 0.1},
+        "teacher": {"network": "lenet300100", "weights": "a.safetensors"},
+        "train": {"epochs": 1, "lr": 0.1, "distill": {}},
+        "quantize": {"step": 0.5},
+    }
+    assert parse_recipe(yaml.safe_dump(content)).teacher is not None
+    for change, mistake in (
+        ({"train": {"epochs": 1, "lr": 0.1}}, "nobody listens to the teacher"),
+        ({"teacher": {"network": "resnet56", "weights": "a"}}, "resnet56 takes other images"),
+        ({"teacher": {"network": "lenet6", "weights": "a"}}, "did you mean 'lenet5'"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=mistake):
+            parse_recipe(yaml.safe_dump(content | change))
+
+
 def test_every_mistake_is_told_at_once_with_its_key() -> None:
     text = changed(
         titel="Two titles",
@@ -181,7 +201,7 @@ def test_every_mistake_is_told_at_once_with_its_key() -> None:
 
 def test_keys_that_are_near_to_nothing_come_with_the_known_ones() -> None:
     assert mistakes_in(changed(zzz=1)) == [
-        "zzz: unknown key (known: title, network, data, weights, dense, press, train, "
+        "zzz: unknown key (known: title, network, data, weights, dense, teacher, press, train, "
         "quantize, rate)"
     ]
 

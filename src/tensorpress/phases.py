@@ -25,7 +25,8 @@ from tensorpress.sources import find_weights
 from tensorpress.train import History, TrainConfig, evaluate, fit
 from tensorpress.train.batches import Batch
 from tensorpress.train.epoch import Penalty
-from tensorpress.zoo import Network, load_weights
+from tensorpress.train.remembering import Remembering
+from tensorpress.zoo import Network, load_weights, network
 
 EVALUATION_BATCH = 1000
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
@@ -39,7 +40,9 @@ COMMON_PHASES = ("dense", "train")
 
 def common_part(recipe: Recipe, phase: str, seed: int) -> str:
     """Return a name of what a run does up to the end of a phase: runs that share it are alike."""
-    later = {"title", "quantize", "rate"} | ({"press", "train"} if phase == "dense" else set())
+    later = {"title", "quantize", "rate"}
+    if phase == "dense":
+        later |= {"teacher", "press", "train"}
     text = f"{recipe.model_dump_json(exclude=later)} {seed}"
     return sha256(text.encode()).hexdigest()[:16]
 
@@ -64,6 +67,7 @@ class Phases:
         self.histories: dict[str, History] = {}
         self.earlier_seconds = 0.0  # of training, in processes that were interrupted
         self._validation = self._evaluation(splits.validation)
+        self._teacher: nn.Module | None = None
 
     def dense(self) -> nn.Module:
         """Return the dense network with the recipe's weights, or trained as it says."""
@@ -86,6 +90,8 @@ class Phases:
         """Train a model in place, going on from this phase's checkpoint where there is one."""
         if config.distill is None:
             options.pop("teacher", None)
+        else:
+            options["teacher"] = self._teacher_for(options["teacher"])
         logger.info("%s: %d epochs", phase, config.epochs)
         data = self.recipe.data
         training = batches(
@@ -95,6 +101,7 @@ class Phases:
             shuffle=True,
             seed=self.seed,
             augment=data.augment,
+            variants=data.variants,
         )
         place = self.folder / "checkpoints"
         if self._common is not None and phase in COMMON_PHASES:
@@ -149,6 +156,16 @@ class Phases:
     def example(self) -> torch.Tensor:
         """Return a batch of test images as the network takes them."""
         return self.net.preprocess(self.splits.test.images[:64])
+
+    def _teacher_for(self, dense: nn.Module) -> nn.Module:
+        """Return the network that others listen to: the recipe's teacher, or the dense one."""
+        if self._teacher is None:
+            teacher, given = dense, self.recipe.teacher
+            if given is not None:
+                teacher = network(given.network).build()
+                load_weights(teacher, find_weights(given.weights, self.recipe.data.root))
+            self._teacher = teacher if self.recipe.data.variants is None else Remembering(teacher)
+        return self._teacher
 
     def _evaluation(self, images: Any) -> BatchLoader | None:
         if not len(images):

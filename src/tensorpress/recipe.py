@@ -92,12 +92,17 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    """The data set, how much of its training part validates, and how training images vary."""
+    """The data set, how much of its training part validates, and how training images vary.
+
+    After ``variants`` epochs the same varied images come again, and teachers remember what they
+    said of them.
+    """
 
     name: str
     root: Path | None = None
     validation: Annotated[int, Field(ge=0)]
     augment: str | None = None
+    variants: Count | None = None
     batch_size: Count = 256
 
     @field_validator("augment")
@@ -106,6 +111,21 @@ class Data(_Section):
         if name is not None and name not in AUGMENTATIONS:
             raise unknown_name("augmentation", name, AUGMENTATIONS)
         return name
+
+
+class Teacher(_Section):
+    """A trained network to listen to instead of the dense one, such as a larger one.
+
+    ``weights`` are a safetensors file, relative to the data folder.
+    """
+
+    network: str
+    weights: Path
+
+    @field_validator("network")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return network(name).name
 
 
 class LayerPress(_Section):
@@ -220,6 +240,7 @@ class Recipe(_Section):
     data: Data
     weights: Path | None = None
     dense: TrainConfig | None = None
+    teacher: Teacher | None = None
     press: Press | None = None
     train: TrainConfig | None = None
     quantize: Quantize | None = None
@@ -240,6 +261,24 @@ class Recipe(_Section):
             raise ValueError("the seed is given to the run, not in the recipe")
         if self.press is not None and self.press.norms and self.train is None:
             raise ValueError("press.norms are for training: give train (how long and how fast)")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_fits(self) -> "Recipe":
+        if self.teacher is None:
+            return self
+        if not any(phase.distill is not None for phase in self._trainings()):
+            raise ValueError("nobody listens to the teacher: give a training distill")
+        own, other = network(self.network), network(self.teacher.network)
+        if (own.input_shape, own.classes, own.preprocess) != (
+            other.input_shape,
+            other.classes,
+            other.preprocess,
+        ):
+            raise ValueError(
+                f"teacher.network {other.name} takes other images, or tells other classes, than "
+                f"{own.name}"
+            )
         return self
 
     @model_validator(mode="after")

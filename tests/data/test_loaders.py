@@ -17,9 +17,9 @@ def numbered(count=50):
     return ImageSet(pixels, torch.arange(count))
 
 
-def loader(count=50, batch_size=16, *, shuffle=True, seed=0, augment="shift1"):
+def loader(count=50, batch_size=16, *, shuffle=True, augment="shift1", **options):
     return batches(
-        numbered(count), torch.Tensor.float, batch_size, shuffle=shuffle, seed=seed, augment=augment
+        numbered(count), torch.Tensor.float, batch_size, shuffle=shuffle, augment=augment, **options
     )
 
 
@@ -69,6 +69,13 @@ def test_augmentation_changes_by_epoch_in_a_fixed_order():
     first, second = (epoch(loader(shuffle=False), number) for number in (0, 1))
     assert all(torch.equal(y, v) for (_, y), (_, v) in zip(first, second, strict=True))
     assert not same(first, second)
+
+
+def test_after_as_many_epochs_as_there_are_variants_the_same_batches_come_again():
+    seen = [epoch(loader(variants=2), number) for number in range(4)]
+    assert same(seen[0], seen[2])
+    assert same(seen[1], seen[3])
+    assert not same(seen[0], seen[1])
 
 
 def test_batches_of_an_epoch_are_augmented_differently():
@@ -146,6 +153,7 @@ def test_worker_processes_make_the_same_batches():
     [
         ({"batch_size": 0}, "at least 1, not 0"),
         ({"seed": -1}, "not be negative"),
+        ({"variants": 0}, "variants must be at least 1, not 0"),
         ({"augment": "shift3"}, "unknown augmentation 'shift3': did you mean 'shift"),
     ],
 )

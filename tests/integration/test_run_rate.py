@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tiny_runs import recipe
 
 import tensorpress as tp
@@ -11,7 +12,7 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.running import run
 from tensorpress.sources import load_splits
 from tensorpress.train import evaluate
-from tensorpress.zoo import network
+from tensorpress.zoo import network, save_weights
 
 RATE = {
     "tradeoff": 0.2,
@@ -88,3 +89,26 @@ def test_runs_that_share_their_training_are_as_if_they_did_not(finished, tmp_pat
     assert (again.folder / "model.tpz").read_bytes() == (finished.folder / "model.tpz").read_bytes()
     run(recipe(quantize=None, rate=RATE), tmp_path / "seed", seed=2, common=common)
     assert len(list(common.glob("*/dense.pt"))) == 2
+
+
+def test_a_network_listens_to_a_teacher_of_its_own(tmp_path):
+    """A teacher that always says 3 is believed."""
+    teacher = network("lenet300100").build()
+    torch.nn.init.zeros_(teacher.ip3.weight)
+    teacher.ip3.bias.data = 20.0 * (torch.arange(10) == 3)
+    save_weights(teacher, tmp_path / "teacher.safetensors")
+    hard = {"epochs": 3, "lr": 0.01, "distill": {"weight": 1, "temperature": 1}}
+    told = {"network": "lenet300100", "weights": str(tmp_path / "teacher.safetensors")}
+    result = run(
+        recipe(
+            data={"name": "digits", "validation": 200, "batch_size": 200, "variants": 1},
+            quantize=None,
+            teacher=told,
+            rate={"tradeoff": 0.01, "hard": hard},
+        ),
+        tmp_path / "out",
+    )
+    model = tp.load(result.folder / "model.tpz")
+    images = load_splits(network("lenet300100"), "digits", None, 200).test.images
+    said = model(network("lenet300100").preprocess(images)).argmax(1)
+    assert float((said == 3).float().mean()) > 0.95

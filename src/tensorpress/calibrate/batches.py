@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.fingerprint import fingerprint
 from tensorpress.schemes.layer import CONVS
 
 Given = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
@@ -82,28 +82,12 @@ def hold(batches: Iterable[Given], model: nn.Module) -> list[Batch]:
 
 def digest(batches: Iterable[Batch]) -> str:
     """Return a fingerprint of all inputs and labels."""
-    return digest_of(
+    return fingerprint(
         tensor
         for batch in batches
         for tensor in (*batch.inputs, *dict(sorted(batch.named.items())).values(), batch.labels)
         if tensor is not None
     )
-
-
-def digest_of(tensors: Iterable[Tensor]) -> str:
-    """Return a fingerprint of tensors: of their values, shapes and dtypes.
-
-    Examples
-    --------
-    >>> digest_of([torch.zeros(2)]) == digest_of([torch.zeros(2, 1)])
-    False
-    """
-    found = sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        values = tensor.detach().cpu().contiguous().flatten()
-        found.update(values.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def outputs(model: nn.Module, batch: Batch) -> Tensor:

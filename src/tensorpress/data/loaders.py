@@ -48,6 +48,7 @@ def batches(
     shuffle: bool,
     seed: int = 0,
     augment: str | None = None,
+    variants: int | None = None,
 ) -> BatchLoader:
     """Return a loader of ``(inputs, labels)`` batches.
 
@@ -72,6 +73,9 @@ def batches(
     augment : str, optional
         A name in `tensorpress.data.AUGMENTATIONS`, applied to pixels before ``preprocess``.
         All frames of a clip change alike.
+    variants : int, optional
+        After so many epochs the same batches come again, so that what was computed of them can be
+        remembered.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def batches(
     Raises
     ------
     InvalidArgumentError
-        For a batch size below 1, a negative seed or an unknown augmentation.
+        For a batch size or variants below 1, a negative seed or an unknown augmentation.
 
     Examples
     --------
@@ -94,11 +98,13 @@ def batches(
     """
     if batch_size < 1:
         raise InvalidArgumentError(f"batch_size must be at least 1, not {batch_size}")
+    if variants is not None and variants < 1:
+        raise InvalidArgumentError(f"variants must be at least 1, not {variants}")
     if seed < 0:
         raise InvalidArgumentError(f"seed must not be negative, not {seed}")
     if augment is not None and augment not in AUGMENTATIONS:
         raise unknown_name("augmentation", augment, AUGMENTATIONS)
-    dataset = _BatchDataset(images, preprocess, augment, seed)
+    dataset = _BatchDataset(images, preprocess, augment, seed, variants)
     return BatchLoader(
         dataset,
         batch_size=batch_size,
@@ -121,15 +127,17 @@ class _BatchDataset(Dataset[Batch]):
         preprocess: Callable[[Tensor], Tensor],
         augment: str | None,
         seed: int,
+        variants: int | None,
     ) -> None:
         self.images = images
         self.preprocess = preprocess
         self.augment = augment
         self.seed = seed
+        self.variants = variants
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch = epoch if self.variants is None else epoch % self.variants
 
     def generator(self, stream: int) -> Generator:
         """Return the generator of one of the random streams of this epoch."""

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from tensorpress.calibrate.batches import Batch, Given, digest, digest_of, hold
+from tensorpress.calibrate.batches import Batch, Given, digest, hold
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.fingerprint import fingerprint
 from tensorpress.jobs import JobFolder
 from tensorpress.planning.choose import schemes_of
 from tensorpress.planning.dense_model import DenseModel
@@ -160,7 +161,7 @@ def _subject(model: nn.Module, batches: Sequence[Batch], judge: Judge) -> dict[s
     names = sha256("\n".join(state).encode()).hexdigest()[:16]
     return {
         "layers": names,
-        "weights": digest_of(state.values()),
+        "weights": fingerprint(state.values()),
         "batches": digest(batches),
         "metric": judge.kind,
     }
