@@ -1,9 +1,10 @@
-"""Test error of pressed CIFAR-10 networks without fine-tuning, by what their factors are fitted to.
+"""Test error of pressed CIFAR-10 networks, by what their factors are fitted to.
 
-Seed 001's table for the shared ResNets: speed-ups with and without rank selection, by weights and
-by responses. Beside it, at equal parameters, low rank + sparse against low rank alone and few
-channels alone; and what fitting costs, in passes over the same images. Rows are kept in a journal,
-so that an interrupted run goes on.
+Seed 001's table for the shared ResNets and for a VGG-16 that is trained here: speed-ups with and
+without rank selection, by weights and by responses, before fine-tuning and after an epoch of it.
+Beside it, at equal parameters, low rank + sparse against low rank alone and few channels alone; and
+what fitting costs, in passes over the same images. Rows are kept in a journal, so that an
+interrupted run goes on.
 
     python benchmarks/reconstruction.py --data DIRECTORY --journal FOLDER [--networks resnet20 ...]
 """
@@ -13,8 +14,11 @@ import json
 import platform
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from time import process_time
 from typing import Any
 
@@ -24,19 +28,29 @@ from torch import Tensor, nn
 import tensorpress as tp
 from tensorpress import zoo
 from tensorpress.data import batches, load
+from tensorpress.data.loaders import BatchLoader
 from tensorpress.files import write_atomically
+from tensorpress.measure.latency import pass_times
+from tensorpress.phases import Phases
 from tensorpress.planning.plan import Plan
+from tensorpress.recipe import read_recipe
 from tensorpress.reconstruct.layerwise import Reconstruct
 from tensorpress.sensitivity.energies import response_energies
-from tensorpress.train import evaluate
+from tensorpress.sources import load_splits
+from tensorpress.train import evaluate, finetune
 from tensorpress.zoo.weights import load_weights
 
-RESULT = Path(__file__).parents[1] / "results" / "reconstruction.json"
-NETWORKS = ("resnet20", "resnet56")
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "results" / "reconstruction.json"
+TRAINED_HERE = {"vgg16-quarter": "vgg16-quarter-sparse"}
+"""Networks without shared weights: the recipe whose dense training is theirs."""
+NETWORKS = ("resnet20", "vgg16-quarter", "resnet56")
 SPEEDUPS = (2.0, 2.4, 3.0, 4.0, 5.0)
 KINDS: tuple[Reconstruct | None, ...] = (None, "norms", "refit", "inputs", "linear", "nonlinear")
-KEPT = ("conv1", "linear")
-"""The first layer has three channels and the last one is small: dense in every plan."""
+KEPT = ("conv1", "features.0", "linear")
+
+TUNED = 3.0
+"""The speed-up at which networks but the smallest are fine-tuned too: it takes most of the time."""
 
 SHARES = (0.6, 0.4, 0.25)
 FORMS = {"low rank": 0.0, "low rank + sparse": 0.5, "few channels": 1.0}
@@ -45,32 +59,48 @@ FORMS = {"low rank": 0.0, "low rank + sparse": 0.5, "few channels": 1.0}
 
 @dataclass
 class Setting:
-    """A network, calibration images and the test set."""
+    """A network, images to calibrate and to fine-tune with, and the test set."""
 
     name: str
     dense: nn.Module
     calibration: list[Tensor]
+    training: BatchLoader
     test: list[tuple[Tensor, Tensor]]
 
     @staticmethod
-    def of(name: str, data: Path, images: int) -> "Setting":
+    def of(name: str, data: Path, journal: Path, images: int) -> "Setting":
         """Return a network with its trained weights, and data as it takes them."""
-        dense = zoo.build(name).eval()
-        load_weights(dense, data / "cifar10_resnet" / f"{name}.safetensors")
         splits, preprocess = load("cifar10", data), zoo.network(name).preprocess
         drawn = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
         given = batches(splits.train.subset(drawn[:images]), preprocess, 128, shuffle=False)
-        test = batches(splits.test, preprocess, 500, shuffle=False)
-        return Setting(name, dense, [x for x, _ in given], list(test))
+        return Setting(
+            name,
+            trained(name, data, journal),
+            [x for x, _ in given],
+            batches(splits.train, preprocess, 128, shuffle=True, augment="crop-flip"),
+            list(batches(splits.test, preprocess, 500, shuffle=False)),
+        )
 
-    def pressed(self, plan: Plan, kind: Reconstruct | None) -> dict[str, Any]:
-        """Press and test; the time is that of the processor."""
+    @property
+    def kept(self) -> list[str]:
+        """The first layer, which has three channels, and the last one, which is small."""
+        return [name for name, _ in self.dense.named_modules() if name in KEPT]
+
+    def plan(self, speedup: float, ranks: Any) -> Plan:
+        """Return a plan for channel SVD of all layers but these."""
+        example, budget = self.calibration[0][:1], f"macs={100 / speedup:.4f}%"
+        return tp.plan(
+            self.dense, example, scheme="channel_svd", budget=budget, ranks=ranks, skip=self.kept
+        )
+
+    def row(self, plan: Plan, kind: Reconstruct | None, *, tuned: bool) -> dict[str, Any]:
+        """Press and test, and again after an epoch of fine-tuning; the time is the processor's."""
         start = process_time()
         calibration = None if kind is None else self.calibration
         model = tp.press(self.dense, plan, calibration=calibration, reconstruct=kind)
         seconds = process_time() - start
         found = evaluate(model, self.test)
-        return {
+        row = {
             "kind": kind or "weights",
             "params": plan.params,
             "macs": plan.macs,
@@ -78,25 +108,44 @@ class Setting:
             "loss": found.loss,
             "seconds": seconds,
         }
+        if tuned:
+            told = {"weight": 0.7, "temperature": 2.0}
+            options = {"schedule": "cosine", "distill": told, "channels_last": True}
+            finetune(model, self.training, epochs=1, lr=1e-3, teacher=self.dense, **options)
+            row["tuned_error"] = evaluate(model, self.test).error
+        return row
+
+    def time_ratio(self, plan: Plan) -> float:
+        """Return the time of a forward pass over that of the dense network, the median of pairs."""
+        models = [self.dense, tp.press(self.dense, plan)]
+        inputs = self.calibration[0].to(memory_format=torch.channels_last)
+        dense, pressed = pass_times(models, [inputs], repeats=25)
+        return median(b / a for a, b in zip(dense, pressed, strict=True))
+
+
+def trained(name: str, data: Path, journal: Path) -> nn.Module:
+    """Return a network with the shared weights, or trained as its recipe says."""
+    if name not in TRAINED_HERE:
+        dense = zoo.build(name).eval()
+        load_weights(dense, data / "cifar10_resnet" / f"{name}.safetensors")
+        return dense
+    recipe = read_recipe(ROOT / "recipes" / "cifar10" / f"{TRAINED_HERE[name]}.yaml")
+    net, own = zoo.network(name), recipe.data
+    splits = load_splits(net, own.name, data, own.validation)
+    return Phases(recipe, net, splits, journal / name, seed=0).dense()
 
 
 def speedup_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
     """Yield the rows of seed 001's table."""
-    scores = response_energies(setting.dense, setting.calibration, skip=KEPT)
+    scores = response_energies(setting.dense, setting.calibration, skip=setting.kept)
     for speedup in SPEEDUPS:
         for selection in (False, True):
-            plan = tp.plan(
-                setting.dense,
-                setting.calibration[0][:1],
-                scheme="channel_svd",
-                budget=f"macs={100 / speedup:.4f}%",
-                ranks=scores if selection else "uniform",
-                skip=KEPT,
-            )
+            plan = setting.plan(speedup, scores if selection else "uniform")
+            tuned = selection and (speedup == TUNED or setting.name == "resnet20")
             about = {"speedup": speedup, "selection": selection}
             for kind in KINDS:
                 key = f"{setting.name}-{speedup}-{'yes' if selection else 'no'}-{kind}"
-                yield key, lambda p=plan, k=kind, a=about: a | setting.pressed(p, k)
+                yield key, lambda p=plan, k=kind, a=about, t=tuned: a | setting.row(p, k, tuned=t)
 
 
 def form_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
@@ -104,10 +153,15 @@ def form_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
     for share in SHARES:
         for form, sparse in FORMS.items():
             plan = form_plan(setting, share, sparse)
+            about = {"form": form, "share": share}
+            key = f"{setting.name}-{form}-{share}"
+            yield f"{key}-time", lambda p=plan, a=about: a | {"time_ratio": setting.time_ratio(p)}
             for kind in (None, "linear", "nonlinear"):
-                about = {"form": form, "share": share}
-                key = f"{setting.name}-{form}-{share}-{kind}"
-                yield key, lambda p=plan, k=kind, a=about: a | setting.pressed(p, k)
+                tuned = kind == "nonlinear"
+                yield (
+                    f"{key}-{kind}",
+                    lambda p=plan, k=kind, a=about, t=tuned: a | setting.row(p, k, tuned=t),
+                )
 
 
 def form_plan(setting: Setting, share: float, sparse: float) -> Plan:
@@ -117,7 +171,7 @@ def form_plan(setting: Setting, share: float, sparse: float) -> Plan:
     """
     entries = {}
     for name, conv in setting.dense.named_modules():
-        if not isinstance(conv, nn.Conv2d) or name in KEPT:
+        if not isinstance(conv, nn.Conv2d) or name in setting.kept:
             continue
         room, column = share * conv.weight.numel(), conv.weight[:, 0].numel()
         rank_price = conv.weight[0].numel() + conv.out_channels
@@ -132,20 +186,34 @@ def form_plan(setting: Setting, share: float, sparse: float) -> Plan:
     return tp.plan(setting.dense, example, scheme="channel_svd", overrides=entries)
 
 
-def cost_of(setting: Setting) -> dict[str, Any]:
-    """Return what a pass over the calibration images takes, and the most memory so far."""
-    with torch.no_grad():
-        setting.dense(setting.calibration[0])
-        start = process_time()
-        for x in setting.calibration:
-            setting.dense(x)
+def cost_jobs(setting: Setting, *place: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a pass over the calibration images takes, and pressing to a third by them."""
+    for way in ("pass", *KINDS[1:]):
+        yield f"{setting.name}-cost-{way}", lambda w=way: alone(cost, w, setting.name, *place)
+
+
+def cost(way: str, *place: Any) -> dict[str, Any]:
+    """Return the seconds of the processor, and the most memory before and after."""
+    torch.set_num_threads(1)
+    setting = Setting.of(*place)
+    plan = setting.plan(3.0, "uniform")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = process_time()
+    if way == "pass":
+        with torch.no_grad():
+            for x in setting.calibration:
+                setting.dense(x)
+    else:
+        tp.press(setting.dense, plan, calibration=setting.calibration, reconstruct=way)
     seconds = process_time() - start
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {
-        "pass_seconds": seconds,
-        "peak_mb": most,
-        "dense": evaluate(setting.dense, setting.test).error,
-    }
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"way": way, "seconds": seconds, "before_mb": before / 1024, "peak_mb": after / 1024}
+
+
+def alone(job: Any, *arguments: Any) -> Any:
+    """Return what a job returns in a process of its own, whose memory is that of the job."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(job, *arguments).result()
 
 
 def main() -> None:
@@ -160,12 +228,17 @@ def main() -> None:
     torch.set_num_threads(1)
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name in given.networks:
-        setting = Setting.of(name, given.data, given.images)
-        parts = {"speedups": speedup_jobs, "forms": form_jobs}
-        tables: dict[str, Any] = {"images": given.images, "before": cost_of(setting)}
+        setting = Setting.of(name, given.data, given.journal, given.images)
+        place = (given.data, given.journal, given.images)
+        parts = {
+            "speedups": speedup_jobs(setting),
+            "forms": form_jobs(setting),
+            "costs": cost_jobs(setting, *place),
+        }
+        tables: dict[str, Any] = {"images": given.images}
+        tables["dense"] = evaluate(setting.dense, setting.test).error
         for part, jobs in parts.items():
-            tables[part] = [kept(given.journal / f"{key}.json", job) for key, job in jobs(setting)]
-        tables["after"] = cost_of(setting)
+            tables[part] = [kept(given.journal / f"{key}.json", job) for key, job in jobs]
         found[name] = tables
         found["setup"] = {
             "torch": torch.__version__,

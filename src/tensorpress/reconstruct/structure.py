@@ -99,4 +99,5 @@ def _report(name: str, split: LowRankSparse) -> None:
     logger.info(
         "layer %s: ADMM ended after %d iterations, residuals %.1e (primal) and %.1e (dual)",
         *(name, len(split.primal), split.primal[-1], split.dual[-1]),
+        extra={"layer": name, "primal": split.primal, "dual": split.dual},
     )
