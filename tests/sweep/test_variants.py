@@ -10,6 +10,14 @@ from tensorpress.sweep import SweepFile, Variant, read_sweep
 from tensorpress.sweep.variants import variants, with_settings
 
 
+OURS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_project(path: Path) -> None:
+    assert len(read_sweep(path)[1]) > 1
+
+
 def read(folder: Path, **sections: Any) -> list[Variant]:
     path = folder / "sweep.yaml"
     path.write_text(sweep_text(**sections))
