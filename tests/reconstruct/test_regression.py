@@ -1,7 +1,9 @@
 """Least squares of responses on inputs that say little or nothing."""
 
+import pytest
 import torch
 
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.regression import Regression, damped_cholesky
 
 
@@ -20,3 +22,10 @@ def test_inputs_that_never_change_leave_the_kernel_as_it_was() -> None:
     prior, y = torch.randn(1, 4, 50), torch.randn(1, 1, 4) + 1e-6 * torch.randn(300, 1, 4)
     kernel = Regression(x).kernel(y, prior)
     torch.testing.assert_close(kernel.float(), prior, atol=1e-3, rtol=0)
+
+
+def test_inputs_whose_squares_overflow_are_told() -> None:
+    with pytest.raises(
+        InvalidArgumentError, match=r"inputs as large as 1\.0e\+30 cannot be fitted"
+    ):
+        Regression(torch.tensor([1e30, -1e30]).reshape(2, 1, 1))

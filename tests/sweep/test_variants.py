@@ -9,7 +9,6 @@ from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPr
 from tensorpress.sweep import SweepFile, Variant, read_sweep
 from tensorpress.sweep.variants import variants, with_settings
 
-
 OURS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tensorpress.errors import InvalidArgumentError
+
 DAMPING = 1e-4
 """How strongly, relative to the mean second moment, a kernel is held to what it was before."""
 
@@ -22,6 +24,11 @@ class Regression:
         Vectors that the kernel is multiplied with, shape (rows, groups, columns).
     biased : bool
         Whether there is a bias: otherwise nothing is centred, and the bias is 0.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For inputs whose squares are no finite numbers.
 
     Attributes
     ----------
@@ -48,6 +55,11 @@ class Regression:
         self._inputs = (inputs - self.mean.to(inputs.dtype)).movedim(0, 1)  # (groups, rows, n)
         rows = len(inputs)
         self.second = (self._inputs.mT @ self._inputs).double() / rows
+        if not bool(torch.isfinite(self.second).all()):
+            raise InvalidArgumentError(
+                f"inputs as large as {float(inputs.abs().max()):.1e} cannot be fitted: their "
+                "squares are no finite numbers"
+            )
         rounding = torch.finfo(inputs.dtype).eps * self.mean.square().mean(-1)
         spread = self.second.diagonal(dim1=-2, dim2=-1).mean(-1)
         self._factor = damped_cholesky(self.second, (DAMPING * spread + rounding).clamp_min(_LEAST))
