@@ -31,6 +31,8 @@ from tensorpress.zoo import Network, load_weights, network
 EVALUATION_BATCH = 1000
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
 
+_OR_TRAIN = ", or let the recipe train it (a section dense instead of weights)"
+
 logger = logging.getLogger("tensorpress.running")
 
 
@@ -67,14 +69,14 @@ class Phases:
         self.histories: dict[str, History] = {}
         self.earlier_seconds = 0.0  # of training, in processes that were interrupted
         self._validation = self._evaluation(splits.validation)
-        self._teacher: nn.Module | None = None
+        self._teacher = self._given_teacher()  # before hours of training: it may not be there
 
     def dense(self) -> nn.Module:
         """Return the dense network with the recipe's weights, or trained as it says."""
         torch.manual_seed(self.seed)
         model = self.net.build()
         if self.recipe.weights is not None:
-            load_weights(model, find_weights(self.recipe.weights, self.recipe.data.root))
+            load_weights(model, find_weights(self.recipe.weights, self.recipe.data.root, _OR_TRAIN))
         elif self.recipe.dense is not None:
             self.fit("dense", model, self.recipe.dense)
         return model.eval()
@@ -159,13 +161,19 @@ class Phases:
 
     def _teacher_for(self, dense: nn.Module) -> nn.Module:
         """Return the network that others listen to: the recipe's teacher, or the dense one."""
-        if self._teacher is None:
-            teacher, given = dense, self.recipe.teacher
-            if given is not None:
-                teacher = network(given.network).build()
-                load_weights(teacher, find_weights(given.weights, self.recipe.data.root))
-            self._teacher = teacher if self.recipe.data.variants is None else Remembering(teacher)
-        return self._teacher
+        teacher = dense if self._teacher is None else self._teacher
+        if self.recipe.data.variants is not None and not isinstance(teacher, Remembering):
+            teacher = Remembering(teacher)
+        self._teacher = teacher
+        return teacher
+
+    def _given_teacher(self) -> nn.Module | None:
+        given = self.recipe.teacher
+        if given is None:
+            return None
+        teacher = network(given.network).build()
+        load_weights(teacher, find_weights(given.weights, self.recipe.data.root))
+        return teacher
 
     def _evaluation(self, images: Any) -> BatchLoader | None:
         if not len(images):

@@ -48,8 +48,10 @@ def load_splits(
     return load(name, root, validation=validation, size=net.input_shape[1:])
 
 
-def find_weights(path: Path, root: Path | None) -> Path:
+def find_weights(path: Path, root: Path | None, otherwise: str = "") -> Path:
     """Return a weight file named by a recipe: a path, or one inside the data folder.
+
+    ``otherwise`` says in the error what can be done without a file.
 
     Raises
     ------
@@ -64,6 +66,6 @@ def find_weights(path: Path, root: Path | None) -> Path:
     looked = " or ".join(str(place.resolve()) for place in places)
     hint = "" if folder else f"; set the environment variable {ROOT_VARIABLE} to the data folder"
     raise DataNotFoundError(
-        f"no weight file at {looked}: put a safetensors file of the trained network there, or "
-        f"let the recipe train it (a section dense instead of weights){hint}"
+        f"no weight file at {looked}: put a safetensors file of the trained network there"
+        f"{otherwise}{hint}"
     )

@@ -55,6 +55,17 @@ def test_recipes(tmp_path: Path, refused: Call) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_that_is_not_there_is_told_before_anything_is_trained(
+    tmp_path: Path, refused: Call
+) -> None:
+    teacher = {"network": "lenet300100", "weights": "teacher.safetensors"}
+    write(tmp_path / "a.yaml", teacher=teacher, train={"epochs": 1, "lr": 0.1, "distill": {}})
+    said = refused("run", tmp_path / "a.yaml", "--out", tmp_path / "run")
+    assert "teacher.safetensors: put a safetensors file" in said
+    assert "let the recipe train it" not in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
