@@ -40,9 +40,9 @@ def test_no_generic_solver_finds_less(width: int) -> None:
 def minimum_by_lbfgs(w: Tensor, second: Tensor, weights: tuple[float, float], width: int) -> float:
     both = torch.zeros(2, *w.shape, dtype=torch.float64).normal_().mul_(0.1).requires_grad_()
     least = float("inf")
-    for smooth in (1e-2, 1e-4, 1e-6):
+    for smooth in (1e-2, 1e-4, 1e-6, 1e-8):
         solver = torch.optim.LBFGS(
-            [both], max_iter=800, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+            [both], max_iter=3000, tolerance_change=1e-14, line_search_fn="strong_wolfe"
         )
 
         def loss(smooth: float = smooth, solver: torch.optim.LBFGS = solver) -> Tensor:
