@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress.recipe import Press
+from tensorpress.recipe_sections import Press
 from tensorpress.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -19,8 +19,9 @@ from tensorpress.planning import Plan
 from tensorpress.rate.model import RateModel
 from tensorpress.rate.start import round_by_calibration
 from tensorpress.rate.training import in_phases
-from tensorpress.recipe import Rate, Recipe
+from tensorpress.recipe import Recipe
 from tensorpress.recipe_plans import plan_for
+from tensorpress.recipe_sections import Rate
 from tensorpress.sources import find_weights
 from tensorpress.train import History, TrainConfig, evaluate, fit
 from tensorpress.train.batches import Batch

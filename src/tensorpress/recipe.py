@@ -2,231 +2,28 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import model_validator
 
-from tensorpress.codec.quantize import Rounding, UniformQuantizer
-from tensorpress.codec.specs import Coder
-from tensorpress.data import AUGMENTATIONS, MIXED
-from tensorpress.errors import (
-    DataNotFoundError,
-    InvalidArgumentError,
-    TensorPressError,
-    unknown_name,
+from tensorpress.data import MIXED
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
+from tensorpress.recipe_sections import (
+    Data,
+    NetworkName,
+    Press,
+    Quantize,
+    Rate,
+    Section,
+    Teacher,
 )
-from tensorpress.planning.budget import parse_budget
-from tensorpress.planning.choose import AUTO_NAME, check_target, schemes_of
-from tensorpress.planning.layer_plans import TUCKER_SCHEMES
-from tensorpress.planning.spread import Spread
-from tensorpress.pressing import Start
-from tensorpress.ranks.rules import NAMES, rank_rule
-from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.strict_yaml import parse_yaml
 from tensorpress.train.config import TrainConfig
-from tensorpress.validation import SHORT, validated
+from tensorpress.validation import validated
 from tensorpress.zoo import network
 
-Count = Annotated[int, Field(ge=1)]
 
-
-Schemes = str | tuple[str, ...]
-
-
-def _known(schemes: Schemes) -> Schemes:
-    schemes_of(schemes)
-    return schemes
-
-
-def _one_message(expected: str) -> WrapValidator:
-    """Make the mistakes of a union's members one mistake."""
-
-    def validate(value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return validated(value)
-        except ValidationError:
-            raise ValueError(f"expected {expected} (got {SHORT.repr(value)})") from None
-
-    return WrapValidator(validate)
-
-
-def _rank_name(name: str) -> str:
-    if name not in get_args(Spread):
-        rank_rule(name)
-    return name
-
-
-def _budget(text: str) -> str:
-    parse_budget(text)
-    return text
-
-
-Scheme = Annotated[
-    Schemes, _one_message("a scheme, auto, or a list of schemes"), AfterValidator(_known)
-]
-Modes = Annotated[
-    tuple[Count, ...] | Literal["original"], _one_message("a list of positive sizes, or original")
-]
-Rank = Annotated[int, Field(ge=1, strict=True)]
-RankName = Annotated[str, AfterValidator(_rank_name)]
-Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
-Ranks = Annotated[
-    tuple[Rank, ...] | Rank | Fraction | RankName,
-    _one_message(f"a list of positive numbers, one for all, a fraction, {' or '.join(NAMES)}"),
-]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Data(_Section):
-    """The data set, how much of its training part validates, and how training images vary.
-
-    After ``variants`` epochs the same varied images come again, and teachers remember what they
-    said of them.
-    """
-
-    name: str
-    root: Path | None = None
-    validation: Annotated[int, Field(ge=0)]
-    augment: str | None = None
-    variants: Count | None = None
-    batch_size: Count = 256
-
-    @field_validator("augment")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        if name is not None and name not in AUGMENTATIONS:
-            raise unknown_name("augmentation", name, AUGMENTATIONS)
-        return name
-
-
-class Teacher(_Section):
-    """A trained network to listen to instead of the dense one, such as a larger one.
-
-    ``weights`` are a safetensors file, relative to the data folder.
-    """
-
-    network: str
-    weights: Path
-
-    @field_validator("network")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return network(name).name
-
-
-class LayerPress(_Section):
-    """What is done with a layer, or with all layers a pattern names.
-
-    ``modes``, ``diagonal`` and ``reduced`` are of (s)cada_tucker; without ``ranks`` those for all
-    layers hold.
-    """
-
-    scheme: Annotated[str, AfterValidator(_known)] | None = None
-    modes: Modes | None = None
-    ranks: Ranks | None = None
-    diagonal: bool | None = None
-    reduced: bool | None = None
-
-
-class Press(_Section):
-    """Which layers are pressed and how: what `tensorpress.plan` and `tensorpress.press` take.
-
-    See `tensorpress.plan` for what goes together. With ``calibrate``, a number of training images,
-    factors are fitted to responses as ``reconstruct`` says. With ``norms`` chains that start at
-    random are trained with a norm between their factors, which take it in at the end.
-    """
-
-    scheme: Scheme = AUTO_NAME
-    ranks: Ranks | None = None
-    targets: tuple[str, ...] = ("*",)
-    skip: tuple[str, ...] = ()
-    overrides: dict[str, LayerPress] | None = None
-    budget: Annotated[str, AfterValidator(_budget)] | None = None
-    round_to: Count = 1
-    start: Start | None = None
-    calibrate: Count | None = None
-    reconstruct: Reconstruct | None = None
-    norms: bool = False
-
-    @model_validator(mode="after")
-    def _one_target(self) -> "Press":
-        check_target(
-            schemes_of(self.scheme),
-            ranks=self.ranks,
-            budget=self.budget,
-            overrides=self.overrides,
-        )
-        check_reconstruction(
-            self.reconstruct, self.calibrate is not None, self.chosen_start, processes=1
-        )
-        if self.norms and self.chosen_start == "hooi":
-            raise ValueError("norms are for a start at random: give start: kaiming or glorot")
-        return self
-
-    @property
-    def chosen_start(self) -> Start:
-        """The start asked for; by default (s)cada_tucker trains from scratch, others do not."""
-        return self.start or ("kaiming" if self.scheme in TUCKER_SCHEMES else "hooi")
-
-
-class Quantize(_Section):
-    """How the file is made: quantizer, coder, and how long to train with quantized weights.
-
-    Either ``levels`` and ``bound``, which are Q and b of eq. 13 for all parameters alike, or
-    ``step``, in units of each parameter's root mean square. ``norms`` says how the parameters of
-    normalization layers are stored, and floating buffers.
-    """
-
-    levels: Count | None = None
-    bound: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    step: Annotated[float, Field(gt=0, le=4)] | None = None
-    rounding: Rounding = "nearest"
-    coder: Coder = "range"
-    norms: Literal["half", "float32"] = "half"
-    finetune: TrainConfig | None = None
-
-    @model_validator(mode="after")
-    def _one_quantizer(self) -> "Quantize":
-        fixed = self.levels is not None and self.bound is not None
-        partly = self.levels is not None or self.bound is not None
-        if partly == (self.step is not None) or partly != fixed:
-            raise ValueError("give levels and bound, or step")
-        if self.levels is not None and self.bound is not None:
-            UniformQuantizer(self.levels, self.bound)
-        return self
-
-
-class Rate(_Section):
-    """How the network is trained for few bytes: loss + ``tradeoff`` · kilobytes of its parameters.
-
-    First, for ``noise``, with noise in place of rounding, and then, for ``hard``, rounded. ``step``
-    is the first quantization step of each parameter, in units of its root mean square. With
-    ``calibrate``, weights are rounded to a file of so many bytes before, by calibration on training
-    images.
-    """
-
-    tradeoff: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    step: Annotated[float, Field(gt=0, le=4)] = 0.125
-    calibrate: Count | None = None
-    noise: TrainConfig | None = None
-    hard: TrainConfig
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run: a network and data in, a file and a report out.
 
     The dense network comes from ``weights`` (safetensors, relative to the data folder), or is
@@ -236,7 +33,7 @@ class Recipe(_Section):
     """
 
     title: str
-    network: str
+    network: NetworkName
     data: Data
     weights: Path | None = None
     dense: TrainConfig | None = None
@@ -245,11 +42,6 @@ class Recipe(_Section):
     train: TrainConfig | None = None
     quantize: Quantize | None = None
     rate: Rate | None = None
-
-    @field_validator("network")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return network(name).name
 
     @model_validator(mode="after")
     def _one_source(self) -> "Recipe":

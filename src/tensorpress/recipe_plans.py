@@ -9,7 +9,8 @@ from tensorpress.planning import Plan, plan
 from tensorpress.planning.choose import schemes_of
 from tensorpress.planning.layer_plans import TUCKER_SCHEMES
 from tensorpress.planning.read_back import plan_of
-from tensorpress.recipe import LayerPress, Press, Recipe
+from tensorpress.recipe import Recipe
+from tensorpress.recipe_sections import LayerPress, Press
 from tensorpress.zoo import Network, network
 
 

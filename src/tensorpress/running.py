@@ -23,8 +23,9 @@ from tensorpress.phases import Phases, common_part
 from tensorpress.planning import Plan
 from tensorpress.planning.read_back import plan_of
 from tensorpress.pressing import Start, press
-from tensorpress.recipe import Quantize, Recipe
+from tensorpress.recipe import Recipe
 from tensorpress.recipe_plans import try_plan
+from tensorpress.recipe_sections import Quantize
 from tensorpress.report import ReportContent, require_extra, write_page
 from tensorpress.results import RunRecord, report_content, run_metrics
 from tensorpress.sources import load_splits
