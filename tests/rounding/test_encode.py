@@ -9,6 +9,8 @@ import tensorpress as tp
 from tensorpress.codec.state import load_tensors, save_tensors
 from tensorpress.codec.steps import StepQuantizer
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
+from tensorpress.rounding.attempt import Attempt
+from tensorpress.rounding.codings import Coding
 from tensorpress.rounding.norms import merge_statistics
 
 
@@ -62,6 +64,20 @@ def test_a_size_is_used_and_never_exceeded(path: Path, size: int) -> None:
     done = tp.encode(state(), path, size=size)
     assert 0.98 * size <= done.bytes <= size
     assert path.stat().st_size == done.bytes
+
+
+def test_no_file_is_made_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make = Coding._make
+
+    def counted(self: Coding, attempt: Attempt) -> None:
+        made.append((attempt.base, attempt.cost))
+        make(self, attempt)
+
+    monkeypatch.setattr(Coding, "_make", counted)
+    signs = torch.randn(40, 25, generator=torch.Generator().manual_seed(0)).sign()
+    assert tp.encode({"weight": signs}, path, size=130).bytes < 100  # a bit a value, or nothing
+    assert len(set(made)) == len(made) <= 2
 
 
 @pytest.mark.parametrize("bits", [3, 6])

@@ -107,6 +107,16 @@ def test_a_price_saves_bits_with_feedback_too() -> None:
     assert ideal_bits(feedback.round(values, 0.2)) < 0.95 * ideal_bits(feedback.round(values))
 
 
+def test_rows_of_zeros_change_nothing_for_others() -> None:
+    values = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    feedback = Feedback.of(moments(20, 0.5))
+    dead = torch.zeros(2, 20)
+    symbols = feedback.round(torch.cat([values[:3], dead, values[3:]]))
+    assert not symbols[3:5].any()
+    assert torch.equal(symbols[[0, 1, 2, 5, 6, 7]], feedback.round(values))
+    assert not feedback.round(dead, 0.1).any()
+
+
 def test_inputs_that_are_always_zero_or_rank_deficient_are_no_trouble() -> None:
     values = torch.randn(4, 6)
     assert torch.equal(Feedback.of(torch.zeros(6, 6)).round(values), values.round().int())

@@ -46,3 +46,15 @@ def test_first_steps_are_about_right() -> None:
 def test_a_budget_that_is_never_used_up_ends_at_the_finest_steps() -> None:
     found = Search(smooth, 1e9, 300.0, -3.0).run(2.0, 0.0)
     assert found.cost == smooth(-3.0, 0.0).cost
+
+
+@pytest.mark.parametrize("slope", [30.0, 300.0, 3000.0])
+def test_a_wrong_slope_is_unlearned(slope: float) -> None:
+    tried = []
+
+    def attempt(base: float, price: float) -> Try:
+        tried.append(base)
+        return smooth(base, price)
+
+    Search(attempt, 1000.0, slope, -30.0).run(6.0, 0.0)
+    assert len(tried) <= 12

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 
 from torch import Tensor
@@ -78,7 +79,7 @@ class Attempt:
         symbols = self.symbols[weight.name]
         return self.quantizers[weight.name].values(symbols, weight.values.dtype)
 
-    @property
+    @cached_property
     def cost(self) -> float:
         """Bytes of the symbols by their entropy."""
         return sum(map(ideal_bits, self.symbols.values())) / 8

@@ -1,5 +1,7 @@
 """Rounding to the symbol that is worth its bits."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,8 @@ from tensorpress.rounding.entropy import SymbolCosts
 
 PASSES = 2
 """How often costs are fitted to the symbols chosen with the costs before."""
+
+_LESS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)
 
 
 def choose(values: Tensor, weights: Tensor | float, price: float, costs: SymbolCosts) -> Tensor:
@@ -35,18 +39,12 @@ def choose(values: Tensor, weights: Tensor | float, price: float, costs: SymbolC
     >>> choose(torch.tensor([0.6, 0.9]).double(), 1.0, 0.2, costs).tolist()
     [0.0, 1.0]
     """
-    nearest = values.round()
     if not price:
-        return nearest
-    best = weights * (values - nearest).square() + price * costs(nearest)
-    found = nearest
-    for closer in (1, 2, None):
-        size = (nearest.abs() - closer).clamp(min=0) if closer else torch.zeros_like(nearest)
-        tried = size.copysign(values)
-        cost = weights * (values - tried).square() + price * costs(tried)
-        better = cost < best
-        best, found = torch.where(better, cost, best), torch.where(better, tried, found)
-    return found
+        return values.round()
+    size = values.abs()
+    tried = (size.round() - _LESS.view(-1, *(1,) * size.dim())).clamp(min=0)
+    cost = (size - tried).square_().mul_(weights).add_(costs(tried), alpha=price)
+    return tried.gather(0, cost.min(0, keepdim=True).indices).squeeze(0).copysign(values)
 
 
 def round_values(values: Tensor, price: float = 0.0) -> Tensor:
@@ -71,6 +69,7 @@ def round_values(values: Tensor, price: float = 0.0) -> Tensor:
     """
     values = values.double()
     found = values.round()
-    for _ in range(PASSES if price and values.numel() else 0):
-        found = choose(values, 1.0, price, SymbolCosts.of(found))
+    chosen = found != 0  # what is nearest to zero becomes zero at any price
+    for _ in range(PASSES if price and chosen.any() else 0):
+        found[chosen] = choose(values[chosen], 1.0, price, SymbolCosts.of(found))
     return found.to(torch.int32)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from math import log2
 from pathlib import Path
+from sys import maxsize
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Coding(ABC):
         self._weights = weights
         self._price = 0.0 if any(weight.response for weight in weights) else PRICE
         self._relative = mean_log(weights) if weights else 0.0
-        self._count = sum(weight.values.numel() for weight in weights)
+        self._count = sum(int(weight.values.count_nonzero()) for weight in weights)
         self._lowest = _LOWEST - self._relative
         self._sizes = [(w.values.numel(), log2(rms(w.values)) - w.log_step) for w in weights]
 
@@ -66,22 +67,27 @@ class Coding(ABC):
         InvalidArgumentError
             If there is none.
         """
-        best: Attempt | None = None
+        best, last = None, None
+        smallest = maxsize
         start, extra = first_base(8.0 * limit, self._sizes), _EXTRA * limit
         for _ in range(_FILES):
             aim = max(_AIM * limit - extra, 0.0)
             search = Search(self._rounded, aim, max(self._count, 1) / 8, self._lowest)
             found = search.run(start, self._price)
+            if last is not None and (found.base, found.cost) == (last.base, last.cost):
+                break  # and so would all that follow
             self._make(found)
-            if len(found.data) <= limit and (best is None or len(found.data) > len(best.data)):
+            size, last = len(found.data), found
+            smallest = min(size, smallest)
+            if size <= limit and (best is None or size > len(best.data)):
                 best = found
-            enough = best is not None and len(best.data) >= USED * limit
+            enough = USED * limit <= size <= limit
             if enough or found.base <= self._lowest or (aim == 0 and best is None):
                 break
-            start, extra = found.base, len(found.data) - found.cost
+            start, extra = found.base, size - found.cost
         if best is None:
             raise InvalidArgumentError(
-                f"{limit:,} bytes are too few: the smallest file found has {len(found.data):,}"
+                f"{limit:,} bytes are too few: the smallest file found has {smallest:,}"
             )
         return best
 

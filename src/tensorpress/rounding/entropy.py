@@ -18,7 +18,7 @@ class SymbolCosts:
     Attributes
     ----------
     bits : Tensor
-        float64, of the symbols -r … r.
+        float64, of the sizes 0 … r of symbols.
     """
 
     bits: Tensor
@@ -42,13 +42,12 @@ class SymbolCosts:
         counts = torch.bincount(size, minlength=int(size.max()) + 3).double()
         either = counts / 2
         either[0] = counts[0]
-        masses = torch.cat([either[1:].flip(0), either]) + 0.1
-        return SymbolCosts(-(masses / masses.sum()).log2())
+        masses = either + 0.1
+        return SymbolCosts(-(masses / (2 * masses.sum() - masses[0])).log2())
 
     def __call__(self, symbols: Tensor) -> Tensor:
         """Return the bits of each symbol."""
-        reach = len(self.bits) // 2
-        return self.bits[symbols.long().clamp(-reach, reach) + reach]
+        return self.bits[symbols.abs().clamp(max=len(self.bits) - 1).long()]
 
 
 def ideal_bits(symbols: Tensor) -> float:

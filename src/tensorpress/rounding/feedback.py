@@ -95,7 +95,8 @@ class Feedback:
         values = values.double()
         costs = SymbolCosts.of(values.round()) if price else None
         weights = self.pivots / self.mean_pivot
-        ahead = values[:, self.order]
+        alive = values.any(dim=1)  # rows of zeros stay so, and cost no time
+        ahead = values[alive][:, self.order]
         found = torch.empty_like(ahead)
         count = ahead.shape[1]
         for start in range(0, count, _COLUMNS):
@@ -113,6 +114,6 @@ class Feedback:
                 part[:, j + 1 :].addr_(error, row[start + j + 1 : stop], alpha=-1)
                 errors.append(error)
             ahead[:, stop:] -= torch.stack(errors, 1) @ self.upper[start:stop, stop:]
-        symbols = torch.empty_like(found)
-        symbols[:, self.order] = found
-        return symbols.to(torch.int32)
+        symbols = torch.zeros(values.shape, dtype=torch.int32)
+        symbols[alive] = found[:, self.order.argsort()].to(torch.int32)
+        return symbols

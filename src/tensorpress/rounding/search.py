@@ -13,6 +13,7 @@ USED = 0.99
 _FILLED = 0.995  # where a search stops
 _ATTEMPTS = 40
 _CLOSE = 1 / 64  # octaves between steps that fit and steps that do not
+_FLATTEST = 1 / 4  # of the slope given: what is learned is not less
 _MOST = 0.6  # squared steps that a bit may be worth
 
 
@@ -38,7 +39,7 @@ class Search(Generic[Found]):
     limit : float
         What the cost must not exceed.
     slope : float
-        By how much the cost falls where steps double, to begin with.
+        By how much the cost falls where steps double, to begin with; at least a quarter of that.
     lowest : float
         log2 of the finest base.
     """
@@ -74,8 +75,13 @@ class Search(Generic[Found]):
         fine: tuple[float, Found] | None = None
         coarse: tuple[float, Found] | None = None
         base = max(start, self.lowest)
+        slope = self.slope
         for _ in range(_ATTEMPTS):
+            before = fine or coarse
             found = self.attempt(base, price)
+            if before is not None and base != before[0]:
+                secant = (before[1].cost - found.cost) / (base - before[0])
+                slope = max(secant, _FLATTEST * self.slope)
             if found.cost <= self.limit:
                 coarse = (base, found)
                 if found.cost >= _FILLED * self.limit or base <= self.lowest:
@@ -84,7 +90,7 @@ class Search(Generic[Found]):
                 fine = (base, found)
             if fine is not None and coarse is not None and coarse[0] - fine[0] < _CLOSE:
                 break
-            base = max(self._next(base, found, fine, coarse), self.lowest)
+            base = max(self._next(base, found, slope, fine, coarse), self.lowest)
         if coarse is None:
             raise InvalidArgumentError(f"no file within {self.limit:,.0f} was found")
         return coarse[1] if fine is None else self._filled(fine[0], price, coarse[1])
@@ -93,12 +99,13 @@ class Search(Generic[Found]):
         self,
         base: float,
         found: Found,
+        slope: float,
         fine: tuple[float, Found] | None,
         coarse: tuple[float, Found] | None,
     ) -> float:
         aim = self.limit * (1 + _FILLED) / 2
         if fine is None or coarse is None:
-            move = (found.cost - aim) / self.slope
+            move = (found.cost - aim) / slope
             return base + max(min(move, 4.0), -4.0) + (0.05 if move > 0 else -0.05)
         (low, above), (high, below) = fine, coarse
         share = (above.cost - aim) / (above.cost - below.cost)
