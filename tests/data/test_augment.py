@@ -96,6 +96,15 @@ def test_nothing_is_distorted_by_nothing():
     assert torch.equal(distort(images, generator(), degrees=0, stretch=0, pixels=0), images)
 
 
+def test_distorted_images_stay_sharp_and_within_their_values():
+    images = 255 * torch.rand(200, 1, 24, 24, generator=generator()).round()
+    found = distort(images, generator(), degrees=0, stretch=0, pixels=1)
+    inner = found[:, :, 2:-2, 2:-2]
+    assert float(inner.var()) > 0.55 * float(images.var())  # straight lines leave 0.46
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 255
+
+
 def test_distortions_are_as_large_as_said_and_no_larger():
     images = torch.zeros(400, 1, 41, 41)
     images[:, :, 15:26, 15:26] = 1
