@@ -72,12 +72,13 @@ class Setting:
         """Return a network with its trained weights, and data as it takes them."""
         splits, preprocess = load("cifar10", data), zoo.network(name).preprocess
         drawn = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
+        quarter = splits.train.subset(drawn[: len(drawn) // 4])
         given = batches(splits.train.subset(drawn[:images]), preprocess, 128, shuffle=False)
         return Setting(
             name,
             trained(name, data, journal),
             [x for x, _ in given],
-            batches(splits.train, preprocess, 128, shuffle=True, augment="crop-flip"),
+            batches(quarter, preprocess, 128, shuffle=True, augment="crop-flip"),
             list(batches(splits.test, preprocess, 500, shuffle=False)),
         )
 
@@ -94,7 +95,7 @@ class Setting:
         )
 
     def row(self, plan: Plan, kind: Reconstruct | None, *, tuned: bool) -> dict[str, Any]:
-        """Press and test, and again after an epoch of fine-tuning; the time is the processor's."""
+        """Press and test, and again after fine-tuning; the time is the processor's."""
         start = process_time()
         calibration = None if kind is None else self.calibration
         model = tp.press(self.dense, plan, calibration=calibration, reconstruct=kind)

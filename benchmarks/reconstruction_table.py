@@ -10,7 +10,7 @@ KINDS = ("weights", "norms", "refit", "inputs", "linear", "nonlinear")
 
 
 def speedups_table() -> str:
-    """Return the errors by speed-up, ranks and what is fitted, and after an epoch of training."""
+    """Return the errors by speed-up, ranks and what is fitted, and after a short training."""
     found = read("reconstruction")
     rows = [
         f"| network, its error % | MACs | ranks | {' | '.join(KINDS)} |",

@@ -13,14 +13,14 @@ PASSES = 2
 _LESS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)
 
 
-def choose(values: Tensor, weights: Tensor | float, price: float, costs: SymbolCosts) -> Tensor:
+def choose(values: Tensor, weight: float, price: float, costs: SymbolCosts) -> Tensor:
     """Return the symbol that minimizes weight · (value - symbol)² + price · bits, for each value.
 
     Parameters
     ----------
     values : Tensor
         In steps, float64.
-    weights : Tensor or float
+    weight : float
         What a squared step of error counts.
     price : float
         Of a bit, in squared steps.
@@ -43,7 +43,7 @@ def choose(values: Tensor, weights: Tensor | float, price: float, costs: SymbolC
         return values.round()
     size = values.abs()
     tried = (size.round() - _LESS.view(-1, *(1,) * size.dim())).clamp(min=0)
-    cost = (size - tried).square_().mul_(weights).add_(costs(tried), alpha=price)
+    cost = (size - tried).square_().mul_(weight).add_(costs(tried), alpha=price)
     return tried.gather(0, cost.min(0, keepdim=True).indices).squeeze(0).copysign(values)
 
 
