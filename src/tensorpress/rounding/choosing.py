@@ -10,7 +10,7 @@ from tensorpress.rounding.entropy import SymbolCosts
 PASSES = 2
 """How often costs are fitted to the symbols chosen with the costs before."""
 
-_LESS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)
+_CLOSER = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)  # to zero than the nearest symbol
 
 
 def choose(values: Tensor, weight: float, price: float, costs: SymbolCosts) -> Tensor:
@@ -39,10 +39,8 @@ def choose(values: Tensor, weight: float, price: float, costs: SymbolCosts) -> T
     >>> choose(torch.tensor([0.6, 0.9]).double(), 1.0, 0.2, costs).tolist()
     [0.0, 1.0]
     """
-    if not price:
-        return values.round()
     size = values.abs()
-    tried = (size.round() - _LESS.view(-1, *(1,) * size.dim())).clamp(min=0)
+    tried = (size.round() - _CLOSER.view(-1, *(1,) * size.dim())).clamp(min=0)
     cost = (size - tried).square_().mul_(weight).add_(costs(tried), alpha=price)
     return tried.gather(0, cost.min(0, keepdim=True).indices).squeeze(0).copysign(values)
 

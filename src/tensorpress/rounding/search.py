@@ -13,7 +13,7 @@ USED = 0.99
 _FILLED = 0.995  # where a search stops
 _ATTEMPTS = 40
 _CLOSE = 1 / 64  # octaves between steps that fit and steps that do not
-_FLATTEST = 1 / 4  # of the slope given: what is learned is not less
+_FLATTEST = 1 / 4  # slope that is believed, of the one given
 _MOST = 0.6  # squared steps that a bit may be worth
 
 
@@ -39,7 +39,8 @@ class Search(Generic[Found]):
     limit : float
         What the cost must not exceed.
     slope : float
-        By how much the cost falls where steps double, to begin with; at least a quarter of that.
+        By how much the cost is expected to fall where steps double. The search learns how much it
+        does, and believes no less than a quarter of this.
     lowest : float
         log2 of the finest base.
     """
