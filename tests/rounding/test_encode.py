@@ -266,3 +266,19 @@ def test_values_that_float16_cannot_hold_are_exact(path: Path) -> None:
     save_tensors(tensors, path, {})
     assert torch.equal(load_tensors(path)["a"], tensors["a"])
     assert not torch.equal(load_tensors(path)["b"], tensors["b"])
+
+
+def test_tensors_of_which_nothing_is_left_are_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {f"{n}.weight": 10.0**-n * torch.randn(40, 50) for n in range(6)}
+    given["zeros.weight"] = torch.zeros(30, 30)
+    done = tp.encode(given, path, size=2000)
+    lost = [t.name for t in done.tensors if t.zeros == 1 and t.name != "zeros.weight"]
+    [warned] = caplog.messages
+    assert f"nothing is left of {len(lost)} of 7 tensors" in warned
+    assert f"{', '.join(lost[:3])}, …;" in warned
+    assert "zeros.weight" not in warned
+    caplog.clear()
+    tp.encode({"a.weight": given["0.weight"]}, path, bits=8)
+    assert not caplog.messages

@@ -1,7 +1,8 @@
 """Models and state dicts to a budget without training, and back."""
 
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -15,6 +16,10 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.files import write_atomically
 from tensorpress.rounding.attempt import RoundedTensor
 from tensorpress.rounding.codings import Coding, ModelCoding, StateCoding
+
+_NAMED_AT_MOST = 3  # tensors in a warning
+
+logger = logging.getLogger("tensorpress.rounding")
 
 
 @dataclass(frozen=True)
@@ -116,12 +121,29 @@ def encode(
     write_atomically(path, found.data)
     written = len(found.data)
     table = tuple(found.table())
+    _warn_of_lost(table, path)
     return Encoded(written, 8 * written / max(coding.values, 1), found.error, table)
 
 
 def decode(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the tensors of a `.tpz` file by name; see `tensorpress.codec.state.load_tensors`."""
     return load_tensors(path)
+
+
+def _warn_of_lost(table: Sequence[RoundedTensor], path: str | os.PathLike[str]) -> None:
+    """Say which tensors have nothing but zeros left."""
+    lost = [tensor.name for tensor in table if tensor.zeros == 1 and tensor.error > 0]
+    if lost:
+        more = ", …" if len(lost) > _NAMED_AT_MOST else ""
+        logger.warning(
+            "%s: nothing is left of %d of %d tensors, all of whose values are rounded to zero: "
+            "%s%s; a larger budget would keep some",
+            os.fspath(path),
+            len(lost),
+            len(table),
+            ", ".join(lost[:_NAMED_AT_MOST]),
+            more,
+        )
 
 
 def _coding(
