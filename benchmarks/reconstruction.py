@@ -3,10 +3,10 @@
 Seed 001's table for the shared ResNets and for a VGG-16 that is trained here: speed-ups with and
 without rank selection, by weights and by responses, before fine-tuning and after an epoch of it.
 Beside it, at equal parameters, low rank + sparse against low rank alone and few channels alone; and
-what fitting costs, in passes over the same images. Rows are kept in a journal, so that an
-interrupted run goes on.
+what fitting costs, in passes over the same images. A result is written after every row, and rows
+that it has are not measured again.
 
-    python benchmarks/reconstruction.py --data DIRECTORY --journal FOLDER [--networks resnet20 ...]
+    python benchmarks/reconstruction.py --data DIRECTORY --checkpoints FOLDER [--networks …]
 """
 
 import argparse
@@ -41,7 +41,7 @@ from tensorpress.train import evaluate, finetune
 from tensorpress.zoo.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "results" / "reconstruction.json"
+RESULTS = ROOT / "results" / "reconstruction"
 TRAINED_HERE = {"vgg16-quarter": "vgg16-quarter-sparse"}
 """Networks without shared weights: the recipe whose dense training is theirs."""
 NETWORKS = ("resnet20", "vgg16-quarter", "resnet56")
@@ -68,7 +68,7 @@ class Setting:
     test: list[tuple[Tensor, Tensor]]
 
     @staticmethod
-    def of(name: str, data: Path, journal: Path, images: int) -> "Setting":
+    def of(name: str, data: Path, checkpoints: Path, images: int) -> "Setting":
         """Return a network with its trained weights, and data as it takes them."""
         splits, preprocess = load("cifar10", data), zoo.network(name).preprocess
         drawn = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ class Setting:
         given = batches(splits.train.subset(drawn[:images]), preprocess, 128, shuffle=False)
         return Setting(
             name,
-            trained(name, data, journal),
+            trained(name, data, checkpoints),
             [x for x, _ in given],
             batches(quarter, preprocess, 128, shuffle=True, augment="crop-flip"),
             list(batches(splits.test, preprocess, 500, shuffle=False)),
@@ -94,27 +94,26 @@ class Setting:
             self.dense, example, scheme="channel_svd", budget=budget, ranks=ranks, skip=self.kept
         )
 
-    def row(self, plan: Plan, kind: Reconstruct | None, *, tuned: bool) -> dict[str, Any]:
-        """Press and test, and again after fine-tuning; the time is the processor's."""
+    def row(self, plan: Plan, kind: Reconstruct | None, epochs: int) -> dict[str, Any]:
+        """Press, fine-tune if told to, and test; the time is the processor's for pressing."""
         start = process_time()
         calibration = None if kind is None else self.calibration
         model = tp.press(self.dense, plan, calibration=calibration, reconstruct=kind)
         seconds = process_time() - start
+        if epochs:
+            told = {"weight": 0.7, "temperature": 2.0}
+            options = {"schedule": "cosine", "distill": told, "channels_last": True}
+            finetune(model, self.training, epochs=epochs, lr=1e-3, teacher=self.dense, **options)
         found = evaluate(model, self.test)
-        row = {
+        return {
             "kind": kind or "weights",
+            "epochs": epochs,
             "params": plan.params,
             "macs": plan.macs,
             "error": found.error,
             "loss": found.loss,
             "seconds": seconds,
         }
-        if tuned:
-            told = {"weight": 0.7, "temperature": 2.0}
-            options = {"schedule": "cosine", "distill": told, "channels_last": True}
-            finetune(model, self.training, epochs=1, lr=1e-3, teacher=self.dense, **options)
-            row["tuned_error"] = evaluate(model, self.test).error
-        return row
 
     def time_ratio(self, plan: Plan) -> float:
         """Return the time of a forward pass over that of the dense network, the median of pairs."""
@@ -124,7 +123,7 @@ class Setting:
         return median(b / a for a, b in zip(dense, pressed, strict=True))
 
 
-def trained(name: str, data: Path, journal: Path) -> nn.Module:
+def trained(name: str, data: Path, checkpoints: Path) -> nn.Module:
     """Return a network with the shared weights, or trained as its recipe says."""
     if name not in TRAINED_HERE:
         dense = zoo.build(name).eval()
@@ -133,20 +132,25 @@ def trained(name: str, data: Path, journal: Path) -> nn.Module:
     recipe = read_recipe(ROOT / "recipes" / "cifar10" / f"{TRAINED_HERE[name]}.yaml")
     net, own = zoo.network(name), recipe.data
     splits = load_splits(net, own.name, data, own.validation)
-    return Phases(recipe, net, splits, journal / name, seed=0).dense()
+    return Phases(recipe, net, splits, checkpoints / name, seed=0).dense()
 
 
 def speedup_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of seed 001's table."""
+    """Yield the rows of seed 001's table, first all without fine-tuning, which takes longest."""
     scores = response_energies(setting.dense, setting.calibration, skip=setting.kept)
-    for speedup in SPEEDUPS:
-        for selection in (False, True):
-            plan = setting.plan(speedup, scores if selection else "uniform")
-            tuned = selection and (speedup == TUNED or setting.name == "resnet20")
+    plans = {
+        (speedup, selection): setting.plan(speedup, scores if selection else "uniform")
+        for speedup in SPEEDUPS
+        for selection in (False, True)
+    }
+    for epochs in (0, 1):
+        for (speedup, selection), plan in plans.items():
+            if epochs and not (selection and (speedup == TUNED or setting.name == "resnet20")):
+                continue
             about = {"speedup": speedup, "selection": selection}
             for kind in KINDS:
-                key = f"{setting.name}-{speedup}-{'yes' if selection else 'no'}-{kind}"
-                yield key, lambda p=plan, k=kind, a=about, t=tuned: a | setting.row(p, k, tuned=t)
+                key = f"{speedup} {'selected' if selection else 'uniform'} {kind} {epochs}"
+                yield key, lambda p=plan, k=kind, a=about, e=epochs: a | setting.row(p, k, e)
 
 
 def form_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
@@ -155,13 +159,12 @@ def form_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
         for form, sparse in FORMS.items():
             plan = form_plan(setting, share, sparse)
             about = {"form": form, "share": share}
-            key = f"{setting.name}-{form}-{share}"
-            yield f"{key}-time", lambda p=plan, a=about: a | {"time_ratio": setting.time_ratio(p)}
-            for kind in (None, "linear", "nonlinear"):
-                tuned = kind == "nonlinear"
+            key = f"{share} {form}"
+            yield f"{key} time", lambda p=plan, a=about: a | {"time_ratio": setting.time_ratio(p)}
+            for kind, epochs in ((None, 0), ("linear", 0), ("nonlinear", 0), ("nonlinear", 1)):
                 yield (
-                    f"{key}-{kind}",
-                    lambda p=plan, k=kind, a=about, t=tuned: a | setting.row(p, k, tuned=t),
+                    f"{key} {kind} {epochs}",
+                    lambda p=plan, k=kind, a=about, e=epochs: a | setting.row(p, k, e),
                 )
 
 
@@ -190,7 +193,7 @@ def form_plan(setting: Setting, share: float, sparse: float) -> Plan:
 def cost_jobs(setting: Setting, *place: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a pass over the calibration images takes, and pressing to a third by them."""
     for way in ("pass", *KINDS[1:]):
-        yield f"{setting.name}-cost-{way}", lambda w=way: alone(cost, w, setting.name, *place)
+        yield way, lambda w=way: alone(cost, w, setting.name, *place)
 
 
 def cost(way: str, *place: Any) -> dict[str, Any]:
@@ -217,47 +220,49 @@ def alone(job: Any, *arguments: Any) -> Any:
         return pool.submit(job, *arguments).result()
 
 
-def main() -> None:
-    """Run what the journal does not hold yet and write the result."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--journal", type=Path, required=True)
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--images", type=int, default=1024)
-    given = parser.parse_args()
-    given.journal.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    found = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    for name in given.networks:
-        setting = Setting.of(name, given.data, given.journal, given.images)
-        place = (given.data, given.journal, given.images)
-        parts = {
-            "speedups": speedup_jobs(setting),
-            "forms": form_jobs(setting),
-            "costs": cost_jobs(setting, *place),
-        }
-        tables: dict[str, Any] = {"images": given.images}
-        tables["dense"] = evaluate(setting.dense, setting.test).error
-        for part, jobs in parts.items():
-            tables[part] = [kept(given.journal / f"{key}.json", job) for key, job in jobs]
-        found[name] = tables
-        found["setup"] = {
+def complete(path: Path, setting: Setting, *place: Any) -> None:
+    """Measure the rows that a result does not have yet."""
+    parts = {
+        "speedups": speedup_jobs(setting),
+        "forms": form_jobs(setting),
+        "costs": cost_jobs(setting, *place),
+    }
+    found: dict[str, Any] = {
+        "setup": {
             "torch": torch.__version__,
             "tensorpress": tp.__version__,
             "machine": f"{platform.machine()}, one thread, busy with other work",
-        }
-        write_atomically(RESULT, json.dumps(found, indent=1).encode())
+            "images": sum(map(len, setting.calibration)),
+        },
+        "dense": evaluate(setting.dense, setting.test).error,
+        **{part: {} for part in parts},
+    }
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["setup"] != found["setup"]:
+            raise SystemExit(f"{path} was measured with {before['setup']}: remove it first")
+        found = before
+    for part, jobs in parts.items():
+        for key, job in jobs:
+            if key not in found[part]:
+                found[part][key] = job()
+                print(setting.name, part, key, found[part][key], flush=True)
+                write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
 
 
-def kept(path: Path, job: Any) -> dict[str, Any]:
-    """Return a row of the journal, or do the job."""
-    if not path.exists():
-        row = job()
-        write_atomically(path, json.dumps(row).encode())
-        print(path.stem, row, flush=True)
-    row = json.loads(path.read_text())
-    assert isinstance(row, dict)
-    return row
+def main() -> None:
+    """Measure network after network."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, required=True, help="of networks trained here")
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--images", type=int, default=1024)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    RESULTS.mkdir(exist_ok=True)
+    place = (given.data, given.checkpoints, given.images)
+    for name in given.networks:
+        complete(RESULTS / f"{name}.json", Setting.of(name, *place), *place)
 
 
 if __name__ == "__main__":

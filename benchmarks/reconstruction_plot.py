@@ -1,4 +1,4 @@
-"""Draw ``docs/reconstruction.svg`` from ``results/reconstruction.json``.
+"""Draw ``docs/reconstruction.svg`` from ``results/reconstruction/``.
 
 python benchmarks/reconstruction_plot.py
 """
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from reconstruction_table import KINDS, networks, read
+from reconstruction_table import KINDS, networks
 
 FIGURE = Path(__file__).parents[1] / "docs" / "reconstruction.svg"
 COLOURS = ("#b0b0b0", "#7a7a7a", "#e8a33d", "#4fa36b", "#1f6fb4", "#b4381f")
@@ -21,8 +21,8 @@ def draw(axes: Axes, name: str, tables: dict[str, Any]) -> None:
         for selection, style in ((False, ":"), (True, "-")):
             rows = [
                 row
-                for row in tables["speedups"]
-                if row["kind"] == kind and row["selection"] == selection
+                for row in tables["speedups"].values()
+                if (row["kind"], row["selection"], row["epochs"]) == (kind, selection, 0)
             ]
             axes.plot(
                 [row["speedup"] for row in rows],
@@ -42,7 +42,7 @@ def draw(axes: Axes, name: str, tables: dict[str, Any]) -> None:
 
 def main() -> None:
     """Draw the networks side by side."""
-    found = networks(read("reconstruction"))
+    found = networks()
     figure, panels = plt.subplots(
         1, len(found), figsize=(4 * len(found), 3.8), layout="constrained", squeeze=False
     )

@@ -1,7 +1,7 @@
 """The tables of `benchmarks/reconstruction.py` and `benchmarks/characters.py`, for the docs."""
 
 import json
-from itertools import groupby
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +11,49 @@ KINDS = ("weights", "norms", "refit", "inputs", "linear", "nonlinear")
 
 def speedups_table() -> str:
     """Return the errors by speed-up, ranks and what is fitted, and after a short training."""
-    found = read("reconstruction")
     rows = [
         f"| network, its error % | MACs | ranks | {' | '.join(KINDS)} |",
         f"|---|--:|---|{'--:|' * len(KINDS)}",
     ]
-    for name, tables in networks(found):
+    for name, tables in networks():
         title = f"{name}, {tables['dense']:.2f}"
-        for (speedup, selection), group in grouped(tables["speedups"], "speedup", "selection"):
-            errors = {row["kind"]: with_tuned(row) for row in group}
+        found = tables["speedups"].values()
+        for (speedup, selection), group in grouped(found, "speedup", "selection"):
+            errors = errors_by_kind(group)
             ranks = "by responses" if selection else "uniform"
-            cells = [title, f"1/{speedup:g}", ranks, *(errors[kind] for kind in KINDS)]
+            cells = [title, f"1/{speedup:g}", ranks, *(errors.get(kind, "") for kind in KINDS)]
             rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", setup(found)])
+    return "\n".join([*rows, "", setup(networks()[0][1])])
 
 
 def forms_table() -> str:
     """Return low rank, low rank + sparse and few channels at equal parameters."""
-    found = read("reconstruction")
     rows = [
         "| network, its error % | form | parameters | MACs | time / dense | weights | linear "
         "| nonlinear |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, tables in networks(found):
+    for name, tables in networks():
         title = f"{name}, {tables['dense']:.2f}"
-        for (_, form), group in grouped(tables["forms"], "share", "form"):
-            times = [row["time_ratio"] for row in group if "time_ratio" in row]
-            fits = {row["kind"]: row for row in group if "kind" in row}
-            row = fits["weights"]
+        for (_, form), (time, *fits) in grouped(tables["forms"].values(), "share", "form"):
+            errors, row = errors_by_kind(fits), fits[0]
             cells = [title, form, f"{row['params']:,}", f"{row['macs'] / 1e6:.1f}M"]
-            cells += [f"{times[0]:.2f}", *(with_tuned(fits[kind]) for kind in fits)]
+            cells += [f"{time['time_ratio']:.2f}"]
+            cells += [errors.get(kind, "") for kind in ("weights", "linear", "nonlinear")]
             rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", setup(found)])
+    return "\n".join([*rows, "", setup(networks()[0][1])])
 
 
 def costs_table() -> str:
     """Return what pressing to a third takes, in passes over the same images."""
-    found = read("reconstruction")
     rows = [
         "| network | a pass, s | memory, MB | "
         + " | ".join(f"{kind}: passes, MB more" for kind in KINDS[1:])
         + " |",
         f"|---|--:|--:|{'--:|' * (len(KINDS) - 1)}",
     ]
-    for name, tables in networks(found):
-        costs = {row["way"]: row for row in tables["costs"]}
+    for name, tables in networks():
+        costs = dict(tables["costs"])
         once = costs.pop("pass")
         cells = [name, f"{once['seconds']:.1f}", f"{once['peak_mb']:,.0f}"]
         cells += [
@@ -64,7 +61,7 @@ def costs_table() -> str:
             for row in costs.values()
         ]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", setup(found)])
+    return "\n".join([*rows, "", setup(networks()[0][1])])
 
 
 def characters_table() -> str:
@@ -102,21 +99,28 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
-def networks(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the networks of the result, but not how it was made."""
-    return [(name, tables) for name, tables in found.items() if name != "setup"]
+def networks() -> list[tuple[str, dict[str, Any]]]:
+    """Return what was measured of every network, the smallest first."""
+    paths = (RESULTS / "reconstruction").glob("*.json")
+    found = [(path.stem, json.loads(path.read_text())) for path in paths]
+    return sorted(found, key=lambda one: min(r["params"] for r in one[1]["speedups"].values()))
 
 
-def grouped(rows: list[dict[str, Any]], *keys: str) -> list[tuple[tuple[Any, ...], list[Any]]]:
-    """Return rows that are alike in some values and follow each other."""
-    alike = groupby(rows, key=lambda row: tuple(row[key] for key in keys))
-    return [(key, list(group)) for key, group in alike]
+def grouped(rows: Iterable[dict[str, Any]], *keys: str) -> list[tuple[tuple[Any, ...], list[Any]]]:
+    """Return rows that are alike in some values."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.items())
 
 
-def with_tuned(row: dict[str, Any]) -> str:
-    """Return the error of a row, and that after fine-tuning if there was any."""
-    tuned = f" → {row['tuned_error']:.2f}" if "tuned_error" in row else ""
-    return f"{row['error']:.2f}{tuned}"
+def errors_by_kind(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return the errors by what was fitted, with those after fine-tuning where there was any."""
+    errors: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row["epochs"]):
+        before = f"{errors[row['kind']]} → " if row["epochs"] else ""
+        errors[row["kind"]] = f"{before}{row['error']:.2f}"
+    return errors
 
 
 def setup(found: dict[str, Any]) -> str:
