@@ -15,6 +15,7 @@ from tensorpress.recipe_sections import Press
 from tensorpress.strict_yaml import parse_yaml
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("schemes", "decompositions", "planning", "sensitivity", "models", "reconstruction")
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
@@ -35,7 +36,7 @@ def run_code(page: str, names: dict[str, Any]) -> None:
             assert out.getvalue() == found[number + 1][1], f"{page}, block {number}"
 
 
-@pytest.mark.parametrize("name", ["schemes", "decompositions", "planning", "sensitivity", "models"])
+@pytest.mark.parametrize("name", PAGES)
 def test_code_prints_what_the_page_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
