@@ -260,7 +260,7 @@ def _reduced(core: Tensor, matrices: Sequence[Tensor]) -> Factors:
     rows = []
     for mode, matrix in enumerate(matrices):
         first = matrix[: matrix.shape[1]]
-        if float(torch.linalg.cond(first.double())) > _WORST_CONDITION:
+        if not float(torch.linalg.cond(first.double())) <= _WORST_CONDITION:  # NaN, of zeros
             raise InvalidArgumentError(
                 f"mode {mode} cannot be reduced: the first rows of its matrix are all but "
                 "dependent; start from random factors, or do not reduce"
