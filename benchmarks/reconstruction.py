@@ -101,8 +101,12 @@ class Setting:
         model = tp.press(self.dense, plan, calibration=calibration, reconstruct=kind)
         seconds = process_time() - start
         if epochs:
-            told = {"weight": 0.7, "temperature": 2.0}
-            options = {"schedule": "cosine", "distill": told, "channels_last": True}
+            options = {
+                "schedule": "cosine",
+                "distill": {"weight": 0.7, "temperature": 2.0},
+                "precision": "bf16",
+                "channels_last": True,
+            }
             finetune(model, self.training, epochs=epochs, lr=1e-3, teacher=self.dense, **options)
         found = evaluate(model, self.test)
         return {

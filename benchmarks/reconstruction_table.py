@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def read(name: str) -> dict[str, Any]:
     return found
 
 
+@cache
 def networks() -> list[tuple[str, dict[str, Any]]]:
     """Return what was measured of every network, the smallest first."""
     paths = (RESULTS / "reconstruction").glob("*.json")
