@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tensorpress.rounding.choosing import choose, round_values
 from tensorpress.rounding.entropy import SymbolCosts, ideal_bits
-from tensorpress.rounding.feedback import Feedback
+from tensorpress.rounding.feedback import Feedback, damped, polish
 
 
 def moments(columns: int, correlation: float) -> Tensor:
@@ -125,3 +125,39 @@ def test_inputs_that_are_always_zero_or_rank_deficient_are_no_trouble() -> None:
     dead = torch.eye(6).double()
     dead[2, 2] = 0
     assert bool(torch.isfinite(Feedback.of(dead).upper).all())
+
+
+@given(st.integers(1, 40), st.floats(0.0, 0.95), st.integers(0, 1000))
+def test_polished_symbols_lose_no_more(columns: int, correlation: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    values, h = torch.randn(5, columns, generator=random).double(), moments(columns, correlation)
+    first = Feedback.of(h).round(values)
+    found = polish(first, values, h)
+    assert response_error(values, found, damped(h)) <= response_error(values, first, damped(h))
+    again = polish(found, values, h)
+    assert response_error(values, again, damped(h)) <= response_error(values, found, damped(h))
+
+
+def test_polish_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)).double()
+    h, first = moments(50, 0.7), torch.zeros(20, 50, dtype=torch.int32)
+    whole = polish(first, values, h), polish(first, values, h, 0.1)
+    monkeypatch.setattr("tensorpress.rounding.feedback._COLUMNS", 7)
+    assert torch.equal(polish(first, values, h), whole[0])
+    assert torch.equal(polish(first, values, h, 0.1), whole[1])
+
+
+def test_polish_finds_the_best_of_all_where_there_are_few() -> None:
+    values, h = torch.tensor([[0.45, 0.45]]).double(), moments(2, 0.9)
+    found = polish(torch.zeros(1, 2), values, h)
+    least = min(
+        response_error(values, torch.tensor([[a, b]]), damped(h)) for a in (0, 1) for b in (0, 1)
+    )
+    assert response_error(values, found, damped(h)) == pytest.approx(least)
+
+
+def test_polish_with_a_price_saves_bits() -> None:
+    values = 0.8 * torch.randn(50, 60, generator=torch.Generator().manual_seed(0)).double()
+    h, first = moments(60, 0.1), values.round()
+    found = [ideal_bits(polish(first, values, h, price)) for price in (0.0, 0.15)]
+    assert found[1] < 0.95 * found[0]

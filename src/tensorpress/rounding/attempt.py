@@ -28,7 +28,8 @@ class RoundedTensor:
         Share of its values that became zero.
     error : float
         Relative root mean square error: of the layer's responses if the encoder was calibrated and
-        knows its inputs, else of the values.
+        knows its inputs (where it was rounded in order, those that layers before it leave), else of
+        the values.
     """
 
     name: str
@@ -47,8 +48,8 @@ class Attempt:
     ----------
     weights : sequence of Weight
         What was rounded.
-    base : float
-        log2 of the base of all steps.
+    base, price : float
+        log2 of the base of all steps, and of a bit in squared steps.
     quantizers, symbols : dict
         By name.
     squares : dict
@@ -59,6 +60,7 @@ class Attempt:
 
     weights: Sequence[Weight]
     base: float
+    price: float
     quantizers: dict[str, StepQuantizer]
     symbols: dict[str, Tensor]
     squares: dict[str, tuple[float, float]]
@@ -69,7 +71,7 @@ class Attempt:
         """Round all weights."""
         quantizers = {w.name: w.quantizer(base) for w in weights}
         symbols = {w.name: w.symbols(quantizers[w.name], price) for w in weights}
-        attempt = Attempt(weights, base, quantizers, symbols, {})
+        attempt = Attempt(weights, base, price, quantizers, symbols, {})
         for w in weights:
             attempt.squares[w.name] = w.lost(attempt.values(w))
         return attempt

@@ -4,6 +4,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from math import log2
 from pathlib import Path
 from sys import maxsize
@@ -19,6 +20,7 @@ from tensorpress.codec.state import check_storable, save_tensors
 from tensorpress.codec.steps import MAX_SYMBOL, StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.rounding.attempt import Attempt
+from tensorpress.rounding.in_order import round_in_order
 from tensorpress.rounding.norms import merge_statistics
 from tensorpress.rounding.search import USED, Search, first_base
 from tensorpress.rounding.weights import (
@@ -57,6 +59,10 @@ class Coding(ABC):
     def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
         """Write a file: `relative` is the log2 of the steps of vectors by their size."""
 
+    def _refined(self, attempt: Attempt) -> Attempt:
+        """Return an attempt at the same steps by what takes too long to search with."""
+        return attempt
+
     def within_size(self, limit: int) -> Attempt:
         """Return the best attempt whose file has at most so many bytes.
 
@@ -76,11 +82,12 @@ class Coding(ABC):
             found = search.run(start, self._price)
             if last is not None and (found.base, found.cost) == (last.base, last.cost):
                 break  # and so would all that follow
-            self._make(found)
-            size, last = len(found.data), found
+            made = self._refined(found)
+            self._make(made)
+            size, last = len(made.data), found
             smallest = min(size, smallest)
             if size <= limit and (best is None or size > len(best.data)):
-                best = found
+                best = made
             enough = USED * limit <= size <= limit
             if enough or found.base <= self._lowest or (aim == 0 and best is None):
                 break
@@ -154,6 +161,7 @@ class ModelCoding(Coding):
         for name, tensor in stored_tensors(model).items():
             check_finite(name, tensor)
         self._dense, self._network, self._batches = model, network, batches
+        self._seed = seed
         self._merged = deepcopy(model).eval()
         merge_statistics(self._merged)
         tensors = stored_tensors(self._merged)
@@ -164,12 +172,32 @@ class ModelCoding(Coding):
             weights = calibrated_weights(self._merged, matrices, batches, seed)
         super().__init__(tensors, weights)
 
-    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
+    def _refined(self, attempt: Attempt) -> Attempt:
+        if self._batches is None:
+            return attempt
+        of_layer = {w.layer: w.name for w in self._weights if w.layer is not None}
+        quantizers = {layer: attempt.quantizers[name] for layer, name in of_layer.items()}
+        model = self._rounded_model(attempt)
+        found = round_in_order(
+            model, self._merged, quantizers, self._batches, self._seed, attempt.price
+        )
+        symbols = {of_layer[layer]: one.symbols for layer, one in found.items()}
+        squares = {of_layer[layer]: (one.lost, one.size) for layer, one in found.items()}
+        return replace(
+            attempt, symbols=attempt.symbols | symbols, squares=attempt.squares | squares
+        )
+
+    def _rounded_model(self, attempt: Attempt) -> nn.Module:
         rounded = deepcopy(self._merged)
         tensors = stored_tensors(rounded)
         with torch.no_grad():
             for weight in self._weights:
                 tensors[weight.name].copy_(attempt.values(weight))
+        return rounded
+
+    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
+        rounded = self._rounded_model(attempt)
+        tensors = stored_tensors(rounded)
         if self._batches is not None:
             correct_means(rounded, self._dense, self._batches)
         vectors = {

@@ -66,7 +66,8 @@ def encode(
     biases and norms likewise at steps fine enough not to matter. Of tensors without a model, those
     of fewer axes are stored as float16. Without data all weights have one step. With calibration,
     steps follow what noise in each layer does to the model's outputs, rounding errors are made up
-    for by the columns not yet rounded, and biases by the change of the channels' means.
+    for by the columns not yet rounded, by layers not yet rounded (not for a target error) and by
+    biases.
 
     Parameters
     ----------

@@ -1,5 +1,6 @@
 """The tensors to round: at which steps relative to each other, how, and what is lost."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2, sqrt
@@ -83,12 +84,15 @@ class Weight:
         log2 of its step where the base of all steps is 1.
     response : Response or None
         What is known of its inputs.
+    layer : str or None
+        The layer that it is the weight of, and of no other, if its moments are whole.
     """
 
     name: str
     values: Tensor
     log_step: float
     response: Response | None = None
+    layer: str | None = None
 
     def quantizer(self, base: float) -> StepQuantizer:
         """Return its quantizer where the log2 of the base of all steps is `base`."""
@@ -139,6 +143,7 @@ def calibrated_weights(
     """
     moments = input_moments(model, batches, seed=seed)
     gradients = weight_gradients(model, batches, seed=seed)
+    holders = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     by_tensor = {id(model.get_submodule(n).get_parameter("weight")): n for n in moments}
     layers = {name: by_tensor.get(id(tensor)) for name, tensor in tensors.items()}
     known = {name: layer for name, layer in layers.items() if layer is not None}
@@ -153,7 +158,10 @@ def calibrated_weights(
     found = {}
     for name, response in responses.items():
         log_step = -(log2(max(sensitivities[name], least)) + response.log_pivot) / 2
-        found[name] = Weight(name, tensors[name], log_step, response)
+        alone = holders[id(tensors[name])] == 1 and len(response.moments) == 1
+        found[name] = Weight(
+            name, tensors[name], log_step, response, known[name] if alone else None
+        )
     relative = mean_log(found.values())
     rest = {
         name: Weight(name, values, relative + log2(rms(values)))
