@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from tensorpress.calibrate.batches import Given
-from tensorpress.codec.state import load_tensors
+from tensorpress.codec.reading import open_file
+from tensorpress.codec.steps import StepQuantizer
 from tensorpress.rounding.encode import encode
 
 
@@ -29,7 +30,7 @@ def round_by_calibration(model: nn.Module, batches: Iterable[Given], size: int) 
     Returns
     -------
     dict
-        The step of every weight, by name.
+        The step of every tensor that was rounded, by name: the weights, and finer ones of vectors.
 
     Raises
     ------
@@ -38,7 +39,14 @@ def round_by_calibration(model: nn.Module, batches: Iterable[Given], size: int) 
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "start.tpz")
-        done = encode(model, path, size=size, calibration=batches)
-        # A parameter that several layers hold is in the file once, and is one here.
-        model.load_state_dict(load_tensors(path), strict=False)
-    return {tensor.name: tensor.step for tensor in done.tensors}
+        encode(model, path, size=size, calibration=batches)
+        opened = open_file(path)
+        entries, stored = opened.description.tensors, opened.tensors()
+    found = {entry.name: one for entry, one in zip(entries, stored, strict=True)}
+    # A parameter that several layers hold is in the file once, and is one here.
+    model.load_state_dict({name: one.values for name, one in found.items()}, strict=False)
+    return {
+        name: one.storage.step
+        for name, one in found.items()
+        if isinstance(one.storage, StepQuantizer)
+    }
