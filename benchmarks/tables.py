@@ -20,6 +20,7 @@ from cp_table import cp_table
 from planning_tables import budgets_table, inference_table, latency_budgets_table
 from resnet56_budget_table import resnet56_budget_table
 from schemes_table import schemes_table
+from sweep_tables import variants_table
 from tensorpress.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -264,6 +265,7 @@ def _spread(values: list[float], digits: int) -> str:
 TABLES = {
     "results": results_table,
     "sizes": sizes_table,
+    "frontier": lambda: variants_table("lenet5-frontier"),
     "clips": clips_table,
     "training": training_table,
     "decompose": decompose_table,
