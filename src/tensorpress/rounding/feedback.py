@@ -12,8 +12,6 @@ DAMPING = 0.01
 """What is added to the diagonal of the moments, relative to its mean."""
 
 _COLUMNS = 128  # whose effect on all later columns is one matrix product
-
-
 _SWEEPS = 3  # after which hardly a symbol changes
 
 

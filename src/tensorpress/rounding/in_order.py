@@ -14,10 +14,10 @@ from tensorpress.measure.cost import evaluating
 from tensorpress.reconstruct.following import followers
 from tensorpress.reconstruct.norms import take_bias
 from tensorpress.reconstruct.regression import Regression
-from tensorpress.reconstruct.rows import Positions, inputs_in_order
+from tensorpress.reconstruct.rows import ROWS, Positions, inputs_in_order
 from tensorpress.rounding.feedback import Feedback, polish
 
-_ROWS = 60_000  # positions of a layer that are looked at, over all batches
+_VALUES = 1 << 25  # of the widest layer, rows by columns, where `ROWS` are fewer
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def round_in_order(
     names = _in_one_order(dense, list(quantizers), batches)
     if not names:
         return {}
-    positions = Positions(max(1, _ROWS // len(batches)), seed)
+    widest = max(dense.get_submodule(name).get_parameter("weight")[0].numel() for name in names)
+    positions = Positions(max(1, max(ROWS, _VALUES // widest) // len(batches)), seed)
     after = followers(model, names, batches[0])
     found = {}
     given = inputs_in_order(dense, names, batches, positions)
