@@ -107,6 +107,12 @@ def test_an_infinite_input_names_the_layer() -> None:
         input_moments(net, hold([torch.full((1, 2), torch.inf)], net))
 
 
+def test_inputs_whose_squares_are_infinite_name_the_layer() -> None:
+    net = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(InvalidArgumentError, match=r"'0' are too large: their squares"):
+        input_moments(net, hold([torch.full((4, 2), 1e30)], net))
+
+
 def test_the_model_is_left_as_it_was() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
     input_moments(net, hold([torch.randn(4, 1, 5, 5)], net))

@@ -80,7 +80,7 @@ def input_moments(
     Raises
     ------
     InvalidArgumentError
-        Where an input is not finite, naming the layer.
+        Where an input or its square is not finite, naming the layer.
 
     Examples
     --------
@@ -109,6 +109,11 @@ def input_moments(
     with _looking(layers, look), evaluating(model), torch.no_grad():
         for batch in batches:
             outputs(model, batch)
+    for name, moments in found.items():
+        if not all(bool(torch.isfinite(block).all()) for block in moments.blocks):
+            raise InvalidArgumentError(
+                f"inputs of layer {name!r} are too large: their squares are no finite numbers"
+            )
     if distributed.is_available() and distributed.is_initialized():
         _add_up_over_processes(found)
     return {name: found[leader] for name, leader in leaders.items() if leader in found}
