@@ -67,8 +67,8 @@ def round_in_order(
 
     References
     ----------
-    Li, Yin, Lee, Hu and Panda, "GPTAQ: efficient finetuning-free quantization for asymmetric
-    calibration", ICML 2025.
+    Li et al., "GPTAQ: efficient finetuning-free quantization for asymmetric calibration", ICML
+    2025.
 
     Examples
     --------
