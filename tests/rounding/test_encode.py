@@ -66,6 +66,13 @@ def test_a_size_is_used_and_never_exceeded(path: Path, size: int) -> None:
     assert path.stat().st_size == done.bytes
 
 
+@pytest.mark.parametrize("bits", [6, 12, 20])
+def test_few_values_fill_sizes_at_which_all_of_them_differ(path: Path, bits: int) -> None:
+    weight = torch.randn(15, 20, generator=torch.Generator().manual_seed(0))
+    size = weight.numel() * bits // 8 + 50
+    assert 0.97 * size <= tp.encode({"weight": weight}, path, size=size).bytes <= size
+
+
 def test_no_file_is_made_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     make = Coding._make

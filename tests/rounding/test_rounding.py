@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tensorpress.rounding.choosing import choose, round_values
-from tensorpress.rounding.entropy import SymbolCosts, ideal_bits
+from tensorpress.rounding.entropy import SymbolCosts, coded_bits, ideal_bits
 from tensorpress.rounding.feedback import Feedback, damped, polish
 
 
@@ -31,7 +31,21 @@ def test_symbols_outside_the_table_cost_what_the_last_does() -> None:
 
 
 def test_no_symbols_take_no_bits() -> None:
-    assert ideal_bits(torch.empty(0, dtype=torch.int32)) == 0
+    none = torch.empty(0, dtype=torch.int32)
+    assert ideal_bits(none) == 0
+    assert coded_bits(none) == 0
+
+
+def test_coded_bits_are_the_entropy_where_symbols_repeat() -> None:
+    symbols = torch.randint(-3, 4, (4000,), generator=torch.Generator().manual_seed(0))
+    assert coded_bits(symbols) == pytest.approx(ideal_bits(symbols))
+
+
+def test_a_finer_step_costs_a_bit_more_a_value_where_no_symbol_repeats() -> None:
+    values = torch.randn(300, generator=torch.Generator().manual_seed(0)).double()
+    found = [coded_bits((values * 2.0**fine).round().int()) for fine in (16, 17, 18)]
+    assert found[1] - found[0] == pytest.approx(300, rel=0.01)
+    assert found[2] - found[1] == pytest.approx(300, rel=0.01)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.floats(0.001, 1.0))

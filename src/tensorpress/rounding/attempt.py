@@ -8,7 +8,7 @@ from math import sqrt
 from torch import Tensor
 
 from tensorpress.codec.steps import StepQuantizer
-from tensorpress.rounding.entropy import ideal_bits
+from tensorpress.rounding.entropy import coded_bits, ideal_bits
 from tensorpress.rounding.weights import Weight
 
 
@@ -83,8 +83,8 @@ class Attempt:
 
     @cached_property
     def cost(self) -> float:
-        """Bytes of the symbols by their entropy."""
-        return sum(map(ideal_bits, self.symbols.values())) / 8
+        """About how many bytes the symbols take."""
+        return sum(map(coded_bits, self.symbols.values())) / 8
 
     @property
     def error(self) -> float:

@@ -66,7 +66,7 @@ class Coding(ABC):
     def within_size(self, limit: int) -> Attempt:
         """Return the best attempt whose file has at most so many bytes.
 
-        What symbols take is estimated by their entropy; files are written to learn what is missing.
+        What symbols take is estimated (`coded_bits`); files are written to learn what is missing.
 
         Raises
         ------
