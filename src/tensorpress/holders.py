@@ -1,4 +1,6 @@
-"""Replacing modules wherever a model holds them."""
+"""Who holds what in a model, where several may hold the same."""
+
+from collections import Counter
 
 from torch import nn
 
@@ -33,3 +35,24 @@ class Holders:
         if old is self._model:
             self._model = new
         return self._model
+
+
+def times_held(model: nn.Module) -> Counter[int]:
+    """Return how many modules hold each parameter and buffer, by its `id`.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2)
+    >>> times_held(nn.ModuleList([layer, layer]))[id(layer.weight)]  # one module, in two places
+    1
+    >>> other = nn.Linear(2, 2)
+    >>> other.weight = layer.weight
+    >>> times_held(nn.ModuleList([layer, other]))[id(layer.weight)]
+    2
+    """
+    return Counter(
+        id(tensor)
+        for module in model.modules()
+        for tensor in (*module._parameters.values(), *module._buffers.values())
+        if tensor is not None
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.holders import times_held
 from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.planning.plan import Plan
 from tensorpress.schemes.base import bias_of
@@ -64,7 +65,7 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         finite.
     """
     parts = _parts_of_pressed(model)
-    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    held_by = times_held(model)
     names: dict[int, str] = {}
     for layer in plan.layers:
         module = find(model, layer)
@@ -76,7 +77,7 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
                 f"layer {layer.name!r} is a part of {parts[id(module)]!r}, which is pressed: "
                 "plan that one"
             )
-        _check_ties(module, layer, holders)
+        _check_ties(module, layer, held_by)
         if isinstance(module, Pressed):
             check_hooks(layer.name, module)
         _check_values(module, layer)
@@ -124,12 +125,12 @@ def _parts_of_pressed(model: nn.Module) -> dict[int, str]:
     }
 
 
-def _check_ties(module: nn.Module, layer: PlannedLayer, holders: Counter[int]) -> None:
+def _check_ties(module: nn.Module, layer: PlannedLayer, held_by: Counter[int]) -> None:
     parameters = {"weight": module._parameters.get("weight")}
     if isinstance(layer, SchemePlan):  # the others leave the bias where it is
         parameters["bias"] = bias_of(module)
     for kind, parameter in parameters.items():
-        if parameter is not None and holders[id(parameter)] > 1:
+        if parameter is not None and held_by[id(parameter)] > 1:
             raise ModelMismatchError(
                 f"layer {layer.name!r} shares its {kind} with another one in this model: it cannot "
                 "be pressed"

@@ -1,7 +1,6 @@
 """Dropping the ranks of pressed layers that rounding has made zero."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
-from tensorpress.holders import Holders
+from tensorpress.holders import Holders, times_held
 from tensorpress.planning.read_back import plan_of
 from tensorpress.schemes.base import bias_of
 from tensorpress.schemes.builder import PressedLayer
@@ -162,7 +161,7 @@ def _zeroed(values: Tensor, at: Tensor) -> Tensor:
 
 def _networks(model: nn.Module) -> Iterator[_Network]:
     """Yield the factors of all pressed layers that can be made again from their ranks."""
-    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    held_by = times_held(model)
     sharing: dict[int, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
         weight = factorized_weight(module)
@@ -172,7 +171,7 @@ def _networks(model: nn.Module) -> Iterator[_Network]:
             sharing.setdefault(id(stored_factors(module).original0), {})[name] = module
         elif isinstance(weight, TTWeight) or isinstance(module, Pressed):
             held = _factors(module) if isinstance(weight, TTWeight) else module.parameters()
-            if any(holders[id(parameter)] > 1 for parameter in held):
+            if any(held_by[id(parameter)] > 1 for parameter in held):
                 logger.info("layer %s is left: others hold a parameter of it", name)
             elif _describable(module):
                 yield _of_layer(name, module)
@@ -180,8 +179,8 @@ def _networks(model: nn.Module) -> Iterator[_Network]:
                 logger.info("layer %s is left: its ranks do not say what it is", name)
     for layers in sharing.values():
         cores, *matrices = zip(*map(_factors, layers.values()), strict=True)
-        alone = all(holders[id(m)] == 1 for mode in matrices for m in mode)
-        if alone and holders[id(cores[0])] == len(layers):
+        alone = all(held_by[id(m)] == 1 for mode in matrices for m in mode)
+        if alone and held_by[id(cores[0])] == len(layers):
             yield _of_tuckers(layers)
         else:
             logger.info("layer %s is left: others hold a factor of it", ", ".join(layers))

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.holders import times_held
 
 
 def merge_statistics(model: nn.Module) -> list[str]:
@@ -36,17 +37,14 @@ def merge_statistics(model: nn.Module) -> list[str]:
     >>> merge_statistics(norm), norm.running_mean.tolist(), round(norm.bias[0].item(), 3)
     ([''], [0.0, 0.0], -3.0)
     """
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            holders[id(tensor)] = holders.get(id(tensor), 0) + 1
+    held_by = times_held(model)
     changed = []
     for name, norm in model.named_modules():
         if not isinstance(norm, _BatchNorm):
             continue
         names = ("weight", "bias", "running_mean", "running_var")
         held = [getattr(norm, key, None) for key in names]
-        if any(tensor is None or holders.get(id(tensor), 0) != 1 for tensor in held):
+        if any(tensor is None or held_by[id(tensor)] != 1 for tensor in held):
             continue
         _merge(name, norm)
         changed.append(name)

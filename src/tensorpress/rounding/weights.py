@@ -1,6 +1,5 @@
 """The tensors to round: at which steps relative to each other, how, and what is lost."""
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2, sqrt
@@ -13,6 +12,7 @@ from tensorpress.calibrate.gradients import weight_gradients
 from tensorpress.calibrate.moments import Moments, input_moments
 from tensorpress.codec.steps import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.holders import times_held
 from tensorpress.rounding.choosing import round_values
 from tensorpress.rounding.feedback import Feedback
 
@@ -143,7 +143,7 @@ def calibrated_weights(
     """
     moments = input_moments(model, batches, seed=seed)
     gradients = weight_gradients(model, batches, seed=seed)
-    holders = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    held_by = times_held(model)
     by_tensor = {id(model.get_submodule(n).get_parameter("weight")): n for n in moments}
     layers = {name: by_tensor.get(id(tensor)) for name, tensor in tensors.items()}
     known = {name: layer for name, layer in layers.items() if layer is not None}
@@ -158,7 +158,7 @@ def calibrated_weights(
     found = {}
     for name, response in responses.items():
         log_step = -(log2(max(sensitivities[name], least)) + response.log_pivot) / 2
-        alone = holders[id(tensors[name])] == 1 and len(response.moments) == 1
+        alone = held_by[id(tensors[name])] == 1 and len(response.moments) == 1
         found[name] = Weight(
             name, tensors[name], log_step, response, known[name] if alone else None
         )
