@@ -15,7 +15,7 @@ from tensorpress.calibrate.patches import has_rows, rows_of
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluating
 
-WIDEST = 4096
+WIDEST = 8192
 """Most columns of a block: a layer with more has moments within blocks of so many."""
 
 ROWS = 8192
@@ -64,7 +64,7 @@ def input_moments(
 ) -> dict[str, Moments]:
     """Return the second moments of the inputs of every Linear and convolution that is called.
 
-    Sums are held in float64, for a layer of n columns 8n² bytes, in blocks of at most 4,096
+    Sums are held in float64, for a layer of n columns 8n² bytes, in blocks of at most 8,192
     columns; layers that are given one and the same tensor, such as the projections of an
     attention, hold one `Moments`.
 
