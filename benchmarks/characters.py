@@ -93,7 +93,7 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def trained(text: Text, folder: Path, steps: int) -> nn.Module:
-    """Train, or go on with it; the learning rate follows a cosine."""
+    """Train in bf16, or go on with it; the learning rate follows a cosine."""
     torch.manual_seed(0)
     model = transformer(text.vocabulary)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -109,7 +109,8 @@ def trained(text: Text, folder: Path, steps: int) -> nn.Module:
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / WARMUP, 0.5 + 0.5 * cos(pi * step / steps))
-        loss = loss_of(model, text.drawn(BATCH, seed=step))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model, text.drawn(BATCH, seed=step))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

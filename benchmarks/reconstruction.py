@@ -79,7 +79,10 @@ class Setting:
             trained(name, data, checkpoints),
             [x for x, _ in given],
             batches(quarter, preprocess, 128, shuffle=True, augment="crop-flip"),
-            list(batches(splits.test, preprocess, 500, shuffle=False)),
+            [
+                (x.contiguous(memory_format=torch.channels_last), labels)
+                for x, labels in batches(splits.test, preprocess, 500, shuffle=False)
+            ],
         )
 
     @property
@@ -108,7 +111,7 @@ class Setting:
                 "channels_last": True,
             }
             finetune(model, self.training, epochs=epochs, lr=1e-3, teacher=self.dense, **options)
-        found = evaluate(model, self.test)
+        found = evaluate(model.to(memory_format=torch.channels_last), self.test)
         return {
             "kind": kind or "weights",
             "epochs": epochs,
