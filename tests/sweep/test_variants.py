@@ -70,6 +70,15 @@ def test_long_values_are_shortened_and_their_names_stay_different(tmp_path: Path
     assert all(len(name) < 80 for name in names)
 
 
+def test_a_point_may_say_its_name(tmp_path: Path) -> None:
+    points = [{"name": "fine", "quantize.step": 0.1}, {"quantize.step": 0.2}, {"name": "as it is"}]
+    found = read(tmp_path, vary={}, points=points)
+    assert [variant.name for variant in found] == ["fine", "step=0.2", "as it is"]
+    assert found[0].settings == {"quantize.step": 0.1}
+    unnamed = read(tmp_path, vary={}, points=[{"quantize.step": 0.1}])
+    assert found[0].id == unnamed[0].id
+
+
 def test_an_id_is_of_the_recipe_alone(tmp_path: Path) -> None:
     small = read(tmp_path)
     large = read(tmp_path, vary={"press.ranks": [2, 4, 8], "quantize.step": [0.5]})
@@ -99,6 +108,7 @@ BAD = [
     ({"vary": {"press.ranks": []}}, r"vary\.press\.ranks: .*at least 1 item"),
     ({"vary": {"press.ranks": 2}}, r"vary\.press\.ranks: .*list"),
     ({"points": [{}]}, r"points\.0: .*at least 1"),
+    ({"points": [{"name": 3, "press.ranks": 1}]}, r"points: .*the name of a point is a text"),
     ({"varies": {}}, r"varies: unknown key, did you mean 'vary'"),
     ({"recipe": 3}, r"recipe: expected the name of a recipe's file, or a recipe"),
     ({"references": [{"name": "x", "bytes": 0, "error": 1}]}, r"references\.0\.bytes"),

@@ -23,6 +23,7 @@ Settings = Mapping[str, Any]
 """Values by dotted key: what a variant changes in the recipe."""
 
 _LONGEST = 60
+_NAME = "name"  # of a point: no recipe has that key
 
 
 class Reference(BaseModel):
@@ -40,7 +41,8 @@ class SweepFile(BaseModel):
 
     ``recipe`` is a mapping, or the name of a file, relative to this one. ``vary`` gives a list of
     values for each of some dotted keys, of which every combination is a variant; each of ``points``
-    is one more. A value may be a whole section, and null leaves a section out.
+    is one more, with a ``name`` if it says one. A value may be a whole section, and null leaves a
+    section out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,18 +59,27 @@ class SweepFile(BaseModel):
             raise ValueError("expected the name of a recipe's file, or a recipe")
         return recipe
 
+    @field_validator("points")
+    @classmethod
+    def _names_are_texts(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for point in points:
+            if _NAME in point and not (isinstance(point[_NAME], str) and point[_NAME].strip()):
+                raise ValueError(f"the name of a point is a text, not {point[_NAME]!r}")
+        return points
+
     @model_validator(mode="after")
     def _something_varies(self) -> "SweepFile":
         if not (self.vary or self.points):
             raise ValueError("give vary, points or both")
         return self
 
-    def settings(self) -> Iterator[Settings]:
-        """Yield what each variant changes."""
+    def asked(self) -> Iterator[tuple[str | None, Settings]]:
+        """Yield the name that each variant is given, if any, and what it changes."""
         if self.vary:
             for values in product(*self.vary.values()):
-                yield dict(zip(self.vary, values, strict=True))
-        yield from self.points
+                yield None, dict(zip(self.vary, values, strict=True))
+        for point in self.points:
+            yield point.get(_NAME), {key: value for key, value in point.items() if key != _NAME}
 
 
 @dataclass(frozen=True)
@@ -130,8 +141,8 @@ def variants(base: Any, sweep: SweepFile) -> list[Variant]:
         raise InvalidArgumentError("a recipe is a mapping of keys, such as title and network")
     found: dict[str, Variant] = {}
     tried: set[str] = set()
-    asked = list(sweep.settings())
-    for settings, name in zip(asked, _names(asked), strict=True):
+    asked = list(sweep.asked())
+    for (_, settings), name in zip(asked, _names(asked), strict=True):
         try:
             recipe = validated(Recipe, with_settings(base, settings), "recipe")
             if not recipe.data.validation:
@@ -190,13 +201,13 @@ def _first_key(section: Mapping[str, Any], parts: list[str]) -> str:
     return parts[0]
 
 
-def _names(asked: list[Settings]) -> list[str]:
-    """Return short names: the ends of keys, as long as it takes to tell them apart, and values."""
-    keys = list(dict.fromkeys(key for settings in asked for key in settings))
+def _names(asked: list[tuple[str | None, Settings]]) -> list[str]:
+    """Return short names: those given, or ends of keys that tell them apart, and values."""
+    keys = list(dict.fromkeys(key for _, settings in asked for key in settings))
     names: list[str] = []
-    for settings in asked:
+    for given, settings in asked:
         parts = [f"{_ending(key, keys)}={_text(value)}" for key, value in settings.items()]
-        name = " ".join(parts)
+        name = given or " ".join(parts)
         taken = sum(other.partition(" #")[0] == name for other in names)
         names.append(f"{name} #{taken + 1}" if taken else name)
     return names
