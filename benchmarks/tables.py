@@ -18,6 +18,7 @@ from architectures_table import architectures_table, kept_table
 from coding_table import coding_table
 from cp_table import cp_table
 from planning_tables import budgets_table, inference_table, latency_budgets_table
+from reconstruction_table import costs_table, sparse_table, speedups_table
 from resnet56_budget_table import resnet56_budget_table
 from schemes_table import schemes_table
 from sweep_tables import variants_table
@@ -25,13 +26,7 @@ from tensorpress.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PAGES = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("results", "schemes", "decompositions", "planning", "models", "coding")
-    ),
-)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # What the paper reports, in its Tables 1 and 3 and section 4.1, for the network of a recipe.
 PAPER = {
@@ -279,6 +274,10 @@ TABLES = {
     "architectures": architectures_table,
     "kept": kept_table,
     "coding": coding_table,
+    "speedups": speedups_table,
+    "sparse": sparse_table,
+    "costs": costs_table,
+    "resnet20_forms": lambda: variants_table("resnet20-forms"),
 }
 
 
