@@ -229,7 +229,7 @@ def alone(job: Any, *arguments: Any) -> Any:
 
 
 def complete(path: Path, setting: Setting, *place: Any) -> None:
-    """Measure the rows that a result does not have yet."""
+    """Measure the rows that a result does not have yet, and say which parts are done."""
     parts = {
         "speedups": speedup_jobs(setting),
         "forms": form_jobs(setting),
@@ -244,6 +244,7 @@ def complete(path: Path, setting: Setting, *place: Any) -> None:
         },
         "dense": evaluate(setting.dense, setting.test).error,
         **{part: {} for part in parts},
+        "done": [],
     }
     if path.exists():
         before = json.loads(path.read_text())
@@ -256,6 +257,9 @@ def complete(path: Path, setting: Setting, *place: Any) -> None:
                 found[part][key] = job()
                 print(setting.name, part, key, found[part][key], flush=True)
                 write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
+        if part not in found["done"]:
+            found["done"].append(part)
+            write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ def speedups_table() -> str:
         f"| network, its error % | MACs | ranks | {' | '.join(KINDS)} |",
         f"|---|--:|---|{'--:|' * len(KINDS)}",
     ]
-    for name, tables in networks():
+    for name, tables in networks("speedups"):
         title = f"{name}, {tables['dense']:.2f}"
         found = tables["speedups"].values()
         for (speedup, selection), group in grouped(found, "speedup", "selection"):
@@ -24,7 +24,7 @@ def speedups_table() -> str:
             ranks = "by responses" if selection else "uniform"
             cells = [title, f"1/{speedup:g}", ranks, *(errors.get(kind, "") for kind in KINDS)]
             rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", setup(networks()[0][1])])
+    return "\n".join([*rows, "", setup(networks("speedups")[0][1])])
 
 
 def sparse_table() -> str:
@@ -34,7 +34,7 @@ def sparse_table() -> str:
         "| nonlinear |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, tables in networks():
+    for name, tables in networks("forms"):
         title = f"{name}, {tables['dense']:.2f}"
         for (_, form), (time, *fits) in grouped(tables["forms"].values(), "share", "form"):
             errors, row = errors_by_kind(fits), fits[0]
@@ -42,7 +42,7 @@ def sparse_table() -> str:
             cells += [f"{time['time_ratio']:.2f}"]
             cells += [errors.get(kind, "") for kind in ("weights", "linear", "nonlinear")]
             rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", setup(networks()[0][1])])
+    return "\n".join([*rows, "", setup(networks("forms")[0][1])])
 
 
 def costs_table() -> str:
@@ -53,7 +53,7 @@ def costs_table() -> str:
         + " |",
         f"|---|--:|--:|{'--:|' * (len(KINDS) - 1)}",
     ]
-    for name, tables in networks():
+    for name, tables in networks("costs"):
         costs = dict(tables["costs"])
         once = costs.pop("pass")
         cells = [name, f"{once['seconds']:.1f}", f"{once['peak_mb']:,.0f}"]
@@ -62,7 +62,7 @@ def costs_table() -> str:
             for row in costs.values()
         ]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", setup(networks()[0][1])])
+    return "\n".join([*rows, "", setup(networks("costs")[0][1])])
 
 
 def characters_table() -> str:
@@ -101,11 +101,11 @@ def read(name: str) -> dict[str, Any]:
 
 
 @cache
-def networks() -> list[tuple[str, dict[str, Any]]]:
-    """Return what was measured of every network that is done, the smallest first."""
+def networks(part: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what was measured of every network of which a part is done, the smallest first."""
     paths = (RESULTS / "reconstruction").glob("*.json")
     found = [(path.stem, json.loads(path.read_text())) for path in paths]
-    done = [one for one in found if len(one[1]["costs"]) == len(KINDS)]  # they are measured last
+    done = [one for one in found if part in one[1]["done"]]
     return sorted(done, key=lambda one: min(r["params"] for r in one[1]["speedups"].values()))
 
 
