@@ -256,10 +256,15 @@ def complete(path: Path, setting: Setting, *place: Any) -> None:
             if key not in found[part]:
                 found[part][key] = job()
                 print(setting.name, part, key, found[part][key], flush=True)
-                write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
+                keep(found, path)
         if part not in found["done"]:
             found["done"].append(part)
-            write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
+            keep(found, path)
+
+
+def keep(found: dict[str, Any], path: Path) -> None:
+    """Write a result."""
+    write_atomically(path, json.dumps(found, indent=1).encode() + b"\n")
 
 
 def main() -> None:
