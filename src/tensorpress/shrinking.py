@@ -12,10 +12,10 @@ from tensorpress.holders import Holders, times_held
 from tensorpress.planning.read_back import plan_of
 from tensorpress.schemes.base import bias_of
 from tensorpress.schemes.builder import PressedLayer
+from tensorpress.schemes.channel_pruning import PrunedLayer
 from tensorpress.schemes.composed import Composed
 from tensorpress.schemes.factorized_weight import factorized_weight, stored_factors
 from tensorpress.schemes.layer import Sizes, canonical, spec_of
-from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.pressed import Pressed
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tt_conv import TTConv
@@ -203,8 +203,8 @@ def _factors(layer: nn.Module) -> list[nn.Parameter]:
 def _of_layer(name: str, layer: nn.Module) -> _Network:
     if isinstance(layer, PressedLayer):
         factors = _of_chain(layer)
-    elif isinstance(layer, LowRankSparseLayer):
-        factors = _of_sum(layer)
+    elif isinstance(layer, PrunedLayer):
+        factors = _of_pruned(layer)
     else:
         factors = _of_train(layer)
     bonds = {bond for factor in factors for bond in factor.bonds.values()}
@@ -230,16 +230,12 @@ def _of_chain(layer: PressedLayer) -> list[_Factor]:
     return factors
 
 
-def _of_sum(layer: LowRankSparseLayer) -> list[_Factor]:
-    """Return the kernels of a sum, whose channels are a rank as well, and after them its choice."""
-    few, reduced, expanded = (kernel.detach() for kernel in layer.kernels())
+def _of_pruned(layer: PrunedLayer) -> list[_Factor]:
+    """Return the kernels, whose channels are a rank as well, and after them their choice."""
+    bonds = ({2: 0}, {1: 1}, {2: 1})
+    kernels = (kernel.detach() for kernel in layer.kernels())
     choice = layer.chosen() + 1  # zero is what stands for nothing
-    return [
-        _Factor(few, {2: 0}),
-        _Factor(reduced, {1: 1}),
-        _Factor(expanded, {2: 1}),
-        _Factor(choice, {1: 0}),
-    ]
+    return [*map(_Factor, kernels, bonds), _Factor(choice, {1: 0})]
 
 
 def _of_train(layer: nn.Module) -> list[_Factor]:
@@ -302,7 +298,7 @@ def _rebuilt(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
     if isinstance(new, Composed):
         old = new.kernels()
         new.put([value.reshape(own.shape) for value, own in zip(values, old, strict=False)])
-        if isinstance(new, LowRankSparseLayer):
+        if isinstance(new, PrunedLayer):
             new.keep((values[-1] - 1).clamp_min(0))
     else:
         first = values[0].mT if isinstance(new, TTConv) else values[0]

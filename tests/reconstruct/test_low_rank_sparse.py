@@ -104,6 +104,17 @@ def test_numbers_wanted_are_met_on_a_planted_sum() -> None:
     assert found.dual[-1] < 1e-4
 
 
+def test_of_rank_zero_the_channels_make_up_for_those_left_out() -> None:
+    """Channels 2 and 3 carry the same signal, so one of them is enough; weights say nothing."""
+    root = random(6, 60)
+    root[3] = root[2] + 0.01 * random(60, seed=1)
+    root[[0, 5]] *= 0.1
+    kernel = torch.ones(4, 6, dtype=torch.float64) + 0.1 * random(4, 6, seed=2)
+    kept, found = split_for(kernel, root @ root.T / 60, channels=3, rank=0)
+    assert float(found.low_rank.norm()) == 0
+    assert kept.tolist() in ([1, 2, 4], [1, 3, 4])
+
+
 def test_through_a_relu_the_objective_behind_it_is_less() -> None:
     x = (random(2000, 12) @ random(12, 12, seed=1)).unsqueeze(1)
     y = torch.einsum("rgn,gon->rgo", x, random(1, 10, 12, seed=2)) - 2

@@ -167,6 +167,7 @@ REFUSED = {
     "spatial_svd": nn.Conv1d(4, 4, 3),
     "spatial_svd_horizontal": nn.Linear(4, 4),
     "spatial_channel_svd": nn.Conv1d(4, 4, 3),
+    "channel_pruning": nn.Embedding(9, 4),
     "low_rank_sparse": nn.ConvTranspose2d(4, 6, 3),
     "tucker1_in": nn.Conv2d(3, 6, 3, groups=3),
     "tucker1_out": nn.ConvTranspose1d(6, 6, 3, groups=6),

@@ -44,13 +44,13 @@ def test_channels_left_out_reach_the_first_part_no_more() -> None:
     conv = planted(nn.Conv2d(8, 6, 3), [1, 4], 1)
     pressed = press_layer(conv, "low_rank_sparse", (2, 1))
     assert isinstance(pressed, LowRankSparseLayer)
-    assert pressed.sparse.weight.shape == (6, 2, 3, 3)
+    assert pressed.few.weight.shape == (6, 2, 3, 3)
     for parameter in pressed.low_rank.parameters():
         parameter.data.zero_()
     x = torch.randn(1, 8, 5, 5)
     rest = x.clone()
     rest[:, [0, 2, 3, 5, 6, 7]] = torch.nan
-    torch.testing.assert_close(pressed.sparse(x[:, [1, 4]]), pressed.sparse(rest[:, [1, 4]]))
+    torch.testing.assert_close(pressed.few(x[:, [1, 4]]), pressed.few(rest[:, [1, 4]]))
     assert sum(p.numel() for p in pressed.parameters()) == 6 * 2 * 9 + 6 + 8 * 9 + 6
 
 

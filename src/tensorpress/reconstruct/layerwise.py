@@ -24,9 +24,9 @@ from tensorpress.reconstruct.norms import affine, move_norms, norm_statistics, t
 from tensorpress.reconstruct.relu import ActivatedFit
 from tensorpress.reconstruct.rows import Positions, inputs_in_order, responses_of
 from tensorpress.reconstruct.structure import choose_channels
+from tensorpress.schemes.channel_pruning import PrunedLayer
 from tensorpress.schemes.composed import Composed
 from tensorpress.schemes.layer import kernel_from
-from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.registry import scheme
 from tensorpress.starts import StartValues, decomposed, held_values, pressed_alone
 
@@ -138,7 +138,7 @@ class Reconstruction:
                 second = held.second()[0].to(dense)
                 _check_fits(name, second, dense)
                 kernels = pressed.kernels()
-                if isinstance(pressed, LowRankSparseLayer):
+                if isinstance(pressed, PrunedLayer):
                     kernels = choose_channels(pressed, name, dense, second)
                 fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
                 yield name, _values(pressed, fit.kernels, weight)
@@ -170,7 +170,7 @@ class Reconstruction:
     def _fit(self, name: str, pressed: Composed, dense: Tensor, data: LayerData) -> ActivatedFit:
         if self.kind == "refit":
             how: dict[str, Any] = {"places": pressed.last_places}
-        elif isinstance(pressed, LowRankSparseLayer):
+        elif isinstance(pressed, PrunedLayer):
             how = {"choose": partial(choose_channels, pressed, name)}
         else:
             how = {}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from math import exp
+from math import exp, inf, isinf
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def low_rank_sparse(
     second : Tensor
         Σ, (columns, columns).
     sparse_weight, rank_weight : float
-        λ₁ and λ₂, positive.
+        λ₁ and λ₂, positive. Infinite, a part is zero.
     width : int
         Columns of a group, k·k for the input channels of a convolution.
     iterations : int
@@ -155,7 +155,7 @@ def split_for(
     kernel, second, width, retarget
         As for `low_rank_sparse`.
     channels, rank : int
-        Groups of columns of A that are not zero, and the rank of B.
+        Groups of columns of A that are not zero, and the rank of B, 0 for none.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def split_for(
     slope = 2 * kernel.double() @ second.double()
     norms = torch.linalg.vector_norm(slope.reshape(len(slope), -1, width), dim=(0, 2))
     largest = float(torch.linalg.matrix_norm(slope, 2)) or 1.0
-    sparse_weight, rank_weight = (float(norms.median()) or 1.0) / 4, largest / 8
+    sparse_weight, rank_weight = (float(norms.median()) or 1.0) / 4, largest / 8 if rank else inf
     solved = partial(low_rank_sparse, kernel, second, width=width)
     step, found = _FIRST_STEP, None
     for _ in range(_STEPS):
@@ -186,7 +186,7 @@ def split_for(
             start=found,
         )
         more = int((_group_norms(found.sparse, width) > 0).sum()) - channels
-        higher = int(torch.linalg.matrix_rank(found.low_rank)) - rank
+        higher = int(torch.linalg.matrix_rank(found.low_rank)) - rank if rank else 0
         sparse_weight *= exp(step * ((more > 0) - (more < 0)))
         rank_weight *= exp(step * ((higher > 0) - (higher < 0)))
         step *= _SLOWER
@@ -227,6 +227,8 @@ def shrink_singular_values(matrix: Tensor, by: float) -> Tensor:
     >>> round(float(shrink_singular_values(torch.diag(torch.tensor([3.0, 0.5])), 1.0).norm()), 5)
     2.0
     """
+    if isinf(by):
+        return torch.zeros_like(matrix)
     if matrix.shape[0] > matrix.shape[1]:
         flat: Tensor = shrink_singular_values(matrix.mT, by)
         return flat.mT

@@ -1,4 +1,4 @@
-"""Which channels the sparse part of a sum keeps, by responses."""
+"""Which input channels a layer keeps, by responses."""
 
 import logging
 from functools import partial
@@ -11,7 +11,7 @@ from tensorpress.reconstruct.composition import Composition
 from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.low_rank_sparse import LowRankSparse, split_for
 from tensorpress.reconstruct.relu import COUPLING, Retarget
-from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
+from tensorpress.schemes.channel_pruning import PrunedLayer
 from tensorpress.schemes.stages import flat
 
 COMPARED = 3
@@ -21,7 +21,7 @@ logger = logging.getLogger("tensorpress.pressing")
 
 
 def choose_channels(
-    layer: LowRankSparseLayer,
+    layer: PrunedLayer,
     name: str,
     kernel: Tensor,
     second: Tensor,
@@ -34,7 +34,7 @@ def choose_channels(
 
     Parameters
     ----------
-    layer : LowRankSparseLayer
+    layer : PrunedLayer
         Its choice of channels is changed in place, its weights are not.
     name : str
         Its name, for the log.
@@ -49,7 +49,8 @@ def choose_channels(
         Moves the kernel to aim at with the one that there is, where the responses have to be right
         behind a nonlinearity.
     """
-    spec, (channels, rank) = layer.spec, layer.ranks
+    spec = layer.spec
+    channels, rank = (*layer.ranks, 0)[:2]  # a layer on few channels alone has no low-rank part
     scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
     factor = flat(scale[..., None], spec)
     seen = Composition.of(layer).scaled(scale)
@@ -70,12 +71,13 @@ def choose_channels(
         parts.append(split.low_rank)
     layer.keep(torch.stack(kept))
     low_rank = torch.stack(parts)
-    u, s, v = torch.linalg.svd(low_rank, full_matrices=False)
-    reduced = (s[:, :rank, None] * v[:, :rank]).unflatten(2, kernel.shape[2:])
-    expanded = flat(u[..., :rank], spec)
     rest = (kernel - low_rank.reshape(kernel.shape)) / factor
-    few = torch.stack([part[:, own] for part, own in zip(rest, kept, strict=True)])
-    by_responses = fit([few, reduced, expanded / factor])
+    start = [torch.stack([part[:, own] for part, own in zip(rest, kept, strict=True)])]
+    if rank:
+        u, s, v = torch.linalg.svd(low_rank, full_matrices=False)
+        reduced = (s[:, :rank, None] * v[:, :rank]).unflatten(2, kernel.shape[2:])
+        start += [reduced, flat(u[..., :rank], spec) / factor]
+    by_responses = fit(start)
     if by_responses.losses[-1] <= by_weight.losses[-1]:
         return by_responses.kernels
     layer.keep(before)

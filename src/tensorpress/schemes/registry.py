@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from tensorpress.errors import unknown_name
 from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.channel_pruning import ChannelPruning
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.cp import CPLayers
 from tensorpress.schemes.low_rank_sparse import LowRankSparse
@@ -43,6 +44,7 @@ LAYER_SCHEMES: Mapping[str, Scheme] = {
             "(Phan et al. 2020): for fine-tuning",
             "corrected",
         ),
+        ChannelPruning("channel_pruning", "a kernel on few input channels (He et al. 2017)"),
         LowRankSparse(
             "low_rank_sparse",
             "a kernel on few input channels plus one with fewer filters, then 1×1 (Yu et al. 2017)",
