@@ -2,7 +2,7 @@
 
 Seed 001's table for the shared ResNets and for a VGG-16 that is trained here: speed-ups with and
 without rank selection, by weights and by responses, before fine-tuning and after an epoch of it.
-Beside it, at equal parameters, low rank + sparse against low rank alone and few channels alone; and
+Beside it, at equal parameters, low rank + sparse against low rank and channel pruning alone; and
 what fitting costs, in passes over the same images. A result is written after every row, and rows
 that it has are not measured again.
 
@@ -53,8 +53,10 @@ TUNED = {"resnet20": (2.0, 3.0, 5.0), "vgg16-quarter": (3.0,), "resnet56": (3.0,
 """The speed-ups at which a network is fine-tuned too, which takes most of the time."""
 
 SHARES = (0.6, 0.4, 0.25)
-FORMS = {"low rank": 0.0, "low rank + sparse": 0.5, "few channels": 1.0}
-"""Which part of the parameters of a layer its few channels have."""
+COMPARED = ("resnet20", "vgg16-quarter")
+"""The networks in which forms are compared, which takes twice as long as all else."""
+FORMS = {"low rank": 0.0, "low rank + sparse": 0.5, "channel pruning": 1.0}
+"""Which part of the parameters of a layer the channels have that are kept whole."""
 
 
 @dataclass
@@ -177,25 +179,26 @@ def form_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
 
 
 def form_plan(setting: Setting, share: float, sparse: float) -> Plan:
-    """Leave every convolution a share of its parameters, and of that a part to few channels.
-
-    Few channels alone are the sum at rank 1.
-    """
-    entries = {}
+    """Leave every convolution a share of its parameters, and of that a part to channels kept."""
+    entries: dict[str, Any] = {}
     for name, conv in setting.dense.named_modules():
         if not isinstance(conv, nn.Conv2d) or name in setting.kept:
             continue
         room, column = share * conv.weight.numel(), conv.weight[:, 0].numel()
         rank_price = conv.weight[0].numel() + conv.out_channels
-        rank = max(1, int(room * (1 - sparse) / rank_price))
-        channels = max(1, int((room - rank * rank_price) / column))
-        entries[name] = (
-            {"scheme": "low_rank_sparse", "ranks": (channels, rank)}
-            if sparse
-            else {"scheme": "channel_svd", "ranks": rank}
-        )
+        rank = max(1, int(room * (1 - sparse) / rank_price)) if sparse < 1 else 0
+        channels = max(1, int((room - rank * rank_price) / column)) if sparse else 0
+        ranks = tuple(filter(None, (channels, rank)))
+        entries[name] = {"scheme": scheme_of(channels, rank), "ranks": ranks}
     example = setting.calibration[0][:1]
     return tp.plan(setting.dense, example, scheme="channel_svd", overrides=entries)
+
+
+def scheme_of(channels: int, rank: int) -> str:
+    """Return the scheme that keeps so many channels, and has a part of such a rank."""
+    if channels and rank:
+        return "low_rank_sparse"
+    return "channel_pruning" if channels else "channel_svd"
 
 
 def cost_jobs(setting: Setting, *place: Any) -> Iterator[tuple[str, Any]]:
@@ -230,11 +233,9 @@ def alone(job: Any, *arguments: Any) -> Any:
 
 def complete(path: Path, setting: Setting, *place: Any) -> None:
     """Measure the rows that a result does not have yet, and say which parts are done."""
-    parts = {
-        "speedups": speedup_jobs(setting),
-        "forms": form_jobs(setting),
-        "costs": cost_jobs(setting, *place),
-    }
+    parts = {"speedups": speedup_jobs(setting), "costs": cost_jobs(setting, *place)}
+    if setting.name in COMPARED:
+        parts["forms"] = form_jobs(setting)
     found: dict[str, Any] = {
         "setup": {
             "torch": torch.__version__,
