@@ -378,6 +378,19 @@ def test_the_start_is_that_of_the_scheme() -> None:
         assert ("start" in recipe.to_yaml()) == ("start" in press)
 
 
+def test_ranks_by_responses_need_images_a_budget_and_a_scheme_of_theirs() -> None:
+    press = {"scheme": "channel_svd", "ranks": "responses", "budget": "macs=30%", "calibrate": 100}
+    recipe = parse_recipe(changed(press=press))
+    assert parse_recipe(recipe.to_yaml()) == recipe
+    for missing in ("budget", "calibrate"):
+        with pytest.raises(InvalidArgumentError, match="responses needs a budget, and calibrate"):
+            parse_recipe(changed(press={**press, missing: None}))
+    with pytest.raises(InvalidArgumentError, match="of channel_svd and tucker1_out, not of tuck"):
+        parse_recipe(changed(press=press | {"scheme": "tucker2"}))
+    with pytest.raises(InvalidArgumentError, match=r"overrides\.ip1\.ranks"):
+        parse_recipe(changed(press=press | {"overrides": {"ip1": {"ranks": "responses"}}}))
+
+
 def test_norms_between_factors_need_a_random_start_and_training() -> None:
     press = {"scheme": "channel_svd", "ranks": 8, "norms": True}
     with pytest.raises(InvalidArgumentError, match="norms are for a start at random"):

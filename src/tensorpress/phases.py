@@ -86,7 +86,7 @@ class Phases:
         """Return the plan, that of the run which is gone on with where there is one."""
         file = self.folder / "plan.yaml"
         if not file.exists():
-            plan_for(dense, self.recipe).save(file)
+            plan_for(dense, self.recipe, self.press_images()).save(file)
         return Plan.read(file)
 
     def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
@@ -138,6 +138,11 @@ class Phases:
             images = self.calibration(CALIBRATION_IMAGES)
             steps = round_by_calibration(model, images, section.calibrate)
         return in_phases(model, train, tradeoff=section.tradeoff, step=section.step, steps=steps)
+
+    def press_images(self) -> Iterator[Batch]:
+        """Return batches of the images that the recipe presses with, none if it asks for none."""
+        section = self.recipe.press
+        return self.calibration(0 if section is None else section.calibrate or 0)
 
     def calibration(self, images: int) -> Iterator[Batch]:
         """Return batches of so many training images, or a few more, as they are."""

@@ -1,21 +1,27 @@
 """The plan that a recipe asks for."""
 
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from tensorpress.calibrate.batches import Given
 from tensorpress.planning import Plan, plan
 from tensorpress.planning.choose import schemes_of
 from tensorpress.planning.layer_plans import TUCKER_SCHEMES
 from tensorpress.planning.read_back import plan_of
 from tensorpress.recipe import Recipe
 from tensorpress.recipe_sections import LayerPress, Press
+from tensorpress.sensitivity.energies import RESPONSES, response_energies
 from tensorpress.zoo import Network, network
 
 
-def plan_for(dense: nn.Module, recipe: Recipe) -> Plan:
-    """Return the plan that a recipe asks for; only rank rules with a name look at the weights."""
+def plan_for(dense: nn.Module, recipe: Recipe, images: Iterable[Given] = ()) -> Plan:
+    """Return the plan that a recipe asks for; only rank rules with a name look at the weights.
+
+    ``images`` are those that ranks by responses are chosen with.
+    """
     section = recipe.press
     if section is None:
         return plan_of(dense)
@@ -23,11 +29,16 @@ def plan_for(dense: nn.Module, recipe: Recipe) -> Plan:
     overrides = {name: entry.model_dump(exclude_none=True) for name, entry in entries.items()}
     device = next(dense.parameters()).device
     example = torch.zeros(1, *network(recipe.network).input_shape, device=device)
+    ranks: Any = section.ranks
+    if ranks == RESPONSES:
+        (scheme,) = schemes_of(section.scheme)
+        targets, skip = section.targets, section.skip
+        ranks = response_energies(dense, images, scheme=scheme, targets=targets, skip=skip)
     return plan(
         dense,
         None if section.budget is None else example,
         scheme=section.scheme,
-        ranks=section.ranks,
+        ranks=ranks,
         targets=section.targets,
         skip=section.skip,
         overrides=overrides or None,

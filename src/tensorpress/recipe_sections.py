@@ -25,6 +25,7 @@ from tensorpress.planning.spread import Spread
 from tensorpress.pressing import Start
 from tensorpress.ranks.rules import NAMES, rank_rule
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
+from tensorpress.sensitivity.energies import RESPONSES, check_by_responses
 from tensorpress.train.config import TrainConfig
 from tensorpress.validation import SHORT
 from tensorpress.zoo import network
@@ -50,9 +51,12 @@ def _one_message(expected: str) -> WrapValidator:
 
 
 def _rank_name(name: str) -> str:
-    if name not in get_args(Spread):
-        rank_rule(name)
+    rank_rule(name)
     return name
+
+
+def _rank_or_spread_name(name: str) -> str:
+    return name if name in (*get_args(Spread), RESPONSES) else _rank_name(name)
 
 
 def _budget(text: str) -> str:
@@ -80,10 +84,13 @@ Modes = Annotated[
 ]
 Rank = Annotated[int, Field(ge=1, strict=True)]
 RankName = Annotated[str, AfterValidator(_rank_name)]
+SpreadName = Annotated[str, AfterValidator(_rank_or_spread_name)]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
+_RANKS = f"a list of positive numbers, one for all, a fraction, {' or '.join(NAMES)}"
+LayerRanks = Annotated[tuple[Rank, ...] | Rank | Fraction | RankName, _one_message(_RANKS)]
 Ranks = Annotated[
-    tuple[Rank, ...] | Rank | Fraction | RankName,
-    _one_message(f"a list of positive numbers, one for all, a fraction, {' or '.join(NAMES)}"),
+    tuple[Rank, ...] | Rank | Fraction | SpreadName,
+    _one_message(f"{_RANKS}, or with a budget {', '.join(get_args(Spread))} or {RESPONSES}"),
 ]
 
 
@@ -127,7 +134,7 @@ class LayerPress(Section):
 
     scheme: Annotated[str, AfterValidator(_known_schemes)] | None = None
     modes: Modes | None = None
-    ranks: Ranks | None = None
+    ranks: LayerRanks | None = None
     diagonal: bool | None = None
     reduced: bool | None = None
 
@@ -136,7 +143,8 @@ class Press(Section):
     """Which layers are pressed and how: what `tensorpress.plan` and `tensorpress.press` take.
 
     See `tensorpress.plan` for what goes together. With ``calibrate``, a number of training images,
-    factors are fitted to responses as ``reconstruct`` says. With ``norms`` chains that start at
+    factors are fitted to responses as ``reconstruct`` says, and a budget may be spread by them:
+    ``ranks: responses``. With ``norms`` chains that start at
     random are trained with a norm between their factors, which take it in at the end.
     """
 
@@ -154,9 +162,14 @@ class Press(Section):
 
     @model_validator(mode="after")
     def _one_target(self) -> "Press":
+        by_responses = self.ranks == RESPONSES
+        if by_responses:
+            if self.calibrate is None or self.budget is None:
+                raise ValueError(f"ranks: {RESPONSES} needs a budget, and calibrate, a number")
+            check_by_responses(", ".join(schemes_of(self.scheme)))
         check_target(
             schemes_of(self.scheme),
-            ranks=self.ranks,
+            ranks=None if by_responses else self.ranks,
             budget=self.budget,
             overrides=self.overrides,
         )

@@ -198,8 +198,8 @@ def _trained(
     if recipe.press is not None:
         start = recipe.press.chosen_start
         if recipe.press.calibrate is not None:
-            images = phases.calibration(recipe.press.calibrate)
-            fit = {"calibration": images, "reconstruct": recipe.press.reconstruct}
+            images, kind = phases.press_images(), recipe.press.reconstruct
+            fit = {"calibration": images, "reconstruct": kind}
     pressed = press(dense, chosen, start=start, seed=seed, **fit)
     initial = deepcopy(pressed) if start == "hooi" else None
     if recipe.train is not None:

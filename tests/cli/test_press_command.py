@@ -11,9 +11,10 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome
 from tensorpress.checkpoints import load_checkpoint
+from tensorpress.data import load
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.planning.plan import Plan
-from tensorpress.zoo import build, save_weights
+from tensorpress.zoo import build, network, save_weights
 
 Shell = Callable[..., Outcome]
 Told = Callable[..., Any]
@@ -63,6 +64,29 @@ def test_a_plan_of_a_file_is_carried_out(shell: Shell, tmp_path: Path, trained: 
     assert f"{plan.params:,}" in said.out
     assert "latency, ms" in said.out
     assert "written  pressed" in said.out
+
+
+@torch.no_grad()
+def test_ranks_and_factors_are_fitted_to_responses(
+    told: Told, refused: Refused, tmp_path: Path, trained: nn.Module
+) -> None:
+    words = (*LENET, "--scheme", "channel_svd", "--budget", "params=15%")
+    given = (*words, "--ranks", "responses", "--calibrate", "digits")
+    found = told("press", *given, "--reconstruct", "nonlinear", "--out", "pressed")
+    assert found["plan"] == told("plan", *given)["id"]
+    assert found["plan"] != told("plan", *words)["id"]
+    net = network("lenet300100")
+    images = net.preprocess(load("digits").test.resized(28, 28).images)
+    by_weights = tp.press(trained, tp.plan(trained, budget="params=15%", scheme="channel_svd"))
+    by_responses = load_checkpoint(tmp_path / "pressed", net.build())
+    expected = trained(images)
+    gaps = [float((m(images) - expected).norm()) for m in (by_responses, by_weights)]
+    assert gaps[0] < 0.3 * gaps[1]
+    for wrong, message in {
+        ("--ranks", "responses"): "--ranks responses needs --calibrate",
+        ("--ranks", "error", "--calibrate", "digits"): "for --ranks responses only",
+    }.items():
+        assert message in refused("plan", *words, *wrong)
 
 
 def test_a_model_whose_inputs_nobody_knows_is_not_timed(told: Told) -> None:

@@ -126,6 +126,17 @@ def test_mistakes_show_before_training(
 
 
 @pytest.mark.usefixtures("no_page")
+def test_ranks_and_factors_by_responses_lose_less(tmp_path: Path) -> None:
+    press: dict[str, Any] = {"scheme": "channel_svd", "budget": "macs=8%"}
+    responses = {"ranks": "responses", "calibrate": 300, "reconstruct": "nonlinear"}
+    errors = []
+    for name, more in {"weights": {}, "responses": responses}.items():
+        result = run(recipe(press=press | more, train=None), tmp_path / name, seed=3)
+        errors.append(result.metrics["pressed"]["start_error"])
+    assert errors[1] < errors[0] - 15
+
+
+@pytest.mark.usefixtures("no_page")
 def test_norms_between_factors_are_gone_in_the_file(tmp_path: Path) -> None:
     press = {"scheme": "channel_svd", "ranks": 0.2, "start": "kaiming", "norms": True}
     train = {"epochs": 12, "lr": 0.01}

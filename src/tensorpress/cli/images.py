@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tensorpress.cli.subject import Subject
+from tensorpress.cli.subject import DenseByName, Subject
 from tensorpress.data import DATASETS, ImageSet, Splits, batches, load
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.cost import evaluating
@@ -54,6 +54,14 @@ def image_batches(
     shape = _shape_for(subject, inputs, data)
     preprocess = IMAGENET if shape[0] == len(IMAGENET.mean) else GREY
     return preprocess, _resized(_part(load(data, root), part), shape[1:], preprocess)
+
+
+def calibration_images(
+    dense: DenseByName, data: str, root: Path | None
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return batches of the training images that ranks and factors are fitted to."""
+    subject, inputs = Subject(dense.name, dense.loaded, dense.name), dense.inputs(dense.loaded)
+    return image_batches(subject, inputs, data, root, part="reconstruction")[1]
 
 
 def _part(splits: Splits, part: Part) -> ImageSet:

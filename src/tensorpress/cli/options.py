@@ -53,7 +53,7 @@ RankText = Annotated[
         "--ranks",
         "-r",
         help="0.5 (of the largest), 8, 16x32, evbmf, evbmf:0.7 or energy:0.9. With a budget how it "
-        "is spread: error, energy, uniform, evbmf or SCORES.json.",
+        "is spread: error, energy, uniform, evbmf, responses (with --calibrate) or SCORES.json.",
     ),
 ]
 BudgetText = Annotated[
@@ -84,6 +84,11 @@ Overrides = Annotated[
 ]
 RoundTo = Annotated[
     int, typer.Option(help="Ranks are multiples of it, or the largest ones.", min=1)
+]
+
+Calibrate = Annotated[
+    str | None,
+    typer.Option(help="Data set to whose training images the model responds: cifar10."),
 ]
 
 ALL = ("*",)
@@ -127,7 +132,7 @@ class PlanOptions:
 
     def plan(self, model: nn.Module, inputs: Sequence[Tensor] | None, **more: Any) -> Plan:
         """Return the plan for a model."""
-        return tp.plan(model, inputs, **self.arguments(), **more)
+        return tp.plan(model, inputs, **(self.arguments() | more))
 
 
 def parse_ranks(text: str) -> int | float | str | tuple[int, ...] | Scores:

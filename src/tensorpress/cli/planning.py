@@ -1,19 +1,25 @@
 """The command plan."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tensorpress.calibrate.batches import Given
+from tensorpress.cli.images import calibration_images
 from tensorpress.cli.options import (
+    ALL,
     MODEL,
     BudgetText,
+    Calibrate,
     Inputs,
     Json,
     Overrides,
     PlanOptions,
     RankText,
+    Root,
     RoundTo,
     SchemeNames,
     Skip,
@@ -22,12 +28,14 @@ from tensorpress.cli.options import (
 )
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.cli.subject import DenseByName
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.budget import parse_budget
 from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.table import kept_lines
 from tensorpress.report.plan_table import Cost, PlanRow, cost_table, plan_table
 from tensorpress.schemes.dimensions import by
+from tensorpress.sensitivity.energies import RESPONSES, response_energies
 
 
 def plan_command(
@@ -41,6 +49,8 @@ def plan_command(
     skip: Skip = None,
     override: Overrides = None,
     round_to: RoundTo = 1,
+    calibrate: Calibrate = None,
+    root: Root = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="File for the plan, .yaml or .json; press takes it."),
@@ -54,7 +64,11 @@ def plan_command(
     Example: tensorpress plan --model torchvision:resnet50 --budget macs=50% --out plan.yaml
     """
     options = PlanOptions(scheme, ranks, budget, targets, skip, override, round_to)
-    plan = plan_for(DenseByName.of(model, weights, inputs), options)
+    dense = DenseByName.of(model, weights, inputs)
+    if calibrate is not None and ranks != RESPONSES:
+        raise InvalidArgumentError(f"a plan needs --calibrate for --ranks {RESPONSES} only")
+    images = None if calibrate is None else calibration_images(dense, calibrate, root)
+    plan = plan_for(dense, options, images)
     if out is not None:
         plan.save(out)
     if as_json:
@@ -65,8 +79,22 @@ def plan_command(
         print_line(f"plan  {out}")
 
 
-def plan_for(dense: DenseByName, options: PlanOptions) -> Plan:
-    """Plan a model, which is loaded only if something depends on its values."""
+def plan_for(
+    dense: DenseByName, options: PlanOptions, images: Iterable[Given] | None = None
+) -> Plan:
+    """Plan a model, which is loaded only if something depends on its values.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ranks are to be chosen by responses and there are no images.
+    """
+    if options.ranks == RESPONSES:
+        if images is None:
+            raise InvalidArgumentError(f"--ranks {RESPONSES} needs --calibrate, a data set")
+        model, targets, skip = dense.loaded, options.targets or ALL, options.skip or ()
+        scores = response_energies(model, images, scheme=options.scheme, targets=targets, skip=skip)
+        return options.plan(model, dense.inputs(model), ranks=scores)
     timed = options.budget is not None and parse_budget(options.budget).kind == "latency"
     model = dense.loaded if timed else dense.skeleton
     return options.plan(model, dense.inputs(model), weights=dense.weight)

@@ -1,7 +1,7 @@
 """The command press."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.checkpoints import press_checkpoint, save_checkpoint
-from tensorpress.cli.images import image_batches
+from tensorpress.cli.images import calibration_images
 from tensorpress.cli.options import (
     BudgetText,
+    Calibrate,
     Inputs,
     Json,
     Model,
@@ -29,7 +30,7 @@ from tensorpress.cli.options import (
 )
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.cli.planning import costs_of, plan_for
-from tensorpress.cli.subject import DenseByName, Subject, write_origin
+from tensorpress.cli.subject import DenseByName, write_origin
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, latencies
 from tensorpress.models import load_model
@@ -68,10 +69,7 @@ def press_command(
     processes: Annotated[
         int, typer.Option(help="Processes that decompose at the same time.", min=1)
     ] = 1,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(help="Data set to whose training images responses are kept: cifar10."),
-    ] = None,
+    calibrate: Calibrate = None,
     reconstruct: Annotated[
         Reconstruct | None,
         typer.Option(help="What is fitted with --calibrate; linear if not given."),
@@ -95,9 +93,10 @@ def press_command(
             raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
         dense = DenseByName.of(model, weights, inputs)
         how: dict[str, Any] = {"processes": processes}
-        if calibrate is not None:
-            how = {"calibration": _images(dense, calibrate, root), "reconstruct": reconstruct}
-        found = _press_model(dense, read, options, out, how)
+        images = None if calibrate is None else calibration_images(dense, calibrate, root)
+        if images is not None:
+            how = {"calibration": images, "reconstruct": reconstruct}
+        found = _press_model(dense, read or plan_for(dense, options, images), out, how)
     else:
         if calibrate is not None:
             raise InvalidArgumentError(
@@ -121,24 +120,12 @@ class _Pressed:
     costs: list[Cost]
 
 
-def _press_model(
-    dense: DenseByName, plan: Plan | None, options: PlanOptions, out: Path, how: dict[str, Any]
-) -> _Pressed:
-    chosen = plan or plan_for(dense, options)
+def _press_model(dense: DenseByName, plan: Plan, out: Path, how: dict[str, Any]) -> _Pressed:
     model = dense.loaded
-    pressed = tp.press(model, chosen, **how)
-    save_checkpoint(pressed, chosen, out)
+    pressed = tp.press(model, plan, **how)
+    save_checkpoint(pressed, plan, out)
     write_origin(out, dense.name)
-    inputs = dense.inputs(model)
-    return _Pressed(chosen, _measured(model, pressed, inputs))
-
-
-def _images(dense: DenseByName, data: str, root: Path | None) -> Iterable[tuple[Tensor, Tensor]]:
-    subject = Subject(dense.name, dense.loaded, dense.name)
-    _, batches = image_batches(
-        subject, dense.inputs(dense.loaded), data, root, part="reconstruction"
-    )
-    return batches
+    return _Pressed(plan, _measured(model, pressed, dense.inputs(model)))
 
 
 def _measured(dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | None) -> list[Cost]:

@@ -17,6 +17,9 @@ from tensorpress.schemes.registry import scheme as scheme_named
 BY_RESPONSES = ("channel_svd", "tucker1_out")
 """Schemes whose ranks are those of responses: fewer filters, then 1×1."""
 
+RESPONSES = "responses"
+"""What these scores are called as ``ranks`` of a recipe and on the command line."""
+
 _LEAST = 1e-12  # of the energy, so that there is a logarithm
 
 
@@ -72,10 +75,7 @@ def response_energies(
     >>> first == sorted(first, reverse=True) and first[-1] >= 0
     True
     """
-    if scheme not in BY_RESPONSES:
-        raise InvalidArgumentError(
-            f"ranks on responses are those of {' and '.join(BY_RESPONSES)}, not of {scheme}"
-        )
+    check_by_responses(scheme)
     chosen = scheme_named(scheme)
     layers, _ = DenseModel.of(model, None, None).chosen(targets, skip)
     if not isinstance(batches, Calibration):
@@ -95,6 +95,14 @@ def response_energies(
     if not found:
         raise InvalidArgumentError(f"the model has no layer that {scheme} can press by responses")
     return Scores("response energy", 0.0, found)
+
+
+def check_by_responses(scheme: str) -> None:
+    """Raise an `InvalidArgumentError` unless responses say something of a scheme's ranks."""
+    if scheme not in BY_RESPONSES:
+        raise InvalidArgumentError(
+            f"ranks by responses are those of {' and '.join(BY_RESPONSES)}, not of {scheme}"
+        )
 
 
 def energy_shares(kernel: Tensor, second: Tensor) -> list[float]:
