@@ -11,6 +11,7 @@ from tensorpress.calibrate.batches import hold
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.given import Entry
 from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct.layerwise import Reconstruct
 from tensorpress.reconstruct.norms import norm_statistics
 
 
@@ -199,15 +200,34 @@ def test_few_rows_are_told_with_numbers(block: Block, caplog: pytest.LogCaptureF
         assert bool(torch.isfinite(parameter).all())
 
 
-def test_rank_deficient_inputs_are_fine() -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["inputs", "linear"])
+def test_rank_deficient_inputs_are_fine(
+    kind: Reconstruct, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 10))
-    x = torch.randn(300, 2) @ torch.randn(2, 12)
+    x = torch.randn(3000, 2) @ torch.randn(2, 12)
     plan = tp.plan(net, scheme="channel_svd", ranks=2)
-    for kind in ("inputs", "linear"):
-        pressed = tp.press(net, plan, calibration=[x], reconstruct=kind)
-        with torch.no_grad():
-            torch.testing.assert_close(pressed(x), net(x), atol=1e-2, rtol=1e-2)
+    pressed = tp.press(net, plan, calibration=[x], reconstruct=kind)
+    torch.testing.assert_close(pressed(x), net(x), atol=1e-2, rtol=1e-2)
+    assert "layer 0: calibration data vary in 2 directions of 12 inputs" in caplog.text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["inputs", "linear"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_data_that_say_little_do_no_harm(kind: Reconstruct, alike: bool) -> None:
+    """Of few rows, or of many that are all alike, on inputs that were not among them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 48))
+    inputs = torch.randn(2000, 64) @ (torch.randn(64, 64) * torch.logspace(0, -1.5, 64))
+    given = inputs[:1].expand(800, -1) if alike else inputs[:20]
+    plan = tp.plan(net, scheme="channel_svd", ranks=12)
+    models = tp.press(net, plan, calibration=[given], reconstruct=kind), tp.press(net, plan)
+    losses = [float((model(inputs) - net(inputs)).norm()) for model in models]
+    most = 0.9 if not alike else 1.05 if kind == "inputs" else 1.4  # a bias that suits one input
+    assert losses[0] < most * losses[1]
 
 
 def test_what_does_not_go_together_is_told(block: Block) -> None:

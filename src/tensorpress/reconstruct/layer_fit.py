@@ -96,7 +96,7 @@ def fit_layer(
     seen = data.responses * scale.float() + data.shift.float()
     held = torch.arange(len(seen)) % HELD_OUT == HELD_OUT - 1
     x, y = data.inputs[~held], seen[~held]
-    regression = Regression(x, biased=data.biased)
+    regression = Regression(x, biased=data.biased, shrink=True)
     prior = dense.double().flatten(2) * scale[..., None]
     best = regression.kernel(y, prior).reshape(dense.shape)
     if choose is not None:

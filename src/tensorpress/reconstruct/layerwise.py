@@ -17,10 +17,12 @@ from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
 from tensorpress.reconstruct.composition import Composition
+from tensorpress.reconstruct.evidence import moments_of, some_of, warn_of_few
 from tensorpress.reconstruct.following import Following, followers
 from tensorpress.reconstruct.kernel_fit import fit_kernels
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.norms import affine, move_norms, norm_statistics, take_bias
+from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu import ActivatedFit
 from tensorpress.reconstruct.rows import Positions, inputs_in_order, responses_of
 from tensorpress.reconstruct.structure import choose_channels
@@ -39,9 +41,6 @@ model's inputs give the weight, and the statistics of batch norms at the end; li
 and the bias, so that responses are right with the inputs that the layers pressed before leave;
 nonlinear: that, after the ReLU that follows.
 """
-
-ROWS_A_COLUMN = 4
-"""With fewer rows a fit is mostly the rows' own noise."""
 
 logger = logging.getLogger("tensorpress.pressing")
 
@@ -132,11 +131,13 @@ class Reconstruction:
             moments = input_moments(model, self.batches, seed=self.seed)
         for name, held in moments.items():
             if name in layers and len(held.blocks) == 1:
-                _warn(name, held.rows, held.blocks[0].shape[-1])
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
                 second = held.second()[0].to(dense)
                 _check_fits(name, second, dense)
+                some = some_of(second.shape[-1]).to(second.device)
+                warn_of_few(name, held.rows, second.shape[-1], second[:, some][..., some])
+                second = shrunk(second, held.rows)
                 kernels = pressed.kernels()
                 if isinstance(pressed, PrunedLayer):
                     kernels = choose_channels(pressed, name, dense, second)
@@ -153,7 +154,7 @@ class Reconstruction:
         responses = responses_of(model, list(layers), self.batches, positions)
         after = followers(model, list(responses), self.batches[0])
         for name, inputs in inputs_in_order(model, list(responses), self.batches, positions):
-            _warn(name, len(inputs), inputs.shape[-1])
+            warn_of_few(name, len(inputs), inputs.shape[-1], moments_of(inputs))
             if self.kind == "nonlinear" and not after[name].relu:
                 logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
             norm, own_bias = after[name].norm, layers[name].spec.bias
@@ -222,12 +223,3 @@ def _data(
     if through and after.norm is not None:
         scale, shift = (part.reshape(shape) for part in affine(after.norm))
     return LayerData(inputs, responses, scale, shift, relu=through, biased=biased)
-
-
-def _warn(name: str, rows: int, columns: int) -> None:
-    if rows < ROWS_A_COLUMN * columns:
-        logger.warning(
-            "layer %s has %s inputs a response, and calibration data show %s: at least %s are "
-            "wanted, or it is fitted to their noise",
-            *(name, f"{columns:,}", f"{rows:,}", f"{ROWS_A_COLUMN * columns:,}"),
-        )

@@ -8,6 +8,9 @@ from tensorpress.errors import InvalidArgumentError
 DAMPING = 1e-4
 """How strongly, relative to the mean second moment, a kernel is held to what it was before."""
 
+MOST_ROWS = 200_000
+"""More rows count as so many: their products have rounding errors of 10⁻⁶ of the trace."""
+
 _LEAST = 1e-30  # so that inputs that are all zero have an inverse
 
 
@@ -24,6 +27,8 @@ class Regression:
         Vectors that the kernel is multiplied with, shape (rows, groups, columns).
     biased : bool
         Whether there is a bias: otherwise nothing is centred, and the bias is 0.
+    shrink : bool
+        Whether to add white rows; see `shrunk`. The kernel responds to them as the prior does.
 
     Raises
     ------
@@ -33,7 +38,7 @@ class Regression:
     Attributes
     ----------
     second : Tensor
-        Mean of x xᵀ of (centred) inputs, (groups, columns, columns), float64.
+        Mean of x xᵀ of (centred) inputs, (groups, columns, columns), float64; with white rows.
     mean : Tensor
         Of the inputs, (groups, columns), float64; 0 without a bias.
 
@@ -48,33 +53,62 @@ class Regression:
     (tensor(True), tensor([[True]]))
     """
 
-    def __init__(self, inputs: Tensor, *, biased: bool = True) -> None:
+    def __init__(self, inputs: Tensor, *, biased: bool = True, shrink: bool = False) -> None:
         self._biased = biased
         self.mean = _mean(inputs) * biased  # (groups, columns)
         # In the inputs' own precision: products of many rows dominate all work.
         self._inputs = (inputs - self.mean.to(inputs.dtype)).movedim(0, 1)  # (groups, rows, n)
         rows = len(inputs)
-        self.second = (self._inputs.mT @ self._inputs).double() / rows
-        if not bool(torch.isfinite(self.second).all()):
+        self._seen = (self._inputs.mT @ self._inputs).double() / rows
+        if not bool(torch.isfinite(self._seen).all()):
             raise InvalidArgumentError(
                 f"inputs as large as {float(inputs.abs().max()):.1e} cannot be fitted: their "
                 "squares are no finite numbers"
             )
         rounding = torch.finfo(inputs.dtype).eps * self.mean.square().mean(-1)
-        spread = self.second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        spread = self._seen.diagonal(dim1=-2, dim2=-1).mean(-1)
+        self.second = shrunk(self._seen, rows) if shrink else self._seen
         self._factor = damped_cholesky(self.second, (DAMPING * spread + rounding).clamp_min(_LEAST))
 
     def kernel(self, responses: Tensor, prior: Tensor) -> Tensor:
         """Return the kernel (groups, out, columns) that fits responses (rows, groups, out)."""
         centred = responses - (_mean(responses) * self._biased).to(responses.dtype)
         slope = (centred.movedim(0, -1) @ self._inputs).double() / len(responses)
-        gap = slope - prior.double() @ self.second  # what the prior leaves of Y Xᵀ
+        gap = slope - prior.double() @ self._seen  # what the prior leaves of Y Xᵀ
         return prior.double() + torch.cholesky_solve(gap.mT, self._factor).mT
 
     def bias(self, responses: Tensor, kernel: Tensor) -> Tensor:
         """Return the best bias (groups, out) of a kernel."""
         left = _mean(responses) - (kernel.double() @ self.mean[..., None])[..., 0]
         return left * self._biased
+
+
+def shrunk(second: Tensor, rows: int) -> Tensor:
+    """Return moments as if as many white rows as there are columns had been seen as well.
+
+    They have the mean energy of the others. Of many rows they change next to nothing; of few, or of
+    rows that are all alike, they keep what a weight does to inputs that were not among them.
+
+    Parameters
+    ----------
+    second : Tensor
+        Mean of x xᵀ over rows, (groups, columns, columns).
+    rows : int
+        How many there were.
+
+    References
+    ----------
+    Shrinkage to a multiple of the identity: Ledoit and Wolf (2004); how much is our own choice.
+
+    Examples
+    --------
+    >>> shrunk(torch.tensor([[[4.0, 0.0], [0.0, 0.0]]]), rows=8)
+    tensor([[[4.5000, 0.0000],
+             [0.0000, 0.5000]]])
+    """
+    trace = second.diagonal(dim1=-2, dim2=-1).sum(-1)
+    eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+    return second + (trace / min(rows, MOST_ROWS))[:, None, None] * eye
 
 
 def damped_cholesky(second: Tensor, damping: Tensor) -> Tensor:
