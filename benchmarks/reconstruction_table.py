@@ -6,6 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tensorpress import zoo
+from tensorpress.measure import count_macs, count_params
+
 RESULTS = Path(__file__).parents[1] / "results"
 KINDS = ("weights", "norms", "refit", "inputs", "linear", "nonlinear")
 
@@ -28,17 +33,19 @@ def speedups_table() -> str:
 
 
 def sparse_table() -> str:
-    """Return low rank, low rank + sparse and few channels at equal parameters."""
+    """Return low rank, low rank + sparse and channel pruning at equal parameters."""
     rows = [
         "| network, its error % | form | parameters | MACs | time / dense | weights | linear "
         "| nonlinear |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, tables in networks("forms"):
-        title = f"{name}, {tables['dense']:.2f}"
+        title, dense = f"{name}, {tables['dense']:.2f}", zoo.build(name)
+        params = count_params(dense)
+        macs = count_macs(dense, [torch.zeros(1, *zoo.network(name).input_shape)])
         for (_, form), (time, *fits) in grouped(tables["forms"].values(), "share", "form"):
             errors, row = errors_by_kind(fits), fits[0]
-            cells = [title, form, f"{row['params']:,}", f"{row['macs'] / 1e6:.1f}M"]
+            cells = [title, form, f"1/{params / row['params']:.2f}", f"1/{macs / row['macs']:.2f}"]
             cells += [f"{time['time_ratio']:.2f}"]
             cells += [errors.get(kind, "") for kind in ("weights", "linear", "nonlinear")]
             rows.append(f"| {' | '.join(cells)} |")
@@ -48,17 +55,17 @@ def sparse_table() -> str:
 def costs_table() -> str:
     """Return what pressing to a third takes, in passes over the same images."""
     rows = [
-        "| network | a pass, s | memory, MB | "
-        + " | ".join(f"{kind}: passes, MB more" for kind in KINDS[1:])
+        "| network | a pass: s, MB | "
+        + " | ".join(f"{kind}: passes, MB" for kind in KINDS[1:])
         + " |",
-        f"|---|--:|--:|{'--:|' * (len(KINDS) - 1)}",
+        f"|---|--:|{'--:|' * (len(KINDS) - 1)}",
     ]
     for name, tables in networks("costs"):
         costs = dict(tables["costs"])
         once = costs.pop("pass")
-        cells = [name, f"{once['seconds']:.1f}", f"{once['peak_mb']:,.0f}"]
+        cells = [name, f"{once['seconds']:.1f}, {once['more_mb']:,.0f}"]
         cells += [
-            f"{row['seconds'] / once['seconds']:.1f}, {row['peak_mb'] - once['peak_mb']:,.0f}"
+            f"{row['seconds'] / once['seconds']:.1f}, {row['more_mb']:,.0f}"
             for row in costs.values()
         ]
         rows.append(f"| {' | '.join(cells)} |")
