@@ -1,7 +1,6 @@
 """A kernel as a part on few input channels and a part of low rank, by ADMM."""
 
 from dataclasses import dataclass
-from functools import partial
 from math import exp, inf, isinf
 
 import torch
@@ -107,9 +106,26 @@ def low_rank_sparse(
         raise InvalidArgumentError(
             f"{kernel.shape[1]} columns do not divide into groups of {width}"
         )
-    w, sigma = kernel.double(), second.double()
-    values, vectors = torch.linalg.eigh(sigma)  # one for all penalties
-    values = values.clamp_min(0)
+    weights = sparse_weight, rank_weight
+    return _alternated(kernel, _eigen(second), weights, width, iterations, start, retarget)
+
+
+def _eigen(second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and -vectors, which are enough for all penalties and weights."""
+    values, vectors = torch.linalg.eigh(second.double())
+    return values.clamp_min(0), vectors
+
+
+def _alternated(
+    kernel: Tensor,
+    eigen: tuple[Tensor, Tensor],
+    weights: tuple[float, float],
+    width: int,
+    iterations: int,
+    start: LowRankSparse | None,
+    retarget: Retarget | None = None,
+) -> LowRankSparse:
+    w, (values, vectors), (sparse_weight, rank_weight) = kernel.double(), eigen, weights
     aim = 2 * (w @ vectors) * values  # in the basis of the eigenvectors
     penalty = 2 * float(values.mean()) or 1.0
     a, b = (start.sparse, start.low_rank) if start else (torch.zeros_like(w), torch.zeros_like(w))
@@ -176,23 +192,18 @@ def split_for(
     norms = torch.linalg.vector_norm(slope.reshape(len(slope), -1, width), dim=(0, 2))
     largest = float(torch.linalg.matrix_norm(slope, 2)) or 1.0
     sparse_weight, rank_weight = (float(norms.median()) or 1.0) / 4, largest / 8 if rank else inf
-    solved = partial(low_rank_sparse, kernel, second, width=width)
+    eigen = _eigen(second)
     step, found = _FIRST_STEP, None
     for _ in range(_STEPS):
-        found = solved(
-            sparse_weight=sparse_weight,
-            rank_weight=rank_weight,
-            iterations=_SEARCHED,
-            start=found,
-        )
+        weights = sparse_weight, rank_weight
+        found = _alternated(kernel, eigen, weights, width, _SEARCHED, found)
         more = int((_group_norms(found.sparse, width) > 0).sum()) - channels
         higher = int(torch.linalg.matrix_rank(found.low_rank)) - rank if rank else 0
         sparse_weight *= exp(step * ((more > 0) - (more < 0)))
         rank_weight *= exp(step * ((higher > 0) - (higher < 0)))
         step *= _SLOWER
-    found = solved(
-        sparse_weight=sparse_weight, rank_weight=rank_weight, start=found, retarget=retarget
-    )
+    weights = sparse_weight, rank_weight
+    found = _alternated(kernel, eigen, weights, width, ITERATIONS, found, retarget)
     wanted = kernel if retarget is None else retarget(found.sparse + found.low_rank)
     left = _group_norms(wanted.double() - found.low_rank, width)
     order = _group_norms(found.sparse, width) + 1e-9 * left  # of those that are zero the best
