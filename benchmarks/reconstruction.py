@@ -174,7 +174,7 @@ def form_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
     """Yield low rank + sparse and each alone, at equal parameters."""
     for share in SHARES:
         for form, sparse in FORMS.items():
-            plan = form_plan(setting, share, sparse)
+            plan = form_plan(setting.dense, setting.calibration[0][:1], share, sparse)
             about = {"form": form, "share": share}
             key = f"{share} {form}"
             yield f"{key} time", lambda p=plan, a=about: a | {"time_ratio": setting.time_ratio(p)}
@@ -185,11 +185,11 @@ def form_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:
                 )
 
 
-def form_plan(setting: Setting, share: float, sparse: float) -> Plan:
+def form_plan(dense: nn.Module, example: Tensor, share: float, sparse: float) -> Plan:
     """Leave every convolution a share of its parameters, and of that a part to channels kept."""
     entries: dict[str, Any] = {}
-    for name, conv in setting.dense.named_modules():
-        if not isinstance(conv, nn.Conv2d) or name in setting.kept:
+    for name, conv in dense.named_modules():
+        if not isinstance(conv, nn.Conv2d) or name in KEPT:
             continue
         room, column = share * conv.weight.numel(), conv.weight[:, 0].numel()
         rank_price = conv.weight[0].numel() + conv.out_channels
@@ -197,8 +197,7 @@ def form_plan(setting: Setting, share: float, sparse: float) -> Plan:
         channels = max(1, int((room - rank * rank_price) / column)) if sparse else 0
         ranks = tuple(filter(None, (channels, rank)))
         entries[name] = {"scheme": scheme_of(channels, rank), "ranks": ranks}
-    example = setting.calibration[0][:1]
-    return tp.plan(setting.dense, example, scheme="channel_svd", overrides=entries)
+    return tp.plan(dense, example, scheme="channel_svd", overrides=entries)
 
 
 def scheme_of(channels: int, rank: int) -> str:

@@ -18,7 +18,13 @@ from architectures_table import architectures_table, kept_table
 from coding_table import coding_table
 from cp_table import cp_table
 from planning_tables import budgets_table, inference_table, latency_budgets_table
-from reconstruction_table import speedups_table
+from reconstruction_table import (
+    characters_table,
+    costs_table,
+    form_times_table,
+    sparse_table,
+    speedups_table,
+)
 from resnet56_budget_table import resnet56_budget_table
 from schemes_table import schemes_table
 from sweep_tables import variants_table
@@ -275,6 +281,11 @@ TABLES = {
     "kept": kept_table,
     "coding": coding_table,
     "speedups": speedups_table,
+    "sparse": sparse_table,
+    "form_times": form_times_table,
+    "costs": costs_table,
+    "characters": characters_table,
+    "norms": lambda: variants_table("lenet5-norms"),
     "resnet20_forms": lambda: variants_table("resnet20-forms"),
 }
 
