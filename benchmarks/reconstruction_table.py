@@ -96,7 +96,7 @@ def characters_table() -> str:
         rows.append(f"| {removed} % | {ranks} | {' | '.join(cells)} |")
     rows += [
         "",
-        "| calibrated on | warnings | `inputs` | `linear` |",
+        "| calibrated on, 40 % removed | warnings | `inputs` | `linear` |",
         "|---|--:|--:|--:|",
     ]
     few = [row for row in found["rows"] if "calibration" in row]
