@@ -5,6 +5,8 @@ import logging
 import torch
 from torch import Tensor
 
+from tensorpress.reconstruct.regression import MOST_ROWS
+
 ROWS_A_COLUMN = 4
 """With fewer rows a fit is mostly the rows' own noise."""
 
@@ -13,8 +15,6 @@ COLUMNS = 256
 
 PART = 0.25
 """In fewer directions than this part of all a layer's inputs hardly ever vary by themselves."""
-
-_NOISE = 5e-6  # of the trace: what float32 leaves of directions that there are not
 
 logger = logging.getLogger("tensorpress.pressing")
 
@@ -56,7 +56,7 @@ def directions(second: Tensor) -> int:
     2
     """
     values = torch.linalg.eigvalsh(second.double())
-    least = _NOISE * values.sum(-1, keepdim=True).clamp_min(0)
+    least = values.sum(-1, keepdim=True).clamp_min(0) / MOST_ROWS  # what rounding leaves
     return int((values > least).sum(-1).max())
 
 

@@ -9,7 +9,7 @@ DAMPING = 1e-4
 """How strongly, relative to the mean second moment, a kernel is held to what it was before."""
 
 MOST_ROWS = 200_000
-"""More rows count as so many: their products have rounding errors of 10⁻⁶ of the trace."""
+"""More rows count as so many: float32 products leave rounding errors of that part of the trace."""
 
 _LEAST = 1e-30  # so that inputs that are all zero have an inverse
 
