@@ -43,7 +43,7 @@ def measure(data: Path, images: int) -> list[dict[str, Any]]:
     residuals, logger = Residuals(), logging.getLogger("tensorpress.pressing")
     logger.addHandler(residuals)
     logger.setLevel(logging.INFO)
-    plan = form_plan(setting, SHARE, SPARSE)
+    plan = form_plan(setting.dense, setting.calibration[0][:1], SHARE, SPARSE)
     tp.press(setting.dense, plan, calibration=setting.calibration, reconstruct="nonlinear")
     return residuals.found
 
