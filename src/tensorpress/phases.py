@@ -106,9 +106,7 @@ class Phases:
             augment=data.augment,
             variants=data.variants,
         )
-        place = self.folder / "checkpoints"
-        if self._common is not None and phase in COMMON_PHASES:
-            place = self._common / common_part(self.recipe, phase, self.seed)
+        place = self.place(phase)
         place.mkdir(parents=True, exist_ok=True)
         started = perf_counter()
         history = fit(
@@ -122,6 +120,12 @@ class Phases:
         trained = sum(epoch.seconds for epoch in history.epochs)
         self.earlier_seconds += max(0.0, trained - (perf_counter() - started))
         self.histories[phase] = history
+
+    def place(self, phase: str) -> Path:
+        """Return the folder for a phase's checkpoints."""
+        if self._common is not None and phase in COMMON_PHASES:
+            return self._common / common_part(self.recipe, phase, self.seed)
+        return self.folder / "checkpoints"
 
     def train_for_size(
         self, model: nn.Module, section: Rate, teacher: nn.Module

@@ -22,6 +22,7 @@ from tensorpress.files import write_atomically
 from tensorpress.phases import Phases, common_part
 from tensorpress.planning import Plan
 from tensorpress.planning.read_back import plan_of
+from tensorpress.pressed_once import pressed_once
 from tensorpress.pressing import Start, press
 from tensorpress.recipe import Recipe
 from tensorpress.recipe_plans import try_plan
@@ -193,17 +194,17 @@ def _trained(
     """Return the dense network, the plan, what was decomposed by it if so, and that trained."""
     dense = phases.dense()
     chosen = phases.planned(dense)
-    start: Start = "hooi"
-    fit: dict[str, Any] = {}
-    if recipe.press is not None:
-        start = recipe.press.chosen_start
-        if recipe.press.calibrate is not None:
-            images, kind = phases.press_images(), recipe.press.reconstruct
-            fit = {"calibration": images, "reconstruct": kind}
-    pressed = press(dense, chosen, start=start, seed=seed, **fit)
+    section = recipe.press
+    start: Start = "hooi" if section is None else section.chosen_start
+    if section is None or section.calibrate is None:
+        pressed = press(dense, chosen, start=start, seed=seed)
+    else:
+        images, path = phases.press_images(), phases.place("train") / "pressed.pt"
+        fit = {"calibration": images, "reconstruct": section.reconstruct}
+        pressed = pressed_once(dense, chosen, path, start=start, seed=seed, **fit)
     initial = deepcopy(pressed) if start == "hooi" else None
     if recipe.train is not None:
-        normed = recipe.press is not None and recipe.press.norms
+        normed = section is not None and section.norms
         with norms_between(pressed) if normed else nullcontext(pressed) as trained:
             phases.fit("train", trained, recipe.train, teacher=dense)
     return dense, chosen, initial, pressed

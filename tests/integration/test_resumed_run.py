@@ -12,8 +12,9 @@ import torch
 from tiny_runs import TINY, recipe
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.pressing import press
 from tensorpress.recipe import parse_recipe
-from tensorpress.running import RunResult, run
+from tensorpress.running import RunResult, run, train_common
 from tensorpress.train.epoch import EpochRunner
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -95,6 +96,29 @@ def test_a_run_that_fails_at_the_end_goes_on(
     run(recipe(), tmp_path / "run", seed=3)
     expected = (finished.folder / "model.tpz").read_bytes()
     assert (tmp_path / "run" / "model.tpz").read_bytes() == expected
+
+
+def test_images_are_fitted_to_once(
+    tmp_path: Path, finished: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what runs have in common is done before them."""
+    calls = []
+
+    def counted(*given: object, **how: object) -> object:
+        calls.append(how)
+        return press(*given, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tensorpress.pressed_once.press", counted)
+    calibrated = recipe(press={"scheme": "channel_svd", "ranks": 8, "calibrate": 128})
+    common = tmp_path / "common"
+    train_common(calibrated, common, "train", 3)
+    alone = run(calibrated, tmp_path / "alone", seed=3)
+    assert len(calls) == 2
+    after = run(calibrated, tmp_path / "after", seed=3, common=common)
+    run(calibrated, tmp_path / "alone", seed=3)
+    assert len(calls) == 2
+    assert after.metrics["file"] == alone.metrics["file"]
+    assert after.metrics["pressed"] == alone.metrics["pressed"]
 
 
 LONG = TINY.replace("train: {epochs: 2,", "train: {epochs: 12,")

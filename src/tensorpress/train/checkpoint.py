@@ -3,6 +3,7 @@
 import json
 import random
 import zipfile
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 from tensorpress.files import replacing
 
-_KEYS = {"epoch", "model", "optimizer", "scaler", "history", "random", "config"}
+TRAINING = {"epoch", "model", "optimizer", "scaler", "history", "random", "config"}
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -30,13 +31,20 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, temporary)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, keys: Set[str] = TRAINING) -> dict[str, Any]:
     """Return the content of a checkpoint, on the CPU; no code in the file is run.
+
+    Parameters
+    ----------
+    path
+        The file.
+    keys
+        The names in it.
 
     Raises
     ------
     CorruptFileError
-        If the file is truncated, altered or not a training checkpoint.
+        If the file is truncated, altered or has other names.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,7 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CorruptFileError(
             f"{path}: not a training checkpoint, or a damaged one ({type(error).__name__})"
         ) from error
-    if not isinstance(content, dict) or set(content) != _KEYS:
+    if not isinstance(content, dict) or set(content) != keys:
         raise CorruptFileError(f"{path}: not a training checkpoint, or a damaged one")
     return content
 
