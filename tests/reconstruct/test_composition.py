@@ -9,6 +9,9 @@ from torch import Tensor
 from tensorpress.decompose import truncated_svd
 from tensorpress.reconstruct.composition import Composition
 from tensorpress.reconstruct.kernel_fit import fit_kernels, response_error
+from tensorpress.schemes.channel_pruning import PrunedLayer
+from tensorpress.schemes.layer import describe
+from tensorpress.schemes.registry import scheme
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -86,3 +89,46 @@ def test_other_chains_have_no_closed_form() -> None:
     matrix = [torch.empty(1, 4, 3, 3, 3), torch.empty(1, 6, 4, 1, 1)]
     assert Composition(1).closest(matrix, target, second) is not None
     assert Composition(1, lambda kernels: kernels[0]).closest(matrix, target, second) is None
+
+
+def pressed(name: str, ranks: tuple[int, ...], groups: int, chosen: list[int]) -> PrunedLayer:
+    conv = torch.nn.Conv2d(6 * groups, 8 * groups, 3, groups=groups)
+    layer = scheme(name).skeleton(describe(conv), ranks, like=conv.weight)
+    assert isinstance(layer, PrunedLayer)
+    layer.keep(torch.tensor([chosen] * groups))
+    return layer
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_on_chosen_channels_it_is_the_regression_on_them(groups: int) -> None:
+    layer, target = pressed("channel_pruning", (2,), groups, [1, 4]), random(groups, 8, 6, 3, 3)
+    rows = random(groups, 100, 54, seed=1)
+    scale = random(groups, 8, seed=2).abs() + 0.1
+    fit = fit_kernels(
+        [random(groups, 8, 2, 3, 3, seed=3)],
+        target,
+        rows.mT @ rows,
+        Composition.of(layer).scaled(scale),
+    )
+    columns = [*range(9, 18), *range(36, 45)]
+    wanted = torch.linalg.lstsq(rows[..., columns], rows @ target.flatten(2).mT).solution.mT
+    found = fit.kernels[0].flatten(2) * scale[..., None]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert len(fit.losses) == 2
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_of_a_sum_no_descent_finds_better_kernels(groups: int) -> None:
+    layer, target = pressed("low_rank_sparse", (2, 2), groups, [0, 3]), random(groups, 8, 6, 3, 3)
+    second, scale = second_moment(groups, 54, 80), random(groups, 8, seed=2).abs() + 0.1
+    start = [
+        0.1 * random(groups, *shape, seed=seed)
+        for seed, shape in enumerate([(8, 2, 3, 3), (2, 6, 3, 3), (8, 2, 1, 1)], 3)
+    ]
+    exact, descent = (
+        fit_kernels(start, target, second, composition.scaled(scale), sweeps=500, tolerance=1e-7)
+        for composition in (Composition.of(layer), Composition(groups, layer.compose))
+    )
+    assert len(exact.losses) == 2
+    assert exact.losses[-1] <= descent.losses[-1]
+    assert exact.losses[-1] == pytest.approx(descent.losses[-1], rel=1e-2)

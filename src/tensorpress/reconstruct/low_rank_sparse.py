@@ -1,7 +1,8 @@
 """A kernel as a part on few input channels and a part of low rank, by ADMM."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf, isinf
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,10 +12,19 @@ from tensorpress.reconstruct.relu import Retarget
 
 ITERATIONS = 500
 TOLERANCE = 1e-5
-_SEARCHED = 30  # iterations at each pair of weights
-_FIRST_STEP, _SLOWER, _STEPS = 1.5, 0.8, 16  # of the logarithms of the weights
+CHOSEN = 1e-4
+"""Residuals at which no other channels are chosen any more."""
+
+RETARGETED = 10
+"""Every so many iterations the target moves: it costs a pass over all rows, and moves slowly."""
+
 _BALANCE, _ADAPTED = 10.0, 100
 """By which one residual may exceed the other before the penalty is changed, and until when."""
+
+Threshold = Callable[[Tensor], float]
+"""What to take off sizes, which are norms of groups of columns or singular values."""
+
+_Rule = Callable[[float, Tensor], float]  # the same, given the penalty first
 
 
 @dataclass(frozen=True)
@@ -106,43 +116,60 @@ def low_rank_sparse(
         raise InvalidArgumentError(
             f"{kernel.shape[1]} columns do not divide into groups of {width}"
         )
-    weights = sparse_weight, rank_weight
-    return _alternated(kernel, _eigen(second), weights, width, iterations, start, retarget)
+    rules = _by_weight(sparse_weight), _by_weight(rank_weight)
+    w = kernel.double()
+    return _alternated(w, second, rules, width, start, retarget, iterations=iterations)
 
 
-def _eigen(second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues and -vectors, which are enough for all penalties and weights."""
-    values, vectors = torch.linalg.eigh(second.double())
-    return values.clamp_min(0), vectors
+def _by_weight(weight: float) -> _Rule:
+    return lambda penalty, _: weight / penalty
+
+
+def _by_number(number: int) -> _Rule:
+    """Leave so many sizes above zero; where this ends, it was for one weight all the time."""
+
+    def next_size(_: float, sizes: Tensor) -> float:
+        return float(sizes.sort(descending=True).values[number]) if number < len(sizes) else 0.0
+
+    return next_size
 
 
 def _alternated(
-    kernel: Tensor,
-    eigen: tuple[Tensor, Tensor],
-    weights: tuple[float, float],
+    w: Tensor,
+    second: Tensor,
+    rules: tuple[_Rule, _Rule],
     width: int,
-    iterations: int,
     start: LowRankSparse | None,
-    retarget: Retarget | None = None,
+    retarget: Retarget | None,
+    *,
+    iterations: int = ITERATIONS,
+    tolerance: float = TOLERANCE,
 ) -> LowRankSparse:
-    w, (values, vectors), (sparse_weight, rank_weight) = kernel.double(), eigen, weights
-    aim = 2 * (w @ vectors) * values  # in the basis of the eigenvectors
+    values, vectors = torch.linalg.eigh(second.double())
+    values = values.clamp_min(0)
     penalty = 2 * float(values.mean()) or 1.0
-    a, b = (start.sparse, start.low_rank) if start else (torch.zeros_like(w), torch.zeros_like(w))
-    middle, multiplier = a + b, torch.zeros_like(w)
+    zeros = torch.zeros_like(w)
+    a, b = (start.sparse.to(w), start.low_rank.to(w)) if start else (zeros, zeros)
+    # All but A stays in the basis of the eigenvectors, in which the M-step is a division and the
+    # nuclear norm is what it was.
+    aim, b, turned = 2 * (w @ vectors) * values, b @ vectors, _turned(a, vectors)
+    middle, multiplier = turned + b, zeros
     primal, dual = [], []
     size = max(float(w.norm()), 1e-30)
     for iteration in range(iterations):
-        a = shrink_groups(middle - b - multiplier / penalty, sparse_weight / penalty, width)
-        b = shrink_singular_values(middle - a - multiplier / penalty, rank_weight / penalty)
-        if retarget is not None:
-            aim = 2 * (retarget(middle).double() @ vectors) * values
-        right = aim + (penalty * (a + b) + multiplier) @ vectors
-        before, middle = middle, (right / (2 * values + penalty)) @ vectors.T
-        multiplier = multiplier + penalty * (a + b - middle)
-        primal.append(float((a + b - middle).norm()) / size)
+        fewer, lower = (partial(rule, penalty) for rule in rules)
+        a = shrink_groups((middle - b - multiplier / penalty) @ vectors.T, fewer, width)
+        turned = _turned(a, vectors)
+        b = shrink_singular_values(middle - turned - multiplier / penalty, lower)
+        aims = retarget is None or iteration % RETARGETED == 0
+        if retarget is not None and aims:
+            aim = 2 * (retarget(middle @ vectors.T).to(w) @ vectors) * values
+        whole = turned + b
+        before, middle = middle, (aim + penalty * whole + multiplier) / (2 * values + penalty)
+        multiplier = multiplier + penalty * (whole - middle)
+        primal.append(float((whole - middle).norm()) / size)
         dual.append(float((middle - before).norm()) / size)
-        if max(primal[-1], dual[-1]) < TOLERANCE:
+        if aims and max(primal[-1], dual[-1]) < tolerance:
             break
         if iteration >= _ADAPTED:
             continue
@@ -150,7 +177,13 @@ def _alternated(
             penalty *= 2
         elif dual[-1] > _BALANCE * primal[-1]:
             penalty /= 2
-    return LowRankSparse(a, b, primal, dual)
+    return LowRankSparse(a, b @ vectors.T, primal, dual)
+
+
+def _turned(sparse: Tensor, vectors: Tensor) -> Tensor:
+    """Return a matrix, most columns of which are zero, in the basis of the eigenvectors."""
+    used = sparse.any(dim=0)
+    return sparse[:, used] @ vectors[used]
 
 
 def split_for(
@@ -162,9 +195,10 @@ def split_for(
     width: int = 1,
     retarget: Retarget | None = None,
 ) -> tuple[Tensor, LowRankSparse]:
-    """Split a matrix so that A has so many groups of columns and B about such a rank.
+    """Split a matrix so that A has so many groups of columns and B such a rank.
 
-    λ₁ and λ₂ are moved until the numbers are met, as nearly as one pair of weights meets both.
+    Every step takes off what leaves these numbers. So λ₁ and λ₂ change with every step; where it
+    ends they are those for which `low_rank_sparse` has these numbers.
 
     Parameters
     ----------
@@ -176,9 +210,9 @@ def split_for(
     Returns
     -------
     kept : Tensor
-        The groups of A, ascending: those that are largest where more or fewer are not zero.
+        The groups of A, ascending.
     split : LowRankSparse
-        With the residuals at the last weights.
+        With the residuals.
 
     Examples
     --------
@@ -188,25 +222,13 @@ def split_for(
     >>> kept.tolist()
     [2]
     """
-    slope = 2 * kernel.double() @ second.double()
-    norms = torch.linalg.vector_norm(slope.reshape(len(slope), -1, width), dim=(0, 2))
-    largest = float(torch.linalg.matrix_norm(slope, 2)) or 1.0
-    sparse_weight, rank_weight = (float(norms.median()) or 1.0) / 4, largest / 8 if rank else inf
-    eigen = _eigen(second)
-    step, found = _FIRST_STEP, None
-    for _ in range(_STEPS):
-        weights = sparse_weight, rank_weight
-        found = _alternated(kernel, eigen, weights, width, _SEARCHED, found)
-        more = int((_group_norms(found.sparse, width) > 0).sum()) - channels
-        higher = int(torch.linalg.matrix_rank(found.low_rank)) - rank if rank else 0
-        sparse_weight *= exp(step * ((more > 0) - (more < 0)))
-        rank_weight *= exp(step * ((higher > 0) - (higher < 0)))
-        step *= _SLOWER
-    weights = sparse_weight, rank_weight
-    found = _alternated(kernel, eigen, weights, width, ITERATIONS, found, retarget)
+    w = kernel.double()
+    rules = _by_number(channels), _by_number(rank)
+    start = LowRankSparse(torch.zeros_like(w), w, [], [])
+    found = _alternated(w, second, rules, width, start, retarget, tolerance=CHOSEN)
     wanted = kernel if retarget is None else retarget(found.sparse + found.low_rank)
     left = _group_norms(wanted.double() - found.low_rank, width)
-    order = _group_norms(found.sparse, width) + 1e-9 * left  # of those that are zero the best
+    order = _group_norms(found.sparse, width) + 1e-9 * left  # should some be equal, or zero
     return order.topk(channels).indices.sort().values, found
 
 
@@ -215,37 +237,37 @@ def _group_norms(matrix: Tensor, width: int) -> Tensor:
     return norms
 
 
-def shrink_groups(matrix: Tensor, by: float, width: int) -> Tensor:
+def shrink_groups(matrix: Tensor, by: Threshold, width: int) -> Tensor:
     """Return a matrix with the norms of its groups of columns smaller, those below zero.
 
     Examples
     --------
-    >>> shrink_groups(torch.tensor([[3.0, 0.5], [4.0, 0.5]]), 1.0, 1)
+    >>> shrink_groups(torch.tensor([[3.0, 0.5], [4.0, 0.5]]), lambda norms: 1.0, 1)
     tensor([[2.4000, 0.0000],
             [3.2000, 0.0000]])
     """
-    groups = matrix.reshape(len(matrix), -1, width)
-    norms = torch.linalg.vector_norm(groups, dim=(0, 2), keepdim=True)
-    kept: Tensor = groups * (1 - by / norms.clamp_min(1e-300)).clamp_min(0)
+    groups, norms = matrix.reshape(len(matrix), -1, width), _group_norms(matrix, width)
+    left = (1 - by(norms) / norms.clamp_min(1e-300)).clamp_min(0)
+    kept: Tensor = groups * left[:, None]
     return kept.flatten(1)
 
 
-def shrink_singular_values(matrix: Tensor, by: float) -> Tensor:
+def shrink_singular_values(matrix: Tensor, by: Threshold) -> Tensor:
     """Return a matrix with its singular values smaller, those below zero.
 
     Examples
     --------
-    >>> round(float(shrink_singular_values(torch.diag(torch.tensor([3.0, 0.5])), 1.0).norm()), 5)
+    >>> matrix = torch.diag(torch.tensor([3.0, 0.5]))
+    >>> round(float(shrink_singular_values(matrix, lambda values: 1.0).norm()), 5)
     2.0
     """
-    if isinf(by):
-        return torch.zeros_like(matrix)
     if matrix.shape[0] > matrix.shape[1]:
         flat: Tensor = shrink_singular_values(matrix.mT, by)
         return flat.mT
     # By the smaller Gram matrix: much faster than an SVD, and small values become zero anyway.
     squares, u = torch.linalg.eigh(matrix @ matrix.mT)
     s = squares.clamp_min(0).sqrt()
-    left = torch.where(s > by, 1 - by / s.clamp_min(1e-300), 0)
+    least = by(s)
+    left = torch.where(s > least, 1 - least / s.clamp_min(1e-300), 0)
     found: Tensor = (u * left) @ (u.mT @ matrix)
     return found

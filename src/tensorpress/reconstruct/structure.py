@@ -14,9 +14,6 @@ from tensorpress.reconstruct.relu import COUPLING, Retarget
 from tensorpress.schemes.channel_pruning import PrunedLayer
 from tensorpress.schemes.stages import flat
 
-COMPARED = 3
-"""Sweeps of the fit after which two choices of channels are compared."""
-
 logger = logging.getLogger("tensorpress.pressing")
 
 
@@ -30,7 +27,7 @@ def choose_channels(
 ) -> list[Tensor]:
     """Choose the channels of a layer by ADMM, group by group; return the kernels to start from.
 
-    Where the channels it had before leave less error after a few sweeps of the fit, it keeps them.
+    Where the channels it had before leave less error, it keeps them.
 
     Parameters
     ----------
@@ -54,9 +51,9 @@ def choose_channels(
     scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
     factor = flat(scale[..., None], spec)
     seen = Composition.of(layer).scaled(scale)
-    fit = partial(fit_kernels, target=kernel, second=second, composition=seen, sweeps=COMPARED)
+    fit = partial(fit_kernels, target=kernel, second=second, composition=seen)
     before, by_weight = layer.chosen(), fit(layer.kernels())
-    kept, parts = [], []
+    kept = []
     for group in range(spec.groups):
         chosen, split = split_for(
             kernel[group].flatten(1),
@@ -68,16 +65,9 @@ def choose_channels(
         )
         _report(name, split)
         kept.append(chosen)
-        parts.append(split.low_rank)
     layer.keep(torch.stack(kept))
-    low_rank = torch.stack(parts)
-    rest = (kernel - low_rank.reshape(kernel.shape)) / factor
-    start = [torch.stack([part[:, own] for part, own in zip(rest, kept, strict=True)])]
-    if rank:
-        u, s, v = torch.linalg.svd(low_rank, full_matrices=False)
-        reduced = (s[:, :rank, None] * v[:, :rank]).unflatten(2, kernel.shape[2:])
-        start += [reduced, flat(u[..., :rank], spec) / factor]
-    by_responses = fit(start)
+    few = torch.stack([group[:, own] for group, own in zip(kernel / factor, kept, strict=True)])
+    by_responses = fit([few, *layer.kernels()[1:]])
     if by_responses.losses[-1] <= by_weight.losses[-1]:
         return by_responses.kernels
     layer.keep(before)

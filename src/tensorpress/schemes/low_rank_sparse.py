@@ -18,7 +18,7 @@ from tensorpress.schemes.layer import LayerSpec, Sizes, canonical
 from tensorpress.schemes.stages import Stage, compose
 
 SWEEPS = 20
-"""Of the two parts in turn, when a weight is decomposed by itself."""
+"""At most, of the two parts in turn, when a weight is decomposed by itself."""
 
 
 class LowRankSparseLayer(PrunedLayer):
@@ -78,8 +78,8 @@ class LowRankSparse(ChannelPruning):
     """W ≈ A + B: whole input channels of A are zero, B, unfolded as out × (in·k…), is of rank r.
 
     Ranks are the channels that A has, and r. What is zero is not there: A is a smaller layer that
-    picks its channels from the input. Decomposed by its weight alone, B is the truncated SVD of
-    what A leaves and A has the channels in which B leaves most, in turn.
+    picks its channels from the input. Decomposed by its weight alone, B has the leading singular
+    vectors of the channels that are not in A, and A the channels in which B leaves most, in turn.
 
     References
     ----------
@@ -131,18 +131,20 @@ class LowRankSparse(ChannelPruning):
     def split(self, kernel: Tensor, *ranks: int) -> tuple[Tensor, list[Tensor]]:
         """Return the channels of A, and the kernels of both parts, of one group's (out, in, …).
 
+        With channels chosen, B has to fit the others only, as A makes up for what it does to them.
         Neither step of the alternation raises the error.
         """
         channels, rank = ranks
-        sparse = torch.zeros_like(kernel)
+        kept = torch.empty(0, dtype=torch.int64, device=kernel.device)
         for _ in range(SWEEPS):
-            found = truncated_svd((kernel - sparse).flatten(1), rank)
-            rest = kernel - found.to_tensor().reshape(kernel.shape)
-            kept, (few,) = super().split(rest, channels)
-            sparse = torch.zeros_like(kernel).index_copy(1, kept, few)
-        reduced = (found.s[:, None] * found.v.T).reshape(rank, *kernel.shape[1:])
-        expanded = found.u.reshape(*found.u.shape, *(1,) * (kernel.ndim - 2))
-        return kept, [few, reduced, expanded]
+            others = kernel.index_fill(1, kept, 0)
+            u = truncated_svd(others.flatten(1), rank).u
+            reduced = (u.T @ kernel.flatten(1)).reshape(rank, *kernel.shape[1:])
+            rest = kernel - torch.tensordot(u, reduced, 1)
+            before, (kept, few) = kept, super().split(rest, channels)
+            if torch.equal(kept, before):
+                break
+        return kept, [*few, reduced, u.reshape(*u.shape, *(1,) * (kernel.ndim - 2))]
 
 
 def low_rank_stages(spec: LayerSpec, rank: int) -> tuple[Stage, Stage]:
