@@ -137,7 +137,7 @@ def _by_number(number: int) -> _Rule:
 def _alternated(
     w: Tensor,
     second: Tensor,
-    rules: tuple[_Rule, _Rule],
+    rules: tuple[_Rule, _Rule | None],
     width: int,
     start: LowRankSparse | None,
     retarget: Retarget | None,
@@ -157,10 +157,11 @@ def _alternated(
     primal, dual = [], []
     size = max(float(w.norm()), 1e-30)
     for iteration in range(iterations):
-        fewer, lower = (partial(rule, penalty) for rule in rules)
-        a = shrink_groups((middle - b - multiplier / penalty) @ vectors.T, fewer, width)
+        rest = middle - multiplier / penalty
+        a = shrink_groups((rest - b) @ vectors.T, partial(rules[0], penalty), width)
         turned = _turned(a, vectors)
-        b = shrink_singular_values(middle - turned - multiplier / penalty, lower)
+        if rules[1] is not None:
+            b = shrink_singular_values(rest - turned, partial(rules[1], penalty))
         aims = retarget is None or iteration % RETARGETED == 0
         if retarget is not None and aims:
             aim = 2 * (retarget(middle @ vectors.T).to(w) @ vectors) * values
@@ -223,8 +224,9 @@ def split_for(
     [2]
     """
     w = kernel.double()
-    rules = _by_number(channels), _by_number(rank)
-    start = LowRankSparse(torch.zeros_like(w), w, [], [])
+    rules = _by_number(channels), _by_number(rank) if rank else None
+    nothing = torch.zeros_like(w)
+    start = LowRankSparse(nothing, w, [], []) if rank else LowRankSparse(w, nothing, [], [])
     found = _alternated(w, second, rules, width, start, retarget, tolerance=CHOSEN)
     wanted = kernel if retarget is None else retarget(found.sparse + found.low_rank)
     left = _group_norms(wanted.double() - found.low_rank, width)
