@@ -17,9 +17,6 @@ _DAMPING = 1e-9
 largest of the weight are kept."""
 
 
-Parts = Callable[[Sequence[Tensor]], Tensor]
-
-
 @dataclass(frozen=True)
 class Composition:
     """Makes of kernels the one that they stand for, (groups, out, in, *kernel): affine in each.
@@ -43,7 +40,7 @@ class Composition:
     """
 
     groups: int
-    parts: Parts | None = None
+    parts: Callable[[Sequence[Tensor]], Tensor] | None = None
     chosen: Callable[[], Tensor] | None = None
     scale: Tensor | None = None
 
