@@ -12,8 +12,8 @@ from tensorpress.reconstruct.relu import Retarget
 
 ITERATIONS = 500
 TOLERANCE = 1e-5
-CHOSEN = 1e-4
-"""Residuals at which no other channels are chosen any more."""
+CHOOSING = 100
+"""Iterations where the channels are all that is wanted: hardly one in ten changes afterwards."""
 
 RETARGETED = 10
 """Every so many iterations the target moves: it costs a pass over all rows, and moves slowly."""
@@ -118,7 +118,7 @@ def low_rank_sparse(
         )
     rules = _by_weight(sparse_weight), _by_weight(rank_weight)
     w = kernel.double()
-    return _alternated(w, second, rules, width, start, retarget, iterations=iterations)
+    return _alternated(w, second, rules, width, start, retarget, iterations)
 
 
 def _by_weight(weight: float) -> _Rule:
@@ -141,9 +141,7 @@ def _alternated(
     width: int,
     start: LowRankSparse | None,
     retarget: Retarget | None,
-    *,
-    iterations: int = ITERATIONS,
-    tolerance: float = TOLERANCE,
+    iterations: int,
 ) -> LowRankSparse:
     values, vectors = torch.linalg.eigh(second.double())
     values = values.clamp_min(0)
@@ -170,7 +168,7 @@ def _alternated(
         multiplier = multiplier + penalty * (whole - middle)
         primal.append(float((whole - middle).norm()) / size)
         dual.append(float((middle - before).norm()) / size)
-        if aims and max(primal[-1], dual[-1]) < tolerance:
+        if aims and max(primal[-1], dual[-1]) < TOLERANCE:
             break
         if iteration >= _ADAPTED:
             continue
@@ -227,7 +225,7 @@ def split_for(
     rules = _by_number(channels), _by_number(rank) if rank else None
     nothing = torch.zeros_like(w)
     start = LowRankSparse(nothing, w, [], []) if rank else LowRankSparse(w, nothing, [], [])
-    found = _alternated(w, second, rules, width, start, retarget, tolerance=CHOSEN)
+    found = _alternated(w, second, rules, width, start, retarget, CHOOSING)
     wanted = kernel if retarget is None else retarget(found.sparse + found.low_rank)
     left = _group_norms(wanted.double() - found.low_rank, width)
     order = _group_norms(found.sparse, width) + 1e-9 * left  # should some be equal, or zero
