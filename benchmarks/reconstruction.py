@@ -42,7 +42,7 @@ from tensorpress.zoo.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "reconstruction"
-TRAINED_HERE = {"vgg16-quarter": "vgg16-quarter-sparse"}
+TRAINED_HERE = {"vgg16-quarter": "vgg16-quarter"}
 """Networks without shared weights: the recipe whose dense training is theirs."""
 NETWORKS = ("resnet20", "vgg16-quarter", "resnet56")
 SPEEDUPS = (2.0, 2.4, 3.0, 4.0, 5.0)

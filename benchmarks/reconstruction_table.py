@@ -12,6 +12,13 @@ from tensorpress import zoo
 from tensorpress.measure import count_macs, count_params
 
 RESULTS = Path(__file__).parents[1] / "results"
+FULL_WIDTH = {
+    "low rank": "vgg16-low-rank",
+    "low rank + sparse": "vgg16-sparse",
+    "channel pruning": "vgg16-pruned",
+}
+"""The recipe of each form."""
+
 KINDS = ("weights", "norms", "refit", "inputs", "linear", "nonlinear")
 
 
@@ -60,6 +67,27 @@ def form_times_table() -> str:
         ratios = (f"{row[key]:.2f}×" for key in ("params", "macs", "time"))
         rows.append(f"| {row['form']} | {' | '.join(ratios)} |")
     return "\n".join([*rows, "", setup(found)])
+
+
+def full_width_table() -> str:
+    """Return what VGG-16 loses by each form, pressed and trained."""
+    rows = [
+        "| VGG-16 | parameters | MACs | time | error before training % | error % | loses |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for form, stem in FULL_WIDTH.items():
+        found = read(f"{stem}/seed0/metrics")
+        dense, pressed, times = found["dense"], found["pressed"], found["latency"]
+        ratios = [*(found["ratio"][key] for key in ("params", "macs"))]
+        ratios += [times["dense_ms"] / times["pressed_ms"]]
+        errors = pressed["start_error"], pressed["error"], pressed["error"] - dense["error"]
+        cells = [*(f"{x:.2f}×" for x in ratios), *(f"{x:.2f}" for x in errors)]
+        rows.append(f"| {form} | {' | '.join(cells)} |")
+    about = (
+        f"dense error {dense['error']:.2f} %; time of a batch of {times['batch']}. "
+        f"{found['device']}, torch {found['versions']['torch']}."
+    )
+    return "\n".join([*rows, "", about])
 
 
 def costs_table() -> str:

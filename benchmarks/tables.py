@@ -1,6 +1,6 @@
 """Write the tables of results into the docs and the README, from the committed result files.
 
-A finished run is added with ``--collect``, which copies its metrics and its file:
+A finished run is added with ``--collect``, which copies its metrics and its file, if it is small:
 
     python benchmarks/tables.py --collect runs/lenet5-ada-0 runs/lenet5-ada-1 ...
     python benchmarks/tables.py
@@ -22,6 +22,7 @@ from reconstruction_table import (
     characters_table,
     costs_table,
     form_times_table,
+    full_width_table,
     sparse_table,
     speedups_table,
 )
@@ -54,6 +55,9 @@ SIZES = {
     "resnet20-20x": "ADA-Tucker “12×” with coding, 9.03 %",
 }
 
+LARGEST = 500_000
+"""Bytes of a file that is worth its place in the repository."""
+
 
 def collect(folder: Path) -> None:
     """Copy metrics and file of a finished run to ``results/RECIPE/seedN``."""
@@ -64,7 +68,8 @@ def collect(folder: Path) -> None:
     target = RESULTS / stem / f"seed{metrics['seed']}"
     target.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.json", "model.tpz"):
-        shutil.copyfile(folder / name, target / name)
+        if (folder / name).stat().st_size <= LARGEST:
+            shutil.copyfile(folder / name, target / name)
     print(target.relative_to(ROOT))
 
 
@@ -283,6 +288,7 @@ TABLES = {
     "speedups": speedups_table,
     "sparse": sparse_table,
     "form_times": form_times_table,
+    "full_width": full_width_table,
     "costs": costs_table,
     "characters": characters_table,
     "norms": lambda: variants_table("lenet5-norms"),
