@@ -104,6 +104,22 @@ def test_numbers_wanted_are_met_on_a_planted_sum() -> None:
     assert found.dual[-1] < 1e-4
 
 
+def test_split_for_numbers_it_is_the_optimum_for_some_weights() -> None:
+    """Those that its gradient shows: its norm on groups of A, its norm as a matrix."""
+    kernel, root = random(10, 24), random(24, 60, seed=1)
+    second = root @ root.T / 60
+    kept, found = split_for(kernel, second, channels=3, rank=2, width=2)
+    gradient = 2 * (kernel - found.sparse - found.low_rank) @ second
+    norms = gradient.unflatten(1, (-1, 2)).norm(dim=(0, 2))
+    weights = float(norms[kept].mean()), float(torch.linalg.matrix_norm(gradient, 2))
+    assert float(norms.max()) == pytest.approx(weights[0], rel=1e-3)
+    again = low_rank_sparse(
+        kernel, second, sparse_weight=weights[0], rank_weight=weights[1], width=2
+    )
+    torch.testing.assert_close(again.sparse, found.sparse, atol=1e-2, rtol=0)
+    torch.testing.assert_close(again.low_rank, found.low_rank, atol=1e-2, rtol=0)
+
+
 def test_of_rank_zero_the_channels_make_up_for_those_left_out() -> None:
     """Channels 2 and 3 carry the same signal, so one of them is enough; weights say nothing."""
     root = random(6, 60)

@@ -226,8 +226,7 @@ def split_for(
     nothing = torch.zeros_like(w)
     start = LowRankSparse(nothing, w, [], []) if rank else LowRankSparse(w, nothing, [], [])
     found = _alternated(w, second, rules, width, start, retarget, CHOOSING)
-    wanted = kernel if retarget is None else retarget(found.sparse + found.low_rank)
-    left = _group_norms(wanted.double() - found.low_rank, width)
+    left = _group_norms(w - found.low_rank, width)
     order = _group_norms(found.sparse, width) + 1e-9 * left  # should some be equal, or zero
     return order.topk(channels).indices.sort().values, found
 
