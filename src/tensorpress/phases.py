@@ -83,10 +83,14 @@ class Phases:
         return model.eval()
 
     def planned(self, dense: nn.Module) -> Plan:
-        """Return the plan, that of the run which is gone on with where there is one."""
-        file = self.folder / "plan.yaml"
+        """Return the plan, that of the run which is gone on with where there is one.
+
+        A second one might differ, where times are measured.
+        """
+        file, common = (folder / "plan.yaml" for folder in (self.folder, self.place("train")))
         if not file.exists():
-            plan_for(dense, self.recipe, self.press_images()).save(file)
+            known = Plan.read(common) if common.exists() else None
+            (known or plan_for(dense, self.recipe, self.press_images())).save(file)
         return Plan.read(file)
 
     def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
