@@ -13,7 +13,7 @@ from tensorpress.reconstruct.relu import Retarget
 ITERATIONS = 500
 TOLERANCE = 1e-5
 CHOOSING = 100
-"""Iterations where the channels are all that is wanted: hardly one in ten changes afterwards."""
+"""Iterations where channels are all that is wanted; docs/reconstruction.md shows what is left."""
 
 RETARGETED = 10
 """Every so many iterations the target moves: it costs a pass over all rows, and moves slowly."""
