@@ -33,6 +33,30 @@ def test_the_channels_of_most_energy_are_kept_and_the_rest_is_not_there(groups: 
     torch.testing.assert_close(pressed(x), conv(zeroed))
 
 
+@pytest.mark.parametrize("name", ["channel_pruning", "low_rank_sparse"])
+@pytest.mark.parametrize(
+    ("dense", "sizes", "memory_format"),
+    [
+        (nn.Conv2d(6, 8, 3), (7, 7), torch.channels_last),
+        (nn.Conv2d(6, 8, 3), (7, 7), torch.contiguous_format),
+        (nn.Conv3d(6, 8, 3), (5, 5, 5), torch.channels_last_3d),
+    ],
+)
+def test_the_channels_kept_come_in_the_memory_format_of_the_input(
+    name: str, dense: nn.Module, sizes: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
+    ranks = {"channel_pruning": 2, "low_rank_sparse": (2, 3)}[name]
+    pressed = press_layer(dense, name, ranks)
+    assert isinstance(pressed, PrunedLayer)
+    seen: list[torch.Tensor] = []
+    pressed.few.register_forward_pre_hook(lambda _, given: seen.extend(given))
+    x = torch.randn(2, 6, *sizes)
+    found = pressed(x.to(memory_format=memory_format))
+    assert seen[0].is_contiguous(memory_format=memory_format)
+    assert torch.equal(seen[0], x[:, pressed.kept])
+    torch.testing.assert_close(found, pressed(x))
+
+
 def test_the_predicted_error_is_the_energy_left_out() -> None:
     conv = nn.Conv2d(10, 8, 3, groups=2)
     chosen, spec = scheme("channel_pruning"), describe(conv)

@@ -67,8 +67,16 @@ class PrunedLayer(Composed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map what the dense layer maps."""
-        found: Tensor = self.few(x.index_select(-1 - self.spec.order, self.kept))
+        found: Tensor = self.few(self._picked(x))
         return found
+
+    def _picked(self, x: Tensor) -> Tensor:
+        """Return the channels kept, in channels_last where x is: a plain choice copies all of x."""
+        place = -1 - self.spec.order
+        last = x.movedim(place, -1)
+        if last.is_contiguous():
+            return last.index_select(-1, self.kept).movedim(-1, place)
+        return x.index_select(place, self.kept)
 
     def kernels(self) -> list[Tensor]:
         """Return the kernel on the channels kept."""
