@@ -1,52 +1,67 @@
 """How much faster VGG-16 gets by each form, at its full width and equal parameters.
 
-Time does not depend on the weights, so they are random; by what the errors grow is measured on a
-narrower network, by ``benchmarks/reconstruction.py``.
+Time does not depend on the weights, so they are random. The last plans are those of the recipes
+that train such networks.
 
     python benchmarks/form_times.py
 """
 
 import json
 import platform
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
-from reconstruction import FORMS, form_plan
+from reconstruction import FORMS, SHARES, form_plan
+from reconstruction_table import FULL_WIDTH
 from tensorpress import zoo
 from tensorpress.files import write_atomically
 from tensorpress.measure.latency import pass_times
+from tensorpress.planning.plan import Plan
 from tensorpress.pressing import skeleton
+from tensorpress.recipe import read_recipe
+from tensorpress.recipe_plans import plan_for
 
-RESULT = Path(__file__).parents[1] / "results" / "form_times.json"
-SHARES = (0.4, 0.25, 1 / 4.44)
-IMAGES, REPEATS = 16, 15
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "results" / "form_times.json"
+BATCHES, REPEATS = (16, 64), 15
+
+
+def plans(dense: nn.Module) -> Iterator[tuple[str, Plan]]:
+    """Yield a plan of every form at every share of the parameters, and of every recipe."""
+    for share in SHARES:
+        for form, sparse in FORMS.items():
+            yield form, form_plan(dense, torch.zeros(1, 3, 32, 32), share, sparse)
+    for form, stem in FULL_WIDTH.items():
+        yield form, plan_for(dense, read_recipe(ROOT / "recipes" / "cifar10" / f"{stem}.yaml"))
 
 
 def rows() -> list[dict[str, Any]]:
-    """Measure every form at every share, in turns with the dense network."""
+    """Measure every plan, in turns with the dense network."""
     dense = zoo.build("vgg16").eval()
-    inputs = torch.randn(IMAGES, 3, 32, 32).to(memory_format=torch.channels_last)
+    batches = [
+        torch.randn(size, 3, 32, 32).to(memory_format=torch.channels_last) for size in BATCHES
+    ]
     found = []
-    for share in SHARES:
-        for form, sparse in FORMS.items():
-            plan = form_plan(dense, inputs[:1], share, sparse)
-            pressed = skeleton(deepcopy(dense), plan).eval()
-            before, after = pass_times([dense, pressed], [inputs], repeats=REPEATS)
-            assert plan.dense_macs is not None
-            assert plan.macs is not None
-            found.append(
-                {
-                    "form": form,
-                    "params": plan.dense_params / plan.params,
-                    "macs": plan.dense_macs / plan.macs,
-                    "time": median(a / b for a, b in zip(before, after, strict=True)),
-                }
-            )
-            print(found[-1], flush=True)
+    for form, plan in plans(dense):
+        pressed = skeleton(deepcopy(dense), plan).eval()
+        pairs = [pass_times([dense, pressed], [x], repeats=REPEATS) for x in batches]
+        assert plan.dense_macs is not None
+        assert plan.macs is not None
+        found.append(
+            {
+                "form": form,
+                "params": plan.dense_params / plan.params,
+                "macs": plan.dense_macs / plan.macs,
+                "times": [median(a / b for a, b in zip(*pair, strict=True)) for pair in pairs],
+            }
+        )
+        print(found[-1], flush=True)
     return found
 
 
@@ -56,9 +71,9 @@ def main() -> None:
     torch.manual_seed(0)
     setup = {
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, one thread, {IMAGES} images, medians of {REPEATS} pairs",
+        "machine": f"{platform.machine()}, one thread, medians of {REPEATS} pairs",
     }
-    result = {"rows": rows(), "setup": setup}
+    result = {"rows": rows(), "batches": BATCHES, "setup": setup}
     write_atomically(RESULT, json.dumps(result, indent=1).encode() + b"\n")
 
 

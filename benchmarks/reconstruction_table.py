@@ -62,9 +62,13 @@ def sparse_table() -> str:
 def form_times_table() -> str:
     """Return how much faster VGG-16 gets by each form at its full width."""
     found = read("form_times")
-    rows = ["| VGG-16 | parameters | MACs | time |", "|---|--:|--:|--:|"]
+    batches = found["batches"]
+    rows = [
+        f"| VGG-16 | parameters | MACs | {' | '.join(f'time, {n} images' for n in batches)} |",
+        f"|---|--:|--:|{'--:|' * len(batches)}",
+    ]
     for row in found["rows"]:
-        ratios = (f"{row[key]:.2f}×" for key in ("params", "macs", "time"))
+        ratios = (f"{ratio:.2f}×" for ratio in (row["params"], row["macs"], *row["times"]))
         rows.append(f"| {row['form']} | {' | '.join(ratios)} |")
     return "\n".join([*rows, "", setup(found)])
 
@@ -72,19 +76,20 @@ def form_times_table() -> str:
 def full_width_table() -> str:
     """Return what VGG-16 loses by each form, pressed and trained."""
     rows = [
-        "| VGG-16 | parameters | MACs | time | error before training % | error % | loses |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| VGG-16 | parameters | MACs | error before training % | error % | points more "
+        "| file bytes | its error % |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for form, stem in FULL_WIDTH.items():
         found = read(f"{stem}/seed0/metrics")
-        dense, pressed, times = found["dense"], found["pressed"], found["latency"]
-        ratios = [*(found["ratio"][key] for key in ("params", "macs"))]
-        ratios += [times["dense_ms"] / times["pressed_ms"]]
-        errors = pressed["start_error"], pressed["error"], pressed["error"] - dense["error"]
-        cells = [*(f"{x:.2f}×" for x in ratios), *(f"{x:.2f}" for x in errors)]
+        dense, pressed, file = found["dense"], found["pressed"], found["file"]
+        cells = [f"{found['ratio'][key]:.2f}×" for key in ("params", "macs")]
+        cells += [f"{pressed[key]:.2f}" for key in ("start_error", "error")]
+        cells += [f"{pressed['error'] - dense['error']:+.2f}"]
+        cells += [f"{file['bytes']:,}", f"{file['error']:.2f}"]
         rows.append(f"| {form} | {' | '.join(cells)} |")
     about = (
-        f"dense error {dense['error']:.2f} %; time of a batch of {times['batch']}. "
+        f"Dense: error {dense['error']:.2f} %, {dense['bytes']:,} bytes. "
         f"{found['device']}, torch {found['versions']['torch']}."
     )
     return "\n".join([*rows, "", about])
