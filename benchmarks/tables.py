@@ -2,8 +2,8 @@
 
 A finished run is added with ``--collect``, which copies its metrics and its file, if it is small:
 
-    python benchmarks/tables.py --collect runs/lenet5-ada-0 runs/lenet5-ada-1 ...
-    python benchmarks/tables.py
+    python -m benchmarks.tables --collect runs/lenet5-ada-0 runs/lenet5-ada-1 ...
+    python -m benchmarks.tables
 """
 
 import argparse
@@ -14,11 +14,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from architectures_table import architectures_table, kept_table
-from coding_table import coding_table
-from cp_table import cp_table
-from planning_tables import budgets_table, inference_table, latency_budgets_table
-from reconstruction_table import (
+from benchmarks.accuracy.reconstruction_table import (
     characters_table,
     costs_table,
     form_times_table,
@@ -26,10 +22,15 @@ from reconstruction_table import (
     sparse_table,
     speedups_table,
 )
-from resnet56_budget_table import resnet56_budget_table
-from schemes_table import schemes_table
-from sweep_tables import variants_table
-from tensorpress.recipe import read_recipe
+from benchmarks.accuracy.resnet56_budget_table import resnet56_budget_table
+from benchmarks.decompose.cp_table import cp_table
+from benchmarks.files.coding_table import coding_table
+from benchmarks.files.sweep_tables import variants_table
+from benchmarks.models.architectures_table import architectures_table, kept_table
+from benchmarks.models.schemes_table import schemes_table
+from benchmarks.speed.planning_tables import budgets_table, inference_table, latency_budgets_table
+
+from tensorpress.runs.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

@@ -1,14 +1,12 @@
 """Smaller neural networks by tensor decomposition, in files as small as the information in them."""
 
-from tensorpress.between import norms_between
-from tensorpress.calibrate.kept import Calibration
+from tensorpress.calibrate.calibration import Calibration
 from tensorpress.checkpoints.load import load_checkpoint
+from tensorpress.checkpoints.press_checkpoint import press_checkpoint
 from tensorpress.checkpoints.save import save_checkpoint
-from tensorpress.checkpoints.stream import press_checkpoint
-from tensorpress.codec.file import load, save
 from tensorpress.codec.inspect import inspect
-from tensorpress.codec.quantize import UniformQuantizer
-from tensorpress.codec.steps import StepQuantizer
+from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
+from tensorpress.codec.save_load import load, save
 from tensorpress.errors import (
     CorruptFileError,
     DataNotFoundError,
@@ -16,18 +14,19 @@ from tensorpress.errors import (
     ModelMismatchError,
     TensorPressError,
 )
-from tensorpress.export import check_onnx, export_onnx
+from tensorpress.export.onnx import check_onnx, export_onnx
 from tensorpress.measure import measure
 from tensorpress.models.loading import load_model
 from tensorpress.planning import LayerPlan, Plan, SchemePlan, plan
-from tensorpress.pressing import materialize, press
-from tensorpress.rate.training import train_for_size
-from tensorpress.rounding.encode import Encoded, decode, encode
+from tensorpress.press.factor_norms import norms_between
+from tensorpress.press.press import materialize, press
+from tensorpress.press.unpress import unpress
+from tensorpress.quantize.encode import Encoded, decode, encode
+from tensorpress.quantize.train_for_size import train_for_size
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
-from tensorpress.sensitivity.scoring import sensitivity
+from tensorpress.sensitivity.measure_layers import sensitivity
 from tensorpress.train import finetune
-from tensorpress.unpressing import unpress
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.calibrate.batches import digest, hold, outputs
-from tensorpress.calibrate.moments import input_moments
+from tensorpress.calibrate.input_moments import input_moments
 from tensorpress.errors import InvalidArgumentError
 
 

@@ -8,7 +8,7 @@ from tiny_checkpoints import MODELS, contents, llama, logits
 from torch import nn
 
 from tensorpress.checkpoints import load_checkpoint, save, save_checkpoint
-from tensorpress.checkpoints.shard_writer import ShardWriter
+from tensorpress.checkpoints.safetensors_writer import ShardWriter
 from tensorpress.errors import (
     CorruptFileError,
     DataNotFoundError,
@@ -16,7 +16,7 @@ from tensorpress.errors import (
     ModelMismatchError,
 )
 from tensorpress.planning import plan
-from tensorpress.pressing import press
+from tensorpress.press.press import press
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome
 from tensorpress.measure import count_macs
-from tensorpress.zoo import build, save_weights
+from tensorpress.models.zoo import build, save_weights
 
 Shell = Callable[..., Outcome]
 Told = Callable[..., Any]

@@ -11,9 +11,9 @@ from command_line import Outcome
 from tensorpress.cli.options import parse_overrides
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.hugging_face import transformers_library
+from tensorpress.models.zoo import build, save_weights
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scored, Scores
-from tensorpress.zoo import build, save_weights
 
 Shell = Callable[..., Outcome]
 Told = Callable[..., Any]
@@ -136,7 +136,7 @@ def test_a_folder_of_transformers_is_read_tensor_by_tensor(
     )
     model = transformers.BertModel(config)
     model.save_pretrained(tmp_path / "bert")
-    monkeypatch.setattr("tensorpress.cli.subject.load_by_name", None)
+    monkeypatch.setattr("tensorpress.cli.model_source.load_by_name", None)
     words = ("--scheme", "channel_svd", "--ranks", "energy:0.6", "--targets", "encoder.*")
     found = told("plan", "--model", tmp_path / "bert", *words)
     expected = tp.plan(model, scheme="channel_svd", ranks="energy:0.6", targets=["encoder.*"])

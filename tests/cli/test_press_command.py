@@ -13,8 +13,8 @@ from command_line import Outcome
 from tensorpress.checkpoints import load_checkpoint
 from tensorpress.data import load
 from tensorpress.models.hugging_face import transformers_library
+from tensorpress.models.zoo import build, network, save_weights
 from tensorpress.planning.plan import Plan
-from tensorpress.zoo import build, network, save_weights
 
 Shell = Callable[..., Outcome]
 Told = Callable[..., Any]
@@ -167,7 +167,7 @@ def test_a_plan_of_another_model_is_refused(
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tensorpress.cli.pressing.tp.press", None)
+    monkeypatch.setattr("tensorpress.cli.press.tp.press", None)
     words = ("press", "--model", "small_nets:net", *SVD, "--out")
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from command_line import Outcome
-from tensorpress.jobs import JobFolder
+from tensorpress.utils.shared_jobs import JobFolder
 
 RECIPE = """
 title: LeNet-300-100 on digits
@@ -30,7 +30,7 @@ def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         jobs.run(list(tasks), do, title="")
 
     monkeypatch.setattr("tensorpress.sweep.trials._in_processes", in_turn)
-    monkeypatch.setattr("tensorpress.sweep.sweeping._test_error", lambda *_: 7.0)
+    monkeypatch.setattr("tensorpress.sweep.sweep._test_error", lambda *_: 7.0)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "sweep.yaml").write_text("recipe: recipe.yaml\nvary: {press.ranks: [2, 8]}\n")
     return "sweep.yaml"

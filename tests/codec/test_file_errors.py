@@ -8,14 +8,14 @@ from torch import nn
 from tpz_models import assert_holds, expected, pressed, saved
 
 import tensorpress as tp
-from tensorpress.codec.contents import stored_tensors
+from tensorpress.codec.model_tensors import stored_tensors
 from tensorpress.errors import (
     CorruptFileError,
     DataNotFoundError,
     InvalidArgumentError,
     ModelMismatchError,
 )
-from tensorpress.zoo import build
+from tensorpress.models.zoo import build
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -145,7 +145,7 @@ def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.M
         tp.plan(dense, scheme="ada_tucker", overrides={"0": {"modes": [50, 2], "ranks": [50, 2]}}),
     )
     path = saved(model, tmp_path)
-    monkeypatch.setattr("tensorpress.codec.costs._ROOM", 0)
+    monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
     with pytest.raises(CorruptFileError, match="does not describe a model"):

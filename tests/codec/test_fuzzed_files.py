@@ -10,8 +10,8 @@ from tpz_models import forged_own, own, saved
 
 import tensorpress as tp
 from tensorpress.codec import container
-from tensorpress.codec.contents import stored_tensors
-from tensorpress.codec.description import table_of
+from tensorpress.codec.header import table_of
+from tensorpress.codec.model_tensors import stored_tensors
 from tensorpress.errors import CorruptFileError, ModelMismatchError
 
 ATOMS = (

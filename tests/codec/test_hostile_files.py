@@ -16,8 +16,8 @@ from tpz_models import forged_own, forged_zoo, own, pressed, saved
 
 import tensorpress as tp
 from tensorpress.codec import container, named_header
-from tensorpress.codec.description import PackedLayer, PackedScheme, PackedTucker
-from tensorpress.codec.stream import Stream
+from tensorpress.codec.adaptive_coder import Stream
+from tensorpress.codec.header import PackedLayer, PackedScheme, PackedTucker
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 
 REFUSED = (CorruptFileError, ModelMismatchError)
@@ -212,8 +212,8 @@ def test_tables_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.M
     wide = tp.UniformQuantizer(8192, 4096.0)
     path = saved(model, tmp_path, quantizer=wide)
     assert tp.inspect(path).parts["tables"] > 8
-    monkeypatch.setattr("tensorpress.codec.tables.MAX_COUNTS", 3 * 8193)
-    monkeypatch.setattr("tensorpress.codec.encoding.MAX_COUNTS", 3 * 8193)
+    monkeypatch.setattr("tensorpress.codec.static_coder.MAX_COUNTS", 3 * 8193)
+    monkeypatch.setattr("tensorpress.codec.encode_tensors.MAX_COUNTS", 3 * 8193)
     with pytest.raises(CorruptFileError, match="probability tables have more than 24,579 counts"):
         tp.inspect(path)
     with pytest.raises(InvalidArgumentError, match="take larger steps"):

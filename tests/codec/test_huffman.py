@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorpress.codec.bits import BitReader, BitWriter
+from tensorpress.codec.bit_io import BitReader, BitWriter
 from tensorpress.codec.huffman import MAX_LENGTH, HuffmanCode, code_lengths
 from tensorpress.errors import CorruptFileError
 

@@ -8,11 +8,11 @@ from torch import nn
 from tpz_models import lenet5, own, pressed, saved
 
 import tensorpress as tp
-from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
-from tensorpress.codec.entropy import entropy_bits
 from tensorpress.codec.inspect import StoredLayer
+from tensorpress.codec.model_tensors import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.static_tables import entropy_bits
+from tensorpress.models.zoo import build
 from tensorpress.planning import plan_of
-from tensorpress.zoo import build
 
 
 def told(model: nn.Module) -> tuple[StoredLayer, ...]:

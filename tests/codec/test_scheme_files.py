@@ -12,16 +12,16 @@ from torch import nn
 from tpz_models import assert_holds, expected, forged_own, saved
 
 import tensorpress as tp
-from tensorpress.codec.contents import stored_tensors
-from tensorpress.codec.description import describe
+from tensorpress.codec.header import describe
+from tensorpress.codec.model_tensors import stored_tensors
 from tensorpress.codec.named_header import pack, unpack
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.models.zoo import build
 from tensorpress.planning import plan_of
-from tensorpress.schemes.layer import describe as describe_layer
+from tensorpress.schemes.layer_spec import describe as describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.schemes.tensor_train import TrainOfMatrix
-from tensorpress.zoo import build
 
 SCHEMES = list(LAYER_SCHEMES)
 
@@ -236,7 +236,7 @@ def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.M
     dense = nn.Sequential(nn.Linear(10, 10, bias=False))
     model = tp.press(dense, tp.plan(dense, scheme="tucker2", overrides={"0": {"ranks": 10}}))
     path = saved(model, tmp_path)
-    monkeypatch.setattr("tensorpress.codec.costs._ROOM", 0)
+    monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
     with pytest.raises(ModelMismatchError, match=r"model\.tpz holds factors far larger"):

@@ -7,13 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tensorpress.codec.decoding import StoredTensor, decode_tensors
-from tensorpress.codec.encoding import encode_tensors
-from tensorpress.codec.entropy import entropy_bits
-from tensorpress.codec.quantize import UniformQuantizer
-from tensorpress.codec.specs import Coder, Constant
-from tensorpress.codec.steps import StepQuantizer
-from tensorpress.codec.stream import Stream
+from tensorpress.codec.adaptive_coder import Stream
+from tensorpress.codec.decode_tensors import StoredTensor, decode_tensors
+from tensorpress.codec.encode_tensors import encode_tensors
+from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
+from tensorpress.codec.static_tables import entropy_bits
+from tensorpress.codec.storage import Coder, Constant
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 CODERS: tuple[Coder, ...] = ("range", "huffman")
@@ -164,8 +163,8 @@ def test_symbols_that_no_neighbour_tells_are_coded_by_tables() -> None:
 def test_large_tensors_are_coded_by_tables_unless_they_gain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tensorpress.codec.encoding._LARGE", 2000)
-    monkeypatch.setattr("tensorpress.codec.encoding._SAMPLE", 1000)
+    monkeypatch.setattr("tensorpress.codec.encode_tensors._LARGE", 2000)
+    monkeypatch.setattr("tensorpress.codec.encode_tensors._SAMPLE", 1000)
     generator = torch.manual_seed(0)
     alike = torch.randn(60, 60, generator=generator)
     grown = alike * torch.logspace(-2, 2, 60)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.codec import container, named_header, zoo_header
-from tensorpress.codec.contents import quantized_names, quantizers_for, stored_tensors
-from tensorpress.codec.description import Description, PackedLayer
-from tensorpress.codec.encoding import encode_tensors
-from tensorpress.codec.steps import StepQuantizer
-from tensorpress.codec.stream import Stream
-from tensorpress.zoo import build
+from tensorpress.codec.adaptive_coder import Stream
+from tensorpress.codec.encode_tensors import encode_tensors
+from tensorpress.codec.header import Description, PackedLayer
+from tensorpress.codec.model_tensors import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.quantizers import StepQuantizer
+from tensorpress.models.zoo import build
 
 LENET5 = {
     "conv1": {"modes": [25, 20], "ranks": 5},

@@ -4,7 +4,7 @@ import gzip
 
 import torch
 
-from tensorpress.data.idx import IDX_FILES
+from tensorpress.data.mnist import IDX_FILES
 
 
 def idx_bytes(tensor):

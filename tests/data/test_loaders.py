@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from tensorpress import zoo
 from tensorpress.data import ImageSet, batches
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.models import zoo
 
 
 def numbered(count=50):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tensorly.decomposition import parafac
 
 from tensorpress.decompose.cp import CP, cp_als, cp_nls, cp_to_tensor, max_cp_rank
-from tensorpress.decompose.cp_products import Halves, hadamard
-from tensorpress.decompose.cp_starts import cp_starts, slice_start
+from tensorpress.decompose.cp_als import cp_starts, slice_start
+from tensorpress.decompose.cp_mttkrp import Halves, hadamard
 from tensorpress.errors import InvalidArgumentError
 
 BOTH = pytest.mark.parametrize("decompose", [cp_als, cp_nls])

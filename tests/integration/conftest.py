@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import recipe
 
-from tensorpress.running import RunResult, run
+from tensorpress.runs.run import RunResult, run
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +19,4 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     def touch(_: object, path: Path) -> None:
         path.write_text("<html></html>")
 
-    monkeypatch.setattr("tensorpress.running.write_page", touch)
+    monkeypatch.setattr("tensorpress.runs.run.write_page", touch)

@@ -10,12 +10,12 @@ import torch
 
 import tensorpress as tp
 from tensorpress.errors import TensorPressError
-from tensorpress.export import check_onnx, export_onnx, relative_difference
+from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
 from tensorpress.measure import count_macs, count_params
 from tensorpress.models import load_model, torchvision_models
 from tensorpress.planning import plan_of
 from tensorpress.schemes.press_layer import unpress_layer
-from tensorpress.schemes.pressed import Pressed
+from tensorpress.schemes.pressed_layer import Pressed
 
 CLOSE = 1e-4
 TOKENS = 50

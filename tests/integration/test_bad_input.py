@@ -12,8 +12,8 @@ from tiny_runs import TINY
 
 import tensorpress as tp
 from command_line import Outcome, call
-from tensorpress.running import RunResult
-from tensorpress.zoo import build, save_weights
+from tensorpress.models.zoo import build, save_weights
+from tensorpress.runs.run import RunResult
 
 Call = Callable[..., Outcome]
 

@@ -13,12 +13,12 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome, call
 from tensorpress.data import batches
+from tensorpress.models.zoo import NETWORKS, build, load_weights
+from tensorpress.models.zoo.splits import load_splits
 from tensorpress.planning import SCHEMES
-from tensorpress.recipe import parse_recipe
-from tensorpress.running import RunResult
-from tensorpress.sources import load_splits
+from tensorpress.runs.recipe import parse_recipe
+from tensorpress.runs.run import RunResult
 from tensorpress.train import evaluate
-from tensorpress.zoo import NETWORKS, build, load_weights
 
 Call = Callable[..., Outcome]
 
@@ -88,7 +88,7 @@ def test_the_recipe_of_demo(shell: Call, monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append((recipe, out, seed))
         raise Reached("far enough")
 
-    monkeypatch.setattr("tensorpress.cli.recipes.run", stop)
+    monkeypatch.setattr("tensorpress.cli.run.run", stop)
     said = shell("demo", "--seed", 5)
     assert (said.code, said.err) == (1, "error: far enough\n")
     [(recipe, out, seed)] = seen

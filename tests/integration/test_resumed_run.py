@@ -12,9 +12,9 @@ import torch
 from tiny_runs import TINY, recipe
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.pressing import press
-from tensorpress.recipe import parse_recipe
-from tensorpress.running import RunResult, run, train_common
+from tensorpress.press.press import press
+from tensorpress.runs.recipe import parse_recipe
+from tensorpress.runs.run import RunResult, run, train_common
 from tensorpress.train.epoch import EpochRunner
 
 pytestmark = pytest.mark.usefixtures("no_page")
@@ -42,7 +42,7 @@ def test_a_finished_run_is_not_trained_again(
     page = (finished.folder / "report.html").read_bytes()
     metrics = (finished.folder / "metrics.json").read_bytes()
     monkeypatch.setattr(EpochRunner, "run", fail)
-    monkeypatch.setattr("tensorpress.running.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("tensorpress.runs.run.perf_counter", lambda: 0.0)
     again = run(recipe(), finished.folder, seed=3)
     assert (finished.folder / "model.tpz").read_bytes() == before
     for key in set(finished.metrics) - {"latency", "seconds"}:
@@ -90,7 +90,7 @@ def test_a_run_that_fails_at_the_end_goes_on(
         raise StoppedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"tensorpress.running.{step}", fail)
+        patched.setattr(f"tensorpress.runs.run.{step}", fail)
         with pytest.raises(StoppedError):
             run(recipe(), tmp_path / "run", seed=3)
     assert (tmp_path / "run" / "metrics.json").exists() == (step == "write_page")
@@ -109,13 +109,15 @@ def test_images_are_fitted_to_once(
         calls.append(how)
         return press(*given, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("tensorpress.pressed_once.press", counted)
+    monkeypatch.setattr("tensorpress.runs.training.press", counted)
     calibrated = recipe(press={"scheme": "channel_svd", "ranks": 8, "calibrate": 128})
     common = tmp_path / "common"
     train_common(calibrated, common, "train", 3)
     alone = run(calibrated, tmp_path / "alone", seed=3)
     assert len(calls) == 2
-    monkeypatch.setattr("tensorpress.phases.plan_for", None)  # the plan is that of the others
+    monkeypatch.setattr(
+        "tensorpress.runs.training.plan_for", None
+    )  # the plan is that of the others
     after = run(calibrated, tmp_path / "after", seed=3, common=common)
     run(calibrated, tmp_path / "alone", seed=3)
     assert len(calls) == 2

@@ -8,16 +8,16 @@ import torch
 from tiny_runs import recipe
 
 import tensorpress as tp
-from tensorpress.codec.contents import quantized_names, stored_tensors
+from tensorpress.codec.model_tensors import quantized_names, stored_tensors
 from tensorpress.data import batches
 from tensorpress.measure import count_params
+from tensorpress.models.zoo import build, load_weights, network, save_weights
+from tensorpress.models.zoo.splits import load_splits
 from tensorpress.planning import plan_of
-from tensorpress.recipe import read_recipe
 from tensorpress.report import ReportContent
-from tensorpress.running import RunResult, run
-from tensorpress.sources import load_splits
+from tensorpress.runs.recipe import read_recipe
+from tensorpress.runs.run import RunResult, run
 from tensorpress.train import evaluate
-from tensorpress.zoo import build, load_weights, network, save_weights
 
 
 def metrics_of(result: RunResult) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from tiny_runs import recipe
 import tensorpress as tp
 from tensorpress.data import batches
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.running import run
-from tensorpress.sources import load_splits
+from tensorpress.models.zoo import network, save_weights
+from tensorpress.models.zoo.splits import load_splits
+from tensorpress.runs.run import run
 from tensorpress.train import evaluate
-from tensorpress.zoo import network, save_weights
 
 RATE = {
     "tradeoff": 0.2,
@@ -63,7 +63,7 @@ def test_a_dense_network_is_trained_for_size_too(tmp_path):
 
 
 def test_without_looking_at_the_test_set(tmp_path, monkeypatch):
-    from tensorpress.phases import Phases
+    from tensorpress.runs.training import Phases
 
     monkeypatch.setattr(Phases, "test_error", lambda *_: pytest.fail("the test set was seen"))
     result = run(recipe(quantize=None, rate=RATE), tmp_path, seed=1, test=False)

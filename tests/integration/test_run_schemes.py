@@ -10,10 +10,10 @@ from tiny_runs import recipe
 
 import tensorpress as tp
 from command_line import call
-from tensorpress.between import ScaleNorm
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import plan_of
-from tensorpress.running import RunResult, run
+from tensorpress.press.factor_norms import ScaleNorm
+from tensorpress.runs.run import RunResult, run
 from tensorpress.train.epoch import EpochRunner
 
 PRESS: dict[str, Any] = {

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from tensorpress.recipe import Recipe, parse_recipe
+from tensorpress.runs.recipe import Recipe, parse_recipe
 
 TINY = """\
 title: LeNet-300-100 on digits

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 import tensorpress as tp
 from tensorpress.measure import count_macs, count_params
 from tensorpress.measure.cost import evaluating
-from tensorpress.zoo import NETWORKS, build
+from tensorpress.models.zoo import NETWORKS, build
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input
 from tensorpress.models.hugging_face import transformers_library
-from tensorpress.zoo import NETWORKS
+from tensorpress.models.zoo import NETWORKS
 
 
 def test_an_input_is_read_from_text() -> None:

@@ -16,7 +16,7 @@ from tensorpress.errors import (
 )
 from tensorpress.models import load_model
 from tensorpress.models.hugging_face import transformers_library
-from tensorpress.zoo import build, save_weights
+from tensorpress.models.zoo import build, save_weights
 
 FUNCTIONS = """
 from torch import nn
@@ -112,7 +112,7 @@ def test_what_cannot_be_built_is_said(folder: Path, name: str, message: str) -> 
 
 @pytest.mark.parametrize("origin", ["torchvision", "timm", "hf"])
 def test_a_package_that_is_missing_is_named(origin: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tensorpress.models.packages.find_spec", lambda _: None)
+    monkeypatch.setattr("tensorpress.models.optional_imports.find_spec", lambda _: None)
     package = "transformers" if origin == "hf" else origin
     with pytest.raises(TensorPressError, match=f"pip install {package}"):
         load_model(f"{origin}:resnet18")

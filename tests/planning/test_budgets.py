@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress import plan, press, press_layer, zoo
+from tensorpress import plan, press, press_layer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
+from tensorpress.models import zoo
 
 SCHEMES = ["ada_tucker", "scada_tucker"]
 

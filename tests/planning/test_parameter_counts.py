@@ -7,10 +7,11 @@ which a plan made by hand may do although `plan` refuses it; hence the plans mad
 
 import pytest
 
-from tensorpress import LayerPlan, Plan, press, zoo
+from tensorpress import LayerPlan, Plan, press
 from tensorpress.decompose import tucker_params
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
+from tensorpress.models import zoo
 from tensorpress.planning import plan_of
 
 USUAL = {

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tensorpress import LayerPlan, plan, press, zoo
+from tensorpress import LayerPlan, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
+from tensorpress.models import zoo
 from tensorpress.planning import SCHEMES, SchemePlan
 from tensorpress.planning.layers import PRESSED
 from tensorpress.schemes.channel_svd import ChannelSVD
-from tensorpress.schemes.layer import describe
+from tensorpress.schemes.layer_spec import describe
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tensorpress import plan, press, zoo
+from tensorpress import plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_macs, count_params
+from tensorpress.models import zoo
 from tensorpress.planning.budget import parse_budget
 from tensorpress.planning.scores import Scored, Scores
 

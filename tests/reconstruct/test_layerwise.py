@@ -9,10 +9,10 @@ from torch import Tensor, nn
 import tensorpress as tp
 from tensorpress.calibrate.batches import hold
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning.given import Entry
+from tensorpress.planning.fixed_ranks import Entry
 from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct.batch_norm import norm_statistics
 from tensorpress.reconstruct.layerwise import Reconstruct
-from tensorpress.reconstruct.norms import norm_statistics
 
 
 class Block(nn.Module):
@@ -160,7 +160,7 @@ def test_linear_layers_and_layers_that_are_not_fitted(caplog: pytest.LogCaptureF
     plan = tp.plan(
         net, scheme="channel_svd", ranks=4, overrides={"4": {"scheme": "tt_weight", "ranks": 2}}
     )
-    caplog.set_level(logging.INFO, "tensorpress.pressing")
+    caplog.set_level(logging.INFO, "tensorpress.press")
     pressed = tp.press(net, plan, calibration=batches, reconstruct="nonlinear")
     assert "layer 4: by its weight alone" in caplog.text
     assert "layer 0: fitted linearly, as gelu takes its output" in caplog.text

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorpress.decompose import unfold
-from tensorpress.schemes.dimensions import aligned, axes_for
+from tensorpress.schemes.reshape_modes import aligned, axes_for
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import tensorpress as tp
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.layer import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe, kernel_of
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme
 

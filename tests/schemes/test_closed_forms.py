@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress.schemes.layer import describe
+from tensorpress.schemes.layer_spec import describe
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tensor_train import TrainOfMatrix

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from tensorpress import LayerPlan, Plan, press
 from tensorpress.decompose import tucker_to_tensor
-from tensorpress.schemes.factorized_weight import stored_factors
+from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
 # The round of mode products goes from the first mode to the last on one of these, back on the other

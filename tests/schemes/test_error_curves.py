@@ -11,9 +11,9 @@ from torch import nn
 
 from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.candidates import discarded, thinned
-from tensorpress.schemes.layer import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe, kernel_of
 from tensorpress.schemes.press_layer import press_layer
+from tensorpress.schemes.rank_grid import discarded, thinned
 from tensorpress.schemes.registry import scheme
 
 BY_SVD = ("channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in", "tucker1_out")

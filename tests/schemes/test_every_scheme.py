@@ -12,8 +12,8 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params
-from tensorpress.schemes.factorized_weight import factorized_weight
-from tensorpress.schemes.layer import describe
+from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 

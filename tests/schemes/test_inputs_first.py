@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes import builder
-from tensorpress.schemes.layer import describe, kernel_of, unpressable, weight_of
+from tensorpress.schemes import chain_builder
+from tensorpress.schemes.layer_spec import describe, kernel_of, unpressable, weight_of
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 
@@ -94,6 +94,6 @@ def test_a_class_of_that_name_that_is_another_is_refused():
 
 def test_without_transformers_there_is_no_way_back(monkeypatch):
     pressed = press_layer(both()[0], "channel_svd", 2)
-    monkeypatch.setattr(builder, "INPUTS_FIRST", ("not_there", "Conv1D"))
+    monkeypatch.setattr(chain_builder, "INPUTS_FIRST", ("not_there", "Conv1D"))
     with pytest.raises(InvalidArgumentError, match="needs the package transformers"):
         unpress_layer(pressed)

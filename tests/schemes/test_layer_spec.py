@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer import (
+from tensorpress.schemes.layer_spec import (
     KINDS,
     LayerSpec,
     describe,

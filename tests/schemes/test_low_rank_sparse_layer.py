@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.errors import CorruptFileError
-from tensorpress.schemes.layer import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe, kernel_of
 from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer import describe
+from tensorpress.schemes.layer_spec import describe
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 

@@ -8,7 +8,7 @@ from layer_configs import cases
 from torch import nn
 
 from tensorpress.measure import count_macs, count_params
-from tensorpress.schemes.layer import KINDS, describe
+from tensorpress.schemes.layer_spec import KINDS, describe
 from tensorpress.schemes.stages import Stage, along, compose, dense_stage, flat, macs, params
 
 

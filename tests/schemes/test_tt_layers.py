@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from tensorpress.decompose.tt_multiply import tt_macs
+from tensorpress.decompose.tt_matvec import tt_macs
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer import describe
+from tensorpress.schemes.layer_spec import describe
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tensor_train import TrainOfMatrix, covering_modes

@@ -12,7 +12,7 @@ from torch import nn
 import tensorpress as tp
 from tensorpress.decompose.tensor_train import attainable_tt_ranks, largest_tt_ranks
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.factorized_weight import factorized_weight, stored_factors
+from tensorpress.schemes.parametrization import factorized_weight, stored_factors
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme
 

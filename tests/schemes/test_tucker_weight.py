@@ -7,8 +7,8 @@ from torch import nn
 
 from tensorpress.decompose import tucker_params
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.dimensions import balanced_modes
-from tensorpress.schemes.factorized_weight import stored_factors
+from tensorpress.schemes.parametrization import stored_factors
+from tensorpress.schemes.reshape_modes import balanced_modes
 from tensorpress.schemes.tucker_weight import TuckerWeight, tucker_weight
 
 KINDS = {

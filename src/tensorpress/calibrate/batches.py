@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.fingerprint import fingerprint
-from tensorpress.schemes.layer import CONVS
+from tensorpress.schemes.layer_spec import CONVS
+from tensorpress.utils.tensor_hash import fingerprint
 
 Given = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
 """A batch as users give it: inputs, (inputs, labels), or arguments by name, as tokenizers do."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tensorpress.schemes.layer import CONVS, kind_of
+from tensorpress.schemes.layer_spec import CONVS, kind_of
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 

@@ -1,17 +1,21 @@
-"""Loading a pressed model from its folder."""
+"""Loading a pressed model from its folder, and building Transformers models from a config."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
+from accelerate import init_empty_weights
 from torch import nn
 
-from tensorpress.checkpoints.from_config import from_config
-from tensorpress.checkpoints.states import check_fits, fill, listed, tied_names, without_weights
-from tensorpress.checkpoints.tensor_files import TensorFiles
-from tensorpress.errors import DataNotFoundError, ModelMismatchError
+from tensorpress.checkpoints.meta_model import check_fits, fill, listed, tied_names, without_weights
+from tensorpress.checkpoints.safetensors_reader import TensorFiles
+from tensorpress.errors import DataNotFoundError, ModelMismatchError, TensorPressError
+from tensorpress.models.hugging_face import build_hugging_face
+from tensorpress.models.optional_imports import require
+from tensorpress.models.torchvision import torchvision_models
 from tensorpress.planning.plan import Plan
-from tensorpress.pressing import skeleton
-from tensorpress.schemes.pressed import check_read
+from tensorpress.press.press import skeleton
+from tensorpress.schemes.pressed_layer import check_read
 
 PLAN = "plan.json"
 
@@ -49,7 +53,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     >>> import tempfile
     >>> from tensorpress.checkpoints import save_checkpoint
     >>> from tensorpress.planning import plan
-    >>> from tensorpress.pressing import press
+    >>> from tensorpress.press.press import press
     >>> net = nn.Sequential(nn.Linear(80, 50))
     >>> chosen = plan(net, scheme="channel_svd", ranks=4)
     >>> folder = tempfile.mkdtemp()
@@ -98,3 +102,36 @@ def _check_values(folder: Path, model: nn.Module) -> None:
                 f"{folder} does not hold the buffer {name!r}, which has no values in the model "
                 "given: give one that is not on the meta device"
             )
+
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+
+
+def from_config(folder: Path) -> nn.Module:
+    """Return the model that a ``config.json`` names: parameters on the meta device, buffers real.
+
+    Buffers that no file holds, such as the frequencies of rotary embeddings, have their values.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there is no ``config.json``.
+    TensorPressError
+        If transformers is missing or does not have the model.
+    """
+    if not (folder / CONFIG).is_file():
+        raise DataNotFoundError(
+            f"{folder} has no {CONFIG} that names a model of transformers: give a dense model of "
+            "the architecture as model="
+        )
+    with suppress(TensorPressError):  # transformers imports torchvision where it is installed
+        torchvision_models()
+    with init_empty_weights(include_buffers=False):
+        model = build_hugging_face(str(folder), {}, empty=True)
+    # Parameters that were put on the meta device one by one are tied no more.
+    model.tie_weights()  # type: ignore[operator]
+    if (folder / GENERATION).is_file():
+        generation = require("transformers", "a model of Hugging Face").GenerationConfig
+        model.generation_config = generation.from_pretrained(folder)
+    return model

@@ -11,13 +11,12 @@ from pathlib import Path
 from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 
-from tensorpress.checkpoints.index import write_index
 from tensorpress.checkpoints.load import PLAN
-from tensorpress.checkpoints.shard_writer import CODES, writing_shard
-from tensorpress.checkpoints.states import tied_names
+from tensorpress.checkpoints.meta_model import tied_names
+from tensorpress.checkpoints.safetensors_writer import CODES, write_index, writing_shard
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
-from tensorpress.planning.read_back import plan_of
+from tensorpress.planning.plan_from_model import plan_of
 
 SHARD_BYTES = 5 * 10**9
 """The size above which a model is divided among several files."""
@@ -52,7 +51,7 @@ def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]
     --------
     >>> import tempfile
     >>> from tensorpress.planning import plan
-    >>> from tensorpress.pressing import press
+    >>> from tensorpress.press.press import press
     >>> net = nn.Sequential(nn.Linear(80, 50))
     >>> chosen = plan(net, scheme="channel_svd", ranks=4)
     >>> folder = Path(tempfile.mkdtemp())

@@ -7,16 +7,16 @@ import sys
 import typer
 from rich.console import Console
 
-from tensorpress.cli.coding import decode_command, encode_command
-from tensorpress.cli.evaluating import eval_command
-from tensorpress.cli.exporting import export_command
-from tensorpress.cli.inspecting import inspect_command
-from tensorpress.cli.listing import list_command
+from tensorpress.cli.encode import decode_command, encode_command
+from tensorpress.cli.eval import eval_command
+from tensorpress.cli.export import export_command
+from tensorpress.cli.inspect import inspect_command
+from tensorpress.cli.list import list_command
 from tensorpress.cli.output import print_error
-from tensorpress.cli.planning import plan_command
-from tensorpress.cli.pressing import press_command
-from tensorpress.cli.recipes import demo, run_command
-from tensorpress.cli.sweeping import sweep_command
+from tensorpress.cli.plan import plan_command
+from tensorpress.cli.press import press_command
+from tensorpress.cli.run import demo, run_command
+from tensorpress.cli.sweep import sweep_command
 from tensorpress.errors import TensorPressError
 
 app = typer.Typer(

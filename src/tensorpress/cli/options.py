@@ -13,7 +13,7 @@ import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scores
-from tensorpress.strict_yaml import parse_yaml
+from tensorpress.utils.config_parsing import parse_yaml
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 MODEL = typer.Option(

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorpress.codec.bits import BitReader, BitWriter
+from tensorpress.codec.bit_io import BitReader, BitWriter
 from tensorpress.errors import CorruptFileError, DataNotFoundError
-from tensorpress.files import write_atomically
+from tensorpress.utils.atomic_files import write_atomically
 
 MAGIC = b"TPZ"
 VERSION = 2

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tensorpress.codec.bits import BitReader, BitWriter, unzigzag, zigzag
+from tensorpress.codec.bit_io import BitReader, BitWriter, unzigzag, zigzag
 from tensorpress.errors import CorruptFileError
 
 MAX_LENGTH = 56

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from tensorpress.codec.decoding import StoredTensor as Decoded
-from tensorpress.codec.description import PackedLayer, PackedScheme
-from tensorpress.codec.entropy import entropy_bits
-from tensorpress.codec.quantize import UniformQuantizer
-from tensorpress.codec.reading import OpenFile, open_file
-from tensorpress.codec.specs import Constant, Storage
-from tensorpress.codec.steps import StepQuantizer
-from tensorpress.planning.layer_plans import LayerPlan
+from tensorpress.codec.decode_tensors import StoredTensor as Decoded
+from tensorpress.codec.header import PackedLayer, PackedScheme
+from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
+from tensorpress.codec.static_tables import entropy_bits
+from tensorpress.codec.storage import Constant, Storage
+from tensorpress.codec.tpz_file import OpenFile, open_file
+from tensorpress.schemes.layer_plan import LayerPlan
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     Examples
     --------
     >>> import tempfile, pathlib
-    >>> from tensorpress.codec.file import save
+    >>> from tensorpress.codec.save_load import save
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     size = save(torch.nn.Linear(40, 30), pathlib.Path(folder) / "a.tpz")
     ...     found = inspect(pathlib.Path(folder) / "a.tpz")

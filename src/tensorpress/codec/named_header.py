@@ -6,20 +6,23 @@ from typing import Any
 
 import msgpack
 
-from tensorpress.codec.checks import MAX_MODES, MalformedError, check_layers, expect
-from tensorpress.codec.contents import DTYPES
-from tensorpress.codec.description import (
+from tensorpress.codec.header import (
     CORES,
+    MAX_MODES,
     Description,
+    MalformedError,
     PackedLayer,
     PackedScheme,
     PackedTucker,
     TensorEntry,
+    check_layers,
+    expect,
 )
+from tensorpress.codec.model_tensors import DTYPES
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
-from tensorpress.planning.layer_plans import Core
-from tensorpress.schemes.dimensions import Shape
+from tensorpress.schemes.layer_plan import Core
 from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.reshape_modes import Shape
 
 MAX_HEADER_BYTES = 2 << 20
 """Largest header, uncompressed: some twenty thousand tensors, and no memory to speak of."""

@@ -3,22 +3,25 @@
 from collections.abc import Sequence
 from math import isqrt, prod
 
-from tensorpress.codec.checks import MAX_MODES, MalformedError, check_layers, expect
+from tensorpress.codec.adaptive_coder import Stream
 from tensorpress.codec.container import naming
-from tensorpress.codec.description import (
+from tensorpress.codec.header import (
     CORES,
+    MAX_MODES,
     Description,
+    MalformedError,
     PackedLayer,
     PackedScheme,
     PackedTucker,
+    check_layers,
     dense_network,
+    expect,
     plan_for,
     pressed_table,
 )
-from tensorpress.codec.stream import Stream
 from tensorpress.errors import CorruptFileError, ModelMismatchError
 from tensorpress.planning.layers import pressable
-from tensorpress.schemes.dimensions import Shape
+from tensorpress.schemes.reshape_modes import Shape
 
 # The numbers of networks and schemes are their places here: what is new goes to the end.
 NETWORK_NUMBERS = (

@@ -1,9 +1,9 @@
 """The data sets of the published tables, read from their official files, and generated clips."""
 
 from tensorpress.data.augment import AUGMENTATIONS, MIXED
-from tensorpress.data.datasets import DATASETS, ROOT_VARIABLE, DataSet, load
 from tensorpress.data.images import ImageSet, Splits
 from tensorpress.data.loaders import BatchLoader, batches
+from tensorpress.data.registry import DATASETS, ROOT_VARIABLE, DataSet, load
 
 __all__ = [
     "AUGMENTATIONS",

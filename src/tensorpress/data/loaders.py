@@ -63,7 +63,7 @@ def batches(
         What to draw from; every image appears once per epoch.
     preprocess : callable
         Turns a uint8 batch of shape ``(N, C, H, W)``, or ``(N, C, T, H, W)`` of clips, into
-        network inputs, for instance the ``preprocess`` of a `tensorpress.zoo.Network`.
+        network inputs, for instance the ``preprocess`` of a `tensorpress.models.zoo.Network`.
     batch_size : int
         Images per batch; the last batch holds what is left.
     shuffle : bool

@@ -1,6 +1,5 @@
 """Tensor algebra: tensors in, factors out; nothing here knows what a layer is."""
 
-from tensorpress.decompose.algebra import fold, mode_product, project, tucker_to_tensor, unfold
 from tensorpress.decompose.cp import (
     CP,
     cp_als,
@@ -10,11 +9,18 @@ from tensorpress.decompose.cp import (
     cp_to_tensor,
     max_cp_rank,
 )
-from tensorpress.decompose.shared_core import SharedTucker, shared_tucker
+from tensorpress.decompose.shared_core_tucker import SharedTucker, shared_tucker
 from tensorpress.decompose.spectrum import Spectrum, leading_basis, singular_values, spectrum
 from tensorpress.decompose.svd import SVD, truncated_svd
+from tensorpress.decompose.tensor_algebra import (
+    fold,
+    mode_product,
+    project,
+    tt_to_tensor,
+    tucker_to_tensor,
+    unfold,
+)
 from tensorpress.decompose.tensor_train import TensorTrain, tt_round, tt_spectra, tt_svd
-from tensorpress.decompose.tt_contract import tt_to_tensor
 from tensorpress.decompose.tt_matrix import (
     TTMatrix,
     tt_matrix,
@@ -23,7 +29,7 @@ from tensorpress.decompose.tt_matrix import (
     tt_rows,
     tt_to_matrix,
 )
-from tensorpress.decompose.tt_multiply import (
+from tensorpress.decompose.tt_matvec import (
     TTOrder,
     cheapest_tt_order,
     tt_macs,

@@ -6,9 +6,9 @@ from math import exp, log
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.cp_form import CP, cp_sensitivity
-from tensorpress.decompose.cp_problem import balanced, unit_columns
-from tensorpress.decompose.cp_products import Halves, hadamard
+from tensorpress.decompose.cp_mttkrp import Halves, hadamard
+from tensorpress.decompose.cp_normal_equations import balanced, unit_columns
+from tensorpress.decompose.cp_tensor import CP, cp_sensitivity
 from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError
 

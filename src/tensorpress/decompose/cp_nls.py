@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tensorpress.decompose.cp_als import cp_als
-from tensorpress.decompose.cp_form import CP
-from tensorpress.decompose.cp_problem import balanced, cp_problem
-from tensorpress.decompose.cp_products import Halves, hadamard, identity
+from tensorpress.decompose.cp_mttkrp import Halves, hadamard, identity
+from tensorpress.decompose.cp_normal_equations import balanced, cp_problem
+from tensorpress.decompose.cp_tensor import CP
 from tensorpress.decompose.precision import working
 
 CG_STEPS = 30

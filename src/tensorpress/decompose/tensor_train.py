@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tensorpress.decompose.precision import working
 from tensorpress.decompose.spectrum import Spectrum, leading_basis, spectrum
-from tensorpress.decompose.tt_contract import check_cores, tt_to_tensor
+from tensorpress.decompose.tensor_algebra import check_cores, tt_to_tensor
 from tensorpress.decompose.tt_ranks import attainable_tt_ranks, largest_tt_ranks, tt_params
 from tensorpress.errors import InvalidArgumentError
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tensorpress.decompose.spectrum import Spectrum
+from tensorpress.decompose.tensor_algebra import check_cores, join_train, joining_macs
 from tensorpress.decompose.tensor_train import tt_spectra, tt_svd
-from tensorpress.decompose.tt_contract import check_cores, join_train, joining_macs
-from tensorpress.decompose.tt_multiply import (
+from tensorpress.decompose.tt_matvec import (
     cheapest_tt_order,
     tt_join,
     tt_macs,

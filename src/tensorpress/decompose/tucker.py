@@ -7,9 +7,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.arranged import Arranged, arrange, contract, expand, unfold_stack
 from tensorpress.decompose.precision import projection_error
 from tensorpress.decompose.spectrum import Spectrum, check_spectrum, leading_directions
+from tensorpress.decompose.tucker_layout import Arranged, arrange, contract, expand, unfold_stack
 from tensorpress.errors import InvalidArgumentError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, ModelMismatchError
-from tensorpress.models.packages import built, require
+from tensorpress.models.optional_imports import built, require
 from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.models.weights import PICKLED, no_pickle
 

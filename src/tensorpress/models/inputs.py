@@ -11,7 +11,7 @@ from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.cost import evaluating
 from tensorpress.models.names import parse_name
 from tensorpress.models.torchvision import torchvision_shape
-from tensorpress.zoo import NETWORKS
+from tensorpress.models.zoo import NETWORKS
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype

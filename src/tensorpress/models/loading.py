@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.models.functions import build_by_function
+from tensorpress.models.factory import build_by_function
 from tensorpress.models.hugging_face import build_hugging_face
 from tensorpress.models.names import FORMS, ModelName, parse_name
 from tensorpress.models.timm import build_timm
 from tensorpress.models.torchvision import build_torchvision
 from tensorpress.models.weights import load_weights
-from tensorpress.zoo import NETWORKS
+from tensorpress.models.zoo import NETWORKS
 
 
 def load_model(

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.strict_yaml import parse_yaml
+from tensorpress.utils.config_parsing import parse_yaml
 
 LIBRARIES = ("torchvision", "timm", "hf")
 """What may stand before the colon besides the module of a function."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from tensorpress.models.names import not_among
-from tensorpress.models.packages import built, require
+from tensorpress.models.optional_imports import built, require
 from tensorpress.models.torchvision import mend_torchvision
 
 

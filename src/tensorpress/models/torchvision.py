@@ -10,7 +10,7 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.models.names import not_among
-from tensorpress.models.packages import built, require
+from tensorpress.models.optional_imports import built, require
 
 _SIDE = 224
 _FRAMES = 16

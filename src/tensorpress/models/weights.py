@@ -5,8 +5,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from tensorpress import zoo
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.models import zoo
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 """Suffixes of files that torch reads with pickle."""
@@ -22,8 +22,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     InvalidArgumentError
         For a file that only pickle could read.
     TensorPressError
-        As `tensorpress.zoo.load_weights` does; where only a prefix of the names is in the way, it
-        says so.
+        As `tensorpress.models.zoo.load_weights` raises it. Where only a prefix of the names is in
+        the way, the error says so.
     """
     if path.suffix in PICKLED:
         raise no_pickle(path)

@@ -1,9 +1,9 @@
 """Planning: which layers are pressed, by what scheme, into which modes and ranks."""
 
-from tensorpress.planning.choose import check_target, plan
-from tensorpress.planning.layer_plans import SCHEMES, LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.planning.plan import Plan
-from tensorpress.planning.read_back import plan_of
+from tensorpress.planning.plan_from_model import plan_of
+from tensorpress.planning.planner import check_target, plan
+from tensorpress.schemes.layer_plan import SCHEMES, LayerPlan, PlannedLayer, SchemePlan
 
 __all__ = [
     "SCHEMES",

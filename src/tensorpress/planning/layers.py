@@ -1,19 +1,68 @@
-"""Finding layers: which weights of a model can be pressed, and what is known about each."""
+"""The layers of a model that can be pressed, and how names and patterns select them."""
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tensorpress.decompose.precision import working
-from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.calls import Call, calls_of
-from tensorpress.schemes.dimensions import Shape
-from tensorpress.schemes.factorized_weight import factorized_weight
-from tensorpress.schemes.layer import LayerSpec, describe, kernel_from, unpressable
-from tensorpress.schemes.pressed import Pressed
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.measure.layer_calls import Call, calls_of
+from tensorpress.schemes.layer_spec import LayerSpec, describe, kernel_from, unpressable
+from tensorpress.schemes.parametrization import factorized_weight
+from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.reshape_modes import Shape
+
+REGEX = "re:"
+
+
+def matching(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> list[str]:
+    """Return the names a pattern stands for.
+
+    Parameters
+    ----------
+    pattern : str
+        A name; a pattern with ``*``, which also stands for dots; or ``re:`` and a regular
+        expression that matches the whole name.
+    names : iterable of str
+        To choose from.
+    kept : mapping of str to str
+        Layers that cannot be chosen, with the reason.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it matches nothing, with the reason or the nearest names; or is no regular expression.
+
+    Examples
+    --------
+    >>> names = ["conv1", "layer1.conv1", "layer1.conv2"]
+    >>> matching("layer1.*", names, {}), matching("re:.*conv1", names, {})
+    (['layer1.conv1', 'layer1.conv2'], ['conv1', 'layer1.conv1'])
+    """
+    names = list(names)
+    if pattern.startswith(REGEX):
+        found = _matching_regex(pattern, names)
+    else:
+        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    if not found and pattern in kept:
+        raise InvalidArgumentError(f"layer {pattern!r} cannot be pressed: {kept[pattern]}")
+    if not found:
+        raise unknown_name("layer or pattern", pattern, names)
+    return found
+
+
+def _matching_regex(pattern: str, names: Iterable[str]) -> list[str]:
+    try:
+        expression = re.compile(pattern.removeprefix(REGEX))
+    except re.error as error:
+        raise InvalidArgumentError(f"{pattern!r} is no regular expression: {error}") from None
+    return [name for name in names if expression.fullmatch(name)]
+
 
 Weights = Callable[[str], Tensor]
 """The weight of a layer by its name, as torch holds it."""
@@ -63,7 +112,7 @@ class Layer:
         return next(self.module.parameters()).element_size()
 
     def spec(self) -> LayerSpec:
-        """Return what the layer is; see `tensorpress.schemes.layer.describe`."""
+        """Return what the layer is; see `tensorpress.schemes.layer_spec.describe`."""
         return describe(self.module)
 
     def kernel(self) -> Tensor:
@@ -139,7 +188,7 @@ def obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[s
         The model.
     read : collection of str
         Layers that others were seen to compute with the weight of; see
-        `tensorpress.planning.readers.noting_readers`.
+        `tensorpress.planning.dense_model.noting_readers`.
     """
     tied = _tied_biases(model)
     seen = dict.fromkeys(read, "a module around it computes with its weight")

@@ -12,18 +12,12 @@ from typing import Any
 import yaml
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
-from tensorpress.files import write_atomically
-from tensorpress.planning.layer_plans import LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.planning.plan_file import (
-    FORMAT,
-    PlanFile,
-    check_layer,
-    layer_to_dict,
-)
-from tensorpress.planning.table import Sums, kept_lines, layer_table
-from tensorpress.schemes.dimensions import Shape, by
-from tensorpress.strict_yaml import parse_yaml
-from tensorpress.validation import validated
+from tensorpress.planning.plan_file import FORMAT, PlanFile, check_layer, layer_to_dict
+from tensorpress.planning.plan_table import Sums, kept_lines, layer_table
+from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
+from tensorpress.schemes.reshape_modes import Shape, by
+from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.config_parsing import parse_yaml, validated
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Plan:
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer import describe
+    >>> from tensorpress.schemes.layer_spec import describe
     >>> layer = SchemePlan("fc", "channel_svd", describe(nn.Linear(30, 20)), (4,))
     >>> plan = Plan("channel_svd", (layer,), other_params=20)
     >>> plan.dense_params, plan.params, plan.macs

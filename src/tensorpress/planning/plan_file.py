@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.measure.calls import Call
-from tensorpress.planning.layer_plans import (
+from tensorpress.measure.layer_calls import Call
+from tensorpress.schemes.layer_plan import (
     FLOAT_BYTES,
     SCHEMES,
     TUCKER_SCHEMES,
@@ -16,7 +16,7 @@ from tensorpress.planning.layer_plans import (
     PlannedLayer,
     SchemePlan,
 )
-from tensorpress.schemes.layer import LayerSpec
+from tensorpress.schemes.layer_spec import LayerSpec
 
 FORMAT: Literal["tensorpress-plan 1"] = "tensorpress-plan 1"
 """First line of a plan's file."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, unknown_name
-from tensorpress.files import write_atomically
+from tensorpress.utils.atomic_files import write_atomically
 
 Rule = Literal["total", "worst"]
 

@@ -1,9 +1,9 @@
 """How many components to keep: spectra and limits in, ranks out."""
 
-from tensorpress.ranks.allocate import Allocation, Option, allocate, pareto
+from tensorpress.ranks.allocation import Allocation, Option, allocate, pareto
+from tensorpress.ranks.checks import check_ranks, round_ranks
 from tensorpress.ranks.energy import energy_rank
 from tensorpress.ranks.evbmf import EVBMF, evbmf
-from tensorpress.ranks.limits import check_ranks, round_ranks
 from tensorpress.ranks.rules import (
     EnergyRanks,
     EVBMFRanks,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.ranks.values import SingularValues, descending
+from tensorpress.ranks.checks import SingularValues, descending
 
 
 def energy_rank(singular_values: SingularValues, fraction: float) -> int:

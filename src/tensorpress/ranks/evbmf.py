@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.ranks.values import SingularValues, descending
+from tensorpress.ranks.checks import SingularValues, descending
 
 
 @dataclass(frozen=True)

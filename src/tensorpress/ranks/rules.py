@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.ranks.checks import SingularValues, check_ranks
 from tensorpress.ranks.energy import check_fraction, energy_rank
 from tensorpress.ranks.evbmf import evbmf
-from tensorpress.ranks.limits import check_ranks
-from tensorpress.ranks.values import SingularValues
 
 NAMES = ("energy:FRACTION", "evbmf", "evbmf:WEAKENING")
 """How a rule may be named in words."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorpress.reconstruct.composition import Composition
-from tensorpress.reconstruct.kernel_fit import fit_kernels
+from tensorpress.reconstruct.alternating_fit import fit_kernels
+from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.regression import Regression
-from tensorpress.reconstruct.relu import (
+from tensorpress.reconstruct.relu_fit import (
     ActivatedFit,
     Retarget,
     fit_through_relu,

@@ -10,27 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, Given, hold
-from tensorpress.calibrate.kept import Calibration
-from tensorpress.calibrate.moments import Moments, input_moments
+from tensorpress.calibrate.calibration import Calibration
+from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.calibrate.patches import has_rows
 from tensorpress.decompose.precision import working
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
-from tensorpress.planning.layer_plans import PlannedLayer, SchemePlan
-from tensorpress.reconstruct.composition import Composition
-from tensorpress.reconstruct.evidence import moments_of, some_of, warn_of_few
-from tensorpress.reconstruct.following import Following, followers
-from tensorpress.reconstruct.kernel_fit import fit_kernels
+from tensorpress.reconstruct.alternating_fit import fit_kernels
+from tensorpress.reconstruct.batch_norm import affine, move_norms, norm_statistics, take_bias
+from tensorpress.reconstruct.channel_selection import choose_channels
+from tensorpress.reconstruct.data_checks import moments_of, some_of, warn_of_few
+from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
-from tensorpress.reconstruct.norms import affine, move_norms, norm_statistics, take_bias
+from tensorpress.reconstruct.next_op import Following, followers
 from tensorpress.reconstruct.regression import shrunk
-from tensorpress.reconstruct.relu import ActivatedFit
-from tensorpress.reconstruct.rows import Positions, inputs_in_order, responses_of
-from tensorpress.reconstruct.structure import choose_channels
+from tensorpress.reconstruct.relu_fit import ActivatedFit
+from tensorpress.reconstruct.samples import Positions, inputs_in_order, responses_of
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.composed import Composed
-from tensorpress.schemes.layer import kernel_from
+from tensorpress.schemes.initialization import StartValues, decomposed, held_values, pressed_alone
+from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
+from tensorpress.schemes.layer_spec import kernel_from
+from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.registry import scheme
-from tensorpress.starts import StartValues, decomposed, held_values, pressed_alone
 
 Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
 """What is fitted to data.
@@ -42,7 +42,7 @@ and the bias, so that responses are right with the inputs that the layers presse
 nonlinear: that, after the ReLU that follows.
 """
 
-logger = logging.getLogger("tensorpress.pressing")
+logger = logging.getLogger("tensorpress.press")
 
 
 def reconstruction(

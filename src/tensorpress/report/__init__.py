@@ -4,14 +4,7 @@ The page is a pure function of `ReportContent`, plain data that survives a trip
 through JSON, so a report can be rebuilt without the run that made it.
 """
 
-from tensorpress.report.content import (
-    Curve,
-    Curves,
-    FilePart,
-    Histogram,
-    LayerRow,
-    ReportContent,
-)
+from tensorpress.report.content import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent
 from tensorpress.report.page import render, require_extra, write_page
 from tensorpress.report.tables import headline_table, layer_table
 

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from tensorpress.errors import TensorPressError
-from tensorpress.files import write_atomically
 from tensorpress.report import formatting
 from tensorpress.report.content import ReportContent
 from tensorpress.report.tables import headline_cells
+from tensorpress.utils.atomic_files import write_atomically
 
 _CIRCUMSTANCES = ("seed", "device", "seconds", "latency", "versions")
 

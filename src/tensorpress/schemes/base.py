@@ -13,10 +13,10 @@ from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import RankRule, check_ranks, rank_rule, round_ranks
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.builder import PressedLayer, balance, dense_layer, fill
-from tensorpress.schemes.candidates import COARSE, thinned
-from tensorpress.schemes.layer import LayerSpec, Sizes, describe, kernel_of, weight_of
-from tensorpress.schemes.pressed import Pressed
+from tensorpress.schemes.chain_builder import PressedLayer, balance, dense_layer, fill
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe, kernel_of, weight_of
+from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.rank_grid import COARSE, thinned
 from tensorpress.schemes.stages import Stage
 
 Ranks = int | float | str | Sequence[int] | RankRule

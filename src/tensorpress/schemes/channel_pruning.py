@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.schemes import stages as chains
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.builder import dense_layer, fill
-from tensorpress.schemes.candidates import FINE
-from tensorpress.schemes.composed import Composed
-from tensorpress.schemes.layer import LayerSpec, Sizes, canonical, weight_of
+from tensorpress.schemes.chain_builder import dense_layer, fill
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, canonical, weight_of
+from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.schemes.rank_grid import FINE
 from tensorpress.schemes.stages import dense_stage
 
 

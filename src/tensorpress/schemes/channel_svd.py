@@ -10,8 +10,8 @@ from torch import Tensor
 from tensorpress.decompose.spectrum import Spectrum, singular_values, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.schemes.base import Factorized, LayerScheme
-from tensorpress.schemes.candidates import FINE, discarded
-from tensorpress.schemes.layer import LayerSpec, Sizes
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.rank_grid import FINE, discarded
 from tensorpress.schemes.stages import Stage, flat
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tensorpress.decompose.cp import CP, cp_als, cp_correct, cp_nls, max_cp_rank
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.schemes.base import Factorized, LayerScheme
-from tensorpress.schemes.layer import LayerSpec, Sizes
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.stages import Stage, along, flat
 
 GIVEN_UP = 0.01

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.ranks import round_ranks
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.builder import balance, chain, fill
-from tensorpress.schemes.candidates import COARSE
+from tensorpress.schemes.chain_builder import balance, chain, fill
 from tensorpress.schemes.channel_pruning import ChannelPruning, PrunedLayer
-from tensorpress.schemes.layer import LayerSpec, Sizes, canonical
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, canonical
+from tensorpress.schemes.rank_grid import COARSE
 from tensorpress.schemes.stages import Stage, compose
 
 SWEEPS = 20

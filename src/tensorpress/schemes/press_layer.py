@@ -6,9 +6,9 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.base import Ranks, Scheme
-from tensorpress.schemes.builder import dense_layer
-from tensorpress.schemes.factorized_weight import factorized_weight, rebuild
-from tensorpress.schemes.pressed import Pressed
+from tensorpress.schemes.chain_builder import dense_layer
+from tensorpress.schemes.parametrization import factorized_weight, rebuild
+from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.registry import scheme as scheme_named
 
 

@@ -8,8 +8,7 @@ from tensorpress.schemes.channel_pruning import ChannelPruning
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.cp import CPLayers
 from tensorpress.schemes.low_rank_sparse import LowRankSparse
-from tensorpress.schemes.spatial_channel_svd import SpatialChannelSVD
-from tensorpress.schemes.spatial_svd import SpatialSVD
+from tensorpress.schemes.spatial_svd import SpatialChannelSVD, SpatialSVD
 from tensorpress.schemes.tensor_train import TensorTrain
 from tensorpress.schemes.tt_conv import TTConvScheme
 from tensorpress.schemes.tt_weight import TTWeightScheme
@@ -80,7 +79,7 @@ def scheme(name: str) -> Scheme:
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer import describe
+    >>> from tensorpress.schemes.layer_spec import describe
     >>> scheme("tucker2").largest_ranks(describe(nn.Conv2d(8, 16, 3)))
     (8, 16)
     """

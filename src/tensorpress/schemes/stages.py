@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tensorpress.schemes.layer import LayerSpec, Sizes
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def macs(spec: LayerSpec, stages: Sequence[Stage], sizes: Sizes) -> int:
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer import describe
+    >>> from tensorpress.schemes.layer_spec import describe
     >>> spec = describe(nn.Conv2d(3, 8, 3))
     >>> macs(spec, [dense_stage(spec)], (10, 10))
     13824

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_train import tt_svd
-from tensorpress.decompose.tt_multiply import tt_macs, tt_multiply
+from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.builder import balance, chain
-from tensorpress.schemes.layer import LayerSpec, Sizes, weight_of
-from tensorpress.schemes.pressed import Pressed
+from tensorpress.schemes.chain_builder import balance, chain
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, weight_of
+from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.stages import Stage
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.tt_matrix import tt_rows, tt_to_matrix
-from tensorpress.decompose.tt_multiply import tt_macs, tt_multiply
-from tensorpress.schemes.layer import LayerSpec, weight_of
-from tensorpress.schemes.pressed import Pressed
+from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
+from tensorpress.schemes.layer_spec import LayerSpec, weight_of
+from tensorpress.schemes.pressed_layer import Pressed
 
 
 class TTLayer(Pressed):

@@ -20,15 +20,15 @@ from tensorpress.decompose.tensor_train import (
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import check_ranks
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.builder import balance, dense_layer
-from tensorpress.schemes.dimensions import balanced_modes, by
-from tensorpress.schemes.factorized_weight import (
+from tensorpress.schemes.chain_builder import balance, dense_layer
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, weight_of
+from tensorpress.schemes.parametrization import (
     FactorizedWeight,
     Factors,
     check_shape,
     factorized_weight,
 )
-from tensorpress.schemes.layer import LayerSpec, Sizes, weight_of
+from tensorpress.schemes.reshape_modes import balanced_modes, by
 from tensorpress.schemes.stages import dense_stage, macs
 
 USUAL_MODE = 4

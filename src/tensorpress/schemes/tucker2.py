@@ -14,8 +14,8 @@ from tensorpress.decompose.svd import truncated_svd
 from tensorpress.decompose.tucker import hooi
 from tensorpress.ranks import round_ranks
 from tensorpress.schemes.base import Factorized, LayerScheme
-from tensorpress.schemes.candidates import FINE, GRID, discarded
-from tensorpress.schemes.layer import LayerSpec, Sizes
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.rank_grid import FINE, GRID, discarded
 from tensorpress.schemes.stages import Stage, flat
 
 

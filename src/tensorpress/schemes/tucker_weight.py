@@ -6,17 +6,17 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from tensorpress.decompose.algebra import mode_product, tucker_to_tensor
 from tensorpress.decompose.cp import cp_als, cp_to_tensor
+from tensorpress.decompose.tensor_algebra import mode_product, tucker_to_tensor
 from tensorpress.decompose.tucker import hooi
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.dimensions import axes_for, by
-from tensorpress.schemes.factorized_weight import (
+from tensorpress.schemes.parametrization import (
     FactorizedWeight,
     Factors,
     check_shape,
     factorized_weight,
 )
+from tensorpress.schemes.reshape_modes import axes_for, by
 
 _UNIT = 0.625  # between the sizes of cores and matrices that usual layers start from
 _WORST_CONDITION = 1e4

@@ -1,5 +1,5 @@
 """How much a model loses when its layers are pressed."""
 
-from tensorpress.sensitivity.scoring import sensitivity
+from tensorpress.sensitivity.measure_layers import sensitivity
 
 __all__ = ["sensitivity"]

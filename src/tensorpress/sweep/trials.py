@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tensorpress.errors import DivergedError, TensorPressError
-from tensorpress.jobs import JobFolder
-from tensorpress.phases import COMMON_PHASES, common_part
-from tensorpress.recipe import Recipe
-from tensorpress.running import run, train_common
+from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.run import run, train_common
+from tensorpress.runs.training import COMMON_PHASES, common_part
 from tensorpress.sweep.picks import Outcome, Trial
 from tensorpress.sweep.variants import Variant
+from tensorpress.utils.shared_jobs import JobFolder
 
 logger = logging.getLogger("tensorpress.sweep")
 

@@ -13,11 +13,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
-from tensorpress.recipe import Recipe
-from tensorpress.recipe_plans import try_plan
-from tensorpress.strict_yaml import parse_yaml
-from tensorpress.validation import validated
-from tensorpress.zoo import network
+from tensorpress.models.zoo import network
+from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_plan import try_plan
+from tensorpress.utils.config_parsing import parse_yaml, validated
 
 Settings = Mapping[str, Any]
 """Values by dotted key: what a variant changes in the recipe."""
@@ -132,7 +131,7 @@ def variants(base: Any, sweep: SweepFile) -> list[Variant]:
 
     Examples
     --------
-    >>> from tensorpress.recipe import EXAMPLE
+    >>> from tensorpress.runs.recipe import EXAMPLE
     >>> sweep = SweepFile(recipe={}, vary={"press.budget": ["params=4000", "params=3000"]})
     >>> [variant.name for variant in variants(parse_yaml(EXAMPLE), sweep)]
     ['budget=params=4000', 'budget=params=3000']

@@ -2,9 +2,9 @@
 
 from tensorpress.train.config import Distillation, TrainConfig, train_config
 from tensorpress.train.evaluate import Evaluation, evaluate
+from tensorpress.train.fit import finetune, fit
 from tensorpress.train.history import EpochMetrics, History
-from tensorpress.train.loop import finetune, fit
-from tensorpress.train.straight_through import StraightThrough
+from tensorpress.train.quantization_aware import StraightThrough
 
 __all__ = [
     "Distillation",

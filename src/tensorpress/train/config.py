@@ -25,7 +25,7 @@ class Distillation(BaseModel):
 
     See Also
     --------
-    tensorpress.train.losses.distillation_loss : The loss.
+    tensorpress.train.distillation.distillation_loss : The loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

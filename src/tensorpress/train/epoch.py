@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tensorpress.errors import DivergedError, InvalidArgumentError
 from tensorpress.train.batches import TrainBatches, to_device
 from tensorpress.train.config import TrainConfig
+from tensorpress.train.distillation import training_loss
 from tensorpress.train.evaluate import checked_logits, count_wrong
-from tensorpress.train.losses import training_loss
 from tensorpress.train.optimizers import build_optimizer, learning_rate, set_learning_rate
 from tensorpress.train.progress import ProgressReport
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.batches import Batch, evaluation_shard, to_device
-from tensorpress.train.losses import at_least_float32
+from tensorpress.train.distillation import at_least_float32
 from tensorpress.train.processes import processes
 
 

@@ -1,0 +1,215 @@
+"""Pressing a checkpoint tensor by tensor, without ever holding the model."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.checkpoints.load import PLAN, from_config
+from tensorpress.checkpoints.meta_model import fill, without_weights
+from tensorpress.checkpoints.press_shard import ShardJobs, ShardPress
+from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
+from tensorpress.checkpoints.safetensors_writer import write_index
+from tensorpress.checkpoints.tensor_names import model_names, routes
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.planning import Plan
+from tensorpress.planning import plan as make_plan
+from tensorpress.planning.fixed_ranks import Entry
+from tensorpress.planning.scores import Scores
+from tensorpress.schemes.base import Ranks
+from tensorpress.utils.atomic_files import replacing
+from tensorpress.utils.shared_jobs import JobFolder
+
+JOBS = ".press"
+"""The folder, in the one that is written, of what is done so far."""
+
+STALE_AFTER = 60.0
+"""Seconds after which the shard of a process that was killed is taken over."""
+
+NOT_COPIED = frozenset(
+    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
+)
+"""Suffixes of weights in any form."""
+
+
+def press_checkpoint(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    plan: Plan | None = None,
+    model: nn.Module | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    scheme: str | Sequence[str] = "auto",
+    ranks: Ranks | Scores | None = None,
+    targets: Sequence[str] = ("*",),
+    skip: Sequence[str] = (),
+    overrides: Mapping[str, Entry] | None = None,
+    budget: str | None = None,
+    round_to: int = 1,
+) -> Plan:
+    """Press a checkpoint of a model that may be larger than memory.
+
+    The model is built on the meta device; weights are read, pressed and written one at a time, so
+    that memory holds a few times the largest of them. Every shard becomes a pressed shard of the
+    same name, in the same types; `load_checkpoint` loads the result.
+
+    The same call made again after it was stopped goes on with the shards that are not done. Made by
+    several processes, on one machine or on several that see the folder, they share the shards; all
+    return when all are done. A process that was killed is waited for for a minute.
+
+    Parameters
+    ----------
+    source : path
+        A folder in Hugging Face's layout: safetensors, in one file or in shards with an index, and
+        ``config.json``.
+    out : path
+        A new folder, an empty one, or one where the same was begun. Other files than weights are
+        copied to it.
+    plan : Plan, optional
+        How to press; without it, it is made from the following, as by `tensorpress.plan`.
+    model : nn.Module, optional
+        A dense model of the architecture, on the meta device if you like. Not needed where
+        ``config.json`` names a model of transformers.
+    example_inputs, scheme, ranks, targets, skip, overrides, budget, round_to
+        As for `tensorpress.plan`. Rules that look at weights read them one at a time.
+
+    Returns
+    -------
+    Plan
+        What was done; it is in ``plan.json`` as well.
+
+    Raises
+    ------
+    DataNotFoundError, CorruptFileError
+        For files that are missing, truncated or damaged.
+    ModelMismatchError
+        If the checkpoint is not one of the model, or the plan not one for it.
+    InvalidArgumentError
+        For NaN or infinite weights (naming shard and layer), a plan that cannot be made, or an
+        ``out`` that holds something else.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from safetensors.torch import save_file
+    >>> from tensorpress.checkpoints import load_checkpoint
+    >>> net = nn.Sequential(nn.Linear(80, 50), nn.Linear(50, 10))
+    >>> source, out = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+    >>> save_file(net.state_dict(), source / "model.safetensors")
+    >>> press_checkpoint(source, out, model=net, scheme="channel_svd", ranks=0.1).params
+    770
+    >>> load_checkpoint(out, net)[0].ranks
+    (5,)
+    """
+    if plan is not None and not (ranks is None and overrides is None and budget is None):
+        raise InvalidArgumentError("give either a plan or what it is made from")
+    files, place = TensorFiles(source), Path(out)
+    _check_folders(files.folder, place)
+    dense = (from_config(files.folder) if model is None else without_weights(model)).to("meta")
+    names = model_names(dense, files)
+    stored = {own: name for name, own in reversed(names.items())}
+    fill(dense, stored, lambda name: _empty(files, name))
+    if plan is None:
+        options = {
+            **{"scheme": scheme, "ranks": ranks, "targets": targets, "skip": skip},
+            **{"overrides": overrides, "budget": budget, "round_to": round_to},
+        }
+        plan = _shared_plan(files, place, dense, stored, example_inputs, options)
+    work = ShardPress(files, place, dense, names, stored, routes(dense, plan))
+    subject = {"source": files.fingerprint, "plan": plan.id}
+    jobs = ShardJobs(place / JOBS / "shards", subject, stale_after=STALE_AFTER)
+    sizes = {
+        shard: sum(files.tensors[name].bytes for name in held)
+        for shard, held in files.files.items()
+    }
+    jobs.press(sizes, work.press)
+    _finish(work, plan, jobs.results())
+    return plan
+
+
+def _check_folders(source: Path, out: Path) -> None:
+    if out.resolve().is_relative_to(source.resolve()):
+        raise InvalidArgumentError(f"{out} is in {source}: give another folder")
+    if out.exists() and not out.is_dir():
+        raise InvalidArgumentError(f"{out} is not a folder")
+    if out.exists() and any(out.iterdir()) and not (out / JOBS).exists():
+        raise InvalidArgumentError(f"{out} has other files: give a new or an empty folder")
+
+
+def _empty(files: TensorFiles, name: str) -> Tensor:
+    stored = files.tensors[name]
+    return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
+
+
+def _shared_plan(
+    files: TensorFiles,
+    out: Path,
+    dense: nn.Module,
+    stored: Mapping[str, str],
+    example_inputs: Tensor | Sequence[Tensor] | None,
+    options: Mapping[str, Any],
+) -> Plan:
+    """Return the plan that the first process makes, and all others read."""
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    inputs = None if inputs is None else [x.to("meta") for x in inputs]
+    told = {key: repr(value) for key, value in options.items()}
+    told["inputs"] = repr(None if inputs is None else [(tuple(x.shape), x.dtype) for x in inputs])
+    subject = {"source": files.fingerprint, **told}
+    digest = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
+    # What cannot be planned is asked for again in other words, which must not be refused.
+    jobs = JobFolder(out / JOBS / f"plan-{digest}", subject, stale_after=STALE_AFTER)
+
+    def weight(layer: str) -> Tensor:
+        return files.read(stored[f"{layer}.weight" if layer else "weight"])
+
+    def planned(_: str) -> dict[str, Any]:
+        made = make_plan(dense, inputs, **options, weights=weight)
+        return replace(made, kept={**made.kept, **_loose_tensors(dense)}).to_dict()
+
+    return Plan.from_dict(jobs.run(["plan"], planned, title="planning")["plan"])
+
+
+def _loose_tensors(model: nn.Module) -> dict[str, str]:
+    """Return the tensors that no layer has as its weight, such as all experts in one, and why."""
+    return {
+        name: f"a tensor of {tensor.ndim} axes that is not the weight of a layer"
+        for name, tensor in model.named_parameters()
+        if tensor.squeeze().ndim > 1 and name.rpartition(".")[2] != "weight"
+    }
+
+
+def _finish(work: ShardPress, plan: Plan, sizes: Mapping[str, int]) -> None:
+    """Check that all shards are there, and write all that is not weights, the index last."""
+    for shard, size in sizes.items():
+        path = work.out / shard
+        if not path.is_file() or path.stat().st_size != size:
+            raise CorruptFileError(
+                f"{path} is not what was written there: delete {work.out} and press again"
+            )
+    _copy_others(work.files.folder, work.out)
+    plan.save(work.out / PLAN)
+    if (work.files.folder / INDEX).is_file():
+        outputs = {shard: work.outputs(shard) for shard in sizes}
+        tensors = {name: tensor for held in outputs.values() for name, tensor in held.items()}
+        places = {name: shard for shard, held in outputs.items() for name in held}
+        write_index(work.out, tensors, places)
+
+
+def _copy_others(source: Path, out: Path) -> None:
+    """Copy what is not weights, an index of weights or hidden, such as a config and a tokenizer."""
+    for path in source.rglob("*"):
+        inside = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        suffixes = set(path.suffixes)
+        if hidden or not path.is_file() or suffixes & NOT_COPIED or inside == Path(PLAN):
+            continue
+        (out / inside.parent).mkdir(parents=True, exist_ok=True)
+        with replacing(out / inside) as temporary:
+            shutil.copyfile(path, temporary)

@@ -1,0 +1,179 @@
+"""The commands encode and decode: models and tensors in small files, without training."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import tensorpress as tp
+from tensorpress.cli.calibration_data import image_batches
+from tensorpress.cli.model_source import inputs_for, open_subject
+from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
+from tensorpress.cli.output import print_json, print_line, print_table
+from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
+from tensorpress.models.zoo import NETWORKS
+from tensorpress.quantize.encode import Encoded
+from tensorpress.report import formatting
+from tensorpress.schemes.reshape_modes import by
+from tensorpress.utils.atomic_files import replacing
+
+_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def encode_command(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="A safetensors file, or a .tpz file or folder to code again."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; SOURCE.tpz beside the source.")
+    ] = None,
+    target_error: Annotated[
+        float | None, typer.Option(help="Largest relative error over all weights: 0.01.")
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="Most bits a value, of the whole file: 3.5.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Most bytes of the whole file: 200kB, 1.5MiB.")
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(help="Data set whose training images say what matters in a model: cifar10."),
+    ] = None,
+    root: Root = None,
+    model: Model = None,
+    weights: WeightFile = None,
+    inputs: Inputs = None,
+    as_json: Json = False,
+) -> None:
+    """Round and entropy code a model or the tensors of a file to a budget, without training.
+
+    A safetensors file becomes a file that is decoded without a model; a model by --model and
+    --weights a file that this model, or a network of the zoo, is loaded from. With --calibrate the
+    same size gives a much smaller error.
+
+    Example: tensorpress encode model.safetensors --bits 3.5
+    """
+    limit = None if size is None else parse_size(size)
+    network = calibration = None
+    subject: nn.Module | Mapping[str, Tensor]
+    if source is not None and source.is_file() and source.suffix != ".tpz":
+        if model is not None or weights is not None:
+            raise InvalidArgumentError(
+                f"{source} is coded as it is: for a model give --model and --weights {source}"
+            )
+        if calibrate is not None:
+            raise InvalidArgumentError(
+                f"--calibrate needs a model: give --model and --weights {source}"
+            )
+        subject = _read(source)
+    else:
+        if source is not None and not source.exists():
+            raise DataNotFoundError(f"{source}: no such file")
+        opened = open_subject(source, model, weights)
+        subject = opened.model
+        network = opened.name if opened.name in NETWORKS else None
+        if calibrate is not None:
+            taken = inputs_for(opened.name, opened.model, inputs or ())
+            _, calibration = image_batches(opened, taken, calibrate, root, part="calibration")
+    path = out or _beside(source, model)
+    done = tp.encode(
+        subject,
+        path,
+        target_error=target_error,
+        bits=bits,
+        size=limit,
+        network=network,
+        calibration=calibration,
+    )
+    if as_json:
+        print_json({"file": str(path), **done.to_dict()})
+        return
+    print_table(_table(done))
+    print_line(
+        f"{path}: {done.bytes:,} bytes, {done.bits_per_value:.2f} bits a value, "
+        f"relative error {done.error:.4f}"
+    )
+
+
+def decode_command(
+    file: Annotated[Path, typer.Argument(help="A .tpz file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The safetensors file; FILE.safetensors.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the tensors of a .tpz file as safetensors, by name.
+
+    Example: tensorpress decode model.tpz --out model.safetensors
+    """
+    tensors = tp.decode(file)
+    path = out or file.with_suffix(".safetensors")
+    # Clones, because safetensors refuses tensors that share memory.
+    held = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    with replacing(path) as temporary:
+        save_file(held, temporary)
+    size, values = path.stat().st_size, sum(tensor.numel() for tensor in held.values())
+    if as_json:
+        told: dict[str, Any] = {"file": str(path), "bytes": size}
+        print_json({**told, "tensors": len(held), "values": values})
+        return
+    print_line(f"{path}: {len(held)} tensors, {values:,} values, {' '.join(formatting.size(size))}")
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For text that is none.
+
+    Examples
+    --------
+    >>> [parse_size(text) for text in ("1500", "200kB", "1.5 MiB")]
+    [1500, 200000, 1572864]
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    if match is None or match[2].lower() not in _UNITS:
+        raise InvalidArgumentError(f"--size {text!r} is no size: give bytes, 200kB or 1.5MiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CorruptFileError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def _beside(source: Path | None, model: str | None) -> Path:
+    if source is None:
+        raise InvalidArgumentError(f"say where {model or 'the file'} goes by --out")
+    if source.suffix == ".tpz":
+        raise InvalidArgumentError(f"say by --out where {source}, coded again, goes")
+    return source.with_name(source.name.removesuffix(".safetensors") + ".tpz")
+
+
+def _table(done: Encoded) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("tensor", overflow="fold")
+    table.add_column("shape", no_wrap=True)
+    for heading in ("step", "bits", "zeros", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for t in done.tensors:
+        numbers = (f"{t.step:.3g}", f"{t.entropy:.2f}", f"{100 * t.zeros:.0f} %", f"{t.error:.4f}")
+        table.add_row(t.name, by(t.shape), *numbers)
+    return table

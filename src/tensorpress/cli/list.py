@@ -1,0 +1,78 @@
+"""The command list."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from tensorpress.cli.options import Json
+from tensorpress.cli.output import print_json, print_table
+from tensorpress.data import DATASETS
+from tensorpress.errors import TensorPressError
+from tensorpress.models.zoo import NETWORKS
+from tensorpress.runs.recipe import read_recipe
+from tensorpress.schemes.layer_plan import SCHEMES
+
+MODELS = {
+    "NAME": "a network of the zoo, above",
+    "torchvision:NAME": "of torchvision",
+    "timm:NAME": "of timm",
+    "hf:FOLDER_OR_ID": "of transformers, with its weights",
+    "package.module:function": "what a function returns; it may be in this folder",
+}
+RANKS = {
+    "0.5": "half of the largest ranks",
+    "8": "rank 8 at every position",
+    "16x32": "these ranks",
+    "energy:0.9": "the fewest that keep 90 % of the squared singular values",
+    "evbmf": "the components above the noise",
+    "evbmf:0.7": "0.7 of the way from the largest ranks down to these",
+}
+BUDGETS = {
+    "params=50%": "parameters; of the dense model, or a number: 1.5M",
+    "bytes=10MB": "bytes of parameters and buffers",
+    "macs=300M": "multiply-accumulates of an example",
+    "latency=12ms": "time of a forward pass on this machine",
+}
+SPREADS = {
+    "error": "least sum of the layers' squared relative errors",
+    "energy": "greatest product of kept PCA energies (Zhang et al. 2016)",
+    "uniform": "one fraction of the largest ranks for all; of one scheme",
+    "evbmf": "EVBMF's ranks, all weakened alike; of one scheme",
+    "responses": "greatest product of the energies that responses keep, with --calibrate",
+    "SCORES.json": "least sum of measured losses, of tensorpress.sensitivity",
+}
+
+
+def list_command(as_json: Json = False) -> None:
+    """List schemes, rank rules, budgets, networks, data sets and the recipes in this folder.
+
+    Example: tensorpress list
+    """
+    recipes = {str(path): _title(path) for path in sorted(Path("recipes").glob("**/*.yaml"))}
+    kinds = {
+        "schemes": dict(SCHEMES),
+        "ranks": RANKS,
+        "budgets": BUDGETS,
+        "ranks with a budget": SPREADS,
+        "networks": {name: net.description for name, net in NETWORKS.items()},
+        "models": MODELS,
+        "data sets": {name: data.description for name, data in DATASETS.items()},
+        "recipes": recipes,
+    }
+    if as_json:
+        print_json(kinds)
+        return
+    for kind, entries in kinds.items():
+        table = Table(title=kind, title_justify="left", show_header=False, box=None)
+        table.add_column(overflow="fold")
+        for name, description in entries.items():
+            table.add_row(name, description)
+        if entries:
+            print_table(table)
+
+
+def _title(path: Path) -> str:
+    try:
+        return read_recipe(path).title
+    except TensorPressError:
+        return "has mistakes, which tensorpress run shows"

@@ -1,0 +1,140 @@
+"""The command plan."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tensorpress.calibrate.batches import Given
+from tensorpress.cli.calibration_data import calibration_images
+from tensorpress.cli.model_source import DenseByName
+from tensorpress.cli.options import (
+    ALL,
+    MODEL,
+    BudgetText,
+    Calibrate,
+    Inputs,
+    Json,
+    Overrides,
+    PlanOptions,
+    RankText,
+    Root,
+    RoundTo,
+    SchemeNames,
+    Skip,
+    Targets,
+    WeightFile,
+)
+from tensorpress.cli.output import print_json, print_line, print_table
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.planning.budget import parse_budget
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.plan_table import kept_lines
+from tensorpress.report.cost_table import Cost, PlanRow, cost_table, plan_table
+from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer
+from tensorpress.schemes.reshape_modes import by
+from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
+
+
+def plan_command(
+    model: Annotated[str, MODEL],
+    weights: WeightFile = None,
+    inputs: Inputs = None,
+    scheme: SchemeNames = "auto",
+    ranks: RankText = None,
+    budget: BudgetText = None,
+    targets: Targets = None,
+    skip: Skip = None,
+    override: Overrides = None,
+    round_to: RoundTo = 1,
+    calibrate: Calibrate = None,
+    root: Root = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File for the plan, .yaml or .json; press takes it."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what would be pressed, and what that saves; nothing is pressed.
+
+    Weights are only loaded where ranks or the budget depend on them.
+
+    Example: tensorpress plan --model torchvision:resnet50 --budget macs=50% --out plan.yaml
+    """
+    options = PlanOptions(scheme, ranks, budget, targets, skip, override, round_to)
+    dense = DenseByName.of(model, weights, inputs)
+    if calibrate is not None and ranks != RESPONSES:
+        raise InvalidArgumentError(f"a plan needs --calibrate for --ranks {RESPONSES} only")
+    images = None if calibrate is None else calibration_images(dense, calibrate, root)
+    plan = plan_for(dense, options, images)
+    if out is not None:
+        plan.save(out)
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    show_plan(plan)
+    if out is not None:
+        print_line(f"plan  {out}")
+
+
+def plan_for(
+    dense: DenseByName, options: PlanOptions, images: Iterable[Given] | None = None
+) -> Plan:
+    """Plan a model, which is loaded only if something depends on its values.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ranks are to be chosen by responses and there are no images.
+    """
+    if options.ranks == RESPONSES:
+        if images is None:
+            raise InvalidArgumentError(f"--ranks {RESPONSES} needs --calibrate, a data set")
+        model, targets, skip = dense.loaded, options.targets or ALL, options.skip or ()
+        scores = response_energies(model, images, scheme=options.scheme, targets=targets, skip=skip)
+        return options.plan(model, dense.inputs(model), ranks=scores)
+    timed = options.budget is not None and parse_budget(options.budget).kind == "latency"
+    model = dense.loaded if timed else dense.skeleton
+    return options.plan(model, dense.inputs(model), weights=dense.weight)
+
+
+def show_plan(plan: Plan) -> None:
+    """Print the layers of a plan, what they save together, and what is kept and why."""
+    print_table(plan_table([_row(layer) for layer in plan.layers]))
+    if plan.shared_core:
+        print_line(f"and a core {by(plan.shared_core)} that layers share")
+    print_line("")
+    print_table(cost_table(costs_of(plan)))
+    print_line("")
+    for line in kept_lines(plan.kept):
+        print_line(line)
+
+
+def costs_of(plan: Plan) -> list[Cost]:
+    """Return what the whole model costs by its plan."""
+    found = [
+        Cost("params", plan.dense_params, plan.params),
+        Cost("bytes", plan.dense_bytes, plan.bytes),
+    ]
+    if plan.macs is not None:
+        found.insert(1, Cost("macs", plan.dense_macs, plan.macs))
+    return found
+
+
+def _row(layer: PlannedLayer) -> PlanRow:
+    row = PlanRow(
+        layer.name or "the model itself",
+        layer.scheme,
+        layer.shape,
+        layer.modes if isinstance(layer, LayerPlan) else (),
+        layer.ranks,
+        layer.dense_params,
+        layer.factor_params,
+    )
+    if isinstance(layer, LayerPlan):
+        return row
+    if layer.calls:
+        row = replace(row, dense_macs=layer.dense_macs, macs=layer.macs)
+    return replace(row, error=layer.error)

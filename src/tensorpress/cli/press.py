@@ -1,0 +1,196 @@
+"""The command press."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import Tensor, nn
+
+import tensorpress as tp
+from tensorpress.checkpoints import press_checkpoint, save_checkpoint
+from tensorpress.cli.calibration_data import calibration_images
+from tensorpress.cli.model_source import DenseByName, write_origin
+from tensorpress.cli.options import (
+    BudgetText,
+    Calibrate,
+    Inputs,
+    Json,
+    Model,
+    Overrides,
+    PlanOptions,
+    RankText,
+    Root,
+    RoundTo,
+    SchemeNames,
+    Skip,
+    Targets,
+    WeightFile,
+)
+from tensorpress.cli.output import print_json, print_line, print_table
+from tensorpress.cli.plan import costs_of, plan_for
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure import count_macs, count_params, latencies
+from tensorpress.models import load_model
+from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
+from tensorpress.report import formatting
+from tensorpress.report.cost_table import Cost, cost_table
+
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", "-p", help="A file that plan wrote, in place of options for a plan."),
+]
+
+
+def press_command(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of a checkpoint in Hugging Face's layout, pressed tensor by tensor "
+            "without being loaded. Several processes may press it together."
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the pressed model.")],
+    model: Model = None,
+    weights: WeightFile = None,
+    plan: PlanFile = None,
+    inputs: Inputs = None,
+    scheme: SchemeNames = "auto",
+    ranks: RankText = None,
+    budget: BudgetText = None,
+    targets: Targets = None,
+    skip: Skip = None,
+    override: Overrides = None,
+    round_to: RoundTo = 1,
+    processes: Annotated[
+        int, typer.Option(help="Processes that decompose at the same time.", min=1)
+    ] = 1,
+    calibrate: Calibrate = None,
+    reconstruct: Annotated[
+        Reconstruct | None,
+        typer.Option(help="What is fitted with --calibrate; linear if not given."),
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Press a model by a plan, and write it as a folder of safetensors.
+
+    Example: tensorpress press --model torchvision:resnet50 --weights r50.safetensors
+    --plan plan.yaml --out pressed
+    """
+    check_reconstruction(reconstruct, calibrate is not None, "hooi", processes)
+    options = PlanOptions(scheme, ranks, budget, targets, skip, override, round_to)
+    if plan is not None and options.given:
+        raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
+    read = None if plan is None else Plan.read(plan)
+    if checkpoint is None:
+        _check_new(out)
+        if model is None:
+            raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
+        dense = DenseByName.of(model, weights, inputs)
+        how: dict[str, Any] = {"processes": processes}
+        images = None if calibrate is None else calibration_images(dense, calibrate, root)
+        if images is not None:
+            how = {"calibration": images, "reconstruct": reconstruct}
+        found = _press_model(dense, read or plan_for(dense, options, images), out, how)
+    else:
+        if calibrate is not None:
+            raise InvalidArgumentError(
+                "a checkpoint is pressed tensor by tensor, and --calibrate needs to run the model: "
+                f"give --model hf:{checkpoint}"
+            )
+        if processes > 1:
+            raise InvalidArgumentError(
+                f"a checkpoint is pressed by as many processes as you start for {out}: leave out "
+                "--processes"
+            )
+        dense = _dense_of(checkpoint, model, weights, inputs)
+        found = _press_folder(checkpoint, dense, read, options, out)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
+        _show(found, out, as_json)
+
+
+@dataclass(frozen=True)
+class _Pressed:
+    plan: Plan
+    costs: list[Cost]
+
+
+def _press_model(dense: DenseByName, plan: Plan, out: Path, how: dict[str, Any]) -> _Pressed:
+    model = dense.loaded
+    pressed = tp.press(model, plan, **how)
+    save_checkpoint(pressed, plan, out)
+    write_origin(out, dense.name)
+    return _Pressed(plan, _measured(model, pressed, dense.inputs(model)))
+
+
+def _measured(dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | None) -> list[Cost]:
+    models = (dense, pressed)
+    costs = [
+        Cost("params", *map(count_params, models)),
+        Cost("bytes", *map(_bytes, models)),
+    ]
+    if inputs is not None:
+        costs.insert(1, Cost("macs", *(count_macs(model, inputs) for model in models)))
+        costs.append(Cost("latency_ms", *latencies(models, inputs)))
+    return costs
+
+
+def _bytes(model: nn.Module) -> int:
+    held = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def _dense_of(
+    checkpoint: Path, model: str | None, weights: Path | None, inputs: list[str] | None
+) -> DenseByName:
+    if weights is not None:
+        raise InvalidArgumentError(f"{checkpoint} has weights of its own: leave out --weights")
+    return DenseByName.of(model or str(checkpoint), None, inputs)
+
+
+def _press_folder(
+    checkpoint: Path, dense: DenseByName, plan: Plan | None, options: PlanOptions, out: Path
+) -> _Pressed:
+    """Press tensor by tensor; what depends on all weights at once is not measured."""
+    model = load_model(dense.name, meta=True)
+    inputs = dense.inputs(model)
+    how: dict[str, Any] = options.arguments() if plan is None else {"plan": plan}
+    if not dense.name.startswith("hf:"):
+        how["model"] = model
+    done = press_checkpoint(checkpoint, out, example_inputs=inputs, **how)
+    write_origin(out, dense.name)
+    return _Pressed(done, costs_of(done))
+
+
+def _show(found: _Pressed, out: Path, as_json: bool) -> None:
+    plan = found.plan
+    size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    if as_json:
+        dense = {cost.kind: cost.dense for cost in found.costs}
+        pressed = {cost.kind: cost.pressed for cost in found.costs}
+        told = {"out": str(out), "plan": plan.id, "file_bytes": size}
+        print_json({**told, "dense": dense, "pressed": pressed})
+        return
+    schemes = ", ".join(dict.fromkeys(layer.scheme for layer in plan.layers))
+    total = len(plan.layers) + len(plan.kept)
+    print_line(f"pressed {len(plan.layers)} of {total} layers, by {schemes}")
+    print_line("")
+    print_table(cost_table(found.costs))
+    print_line("")
+    print_line(f"written  {out}, {' '.join(formatting.size(size))}")
+
+
+def _check_new(folder: Path) -> None:
+    """Raise before the work is done, not after, if a folder cannot be written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidArgumentError(f"{folder} is there already: give a new or an empty folder")
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InvalidArgumentError(
+            f"{folder} cannot be written: {nearest} is no folder to write in"
+        )

@@ -1,0 +1,54 @@
+"""The commands that carry out recipes: run and demo."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tensorpress.cli.options import Json
+from tensorpress.cli.output import print_json, print_line
+from tensorpress.report import headline_table, layer_table
+from tensorpress.runs.recipe import parse_recipe, read_recipe
+from tensorpress.runs.run import RunResult, run
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+Seed = Annotated[int, typer.Option(help="Of every random number.", min=0, max=2**32 - 1)]
+
+DEMO = Path("demo")
+
+
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, in YAML.")],
+    out: Out,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Carry out a recipe: train, press, quantize, save, test the file, report.
+
+    An interrupted run goes on where it stopped when it is started again with the same folder.
+
+    Example: tensorpress run recipes/mnist/lenet5-ada.yaml --out runs/lenet5
+    """
+    _show(run(read_recipe(recipe), out, seed=seed), as_json)
+
+
+def demo(out: Out = DEMO, seed: Seed = 0, as_json: Json = False) -> None:
+    """Press LeNet-5 on scikit-learn's digits, in about two minutes; nothing is downloaded.
+
+    Example: tensorpress demo --out demo
+    """
+    text = resources.files("tensorpress.runs").joinpath("demo.yaml").read_text(encoding="utf-8")
+    _show(run(parse_recipe(text), out, seed=seed), as_json)
+
+
+def _show(result: RunResult, as_json: bool) -> None:
+    if as_json:
+        print_json(result.metrics)
+        return
+    console = Console(emoji=False)
+    console.print(layer_table(result.content.layers))
+    console.print(headline_table(result.metrics))
+    print_line(f"file    {result.folder / 'model.tpz'}")
+    print_line(f"report  {(result.folder / 'report.html').resolve().as_uri()}")

@@ -1,0 +1,253 @@
+"""One stream of numbers and symbols, written or read by the same calls."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from math import log2, prod
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensorpress.codec import binary_coder, context_model
+from tensorpress.codec.binary_coder import HIGH, LOW, MODE, POSITION, VALUE, WRITING
+from tensorpress.codec.bit_io import unzigzag, zigzag
+from tensorpress.codec.context_tables import NUMBER_COUNTERS, NUMBERS, initial_state
+from tensorpress.errors import CorruptFileError
+
+Symbols = NDArray[np.int32]
+
+SCALES = 63
+"""Number of the scales from which a tensor's expected magnitude can start."""
+
+_STATE_BYTES = 4
+_MANY, _VERY_MANY = 1 << 14, 1 << 17  # symbols: a compiler pays; plain Python takes many seconds
+_ROOM = 1 << 10  # bytes that any number fits in
+
+
+class Stream:
+    """An adaptive arithmetic coder, of what is to be written or, given `data`, of what is read.
+
+    Every method takes the value to write and returns it; in reading, what it is given does not
+    matter, and what the stream holds is returned. So one description of a format serves both
+    directions. Integers only: the same on every machine.
+
+    Parameters
+    ----------
+    data : bytes, optional
+        What `finish` returned. Not trusted.
+
+    References
+    ----------
+    .. [1] G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised
+       message", Video & Data Recording Conference (1979).
+    .. [2] M. Mahoney, "Adaptive weighing of context models for lossless data compression",
+       Florida Tech. TR CS-2005-16 (2005): mixing in the logistic domain.
+
+    Examples
+    --------
+    >>> writer = Stream()
+    >>> [writer.number("rank", n) for n in (5, 5, 4)]
+    [5, 5, 4]
+    >>> data = writer.finish()
+    >>> reader = Stream(data)
+    >>> [reader.number("rank") for _ in range(3)], len(data)
+    ([5, 5, 4], 2)
+    """
+
+    def __init__(self, data: bytes | None = None) -> None:
+        self._buffer = bytearray(_ROOM) if data is None else bytearray(data)
+        self.writing = data is None
+        """Whether values are taken, rather than found."""
+        self._state: Any = list(initial_state())
+        self._names: dict[str, int] = {}
+        self._code: Callable[..., bool] = context_model.code_symbols
+        if data is None:
+            self._state[MODE] = WRITING
+        else:
+            start = data[:_STATE_BYTES].ljust(_STATE_BYTES, b"\0")
+            self._state[VALUE] = int.from_bytes(start, "big")
+            self._state[POSITION] = _STATE_BYTES
+
+    @property
+    def bits(self) -> float:
+        """Information coded so far, in bits."""
+        settled = int(self._state[POSITION]) - (0 if self.writing else _STATE_BYTES)
+        return 8 * (settled + _STATE_BYTES) - log2(int(self._state[HIGH] - self._state[LOW]) + 1)
+
+    def number(self, name: str, value: int = 0) -> int:
+        """Code a number from 0 to 2**24 - 2; numbers of a name should be alike, and best small."""
+        self._make_room()
+        index = self._names.setdefault(name, len(self._names))
+        if index >= NUMBERS:
+            raise ValueError(f"there are counters for {NUMBERS} kinds of numbers, not for more")
+        first = context_model.NAMED + index * NUMBER_COUNTERS
+        return binary_coder.code_number(self._state, self._buffer, first, value)
+
+    def signed(self, name: str, value: int = 0) -> int:
+        """Code a number of either sign, below 2**23 in magnitude."""
+        return unzigzag(self.number(name, zigzag(value)))
+
+    def choice(self, count: int, value: int = 0) -> int:
+        """Code one of `count` equally likely numbers from 0; `count` is at most 2**16."""
+        self._make_room()
+        low = 0
+        while count > 1:
+            half = count // 2
+            p = (count - half << 16) // count
+            upper = binary_coder.code_bit(self._state, self._buffer, p, int(value - low >= half))
+            low, count = (low + half, count - half) if upper else (low, half)
+        return low
+
+    def word(self, value: int = 0) -> int:
+        """Code 32 bits that are nothing in particular."""
+        high = self.choice(1 << 16, value >> 16)
+        return high << 16 | self.choice(1 << 16, value & 0xFFFF)
+
+    def symbols(
+        self, shape: tuple[int, ...], scale: int, symbols: Symbols | None = None
+    ) -> Symbols:
+        """Code the symbols of a tensor, from -2**23 to 2**23.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Its rows, its columns or channels, and its places in the plane: symbols that are
+            near in it, or in one row or column, are expected to be alike.
+        scale : int
+            `scale_of` the symbols: half octaves of the magnitude that is expected at first.
+        symbols : ndarray of int32, optional
+            As many as the shape has; in reading none.
+
+        Raises
+        ------
+        CorruptFileError
+            If the stream ends early.
+        """
+        if not self.writing:
+            return self._run(np.zeros(prod(shape), np.int32), shape, scale)
+        assert symbols is not None
+        room = 4 * symbols.size + _ROOM
+        mark = self.mark()
+        while True:
+            self._make_room(room)
+            found = self._run(symbols, shape, scale)
+            if self._state[POSITION] <= len(self._buffer):
+                return found
+            self.back_to(mark)
+            room *= 4
+
+    def expect(self, symbols: int) -> None:
+        """Use compiled code if so many symbols are to come that it pays; the bytes are the same.
+
+        Warns if it would, but numba is not installed.
+        """
+        if symbols < _MANY:
+            return
+        code = _compiled()
+        if code is not None:
+            self._state, self._code = np.array(self._state, np.int64), code
+        elif symbols >= _VERY_MANY:
+            warnings.warn(
+                f"{symbols:,} values are coded in plain Python, which is slow: "
+                "pip install tensorpress[fast]",
+                stacklevel=2,
+            )
+
+    def mark(self) -> Any:
+        """Return where the coder stands, to come `back_to` it."""
+        return self._state.copy()
+
+    def back_to(self, mark: Any) -> None:
+        """Undo all that was written since."""
+        self._state = mark.copy()
+
+    def finish(self) -> bytes:
+        """Return the shortest stream that what was written can be read from."""
+        low, high, position = (int(self._state[at]) for at in (LOW, HIGH, POSITION))
+        for zeros in range(8 * _STATE_BYTES, -1, -8):
+            point = -(-low >> zeros) << zeros
+            if point <= high:
+                break
+        kept = _STATE_BYTES - zeros // 8
+        return bytes(self._buffer[:position]) + point.to_bytes(_STATE_BYTES, "big")[:kept]
+
+    def end(self) -> None:
+        """Check that all was read, and that there was enough.
+
+        Raises
+        ------
+        CorruptFileError
+            If not.
+        """
+        if self._state[POSITION] > len(self._buffer) + _STATE_BYTES:
+            raise CorruptFileError("the coded values end early")
+        if self._state[POSITION] < len(self._buffer):
+            raise CorruptFileError("there are data after the coded values")
+
+    def _make_room(self, size: int = _ROOM) -> None:
+        if self.writing:
+            missing = self._state[POSITION] + size - len(self._buffer)
+            if missing > 0:
+                self._buffer += bytes(missing + len(self._buffer) // 2)
+        elif self._state[POSITION] > len(self._buffer) + _ROOM:
+            raise CorruptFileError("the coded values end early")
+
+    def _run(self, symbols: Symbols, shape: tuple[int, ...], scale: int) -> Symbols:
+        sizes = _sizes(shape)
+        means = [0] * (4 + 2 * (sizes[1] + sizes[2] * sizes[3]))
+        means[:2] = (362 if scale % 2 else 256) << scale // 2, context_model.TRUST
+        if self._code is context_model.code_symbols:
+            values: Any = symbols.tolist()
+            enough = self._code(self._state, self._buffer, values, sizes, means)
+        else:
+            values = symbols.astype(np.int64)
+            buffer = np.frombuffer(self._buffer, np.uint8)
+            enough = self._code(self._state, buffer, values, sizes, np.array(means, np.int64))
+        if not enough:
+            raise CorruptFileError("the coded values end early")
+        return np.array(values, np.int32)
+
+
+def scale_of(symbols: Symbols) -> int:
+    """Return the scale nearest to the mean magnitude of symbols, from 0 to 62.
+
+    Examples
+    --------
+    >>> scale_of(np.array([0, 0], np.int32)), scale_of(np.array([-4, 4], np.int32))
+    (0, 20)
+    """
+    total = int(np.abs(symbols).sum(dtype=np.int64))
+    mean = max((total << 16) // max(symbols.size, 1), context_model.LEAST)
+    return min(context_model.logarithm(initial_state(), mean) - 64 + 2 >> 2, SCALES - 1)
+
+
+@cache
+def _compiled() -> Callable[..., bool] | None:
+    """Return `code_symbols`, compiled with all that it calls, or None without numba."""
+    try:
+        import numba
+    except ImportError:
+        return None
+    names: dict[str, Any] = {"__name__": context_model.__name__}
+    for module in (binary_coder, context_model):
+        for name, function in vars(module).items():
+            if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+                own = FunctionType(function.__code__, names, name)
+                try:
+                    names[name] = numba.njit(cache=True, boundscheck=True)(own)
+                except RuntimeError:  # there is no folder for the compiled code to stay in
+                    names[name] = numba.njit(boundscheck=True)(own)
+            elif not name.startswith("__"):
+                names.setdefault(name, function)
+    found: Callable[..., bool] = names["code_symbols"]
+    return found
+
+
+def _sizes(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return rows, channels, height and width."""
+    if len(shape) < 4:
+        rows, channels, width = (*shape, 1, 1, 1)[:3]
+        return rows, channels, 1, width
+    return shape[0], shape[1], prod(shape[2:-1]), shape[-1]

@@ -1,0 +1,266 @@
+"""The header of a `.tpz` file: network, plan and tensors, and the checks before allocation."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.codec.model_tensors import distinct_state
+from tensorpress.decompose.tucker import tucker_params
+from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.models.zoo import NETWORKS
+from tensorpress.planning.layers import pressable
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.plan_from_model import plan_of
+from tensorpress.press.press import skeleton
+from tensorpress.schemes.layer_plan import Core, LayerPlan, PlannedLayer, SchemePlan
+from tensorpress.schemes.layer_spec import describe as describe_layer
+from tensorpress.schemes.reshape_modes import Shape, by
+
+MAX_MODES = 16
+"""Most modes of a layer, and axes of a tensor, that a header is believed."""
+
+
+class MalformedError(Exception):
+    """The header is not of the form it should be."""
+
+
+def expect(condition: bool) -> None:
+    """Raise a `MalformedError` unless something is so."""
+    if not condition:
+        raise MalformedError
+
+
+class PackedTucker(NamedTuple):
+    """A weight in Tucker factors."""
+
+    name: str
+    shape: Shape
+    modes: Shape
+    ranks: Shape
+    core: Core
+
+
+class PackedScheme(NamedTuple):
+    """A layer pressed by a scheme of the registry."""
+
+    name: str
+    shape: Shape
+    scheme: str
+    ranks: Shape
+
+
+PackedLayer = PackedTucker | PackedScheme
+
+
+class TensorEntry(NamedTuple):
+    """Name, shape and dtype (``"float32"``) of a stored tensor."""
+
+    name: str
+    shape: Shape
+    dtype: str
+
+
+Table = tuple[TensorEntry, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says of its model.
+
+    Attributes
+    ----------
+    network : str or None
+        Name in the zoo.
+    layers : tuple of PackedLayer
+        Every pressed layer.
+    tensors : tuple of TensorEntry
+        Every tensor, in order.
+    """
+
+    network: str | None
+    layers: tuple[PackedLayer, ...]
+    tensors: Table
+
+    def plan_for(self, file: str, dense: nn.Module) -> Plan:
+        """Return the plan to press a dense model with.
+
+        Raises
+        ------
+        ModelMismatchError
+            If a layer is missing, has another shape or cannot be what the file says.
+        CorruptFileError
+            If the modes and ranks fit no weight.
+        """
+        return plan_for(file, dense, self.layers)
+
+    def check_tensors(self, file: str, tensors: Mapping[str, Tensor]) -> None:
+        """Check that the tensors of a pressed model are those of the file.
+
+        Raises
+        ------
+        ModelMismatchError
+            If they are not, naming the first that differs.
+        """
+        for expected, found in zip_longest(self.tensors, table_of(tensors)):
+            if expected != found:
+                raise ModelMismatchError(
+                    f"{file} expects {_told(expected)} where the model has {_told(found)}"
+                )
+
+
+def plan_for(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...]) -> Plan:
+    """Return the plan that presses these layers of a dense model; see `Description.plan_for`."""
+    shapes, kept = pressable(dense)
+    planned = []
+    for packed in layers:
+        found = shapes.get(packed.name)
+        if found != packed.shape:
+            has = f"the model has a weight {by(found)}" if found else "the model has no such layer"
+            if packed.name in kept:
+                has = f"in the model {kept[packed.name]}"
+            raise ModelMismatchError(
+                f"{file} expects a layer {packed.name!r} with a weight {by(packed.shape)}; {has}"
+            )
+        try:
+            planned.append(_planned(dense.get_submodule(packed.name), packed))
+        except InvalidArgumentError as error:
+            kind = CorruptFileError if isinstance(packed, PackedTucker) else ModelMismatchError
+            raise kind(f"{file}: layer {packed.name!r}: {error}") from None
+    if not affordable(planned):
+        raise ModelMismatchError(f"{file} holds factors far larger than the weights of this model")
+    return Plan("", tuple(planned))
+
+
+def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor]) -> Description:
+    """Return the description of a model that is to be saved.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the model is not the network of the zoo it is said to be, or is pressed in a way that
+        no plan describes.
+    InvalidArgumentError
+        If its factors are far larger than the weights they stand for.
+    """
+    plan = plan_of(model)
+    if not affordable(plan.layers):
+        raise InvalidArgumentError(
+            "the model's factors are far larger than the weights they stand for: save it dense"
+        )
+    table = table_of(tensors)
+    if network is not None:
+        _check_is(network, plan, table)
+    return Description(network, tuple(map(_packed, plan.layers)), table)
+
+
+def dense_network(name: str) -> nn.Module:
+    """Return a network of the zoo whose tensors have no values."""
+    with torch.device("meta"):
+        return NETWORKS[name].build()
+
+
+def table_of(tensors: Mapping[str, Tensor]) -> Table:
+    """Return the table of a model's stored tensors."""
+    return tuple(
+        TensorEntry(name, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+        for name, t in tensors.items()
+    )
+
+
+def pressed_table(dense: nn.Module, plan: Plan) -> Table:
+    """Return the table of a dense model once it is pressed; it need not have values."""
+    return table_of(distinct_state(skeleton(dense, plan)))
+
+
+def _check_is(network: str, plan: Plan, table: Table) -> None:
+    """Check that a plan and a table are those of a network of the zoo."""
+    dense = dense_network(network)
+    shapes, _ = pressable(dense)
+    for layer in plan.layers:
+        if shapes.get(layer.name) != layer.shape:
+            raise ModelMismatchError(
+                f"this model is not {network!r}: that has no layer {layer.name!r} "
+                f"with a weight {by(layer.shape)}"
+            )
+    try:
+        expected = pressed_table(dense, plan)
+    except ModelMismatchError as error:
+        raise ModelMismatchError(f"this model is not {network!r}: {error}") from None
+    for one, other in zip_longest(expected, table):
+        if one != other:
+            raise ModelMismatchError(
+                f"this model is not {network!r}: that has {_told(one)}, the model {_told(other)}"
+            )
+
+
+def _packed(layer: PlannedLayer) -> PackedLayer:
+    if isinstance(layer, LayerPlan):
+        return PackedTucker(layer.name, layer.shape, layer.modes, layer.ranks, layer.core)
+    return PackedScheme(layer.name, layer.shape, layer.scheme, layer.ranks)
+
+
+def _planned(layer: nn.Module, packed: PackedLayer) -> PlannedLayer:
+    """Return the plan of a layer, or raise an `InvalidArgumentError` for what does not fit it."""
+    if isinstance(packed, PackedTucker):
+        tucker = LayerPlan(*packed)
+        tucker.parametrization()
+        return tucker
+    plan = SchemePlan(packed.name, packed.scheme, describe_layer(layer), packed.ranks)
+    plan.check()
+    return plan
+
+
+def _told(entry: TensorEntry | None) -> str:
+    if entry is None:
+        return "no more tensors"
+    return f"{entry.name!r} ({by(entry.shape) or 'scalar'}, {entry.dtype})"
+
+
+def check_layers(layers: Sequence[PackedLayer]) -> None:
+    """Check that layers can be in one model and are worth their memory."""
+    expect(len({layer.name for layer in layers}) == len(layers))
+    tuckers = [layer for layer in layers if isinstance(layer, PackedTucker)]
+    expect(len({layer.ranks for layer in tuckers if layer.core == "shared"}) <= 1)
+    expect(affordable(LayerPlan("", t.modes, t.modes, t.ranks, t.core) for t in tuckers))
+
+
+_ROOM = 1 << 24  # values; a shared core may be larger than the small layers that hold it
+
+
+def affordable(layers: Iterable[PlannedLayer]) -> bool:
+    """Return whether neither factors nor rebuilding take much more than the weights themselves.
+
+    Layers of (s)cada_tucker are counted apart: what they need is known before there is a model.
+
+    Examples
+    --------
+    >>> affordable([LayerPlan("a", (25, 20), (25, 20), (5, 5))])
+    True
+    >>> affordable([LayerPlan("a", (25, 20), (25, 20), (9999, 9999))])
+    False
+    """
+    sums = {True: 0, False: 0}
+    for layer in layers:
+        sums[isinstance(layer, LayerPlan)] += _cost(layer) - 2 * layer.dense_params
+    return max(sums.values()) <= _ROOM
+
+
+def _cost(layer: PlannedLayer) -> int:
+    """Return the most values that a layer's factors, or a step of rebuilding its weight, take."""
+    if not isinstance(layer, LayerPlan):
+        return layer.factor_params
+    modes, ranks = layer.modes, layer.ranks
+    if layer.core == "diagonal":
+        half = (len(modes) + 1) // 2
+        return max(ranks) * (1 + prod(modes[:half]) + prod(modes[half:]) + sum(modes))
+    widest = prod(max(n, k) for n, k in zip(modes, ranks, strict=True))
+    return max(widest, tucker_params(modes, ranks))
+
+
+# The numbers of cores in a file are their places here: what is new goes to the end.
+CORES: tuple[Core, ...] = ("own", "shared", "diagonal", "reduced")

@@ -1,0 +1,136 @@
+"""What of a model a `.tpz` file stores, and how finely."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.codec.quantizers import StepQuantizer
+from tensorpress.errors import InvalidArgumentError
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Layers whose parameters are few and precise, so that they are stored as buffers are."""
+
+DTYPES: Mapping[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.complex64, torch.complex128),
+    )
+}
+"""The types of tensors that a file can hold, by name."""
+
+_UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a file stores, in order: parameters and persistent buffers, shared ones once.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a tensor has no values yet or cannot be stored, or a module has other state; the
+        message names it.
+
+    Examples
+    --------
+    >>> list(stored_tensors(nn.Linear(3, 2)))
+    ['weight', 'bias']
+    """
+    found = distinct_state(model)
+    for name, tensor in found.items():
+        _check(name, tensor)
+    return found
+
+
+def distinct_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of a model in order, shared ones once."""
+    names: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), name)
+    return {name: state[name] for name in names.values()}
+
+
+def quantized_names(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that are quantized: floating, and not of a norm.
+
+    Examples
+    --------
+    >>> quantized_names(nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)))
+    ['0.weight']
+    """
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
+    return [
+        name
+        for name, tensor in stored_tensors(model).items()
+        if isinstance(tensor, nn.Parameter)
+        and tensor.is_floating_point()
+        and id(tensor) not in norms
+    ]
+
+
+def quantizers_for(model: nn.Module, *, step: float = 1 / 32) -> dict[str, StepQuantizer]:
+    """Return a quantizer for every quantized parameter, fitted to its size.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Pressed or not.
+    step : float
+        Quantization step in units of the parameter's root mean square, to within 5 %; the relative
+        error that rounding adds is about ``step / √12``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a parameter has NaN or infinite values, or larger ones than float32 can hold.
+
+    Examples
+    --------
+    >>> quantizers_for(nn.Linear(3, 2), step=0.5)["weight"].step < 0.5
+    True
+    """
+    tensors = stored_tensors(model)
+    found = {}
+    for name in quantized_names(model):
+        try:
+            found[name] = _fitted(tensors[name].detach().double(), step)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"tensor {name!r}: {error}") from None
+    return found
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise an `InvalidArgumentError` that names a tensor with NaN or infinite values."""
+    exact = not (tensor.is_floating_point() or tensor.is_complex())
+    if not exact and not bool(torch.isfinite(tensor).all()):
+        raise InvalidArgumentError(f"tensor {name!r} has NaN or infinite values")
+
+
+def _fitted(values: Tensor, step: float) -> StepQuantizer:
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidArgumentError("NaN or infinite values cannot be quantized")
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if largest > torch.finfo(torch.float32).max:
+        raise InvalidArgumentError(f"{largest:g} is more than float32 can hold: not quantized")
+    rms = float(values.square().mean().sqrt()) if values.numel() else 0.0
+    # Less than any normal float32 counts as zero.
+    return StepQuantizer.nearest(step * (rms if rms >= torch.finfo(torch.float32).tiny else 1.0))
+
+
+def _check(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InvalidArgumentError(f"{name!r} is state other than a tensor, which is not stored")
+    if tensor.is_meta or isinstance(tensor, _UNINITIALIZED):
+        raise InvalidArgumentError(f"tensor {name!r} has no values yet")
+    if tensor.dtype not in DTYPES.values() or tensor.layout is not torch.strided:
+        kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which a .tpz file cannot hold")

@@ -1,0 +1,1 @@
+"""Export of pressed models to other formats."""

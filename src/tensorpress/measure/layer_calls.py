@@ -1,0 +1,118 @@
+"""How a model calls its layers: the shapes of their inputs in one forward pass."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.cost import evaluating
+from tensorpress.schemes.layer_spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a layer, for one example.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Spatial sizes of the input of a convolution; of a Linear or an Embedding one number, the
+        positions it is applied to.
+    times : int
+        How often it is made with these sizes.
+    """
+
+    sizes: tuple[int, ...]
+    times: int = 1
+
+
+def record_inputs(
+    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str]
+) -> dict[str, tuple[torch.Size, ...]]:
+    """Return the shape of the first argument of every call of some modules.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run once in eval mode, without gradients; may be on the meta device.
+    inputs : sequence of Tensor
+        Arguments of one forward pass.
+    names : sequence of str
+        Of the modules.
+
+    Returns
+    -------
+    dict of str to tuple of torch.Size
+        By name, in the order of the calls; empty for a module that is not called.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Where the model does not take the inputs, with what it says.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> record_inputs(net, [torch.zeros(2, 3, 9, 9)], ["0"])
+    {'0': (torch.Size([2, 3, 9, 9]),)}
+    """
+    shapes: dict[str, list[torch.Size]] = {name: [] for name in names}
+
+    def noting(name: str) -> Callable[..., None]:
+        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            given = (*arguments, *keywords.values())
+            shapes[name] += [value.shape for value in given if isinstance(value, Tensor)][:1]
+
+        return note
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        for name in names:
+            hook = model.get_submodule(name).register_forward_pre_hook(
+                noting(name), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        try:
+            model(*inputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
+            raise InvalidArgumentError(
+                f"the model does not take the example inputs [{given}]: {error}"
+            ) from error
+    return {name: tuple(found) for name, found in shapes.items()}
+
+
+def calls_of(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tuple[Call, ...]:
+    """Return the calls of a layer for one example.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        The layer.
+    shapes : sequence of torch.Size
+        Of its inputs, from `record_inputs`.
+    batch : int
+        Examples in the forward pass. A model may give a layer more rows than that, such as the
+        frames of a clip as a batch of images: they count as further calls or positions.
+
+    Examples
+    --------
+    >>> from tensorpress.schemes.layer_spec import describe
+    >>> calls_of(describe(nn.Linear(64, 8)), [torch.Size([2, 5, 64])], 2)
+    (Call(sizes=(5,), times=1),)
+    """
+    counted: dict[tuple[int, ...], int] = {}
+    for shape in shapes:
+        if spec.order:
+            sizes, times = tuple(shape[-spec.order :]), prod(shape[: -spec.order - 1])
+        else:
+            rows = shape if spec.kind == "Embedding" else shape[:-1]
+            sizes, times = (ceil(prod(rows) / batch),), batch
+        counted[sizes] = counted.get(sizes, 0) + ceil(times / batch)
+    return tuple(Call(sizes, times) for sizes, times in counted.items())

@@ -1,0 +1,142 @@
+"""Weights in and out of safetensors files."""
+
+import os
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
+from tensorpress.utils.atomic_files import replacing
+
+_LISTED = 5
+# BatchNorm's counter of seen batches says nothing about the function of the network, and many
+# published files leave it out.
+_OPTIONAL = "num_batches_tracked"
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Fill the parameters and buffers of a model from a safetensors file.
+
+    Everything is checked before anything is written: after an error the model is as before.
+
+    Parameters
+    ----------
+    model : Module
+        Its ``state_dict`` must have exactly the names and shapes of the file, but for the
+        ``num_batches_tracked`` counters of batch norms, which a file may leave out.
+    path : path
+        The file.
+
+    Raises
+    ------
+    DataNotFoundError
+        When there is no such file.
+    CorruptFileError
+        When it is not a safetensors file, is truncated, or holds NaN or infinity.
+    ModelMismatchError
+        When a tensor is missing, is not in the model, or has another shape or kind of dtype.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tensorpress.models import zoo
+    >>> first, second = zoo.build("lenet5"), zoo.build("lenet5")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights(first, f"{folder}/lenet5.safetensors")
+    ...     load_weights(second, f"{folder}/lenet5.safetensors")
+    >>> torch.equal(first.ip1.weight, second.ip1.weight)
+    True
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataNotFoundError(f"no weight file at {path}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CorruptFileError(f"{path} is not a complete safetensors file: {error}") from error
+    state: dict[str, Tensor] = model.state_dict()
+    for name in state.keys() - tensors.keys():
+        if name.rpartition(".")[2] == _OPTIONAL:
+            tensors[name] = state[name]
+    _check_names(f"{path} does not fit {type(model).__name__}", state, tensors)
+    for name, tensor in tensors.items():
+        _check_tensor(path, name, tensor, state[name])
+    model.load_state_dict(tensors)
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the parameters and buffers of a model to a safetensors file.
+
+    The file appears complete or not at all: it is written under a temporary name in the same
+    folder, flushed to disk and renamed.
+
+    Parameters
+    ----------
+    model : Module
+        Tensors that several names share are written under each of them.
+    path : path
+        The file, which is replaced when it exists; its folder must exist.
+
+    Raises
+    ------
+    DataNotFoundError
+        When the folder does not exist.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tensorpress.models import zoo
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights(zoo.build("lenet300100"), f"{folder}/lenet.safetensors")
+    ...     sorted(load_file(f"{folder}/lenet.safetensors"))[:2]
+    ['ip1.bias', 'ip1.weight']
+    """
+    # Clones, because safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _check_names(complaint: str, expected: Collection[str], found: Collection[str]) -> None:
+    missing = [name for name in expected if name not in found]
+    surplus = [name for name in found if name not in expected]
+    if missing:
+        raise ModelMismatchError(
+            f"{complaint}: it lacks {_listing(missing, surplus or found, 'in the file')}"
+        )
+    if surplus:
+        raise ModelMismatchError(
+            f"{complaint}: the model has no {_listing(surplus, expected, 'in the model')}"
+        )
+
+
+def _listing(names: list[str], others: Iterable[str], where: str) -> str:
+    candidates = list(others)
+    parts = []
+    for name in names[:_LISTED]:
+        near = get_close_matches(name, candidates, n=1)
+        parts.append(repr(name) + (f" (nearest {where}: {near[0]!r})" if near else ""))
+    rest = len(names) - _LISTED
+    return ", ".join(parts) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _check_tensor(path: Path, name: str, tensor: Tensor, expected: Tensor) -> None:
+    if tensor.shape != expected.shape:
+        raise ModelMismatchError(
+            f"{path}: {name!r} has shape {tuple(tensor.shape)}, "
+            f"but the model expects {tuple(expected.shape)}"
+        )
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise ModelMismatchError(
+            f"{path}: {name!r} is {tensor.dtype}, but the model expects {expected.dtype}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise CorruptFileError(f"{path}: {name!r} holds NaN or infinite values")

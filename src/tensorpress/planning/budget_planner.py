@@ -1,0 +1,190 @@
+"""Planning within a budget of parameters, bytes, MACs or measured latency."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+from torch import nn
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.latency import latencies
+from tensorpress.planning.budget import Budget
+from tensorpress.planning.budget_rules import Spreading, Task, Ways, choices
+from tensorpress.planning.dense_model import DenseModel
+from tensorpress.planning.latency_search import fit_latency
+from tensorpress.planning.layer_candidates import applicable, with_ranks
+from tensorpress.planning.layer_latency import LayerTimer, fill_randomly
+from tensorpress.planning.layers import Layer
+from tensorpress.planning.scores import Scores
+from tensorpress.ranks import FractionRanks
+from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
+from tensorpress.schemes.registry import scheme as scheme_named
+
+LEAST_SHARE = 0.01
+"""Of the dense model's time that is predicted: timings of single layers may add up to more."""
+
+
+def within_time(
+    limit: Budget,
+    dense: DenseModel,
+    ways: Ways,
+    fixed: Mapping[str, PlannedLayer],
+    rule: str | Scores,
+    round_to: int,
+) -> Spreading:
+    """Spread the time of a forward pass, as measured here and now.
+
+    The layers are timed dense and pressed (`tensorpress.planning.layer_latency`); what is spread is
+    the sum of these times. Whole models are then built and timed until one meets the budget
+    (`tensorpress.planning.latency_search`). A layer that pressing makes slower stays dense.
+
+    Parameters
+    ----------
+    limit, dense, ways, fixed, rule, round_to
+        As for `tensorpress.planning.budget_planner.within`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a budget that cannot be reached, or a model on the meta device.
+    """
+    timer = LayerTimer(next(dense.module.parameters()), dense.inputs, round_to=round_to)
+
+    def cost(plan: SchemePlan) -> float:
+        shapes = dense.layers[plan.name].inputs
+        return timer.pressed(scheme_named(plan.scheme), plan.spec, [plan.ranks], shapes)[0]
+
+    def dense_cost(name: str) -> float:
+        layer = dense.layers[name]
+        return timer.dense(layer.spec(), layer.inputs)
+
+    replaced = [layer for layer in fixed.values() if isinstance(layer, SchemePlan)]
+    task = Task(ways, cost, {name: dense_cost(name) for name in ways}, round_to)
+    found = choices(task, rule)
+    whole = latencies([dense.module], dense.inputs)[0]
+    saved = sum(dense_cost(plan.name) - cost(plan) for plan in replaced)
+    others = whole - saved - sum(task.dense.values())
+
+    def chosen(share: float) -> dict[str, SchemePlan]:
+        return found.within(max(share * whole - others, found.least))
+
+    fitted = fit_latency(
+        lambda share: _built(dense, [*replaced, *chosen(share).values()]),
+        dense.module,
+        dense.inputs,
+        limit.amount,
+        relative=limit.relative,
+        lowest=max((others + found.least) / whole, LEAST_SHARE),
+    )
+    return chosen(fitted.at), found
+
+
+def _built(dense: DenseModel, plans: list[SchemePlan]) -> nn.Module:
+    """Return the pressed model, at random values."""
+    new: dict[int, nn.Module] = {}
+    for plan in plans:
+        layer = dense.layers[plan.name].module
+        scheme = scheme_named(plan.scheme)
+        pressed = scheme.skeleton(plan.spec, plan.ranks, like=layer.get_parameter("weight"))
+        fill_randomly(pressed)
+        new[id(layer)] = pressed.train(layer.training)
+    return deepcopy(dense.module, new)
+
+
+UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs"}
+
+
+def within(
+    limit: Budget,
+    dense: DenseModel,
+    layers: Mapping[str, Layer],
+    schemes: Mapping[str, Sequence[str]],
+    fixed: Mapping[str, PlannedLayer],
+    rule: str | Scores,
+    round_to: int,
+) -> tuple[dict[str, PlannedLayer], dict[str, str]]:
+    """Choose schemes and ranks so that the whole model stays within a budget.
+
+    Parameters
+    ----------
+    limit : Budget
+        Of the whole model.
+    dense : DenseModel
+        The model.
+    layers : mapping of str to Layer
+        Those that may be pressed.
+    schemes : mapping of str to sequence of str
+        What each of them may be pressed by.
+    fixed : mapping of str to PlannedLayer
+        Layers that are pressed in any case.
+    rule : str or Scores
+        How the budget is spread: see `tensorpress.plan`.
+    round_to : int
+        Ranks are multiples of it.
+
+    Returns
+    -------
+    dict of str to PlannedLayer, dict of str to str
+        The layers that are pressed, and the others with the reason.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a budget out of reach (with what can be reached) or one that the dense model meets; a
+        budget of MACs or latency without inputs; an unknown rule.
+    """
+    ways: Ways = {}
+    kept: dict[str, str] = {}
+    for name, layer in layers.items():
+        found, reason = applicable(layer, [scheme_named(s) for s in schemes[name]])
+        if found:
+            ways[name] = layer, found
+        else:
+            kept[name] = reason
+    if limit.kind != "params" and limit.kind != "bytes" and not dense.inputs:
+        raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
+    spread = within_time if limit.kind == "latency" else _counted
+    pressed, ruled = spread(limit, dense, ways, fixed, rule, round_to)
+    kept |= {name: ruled.unpressed(name) for name in ways if name not in pressed}
+    return dict(pressed), kept
+
+
+def _counted(
+    limit: Budget,
+    dense: DenseModel,
+    ways: Ways,
+    fixed: Mapping[str, PlannedLayer],
+    rule: str | Scores,
+    round_to: int,
+) -> Spreading:
+    """Spread a budget of what is known exactly."""
+    total = {"params": dense.params, "bytes": dense.bytes, "macs": dense.macs}[limit.kind]
+    assert total is not None
+    amount = limit.of(total)
+    if amount >= total:
+        raise InvalidArgumentError(
+            f"the budget {limit} is no saving: the dense model has {total:,} {UNITS[limit.kind]}"
+        )
+
+    def cost(layer: PlannedLayer) -> float:
+        if limit.kind == "macs":
+            return layer.macs if isinstance(layer, SchemePlan) else 0
+        return layer.factor_params * (layer.itemsize if limit.kind == "bytes" else 1)
+
+    def dense_cost(layer: PlannedLayer) -> float:
+        if limit.kind == "macs":
+            return layer.dense_macs if isinstance(layer, SchemePlan) else 0
+        return layer.dense_params * (layer.itemsize if limit.kind == "bytes" else 1)
+
+    smallest = {
+        name: with_ranks(layer, schemes[0], FractionRanks(1e-9))
+        for name, (layer, schemes) in ways.items()
+    }
+    task = Task(ways, cost, {name: dense_cost(x) for name, x in smallest.items()}, round_to)
+    found = choices(task, rule)
+    others = total - sum(task.dense.values()) - sum(dense_cost(x) - cost(x) for x in fixed.values())
+    if others + found.least > amount:
+        raise InvalidArgumentError(
+            f"the budget {limit} is out of reach: with all that may be pressed at the smallest "
+            f"ranks the model has {others + found.least:,.0f} of {total:,} {UNITS[limit.kind]}"
+        )
+    return found.within(amount - others), found

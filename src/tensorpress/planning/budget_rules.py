@@ -1,0 +1,228 @@
+"""Spreading a budget over the layers of a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import ClassVar, Literal, Protocol
+
+from tensorpress.decompose.spectrum import Spectrum
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.planning.layer_candidates import no_gain, options, with_ranks
+from tensorpress.planning.layers import Layer
+from tensorpress.planning.scores import Scores
+from tensorpress.ranks import EVBMFRanks, FixedRanks, FractionRanks, RankRule
+from tensorpress.ranks.allocation import Allocation, Option, allocate
+from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.layer_plan import SchemePlan
+
+Spread = Literal["error", "energy", "uniform", "evbmf"]
+"""How a budget is spread: see `tensorpress.plan`."""
+
+SMALLEST_ENERGY = 1e-12
+"""Of a layer of which nothing is left, so that its logarithm is a number."""
+
+STEPS = 40
+"""Bisections of the one number that a uniform rule has."""
+
+NO_RANKS = "no ranks make it smaller, or none that multiply less"
+OUTBID = "the budget is met with less loss by pressing others"
+
+
+Ways = dict[str, tuple[Layer, Sequence[Scheme]]]
+"""The layers that may be pressed, with the schemes that can take each."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Over which layers a budget is spread, and what counts.
+
+    Attributes
+    ----------
+    layers : Ways
+        By name.
+    cost : callable
+        What a layer's plan takes of the budget.
+    dense : mapping of str to float
+        What each layer takes left dense.
+    round_to : int
+        Ranks are multiples of it.
+    """
+
+    layers: Ways
+    cost: Callable[[SchemePlan], float]
+    dense: Mapping[str, float]
+    round_to: int = 1
+
+    def saves(self, plan: SchemePlan) -> bool:
+        """Whether a layer is better pressed so than left dense."""
+        return no_gain(plan) is None and self.cost(plan) < self.dense[plan.name]
+
+
+class Choices(Protocol):
+    """All ways of spreading by one rule."""
+
+    @property
+    def least(self) -> float:
+        """The least that the layers can cost together."""
+
+    def within(self, available: float) -> dict[str, SchemePlan]:
+        """Return the plans of the layers that are pressed where at least ``least`` is available."""
+
+    def unpressed(self, name: str) -> str:
+        """Return why a layer is left dense."""
+
+
+Spreading = tuple[dict[str, SchemePlan], Choices]
+"""The plans of the layers that are pressed, and what they were chosen from."""
+
+
+def choices(task: Task, rule: str | Scores) -> Choices:
+    """Return the ways in which a rule spreads; what takes time is done here, once.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a layer whose weight the rule cannot use, or several schemes where it says ranks of one.
+    """
+    if isinstance(rule, Scores):
+        return _Allocated(task, _scored(task, rule), rule.rule)
+    if rule == "uniform":
+        return _OneNumber(task, lambda _, number: FractionRanks(max(number, 1e-9)))
+    if rule == "evbmf":
+        return _evbmf(task)
+    plans = {name: _options(task, name) for name in task.layers}
+    if rule == "error":
+        return _Allocated(task, _with_scores(plans, lambda error: error**2), "total")
+    return _Allocated(task, _with_scores(plans, _lost_energy), "greedy")
+
+
+Scored = list[tuple[SchemePlan, float]]
+
+
+class _Allocated:
+    """Every layer has its options, each with a score."""
+
+    def __init__(self, task: Task, plans: Mapping[str, Scored], by: Allocation) -> None:
+        self._by = by
+        self._ways: dict[str, list[tuple[SchemePlan | None, Option]]] = {
+            name: [(None, Option(task.dense[name], 0.0))]
+            + [(p, Option(task.cost(p), score)) for p, score in found if task.saves(p)]
+            for name, found in plans.items()
+        }
+
+    @property
+    def least(self) -> float:
+        return sum(min(option.cost for _, option in found) for found in self._ways.values())
+
+    def within(self, available: float) -> dict[str, SchemePlan]:
+        layers = [[option for _, option in found] for found in self._ways.values()]
+        chosen = allocate(layers, available, by=self._by)
+        picked = {
+            name: found[index][0]
+            for (name, found), index in zip(self._ways.items(), chosen, strict=True)
+        }
+        return {name: plan for name, plan in picked.items() if plan is not None}
+
+    def unpressed(self, name: str) -> str:
+        return OUTBID if len(self._ways[name]) > 1 else NO_RANKS
+
+
+class _OneNumber:
+    """All layers are pressed by one number from 0 to 1, the larger the costlier."""
+
+    def __init__(self, task: Task, rule_at: Callable[[str, float], RankRule]) -> None:
+        for name, (_, schemes) in task.layers.items():
+            if len(schemes) > 1:
+                raise InvalidArgumentError(
+                    f"one rule for all layers says ranks of one scheme, but layer {name!r} may "
+                    f"have {', '.join(scheme.name for scheme in schemes)}: name one scheme"
+                )
+        self._task, self._rule_at = task, rule_at
+
+    @property
+    def least(self) -> float:
+        return self._cost(self._plans(0.0))
+
+    def within(self, available: float) -> dict[str, SchemePlan]:
+        low, high = 0.0, 1.0
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            fits = self._cost(self._plans(middle)) <= available
+            low, high = (middle, high) if fits else (low, middle)
+        return self._plans(low)
+
+    def unpressed(self, name: str) -> str:
+        return NO_RANKS
+
+    def _plans(self, number: float) -> dict[str, SchemePlan]:
+        found = {
+            name: with_ranks(layer, scheme, self._rule_at(name, number), self._task.round_to)
+            for name, (layer, [scheme]) in self._task.layers.items()
+        }
+        return {name: plan for name, plan in found.items() if self._task.saves(plan)}
+
+    def _cost(self, plans: Mapping[str, SchemePlan]) -> float:
+        dense = (cost for name, cost in self._task.dense.items() if name not in plans)
+        return sum(map(self._task.cost, plans.values())) + sum(dense)
+
+
+def _options(task: Task, name: str) -> list[SchemePlan]:
+    layer, schemes = task.layers[name]
+    try:
+        return options(layer, schemes, task.round_to)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"layer {name!r}: {error}") from None
+
+
+def _with_scores(
+    plans: Mapping[str, list[SchemePlan]], score: Callable[[float], float]
+) -> dict[str, Scored]:
+    return {
+        name: [(plan, score(plan.error or 0.0)) for plan in ways] for name, ways in plans.items()
+    }
+
+
+def _lost_energy(error: float) -> float:
+    """Return −ln of the kept energy: its sum is the logarithm of the product over layers."""
+    return -log(max(1 - error**2, SMALLEST_ENERGY))
+
+
+def _scored(task: Task, scores: Scores) -> dict[str, Scored]:
+    """Return the plans that were scored, of those schemes that a layer may have."""
+    found: dict[str, Scored] = {}
+    for name, (layer, schemes) in task.layers.items():
+        known = {scheme.name: scheme for scheme in schemes}
+        found[name] = [
+            (with_ranks(layer, known[x.scheme], FixedRanks(x.ranks)), max(x.score, 0.0))
+            for x in scores.of(name)
+            if x.scheme in known
+        ]
+    return found
+
+
+def _evbmf(task: Task) -> _OneNumber:
+    """Return the ranks of EVBMF, weakened or strengthened; spectra are computed once."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (layer, schemes) in task.layers.items():
+        try:
+            found[name] = with_ranks(layer, schemes[0], EVBMFRanks()).ranks
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"layer {name!r}: {error}") from None
+    return _OneNumber(task, lambda name, number: _Weakened(found[name], number))
+
+
+@dataclass(frozen=True)
+class _Weakened:
+    """Ranks between the largest (at 1), EVBMF's (at ½) and none (at 0), at least 1."""
+
+    evbmf: tuple[int, ...]
+    number: float
+    needs_spectra: ClassVar[bool] = False
+
+    def ranks(self, spectra: Sequence[Spectrum], largest: Sequence[int]) -> tuple[int, ...]:
+        more = max(2 * self.number - 1, 0.0)
+        less = min(2 * self.number, 1.0)
+        return tuple(
+            max(1, round(less * rank + more * (most - rank)))
+            for most, rank in zip(largest, self.evbmf, strict=True)
+        )

@@ -1,0 +1,153 @@
+"""Layers that are pressed at given ranks: by entries for single layers, or all by one rule."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.planning.ada_tucker import check_shared, given_tucker
+from tensorpress.planning.layer_candidates import applicable, no_gain, with_ranks
+from tensorpress.planning.layers import Layer, matching
+from tensorpress.ranks import rank_rule
+from tensorpress.schemes.base import Ranks
+from tensorpress.schemes.layer_plan import (
+    SCHEMES,
+    TUCKER_SCHEMES,
+    LayerPlan,
+    PlannedLayer,
+    SchemePlan,
+)
+from tensorpress.schemes.registry import scheme as scheme_named
+
+SCHEME_KEYS = ("ranks", "scheme")
+"""What an entry for a layer may say where its scheme is one of the registry."""
+
+Entry = Mapping[str, Any]
+
+
+def entries_of(
+    overrides: Mapping[str, Entry], layers: Mapping[str, Layer], kept: Mapping[str, str]
+) -> dict[str, Entry]:
+    """Return the entry of every layer that has one, the last that names it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For a pattern that matches nothing, or an entry that is no mapping.
+    """
+    entries: dict[str, Entry] = {}
+    for pattern, entry in overrides.items():
+        found = matching(pattern, layers, kept)
+        if not isinstance(entry, Mapping):
+            raise InvalidArgumentError(
+                f"layer {found[0]!r}: expected a mapping such as {{'ranks': 8}}, got {entry!r}"
+            )
+        entries |= dict.fromkeys(found, entry)
+    return entries
+
+
+def given_layers(
+    layers: Mapping[str, Layer],
+    entries: Mapping[str, Entry],
+    schemes: Sequence[str],
+    ranks: Ranks | None,
+    round_to: int,
+) -> dict[str, PlannedLayer]:
+    """Return the plans of the layers that have entries, smaller or not.
+
+    Ranks that an entry itself says are taken as they are; those of all layers are rounded.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming the layer, for keys that are unknown, no ranks, ranks that do not fit, or a layer
+        that the scheme cannot take.
+    """
+    found: dict[str, PlannedLayer] = {}
+    for name, entry in entries.items():
+        try:
+            [scheme] = schemes_for(entry, schemes)
+            found[name] = _given(layers[name], entry, scheme, ranks, round_to)
+        except (InvalidArgumentError, TypeError) as error:
+            raise InvalidArgumentError(f"layer {name!r}: {error}") from None
+    check_shared([layer for layer in found.values() if isinstance(layer, LayerPlan)])
+    return found
+
+
+def schemes_for(entry: Entry | None, schemes: Sequence[str]) -> Sequence[str]:
+    """Return the schemes a layer may have: that of its entry, or those of all.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown scheme, or ranks in an entry that does not say of which scheme.
+    """
+    own = None if entry is None else entry.get("scheme")
+    if own is None:
+        if entry is not None and len(schemes) > 1:
+            raise InvalidArgumentError(
+                f"its entry must name a scheme: the ranks of {', '.join(schemes)} are not the same"
+            )
+        return schemes
+    if own not in SCHEMES:
+        raise unknown_name("scheme", own, SCHEMES)
+    return (own,)
+
+
+def pressed_where_smaller(
+    layers: Mapping[str, Layer], scheme: str, ranks: Ranks, round_to: int
+) -> tuple[dict[str, PlannedLayer], dict[str, str]]:
+    """Return the layers that a scheme makes smaller, and all others with the reason.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming the layer whose weight a rule cannot use.
+    """
+    pressed: dict[str, PlannedLayer] = {}
+    kept: dict[str, str] = {}
+    for name, layer in layers.items():
+        found = _smaller(layer, scheme, ranks, round_to)
+        if isinstance(found, str):
+            kept[name] = found
+        else:
+            pressed[name] = found
+    return pressed, kept
+
+
+def nothing_to_press(kept: Mapping[str, str]) -> InvalidArgumentError:
+    """Return the error for a model of which nothing is pressed, with the reasons."""
+    reasons = "".join(f"; {name!r}: {reason}" for name, reason in kept.items())
+    return InvalidArgumentError(f"the model has no layer that can be pressed{reasons}")
+
+
+def _given(
+    layer: Layer, entry: Entry, scheme: str, ranks: Ranks | None, round_to: int
+) -> PlannedLayer:
+    if scheme in TUCKER_SCHEMES:
+        return given_tucker(layer.name, layer.shape, scheme, entry, layer.itemsize)
+    for key in entry:
+        if key not in SCHEME_KEYS:
+            raise unknown_name("key", key, SCHEME_KEYS)
+    asked = entry.get("ranks", ranks)
+    if asked is None:
+        raise InvalidArgumentError("ranks are needed")
+    form = scheme_named(scheme)
+    if form.form in layer.blocked:
+        raise InvalidArgumentError(f"it cannot be pressed by {scheme}: {layer.blocked[form.form]}")
+    form.check(layer.spec())
+    return with_ranks(layer, form, rank_rule(asked), 1 if "ranks" in entry else round_to)
+
+
+def _smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> SchemePlan | str:
+    """Return the plan of a layer, or why it stays dense."""
+    form, rule = scheme_named(scheme), rank_rule(ranks)
+    found, reason = applicable(layer, [form])
+    if not found:
+        return reason
+    try:
+        plan = with_ranks(layer, form, rule, round_to)
+    except InvalidArgumentError as error:
+        if rule.needs_spectra:
+            raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
+        return str(error)
+    return no_gain(plan) or plan

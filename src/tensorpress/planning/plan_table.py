@@ -1,0 +1,101 @@
+"""A plan as a table of text."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer
+from tensorpress.schemes.reshape_modes import by
+
+LEFT = ("layer", "scheme", "weight", "modes", "ranks")
+"""Columns of words; the others are numbers, to the right."""
+
+RIGHT = ("dense", "stored", "dense MACs", "MACs", "error")
+
+NAMED = 12
+"""Most layers named for one reason to keep them."""
+
+
+class Sums(NamedTuple):
+    """A row of totals: parameters and MACs, dense and pressed; None where nobody knows."""
+
+    name: str
+    dense: int | None
+    stored: int | None
+    dense_macs: int | None
+    macs: int | None
+
+
+def layer_table(layers: Sequence[PlannedLayer], sums: Sequence[Sums]) -> list[str]:
+    """Return lines of text: headings, a row a layer, and rows of totals.
+
+    Columns that say nothing are left out: modes where no layer is reshaped, MACs where no inputs
+    were given, errors where none was predicted.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from tensorpress.schemes.layer_plan import SchemePlan
+    >>> from tensorpress.schemes.layer_spec import describe
+    >>> layer = SchemePlan("fc", "channel_svd", describe(nn.Linear(30, 20)), (4,))
+    >>> for line in layer_table([layer], [Sums("total", 600, 200, None, None)]):
+    ...     print(line)
+    layer  scheme       weight  ranks  dense  stored
+    fc     channel_svd  20×30   4        600     200
+    total                                600     200
+    """
+    counted = any(row.macs is not None for row in sums)
+    rows = [_row(layer, counted) for layer in layers] + [_sums(row) for row in sums]
+    used = [key for key in (*LEFT, *RIGHT) if any(row.get(key) for row in rows)]
+    rows.insert(0, dict(zip(used, used, strict=True)))
+    widths = {key: max(len(row.get(key, "")) for row in rows) for key in used}
+    return [
+        "  ".join(
+            f"{row.get(key, ''):{'<' if key in LEFT else '>'}{widths[key]}}" for key in used
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def kept_lines(kept: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason to keep layers dense, with their names.
+
+    Examples
+    --------
+    >>> kept_lines({"a": "it is small", "b": "it is small"})
+    ['kept dense: a, b (it is small)']
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in kept.items():
+        reasons.setdefault(reason, []).append(name or "the model itself")
+    return [f"kept dense: {_listed(names)} ({reason})" for reason, names in reasons.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _row(layer: PlannedLayer, counted: bool) -> dict[str, str]:
+    row = {
+        "layer": layer.name,
+        "scheme": layer.scheme,
+        "weight": by(layer.shape),
+        "ranks": by(layer.ranks),
+        "dense": _number(layer.dense_params),
+        "stored": _number(layer.factor_params),
+    }
+    if isinstance(layer, LayerPlan):
+        core = "" if layer.core == "own" else f" {layer.core}"
+        return row | {"modes": by(layer.modes), "ranks": row["ranks"] + core}
+    if counted:
+        row |= {"dense MACs": _number(layer.dense_macs), "MACs": _number(layer.macs)}
+    return row if layer.error is None else row | {"error": f"{100 * layer.error:.1f} %"}
+
+
+def _sums(row: Sums) -> dict[str, str]:
+    numbers = map(_number, row[1:])
+    return {"layer": row.name, **dict(zip(RIGHT, numbers, strict=False))}
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"

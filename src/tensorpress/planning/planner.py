@@ -1,0 +1,229 @@
+"""Planning: from schemes, ranks, a budget or single layers' entries to a plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import get_args
+
+from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.planning.ada_tucker import own_layers, shared_layers
+from tensorpress.planning.budget import Budget, parse_budget
+from tensorpress.planning.budget_planner import within
+from tensorpress.planning.budget_rules import Spread
+from tensorpress.planning.dense_model import DenseModel
+from tensorpress.planning.fixed_ranks import (
+    Entry,
+    entries_of,
+    given_layers,
+    nothing_to_press,
+    pressed_where_smaller,
+    schemes_for,
+)
+from tensorpress.planning.layers import Layer, Weights
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.scores import Scores
+from tensorpress.schemes.base import Ranks
+from tensorpress.schemes.layer_plan import SCHEMES, TUCKER_SCHEMES, LayerPlan, PlannedLayer
+from tensorpress.schemes.reshape_modes import smallest
+
+AUTO_NAME = "auto"
+
+AUTO = ("tucker2", "channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in")
+"""What "auto" chooses from: the schemes whose error at any ranks follows from spectra."""
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    scheme: str | Sequence[str] = AUTO_NAME,
+    ranks: Ranks | Scores | None = None,
+    targets: Sequence[str] = ("*",),
+    skip: Sequence[str] = (),
+    overrides: Mapping[str, Entry] | None = None,
+    budget: str | None = None,
+    round_to: int = 1,
+    weights: Weights | None = None,
+) -> Plan:
+    """Plan how a model's layers are decomposed.
+
+    Without a budget nothing is computed but the spectra of the weights where a rank rule looks at
+    them, so that a model on the meta device can be planned as well.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model. Layers are found anywhere in it; what cannot be pressed stays dense, and the plan
+        says why.
+    example_inputs : Tensor or sequence of Tensor, optional
+        Arguments of one forward pass, the first axis being the batch: for MACs and latency.
+    scheme : str or sequence of str
+        A name of `SCHEMES`, or several, of which every layer gets the one with the least error at
+        its cost; "auto" are those whose error follows from spectra.
+    ranks
+        Without a budget what `press_layer` takes: a tuple, an int, a float in (0, 1], "evbmf",
+        "evbmf:0.7", "energy:0.9" or a rule.
+        With a budget, how it is spread over the layers. "error" (by default): the least sum of the
+        layers' squared relative errors. "energy": the greatest product of kept PCA energies, by
+        the greedy rule of Zhang et al. (2016). "uniform": one fraction of the largest ranks for
+        all. "evbmf": EVBMF's ranks, all weakened or strengthened alike. Or the scores of
+        `tensorpress.sensitivity`.
+    targets, skip : sequence of str
+        Layers to press, and among them those to keep dense: names, patterns with ``*``, or ``re:``
+        and a regular expression for the whole name.
+    overrides : mapping of str to mapping, optional
+        A name or pattern to what is done with these layers: ``ranks``, and ``scheme`` where it is
+        not the one of all layers. For (s)cada_tucker ``modes`` (a list of sizes, or "original" for
+        the weight's own axes), ``ranks`` (a list, or one number for all modes) and optionally
+        ``diagonal: true`` (CP) or ``reduced: true`` (fewer values for the same weights; see
+        `TuckerWeight`). Where two entries name a layer, the later one holds. Without ``ranks`` for
+        all and without a budget, other layers stay dense.
+    budget : str, optional
+        What the whole model may cost: ``params=50%``, ``bytes=10MB``, ``macs=300M`` or
+        ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`. (S)cada_tucker takes
+        params and bytes.
+    round_to : int
+        Ranks are multiples of it, or the largest ones: what the hardware likes.
+    weights : callable, optional
+        Gives the weight of a layer by its name, for a model whose own are on the meta device.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown scheme, a pattern that matches no layer, an entry that cannot be done, modes
+        or ranks that do not fit, a budget that cannot be met, or nothing to press.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
+    >>> plan(net, budget="params=20%").params <= 0.2 * 405_510
+    True
+    >>> print(plan(net, torch.zeros(1, 800), scheme="channel_svd", ranks=0.1))
+    layer          scheme       weight   ranks    dense  stored  dense MACs    MACs
+    0              channel_svd  500×800  50     400,000  65,000     400,000  65,000
+    2              channel_svd  10×500   1        5,000     510       5,000     510
+    (not pressed)                                   510     510           0       0
+    total                                       405,510  66,020     405,000  65,510
+    """
+    schemes = schemes_of(scheme)
+    check_target(schemes, ranks=ranks, budget=budget, overrides=overrides)
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
+        raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
+    limit = None if budget is None else parse_budget(budget)
+    dense = DenseModel.of(model, example_inputs, weights)
+    layers, kept = dense.chosen(targets, skip)
+    chosen: Sequence[PlannedLayer]
+    if limit is not None and schemes[0] in TUCKER_SCHEMES:
+        chosen, others = _tucker_within(limit, dense, layers, kept, schemes[0])
+        return dense.plan(schemes[0], chosen, {**kept, **others})
+    entries = entries_of(overrides or {}, layers, kept)
+    everywhere = None if isinstance(ranks, Scores) or limit is not None else ranks
+    if limit is None:
+        fixed = given_layers(layers, entries, schemes, everywhere, round_to)
+    else:
+        own = {name: entry for name, entry in entries.items() if "ranks" in entry}
+        fixed = given_layers(layers, own, schemes, None, 1)
+    rest = {name: layer for name, layer in layers.items() if name not in fixed}
+    if limit is not None:
+        allowed = {name: schemes_for(entries.get(name), schemes) for name in rest}
+        rule = ranks if isinstance(ranks, str | Scores) else "error"
+        pressed, others = within(limit, dense, rest, allowed, fixed, rule, round_to)
+    elif everywhere is None:
+        pressed, others = {}, dict.fromkeys(rest, "not named in overrides")
+    else:
+        pressed, others = pressed_where_smaller(rest, schemes[0], everywhere, round_to)
+    if not fixed and not pressed:
+        raise nothing_to_press({**kept, **others})
+    found = {**fixed, **pressed}
+    chosen = [found[name] for name in layers if name in found]
+    return dense.plan(scheme_names(schemes), chosen, {**kept, **others})
+
+
+def check_target(
+    schemes: Sequence[str], *, ranks: object, budget: object, overrides: object
+) -> None:
+    """Raise unless what is given says how far schemes are to press; None is not given.
+
+    Raises
+    ------
+    InvalidArgumentError
+        With what the schemes take.
+    """
+    name = schemes[0]
+    if name in TUCKER_SCHEMES:
+        if ranks is not None:
+            raise InvalidArgumentError(
+                f"{name} takes no ranks for all layers: give a budget of params, or overrides with "
+                "modes and ranks of their own"
+            )
+        if (budget is None) == (overrides is None):
+            raise InvalidArgumentError(
+                f"give either a budget or overrides: {name} needs a number, or shapes"
+            )
+    elif budget is not None:
+        if not (ranks is None or isinstance(ranks, str | Scores)):
+            raise InvalidArgumentError(
+                f"with a budget ranks say how it is spread, not {ranks!r}: give one of them"
+            )
+        if isinstance(ranks, str) and ranks not in get_args(Spread):
+            raise unknown_name("way to spread a budget", ranks, get_args(Spread))
+    elif isinstance(ranks, Scores):
+        raise InvalidArgumentError("scores need a budget")
+    elif ranks is None and overrides is None:
+        raise InvalidArgumentError(
+            f"give a budget, ranks for {scheme_names(schemes)}, or overrides with ranks of their "
+            "own"
+        )
+    elif ranks is not None and len(schemes) > 1:
+        raise InvalidArgumentError(
+            f"the ranks of {scheme_names(schemes)} are not the same: name one scheme, or give a "
+            "budget"
+        )
+
+
+def schemes_of(scheme: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the schemes that are asked for.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown one, none, or several that no layer can be given the choice of.
+    """
+    if isinstance(scheme, str):
+        scheme = AUTO if scheme == AUTO_NAME else (scheme,)
+    if not scheme:
+        raise InvalidArgumentError("name a scheme")
+    for name in scheme:
+        if name not in SCHEMES:
+            raise unknown_name("scheme", name, (AUTO_NAME, *SCHEMES))
+        if name in TUCKER_SCHEMES and len(scheme) > 1:
+            raise InvalidArgumentError(f"{name} cannot be one of several schemes to choose from")
+    return tuple(dict.fromkeys(scheme))
+
+
+def scheme_names(schemes: Sequence[str]) -> str:
+    """Return schemes as a plan names them."""
+    return AUTO_NAME if tuple(schemes) == AUTO else ", ".join(schemes)
+
+
+def _tucker_within(
+    limit: Budget,
+    dense: DenseModel,
+    layers: Mapping[str, Layer],
+    kept: Mapping[str, str],
+    scheme: str,
+) -> tuple[list[LayerPlan], dict[str, str]]:
+    """Choose modes and ranks for a budget; layers too small to gain stay dense."""
+    shapes = {name: layer.shape for name, layer in layers.items()}
+    tiny = [name for name, shape in shapes.items() if smallest(shape) >= prod(shape)]
+    others = dict.fromkeys(tiny, "too small to be made smaller")
+    shapes = {name: shape for name, shape in shapes.items() if name not in others}
+    if not shapes:
+        raise nothing_to_press({**kept, **others})
+    available = dense.params_within(limit) - (dense.params - sum(map(prod, shapes.values())))
+    found = (shared_layers if scheme == "scada_tucker" else own_layers)(shapes, available)
+    return [replace(x, itemsize=layers[x.name].itemsize) for x in found], others

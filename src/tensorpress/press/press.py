@@ -1,0 +1,313 @@
+"""Pressing: a plan and a dense model become a model of fewer parameters."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from typing import Literal, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.calibration import Calibration
+from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
+from tensorpress.planning.plan import Plan
+from tensorpress.press.parallel import decompose_each
+from tensorpress.press.plan_checks import check_plan, find
+from tensorpress.press.unpress import dense_again, dense_weight
+from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
+from tensorpress.schemes.initialization import (
+    StartValues,
+    decomposed_together,
+    drawn,
+    drawn_together,
+    started,
+)
+from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
+from tensorpress.schemes.parametrization import factorized_weight, stored_factors
+from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.registry import scheme
+from tensorpress.utils.module_tree import Holders
+
+logger = logging.getLogger("tensorpress.press")
+
+Start = Literal["hooi", "glorot", "kaiming"]
+
+
+def press(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    start: Start = "hooi",
+    seed: int = 0,
+    calibration: Iterable[Given] | Calibration | None = None,
+    reconstruct: Reconstruct | None = None,
+    inplace: bool = False,
+    processes: int = 1,
+) -> nn.Module:
+    """Press the layers a plan names: replace them by chains of layers, or their weights by factors.
+
+    One layer is pressed after the other, so that beside the dense model there is the pressed one
+    and about what one layer needs. A terminal shows a bar; elsewhere the logger
+    ``tensorpress.press.press`` gets one line at level INFO.
+
+    A layer that is pressed already is pressed again, from the weight that it stands for now: ranks
+    may go down in stages with training between them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; left untouched unless ``inplace``.
+    plan : Plan
+        From `tensorpress.plan`, or read from a file.
+    start : {"hooi", "glorot", "kaiming"}
+        Decompose the model's weights (for training on, or as they are), or draw factors for
+        training from scratch such that the weights they stand for have that initializer's variance.
+    seed : int
+        Of the random starts, where each layer draws from its own stream, and of the positions that
+        calibration looks at.
+    calibration : iterable or Calibration, optional
+        Batches of inputs, or of pairs (inputs, labels) whose labels are not looked at: inputs are a
+        Tensor, or a tuple of them. Or mappings from names of arguments to Tensors; what a mask of
+        attention says is padding is not looked at. Linear layers and convolutions that become
+        chains or sums are then fitted to what the dense model responds to them, one after the other
+        in the order of their calls; other layers start from their weights. A
+        `tensorpress.Calibration` has what "inputs" needs but for the statistics of batch norms.
+    reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
+        How, with calibration ("linear" unless given, with a Calibration "inputs"). norms: no
+        factors, the statistics of batch norms only; refit: the last factor and the bias only;
+        inputs: all factors, in the norm that the dense model's inputs give a weight, and the
+        statistics of batch norms; linear: all factors and the bias, with the inputs that the layers
+        pressed before leave; nonlinear: that through the ReLU that follows a layer, where one does.
+    inplace : bool
+        Press ``model`` itself instead of a copy: every dense weight is freed as soon as its factors
+        are there. What can be checked is checked before the first layer is touched, but whatever
+        ends the work midway, be it too little memory or Ctrl-C, leaves the layers pressed that were
+        done. A model that is itself the layer to replace cannot be pressed in place:
+        `tensorpress.press_layer` presses it.
+    processes : int
+        How many processes decompose weights, with one thread each; for models on the CPU. A script
+        that asks for several must start its work under ``if __name__ == "__main__":``. Random
+        starts and a core that layers share are found in one in any case.
+
+    Returns
+    -------
+    nn.Module
+        The same model with pressed layers; a layer that is used in several places stays one.
+
+    Raises
+    ------
+    ModelMismatchError
+        Where the plan names a layer the model does not have or another one than it expects, or one
+        whose parameters other layers hold as well.
+    InvalidArgumentError
+        For NaN or infinite weights, hooks that would be lost or ranks that do not fit (naming the
+        layer), an unknown start, several processes for weights that are not on the CPU, or what
+        does not go together with calibration.
+    TensorPressError
+        If one of several processes is killed.
+
+    Notes
+    -----
+    The result is a module like any other: `copy.deepcopy`, `state_dict`, ``to``, `torch.compile`
+    and `torch.export` work. `torch.save` of the whole module works where no weight is rebuilt from
+    factors (ada_tucker, scada_tucker, tt_weight): torch pickles no parametrizations, only their
+    `state_dict`, which the dense model pressed by the same plan loads. `torch.fx.symbolic_trace`
+    cannot follow a tensor train of a matrix.
+
+    References
+    ----------
+    Zhong, Wei, Lin, Zhang (2019), "ADA-Tucker", Alg. 1 and sec. 4 (the three starts). Zhang, Zou,
+    He, Sun (2016), "Accelerating very deep convolutional networks for classification and
+    detection" (responses, asymmetric, through the ReLU).
+
+    Examples
+    --------
+    >>> from tensorpress.planning import plan
+    >>> net = nn.Sequential(nn.Linear(80, 50))
+    >>> pressed = press(net, plan(net, scheme="channel_svd", ranks=8))
+    >>> pressed
+    Sequential(
+      (0): PressedLayer(
+        channel_svd, ranks=(8,)
+        (0): Linear(in_features=80, out_features=8, bias=False)
+        (1): Linear(in_features=8, out_features=50, bias=True)
+      )
+    )
+    >>> press(pressed, plan(net, scheme="channel_svd", ranks=4))[0].ranks
+    (4,)
+    """
+    if start not in get_args(Start):
+        raise unknown_name("start", start, get_args(Start))
+    check_plan(model, plan)
+    if inplace:
+        _check_root(model, plan)
+    _check_processes(model, plan, processes)
+    check_reconstruction(reconstruct, calibration is not None, start, processes)
+    target = model if inplace else _copy(model, plan)
+    began, work, console = time.perf_counter(), _Assembly(target), Console()
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        if calibration is None:
+            values = _values(target, plan, start, seed, processes)
+        else:
+            fit = reconstruction(target, calibration, reconstruct, seed)
+            values = fit.values(target, plan.layers, lambda layer: _weight(target, layer))
+        try:
+            for layer, own in bar.track(values, total=len(plan.layers), description="pressing"):
+                work.put(layer, own)
+        except TensorPressError as error:
+            if not inplace or not work.done:
+                raise
+            left = f"{work.done} of {len(plan.layers)} layers of the model are pressed already"
+            raise type(error)(f"{error} ({left})") from None
+    logger.info(
+        "pressed %d layers in %.1f s: %s parameters became %s",
+        *(work.done, time.perf_counter() - began, f"{plan.dense_params:,}", f"{plan.params:,}"),
+    )
+    return work.model
+
+
+def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
+    """Press a model in place without computing anything: its factors have no values yet.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its weights do not matter.
+    plan : Plan
+        What it is to hold.
+
+    Returns
+    -------
+    nn.Module
+        The model, or the layer in its place where the model is itself the only layer.
+
+    Raises
+    ------
+    ModelMismatchError
+        Where the plan names a layer the model does not have, or another one than it expects.
+    InvalidArgumentError
+        For ranks that do not fit.
+
+    Examples
+    --------
+    >>> from tensorpress.planning import plan
+    >>> net = nn.Sequential(nn.Linear(80, 50))
+    >>> skeleton(net, plan(net, scheme="channel_svd", ranks=4))[0][0].weight.shape
+    torch.Size([4, 80])
+    """
+    for layer in plan.layers:
+        find(model, layer)
+    work = _Assembly(model)
+    for layer in plan.layers:
+        work.put(layer, None)
+    return work.model
+
+
+def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Replace factors by the dense weights they stand for, for inference.
+
+    Layers that were replaced by chains of layers stay: as they are they multiply less.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A pressed model; left untouched unless ``inplace``.
+
+    Examples
+    --------
+    >>> from tensorpress.planning import plan
+    >>> net = nn.Sequential(nn.Linear(80, 50))
+    >>> dense = materialize(press(net, plan(net, scheme="tt_weight", ranks=4)))
+    >>> type(dense[0].weight).__name__
+    'Parameter'
+    """
+    target = model if inplace else deepcopy(model)
+    for module in target.modules():
+        if factorized_weight(module) is not None:
+            dense_again(module)
+    return target
+
+
+class _Assembly:
+    """A model whose layers are pressed one by one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.done = model, 0
+        self._holders = Holders(model)
+        self._core: Tensor | nn.Module | None = None
+
+    def put(self, layer: PlannedLayer, values: StartValues | None) -> None:
+        """Press a layer: at given values, or at any."""
+        old = self.model.get_submodule(layer.name)
+        new = started(layer, dense_again(old), values)
+        self.model = self._holders.replace(old, new)
+        if isinstance(layer, LayerPlan) and layer.core == "shared":
+            factors = stored_factors(new)
+            self._core = self._core if self._core is not None else factors.original0
+            factors.original0 = self._core
+        self.done += 1
+
+
+def _values(
+    model: nn.Module, plan: Plan, start: Start, seed: int, processes: int
+) -> Iterator[tuple[PlannedLayer, StartValues]]:
+    """Yield what every layer starts from; a layer may be replaced once it was yielded."""
+
+    def weight_of(layer: PlannedLayer) -> Tensor:
+        return _weight(model, layer)
+
+    def weights_of(layers: Sequence[PlannedLayer]) -> list[Tensor]:
+        return list(map(weight_of, layers))
+
+    tuckers = [layer for layer in plan.layers if isinstance(layer, LayerPlan)]
+    if start == "hooi":
+        sharing = [layer for layer in tuckers if layer.core == "shared"]
+        alone = [layer for layer in plan.layers if layer not in sharing]
+        yield from decompose_each(alone, weight_of, processes)
+        yield from decomposed_together(sharing, weights_of(sharing))
+        return
+    streams = {
+        layer.name: torch.Generator().manual_seed(seed * 1_000_003 + place)
+        for place, layer in enumerate(plan.layers)
+    }
+    for layer in plan.layers:
+        if isinstance(layer, SchemePlan):
+            yield layer, drawn(layer, weight_of(layer), start, streams[layer.name])
+    yield from drawn_together(tuckers, weights_of(tuckers), start, streams)
+
+
+def _weight(model: nn.Module, layer: PlannedLayer) -> Tensor:
+    return dense_weight(model.get_submodule(layer.name))
+
+
+def _copy(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a deep copy that still holds the model's own weights where they will be replaced."""
+    weights = (model.get_submodule(x.name)._parameters.get("weight") for x in plan.layers)
+    return deepcopy(model, {id(weight): weight for weight in weights if weight is not None})
+
+
+def _check_root(model: nn.Module, plan: Plan) -> None:
+    for layer in plan.layers:
+        root = model.get_submodule(layer.name) is model
+        chain = isinstance(layer, SchemePlan) and scheme(layer.scheme).form == "layer"
+        if root and (chain or isinstance(model, Pressed)):
+            raise InvalidArgumentError(
+                "the model is itself the layer to be replaced, which cannot be done in place: use "
+                "tensorpress.press_layer"
+            )
+
+
+def _check_processes(model: nn.Module, plan: Plan, processes: int) -> None:
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise InvalidArgumentError(f"processes are a number of at least 1, got {processes!r}")
+    for layer in plan.layers:
+        device = next(model.get_submodule(layer.name).parameters()).device
+        if processes > 1 and device.type != "cpu":
+            raise InvalidArgumentError(
+                f"several processes press weights on the CPU only, and layer {layer.name!r} is on "
+                f"{device}: use one process, or move the model"
+            )

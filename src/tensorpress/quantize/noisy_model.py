@@ -1,0 +1,142 @@
+"""A model whose parameters are rounded to learned steps, and what it costs to code them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tensorpress.codec.model_tensors import stored_tensors
+from tensorpress.codec.quantizers import PER_OCTAVE, StepQuantizer
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.quantize.laplace_prior import LaplacePriors
+
+_SMALLEST_RMS = 1e-3  # for the first step of a tensor of zeros, such as a fresh bias
+
+
+class RateModel(nn.Module):
+    """A model with a learned quantization step and prior for every parameter it trains.
+
+    Called, it computes what the model computes with quantized parameters: in evaluation mode, and
+    in training with ``hard``, rounded to multiples of their steps, which are themselves rounded to
+    the grid of `StepQuantizer`; gradients pass straight through. In training without ``hard``,
+    uniform noise of one step's width stands in for rounding, so that the cost is smooth. After a
+    call, `bits` is what the parameters of that call cost.
+
+    Parameters are all that require a gradient, whether weights, factors, biases or of norms; one
+    that several layers hold is quantized and paid for once. Statistics of batch norms are frozen
+    (`tensorpress.quantize.fold_batch_norm.merge_statistics` beforehand makes them free).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense or pressed; its parameters are the latent values and are trained in place.
+    step : float
+        First step of each parameter, in units of its root mean square.
+    steps : mapping of str to float, optional
+        First steps of some parameters by name, as they are.
+
+    Attributes
+    ----------
+    hard : bool
+        Round in training as well.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If no parameter requires a gradient, or one is not finite floating point.
+
+    References
+    ----------
+    Oktay, Ballé, Singh and Shrivastava, "Scalable model compression by entropy penalized
+    reparameterization", ICLR 2020; Esser et al., "Learned step size quantization", ICLR 2020.
+
+    Examples
+    --------
+    >>> rated = RateModel(nn.Linear(8, 2), step=0.25)
+    >>> scores = rated(torch.ones(4, 8))
+    >>> bool(rated.bits > 0), rated.names
+    (True, ['weight', 'bias'])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        step: float,
+        steps: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.hard = model, False
+        chosen = {n: t for n, t in stored_tensors(model).items() if t.requires_grad}
+        if not chosen:
+            raise InvalidArgumentError("the model has no parameter that requires a gradient")
+        for name, tensor in chosen.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InvalidArgumentError(f"parameter {name!r} has NaN or infinite values")
+        self.names, self._latent = list(chosen), chosen
+        given = steps or {}
+        first = [given.get(name) or _rms(t) * step for name, t in chosen.items()]
+        self.steps = nn.Parameter(torch.tensor(first).log())
+        latent = [t.detach() / s for t, s in zip(chosen.values(), first, strict=True)]
+        self.priors = LaplacePriors(latent)
+        counts = torch.tensor([t.numel() for t in chosen.values()])
+        owners = torch.repeat_interleave(torch.arange(len(chosen)), counts)
+        self.register_buffer("_owners", owners, persistent=False)
+        self.bits = torch.zeros(())
+        self.to(next(iter(chosen.values())).device)
+
+    def train(self, mode: bool = True) -> "RateModel":
+        """Set the mode of all modules but batch norms, whose statistics stay as they are."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+                module.eval()
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output with quantized parameters."""
+        return functional_call(self.model, self._quantized(), args, kwargs)
+
+    def quantizers(self) -> dict[str, StepQuantizer]:
+        """Return the quantizer of every parameter, by name, as a file stores it."""
+        steps = self.steps.detach().double().exp().tolist()
+        return {n: StepQuantizer.nearest(s) for n, s in zip(self.names, steps, strict=True)}
+
+    def round_(self) -> dict[str, StepQuantizer]:
+        """Round the model's parameters in place and return their quantizers."""
+        quantizers = self.quantizers()
+        with torch.no_grad():
+            for name, parameter in self._latent.items():
+                parameter.copy_(quantizers[name](parameter))
+        return quantizers
+
+    def _quantized(self) -> dict[str, Tensor]:
+        """Return the quantized parameters by name, and leave their cost in ``bits``."""
+        flat = torch.cat([tensor.reshape(-1) for tensor in self._latent.values()])
+        owners = self.get_buffer("_owners")
+        noisy = self.training and not self.hard
+        log_steps = self.steps if noisy else _on_grid(self.steps)
+        steps = log_steps.exp()[owners]
+        values = flat / steps
+        noise = torch.rand_like(values) - 0.5 if noisy else (values.round() - values).detach()
+        values = values + noise
+        self.bits = self.priors.bits(values)
+        sizes = [tensor.numel() for tensor in self._latent.values()]
+        parts = torch.split(values * steps, sizes)
+        return {
+            name: part.view(tensor.shape)
+            for (name, tensor), part in zip(self._latent.items(), parts, strict=True)
+        }
+
+
+def _rms(tensor: Tensor) -> float:
+    return max(float(tensor.detach().double().square().mean().sqrt()), _SMALLEST_RMS)
+
+
+def _on_grid(log_steps: Tensor) -> Tensor:
+    """Return logarithms of steps rounded to the grid, with the gradient of the given ones."""
+    unit = torch.log(torch.tensor(2.0)) / PER_OCTAVE
+    rounded = (log_steps / unit).round() * unit
+    return log_steps + (rounded - log_steps).detach()

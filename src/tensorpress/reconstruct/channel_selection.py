@@ -1,0 +1,95 @@
+"""Which input channels a layer keeps, by responses."""
+
+import logging
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tensorpress.reconstruct.admm import LowRankSparse, split_for
+from tensorpress.reconstruct.alternating_fit import fit_kernels
+from tensorpress.reconstruct.kernel_model import Composition
+from tensorpress.reconstruct.relu_fit import COUPLING, Retarget
+from tensorpress.schemes.channel_pruning import PrunedLayer
+from tensorpress.schemes.stages import flat
+
+logger = logging.getLogger("tensorpress.press")
+
+
+def choose_channels(
+    layer: PrunedLayer,
+    name: str,
+    kernel: Tensor,
+    second: Tensor,
+    scale: Tensor | None = None,
+    retarget: Retarget | None = None,
+) -> list[Tensor]:
+    """Choose the channels of a layer by ADMM, group by group; return the kernels to start from.
+
+    Where the channels it had before leave less error, it keeps them.
+
+    Parameters
+    ----------
+    layer : PrunedLayer
+        Its choice of channels is changed in place, its weights are not.
+    name : str
+        Its name, for the log.
+    kernel : Tensor
+        What it is fitted to, (groups, out, in, *kernel), as something sees it that multiplies
+        outputs by ``scale``.
+    second : Tensor
+        Second moments of its inputs, (groups, columns, columns).
+    scale : Tensor, optional
+        (groups, out); 1 unless given.
+    retarget : callable, optional
+        Moves the kernel to aim at with the one that there is, where the responses have to be right
+        behind a nonlinearity.
+    """
+    spec = layer.spec
+    channels, rank = (*layer.ranks, 0)[:2]  # a layer on few channels alone has no low-rank part
+    scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
+    factor = flat(scale[..., None], spec)
+    seen = Composition.of(layer).scaled(scale)
+    fit = partial(fit_kernels, target=kernel, second=second, composition=seen)
+    before, by_weight = layer.chosen(), fit(layer.kernels())
+    kept = []
+    for group in range(spec.groups):
+        chosen, split = split_for(
+            kernel[group].flatten(1),
+            second[group] * (1 if retarget is None else COUPLING),
+            channels,
+            rank,
+            width=prod(spec.kernel),
+            retarget=_within(retarget, kernel, group),
+        )
+        _report(name, split)
+        kept.append(chosen)
+    layer.keep(torch.stack(kept))
+    few = torch.stack([group[:, own] for group, own in zip(kernel / factor, kept, strict=True)])
+    by_responses = fit([few, *layer.kernels()[1:]])
+    if by_responses.losses[-1] <= by_weight.losses[-1]:
+        return by_responses.kernels
+    layer.keep(before)
+    return by_weight.kernels
+
+
+def _within(retarget: Retarget | None, kernel: Tensor, group: int) -> Retarget | None:
+    """Return the same for one group, while the others are as the kernel."""
+    if retarget is None:
+        return None
+
+    def alone(own: Tensor) -> Tensor:
+        whole = kernel.flatten(2).clone()
+        whole[group] = own
+        return retarget(whole)[group]
+
+    return alone
+
+
+def _report(name: str, split: LowRankSparse) -> None:
+    logger.info(
+        "layer %s: ADMM ended after %d iterations, residuals %.1e (primal) and %.1e (dual)",
+        *(name, len(split.primal), split.primal[-1], split.dual[-1]),
+        extra={"layer": name, "primal": split.primal, "dual": split.dual},
+    )

@@ -1,0 +1,139 @@
+"""What the kernels of a layer stand for, and which are best where that is known at once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tensorpress.reconstruct.regression import damped_cholesky
+from tensorpress.schemes.chain_builder import PressedLayer
+from tensorpress.schemes.channel_pruning import PrunedLayer
+from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.schemes.stages import compose
+
+_DAMPING = 1e-9
+"""How much directions without data count, relative to the mean second moment: among equals the
+largest of the weight are kept."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Makes of kernels the one that they stand for, (groups, out, in, *kernel): affine in each.
+
+    Attributes
+    ----------
+    groups : int
+        Of the layer.
+    parts : callable, optional
+        What the kernels stand for; a chain unless given.
+    chosen : callable, optional
+        If the first kernel is on few input channels: gives these, (groups, number). Kernels after
+        it are the factors of a matrix that is added.
+    scale : Tensor, optional
+        (groups, out): what follows multiplies outputs with it.
+
+    Examples
+    --------
+    >>> Composition(1)([torch.ones(1, 2, 3), torch.ones(1, 4, 2)])[0, 0]
+    tensor([2., 2., 2.])
+    """
+
+    groups: int
+    parts: Callable[[Sequence[Tensor]], Tensor] | None = None
+    chosen: Callable[[], Tensor] | None = None
+    scale: Tensor | None = None
+
+    @staticmethod
+    def of(layer: Composed) -> "Composition":
+        """Return that of a pressed layer."""
+        groups = layer.spec.groups
+        if isinstance(layer, PrunedLayer):
+            return Composition(groups, layer.compose, layer.chosen)
+        return Composition(groups, None if isinstance(layer, PressedLayer) else layer.compose)
+
+    def scaled(self, scale: Tensor) -> "Composition":
+        """Return the same behind which outputs are multiplied with a scale, (groups, out)."""
+        return replace(self, scale=scale)
+
+    def __call__(self, kernels: Sequence[Tensor]) -> Tensor:
+        """Return what kernels stand for, in their dtype."""
+        whole = compose(kernels, self.groups) if self.parts is None else self.parts(kernels)
+        return whole if self.scale is None else whole * self._factor(whole)
+
+    def closest(
+        self, kernels: Sequence[Tensor], target: Tensor, second: Tensor
+    ) -> list[Tensor] | None:
+        r"""Return the best kernels of these shapes, where they are known at once.
+
+        Those are the factors of one matrix, a kernel on chosen channels, and their sum: what the
+        chosen inputs x predict of the others y costs nothing, as the kernel on them makes up for
+        it, so that the factors are those in the norm of :math:`\Sigma_{yy} - \Sigma_{yx}
+        \Sigma_{xx}^{-1} \Sigma_{xy}`.
+
+        Parameters
+        ----------
+        kernels : sequence of Tensor
+            For their shapes; the one on chosen channels is kept in directions without data.
+        target : Tensor
+            W, (groups, out, in, *kernel).
+        second : Tensor
+            Σ, (groups, n, n).
+        """
+        if self.chosen is None:
+            known = self.parts is None and self._is_product(kernels, target)
+            return self._product(kernels, target, second) if known else None
+        first, *product = kernels
+        seen, factor = self._on_chosen(first, second)
+        if product:
+            unpredicted = second - seen @ torch.cholesky_solve(seen.mT, factor)
+            product = self._product(product, target, unpredicted)
+        slope = (target - self([first, *product])).flatten(2) @ seen
+        step = torch.cholesky_solve(slope.mT, factor).mT.reshape(first.shape)
+        return [first + (step if self.scale is None else step / self._factor(step)), *product]
+
+    def _on_chosen(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the columns of Σ of the chosen channels, and the factor of its block of them."""
+        assert self.chosen is not None
+        width = first[0, 0, 0].numel()
+        places = torch.arange(width, device=first.device)
+        columns = (self.chosen()[..., None].to(first.device) * width + places).flatten(1)
+        seen = second.take_along_dim(columns[:, None], 2)
+        own = seen.take_along_dim(columns[..., None], 1)
+        mean = second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        return seen, damped_cholesky(own, _DAMPING * mean.clamp_min(1e-30))
+
+    def _product(self, kernels: Sequence[Tensor], target: Tensor, second: Tensor) -> list[Tensor]:
+        r"""Return the factors of one matrix.
+
+        With U the first eigenvectors of :math:`W \Sigma W^T` these are :math:`U^T W` and U: the
+        principal components of the responses.
+
+        References
+        ----------
+        Zhang, Zou, He, Sun (2016), "Accelerating very deep convolutional networks for
+        classification and detection": the linear case.
+        """
+        wanted, rank = target.flatten(2), kernels[1].shape[2]
+        basis = None
+        if wanted.shape[1] > wanted.shape[2]:
+            basis, wanted = torch.linalg.qr(wanted)
+        mean = second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        seen = wanted @ second + (_DAMPING * mean.clamp_min(1e-30))[:, None, None] * wanted
+        _, vectors = torch.linalg.eigh(seen @ wanted.mT)
+        u = vectors[..., -rank:].flip(-1)
+        first = (u.mT @ wanted).reshape(kernels[0].shape)
+        last = (u if basis is None else basis @ u).reshape(kernels[1].shape)
+        return [first, last if self.scale is None else last / self._factor(last)]
+
+    def _is_product(self, kernels: Sequence[Tensor], target: Tensor) -> bool:
+        """Tell whether the first of two kernels has all modes of the target but the outputs."""
+        return (
+            len(kernels) == 2
+            and all(len(kernel) == self.groups for kernel in kernels)
+            and kernels[0].shape[2:] == target.shape[2:]
+        )
+
+    def _factor(self, kernel: Tensor) -> Tensor:
+        assert self.scale is not None
+        return self.scale.to(kernel).reshape(*self.scale.shape, *(1,) * (kernel.ndim - 2))

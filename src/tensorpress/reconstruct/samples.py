@@ -1,0 +1,142 @@
+"""Rows to fit a layer by: inputs from one model, responses from another, at the same positions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.calibrate.batches import Batch, outputs
+from tensorpress.calibrate.patches import rows_of
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.cost import evaluating
+from tensorpress.reconstruct.input_capture import lockstep
+from tensorpress.schemes.layer_spec import CONVS
+
+ROWS = 20_000
+"""Positions of a layer that are looked at, over all batches: a random choice where it has more."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which positions of each batch are looked at: the same whenever they are asked for.
+
+    Attributes
+    ----------
+    most : int
+        At most so many a batch.
+    seed : int
+        Of the choice.
+    """
+
+    most: int
+    seed: int
+
+    @staticmethod
+    def spread(batches: Sequence[Batch], seed: int) -> "Positions":
+        """Return an even share of `ROWS` for every batch."""
+        return Positions(max(1, ROWS // len(batches)), seed)
+
+    def random(self, batch: int) -> torch.Generator:
+        """Return the stream that the positions of a batch are drawn from."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
+
+
+def responses_of(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
+) -> dict[str, Tensor]:
+    """Return what layers put out, in the order in which they are called.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run in eval mode.
+    names : sequence of str
+        Linear layers and convolutions.
+    batches : sequence of Batch
+        From `tensorpress.calibrate.batches.hold`.
+    positions : Positions
+        Where to look.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Of each layer that is called exactly once a batch, shape (rows, groups, outputs a group).
+
+    Examples
+    --------
+    >>> from tensorpress.calibrate.batches import hold
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
+    >>> held = hold([torch.ones(2, 1, 5, 5)], net)
+    >>> responses_of(net, ["0"], held, Positions(100, seed=0))["0"].shape
+    torch.Size([18, 1, 4])
+    """
+    found: dict[str, list[Tensor]] = {}
+
+    def looking(name: str, layer: nn.Module) -> Callable[..., None]:
+        groups = layer.groups if isinstance(layer, CONVS) else 1
+
+        def hook(_: nn.Module, __: Any, out: Tensor) -> None:
+            if isinstance(layer, CONVS):
+                order = len(layer.kernel_size)
+                out = out.movedim(-order - 1, -1)
+            out = batch.unpadded(layer, out)
+            rows, before = out.reshape(-1, out.shape[-1]), found.setdefault(name, [])
+            if len(rows) > positions.most:
+                random = positions.random(batch=len(before))
+                chosen = torch.randint(len(rows), (positions.most,), generator=random)
+                rows = rows[chosen.to(rows.device)]
+            before.append(rows.reshape(len(rows), groups, -1).float())
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(model))
+        for name in names:
+            layer = model.get_submodule(name)
+            stack.callback(layer.register_forward_hook(looking(name, layer)).remove)
+        for batch in batches:
+            outputs(model, batch)
+    return {name: torch.cat(rows) for name, rows in found.items() if len(rows) == len(batches)}
+
+
+def inputs_in_order(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what layers multiply their weights with, at the same positions.
+
+    A layer may be replaced once it was yielded; those after it then see what it leaves.
+
+    Parameters
+    ----------
+    model, batches, positions
+        As for `responses_of`.
+    names : sequence of str
+        The layers that it has found.
+
+    Yields
+    ------
+    tuple of str and Tensor
+        A name, and rows of shape (rows, groups, columns).
+
+    Raises
+    ------
+    InvalidArgumentError
+        For inputs that are not finite, or batches that call layers in different orders.
+    """
+    for name, inputs in lockstep(model, names, batches):
+        layer = model.get_submodule(name)
+        with torch.no_grad():
+            found = [
+                rows_of(
+                    layer, batch.unpadded(layer, x), positions.most, positions.random(number)
+                ).float()
+                for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))
+            ]
+        rows = torch.cat(found)
+        if not bool(torch.isfinite(rows).all()):
+            raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
+        yield name, rows

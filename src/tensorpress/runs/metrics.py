@@ -1,0 +1,245 @@
+"""What a run measured: `metrics.json`, and the content of the report."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import tensorpress
+from tensorpress.codec.inspect import Inspection, StoredLayer
+from tensorpress.codec.model_tensors import quantized_names, stored_tensors
+from tensorpress.measure import count_macs, latencies
+from tensorpress.planning import LayerPlan, Plan, PlannedLayer, SchemePlan
+from tensorpress.press.press import materialize
+from tensorpress.report import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent
+from tensorpress.runs.recipe import Recipe
+from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.train import History
+
+BINS = 61
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything a run has in hand when it ends; the source of metrics and report.
+
+    ``initial`` is the pressed model before training where it was decomposed from trained weights;
+    ``latent`` has the weights before quantization, ``decoded`` those of the file. ``errors`` are
+    in per cent: dense, start (that of ``initial``), pressed and file on the images that
+    ``errors_on`` names, "test" or "validation", and the file's on the validation images.
+    """
+
+    recipe: Recipe
+    seed: int
+    plan: Plan
+    dense: nn.Module
+    initial: nn.Module | None
+    latent: nn.Module
+    decoded: nn.Module
+    inspection: Inspection
+    histories: Mapping[str, History]
+    errors: Mapping[str, float | None]
+    errors_on: str
+    seconds: float
+    example: Tensor
+
+
+def run_metrics(record: RunRecord) -> dict[str, Any]:
+    """Return what goes into ``metrics.json``: plain numbers, errors in per cent, times in ms.
+
+    ``ratio.params`` is dense over stored parameters; ``ratio.file`` is 4 bytes a dense
+    parameter over all bytes of the file. ``latency.pressed_ms`` is of the pressed network as it
+    is, ``materialized_ms`` with its dense weights rebuilt once; both have the MACs of
+    ``pressed``. ``pressed.start_error`` is before any training.
+    """
+    dense_params, params = record.plan.dense_params, record.plan.params
+    size = record.inspection.size
+    ready = materialize(record.decoded)
+    macs = [count_macs(model, [record.example]) for model in (record.dense, ready)]
+    times = latencies([record.dense, ready, record.decoded], [record.example])
+    names = ("dense_ms", "materialized_ms", "pressed_ms")
+    return {
+        "dense": {
+            "params": dense_params,
+            "bytes": 4 * dense_params,
+            "macs": macs[0],
+            "error": record.errors["dense"],
+        },
+        "pressed": {
+            "params": params,
+            "macs": macs[1],
+            "start_error": record.errors["start"],
+            "error": record.errors["pressed"],
+        },
+        "file": {
+            "bytes": size,
+            "error": record.errors["file"],
+            "validation_error": record.errors["validation"],
+        },
+        "errors_on": record.errors_on,
+        "ratio": {
+            "params": dense_params / params,
+            "macs": macs[0] / macs[1],
+            "file": 4 * dense_params / size,
+        },
+        "latency": {"batch": len(record.example), **dict(zip(names, times, strict=True))},
+        "seconds": record.seconds,
+        "recipe": record.recipe.model_dump(mode="json", exclude_defaults=True),
+        "seed": record.seed,
+        "versions": {
+            "tensorpress": tensorpress.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": _device(record.example.device),
+    }
+
+
+def report_content(record: RunRecord, metrics: dict[str, Any]) -> ReportContent:
+    """Return the content of the report page."""
+    recipe = record.recipe
+    scheme = recipe.press.scheme if recipe.press else "dense"
+    return ReportContent(
+        title=recipe.title,
+        subtitle=f"{recipe.network} on {recipe.data.name}, {scheme}, seed {record.seed}",
+        metrics=metrics,
+        layers=layer_rows(record),
+        histograms=_histograms(record),
+        curves=_curves(record.histories),
+        file_parts=file_parts(record.inspection),
+        recipe_yaml=recipe.to_yaml(),
+    )
+
+
+def layer_rows(record: RunRecord) -> list[LayerRow]:
+    """Return a row for every layer with a weight, pressed or kept dense."""
+    stored = {tensor.name: tensor.bytes for tensor in record.inspection.tensors}
+    rows = []
+    planned = {layer.name: layer for layer in record.plan.layers}
+    for name, module in record.dense.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.ndim < 2:
+            continue
+        layer = planned.get(name)
+        params = layer.factor_params if layer else weight.numel()
+        size = sum(bytes_ for key, bytes_ in stored.items() if _stands_for(key, name, layer))
+        rows.append(
+            LayerRow(
+                name=name,
+                kind=type(module).__name__,
+                scheme=layer.scheme if layer else "dense",
+                dense_shape=tuple(weight.shape),
+                modes=layer.modes if isinstance(layer, LayerPlan) else (),
+                ranks=layer.ranks if layer else (),
+                dense_params=weight.numel(),
+                pressed_params=params,
+                file_bytes=size,
+                bits_per_weight=8 * size / params,
+                error=_start_error(record, name) if layer else None,
+                note="" if layer else record.plan.kept.get(name, ""),
+            )
+        )
+    return rows
+
+
+def _stands_for(key: str, name: str, layer: PlannedLayer | None) -> bool:
+    """Whether a stored tensor is a layer's weight or, without a shared core, one of its factors."""
+    if layer is None:
+        return key == f"{name}.weight"
+    if isinstance(layer, SchemePlan):
+        return key.startswith(f"{name}.") and not key.endswith(".bias")
+    shared = layer.core == "shared" and key.endswith("original0")
+    return key.startswith(f"{name}.parametrizations.weight.") and not shared
+
+
+def file_parts(inspection: Inspection) -> list[FilePart]:
+    """Return what the bytes of a file are spent on, by layer and kind; they add up to the file."""
+    groups: dict[str, float] = {
+        "container, checksum": inspection.parts["container"],
+        "header: network and plan": inspection.parts["header"],
+    }
+    for tensor in inspection.tensors:
+        part = _part_of(tensor.name, inspection.layers)
+        groups[part] = groups.get(part, 0.0) + tensor.bytes
+    groups["quantizers, padding"] = inspection.size - sum(groups.values())
+    return [FilePart(name, size) for name, size in groups.items()]
+
+
+def _part_of(name: str, layers: Sequence[StoredLayer]) -> str:
+    if name.endswith(".bias"):
+        return "biases"
+    layer = next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
+    if layer is not None:
+        shared = layer.core == "shared" and name.endswith("original0")
+        return "shared core" if shared else f"{layer.name}: factors"
+    return f"{name.removesuffix('.weight')}: weight" if name.endswith(".weight") else "buffers"
+
+
+def _start_error(record: RunRecord, name: str) -> float | None:
+    """Relative error of a layer's weight right after the decomposition."""
+    if record.initial is None:
+        return None
+    module = record.initial.get_submodule(name)
+    if isinstance(module, Pressed):
+        return module.relative_error
+    dense, pressed = record.dense.get_submodule(name).weight, module.weight
+    assert isinstance(dense, Tensor)
+    assert isinstance(pressed, Tensor)
+    with torch.no_grad():
+        norm = float(dense.norm())
+        return float((dense - pressed).norm()) / norm if norm else 0.0
+
+
+def _histograms(record: RunRecord) -> list[Histogram]:
+    """Histograms of every layer's stored values, before and after quantization."""
+    before, after = stored_tensors(record.latent), stored_tensors(record.decoded)
+    groups: dict[str, list[str]] = {}
+    for name in quantized_names(record.decoded):
+        own = name.removesuffix(".bias").removesuffix(".weight")
+        layer = next((p.name for p in record.plan.layers if name.startswith(f"{p.name}.")), own)
+        groups.setdefault(layer, []).append(name)
+    histograms = []
+    for layer, names in groups.items():
+        old, new = (
+            torch.cat([tensors[name].detach().flatten() for name in names]).cpu()
+            for tensors in (before, after)
+        )
+        reach = max(float(old.abs().max()), float(new.abs().max())) or 1.0
+        edges = torch.linspace(-reach, reach, BINS + 1)
+        counts = [torch.histogram(v, edges).hist.int().tolist() for v in (old, new)]
+        histograms.append(Histogram(layer, edges.tolist(), *counts))
+    return histograms
+
+
+def _curves(histories: Mapping[str, History]) -> list[Curves]:
+    """Return a curve a phase; each goes on where the one before ended, but for the dense net's."""
+    offsets, done = {}, 0
+    for phase, history in histories.items():
+        offsets[phase] = done
+        done += 0 if phase == "dense" else len(history.epochs)
+
+    def curves(key: str) -> list[Curve]:
+        return [
+            Curve(
+                phase,
+                [offsets[phase] + epoch.epoch for epoch in history.epochs],
+                [getattr(epoch, key) for epoch in history.epochs],
+            )
+            for phase, history in histories.items()
+        ]
+
+    return [
+        Curves("Training loss", "", curves("train_loss")),
+        Curves("Validation error", "%", curves("validation_error")),
+    ]
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

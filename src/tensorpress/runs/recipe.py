@@ -1,0 +1,150 @@
+"""What a recipe may say, checked by pydantic; every error names the key."""
+
+import os
+from pathlib import Path
+
+import yaml
+from pydantic import model_validator
+
+from tensorpress.data import MIXED
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
+from tensorpress.models.zoo import network
+from tensorpress.runs.recipe_sections import (
+    Data,
+    NetworkName,
+    Press,
+    Quantize,
+    Rate,
+    Section,
+    Teacher,
+)
+from tensorpress.train.config import TrainConfig
+from tensorpress.utils.config_parsing import parse_yaml, validated
+
+
+class Recipe(Section):
+    """A whole run: a network and data in, a file and a report out.
+
+    The dense network comes from ``weights`` (safetensors, relative to the data folder), or is
+    trained here as ``dense`` says; without ``press`` it stays dense. ``train`` trains the pressed
+    network; then ``quantize`` or ``rate`` makes the file. Examples are in the project's
+    ``recipes/``.
+    """
+
+    title: str
+    network: NetworkName
+    data: Data
+    weights: Path | None = None
+    dense: TrainConfig | None = None
+    teacher: Teacher | None = None
+    press: Press | None = None
+    train: TrainConfig | None = None
+    quantize: Quantize | None = None
+    rate: Rate | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Recipe":
+        if (self.weights is None) == (self.dense is None):
+            raise ValueError("give either weights (a file) or dense (how to train them)")
+        if (self.quantize is None) == (self.rate is None):
+            raise ValueError("give either quantize or rate, which say how the file is made")
+        if any("seed" in phase.model_fields_set for phase in self._trainings()):
+            raise ValueError("the seed is given to the run, not in the recipe")
+        if self.press is not None and self.press.norms and self.train is None:
+            raise ValueError("press.norms are for training: give train (how long and how fast)")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_fits(self) -> "Recipe":
+        if self.teacher is None:
+            return self
+        if not any(phase.distill is not None for phase in self._trainings()):
+            raise ValueError("nobody listens to the teacher: give a training distill")
+        own, other = network(self.network), network(self.teacher.network)
+        if (own.input_shape, own.classes, own.preprocess) != (
+            other.input_shape,
+            other.classes,
+            other.preprocess,
+        ):
+            raise ValueError(
+                f"teacher.network {other.name} takes other images, or tells other classes, than "
+                f"{own.name}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> "Recipe":
+        listening = (
+            phase.distill is not None and phase.distill.weight == 1 for phase in self._trainings()
+        )
+        if self.data.augment in MIXED and not all(listening):
+            raise ValueError(
+                f"augment {self.data.augment} mixes images, of which labels say nothing: every "
+                "training needs distill with weight 1"
+            )
+        return self
+
+    def _trainings(self) -> list[TrainConfig]:
+        finetune = self.quantize and self.quantize.finetune
+        rated = (self.rate.noise, self.rate.hard) if self.rate else ()
+        return [p for p in (self.dense, self.train, finetune, *rated) if p is not None]
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that `read_recipe` takes, without what is left at default.
+
+        Examples
+        --------
+        >>> recipe = parse_recipe(EXAMPLE)
+        >>> parse_recipe(recipe.to_yaml()) == recipe
+        True
+        """
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+EXAMPLE = """\
+title: LeNet-300-100 on digits
+network: lenet300100
+data: {name: digits, validation: 200}
+dense: {epochs: 1, lr: 0.001}
+press: {scheme: ada_tucker, budget: params=4000}
+train: {epochs: 1, lr: 0.01}
+quantize: {levels: 128, bound: 3}
+"""
+"""The smallest complete recipe."""
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe from a YAML file.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there is no such file.
+    InvalidArgumentError
+        If it is not YAML, or a key is unknown, missing or has a value that cannot be used; the
+        message names the key and what was expected.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataNotFoundError(f"no recipe at {file}")
+    try:
+        return parse_recipe(file.read_text(encoding="utf-8"))
+    except (TensorPressError, UnicodeDecodeError, OSError) as error:
+        raise InvalidArgumentError(f"{file}: {error}") from None
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Parse and check a recipe given as YAML text.
+
+    Examples
+    --------
+    >>> parse_recipe(EXAMPLE.replace("epochs", "epoch"))  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    tensorpress.errors.InvalidArgumentError: the recipe has mistakes:
+      dense.epochs: Field required
+      dense.epoch: unknown key, did you mean 'epochs' or 'step_epochs'?
+      train.epochs: Field required
+      train.epoch: unknown key, did you mean 'epochs' or 'step_epochs'?
+    """
+    return validated(Recipe, parse_yaml(text), "recipe")

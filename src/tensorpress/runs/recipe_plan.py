@@ -1,0 +1,81 @@
+"""The plan that a recipe asks for."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from tensorpress.calibrate.batches import Given
+from tensorpress.models.zoo import Network, network
+from tensorpress.planning import Plan, plan
+from tensorpress.planning.plan_from_model import plan_of
+from tensorpress.planning.planner import schemes_of
+from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_sections import LayerPress, Press
+from tensorpress.schemes.layer_plan import TUCKER_SCHEMES
+from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
+
+
+def plan_for(dense: nn.Module, recipe: Recipe, images: Iterable[Given] = ()) -> Plan:
+    """Return the plan that a recipe asks for; only rank rules with a name look at the weights.
+
+    ``images`` are those that ranks by responses are chosen with.
+    """
+    section = recipe.press
+    if section is None:
+        return plan_of(dense)
+    entries = section.overrides or {}
+    overrides = {name: entry.model_dump(exclude_none=True) for name, entry in entries.items()}
+    device = next(dense.parameters()).device
+    example = torch.zeros(1, *network(recipe.network).input_shape, device=device)
+    ranks: Any = section.ranks
+    if ranks == RESPONSES:
+        (scheme,) = schemes_of(section.scheme)
+        targets, skip = section.targets, section.skip
+        ranks = response_energies(dense, images, scheme=scheme, targets=targets, skip=skip)
+    return plan(
+        dense,
+        None if section.budget is None else example,
+        scheme=section.scheme,
+        ranks=ranks,
+        targets=section.targets,
+        skip=section.skip,
+        overrides=overrides or None,
+        budget=section.budget,
+        round_to=section.round_to,
+    )
+
+
+def try_plan(net: Network, recipe: Recipe) -> None:
+    """Make a recipe's plan for the untrained network, so that mistakes show before training.
+
+    Rules that look at the weights are tried as one that keeps rank 1 of any, and budgets spread by
+    them as a small saving for all: what can be met only the trained network tells.
+    """
+    section = recipe.press
+    if section is None:
+        return
+    if section.budget is not None and schemes_of(section.scheme)[0] not in TUCKER_SCHEMES:
+        tried = {
+            "budget": "params=99%",
+            "ranks": "uniform",
+            "scheme": schemes_of(section.scheme)[0],
+        }
+        section = section.model_copy(update=tried)
+    else:
+        section = _at_rank_1(section)
+    entries = section.overrides or {}
+    ranks = [section.ranks, *(entry.ranks for entry in entries.values())]
+    overrides = {pattern: _at_rank_1(entry) for pattern, entry in entries.items()}
+    section = section.model_copy(update={"overrides": overrides or None})
+    with torch.device("cpu" if any(isinstance(r, str) for r in ranks) else "meta"):
+        plan_for(net.build(), recipe.model_copy(update={"press": section}))
+
+
+Ranked = TypeVar("Ranked", Press, LayerPress)
+
+
+def _at_rank_1(section: Ranked) -> Ranked:
+    by_name = isinstance(section.ranks, str)
+    return section.model_copy(update={"ranks": "energy:1e-9"}) if by_name else section

@@ -1,0 +1,251 @@
+"""A run: a recipe becomes a trained pressed model, a file, measurements and a report."""
+
+import json
+import os
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorpress.codec.inspect import inspect
+from tensorpress.codec.model_tensors import quantized_names, quantizers_for
+from tensorpress.codec.quantizers import UniformQuantizer
+from tensorpress.codec.save_load import Quantizers, load, save
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.models.zoo import network
+from tensorpress.models.zoo.splits import load_splits
+from tensorpress.planning import Plan
+from tensorpress.planning.plan_from_model import plan_of
+from tensorpress.press.factor_norms import norms_between
+from tensorpress.press.press import Start, press
+from tensorpress.report import ReportContent, require_extra, write_page
+from tensorpress.runs.metrics import RunRecord, report_content, run_metrics
+from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_plan import try_plan
+from tensorpress.runs.recipe_sections import Quantize
+from tensorpress.runs.training import Phases, common_part, pressed_once
+from tensorpress.train import StraightThrough
+from tensorpress.utils.atomic_files import write_atomically
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left: its measurements, and what the report shows."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    content: ReportContent
+
+
+def run(
+    recipe: Recipe,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    test: bool = True,
+    common: Path | None = None,
+) -> RunResult:
+    """Carry out a recipe from the dense network to the report.
+
+    Train or load the dense network, plan, press, train; quantize and train again with quantized
+    weights, or train for size; save, decode the file, and test. Choices were made in the recipe;
+    the test set is looked at for the final numbers only.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to do.
+    folder : path-like
+        Receives ``recipe.yaml``, ``plan.yaml``, ``metrics.json``, ``model.tpz``, ``report.html``
+        and ``checkpoints/``. If a run of the same recipe and seed was interrupted there, it goes on
+        where its last epoch ended, to the same result on CPU.
+    seed : int
+        Of every random number.
+    test : bool
+        Measure errors on the test images; otherwise all are on the validation images, as while
+        one is still choosing.
+    common : Path, optional
+        A folder in which runs share the checkpoints of the training that they have in common; see
+        `train_common`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the folder holds results of another recipe or seed, or cannot be written to, the seed is
+        not from 0 to 2**32 - 1, or there are no validation images where they are needed.
+    TensorPressError
+        For anything a user can cause; see the parts called.
+    """
+    started = perf_counter()
+    require_extra()  # before hours of training, as the trial of the plan
+    if not 0 <= seed < 1 << 32:
+        raise InvalidArgumentError(f"the seed must be from 0 to {(1 << 32) - 1}, not {seed}")
+    if not (test or recipe.data.validation):
+        raise InvalidArgumentError("data.validation is 0: there are no images to measure errors on")
+    out = Path(folder)
+    _claim(out, recipe, seed)
+    net = network(recipe.network)
+    try_plan(net, recipe)
+    splits = load_splits(net, recipe.data.name, recipe.data.root, recipe.data.validation)
+    phases = Phases(recipe, net, splits, out, seed, common)
+    models = _train(phases, recipe, seed)
+    path = out / "model.tpz"
+    size = recipe.quantize
+    options: dict[str, Any] = {} if size is None else {"norms": size.norms, "coder": size.coder}
+    save(models.final, path, network=recipe.network, quantizer=models.quantizers, **options)
+    decoded = load(path).to(models.device)
+    error = phases.test_error if test else phases.validation_error
+    record = RunRecord(
+        recipe=recipe,
+        seed=seed,
+        plan=models.plan,
+        dense=models.dense,
+        initial=models.initial,
+        latent=models.final if recipe.rate is None else models.trained,
+        decoded=decoded,
+        inspection=inspect(path),
+        histories=phases.histories,
+        errors={
+            "dense": error(models.dense),
+            "start": None if models.initial is None else error(models.initial),
+            "pressed": error(models.trained),
+            "file": error(decoded),
+            "validation": phases.validation_error(decoded),
+        },
+        errors_on="test" if test else "validation",
+        seconds=perf_counter() - started + phases.earlier_seconds,
+        example=phases.example().to(models.device),
+    )
+    metrics = run_metrics(record)
+    write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode() + b"\n")
+    content = report_content(record, metrics)
+    write_page(content, out / "report.html")
+    return RunResult(out, metrics, content)
+
+
+def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
+    """Do the training that runs have in common, up to a phase, so that none of them has to.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Of one of them.
+    common : Path
+        The folder for `run`.
+    phase : {"dense", "train"}
+        The dense network is common to runs that press it in different ways, and the pressed one to
+        those that differ only in how their file is made.
+    seed : int
+        Of the runs.
+    """
+    net, folder = network(recipe.network), common / common_part(recipe, phase, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = load_splits(net, recipe.data.name, recipe.data.root, recipe.data.validation)
+    phases = Phases(recipe, net, splits, folder, seed, common)
+    if phase == "dense":
+        phases.dense()
+    else:
+        _trained(phases, recipe, seed)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The network at every stage of a run: dense, decomposed, trained, trained for its file.
+
+    ``initial`` is None where factors were drawn; ``final`` goes into the file, rounded by
+    ``quantizers``, and ``plan`` is its plan.
+    """
+
+    plan: Plan
+    dense: nn.Module
+    initial: nn.Module | None
+    trained: nn.Module
+    final: nn.Module
+    quantizers: Quantizers
+    device: torch.device
+
+
+def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
+    """Take the network through the recipe's phases."""
+    dense, chosen, initial, pressed = _trained(phases, recipe, seed)
+    trained = deepcopy(pressed)
+    if recipe.rate is not None:
+        trained_for_size = phases.train_for_size(pressed, recipe.rate, teacher=dense)
+        quantizers: Quantizers = {**quantizers_for(pressed), **trained_for_size}
+        chosen = replace(plan_of(pressed), kept=chosen.kept)
+    else:
+        quantizers = _trained_quantized(phases, pressed, recipe, dense)
+    device = next(pressed.parameters()).device
+    for model in (dense, trained, initial):
+        if model is not None:
+            model.to(device)
+    return _Models(chosen, dense, initial, trained, pressed, quantizers, device)
+
+
+def _trained(
+    phases: Phases, recipe: Recipe, seed: int
+) -> tuple[nn.Module, Plan, nn.Module | None, nn.Module]:
+    """Return the dense network, the plan, what was decomposed by it if so, and that trained."""
+    dense = phases.dense()
+    chosen = phases.planned(dense)
+    section = recipe.press
+    start: Start = "hooi" if section is None else section.chosen_start
+    if section is None or section.calibrate is None:
+        pressed = press(dense, chosen, start=start, seed=seed)
+    else:
+        images, path = phases.press_images(), phases.place("train") / "pressed.pt"
+        fit = {"calibration": images, "reconstruct": section.reconstruct}
+        pressed = pressed_once(dense, chosen, path, start=start, seed=seed, **fit)
+    initial = deepcopy(pressed) if start == "hooi" else None
+    if recipe.train is not None:
+        normed = section is not None and section.norms
+        with norms_between(pressed) if normed else nullcontext(pressed) as trained:
+            phases.fit("train", trained, recipe.train, teacher=dense)
+    return dense, chosen, initial, pressed
+
+
+def _trained_quantized(
+    phases: Phases, model: nn.Module, recipe: Recipe, dense: nn.Module
+) -> Quantizers:
+    """Train a model with weights rounded as the recipe says; return the quantizers."""
+    assert recipe.quantize is not None
+    quantizers = make_quantizers(model, recipe.quantize)
+    finetune = recipe.quantize.finetune
+    if finetune is not None:
+        rounding = StraightThrough(quantizers)
+        phases.fit("quantized", model, finetune, teacher=dense, weights=rounding)
+    return quantizers
+
+
+def make_quantizers(model: nn.Module, section: Quantize) -> Quantizers:
+    """Return the quantizer of every parameter that a recipe's section asks for."""
+    if section.levels is not None and section.bound is not None:
+        quantizer = UniformQuantizer(section.levels, section.bound, section.rounding)
+        return dict.fromkeys(quantized_names(model), quantizer)
+    assert section.step is not None
+    return quantizers_for(model, step=section.step)
+
+
+def _claim(out: Path, recipe: Recipe, seed: int) -> None:
+    """Write the recipe into the folder, or check that it is the one of the results there."""
+    text = f"# seed: {seed}\n{recipe.to_yaml()}"
+    path = out / "recipe.yaml"
+    results = any((out / name).exists() for name in ("checkpoints", "model.tpz", "metrics.json"))
+    try:
+        if path.exists() and path.read_bytes() == text.encode():
+            return
+        if results:
+            raise InvalidArgumentError(
+                f"{out} holds a run of another recipe or seed ({path}); give another folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"{out} cannot be the folder of a run: {error.strerror}"
+        ) from None
+    write_atomically(path, text.encode())

@@ -1,0 +1,246 @@
+"""The training phases of a run, and the pressed model that a resumed run reuses."""
+
+import logging
+from collections.abc import Iterator
+from copy import deepcopy
+from hashlib import sha256
+from itertools import islice
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from tensorpress.codec.quantizers import StepQuantizer
+from tensorpress.data import Splits, batches
+from tensorpress.data.loaders import BatchLoader
+from tensorpress.models.zoo import Network, load_weights, network
+from tensorpress.models.zoo.splits import find_weights
+from tensorpress.planning import Plan
+from tensorpress.press.press import press, skeleton
+from tensorpress.quantize.noisy_model import RateModel
+from tensorpress.quantize.train_for_size import in_phases, round_by_calibration
+from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_plan import plan_for
+from tensorpress.runs.recipe_sections import Rate
+from tensorpress.schemes.parametrization import FactorizedWeight
+from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.train import History, TrainConfig, evaluate, fit
+from tensorpress.train.batches import Batch
+from tensorpress.train.checkpoint import read_checkpoint, restore_model, write_checkpoint
+from tensorpress.train.distillation import Remembering
+from tensorpress.train.epoch import Penalty
+
+_KEYS = {"model", "errors"}
+
+
+def pressed_once(dense: nn.Module, plan: Plan, path: Path, **how: Any) -> nn.Module:
+    """Press a copy of a model, or read what was pressed before.
+
+    Parameters
+    ----------
+    dense : nn.Module
+        The model.
+    plan : Plan
+        How.
+    path : Path
+        Where the pressed model is kept, or will be.
+    **how
+        For `tensorpress.press`.
+
+    Raises
+    ------
+    CorruptFileError
+        If the file is not what was written.
+    ModelMismatchError
+        If it is of another model or plan.
+    """
+    if path.exists():
+        return _read(skeleton(deepcopy(dense), plan), path)
+    model = press(dense, plan, **how)
+    errors = {name: held.relative_error for name, held in _held(model)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(path, {"model": model.state_dict(), "errors": errors})
+    return model
+
+
+def _read(model: nn.Module, path: Path) -> nn.Module:
+    content = read_checkpoint(path, _KEYS)
+    restore_model(path, model, content["model"])
+    for name, held in _held(model):
+        held.relative_error = content["errors"][name]
+    return model
+
+
+def _held(model: nn.Module) -> list[tuple[str, Pressed | FactorizedWeight]]:
+    """Return what knows how far its weight is from the dense one."""
+    modules = model.named_modules()
+    return [(name, x) for name, x in modules if isinstance(x, Pressed | FactorizedWeight)]
+
+
+EVALUATION_BATCH = 1000
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
+
+_OR_TRAIN = ", or let the recipe train it (a section dense instead of weights)"
+
+logger = logging.getLogger("tensorpress.runs")
+
+
+COMMON_PHASES = ("dense", "train")
+"""Those before it matters how the file is made."""
+
+
+def common_part(recipe: Recipe, phase: str, seed: int) -> str:
+    """Return a name of what a run does up to the end of a phase: runs that share it are alike."""
+    later = {"title", "quantize", "rate"}
+    if phase == "dense":
+        later |= {"teacher", "press", "train"}
+    text = f"{recipe.model_dump_json(exclude=later)} {seed}"
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+class Phases:
+    """The training phases of a run, with their data, checkpoints and histories.
+
+    ``common``, if given, is a folder for the checkpoints of phases that runs have in common.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        net: Network,
+        splits: Splits,
+        folder: Path,
+        seed: int,
+        common: Path | None = None,
+    ) -> None:
+        self.recipe, self.net, self.splits, self.seed = recipe, net, splits, seed
+        self.folder, self._common = folder, common
+        self.histories: dict[str, History] = {}
+        self.earlier_seconds = 0.0  # of training, in processes that were interrupted
+        self._validation = self._evaluation(splits.validation)
+        self._teacher = self._given_teacher()  # before hours of training: it may not be there
+
+    def dense(self) -> nn.Module:
+        """Return the dense network with the recipe's weights, or trained as it says."""
+        torch.manual_seed(self.seed)
+        model = self.net.build()
+        if self.recipe.weights is not None:
+            load_weights(model, find_weights(self.recipe.weights, self.recipe.data.root, _OR_TRAIN))
+        elif self.recipe.dense is not None:
+            self.fit("dense", model, self.recipe.dense)
+        return model.eval()
+
+    def planned(self, dense: nn.Module) -> Plan:
+        """Return the plan, that of the run which is gone on with where there is one.
+
+        A second one might differ, where times are measured.
+        """
+        file, common = (folder / "plan.yaml" for folder in (self.folder, self.place("train")))
+        if not file.exists():
+            known = Plan.read(common) if common.exists() else None
+            (known or plan_for(dense, self.recipe, self.press_images())).save(file)
+        return Plan.read(file)
+
+    def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
+        """Train a model in place, going on from this phase's checkpoint where there is one."""
+        if config.distill is None:
+            options.pop("teacher", None)
+        else:
+            options["teacher"] = self._teacher_for(options["teacher"])
+        logger.info("%s: %d epochs", phase, config.epochs)
+        data = self.recipe.data
+        training = batches(
+            self.splits.train,
+            self.net.preprocess,
+            data.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            augment=data.augment,
+            variants=data.variants,
+        )
+        place = self.place(phase)
+        place.mkdir(parents=True, exist_ok=True)
+        started = perf_counter()
+        history = fit(
+            model,
+            training,
+            config.model_copy(update={"seed": self.seed}),
+            validation=self._validation,
+            checkpoint=place / f"{phase}.pt",
+            **options,
+        )
+        trained = sum(epoch.seconds for epoch in history.epochs)
+        self.earlier_seconds += max(0.0, trained - (perf_counter() - started))
+        self.histories[phase] = history
+
+    def place(self, phase: str) -> Path:
+        """Return the folder for a phase's checkpoints."""
+        if self._common is not None and phase in COMMON_PHASES:
+            return self._common / common_part(self.recipe, phase, self.seed)
+        return self.folder / "checkpoints"
+
+    def train_for_size(
+        self, model: nn.Module, section: Rate, teacher: nn.Module
+    ) -> dict[str, StepQuantizer]:
+        """Train a model in place for loss and bytes; return the quantizers of its parameters."""
+
+        def train(phase: str, rated: RateModel, penalty: Penalty) -> None:
+            config = section.noise if phase == "noise" else section.hard
+            if config is not None:
+                self.fit(phase, rated, config, teacher=teacher, penalty=penalty)
+
+        steps = {}
+        if section.calibrate is not None:
+            images = self.calibration(CALIBRATION_IMAGES)
+            steps = round_by_calibration(model, images, section.calibrate)
+        return in_phases(model, train, tradeoff=section.tradeoff, step=section.step, steps=steps)
+
+    def press_images(self) -> Iterator[Batch]:
+        """Return batches of the images that the recipe presses with, none if it asks for none."""
+        section = self.recipe.press
+        return self.calibration(0 if section is None else section.calibrate or 0)
+
+    def calibration(self, images: int) -> Iterator[Batch]:
+        """Return batches of so many training images, or a few more, as they are."""
+        loader = batches(
+            self.splits.train, self.net.preprocess, CALIBRATION_BATCH, shuffle=True, seed=self.seed
+        )
+        return islice(iter(loader), ceil(images / CALIBRATION_BATCH))
+
+    def test_error(self, model: nn.Module) -> float:
+        """Return the error on the test set, in per cent."""
+        loader = self._evaluation(self.splits.test)
+        assert loader is not None
+        return evaluate(model, loader).error
+
+    def validation_error(self, model: nn.Module) -> float | None:
+        """Return the error on the validation images, in per cent."""
+        return evaluate(model, self._validation).error if self._validation else None
+
+    def example(self) -> torch.Tensor:
+        """Return a batch of test images as the network takes them."""
+        return self.net.preprocess(self.splits.test.images[:64])
+
+    def _teacher_for(self, dense: nn.Module) -> nn.Module:
+        """Return the network that others listen to: the recipe's teacher, or the dense one."""
+        teacher = dense if self._teacher is None else self._teacher
+        if self.recipe.data.variants is not None and not isinstance(teacher, Remembering):
+            teacher = Remembering(teacher)
+        self._teacher = teacher
+        return teacher
+
+    def _given_teacher(self) -> nn.Module | None:
+        given = self.recipe.teacher
+        if given is None:
+            return None
+        teacher = network(given.network).build()
+        load_weights(teacher, find_weights(given.weights, self.recipe.data.root))
+        return teacher
+
+    def _evaluation(self, images: Any) -> BatchLoader | None:
+        if not len(images):
+            return None
+        return batches(images, self.net.preprocess, EVALUATION_BATCH, shuffle=False)

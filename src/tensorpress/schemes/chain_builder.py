@@ -1,0 +1,208 @@
+"""The one place that knows how a layer's stride, padding, bias… divide over a chain of layers."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.layer_spec import INPUTS_FIRST, LayerSpec, Sizes, canonical, stored
+from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.schemes.stages import Stage, compose, dense_stage
+
+
+class PressedLayer(nn.Sequential, Composed):
+    """A chain of stock torch layers in the place of one layer.
+
+    Attributes
+    ----------
+    stages : tuple of Stage
+        The shapes of the chain.
+
+    Examples
+    --------
+    >>> from tensorpress.schemes.layer_spec import describe
+    >>> spec, stages = describe(nn.Linear(6, 4)), (Stage(1, 2, 6), Stage(1, 4, 2))
+    >>> PressedLayer(spec, stages, scheme="channel_svd", ranks=(2,), like=torch.empty(0))
+    PressedLayer(
+      channel_svd, ranks=(2,)
+      (0): Linear(in_features=6, out_features=2, bias=False)
+      (1): Linear(in_features=2, out_features=4, bias=True)
+    )
+    """
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        stages: Sequence[Stage],
+        *,
+        scheme: str,
+        ranks: Sizes,
+        like: Tensor,
+    ) -> None:
+        super().__init__(*chain(spec, stages, like=like))
+        self.spec, self.stages = spec, tuple(stages)
+        self.scheme, self.ranks = scheme, tuple(ranks)
+
+    @property
+    def last_places(self) -> Sizes:
+        """Which of the kernels puts out what the layer puts out: the last."""
+        return (len(self) - 1,)
+
+    def held_bias(self) -> nn.Parameter | None:
+        """Return the bias of the last layer."""
+        return self[-1]._parameters.get("bias")
+
+    def kernels(self) -> list[Tensor]:
+        """Return the canonical kernels of the chain, first to last, views of its weights."""
+        return [
+            canonical(_weight(layer), stage.groups, flipped=_flipped(layer))
+            for layer, stage in zip(self, self.stages, strict=True)
+        ]
+
+    def put(self, kernels: Sequence[Tensor]) -> None:
+        """Copy canonical kernels into the chain."""
+        fill(list(self), kernels, None)
+
+    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+        """Return kernels that stand for the same, scaled to one norm."""
+        return balance(kernels)
+
+    def compose(self, kernels: Sequence[Tensor]) -> Tensor:
+        """Return the kernel that a chain of kernels stands for."""
+        return compose(kernels, self.spec.groups)
+
+
+def chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:
+    """Return uninitialized stock layers for the stages, on the device and in the dtype of ``like``.
+
+    Every stage has the stride, padding, padding mode, dilation and output padding of the spatial
+    modes it covers and 1, 0, 1 in all others; the last one has the bias.
+
+    Examples
+    --------
+    >>> from tensorpress.schemes.layer_spec import describe
+    >>> spec = describe(nn.Conv2d(8, 16, 3, stride=(2, 1), padding=1))
+    >>> chain(spec, [Stage(1, 4, 8, (0,)), Stage(1, 16, 4, (1,))], like=torch.empty(0))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    [Conv2d(8, 4, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0), bias=False),
+     Conv2d(4, 16, kernel_size=(1, 3), stride=(1, 1), padding=(0, 1))]
+    """
+    last = len(stages) - 1
+    return [
+        _layer(spec, stage, first=number == 0, bias=spec.bias and number == last, like=like)
+        for number, stage in enumerate(stages)
+    ]
+
+
+def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
+    """Return the uninitialized dense layer that a spec describes.
+
+    Examples
+    --------
+    >>> from tensorpress.schemes.layer_spec import describe
+    >>> dense_layer(describe(nn.Linear(3, 2)), like=torch.empty(0))
+    Linear(in_features=3, out_features=2, bias=True)
+    """
+    if spec.inputs_first:
+        return _inputs_first(spec, like=like)
+    return chain(spec, [dense_stage(spec)], like=like)[0]
+
+
+def fill(layers: Sequence[nn.Module], values: Sequence[Tensor], bias: Tensor | None) -> None:
+    """Copy canonical kernels into the layers of a chain, and the bias into the last."""
+    with torch.no_grad():
+        for layer, kernel in zip(layers, values, strict=True):
+            _weight(layer).copy_(stored(kernel, flipped=_flipped(layer)))
+        if bias is not None:
+            held = layers[-1].bias
+            assert isinstance(held, Tensor)
+            held.copy_(bias)
+
+
+def balance(values: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the kernels of a chain to one norm; what they stand for stays the same.
+
+    Training and quantization then treat all of them alike, and half precision has room.
+
+    Examples
+    --------
+    >>> [float(v) for v in balance([torch.tensor([8.0]), torch.tensor([2.0])])]
+    [4.0, 4.0]
+    """
+    norms = [float(value.norm()) for value in values]
+    if min(norms) == 0:
+        return list(values)
+    common = prod(norm ** (1 / len(norms)) for norm in norms)
+    return [value * (common / norm) for value, norm in zip(values, norms, strict=True)]
+
+
+def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tensor) -> nn.Module:
+    kind: type[nn.Module] = nn.Linear
+    options: dict[str, Any] = {"bias": bias}
+    if spec.kind == "Embedding" and first:
+        kind = nn.Embedding
+        options = {
+            key: getattr(spec, key) for key in ("padding_idx", "sparse", "scale_grad_by_freq")
+        }
+    elif spec.order:
+        kind, geometry = _convolution(spec, stage)
+        options |= geometry
+    inputs, outputs = stage.groups * stage.in_, stage.groups * stage.out
+    built = _uninitialized(kind)(inputs, outputs, **options, device=like.device, dtype=like.dtype)
+    built.__class__ = kind
+    return built
+
+
+def _inputs_first(spec: LayerSpec, *, like: Tensor) -> nn.Module:
+    """Return the one kind of dense layer that is not of torch."""
+    module, name = INPUTS_FIRST
+    try:
+        kind = getattr(import_module(module), name)
+    except ImportError as error:
+        raise InvalidArgumentError(
+            f"a layer of {module}.{name} needs the package transformers"
+        ) from error
+    with torch.device("meta"):
+        layer: nn.Module = kind(spec.outputs, spec.inputs)
+    return layer.to(like.dtype).to_empty(device=like.device)
+
+
+def _uninitialized(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a layer's class without its random start, which would cost time and random numbers."""
+    return type(kind.__name__, (kind,), {"reset_parameters": lambda _: None})
+
+
+def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[str, Any]]:
+    """Return the class and the geometry of a stage; one that covers no mode is a plain 1×1."""
+
+    def covered(values: Sizes, other: int) -> Sizes:
+        return tuple(v if m in stage.modes else other for m, v in enumerate(values))
+
+    name = spec.kind if stage.modes else spec.kind.replace("Transpose", "")
+    kind: type[nn.Module] = getattr(nn, name)
+    options: dict[str, Any] = {"kernel_size": stage.kernel(spec), "groups": stage.groups}
+    if not stage.modes:
+        return kind, options
+    options |= {
+        "stride": covered(spec.stride, 1),
+        "padding": "same" if spec.padding == "same" else covered(spec.padding, 0),
+        "dilation": covered(spec.dilation, 1),
+        "padding_mode": spec.padding_mode,
+    }
+    if spec.transposed:
+        options["output_padding"] = covered(spec.output_padding, 0)
+    return kind, options
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _flipped(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)

@@ -1,0 +1,167 @@
+"""How much a model loses when its layers are pressed: measured on data, one layer at a time."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from hashlib import sha256
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from tensorpress.calibrate.batches import Batch, Given, digest, hold
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.planning.dense_model import DenseModel
+from tensorpress.planning.fixed_ranks import nothing_to_press
+from tensorpress.planning.planner import schemes_of
+from tensorpress.planning.scores import Scores
+from tensorpress.schemes.layer_plan import TUCKER_SCHEMES, SchemePlan
+from tensorpress.schemes.press_layer import press_layer
+from tensorpress.sensitivity.candidates import choices, filled, in_turn, job
+from tensorpress.sensitivity.metrics import Judge, Metric
+from tensorpress.sensitivity.taylor import estimates
+from tensorpress.utils.module_tree import replaced
+from tensorpress.utils.shared_jobs import JobFolder
+from tensorpress.utils.tensor_hash import fingerprint
+
+
+def sensitivity(
+    model: nn.Module,
+    batches: Iterable[Given],
+    *,
+    metric: Metric = "similarity",
+    scheme: str | Sequence[str] = "auto",
+    candidates: int = 9,
+    targets: Sequence[str] = ("*",),
+    skip: Sequence[str] = (),
+    journal: str | os.PathLike[str] | None = None,
+    measured: int | None = None,
+) -> Scores:
+    """Score how much a model loses by pressing each layer, for a plan within a budget.
+
+    Layer by layer and rank by rank, one layer is replaced by its pressed version, the metric is
+    measured on the batches, and the layer is put back. What is not measured is estimated from one
+    backward pass (`tensorpress.sensitivity.taylor`), in proportion to what is. The model is left
+    as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense, with trained weights.
+    batches : iterable
+        Calibration data: a few hundred examples of the training set, as pairs (inputs, labels) or
+        inputs alone. Inputs are a Tensor or a tuple of them, the first axis being the batch. They
+        are held in memory.
+    metric : {"similarity", "loss", "error"} or callable
+        "similarity": the squared distance of the model's outputs (logits) from the dense model's,
+        relative to their squared norm. "loss": mean cross entropy. "error": misclassified examples
+        in per cent. The latter two need labels, and on a few hundred training images a good model
+        loses little of either, and much of that by chance. Or a function from the model to a
+        number, the lower the better.
+    scheme : str or sequence of str
+        As for `tensorpress.plan`.
+    candidates : int
+        Choices for each layer and scheme: with k / (candidates + 1) of its parameters, k from 1.
+    targets, skip : sequence of str
+        As for `tensorpress.plan`.
+    journal : path, optional
+        A folder that holds every measurement, so that an interrupted run goes on, and several
+        processes or machines that run the same call share the work (see
+        `tensorpress.utils.shared_jobs`). It is for
+        one model and one set of batches; of the three named metrics it holds all.
+    measured : int, optional
+        How many choices are measured, by default all; 0 for the estimates alone. Choices are taken
+        in the order in which they tell most.
+
+    Returns
+    -------
+    Scores
+        Give them to `tensorpress.plan` as ``ranks``, with a budget.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown metric or scheme, no batches, labels that are missing or do not fit, a
+        metric that is not finite, a pattern that matches nothing, nothing to press, or a journal of
+        something else.
+    CorruptFileError
+        For a journal with a damaged file.
+
+    Examples
+    --------
+    >>> import torch
+    >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+    >>> data = [(torch.randn(50, 20), torch.randint(4, (50,)))]
+    >>> scores = sensitivity(net, data, candidates=2)
+    >>> [len(choices) for choices in scores.layers.values()]
+    [2, 2]
+    """
+    if candidates < 1 or (measured is not None and measured < 0):
+        raise InvalidArgumentError(
+            f"candidates must be positive and measured not negative, got {candidates}, {measured}"
+        )
+    held = hold(batches, model)
+    judge = Judge(model, held, metric)
+    layers, kept = DenseModel.of(model, None, None).chosen(targets, skip)
+    groups = choices(layers, _one_by_one(scheme), candidates)
+    if not groups:
+        raise nothing_to_press(kept)
+    by_job = {job(choice): choice for group in groups for choice in group}
+
+    def measure(name: str) -> dict[str, float]:
+        return _measured(model, judge, by_job[name])
+
+    def estimate(_: str) -> dict[str, float]:
+        return estimates(model, held, groups)
+
+    with ExitStack() as stack:
+        folder = journal or stack.enter_context(TemporaryDirectory())
+        jobs = JobFolder(folder, _subject(model, held, judge))
+        first = f"estimates|{sha256(repr(sorted(by_job)).encode()).hexdigest()[:16]}"
+        expected = jobs.run([first], estimate, title="estimates")[first]
+        wanted = in_turn(groups, expected)[:measured]
+        jobs.run([job(choice) for choice in wanted], measure, title="sensitivity")
+        found = jobs.results()
+    scores = filled(groups, _increases(found, judge), expected)
+    return Scores(judge.name, judge.dense[judge.name], scores)
+
+
+def _one_by_one(scheme: str | Sequence[str]) -> Sequence[str]:
+    """Return the names of schemes; those that press layers together have no layer's score."""
+    names = schemes_of(scheme)
+    for name in names:
+        if name in TUCKER_SCHEMES:
+            raise InvalidArgumentError(f"{name} has no ranks of single layers that could be scored")
+    return names
+
+
+def _measured(model: nn.Module, judge: Judge, choice: SchemePlan) -> dict[str, float]:
+    layer = model.get_submodule(choice.name)
+    try:
+        pressed = press_layer(layer, choice.scheme, choice.ranks)
+        with replaced(model, layer, pressed) as changed:
+            return judge(changed)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f"layer {choice.name!r}, {choice.scheme} {choice.ranks}: {error}"
+        ) from None
+
+
+def _increases(found: Mapping[str, Mapping[str, float]], judge: Judge) -> dict[str, float]:
+    """Return by how much the metric grew, by job."""
+    return {
+        name: values[judge.name] - judge.dense[judge.name]
+        for name, values in found.items()
+        if judge.name in values
+    }
+
+
+def _subject(model: nn.Module, batches: Sequence[Batch], judge: Judge) -> dict[str, str]:
+    """Return what a journal is about."""
+    state = model.state_dict()
+    names = sha256("\n".join(state).encode()).hexdigest()[:16]
+    return {
+        "layers": names,
+        "weights": fingerprint(state.values()),
+        "batches": digest(batches),
+        "metric": judge.kind,
+    }

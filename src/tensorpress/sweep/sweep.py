@@ -1,0 +1,159 @@
+"""A sweep: variants are run and compared, and those that are picked are tested."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tensorpress.codec.save_load import load
+from tensorpress.data import batches
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.models.zoo import network
+from tensorpress.models.zoo.splits import load_splits
+from tensorpress.report import require_extra
+from tensorpress.runs.training import EVALUATION_BATCH
+from tensorpress.sweep.page import render
+from tensorpress.sweep.picks import Outcome, Pick, frontier
+from tensorpress.sweep.trials import run_trials
+from tensorpress.sweep.variants import SweepFile, Variant
+from tensorpress.train import evaluate
+from tensorpress.utils.atomic_files import write_atomically
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A pick: the variant, None where there is none, and its errors on the test images by seed."""
+
+    pick: Pick
+    outcome: Outcome | None
+    test_errors: Sequence[float] = ()
+
+
+def sweep(
+    file: SweepFile,
+    variants: Sequence[Variant],
+    out: str | os.PathLike[str],
+    *,
+    seeds: Sequence[int] = (0,),
+    picks: Sequence[Pick] = (),
+    processes: int = 2,
+) -> dict[str, Any]:
+    """Run all variants of a recipe, compare them on validation images, and test those picked.
+
+    The test images are looked at for the files of picked variants only. A sweep that was
+    interrupted goes on; one that was done is only compared again, so that picks can be added, and
+    so can variants and seeds.
+
+    Parameters
+    ----------
+    file, variants
+        From `read_sweep`.
+    out : path-like
+        Receives ``sweep.json``, ``sweep.html``, and a folder for every run in ``runs``.
+    seeds : sequence of int
+        Every variant is run with each of them. What counts is its mean error on the validation
+        images and its largest file.
+    picks : sequence of Pick
+        Which variants are tested.
+    processes : int
+        How many runs at a time, with one thread each. A script that calls this must start its work
+        under ``if __name__ == "__main__":``.
+
+    Returns
+    -------
+    dict
+        The content of ``sweep.json``, errors in per cent. A variant's ``bytes`` and
+        ``validation_error`` are None where a run of it diverged; ``frontier`` says that no other
+        variant has both fewer bytes and less error.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For no seeds, a seed twice, processes below 1, or a folder that holds something else.
+    TensorPressError
+        For what a run ends with, naming the variant; or without the extra ``report``.
+    """
+    require_extra()
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InvalidArgumentError(f"seeds are different numbers, at least one, got {list(seeds)}")
+    if processes < 1:
+        raise InvalidArgumentError(f"processes are a number of at least 1, got {processes}")
+    folder = Path(out)
+    outcomes = run_trials(variants, folder, seeds=seeds, processes=processes)
+    picked = [_picked(pick, outcomes, folder) for pick in picks]
+    content = _content(file, outcomes, picked)
+    text = json.dumps(content, indent=1, default=str) + "\n"
+    write_atomically(folder / "sweep.json", text.encode())
+    write_atomically(folder / "sweep.html", render(content).encode())
+    return content
+
+
+def _picked(pick: Pick, outcomes: Sequence[Outcome], folder: Path) -> Picked:
+    outcome = pick.of(outcomes)
+    if outcome is None:
+        return Picked(pick, None)
+    errors = [_test_error(outcome.variant, folder / one.folder) for one in outcome.trials]
+    return Picked(pick, outcome, errors)
+
+
+def _test_error(variant: Variant, folder: Path) -> float:
+    """Return the error of a run's file on the test images."""
+    recipe, net = variant.recipe, network(variant.recipe.network)
+    data = recipe.data
+    images = load_splits(net, data.name, data.root, data.validation).test
+    loader = batches(images, net.preprocess, EVALUATION_BATCH, shuffle=False)
+    return evaluate(load(folder / "model.tpz"), loader).error
+
+
+def _content(
+    file: SweepFile, outcomes: Sequence[Outcome], picked: Sequence[Picked]
+) -> dict[str, Any]:
+    first, best = outcomes[0].variant.recipe, frontier(outcomes)
+    return {
+        "title": first.title,
+        "network": first.network,
+        "data": first.data.name,
+        "seeds": [trial.seed for trial in outcomes[0].trials],
+        "variants": [_variant(outcome, outcome in best) for outcome in outcomes],
+        "picks": [_pick(one) for one in picked],
+        "references": [reference.model_dump() for reference in file.references],
+    }
+
+
+def _variant(outcome: Outcome, best: bool) -> dict[str, Any]:
+    return {
+        "name": outcome.variant.name,
+        "settings": dict(outcome.variant.settings),
+        "bytes": outcome.bytes if outcome.complete else None,
+        "validation_error": outcome.error if outcome.complete else None,
+        "frontier": best,
+        "runs": [
+            {
+                "seed": trial.seed,
+                "folder": trial.folder,
+                "bytes": trial.bytes,
+                "validation_error": trial.error,
+            }
+            for trial in outcome.trials
+        ],
+    }
+
+
+def _pick(picked: Picked) -> dict[str, Any]:
+    outcome, errors = picked.outcome, list(picked.test_errors)
+    if outcome is None:
+        return {"rule": str(picked.pick), "variant": None}
+    return {
+        "rule": str(picked.pick),
+        "variant": outcome.variant.name,
+        "bytes": outcome.bytes,
+        "validation_error": outcome.error,
+        "test_error": {
+            "mean": mean(errors),
+            "sd": stdev(errors) if len(errors) > 1 else None,
+            "runs": errors,
+        },
+    }

@@ -1,0 +1,1 @@
+"""What every room may import: files, configuration, hashing, progress and modules."""

@@ -1,0 +1,169 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import MODELS, contents, gpt2, llama, logits, save_sharded, transformers
+from torch import nn
+
+import tensorpress.checkpoints.press_shard as shards
+from tensorpress.checkpoints import load_checkpoint, press_checkpoint
+from tensorpress.checkpoints.safetensors_reader import TensorFiles
+from tensorpress.planning import Plan, plan
+from tensorpress.press.press import press
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_what_pressing_in_memory_gives(tmp_path, name):
+    dense = MODELS[name]()
+    source = save_sharded(dense, tmp_path / "dense")
+    chosen = press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    assert chosen == plan(dense, scheme="channel_svd", ranks=0.3)
+    found = load_checkpoint(tmp_path / "out")
+    expected = press(dense, chosen)
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    assert torch.allclose(logits(found), logits(expected), atol=1e-5)
+    assert not torch.allclose(logits(found), logits(dense), atol=1e-3)
+
+
+def test_tied_embeddings_are_kept_with_the_reason(tmp_path):
+    source = save_sharded(llama(tied=True), tmp_path / "dense")
+    chosen = press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    assert "tied to 'lm_head.weight'" in chosen.kept["model.embed_tokens"]
+    model = load_checkpoint(tmp_path / "out")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"scheme": "channel_svd", "ranks": "energy:0.8"},
+        {"scheme": ["channel_svd", "tt_weight"], "budget": "params=60%"},
+        {"scheme": "tensor_train", "ranks": 4, "skip": ["*embed*"]},
+        {"scheme": "ada_tucker", "budget": "params=60%"},
+    ],
+)
+def test_rules_that_look_at_weights_read_them_from_the_shards(tmp_path, how):
+    dense = llama()
+    source = save_sharded(dense, tmp_path / "dense")
+    chosen = press_checkpoint(source, tmp_path / "out", **how)
+    assert chosen == plan(dense, **how)
+    found, expected = load_checkpoint(tmp_path / "out"), press(dense, chosen)
+    assert torch.allclose(logits(found), logits(expected), atol=1e-5)
+
+
+def test_a_budget_of_macs_takes_inputs(tmp_path):
+    dense, tokens = llama(), torch.zeros(1, 8, dtype=torch.long)
+    source = save_sharded(dense, tmp_path / "dense")
+    how = {"scheme": "channel_svd", "budget": "macs=50%"}
+    chosen = press_checkpoint(source, tmp_path / "out", example_inputs=tokens, **how)
+    assert chosen.macs is not None
+    assert chosen.dense_macs is not None
+    assert chosen.macs <= 0.5 * chosen.dense_macs
+
+
+def test_a_plan_made_before_is_followed(tmp_path):
+    dense = gpt2()
+    source = save_sharded(dense, tmp_path / "dense")
+    chosen = plan(dense, scheme="channel_svd", ranks=4, targets=["*c_fc"])
+    assert press_checkpoint(source, tmp_path / "out", plan=chosen) == chosen
+    assert Plan.read(tmp_path / "out" / "plan.json") == chosen
+
+
+def test_types_stay_as_they_are(tmp_path):
+    dense = llama().bfloat16()
+    dense.model.norm.float()
+    source = save_sharded(dense, tmp_path / "dense")
+    press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    files = TensorFiles(tmp_path / "out")
+    assert {name for name, t in files.tensors.items() if t.dtype != torch.bfloat16} == {
+        "model.norm.weight"
+    }
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.lm_head[0].weight.dtype == torch.bfloat16
+    assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
+    source = save_sharded(llama(), tmp_path / "dense")
+    (source / "tokenizer").mkdir()
+    (source / "tokenizer" / "words.txt").write_text("a b c")
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    (source / "pytorch_model.bin.index.json").write_text("{}")
+    (source / ".cache").mkdir()
+    (source / ".cache" / "x").touch()
+    press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    found = contents(tmp_path / "out")
+    dense = contents(source)
+    copied = {name for name, data in found.items() if dense.get(name) == data}
+    assert copied == {"config.json", "generation_config.json", "tokenizer/words.txt"}
+    assert not [name for name in found if ".bin" in name or "cache" in name]
+    index = json.loads(found["model.safetensors.index.json"])
+    assert set(index["weight_map"].values()) == {n for n in found if n.endswith(".safetensors")}
+
+
+def test_any_model_in_one_file_can_be_pressed(tmp_path):
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)).eval()
+    (tmp_path / "dense").mkdir()
+    save_file(dense.state_dict(), tmp_path / "dense" / "model.safetensors")
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
+    chosen = press_checkpoint(
+        tmp_path / "dense", tmp_path / "out", model=empty, scheme="tucker2", ranks=0.5
+    )
+    x = torch.randn(1, 3, 8, 8)
+    expected = press(dense, chosen)(x)
+    assert torch.allclose(load_checkpoint(tmp_path / "out", empty)(x), expected, atol=1e-6)
+
+
+def test_a_prefix_of_the_base_model_may_be_missing(tmp_path):
+    dense = gpt2()
+    dense.save_pretrained(tmp_path / "dense")
+    path = tmp_path / "dense" / "model.safetensors"
+    old = {name.removeprefix("transformer."): t for name, t in load_file(path).items()}
+    save_file(old, path)
+    chosen = press_checkpoint(tmp_path / "dense", tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    expected = logits(press(dense, chosen))
+    assert torch.allclose(logits(load_checkpoint(tmp_path / "out")), expected, atol=1e-5)
+
+
+def test_a_tied_tensor_that_is_stored_twice_is_written_once(tmp_path):
+    dense = gpt2()
+    dense.save_pretrained(tmp_path / "dense")
+    path = tmp_path / "dense" / "model.safetensors"
+    stored = load_file(path)
+    save_file({**stored, "lm_head.weight": stored["transformer.wte.weight"].clone()}, path)
+    press_checkpoint(tmp_path / "dense", tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    names = TensorFiles(tmp_path / "out").tensors.keys()
+    assert len(names & {"lm_head.weight", "transformer.wte.weight"}) == 1
+    load_checkpoint(tmp_path / "out")
+
+
+def test_experts_in_one_tensor_stay_dense(tmp_path):
+    library = transformers()
+    config = library.MixtralConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=3,
+    )
+    torch.manual_seed(0)
+    dense = library.MixtralForCausalLM(config).eval()
+    dense.save_pretrained(tmp_path / "dense", save_original_format=False)
+    chosen = press_checkpoint(tmp_path / "dense", tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    assert "3 axes" in chosen.kept["model.layers.0.mlp.experts.gate_up_proj"]
+    found = load_checkpoint(tmp_path / "out")
+    assert found.model.layers[0].mlp.experts.gate_up_proj.shape == (3, 96, 32)
+    assert torch.allclose(logits(found), logits(press(dense, chosen)), atol=1e-5)
+
+
+def test_the_same_call_again_does_nothing_twice(tmp_path, monkeypatch):
+    source = save_sharded(llama(), tmp_path / "dense")
+    first = press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(shards, "press_weight", None)
+    assert press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3) == first
+    assert contents(tmp_path / "out") == before

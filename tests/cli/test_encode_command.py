@@ -1,0 +1,103 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tensorpress as tp
+from command_line import Outcome
+from tensorpress.models.zoo import build, network, save_weights
+from tensorpress.models.zoo.splits import load_splits
+
+Shell = Callable[..., Outcome]
+Told = Callable[..., Any]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_file({"w": torch.randn(40, 30), "b": torch.rand(40)}, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def test_there_and_back(told: Told, weights: Path, tmp_path: Path) -> None:
+    done = told("encode", "m.safetensors", "--bits", "5")
+    assert done["file"] == "m.tpz"
+    assert done["bytes"] == (tmp_path / "m.tpz").stat().st_size
+    assert done["bits_per_value"] <= 5
+    back = told("decode", "m.tpz", "--out", "back.safetensors")
+    assert (back["tensors"], back["values"]) == (2, 1240)
+    dense, decoded = load_file(weights), load_file(tmp_path / "back.safetensors")
+    lost = (decoded["w"] - dense["w"]).norm() / dense["w"].norm()
+    assert float(lost) == pytest.approx(done["error"], rel=1e-3)
+
+
+def test_tables_for_people(shell: Shell, weights: Path) -> None:
+    said = shell("encode", "m.safetensors", "--size", "0.7kB", "--out", "small.tpz")
+    assert said.code == 0
+    assert "40×30" in said.out or "40x30" in said.out
+    assert "small.tpz: " in said.out
+    assert "2 tensors, 1,240 values" in shell("decode", "small.tpz").out
+
+
+def test_a_network_of_the_zoo_loads_without_a_model(told: Told, tmp_path: Path) -> None:
+    net = build("lenet300100")
+    with torch.no_grad():
+        net.ip1.weight.zero_()  # its coding would take a second
+    save_weights(net, tmp_path / "w.safetensors")
+    model = ("--model", "lenet300100", "--weights", "w.safetensors")
+    told("encode", *model, "--target-error", "0.2", "--out", "l.tpz")
+    assert type(tp.load(tmp_path / "l.tpz")).__name__ == "LeNet300100"
+
+
+def test_calibration_by_the_images_of_a_data_set(told: Told, tmp_path: Path) -> None:
+    net = build("lenet5")
+    with torch.no_grad():
+        net.ip1.weight[20:].zero_()  # its coding would take seconds
+    save_weights(net, tmp_path / "w.safetensors")
+    model = ("--model", "lenet5", "--weights", "w.safetensors", "--size", "9kB")
+    told("encode", *model, "--out", "blind.tpz")
+    told("encode", *model, "--calibrate", "digits", "--out", "seen.tpz")
+    images = network("lenet5").preprocess(load_splits(network("lenet5"), "digits").test.images)
+    expected = net(images)
+    blind, seen = (
+        (tp.load(tmp_path / f"{name}.tpz")(images) - expected).square().mean().item()
+        for name in ("blind", "seen")
+    )
+    assert seen < 0.7 * blind
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("encode", "m.safetensors"), "give one of"),
+        (
+            ("encode", "m.safetensors", "--bits", "3", "--calibrate", "digits"),
+            "--calibrate needs a model",
+        ),
+        (
+            ("encode", "--model", "lenet5", "--bits", "3", "--out", "a.tpz", "--calibrate", "x"),
+            "unknown data set 'x'",
+        ),
+        (("encode", "m.safetensors", "--size", "many"), "'many' is no size"),
+        (("encode", "m.safetensors", "--size", "60"), "too few"),
+        (("encode", "nothing.safetensors", "--bits", "2"), "no such file"),
+        (("encode", "m.safetensors", "--model", "lenet5", "--bits", "2"), "for a model give"),
+        (("encode", "--model", "lenet5", "--bits", "2"), "--out"),
+        (("encode", "--bits", "2"), "by --model"),
+        (("decode", "m.safetensors"), "not a .tpz file"),
+        (("decode", "nothing.tpz"), "no such file"),
+    ],
+)
+def test_what_cannot_be_done(
+    refused: Refused, weights: Path, words: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(*words)
+
+
+def test_a_file_that_is_no_safetensors(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    assert "not a complete safetensors" in refused("encode", "x.safetensors", "--bits", "2")

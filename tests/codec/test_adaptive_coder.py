@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tensorpress.codec import adaptive_coder as module
+from tensorpress.codec.adaptive_coder import SCALES, Stream, Symbols, scale_of
+from tensorpress.codec.context_tables import initial_state, tables
+from tensorpress.errors import CorruptFileError
+
+COMPILED = 1 << 20
+
+
+def written(symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> bytes:
+    stream = Stream()
+    stream.expect(expect)
+    stream.symbols(shape, scale_of(symbols), symbols)
+    return stream.finish()
+
+
+def read(data: bytes, symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> Symbols:
+    stream = Stream(data)
+    stream.expect(expect)
+    found = stream.symbols(shape, scale_of(symbols))
+    stream.end()
+    return found
+
+
+def laplace(shape: tuple[int, ...], scale: float, seed: int = 0) -> Symbols:
+    values = np.random.default_rng(seed).laplace(0, scale, int(np.prod(shape)))
+    return values.round().astype(np.int32)
+
+
+calls = st.lists(
+    st.one_of(
+        st.tuples(st.just("number"), st.integers(0, (1 << 24) - 2)),
+        st.tuples(st.just("signed"), st.integers(-(1 << 23) + 1, (1 << 23) - 1)),
+        st.tuples(st.just("word"), st.integers(0, (1 << 32) - 1)),
+        st.tuples(st.just("choice"), st.integers(0, 47)),
+    ),
+    max_size=40,
+)
+
+
+def called(stream: Stream, kind: str, value: int = 0) -> int:
+    if kind == "choice":
+        return stream.choice(48, value)
+    if kind == "word":
+        return stream.word(value)
+    return getattr(stream, kind)(kind, value)
+
+
+@given(calls)
+def test_numbers_come_back(wanted: list[tuple[str, int]]) -> None:
+    stream = Stream()
+    for kind, value in wanted:
+        assert called(stream, kind, value) == value
+    data = stream.finish()
+    assert len(data) <= stream.bits / 8 + 1
+    again = Stream(data)
+    assert [called(again, kind) for kind, _ in wanted] == [value for _, value in wanted]
+    assert again.bits == pytest.approx(stream.bits)
+    again.end()
+
+
+@given(
+    arrays(
+        np.int32,
+        st.integers(1, 60),
+        elements=st.one_of(st.integers(-3, 3), st.integers(-(1 << 23), 1 << 23)),
+    ),
+    st.sampled_from([(), (1,), (1, 1), (1, 1, 1), (1, 1, 1, 1)]),
+)
+def test_symbols_come_back(symbols: Symbols, more: tuple[int, ...]) -> None:
+    shape = (len(symbols), *more)
+    assert (read(written(symbols, shape), symbols, shape) == symbols).all()
+
+
+SHAPES = [(600,), (30, 20), (6, 5, 20), (5, 4, 5, 6), (5, 4, 2, 5, 3), (1, 600), (600, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [0.1, 2.0, 5000.0])
+def test_compiled_code_writes_and_reads_the_same(shape: tuple[int, ...], scale: float) -> None:
+    pytest.importorskip("numba")
+    symbols = laplace(shape, scale)
+    data = written(symbols, shape)
+    assert written(symbols, shape, COMPILED) == data
+    assert (read(data, symbols, shape, COMPILED) == symbols).all()
+
+
+def test_outliers_in_compiled_code() -> None:
+    pytest.importorskip("numba")
+    symbols = laplace((40, 40), 0.3)
+    symbols[::100] = [(-1) ** k * (1 << 23) for k in range(16)]
+    data = written(symbols, (40, 40), COMPILED)
+    assert data == written(symbols, (40, 40))
+    assert (read(data, symbols, (40, 40), COMPILED) == symbols).all()
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.5, 3.0, 40.0])
+def test_independent_symbols_take_their_entropy(scale: float) -> None:
+    symbols = laplace((60, 60), scale)
+    _, counts = np.unique(symbols, return_counts=True)
+    entropy = -(counts * np.log2(counts / counts.sum())).sum() / 8
+    assert len(written(symbols, (60, 60))) < 1.02 * entropy + 20
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_and_columns_of_their_own_scales_take_less(axis: int) -> None:
+    scales = np.logspace(-1, 1.5, 60)
+    draws = np.random.default_rng(0).laplace(0, 1, (60, 60))
+    symbols = (draws * (scales[:, None] if axis == 0 else scales)).round().astype(np.int32).ravel()
+    _, counts = np.unique(symbols, return_counts=True)
+    entropy = -(counts * np.log2(counts / counts.sum())).sum() / 8
+    assert len(written(symbols, (60, 60))) < 0.9 * entropy
+
+
+def test_signs_of_smooth_kernels_are_foreseen() -> None:
+    generator = np.random.default_rng(0)
+    level = generator.normal(0, 3, (30, 10, 1, 1)) + generator.normal(0, 1, (30, 10, 3, 3))
+    symbols = level.round().astype(np.int32)
+    shuffled = generator.permuted(symbols.ravel())
+    smooth = len(written(symbols.ravel(), (30, 10, 3, 3)))
+    assert smooth < 0.8 * len(written(shuffled, (30, 10, 3, 3)))
+
+
+def test_writing_more_room_than_was_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = laplace((20, 20), 1e6)
+    data = written(symbols, (20, 20))
+    monkeypatch.setattr(module, "_ROOM", 200)
+    stream = Stream()
+    monkeypatch.setattr(module.np, "int32", np.int32)
+    stream.symbols((20, 20), scale_of(symbols), symbols)
+    assert stream.finish() == data
+
+
+def test_what_is_undone_leaves_no_trace() -> None:
+    symbols = laplace((10, 10), 2.0)
+    stream = Stream()
+    mark = stream.mark()
+    stream.symbols((10, 10), 3, laplace((10, 10), 90.0, seed=1))
+    stream.back_to(mark)
+    stream.symbols((10, 10), scale_of(symbols), symbols)
+    assert stream.finish() == written(symbols, (10, 10))
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=40), st.sampled_from([0, COMPILED]), st.integers(0, SCALES - 1))
+def test_any_bytes_are_read_or_refused(data: bytes, expect: int, scale: int) -> None:
+    stream = Stream(data)
+    stream.expect(expect)
+    try:
+        found = stream.symbols((9, 3, 3, 3), scale)
+        stream.end()
+    except CorruptFileError:
+        return
+    assert found.shape == (243,)
+    assert int(np.abs(found.astype(np.int64)).max()) <= 1 << 23
+
+
+def test_truncation_and_extension_are_found() -> None:
+    symbols = laplace((20, 20), 9.0)
+    data = written(symbols, (20, 20))
+    for size in range(0, len(data) - 4, 7):
+        with pytest.raises(CorruptFileError, match="end early"):
+            read(data[:size], symbols, (20, 20))
+    with pytest.raises(CorruptFileError, match="after the coded values"):
+        read(data + bytes(5), symbols, (20, 20))
+
+
+def test_without_numba_it_is_slow_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_compiled", lambda: None)
+    Stream().expect(1 << 16)
+    with pytest.warns(UserWarning, match=r"1,048,576 values .* pip install tensorpress\[fast\]"):
+        Stream().expect(1 << 20)
+
+
+def test_tables_are_what_they_should_be() -> None:
+    stretch, squash, logarithms, shares = (np.array(table) for table in tables())
+    x = np.arange(-2048, 2048)
+    logistic = 65536 / (1 + np.exp(-x / 256))
+    assert np.abs(squash - logistic.clip(32, 65504)).max() <= 1
+    p = (np.arange(4096) + 0.5) / 4096
+    assert np.abs(stretch - (256 * np.log(p / (1 - p))).clip(-2047, 2047)).max() <= 1
+    assert np.abs(logarithms[1:] - 8 * np.log2(np.arange(1, 4096))).max() <= 0.51
+    assert (shares[1:] == 65536 // np.arange(1, 1024)).all()
+    assert len(initial_state()) > 100_000

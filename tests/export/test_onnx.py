@@ -1,0 +1,270 @@
+"""What an exported file computes, how large it is, and what is said where there can be none."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tensorpress.errors import (
+    CorruptFileError,
+    DataNotFoundError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    TensorPressError,
+)
+from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
+from tensorpress.planning import LayerPlan, Plan
+from tensorpress.press.press import press
+from tensorpress.schemes.press_layer import press_layer
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in PACKAGES),
+    reason=f"needs {', '.join(PACKAGES)}",
+)
+CLOSE = 1e-4
+
+
+def seeded(build):
+    torch.manual_seed(0)
+    return build()
+
+
+class Apart(nn.Module):
+    """Applies every layer to an input of its own."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *inputs):
+        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+
+
+def padded_tokens(n):
+    return torch.randint(50, (n, 4)).index_fill(1, torch.tensor([0]), 3)
+
+
+CONV = (
+    lambda: nn.Conv2d(6, 8, 3, stride=2, padding=1, padding_mode="reflect"),
+    lambda n: torch.randn(n, 6, 7, 7),
+)
+LINEAR = lambda: nn.Linear(24, 20), lambda n: torch.randn(n, 3, 24)
+TRANSPOSED = (
+    lambda: nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1),
+    lambda n: torch.randn(n, 6, 5, 5),
+)
+PRESSED = [
+    ("channel_svd", lambda: nn.Embedding(50, 12), lambda n: torch.randint(50, (n, 4))),
+    ("tensor_train", lambda: nn.Embedding(50, 12, padding_idx=3), padded_tokens),
+    ("tucker2", *LINEAR),
+    ("tucker2", *CONV),
+    ("cp", *TRANSPOSED),
+    ("tensor_train", *LINEAR),
+    ("tensor_train", *CONV),
+    ("tt_conv", *CONV),
+    ("tt_weight", *TRANSPOSED),
+]
+
+
+@needs_onnx
+def test_layers_pressed_in_every_way_compute_the_same_at_any_batch(tmp_path):
+    model = Apart(press_layer(seeded(build), scheme, 0.5) for scheme, build, _ in PRESSED)
+
+    def inputs(batch):
+        return [make(batch) for _, _, make in PRESSED]
+
+    file = export_onnx(model, inputs(1), tmp_path / "layers.onnx")
+    assert file.any_batch
+    for batch in (1, 5):
+        assert check_onnx(file.path, model, inputs(batch)) < CLOSE
+
+
+def factorized():
+    """Weights in every kind of factors: cores of their own, diagonal, shared, and a train."""
+    net = seeded(lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(5))))
+    cores = ("own", "diagonal", "shared", "shared")
+    layers = tuple(
+        LayerPlan(str(place), (64, 64), (16, 16, 16), (3, 3, 3), core)
+        for place, core in enumerate(cores)
+    )
+    pressed = press(net, Plan("ada_tucker", layers))
+    pressed[4] = press_layer(pressed[4], "tt_weight", 3)
+    return pressed
+
+
+@needs_onnx
+def test_kept_factors_make_a_small_file_that_computes_the_same(tmp_path):
+    pressed, x = factorized(), torch.randn(2, 64)
+    stored = 4 * sum(p.numel() for p in pressed.parameters())
+    kept = export_onnx(pressed, x, tmp_path / "kept.onnx", factors="keep")
+    rebuilt = export_onnx(pressed, x, tmp_path / "rebuilt.onnx")
+    assert initializer_bytes(kept.path) < 1.1 * stored + 1000
+    assert initializer_bytes(rebuilt.path) >= 4 * 5 * 64 * 64
+    for file in (kept, rebuilt):
+        assert check_onnx(file.path, pressed, torch.randn(3, 64)) < CLOSE
+
+
+@needs_onnx
+def test_the_cores_of_a_tensor_train_are_not_written_expanded(tmp_path):
+    pressed = press_layer(seeded(lambda: nn.Linear(576, 40)), "tensor_train", 0.3)
+    file = export_onnx(pressed, torch.randn(1, 576), tmp_path / "train.onnx")
+    stored = 4 * sum(p.numel() for p in pressed.parameters())
+    assert initializer_bytes(file.path) < 1.1 * stored + 1000
+
+
+def initializer_bytes(path):
+    import onnx
+
+    return sum(len(t.raw_data) for t in onnx.load(path).graph.initializer)
+
+
+class ManyOutputs(nn.Module):
+    """Takes two inputs; gives a mapping, as segmentation networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, scale):
+        return {"out": self.head(x) * scale, "aux": [x.sum(-1), None]}
+
+
+@needs_onnx
+def test_several_inputs_and_nested_outputs_are_written(tmp_path):
+    model = ManyOutputs()
+    file = export_onnx(model, [torch.randn(2, 4), torch.tensor(2.0)], tmp_path / "m.onnx")
+    assert file.any_batch
+    inputs = (torch.randn(3, 4), torch.tensor(-5.0))
+    assert check_onnx(file.path, model, inputs) < CLOSE
+
+
+@needs_onnx
+def test_a_model_is_written_as_it_computes_in_eval_mode_and_left_as_it_was(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.BatchNorm1d(4)).train()
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = export_onnx(model, torch.randn(6, 4), tmp_path / "m.onnx")
+    assert [module.training for module in model] == [True, False, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert check_onnx(file.path, model, torch.randn(6, 4)) < CLOSE
+
+
+class OfFixedBatch(nn.Module):
+    def forward(self, x):
+        return x.reshape(3, 4) + torch.arange(3)[:, None]
+
+
+@needs_onnx
+def test_a_batch_that_the_model_fixes_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="takes only the example's batch size: .*batch"):
+        file = export_onnx(OfFixedBatch(), torch.randn(3, 4), tmp_path / "m.onnx")
+    assert not file.any_batch
+    assert check_onnx(file.path, OfFixedBatch(), torch.randn(3, 4)) < CLOSE
+    with pytest.raises(InvalidArgumentError, match=r"shapes \(4, 4\)"):
+        check_onnx(file.path, OfFixedBatch(), torch.randn(4, 4))
+
+
+class Undecided(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@needs_onnx
+def test_what_cannot_be_exported_leaves_the_file_that_is_there(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"before")
+    with pytest.raises(InvalidArgumentError, match=r"torch cannot export this model: .+"):
+        export_onnx(Undecided(), torch.randn(3, 4), path)
+    with pytest.raises(InvalidArgumentError, match=r"does not run on inputs of shapes \(2, 5\): "):
+        export_onnx(nn.Linear(4, 3), torch.randn(2, 5), path)
+    with pytest.raises(InvalidArgumentError, match="'keeep': did you mean 'keep'"):
+        export_onnx(nn.Linear(4, 3), torch.randn(2, 4), path, factors="keeep")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+    assert path.read_bytes() == b"before"
+
+
+@needs_onnx
+def test_a_file_replaces_the_one_that_is_there_and_nothing_else_stays(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"before")
+    file = export_onnx(nn.Linear(4, 3), torch.randn(2, 4), path)
+    assert [found.name for found in tmp_path.iterdir()] == ["m.onnx"]
+    assert file.bytes == path.stat().st_size
+    assert str(Path(__file__).parents[1]).encode() not in path.read_bytes()
+
+
+@needs_onnx
+def test_weights_beyond_what_one_file_holds_lie_beside_it(tmp_path, monkeypatch):
+    threshold = "torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD"
+    monkeypatch.setattr(threshold, 0)
+    net, path = nn.Linear(40, 30), tmp_path / "m.onnx"
+    file = export_onnx(net, torch.randn(2, 40), path)
+    found = {found.name: found.stat().st_size for found in tmp_path.iterdir()}
+    assert found.keys() == {"m.onnx", "m.onnx.data"}
+    assert file.bytes == sum(found.values())
+    assert found["m.onnx.data"] >= 4 * 40 * 30
+    assert check_onnx(path, net, torch.randn(3, 40)) < CLOSE
+
+
+@needs_onnx
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InvalidArgumentError, match=r"none.m\.onnx cannot be written: No such"):
+        export_onnx(nn.Linear(4, 3), torch.randn(2, 4), tmp_path / "none" / "m.onnx")
+
+
+@needs_onnx
+def test_a_file_of_another_model_is_found_out(tmp_path):
+    net, x = nn.Linear(4, 3), torch.randn(2, 4)
+    file = export_onnx(net, x, tmp_path / "m.onnx")
+    assert check_onnx(file.path, nn.Linear(4, 3), x) > 0.01
+    with pytest.raises(ModelMismatchError, match=r"outputs of shapes \[\(2, 3\)\]"):
+        check_onnx(file.path, nn.Linear(4, 5), x)
+    with pytest.raises(ModelMismatchError, match=r"takes 1 inputs .* not 2"):
+        check_onnx(file.path, ManyOutputs(), [x, torch.tensor(1.0)])
+    with pytest.raises(ModelMismatchError, match="does not run on the inputs"):
+        check_onnx(file.path, nn.Linear(6, 3), torch.randn(2, 6))
+
+
+@needs_onnx
+def test_what_is_no_onnx_file_is_said(tmp_path: Path):
+    net, x = nn.Linear(4, 3), torch.randn(2, 4)
+    with pytest.raises(DataNotFoundError, match=r"no file .*m\.onnx"):
+        check_onnx(tmp_path / "m.onnx", net, x)
+    (tmp_path / "m.onnx").write_bytes(b"no protobuf at all")
+    with pytest.raises(CorruptFileError, match=r"m\.onnx cannot be read by onnxruntime"):
+        check_onnx(tmp_path / "m.onnx", net, x)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_missing_package_is_named_with_how_to_get_it(package, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    do = check_onnx if package == "onnxruntime" else export_onnx
+    arguments = [nn.Linear(4, 3), torch.ones(2, 4), tmp_path / "m.onnx"]
+    if do is check_onnx:
+        arguments = [arguments[2], *arguments[:2]]
+    with pytest.raises(TensorPressError, match=rf"{package}: pip install 'tensorpress\[export\]'"):
+        do(*arguments)
+
+
+def test_a_difference_is_relative_to_the_largest_value():
+    b = torch.tensor([4.0, -8.0, float("-inf")])
+    assert relative_difference(b, b) == 0
+    assert relative_difference(torch.tensor([3.0, -8.0, float("-inf")]), b) == 1 / 8
+    assert relative_difference(torch.tensor([4.0, -8.0, float("inf")]), b) == float("inf")
+    assert relative_difference(torch.tensor([4.0, -8.0, 1.0]), b) == float("inf")
+    assert relative_difference(torch.tensor([1.0, 0.0]), torch.zeros(2)) == 1
+    assert relative_difference(torch.empty(0), torch.empty(0)) == 0
+
+
+def test_convolutions_of_clips_without_a_bias_are_written(tmp_path):
+    net = nn.Sequential(nn.Conv3d(3, 80, 3, bias=False), nn.ReLU(), nn.Conv3d(80, 6, 1, bias=False))
+    x = torch.randn(2, 3, 4, 6, 6)
+    for number, model in enumerate([net, press_layer(net[0], "channel_svd", 4)]):
+        file = export_onnx(model, x, tmp_path / f"{number}.onnx")
+        assert check_onnx(file.path, model, x) < 1e-4

@@ -1,0 +1,78 @@
+"""A plan is read back from a pressed model, or it is said that no plan can."""
+
+import pytest
+import torch
+from torch import nn
+
+from tensorpress import ModelMismatchError, plan, press
+from tensorpress.models import zoo
+from tensorpress.planning import plan_of
+from tensorpress.schemes.channel_svd import ChannelSVD
+from tensorpress.schemes.press_layer import press_layer
+from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.tensor_train import TrainOfMatrix
+from tensorpress.schemes.tt_weight import TTWeightScheme
+
+
+@pytest.mark.parametrize("start", ["hooi", "kaiming"])
+@pytest.mark.parametrize("scheme", LAYER_SCHEMES)
+def test_every_scheme(scheme, start):
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, stride=2), nn.Linear(30, 20), nn.Embedding(50, 12, padding_idx=1)
+    ).to(torch.bfloat16)
+    made = plan(model, scheme=scheme, ranks=0.3)
+    read = plan_of(press(model, made, start=start))
+    assert (read.scheme, read.layers, read.other_params) == (scheme, made.layers, made.other_params)
+    assert read.params == made.params
+
+
+def test_layers_of_several_schemes():
+    model = zoo.build("lenet5")
+    given = {"ip1": {"scheme": "scada_tucker", "modes": [500, 800], "ranks": 9}}
+    made = plan(model, scheme="tucker2", ranks=0.2, overrides=given)
+    read = plan_of(press(model, made))
+    assert read.scheme == "tucker2, scada_tucker"
+    assert read.layers == made.layers
+    assert read.params == made.params
+
+
+def test_a_subclass_with_a_rebuilt_weight():
+    class Mine(nn.Linear):
+        pass
+
+    model = nn.Sequential(Mine(30, 20))
+    made = plan(model, scheme="tt_weight", ranks=4)
+    assert plan_of(press(model, made)).layers == made.layers
+
+
+@pytest.mark.parametrize(
+    "pressed",
+    [
+        press_layer(nn.Linear(64, 64), TrainOfMatrix("tensor_train", "", (4, 16), (16, 4)), 2),
+        press_layer(nn.Linear(64, 64), TrainOfMatrix("tensor_train", "", (2, 4, 8), (8, 4, 2)), 2),
+        press_layer(nn.Linear(64, 64), TTWeightScheme("tt_weight", "", (4, 16), (16, 4)), 2),
+        # The same cores stand for another matrix.
+        press_layer(nn.Linear(64, 64), TTWeightScheme("tt_weight", "", (2, 4, 8), (8, 4, 2)), 2),
+        press_layer(nn.Conv2d(8, 8, 3), ChannelSVD("channel_svd", "", "in"), 2),
+    ],
+)
+def test_other_modes_than_those_of_the_scheme_are_told(pressed):
+    with pytest.raises(ModelMismatchError, match=r"layer '0' is not what .* makes of its ranks"):
+        plan_of(nn.Sequential(pressed))
+
+
+def test_own_schemes_are_told():
+    pressed = press_layer(nn.Linear(9, 9), ChannelSVD("mine", "My own."), 2)
+    with pytest.raises(ModelMismatchError, match="layer '0' is pressed by a scheme 'mine'"):
+        plan_of(nn.Sequential(pressed))
+
+
+def test_a_changed_layer_is_told():
+    pressed = press_layer(nn.Conv2d(8, 8, 3), "tucker2", 2)
+    pressed[1].stride = (2, 2)
+    with pytest.raises(ModelMismatchError, match="layer '0' is not what tucker2 makes"):
+        plan_of(nn.Sequential(pressed))
+    twice = press_layer(nn.Linear(30, 30), "channel_svd", 9)
+    twice[0] = press_layer(twice[0], "channel_svd", 2)
+    with pytest.raises(ModelMismatchError, match="layer '0' is not what channel_svd makes"):
+        plan_of(nn.Sequential(twice))

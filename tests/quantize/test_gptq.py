@@ -1,0 +1,182 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tensorpress.quantize.gptq import Feedback, damped, polish
+from tensorpress.quantize.rate_distortion import (
+    SymbolCosts,
+    choose,
+    coded_bits,
+    ideal_bits,
+    round_values,
+)
+
+
+def moments(columns: int, correlation: float) -> Tensor:
+    """Second moments of inputs that share a part."""
+    return torch.eye(columns).double() * (1 - correlation) + correlation
+
+
+def response_error(values: Tensor, symbols: Tensor, h: Tensor) -> float:
+    lost = values.double() - symbols.double()
+    return float((lost @ h * lost).sum())
+
+
+def test_bits_of_all_symbols_are_about_their_entropy() -> None:
+    symbols = torch.randint(-3, 4, (4000,), generator=torch.Generator().manual_seed(0))
+    found = float(SymbolCosts.of(symbols)(symbols).sum())
+    assert found == pytest.approx(ideal_bits(symbols), rel=0.01)
+
+
+def test_symbols_outside_the_table_cost_what_the_last_does() -> None:
+    costs = SymbolCosts.of(torch.tensor([0, 1, -1]))
+    assert costs(torch.tensor(10**6)) == costs.bits[-1]
+
+
+def test_no_symbols_take_no_bits() -> None:
+    none = torch.empty(0, dtype=torch.int32)
+    assert ideal_bits(none) == 0
+    assert coded_bits(none) == 0
+
+
+def test_coded_bits_are_the_entropy_where_symbols_repeat() -> None:
+    symbols = torch.randint(-3, 4, (4000,), generator=torch.Generator().manual_seed(0))
+    assert coded_bits(symbols) == pytest.approx(ideal_bits(symbols))
+
+
+def test_a_finer_step_costs_a_bit_more_a_value_where_no_symbol_repeats() -> None:
+    values = torch.randn(300, generator=torch.Generator().manual_seed(0)).double()
+    found = [coded_bits((values * 2.0**fine).round().int()) for fine in (16, 17, 18)]
+    assert found[1] - found[0] == pytest.approx(300, rel=0.01)
+    assert found[2] - found[1] == pytest.approx(300, rel=0.01)
+
+
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.floats(0.001, 1.0))
+def test_no_other_symbol_near_is_better(numbers: list[float], price: float) -> None:
+    values = torch.tensor(numbers).double()
+    costs = SymbolCosts.of(values.round())
+
+    def cost(symbols: Tensor) -> Tensor:
+        return 2.0 * (values - symbols).square() + price * costs(symbols)
+
+    chosen = cost(choose(values, 2.0, price, costs))
+    nearest = values.round()
+    for other in (nearest, nearest - nearest.sign(), torch.zeros_like(values)):
+        assert bool((chosen <= cost(other) + 1e-9).all())
+
+
+def test_a_price_makes_zeros_and_saves_bits() -> None:
+    values = 0.7 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    plain, dear = round_values(values), round_values(values, 0.15)
+    assert torch.equal(plain, values.round().int())
+    assert int((dear == 0).sum()) > int((plain == 0).sum())
+    assert ideal_bits(dear) < 0.9 * ideal_bits(plain)
+    assert bool((dear.abs() <= plain.abs()).all())
+
+
+def test_a_price_is_better_than_larger_steps() -> None:
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(1)).double()
+    dear = round_values(values / 1.2, 0.15)
+    lost = float((values - 1.2 * dear).square().mean())
+    step = 1.2
+    while ideal_bits(round_values(values / step)) > ideal_bits(dear):
+        step *= 1.01
+    assert lost < float((values - step * round_values(values / step)).square().mean())
+
+
+def test_feedback_without_correlation_is_nearest_rounding() -> None:
+    values = 3 * torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    h = torch.diag(torch.tensor([1.0, 3.0, 0.5, 2.0, 9.0]))
+    assert torch.equal(Feedback.of(h).round(values), values.round().int())
+
+
+@pytest.mark.parametrize("columns", [9, 300])
+def test_feedback_loses_less_of_the_responses(columns: int) -> None:
+    values = torch.randn(20, columns, generator=torch.Generator().manual_seed(0))
+    h = moments(columns, 0.8)
+    symbols = Feedback.of(h).round(values)
+    assert symbols.dtype == torch.int32
+    assert response_error(values, symbols, h) < 0.4 * response_error(values, values.round(), h)
+
+
+def test_error_of_the_responses_is_that_of_the_pivots() -> None:
+    values = 40 * torch.randn(400, 30, generator=torch.Generator().manual_seed(0))
+    a = torch.randn(60, 30, generator=torch.Generator().manual_seed(1)).double()
+    h = a.T @ a / 60
+    feedback = Feedback.of(h, damping=0.0)
+    expected = 400 * float(feedback.pivots.sum()) / 12
+    found = response_error(values, feedback.round(values), h)
+    assert found == pytest.approx(expected, rel=0.05)
+    assert float(feedback.pivots.log().sum()) == pytest.approx(float(torch.logdet(h)), rel=1e-6)
+
+
+def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = 2 * torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    feedback = Feedback.of(moments(40, 0.6))
+    whole = feedback.round(values, 0.05)
+    monkeypatch.setattr("tensorpress.quantize.gptq._COLUMNS", 7)
+    assert torch.equal(feedback.round(values, 0.05), whole)
+
+
+def test_a_price_saves_bits_with_feedback_too() -> None:
+    values = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
+    feedback = Feedback.of(moments(40, 0.5))
+    assert ideal_bits(feedback.round(values, 0.2)) < 0.95 * ideal_bits(feedback.round(values))
+
+
+def test_rows_of_zeros_change_nothing_for_others() -> None:
+    values = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    feedback = Feedback.of(moments(20, 0.5))
+    dead = torch.zeros(2, 20)
+    symbols = feedback.round(torch.cat([values[:3], dead, values[3:]]))
+    assert not symbols[3:5].any()
+    assert torch.equal(symbols[[0, 1, 2, 5, 6, 7]], feedback.round(values))
+    assert not feedback.round(dead, 0.1).any()
+
+
+def test_inputs_that_are_always_zero_or_rank_deficient_are_no_trouble() -> None:
+    values = torch.randn(4, 6)
+    assert torch.equal(Feedback.of(torch.zeros(6, 6)).round(values), values.round().int())
+    one = torch.ones(6, 6)
+    assert bool(torch.isfinite(Feedback.of(one).upper).all())
+    dead = torch.eye(6).double()
+    dead[2, 2] = 0
+    assert bool(torch.isfinite(Feedback.of(dead).upper).all())
+
+
+@given(st.integers(1, 40), st.floats(0.0, 0.95), st.integers(0, 1000))
+def test_polished_symbols_lose_no_more(columns: int, correlation: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    values, h = torch.randn(5, columns, generator=random).double(), moments(columns, correlation)
+    first = Feedback.of(h).round(values)
+    found = polish(first, values, h)
+    assert response_error(values, found, damped(h)) <= response_error(values, first, damped(h))
+    again = polish(found, values, h)
+    assert response_error(values, again, damped(h)) <= response_error(values, found, damped(h))
+
+
+def test_polish_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)).double()
+    h, first = moments(50, 0.7), torch.zeros(20, 50, dtype=torch.int32)
+    whole = polish(first, values, h), polish(first, values, h, 0.1)
+    monkeypatch.setattr("tensorpress.quantize.gptq._COLUMNS", 7)
+    assert torch.equal(polish(first, values, h), whole[0])
+    assert torch.equal(polish(first, values, h, 0.1), whole[1])
+
+
+def test_polish_finds_the_best_of_all_where_there_are_few() -> None:
+    values, h = torch.tensor([[0.45, 0.45]]).double(), moments(2, 0.9)
+    found = polish(torch.zeros(1, 2), values, h)
+    least = min(
+        response_error(values, torch.tensor([[a, b]]), damped(h)) for a in (0, 1) for b in (0, 1)
+    )
+    assert response_error(values, found, damped(h)) == pytest.approx(least)
+
+
+def test_polish_with_a_price_saves_bits() -> None:
+    values = 0.8 * torch.randn(50, 60, generator=torch.Generator().manual_seed(0)).double()
+    h, first = moments(60, 0.1), values.round()
+    found = [ideal_bits(polish(first, values, h, price)) for price in (0.0, 0.15)]
+    assert found[1] < 0.95 * found[0]

@@ -1,0 +1,50 @@
+"""Files are complete or not there at all."""
+
+import os
+
+import pytest
+
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.utils.atomic_files import replacing, write_atomically
+
+
+def test_content_is_replaced_and_nothing_else_stays(tmp_path):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failure_while_writing_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def write_half():
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_reported_and_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(InvalidArgumentError, match=r"a\.bin cannot be written: No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folder_is_reported(tmp_path):
+    with pytest.raises(InvalidArgumentError, match=r"a\.bin cannot be written: No such file"):
+        write_atomically(tmp_path / "no" / "a.bin", b"")

@@ -1,0 +1,68 @@
+"""A tensor that stands for one that is made when it is used."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tensorpress.schemes.press_layer import press_layer
+from tensorpress.utils.lazy_tensor import deferred
+
+
+class Counted:
+    """Makes a tensor, and knows how often."""
+
+    def __init__(self, value):
+        self.value, self.times = value, 0
+
+    def __call__(self):
+        self.times += 1
+        return self.value
+
+
+def test_dtype_and_device_take_nothing_to_be_made():
+    make = Counted(torch.ones(3, 2, dtype=torch.float16))
+    found = deferred(make, like=make.value)
+    assert isinstance(found, torch.Tensor)
+    assert (found.dtype, found.device) == (torch.float16, torch.device("cpu"))
+    assert make.times == 0
+    assert found.shape == (3, 2)
+    assert make.times == 1
+
+
+def test_functions_methods_and_operators_see_the_values():
+    make = Counted(torch.randn(3, 2))
+    found, x = deferred(make, like=make.value), torch.randn(4, 2)
+    assert torch.equal(functional.linear(x, found), functional.linear(x, make.value))
+    assert torch.equal(x @ found.T, x @ make.value.T)
+    assert torch.equal(torch.cat([found, make.value]), torch.cat([make.value, make.value]))
+    assert torch.equal(found[0], make.value[0])
+    assert type(found + 1) is torch.Tensor
+
+
+def test_gradients_reach_what_it_is_made_of():
+    parameter = nn.Parameter(torch.randn(3, 2))
+    found = deferred(lambda: 2 * parameter, like=parameter)
+    functional.linear(torch.ones(1, 2), found).sum().backward()
+    assert torch.equal(parameter.grad, torch.full((3, 2), 2.0))
+
+
+class Reads(nn.Module):
+    """Casts to the dtype of a layer's weight, and computes with that of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.cast = press_layer(nn.Linear(6, 6), "channel_svd", 2)
+        self.used = press_layer(nn.Linear(6, 6), "channel_svd", 2)
+
+    def forward(self, x):
+        x = self.cast(x.to(self.cast.weight.dtype))
+        return functional.linear(x, self.used.weight, self.used.bias)
+
+
+def test_a_module_that_reads_a_pressed_weight_is_exported_and_compiled():
+    model, x = Reads().eval(), torch.randn(3, 6)
+    expected = model.used(model.cast(x))
+    program = torch.export.export(model, (x,)).module()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for run in (model, program, compiled):
+        torch.testing.assert_close(run(x), expected)
