@@ -21,9 +21,10 @@ from tensorpress.measure import count_params
 from tensorpress.models.zoo import network
 from tensorpress.planning import LayerPlan, Plan
 from tensorpress.press.press import press
-from tensorpress.schemes.reshape_modes import Shape, aligned, by
+from tensorpress.schemes.reshape_modes import Shape, align_modes
 from tensorpress.train import TrainConfig, evaluate, fit
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.formatting import format_shape
 
 RESULTS = Path(__file__).parents[2] / "results" / "figures_4_to_7"
 
@@ -89,7 +90,7 @@ def experiments() -> dict[str, tuple[Shapes, bool]]:
         for modes, ranks in options:
             found[f"order/{layer}/{len(modes)}"] = (BASE | {layer: (modes, ranks)}, False)
     for ranks in EVENNESS:
-        found[f"evenness/{by(ranks)}"] = (SMALLER | {"conv1": ((25, 20), ranks)}, False)
+        found[f"evenness/{format_shape(ranks)}"] = (SMALLER | {"conv1": ((25, 20), ranks)}, False)
     for side in SIDES:
         shapes = {layer: (modes, (side,) * 4) for layer, modes in FOURTH_ORDER.items()}
         for shared in (False, True):
@@ -104,7 +105,7 @@ def paper_plan(model: torch.nn.Module, shapes: Shapes, shared: bool) -> Plan:
         weight = model.get_submodule(name).weight
         shape = tuple(weight.shape)
         layers.append(
-            LayerPlan(name, shape, *aligned(shape, modes, ranks), "shared" if shared else "own")
+            LayerPlan(name, shape, *align_modes(shape, modes, ranks), "shared" if shared else "own")
         )
     return Plan("scada_tucker" if shared else "ada_tucker", tuple(layers))
 
@@ -173,7 +174,7 @@ def plot() -> None:
             names = [f"order/{layer}/{order}" for order in range(2, 7)]
             _errorbars(axis, [2, 3, 4, 5, 6], names, found, layer)
         axis.set(title=title, xlabel="order of the reshaped weight", xticks=range(2, 7))
-    cores = [by(ranks) for ranks in EVENNESS]
+    cores = [format_shape(ranks) for ranks in EVENNESS]
     names = [f"evenness/{core}" for core in cores]
     _errorbars(axes[2], list(range(len(cores))), names, found, "conv1")
     axes[2].set(title="Evenness of the core (figure 6)", xlabel="core of conv1")

@@ -6,7 +6,7 @@ Beside it, at equal parameters, low rank + sparse against low rank and channel p
 what fitting costs, in passes over the same images. A result is written after every row, and rows
 that it has are not measured again.
 
-    python -m benchmarks.accuracy.reconstruction --data DIRECTORY --checkpoints FOLDER [--networks …]
+    python -m benchmarks.accuracy.reconstruction --data DIRECTORY --checkpoints FOLDER
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import tensorpress as tp
 from tensorpress.data import batches, load
 from tensorpress.data.loaders import BatchLoader
-from tensorpress.measure.latency import pass_times
+from tensorpress.measure.latency import time_passes
 from tensorpress.models import zoo
 from tensorpress.models.zoo.splits import load_splits
 from tensorpress.models.zoo.weights import load_weights
@@ -134,7 +134,7 @@ class Setting:
         """Return the time of a forward pass over that of the dense network, the median of pairs."""
         models = [self.dense, tp.press(self.dense, plan)]
         inputs = self.calibration[0].to(memory_format=torch.channels_last)
-        dense, pressed = pass_times(models, [inputs], repeats=25)
+        dense, pressed = time_passes(models, [inputs], repeats=25)
         return median(b / a for a, b in zip(dense, pressed, strict=True))
 
 

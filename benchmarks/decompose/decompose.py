@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.decompose.tensor_train import attainable_tt_ranks, largest_tt_ranks, tt_svd
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.tensor_train import TrainOfMatrix
 from tensorpress.utils.atomic_files import write_atomically
@@ -174,7 +174,7 @@ def measure_tt_layer(turns: int = 15) -> dict[str, Any]:
     """Return milliseconds of a forward pass of VGG-16's largest Linear, dense and as trains."""
     out, in_ = HUGE
     dense = nn.Linear(in_, out)
-    like, spec = torch.empty(0), describe(dense)
+    like, spec = torch.empty(0), describe_layer(dense)
     layers: dict[str, nn.Module] = {"dense": dense}
     for name, modes in TRAINS.items():
         train = TrainOfMatrix("tensor_train", "", **modes)

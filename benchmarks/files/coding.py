@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import tensorpress as tp
-from tensorpress.codec.adaptive_coder import Stream, scale_of
+from tensorpress.codec.adaptive_coder import Stream, nearest_scale
 from tensorpress.codec.bit_io import BitWriter
 from tensorpress.codec.decode_tensors import decode_tensors
 from tensorpress.codec.encode_tensors import encode_tensors
@@ -72,7 +72,7 @@ def adaptive(arrays: Arrays) -> int:
     stream = Stream()
     stream.expect(sum(symbols.size for _, symbols in arrays))
     for shape, symbols in arrays:
-        scale = scale_of(symbols)
+        scale = nearest_scale(symbols)
         stream.signed("scale", scale)
         stream.symbols(shape, scale, symbols)
     return len(stream.finish())

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorpress.sweep.table import in_order, spread
+from tensorpress.sweep.table import sort_variants, spread
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -23,7 +23,7 @@ def variants_table(name: str) -> str:
         "| variant | bytes | validation error % | test error % |",
         "|---|--:|--:|--:|",
     ]
-    for one in in_order(content):
+    for one in sort_variants(content):
         errors = f"{one['validation_error']:.2f} | {tested.get(one['name'], '')}"
         rows.append(f"| `{one['name']}` | {one['bytes']:,} | {errors} |")
     return "\n".join(rows)

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES
 
 LAYERS: dict[str, nn.Module] = {
@@ -29,7 +29,7 @@ def schemes_table() -> str:
     for name, scheme in LAYER_SCHEMES.items():
         cells = []
         for layer in LAYERS.values():
-            reason = scheme.refusal(describe(layer))
+            reason = scheme.refusal(describe_layer(layer))
             if reason is not None and reason not in notes:
                 notes.append(reason)
             cells.append("✓" if reason is None else NUMBERS[notes.index(reason)])

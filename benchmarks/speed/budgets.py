@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tensorpress import load_model, plan
 from tensorpress.measure import count_macs, count_params
-from tensorpress.press.press import skeleton
+from tensorpress.press.press import build_skeleton
 from tensorpress.utils.atomic_files import write_atomically
 
 RESULT = Path(__file__).parents[2] / "results" / "budgets.json"
@@ -60,7 +60,7 @@ def measured(name: str, shape: tuple[int, ...]) -> list[dict[str, object]]:
         seconds = perf_counter() - started
         count = COUNTS[kind]
         dense = count(model, x)
-        reached = count(skeleton(deepcopy(model), made), x)
+        reached = count(build_skeleton(deepcopy(model), made), x)
         row = {
             "network": name,
             "kind": kind,

@@ -19,12 +19,12 @@ from benchmarks.accuracy.reconstruction import FORMS, SHARES, form_plan
 from benchmarks.accuracy.reconstruction_table import FULL_WIDTH
 from torch import nn
 
-from tensorpress.measure.latency import pass_times
+from tensorpress.measure.latency import time_passes
 from tensorpress.models import zoo
 from tensorpress.planning.plan import Plan
-from tensorpress.press.press import skeleton
+from tensorpress.press.press import build_skeleton
 from tensorpress.runs.recipe import read_recipe
-from tensorpress.runs.recipe_plan import plan_for
+from tensorpress.runs.recipe_plan import plan_recipe
 from tensorpress.utils.atomic_files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def plans(dense: nn.Module) -> Iterator[tuple[str, Plan]]:
         for form, sparse in FORMS.items():
             yield form, form_plan(dense, torch.zeros(1, 3, 32, 32), share, sparse)
     for form, stem in FULL_WIDTH.items():
-        yield form, plan_for(dense, read_recipe(ROOT / "recipes" / "cifar10" / f"{stem}.yaml"))
+        yield form, plan_recipe(dense, read_recipe(ROOT / "recipes" / "cifar10" / f"{stem}.yaml"))
 
 
 def rows() -> list[dict[str, Any]]:
@@ -49,8 +49,8 @@ def rows() -> list[dict[str, Any]]:
     ]
     found = []
     for form, plan in plans(dense):
-        pressed = skeleton(deepcopy(dense), plan).eval()
-        pairs = [pass_times([dense, pressed], [x], repeats=REPEATS) for x in batches]
+        pressed = build_skeleton(deepcopy(dense), plan).eval()
+        pairs = [time_passes([dense, pressed], [x], repeats=REPEATS) for x in batches]
         assert plan.dense_macs is not None
         assert plan.macs is not None
         found.append(

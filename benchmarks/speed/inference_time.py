@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tensorpress import load_model, plan, press
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.latency import pass_times
+from tensorpress.measure.latency import time_passes
 from tensorpress.planning.plan import Plan
 from tensorpress.utils.atomic_files import write_atomically
 
@@ -86,7 +86,7 @@ def times(models: Mapping[str, nn.Module], way: str, batch: int) -> dict[str, An
     """Return the median milliseconds of models, and the first one's time over each other's."""
     torch.compiler.reset()
     runs = [ready(model, way) for model in models.values()]
-    taken = pass_times(runs, [input_for(way, batch)], clock=thread_time, **EFFORT)
+    taken = time_passes(runs, [input_for(way, batch)], clock=thread_time, **EFFORT)
     found: dict[str, Any] = {"rounds": len(taken[0]), "dense_ms": median(taken[0])}
     for label, own in zip(list(models)[1:], taken[1:], strict=True):
         speedup = median(a / b for a, b in zip(taken[0], own, strict=True))

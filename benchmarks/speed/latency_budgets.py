@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress import load_model, plan, press
-from tensorpress.measure.latency import pass_times
+from tensorpress.measure.latency import time_passes
 from tensorpress.planning.plan import Plan
 from tensorpress.utils.atomic_files import write_atomically
 
@@ -57,7 +57,7 @@ def measured(name: str, path: str) -> None:
     model, x = case(name)
     made = Plan.read(path)
     small = press(model, made, start="kaiming").eval()
-    dense, pressed = pass_times(
+    dense, pressed = time_passes(
         [model, small], [x], least=21, repeats=1000, seconds=180, precision=PRECISION
     )
     found = {

@@ -27,11 +27,11 @@ import torch
 
 import tensorpress
 from tensorpress.checkpoints import press_checkpoint
-from tensorpress.checkpoints.load import from_config
+from tensorpress.checkpoints.load import model_from_config
 from tensorpress.checkpoints.meta_model import tied_names
 from tensorpress.checkpoints.press_shard import ShardPress
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
-from tensorpress.checkpoints.safetensors_writer import write_index, writing_shard
+from tensorpress.checkpoints.safetensors_writer import open_shard_writer, write_index
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.planning import Plan
 from tensorpress.utils.atomic_files import write_atomically
@@ -60,7 +60,7 @@ def make(folder: Path, layers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {**MODEL, "num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config))
-    model = from_config(folder)
+    model = model_from_config(folder)
     state = model.state_dict(keep_vars=True)
     tensors = {name: state[name] for name in tied_names(model)}
     shards: list[list[str]] = []
@@ -76,7 +76,7 @@ def make(folder: Path, layers: int) -> None:
     places = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        with writing_shard(folder / file, {name: tensors[name] for name in names}) as shard:
+        with open_shard_writer(folder / file, {name: tensors[name] for name in names}) as shard:
             for name in names:
                 shape = tensors[name].shape
                 random = 0.02 * torch.randn(shape, generator=generator)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from tensorpress.models.zoo import network
 from tensorpress.press.press import press
 from tensorpress.runs.recipe import read_recipe
-from tensorpress.runs.recipe_plan import plan_for
+from tensorpress.runs.recipe_plan import plan_recipe
 from tensorpress.schemes.tucker_weight import TuckerWeight
 from tensorpress.utils.atomic_files import write_atomically
 
@@ -43,7 +43,7 @@ def pressed_by(recipe_path: str) -> tuple[nn.Module, nn.Module, tuple[int, int, 
     recipe = read_recipe(ROOT / recipe_path)
     net = network(recipe.network)
     dense = net.build()
-    return dense, press(dense, plan_for(dense, recipe), start="kaiming"), net.input_shape
+    return dense, press(dense, plan_recipe(dense, recipe), start="kaiming"), net.input_shape
 
 
 def rebuilt_by_tensorly(model: nn.Module) -> nn.Module:

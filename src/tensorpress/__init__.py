@@ -18,7 +18,7 @@ from tensorpress.export.onnx import check_onnx, export_onnx
 from tensorpress.measure import measure
 from tensorpress.models.loading import load_model
 from tensorpress.planning import LayerPlan, Plan, SchemePlan, plan
-from tensorpress.press.factor_norms import norms_between
+from tensorpress.press.factor_norms import factor_norms
 from tensorpress.press.press import materialize, press
 from tensorpress.press.unpress import unpress
 from tensorpress.quantize.encode import Encoded, decode, encode
@@ -47,6 +47,7 @@ __all__ = [
     "decode",
     "encode",
     "export_onnx",
+    "factor_norms",
     "finetune",
     "inspect",
     "load",
@@ -54,7 +55,6 @@ __all__ = [
     "load_model",
     "materialize",
     "measure",
-    "norms_between",
     "plan",
     "press",
     "press_checkpoint",

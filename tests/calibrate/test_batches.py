@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import tensorpress as tp
-from tensorpress.calibrate.batches import digest, hold, outputs
+from tensorpress.calibrate.batches import collect_batches, digest, model_outputs
 from tensorpress.calibrate.input_moments import input_moments
 from tensorpress.errors import InvalidArgumentError
 
@@ -38,18 +38,18 @@ def sentences(lengths: list[int], padding: int) -> dict[str, Tensor]:
 
 def test_arguments_by_name_reach_the_model() -> None:
     model, given = Tokens(), sentences([4, 2], padding=11)
-    [batch] = hold([given | {"labels": torch.tensor([0, 1])}], model)
+    [batch] = collect_batches([given | {"labels": torch.tensor([0, 1])}], model)
     assert len(batch) == 2
     assert batch.labels is not None
     assert batch.labels.tolist() == [0, 1]
-    torch.testing.assert_close(outputs(model, batch), model(**given))
-    [other] = hold([given], model)
+    torch.testing.assert_close(model_outputs(model, batch), model(**given))
+    [other] = collect_batches([given], model)
     assert digest([batch]) != digest([other])
 
 
 def test_moments_do_not_see_padding() -> None:
     model = Tokens()
-    padded = hold([sentences([4, 1, 3], padding=11)], model)
+    padded = collect_batches([sentences([4, 1, 3], padding=11)], model)
     found = input_moments(model, padded)["up"]
     assert found.rows == 8
     ids = padded[0].named["input_ids"]
@@ -72,7 +72,7 @@ def test_what_is_fitted_does_not_depend_on_padding(kind: Any) -> None:
 def test_a_convolution_as_wide_as_a_sentence_is_long_is_not_masked() -> None:
     conv = nn.Conv1d(5, 6, 3, padding=1)
     mask = torch.tensor([[1, 1, 1, 0, 0]])
-    [batch] = hold([{"attention_mask": mask}], conv)
+    [batch] = collect_batches([{"attention_mask": mask}], conv)
     x = torch.randn(1, 5, 7)
     assert batch.unpadded(conv, x) is x
 
@@ -93,4 +93,4 @@ def test_a_convolution_as_wide_as_a_sentence_is_long_is_not_masked() -> None:
 )
 def test_what_is_no_batch_is_told(given: Any, said: str) -> None:
     with pytest.raises(InvalidArgumentError, match=re.escape(said)):
-        hold([given], Tokens())
+        collect_batches([given], Tokens())

@@ -3,8 +3,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import hold
-from tensorpress.calibrate.bias_correction import correct_means
+from tensorpress.calibrate.batches import collect_batches
+from tensorpress.calibrate.bias_correction import correct_biases
 
 
 def changed(net: nn.Module) -> nn.Module:
@@ -29,7 +29,7 @@ def test_every_channel_gets_its_mean_back() -> None:
     ).eval()
     other, x = changed(net), torch.randn(20, 2, 6, 6)
     assert not torch.allclose(mean(other, x), mean(net, x), atol=1e-2)
-    assert correct_means(other, net, hold([x], net)) == ["1", "3"]
+    assert correct_biases(other, net, collect_batches([x], net)) == ["1", "3"]
     torch.testing.assert_close(mean(other, x), mean(net, x), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(mean(other[:2], x), mean(net[:2], x), atol=1e-5, rtol=1e-4)
 
@@ -38,7 +38,7 @@ def test_the_correction_is_the_mean_over_batches_and_the_dense_model_stays() -> 
     torch.manual_seed(0)
     net = nn.Linear(3, 2).train()
     before, other, x = deepcopy(net.state_dict()), changed(net), torch.randn(12, 3)
-    correct_means(other, net, hold([x[:6], x[6:]], net))
+    correct_biases(other, net, collect_batches([x[:6], x[6:]], net))
     torch.testing.assert_close(mean(other, x), mean(net, x))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert net.training
@@ -49,4 +49,4 @@ def test_the_correction_is_the_mean_over_batches_and_the_dense_model_stays() -> 
 def test_layers_without_a_bias_are_left() -> None:
     net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.LayerNorm(2))
     other = changed(net)
-    assert correct_means(other, net, hold([torch.randn(4, 3)], net)) == []
+    assert correct_biases(other, net, collect_batches([torch.randn(4, 3)], net)) == []

@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate import input_moments as moments_file
-from tensorpress.calibrate.batches import hold
+from tensorpress.calibrate.batches import collect_batches
 from tensorpress.calibrate.input_moments import input_moments
-from tensorpress.calibrate.patches import has_rows, rows_of
+from tensorpress.calibrate.patches import can_unfold, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 
 LAYERS = [
@@ -22,7 +22,7 @@ LAYERS = [
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
 def test_rows_times_the_weight_are_the_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
-    rows, y = rows_of(layer, x), layer(x)
+    rows, y = unfold_inputs(layer, x), layer(x)
     weight = layer.get_parameter("weight")
     kernel = weight.reshape(rows.shape[1], -1, rows.shape[2])
     found = torch.einsum("pgc,goc->pgo", rows, kernel).flatten(1)
@@ -33,12 +33,12 @@ def test_rows_times_the_weight_are_the_layer(layer: nn.Module, shape: tuple[int,
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
 def test_moments_give_the_mean_squared_response(layer: nn.Module, shape: tuple[int, ...]) -> None:
     net, x = nn.Sequential(layer), torch.randn(shape)
-    found = input_moments(net, hold([x, x], net))["0"]
+    found = input_moments(net, collect_batches([x, x], net))["0"]
     [second] = found.second()
     kernel = (
         layer.get_parameter("weight").detach().double().reshape(len(second), -1, second.shape[-1])
     )
-    rows = rows_of(layer, x)
+    rows = unfold_inputs(layer, x)
     assert found.rows == 2 * len(rows)
     mean_square = layer(x).detach().double().square().sum() / len(rows)
     assert float((kernel @ second * kernel).sum()) == pytest.approx(float(mean_square), rel=1e-5)
@@ -46,12 +46,12 @@ def test_moments_give_the_mean_squared_response(layer: nn.Module, shape: tuple[i
 
 def test_other_modules_have_no_rows() -> None:
     for module in (nn.ConvTranspose2d(2, 2, 3), nn.Embedding(4, 2), nn.BatchNorm1d(3), nn.ReLU()):
-        assert not has_rows(module)
+        assert not can_unfold(module)
 
 
 def test_a_choice_of_positions_is_drawn_from_all() -> None:
     conv, x = nn.Conv2d(1, 1, 1), torch.arange(400.0).reshape(1, 1, 20, 20)
-    rows = rows_of(conv, x, most=200, random=torch.Generator().manual_seed(0))
+    rows = unfold_inputs(conv, x, most=200, random=torch.Generator().manual_seed(0))
     assert rows.shape == (200, 1, 1)
     assert rows.min() < 40
     assert rows.max() > 360
@@ -70,7 +70,7 @@ class Attention(nn.Module):
 def test_layers_that_are_given_the_same_tensor_hold_one_sum() -> None:
     net = Attention()
     x = torch.randn(8, 6)
-    found = input_moments(net, hold([x], net))
+    found = input_moments(net, collect_batches([x], net))
     assert found["q"] is found["k"]
     assert found["q"] is not found["out"]
     torch.testing.assert_close(found["k"].second()[0][0], (x.T @ x / 8).double())
@@ -88,7 +88,7 @@ class Repeated(nn.Module):
 
 def test_a_layer_that_is_called_twice_sees_both_inputs() -> None:
     net, x = Repeated(), torch.randn(5, 3)
-    found = input_moments(net, hold([x], net))
+    found = input_moments(net, collect_batches([x], net))
     assert (found["first"].rows, found["again"].rows) == (5, 10)
     assert "never" not in found
 
@@ -96,7 +96,7 @@ def test_a_layer_that_is_called_twice_sees_both_inputs() -> None:
 def test_wide_layers_have_moments_within_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moments_file, "WIDEST", 4)
     net, x = nn.Sequential(nn.Linear(10, 2)), torch.randn(7, 10)
-    blocks = input_moments(net, hold([x], net))["0"].second()
+    blocks = input_moments(net, collect_batches([x], net))["0"].second()
     assert [block.shape for block in blocks] == [(1, 4, 4), (1, 4, 4), (1, 2, 2)]
     torch.testing.assert_close(blocks[1][0], (x[:, 4:8].T @ x[:, 4:8] / 7).double())
 
@@ -104,18 +104,18 @@ def test_wide_layers_have_moments_within_blocks(monkeypatch: pytest.MonkeyPatch)
 def test_an_infinite_input_names_the_layer() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(InvalidArgumentError, match="layer '0'"):
-        input_moments(net, hold([torch.full((1, 2), torch.inf)], net))
+        input_moments(net, collect_batches([torch.full((1, 2), torch.inf)], net))
 
 
 def test_inputs_whose_squares_are_infinite_name_the_layer() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(InvalidArgumentError, match=r"'0' are too large: their squares"):
-        input_moments(net, hold([torch.full((4, 2), 1e30)], net))
+        input_moments(net, collect_batches([torch.full((4, 2), 1e30)], net))
 
 
 def test_the_model_is_left_as_it_was() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
-    input_moments(net, hold([torch.randn(4, 1, 5, 5)], net))
+    input_moments(net, collect_batches([torch.randn(4, 1, 5, 5)], net))
     assert net.training
     assert not net[0]._forward_pre_hooks
     assert int(net[1].num_batches_tracked) == 0

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress.calibrate.batches import hold
+from tensorpress.calibrate.batches import collect_batches
 from tensorpress.calibrate.weight_gradients import weight_gradients
 
 
@@ -26,7 +26,7 @@ def test_they_are_the_norm_of_the_jacobian(net: nn.Sequential, shape: tuple[int,
 
     jacobian = torch.autograd.functional.jacobian(outputs, weight.detach())
     expected = float(jacobian.square().sum())
-    found = weight_gradients(net, hold([x.repeat(3000, *[1] * (x.ndim - 1))], net))
+    found = weight_gradients(net, collect_batches([x.repeat(3000, *[1] * (x.ndim - 1))], net))
     assert found["0"] == pytest.approx(expected, rel=0.1)
 
 
@@ -34,8 +34,8 @@ def test_examples_do_not_mix_and_nothing_is_left_behind() -> None:
     net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(inplace=True), nn.Linear(2, 2))
     net[2].weight.requires_grad_(False)
     x = torch.randn(6, 3)
-    whole = weight_gradients(net, hold([x], net))
-    parts = weight_gradients(net, hold([x[:3], x[3:]], net))
+    whole = weight_gradients(net, collect_batches([x], net))
+    parts = weight_gradients(net, collect_batches([x[:3], x[3:]], net))
     assert whole == pytest.approx(parts)
     assert net[0].weight.grad is None
     assert [p.requires_grad for p in net.parameters()] == [True, True, False, True]
@@ -46,4 +46,4 @@ def test_layers_that_are_not_called_have_none() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     net.other = nn.Linear(2, 2)
     net.forward = lambda x: net[0](x)  # type: ignore[method-assign]
-    assert set(weight_gradients(net, hold([torch.ones(1, 2)], net))) == {"0"}
+    assert set(weight_gradients(net, collect_batches([torch.ones(1, 2)], net))) == {"0"}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tensorpress.checkpoints.safetensors_writer import CODES, writing_shard
+from tensorpress.checkpoints.safetensors_writer import CODES, open_shard_writer
 from tensorpress.errors import InvalidArgumentError
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -23,7 +23,7 @@ def test_what_is_written_in_any_order_is_read_by_safetensors(tmp_path_factory, k
     values = {name: (5 * torch.rand(shape)).to(dtype) for name, (shape, dtype) in kinds.items()}
     names = list(values)
     order.shuffle(names)
-    with writing_shard(path, {name: t.to("meta") for name, t in values.items()}) as shard:
+    with open_shard_writer(path, {name: t.to("meta") for name, t in values.items()}) as shard:
         for name in names:
             shard.write(name, values[name])
     found = load_file(path)
@@ -36,7 +36,7 @@ def test_what_is_written_in_any_order_is_read_by_safetensors(tmp_path_factory, k
 
 def test_tensors_that_are_not_contiguous_are_written_right(tmp_path):
     value = torch.arange(6.0).reshape(2, 3).T
-    with writing_shard(tmp_path / "a", {"x": value}) as shard:
+    with open_shard_writer(tmp_path / "a", {"x": value}) as shard:
         shard.write("x", value)
     assert load_file(tmp_path / "a")["x"].tolist() == value.tolist()
 
@@ -45,7 +45,7 @@ def test_tensors_that_are_not_contiguous_are_written_right(tmp_path):
 def test_another_shape_or_type_than_promised_is_an_error(tmp_path, value):
     with (
         pytest.raises(InvalidArgumentError, match="'x'"),
-        writing_shard(tmp_path / "a", {"x": torch.ones(2)}) as shard,
+        open_shard_writer(tmp_path / "a", {"x": torch.ones(2)}) as shard,
     ):
         shard.write("x", value)
     assert not list(tmp_path.iterdir())
@@ -54,7 +54,7 @@ def test_another_shape_or_type_than_promised_is_an_error(tmp_path, value):
 def test_a_tensor_left_out_leaves_no_file(tmp_path):
     with (
         pytest.raises(InvalidArgumentError, match="'y' was not written"),
-        writing_shard(tmp_path / "a", dict.fromkeys("xy", torch.ones(2))) as shard,
+        open_shard_writer(tmp_path / "a", dict.fromkeys("xy", torch.ones(2))) as shard,
     ):
         shard.write("x", torch.ones(2))
     assert not list(tmp_path.iterdir())
@@ -67,7 +67,7 @@ def test_a_disk_without_room_is_an_error_and_leaves_nothing(tmp_path):
     try:
         with (
             pytest.raises(InvalidArgumentError, match="cannot be written"),
-            writing_shard(tmp_path / "a", {"x": value}) as shard,
+            open_shard_writer(tmp_path / "a", {"x": value}) as shard,
         ):
             shard.write("x", value)
     finally:

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         jobs.run(list(tasks), do, title="")
 
     monkeypatch.setattr("tensorpress.sweep.trials._in_processes", in_turn)
-    monkeypatch.setattr("tensorpress.sweep.sweep._test_error", lambda *_: 7.0)
+    monkeypatch.setattr(sys.modules["tensorpress.sweep.sweep"], "_test_error", lambda *_: 7.0)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "sweep.yaml").write_text("recipe: recipe.yaml\nvary: {press.ranks: [2, 8]}\n")
     return "sweep.yaml"

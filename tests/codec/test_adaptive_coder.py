@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tensorpress.codec import adaptive_coder as module
-from tensorpress.codec.adaptive_coder import SCALES, Stream, Symbols, scale_of
+from tensorpress.codec.adaptive_coder import SCALES, Stream, Symbols, nearest_scale
 from tensorpress.codec.context_tables import initial_state, tables
 from tensorpress.errors import CorruptFileError
 
@@ -15,14 +15,14 @@ COMPILED = 1 << 20
 def written(symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> bytes:
     stream = Stream()
     stream.expect(expect)
-    stream.symbols(shape, scale_of(symbols), symbols)
+    stream.symbols(shape, nearest_scale(symbols), symbols)
     return stream.finish()
 
 
 def read(data: bytes, symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> Symbols:
     stream = Stream(data)
     stream.expect(expect)
-    found = stream.symbols(shape, scale_of(symbols))
+    found = stream.symbols(shape, nearest_scale(symbols))
     stream.end()
     return found
 
@@ -132,7 +132,7 @@ def test_writing_more_room_than_was_thought(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "_ROOM", 200)
     stream = Stream()
     monkeypatch.setattr(module.np, "int32", np.int32)
-    stream.symbols((20, 20), scale_of(symbols), symbols)
+    stream.symbols((20, 20), nearest_scale(symbols), symbols)
     assert stream.finish() == data
 
 
@@ -142,7 +142,7 @@ def test_what_is_undone_leaves_no_trace() -> None:
     mark = stream.mark()
     stream.symbols((10, 10), 3, laplace((10, 10), 90.0, seed=1))
     stream.back_to(mark)
-    stream.symbols((10, 10), scale_of(symbols), symbols)
+    stream.symbols((10, 10), nearest_scale(symbols), symbols)
     assert stream.finish() == written(symbols, (10, 10))
 
 

@@ -10,7 +10,7 @@ from tpz_models import forged_own, own, saved
 
 import tensorpress as tp
 from tensorpress.codec import container
-from tensorpress.codec.header import table_of
+from tensorpress.codec.header import tensor_table
 from tensorpress.codec.model_tensors import stored_tensors
 from tensorpress.errors import CorruptFileError, ModelMismatchError
 
@@ -56,7 +56,7 @@ FUZZ = settings(
 def test_altered_headers_of_own_models(
     tmp_path: Path, own_model: nn.Module, data: st.DataObject
 ) -> None:
-    table = [[t.name, list(t.shape), t.dtype] for t in table_of(stored_tensors(own_model))]
+    table = [[t.name, list(t.shape), t.dtype] for t in tensor_table(stored_tensors(own_model))]
     header = data.draw(altered([[["0", [20, 30], [30, 20], 3]], table]))
     path = tmp_path / "hostile.tpz"
     try:

@@ -17,7 +17,7 @@ from tensorpress.codec.zoo_header import (
     write_network,
 )
 from tensorpress.models.zoo import NETWORKS, build
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.schemes.layer_plan import Core
 from tensorpress.schemes.registry import LAYER_SCHEMES
 
@@ -35,7 +35,7 @@ def test_what_is_packed_of_an_own_model_is_read(data: st.DataObject) -> None:
     description = describe(model, None, stored_tensors(model))
     again = unpack("a.tpz", pack(description))
     assert again == description
-    assert again.plan_for("a.tpz", dense).layers == plan_of(model).layers
+    assert again.plan_for("a.tpz", dense).layers == plan_from_model(model).layers
     again.check_tensors("a.tpz", stored_tensors(model))
 
 
@@ -50,7 +50,7 @@ def round_trip(network: str, model: nn.Module) -> int:
     assert read_network("a.tpz", reader) == network
     again = read_layers("a.tpz", reader, network)
     assert again == description
-    assert again.plan_for("a.tpz", build(network)).layers == plan_of(model).layers
+    assert again.plan_for("a.tpz", build(network)).layers == plan_from_model(model).layers
     return len(data)
 
 

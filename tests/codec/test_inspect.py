@@ -9,10 +9,10 @@ from tpz_models import lenet5, own, pressed, saved
 
 import tensorpress as tp
 from tensorpress.codec.inspect import StoredLayer
-from tensorpress.codec.model_tensors import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.model_tensors import assign_quantizers, quantized_names, stored_tensors
 from tensorpress.codec.static_tables import entropy_bits
 from tensorpress.models.zoo import build
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 
 
 def told(model: nn.Module) -> tuple[StoredLayer, ...]:
@@ -21,7 +21,7 @@ def told(model: nn.Module) -> tuple[StoredLayer, ...]:
         StoredLayer(
             *(p.name, p.scheme, p.shape, getattr(p, "modes", ()), p.ranks, getattr(p, "core", ""))
         )
-        for p in plan_of(model).layers
+        for p in plan_from_model(model).layers
     )
 
 
@@ -43,7 +43,7 @@ def test_parts_and_tensors_add_up(tmp_path: Path, coder: Any) -> None:
 def test_entropies_are_those_of_the_symbols(tmp_path: Path, coder: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = own().to(dtype)
-    quantizers = quantizers_for(model, step=1 / 512)
+    quantizers = assign_quantizers(model, step=1 / 512)
     tensors = stored_tensors(model)
     found = tp.inspect(saved(model, tmp_path, quantizer=quantizers, coder=coder))
     for tensor in found.tensors:
@@ -80,7 +80,7 @@ def test_a_shared_core_is_listed_once(tmp_path: Path) -> None:
     found = tp.inspect(saved(model, tmp_path, network="lenet300100"))
     assert [tensor.short_name for tensor in found.tensors].count("ip1.core") == 1
     assert not any(tensor.short_name in ("ip2.core", "ip3.core") for tensor in found.tensors)
-    assert sum(tensor.count for tensor in found.tensors) == plan_of(model).params
+    assert sum(tensor.count for tensor in found.tensors) == plan_from_model(model).params
 
 
 def test_tensors_without_values(tmp_path: Path) -> None:
@@ -114,4 +114,4 @@ def test_layers_pressed_by_schemes(tmp_path: Path, network: str | None) -> None:
     ]
     short = [tensor.short_name for tensor in found.tensors]
     assert {"conv1.1.weight", "conv2.core", "conv2.matrix2", "ip2.core0", "ip2.core1"} < set(short)
-    assert sum(tensor.count for tensor in found.tensors) == plan_of(model).params
+    assert sum(tensor.count for tensor in found.tensors) == plan_from_model(model).params

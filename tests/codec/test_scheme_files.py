@@ -17,8 +17,8 @@ from tensorpress.codec.model_tensors import stored_tensors
 from tensorpress.codec.named_header import pack, unpack
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 from tensorpress.models.zoo import build
-from tensorpress.planning import plan_of
-from tensorpress.schemes.layer_spec import describe as describe_layer
+from tensorpress.planning import plan_from_model
+from tensorpress.schemes.layer_spec import describe_layer as describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES
 from tensorpress.schemes.tensor_train import TrainOfMatrix
@@ -53,7 +53,7 @@ def test_zoo_networks_come_back_as_quantized(tmp_path: Path, network: str, schem
     model = pressed(build(network), scheme)
     again = tp.load(saved(model, tmp_path, network=network))
     assert_holds(again, expected(model))
-    assert plan_of(again).layers == plan_of(model).layers
+    assert plan_from_model(again).layers == plan_from_model(model).layers
     assert not again.training
     assert all(parameter.requires_grad for parameter in again.parameters())
 
@@ -69,7 +69,7 @@ def test_own_models_come_back_as_quantized(tmp_path: Path, scheme: str, dtype: t
     before = list(dense.state_dict())
     again = tp.load(path, dense)
     assert_holds(again, expected(model))
-    assert plan_of(again).layers == plan_of(model).layers
+    assert plan_from_model(again).layers == plan_from_model(model).layers
     assert list(dense.state_dict()) == before
 
 
@@ -84,7 +84,7 @@ def test_schemes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
     for network in ("lenet5", None):
         again = tp.load(saved(model, tmp_path, network=network), dense)
         assert_holds(again, expected(model))
-        assert plan_of(again).layers == plan_of(model).layers
+        assert plan_from_model(again).layers == plan_from_model(model).layers
 
 
 def test_a_loaded_model_computes_the_same_and_trains_on(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
     description = describe(model, None, stored_tensors(model))
     again = unpack("a.tpz", pack(description))
     assert again == description
-    assert again.plan_for("a.tpz", dense).layers == plan_of(model).layers
+    assert again.plan_for("a.tpz", dense).layers == plan_from_model(model).layers
 
 
 ROWS = {
@@ -250,6 +250,9 @@ RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*/seed0/model.tpz
 def test_committed_files_are_read(path: Path) -> None:
     model = tp.load(path)
     found = tp.inspect(path)
-    assert [layer.name for layer in found.layers] == [x.name for x in plan_of(model).layers]
+    assert [layer.name for layer in found.layers] == [x.name for x in plan_from_model(model).layers]
     assert bool(found.layers) == (path.parts[-3] != "resnet20-20x")  # which is dense
-    assert sum(t.count for t in found.tensors if "running" not in t.name) >= plan_of(model).params
+    assert (
+        sum(t.count for t in found.tensors if "running" not in t.name)
+        >= plan_from_model(model).params
+    )

@@ -11,7 +11,7 @@ from tensorpress.codec import container, named_header, zoo_header
 from tensorpress.codec.adaptive_coder import Stream
 from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.header import Description, PackedLayer
-from tensorpress.codec.model_tensors import quantized_names, quantizers_for, stored_tensors
+from tensorpress.codec.model_tensors import assign_quantizers, quantized_names, stored_tensors
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.models.zoo import build
 
@@ -35,7 +35,7 @@ def lenet5() -> nn.Module:
 
 def expected(model: nn.Module, quantizer: object = None, norms: str = "half") -> dict[str, Tensor]:
     """What a file of the model must give back, computed without a file."""
-    quantizers = dict(quantizers_for(model))
+    quantizers = dict(assign_quantizers(model))
     if isinstance(quantizer, (tp.UniformQuantizer, StepQuantizer)):
         quantizers = dict.fromkeys(quantized_names(model), quantizer)
     elif isinstance(quantizer, dict):
@@ -94,7 +94,7 @@ def forged_zoo(path: Path, layers: list[PackedLayer], model: nn.Module) -> None:
 
 def forged(path: Path, stream: Stream, header: bytes, model: nn.Module) -> None:
     stream.number("coder", 0)
-    quantizers = quantizers_for(model)
+    quantizers = assign_quantizers(model)
     tensors = stored_tensors(model)
     payload = encode_tensors(
         stream, [t.detach() for t in tensors.values()], [quantizers.get(n) for n in tensors]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tensorpress.decompose.precision import projection_error, working
+from tensorpress.decompose.precision import projection_error, to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 DEVICES = [
@@ -14,7 +14,7 @@ DEVICES = [
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_values_are_kept_in_float64(dtype, device):
     values = torch.tensor([[1.5, -2.0], [0.0, 0.25]], dtype=dtype, device=device)
-    found = working(values)
+    found = to_working_precision(values)
     assert found.dtype == torch.float64
     assert found.device == values.device
     assert found.tolist() == values.tolist()
@@ -22,11 +22,11 @@ def test_values_are_kept_in_float64(dtype, device):
 
 def test_float64_is_not_copied():
     values = torch.ones(3, 2, dtype=torch.float64)
-    assert working(values).data_ptr() == values.data_ptr()
+    assert to_working_precision(values).data_ptr() == values.data_ptr()
 
 
 def test_gradients_are_cut_off():
-    assert not working(torch.ones(2, requires_grad=True)).requires_grad
+    assert not to_working_precision(torch.ones(2, requires_grad=True)).requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -35,29 +35,29 @@ def test_values_that_are_not_finite_are_refused(bad, dtype):
     values = torch.ones(3, 2, dtype=dtype)
     values[2, 0] = bad
     with pytest.raises(InvalidArgumentError, match=r"shape \(3, 2\) with NaN or infinite"):
-        working(values)
+        to_working_precision(values)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
 def test_other_numbers_are_refused(dtype):
     with pytest.raises(InvalidArgumentError, match=str(dtype)):
-        working(torch.ones(2, 2, dtype=dtype))
+        to_working_precision(torch.ones(2, 2, dtype=dtype))
 
 
 def test_a_tensor_without_entries_is_refused():
     with pytest.raises(InvalidArgumentError, match=r"shape \(0, 3\): it has no entries"):
-        working(torch.ones(0, 3))
+        to_working_precision(torch.ones(0, 3))
 
 
 @pytest.mark.parametrize("scale", [1e100, 1e-100])
 def test_values_whose_energies_cannot_be_held_are_refused(scale):
     with pytest.raises(InvalidArgumentError, match="scale it first"):
-        working(torch.full((2, 2), scale, dtype=torch.float64))
+        to_working_precision(torch.full((2, 2), scale, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("value", [torch.finfo(torch.float32).max, 1e-45, 0.0])
 def test_every_float32_is_taken(value):
-    assert float(working(torch.full((2,), value)).max()) == float(torch.tensor(value))
+    assert float(to_working_precision(torch.full((2,), value)).max()) == float(torch.tensor(value))
 
 
 def projected(angle):

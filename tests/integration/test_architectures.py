@@ -13,7 +13,7 @@ from tensorpress.errors import TensorPressError
 from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
 from tensorpress.measure import count_macs, count_params
 from tensorpress.models import load_model, torchvision_models
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.schemes.press_layer import unpress_layer
 from tensorpress.schemes.pressed_layer import Pressed
 
@@ -203,7 +203,7 @@ def test_a_file_of_a_pressed_gpt2_fills_another(scheme, tmp_path):
     torch.manual_seed(1)
     other = gpt2().eval()
     again = tp.load(tmp_path / "gpt2.tpz", model=other)
-    assert plan_of(again).layers == plan_of(pressed).layers
+    assert plan_from_model(again).layers == plan_from_model(pressed).layers
     assert differ(again, pressed, x) < 0.1 < differ(gpt2().eval(), pressed, x)
 
 

@@ -13,7 +13,7 @@ from tensorpress.data import batches
 from tensorpress.measure import count_params
 from tensorpress.models.zoo import build, load_weights, network, save_weights
 from tensorpress.models.zoo.splits import load_splits
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.report import ReportContent
 from tensorpress.runs.recipe import read_recipe
 from tensorpress.runs.run import RunResult, run
@@ -68,7 +68,7 @@ def test_metrics_are_what_they_say(finished: RunResult) -> None:
     assert metrics["dense"]["bytes"] == 4 * 266_610
     assert metrics["dense"]["macs"] == 784 * 300 + 300 * 100 + 100 * 10
     assert metrics["pressed"]["macs"] == metrics["dense"]["macs"]
-    assert metrics["pressed"]["params"] == count_params(pressed) == plan_of(pressed).params
+    assert metrics["pressed"]["params"] == count_params(pressed) == plan_from_model(pressed).params
     assert metrics["file"]["bytes"] == size
     assert metrics["ratio"]["file"] == 4 * 266_610 / size
     assert metrics["ratio"]["params"] == 266_610 / metrics["pressed"]["params"]

@@ -11,7 +11,7 @@ from tiny_runs import recipe
 import tensorpress as tp
 from command_line import call
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.press.factor_norms import ScaleNorm
 from tensorpress.runs.run import RunResult, run
 from tensorpress.train.epoch import EpochRunner
@@ -38,7 +38,7 @@ def dense_network(folder: Path) -> torch.nn.Module:
 def test_the_plan_is_that_of_the_trained_weights(replaced: RunResult) -> None:
     made = tp.plan(dense_network(replaced.folder), **PRESS)
     assert len({layer.scheme for layer in made.layers}) == 2
-    assert plan_of(tp.load(replaced.folder / "model.tpz")).layers == made.layers
+    assert plan_from_model(tp.load(replaced.folder / "model.tpz")).layers == made.layers
     assert [row.ranks for row in replaced.content.layers] == [layer.ranks for layer in made.layers]
     assert replaced.metrics["pressed"]["params"] == made.params
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.measure import count_macs, count_params
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.models.zoo import NETWORKS, build
 
 
@@ -84,10 +84,10 @@ def test_modes_are_restored_one_by_one() -> None:
     model[1].eval()
     model[1][1].train()
     before = [module.training for module in model.modules()]
-    with evaluating(model):
+    with evaluation_mode(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == before
-    with pytest.raises(RuntimeError), evaluating(model):
+    with pytest.raises(RuntimeError), evaluation_mode(model):
         raise RuntimeError
     assert [module.training for module in model.modules()] == before
 

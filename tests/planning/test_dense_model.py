@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning.dense_model import noting_readers
+from tensorpress.planning.dense_model import record_readers
 
 REASON = "a module around it computes with its weight"
 
@@ -27,7 +27,7 @@ class Around(nn.Module):
 def test_a_weight_that_is_used_is_noted_and_one_whose_dtype_is_asked_for_is_not():
     model = Around()
     expected = model(torch.ones(1, 20))
-    with noting_readers(dict(model.named_children())) as read:
+    with record_readers(dict(model.named_children())) as read:
         assert torch.equal(model(torch.ones(1, 20)), expected)
     assert read == {"read"}
     assert type(model.called) is type(model.read) is nn.Linear
@@ -35,7 +35,7 @@ def test_a_weight_that_is_used_is_noted_and_one_whose_dtype_is_asked_for_is_not(
 
 def test_the_layers_are_what_they_were_after_an_error():
     model = Around()
-    with pytest.raises(RuntimeError), noting_readers(dict(model.named_children())):
+    with pytest.raises(RuntimeError), record_readers(dict(model.named_children())):
         model(torch.ones(1, 21))
     assert type(model.called) is nn.Linear
     assert "running" not in vars(model.called)

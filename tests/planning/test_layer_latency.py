@@ -9,11 +9,11 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_params
 from tensorpress.planning import layer_latency
 from tensorpress.planning.layer_latency import LayerTimer, fill_randomly
-from tensorpress.schemes.layer_spec import LayerSpec, describe
+from tensorpress.schemes.layer_spec import LayerSpec, describe_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 
-LINEAR = describe(nn.Linear(96, 64, bias=False))
-CONV = describe(nn.Conv2d(16, 24, 3, padding=1))
+LINEAR = describe_layer(nn.Linear(96, 64, bias=False))
+CONV = describe_layer(nn.Conv2d(16, 24, 3, padding=1))
 SVD = scheme("channel_svd")
 ROWS = torch.Size([8, 96])
 
@@ -60,7 +60,7 @@ def test_ranks_that_were_not_timed_lie_on_the_line_between_those_that_were(bench
 
 def test_below_the_smallest_rank_timed_no_time_is_saved(bench: Bench) -> None:
     timer = timer_of()
-    spec, shape = describe(nn.Linear(960, 640)), torch.Size([4, 960])
+    spec, shape = describe_layer(nn.Linear(960, 640)), torch.Size([4, 960])
     few = timer.pressed(SVD, spec, [(1,), (2,), (3,)], [shape])
     smallest = min(count_params(layer) for layer in bench.seen[0][0])
     assert few == [pytest.approx(smallest / 1000)] * 3
@@ -105,13 +105,13 @@ def test_pressed_time_adds_up_over_calls(bench: Bench) -> None:
 
 def test_the_same_layer_is_timed_once(bench: Bench) -> None:
     timer = timer_of()
-    same = describe(nn.Linear(96, 64, bias=False))
+    same = describe_layer(nn.Linear(96, 64, bias=False))
     first = timer.pressed(SVD, LINEAR, [(5,), (9,)], [ROWS, ROWS])
     assert timer.pressed(SVD, same, [(9,), (5,)], [ROWS, ROWS]) == first[::-1]
     timer.dense(same, [ROWS])
     assert len(bench.seen) == 1
     timer.pressed(SVD, same, [(5,)], [torch.Size([9, 96])])
-    timer.pressed(SVD, describe(nn.Linear(96, 64)), [(5,)], [ROWS])
+    timer.pressed(SVD, describe_layer(nn.Linear(96, 64)), [(5,)], [ROWS])
     timer.pressed(scheme("tucker2"), LINEAR, [(5, 5)], [ROWS])
     assert len(bench.seen) == 4
 
@@ -142,7 +142,7 @@ def test_ranks_that_are_timed_are_multiples(bench: Bench) -> None:
 
 def test_a_whole_model_is_timed_as_its_layers_are(bench: Bench) -> None:
     timer, layer = timer_of(), nn.Linear(96, 64, bias=False)
-    assert timer.whole(layer, [torch.zeros(ROWS)]) == timer.dense(describe(layer), [ROWS])
+    assert timer.whole(layer, [torch.zeros(ROWS)]) == timer.dense(describe_layer(layer), [ROWS])
 
 
 def test_a_rebuilt_weight_takes_the_time_of_the_dense_layer(bench: Bench) -> None:
@@ -185,7 +185,7 @@ def test_layers_see_inputs_as_the_model_has_them(bench: Bench) -> None:
     timer = LayerTimer(torch.zeros(1), [torch.zeros(1), image])
     timer.dense(CONV, [shape])
     timer.dense(LINEAR, [torch.Size([2, 3, 5, 96])])
-    timer.dense(describe(nn.Embedding(30, 8)), [torch.Size([2, 7])])
+    timer.dense(describe_layer(nn.Embedding(30, 8)), [torch.Size([2, 7])])
     timer_of().dense(CONV, [shape])
     inputs = [x for _, x in bench.seen]
     assert inputs[0].is_contiguous(memory_format=torch.channels_last)
@@ -198,7 +198,7 @@ def test_layers_see_inputs_as_the_model_has_them(bench: Bench) -> None:
 
 def test_volumes_in_channels_last(bench: Bench) -> None:
     clip = torch.zeros(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
-    spec = describe(nn.Conv3d(3, 8, 3))
+    spec = describe_layer(nn.Conv3d(3, 8, 3))
     LayerTimer(torch.zeros(1), [clip]).dense(spec, [clip.shape])
     [(_, x)] = bench.seen
     assert x.is_contiguous(memory_format=torch.channels_last_3d)
@@ -224,7 +224,7 @@ LAYERS = {
 def test_every_scheme_is_timed_for_real(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_latency, "REPEATS", 3)
     module, shape = LAYERS[layer]
-    spec, timer = describe(module), timer_of()
+    spec, timer = describe_layer(module), timer_of()
     for found in LAYER_SCHEMES.values():
         if found.refusal(spec) is not None:
             continue

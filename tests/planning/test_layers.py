@@ -6,7 +6,7 @@ from tensorpress import ModelMismatchError, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.models import zoo
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.schemes.parametrization import stored_factors
 
 
@@ -72,7 +72,7 @@ def test_layers_without_a_shape_are_refused():
 def test_a_plan_is_read_back_from_the_model(name, scheme):
     model = zoo.build(name)
     made = plan(model, scheme=scheme, budget=f"params={count_params(model) // 20}")
-    read = plan_of(press(model, made, start="glorot"))
+    read = plan_from_model(press(model, made, start="glorot"))
     assert (read.scheme, read.layers, read.other_params) == (scheme, made.layers, made.other_params)
     assert read.params == made.params
 
@@ -81,13 +81,13 @@ def test_a_plan_with_a_diagonal_core_is_read_back():
     model = zoo.build("lenet5")
     given = {"modes": "original", "ranks": 8, "diagonal": True}
     made = plan(model, scheme="ada_tucker", overrides={"conv2": given})
-    assert plan_of(press(model, made)).layers == made.layers
+    assert plan_from_model(press(model, made)).layers == made.layers
 
 
 def test_one_layer_alone_may_hold_a_shared_core():
     net = nn.Sequential(nn.Linear(40, 30))
     made = plan(net, scheme="scada_tucker", overrides={"0": {"modes": [40, 30], "ranks": 4}})
-    assert plan_of(press(net, made)).layers == made.layers
+    assert plan_from_model(press(net, made)).layers == made.layers
 
 
 def test_shared_cores_that_came_apart_are_refused():
@@ -96,7 +96,7 @@ def test_shared_cores_that_came_apart_are_refused():
     held = stored_factors(pressed[1])
     held.original0 = nn.Parameter(held.original0.detach().clone())
     with pytest.raises(ModelMismatchError, match="hold 2 of them"):
-        plan_of(pressed)
+        plan_from_model(pressed)
 
 
 def test_a_plan_prints_every_layer_and_the_total():

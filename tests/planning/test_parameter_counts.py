@@ -12,7 +12,7 @@ from tensorpress.decompose import tucker_params
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.models import zoo
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 
 USUAL = {
     "conv1": ((25, 20), (5, 5)),
@@ -36,7 +36,7 @@ def pressed(name, layers, core="own"):
     plan = Plan("ada_tucker", plans, {}, dense - sum(layer.dense_params for layer in plans))
     press(model, plan, start="glorot", inplace=True)
     assert count_params(model) == plan.params
-    assert plan_of(model).layers == plans
+    assert plan_from_model(model).layers == plans
     return model, plan
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from tensorpress import ModelMismatchError, plan, press
 from tensorpress.models import zoo
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES
@@ -21,7 +21,7 @@ def test_every_scheme(scheme, start):
         nn.Conv2d(4, 8, 3, stride=2), nn.Linear(30, 20), nn.Embedding(50, 12, padding_idx=1)
     ).to(torch.bfloat16)
     made = plan(model, scheme=scheme, ranks=0.3)
-    read = plan_of(press(model, made, start=start))
+    read = plan_from_model(press(model, made, start=start))
     assert (read.scheme, read.layers, read.other_params) == (scheme, made.layers, made.other_params)
     assert read.params == made.params
 
@@ -30,7 +30,7 @@ def test_layers_of_several_schemes():
     model = zoo.build("lenet5")
     given = {"ip1": {"scheme": "scada_tucker", "modes": [500, 800], "ranks": 9}}
     made = plan(model, scheme="tucker2", ranks=0.2, overrides=given)
-    read = plan_of(press(model, made))
+    read = plan_from_model(press(model, made))
     assert read.scheme == "tucker2, scada_tucker"
     assert read.layers == made.layers
     assert read.params == made.params
@@ -42,7 +42,7 @@ def test_a_subclass_with_a_rebuilt_weight():
 
     model = nn.Sequential(Mine(30, 20))
     made = plan(model, scheme="tt_weight", ranks=4)
-    assert plan_of(press(model, made)).layers == made.layers
+    assert plan_from_model(press(model, made)).layers == made.layers
 
 
 @pytest.mark.parametrize(
@@ -58,21 +58,21 @@ def test_a_subclass_with_a_rebuilt_weight():
 )
 def test_other_modes_than_those_of_the_scheme_are_told(pressed):
     with pytest.raises(ModelMismatchError, match=r"layer '0' is not what .* makes of its ranks"):
-        plan_of(nn.Sequential(pressed))
+        plan_from_model(nn.Sequential(pressed))
 
 
 def test_own_schemes_are_told():
     pressed = press_layer(nn.Linear(9, 9), ChannelSVD("mine", "My own."), 2)
     with pytest.raises(ModelMismatchError, match="layer '0' is pressed by a scheme 'mine'"):
-        plan_of(nn.Sequential(pressed))
+        plan_from_model(nn.Sequential(pressed))
 
 
 def test_a_changed_layer_is_told():
     pressed = press_layer(nn.Conv2d(8, 8, 3), "tucker2", 2)
     pressed[1].stride = (2, 2)
     with pytest.raises(ModelMismatchError, match="layer '0' is not what tucker2 makes"):
-        plan_of(nn.Sequential(pressed))
+        plan_from_model(nn.Sequential(pressed))
     twice = press_layer(nn.Linear(30, 30), "channel_svd", 9)
     twice[0] = press_layer(twice[0], "channel_svd", 2)
     with pytest.raises(ModelMismatchError, match="layer '0' is not what channel_svd makes"):
-        plan_of(nn.Sequential(twice))
+        plan_from_model(nn.Sequential(twice))

@@ -13,7 +13,7 @@ from tensorpress.models import zoo
 from tensorpress.planning import SCHEMES, SchemePlan
 from tensorpress.planning.layers import PRESSED
 from tensorpress.schemes.channel_svd import ChannelSVD
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 
 
@@ -34,7 +34,7 @@ def test_every_scheme_can_be_named():
 def test_a_fraction_of_the_largest_ranks(lenet):
     made = plan(lenet, scheme="tucker2", ranks=0.4)
     assert ranks_of(made) == {"conv1": (1, 8), "conv2": (8, 20), "ip1": (200, 200), "ip2": (4, 4)}
-    assert made.layers[1] == SchemePlan("conv2", "tucker2", describe(lenet.conv2), (8, 20))
+    assert made.layers[1] == SchemePlan("conv2", "tucker2", describe_layer(lenet.conv2), (8, 20))
     assert made.layers[1].shape == (50, 20, 5, 5)
     assert made.layers[1].dense_params == 25_000
     assert made.layers[1].factor_params == 20 * 8 + 8 * 20 * 25 + 20 * 50
@@ -85,7 +85,7 @@ def test_ranks_are_those_a_train_can_have():
     net = nn.Sequential(nn.Linear(64, 64))
     made = plan(net, scheme="tensor_train", overrides={"0": {"ranks": 1.0}})
     [layer] = made.layers
-    assert layer.ranks == scheme("tensor_train").largest_ranks(describe(net[0]))
+    assert layer.ranks == scheme("tensor_train").largest_ranks(describe_layer(net[0]))
 
 
 def noisy(rank, rows=60, columns=80):

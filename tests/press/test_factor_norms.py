@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.press.factor_norms import ScaleNorm, norms_between
+from tensorpress.press.factor_norms import ScaleNorm, factor_norms
 
 LAYERS = [
     ("channel_svd", nn.Linear(12, 9), (6, 12), 4),
@@ -26,7 +26,7 @@ def test_the_factors_take_the_norms_in(
     torch.manual_seed(0)
     net = nn.Sequential(tp.press_layer(layer, scheme, ranks), nn.ReLU())
     x = 3 * torch.randn(shape)
-    with norms_between(net) as normed:
+    with factor_norms(net) as normed:
         assert sum(isinstance(m, ScaleNorm) for m in normed.modules()) == len(net[0]) - 1
         for parameter in normed.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -65,7 +65,7 @@ def test_training_from_scratch_gets_further_in_the_same_steps() -> None:
         x = torch.randn(64, 1, 8, 8)
         y = x[:, 0, 2:4, 2:6].abs().sum((1, 2)).argsort().argsort() // 16
         if normed:
-            with norms_between(pressed) as trained:
+            with factor_norms(pressed) as trained:
                 _fit(trained, x, y)
         else:
             _fit(pressed, x, y)
@@ -85,7 +85,7 @@ def _fit(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
 def test_nothing_is_left_after_an_error_and_the_model_is_whole() -> None:
     net = nn.Sequential(tp.press_layer(nn.Linear(6, 5), "channel_svd", 2))
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.raises(RuntimeError, match="stopped"), norms_between(net):
+    with pytest.raises(RuntimeError, match="stopped"), factor_norms(net):
         raise RuntimeError("stopped")
     assert not any(module._forward_hooks for module in net.modules())
     for name, value in net.state_dict().items():
@@ -95,6 +95,6 @@ def test_nothing_is_left_after_an_error_and_the_model_is_whole() -> None:
 def test_a_model_without_chains_is_refused() -> None:
     with (
         pytest.raises(InvalidArgumentError, match="there is no chain"),
-        norms_between(nn.Linear(2, 2)),
+        factor_norms(nn.Linear(2, 2)),
     ):
         pass

@@ -76,7 +76,7 @@ def test_a_layer_that_cannot_be_decomposed_is_named(made, monkeypatch):
 SCRIPT = """
 from torch import nn
 from tensorpress.planning import plan
-from tensorpress.pressing import press
+from tensorpress.press.press import press
 
 net = nn.Sequential(nn.Linear(20, 16), nn.Linear(16, 12))
 press(net, plan(net, scheme="channel_svd", ranks=3), processes=2)

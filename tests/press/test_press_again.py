@@ -9,7 +9,7 @@ from torch import nn
 from tensorpress import LayerPlan, ModelMismatchError, Plan, SchemePlan, materialize, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.press.unpress import unpress
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
@@ -64,7 +64,7 @@ def test_unpressing_keeps_shared_layers_shared(x):
     layer = nn.Linear(20, 20)
     pressed = press(
         nn.Sequential(layer, nn.Sequential(layer)),
-        Plan("channel_svd", (SchemePlan("0", "channel_svd", describe(layer), (4,)),)),
+        Plan("channel_svd", (SchemePlan("0", "channel_svd", describe_layer(layer), (4,)),)),
     )
     dense = unpress(pressed)
     assert type(dense[0]) is nn.Linear
@@ -137,7 +137,7 @@ def test_random_starts_of_a_pressed_model_keep_its_biases(net):
 
 def test_layers_that_a_plan_does_not_name_stay_as_they_are(net):
     first = press(net, plan(net, scheme="tucker2", ranks=0.8))
-    only = Plan("channel_svd", (SchemePlan("3", "channel_svd", describe(net[3]), (3,)),))
+    only = Plan("channel_svd", (SchemePlan("3", "channel_svd", describe_layer(net[3]), (3,)),))
     twice = press(first, only)
     assert (twice[0].scheme, twice[3].scheme) == ("tucker2", "channel_svd")
     assert all(map(torch.equal, twice[0].parameters(), first[0].parameters()))
@@ -179,7 +179,7 @@ def test_hooks_on_a_rebuilt_weight_stay_with_their_layer_or_are_named(net, x):
 
 
 def planned(net, name, ranks):
-    return SchemePlan(name, "channel_svd", describe(net.get_submodule(name)), ranks)
+    return SchemePlan(name, "channel_svd", describe_layer(net.get_submodule(name)), ranks)
 
 
 def test_a_pressed_layer_that_is_another_one_is_refused(net):
@@ -187,14 +187,14 @@ def test_a_pressed_layer_that_is_another_one_is_refused(net):
     other = planned(nn.Sequential(nn.Conv2d(3, 12, 3)), "0", (4,))
     with pytest.raises(ModelMismatchError, match=r"'0' has stride \(2, 2\) .* expects \(1, 1\)"):
         press(pressed, Plan("channel_svd", (other,)))
-    longer = SchemePlan("0", "channel_svd", describe(nn.Linear(5, 6)), (2,))
+    longer = SchemePlan("0", "channel_svd", describe_layer(nn.Linear(5, 6)), (2,))
     with pytest.raises(ModelMismatchError, match=r"'0' has a weight 12×3×3×3 .* expects 6×5"):
         press(pressed, Plan("channel_svd", (longer,)))
 
 
 def test_the_inner_layers_of_a_pressed_one_are_not_pressed(net):
     pressed = press(net, plan(net, scheme="tucker2", ranks=0.8))
-    inner = SchemePlan("0.1", "channel_svd", describe(pressed[0][1]), (2,))
+    inner = SchemePlan("0.1", "channel_svd", describe_layer(pressed[0][1]), (2,))
     with pytest.raises(ModelMismatchError, match=r"'0\.1' is a part of '0', which is pressed"):
         press(pressed, Plan("channel_svd", (inner,)))
 
@@ -204,6 +204,6 @@ def test_factors_that_are_not_finite_name_the_layer(net, name):
     pressed = press(net, plan(net, scheme=name, ranks=0.2))
     keys = [key for key, _ in pressed.named_parameters() if key.startswith("0.")]
     pressed.get_parameter(next(key for key in keys if "bias" not in key)).data.fill_(float("nan"))
-    largest = scheme("channel_svd").largest_ranks(describe(net[0]))
+    largest = scheme("channel_svd").largest_ranks(describe_layer(net[0]))
     with pytest.raises(InvalidArgumentError, match="layer '0': its weight has NaN"):
         press(pressed, Plan("channel_svd", (planned(net, "0", largest),)))

@@ -11,7 +11,7 @@ from torch import nn
 from tensorpress import LayerPlan, ModelMismatchError, Plan, SchemePlan, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.press import parallel as one_by_one
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.tucker_weight import tucker_weight
 
@@ -33,7 +33,7 @@ def planned(net, name, only=None):
 def _layer(net, key, name):
     if name == "ada_tucker":
         return LayerPlan(key, (16, 16), (16, 16), (3, 3))
-    return SchemePlan(key, name, describe(net.get_submodule(key)), (3,))
+    return SchemePlan(key, name, describe_layer(net.get_submodule(key)), (3,))
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from tensorpress import ModelMismatchError, Plan, materialize, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.planning import SchemePlan
-from tensorpress.press.press import skeleton
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.press.press import build_skeleton
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
@@ -67,7 +67,7 @@ def test_full_ranks_keep_the_outputs(net, x, name):
     given = {
         key: {"ranks": 1.0}
         for key in ("0", "3")
-        if scheme(name).refusal(describe(net.get_submodule(key))) is None
+        if scheme(name).refusal(describe_layer(net.get_submodule(key))) is None
     }
     pressed = press(net, plan(net, scheme=name, overrides=given))
     torch.testing.assert_close(pressed(x), net(x), atol=1e-4, rtol=1e-4)
@@ -138,7 +138,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", SCHEMES)
 def test_random_starts_have_the_initializers_deviation(name, kind, start, dtype):
     layer = LAYERS[kind]().to(dtype)
-    spec = describe(layer)
+    spec = describe_layer(layer)
     if scheme(name).refusal(spec) is not None:
         pytest.skip("the scheme does not take it")
     made = plan(nn.Sequential(layer), scheme=name, overrides={"0": {"ranks": 0.7}})
@@ -197,8 +197,8 @@ def test_a_skeleton_is_what_press_builds(net, name):
     pressed = press(net, made)
     nn.init.constant_(net[0].weight, float("nan"))  # not looked at
     with torch.device("meta"):
-        nowhere = skeleton(deepcopy(net).to("meta"), made)
-    for bare in (skeleton(net, made), nowhere):
+        nowhere = build_skeleton(deepcopy(net).to("meta"), made)
+    for bare in (build_skeleton(net, made), nowhere):
         expected, found = (
             [(key, p.shape, p.requires_grad) for key, p in model.named_parameters()]
             for model in (pressed, bare)
@@ -226,7 +226,7 @@ def test_what_cannot_be_decomposed_names_the_layer(net):
 
 
 def planned(name, ranks=(2, 2), **changed):
-    spec = replace(describe(nn.Conv2d(3, 12, 3, stride=2)), **changed)
+    spec = replace(describe_layer(nn.Conv2d(3, 12, 3, stride=2)), **changed)
     return Plan("tucker2", (SchemePlan(name, "tucker2", spec, ranks),))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tensorpress import plan, press
-from tensorpress.press.press import skeleton
+from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.parametrization import stored_factors
 
 LAYER_FORM = ["channel_svd", "spatial_svd", "tucker2", "cp", "tensor_train", "tt_conv"]
@@ -87,7 +87,7 @@ def test_a_copy_of_a_shared_core_is_shared_by_the_copies(x):
 def test_a_state_dict_fills_a_skeleton_and_nothing_is_missing(name, x):
     pressed, made = pressed_by(name)
     torch.manual_seed(7)
-    other = skeleton(Net(), made).eval()
+    other = build_skeleton(Net(), made).eval()
     other.load_state_dict(pressed.state_dict(), strict=True)
     assert torch.equal(other(x), pressed(x))
 

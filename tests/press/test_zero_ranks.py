@@ -10,10 +10,10 @@ from tensorpress import LayerPlan, Plan, load, plan, press, save, unpress
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_params
 from tensorpress.models.zoo import build
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.press.zero_ranks import drop_zero_ranks
 from tensorpress.schemes.chain_builder import PressedLayer
-from tensorpress.schemes.layer_spec import canonical, spec_of
+from tensorpress.schemes.layer_spec import spec_of, to_canonical
 from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES
@@ -45,10 +45,10 @@ def outputs(model: nn.Module, layer: nn.Module) -> torch.Tensor:
 def check(model: nn.Module, layer: nn.Module) -> dict[str, tuple[int, ...]]:
     """Drop what is zero, compare outputs and parameters; return the new ranks."""
     expected, params = outputs(model, layer), count_params(model)
-    before = {planned.name: planned.ranks for planned in plan_of(model).layers}
+    before = {planned.name: planned.ranks for planned in plan_from_model(model).layers}
     found = drop_zero_ranks(model)
     torch.testing.assert_close(outputs(model, layer), expected, rtol=1e-9, atol=1e-9)
-    after = {planned.name: planned.ranks for planned in plan_of(model).layers}
+    after = {planned.name: planned.ranks for planned in plan_from_model(model).layers}
     assert found == {name: ranks for name, ranks in after.items() if ranks != before[name]}
     assert (count_params(model) < params) == bool(found)
     assert drop_zero_ranks(model) == {}
@@ -72,7 +72,7 @@ CHAINS = [
 def kernel(pressed: PressedLayer, number: int) -> torch.Tensor:
     """A view (groups, out, in, *kernel) of a layer of a chain."""
     part, groups = pressed[number], pressed.stages[number].groups
-    return canonical(part.weight.data, groups, flipped=spec_of(part).flipped)
+    return to_canonical(part.weight.data, groups, flipped=spec_of(part).flipped)
 
 
 @pytest.mark.parametrize(("scheme", "dense", "rank"), CHAINS, ids=str)
@@ -146,7 +146,7 @@ def test_trains_lose_indices(scheme: str, dense: nn.Module, ranks: object) -> No
         else:
             factors[0][..., 1] = 0
             lost = [1] + [0] * (len(factors) - 2)
-    before = plan_of(nn.Sequential(pressed)).layers[0].ranks
+    before = plan_from_model(nn.Sequential(pressed)).layers[0].ranks
     found = check(nn.Sequential(pressed), dense)
     assert found == {"0": tuple(r - gone for r, gone in zip(before, lost, strict=True))}
 
@@ -213,7 +213,7 @@ def test_shrunk_networks_are_pressed_ones(scheme: str, tmp_path: Path) -> None:
     size = save(model, tmp_path / "a.tpz", network="lenet5")
     again = load(tmp_path / "a.tpz")
     assert size == (tmp_path / "a.tpz").stat().st_size
-    assert plan_of(again).layers == plan_of(model).layers
+    assert plan_from_model(again).layers == plan_from_model(model).layers
     torch.testing.assert_close(unpress(model)(x), expected, rtol=1e-4, atol=1e-6)
     deepcopy(model)(x).sum().backward()
 

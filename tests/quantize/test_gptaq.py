@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, hold
+from tensorpress.calibrate.batches import Batch, collect_batches
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.quantize.gptaq import round_in_order
 from tensorpress.quantize.rate_distortion import ideal_bits
@@ -32,7 +32,7 @@ def images(count: int, seed: int) -> Tensor:
 
 
 def held(net: nn.Module, count: int = 192) -> list[Batch]:
-    return hold(images(count, 0).split(64), net)
+    return collect_batches(images(count, 0).split(64), net)
 
 
 def layers_of(net: nn.Module) -> dict[str, Tensor]:
@@ -76,7 +76,9 @@ def test_the_loss_is_that_of_responses_to_what_is_left() -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
     model, x = deepcopy(dense), torch.randn(300, 6)
-    rounded = round_in_order(model, dense, quantizers(dense, 0.7), hold([x], dense), seed=0)
+    rounded = round_in_order(
+        model, dense, quantizers(dense, 0.7), collect_batches([x], dense), seed=0
+    )
     with torch.no_grad():
         errors = (model(x) - dense(x)).square().sum(1).mean()
         size = (dense(x) - dense[2].bias).square().sum(1).mean()
@@ -101,11 +103,16 @@ def test_layers_that_have_no_one_place_are_left() -> None:
     torch.manual_seed(0)
     dense, ones = Tangled(), torch.ones(8, 4)
     model = deepcopy(dense)
-    one_way = hold([ones * torch.randn(8, 4).abs()], dense)
+    one_way = collect_batches([ones * torch.randn(8, 4).abs()], dense)
     found = round_in_order(model, dense, quantizers(dense, 0.5), one_way, seed=0)
     assert list(found) == ["once", "right", "left"]
     assert torch.equal(model.twice.weight, dense.twice.weight)
-    assert round_in_order(model, dense, quantizers(dense, 0.5), hold([ones, -ones], dense), 0) == {}
+    assert (
+        round_in_order(
+            model, dense, quantizers(dense, 0.5), collect_batches([ones, -ones], dense), 0
+        )
+        == {}
+    )
 
 
 def test_a_price_saves_bits() -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tensorpress.quantize.gptq import Feedback, damped, polish
+from tensorpress.quantize.gptq import Feedback, damp, polish
 from tensorpress.quantize.rate_distortion import (
     SymbolCosts,
     choose,
@@ -152,9 +152,9 @@ def test_polished_symbols_lose_no_more(columns: int, correlation: float, seed: i
     values, h = torch.randn(5, columns, generator=random).double(), moments(columns, correlation)
     first = Feedback.of(h).round(values)
     found = polish(first, values, h)
-    assert response_error(values, found, damped(h)) <= response_error(values, first, damped(h))
+    assert response_error(values, found, damp(h)) <= response_error(values, first, damp(h))
     again = polish(found, values, h)
-    assert response_error(values, again, damped(h)) <= response_error(values, found, damped(h))
+    assert response_error(values, again, damp(h)) <= response_error(values, found, damp(h))
 
 
 def test_polish_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,9 @@ def test_polish_finds_the_best_of_all_where_there_are_few() -> None:
     values, h = torch.tensor([[0.45, 0.45]]).double(), moments(2, 0.9)
     found = polish(torch.zeros(1, 2), values, h)
     least = min(
-        response_error(values, torch.tensor([[a, b]]), damped(h)) for a in (0, 1) for b in (0, 1)
+        response_error(values, torch.tensor([[a, b]]), damp(h)) for a in (0, 1) for b in (0, 1)
     )
-    assert response_error(values, found, damped(h)) == pytest.approx(least)
+    assert response_error(values, found, damp(h)) == pytest.approx(least)
 
 
 def test_polish_with_a_price_saves_bits() -> None:

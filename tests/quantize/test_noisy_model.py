@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from tensorpress.rate import RateModel
 from torch import nn
 
 import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.quantize import RateModel
 from tensorpress.quantize.laplace_prior import laplace_bits
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning import plan_of
-from tensorpress.rate import train_for_size
+from tensorpress.planning import plan_from_model
+from tensorpress.quantize import train_for_size
 from tensorpress.train import TrainConfig, evaluate, fit
 
 
@@ -94,7 +94,7 @@ def test_ranks_of_zeros_are_dropped(task, dense, tmp_path):
         factors = model[0].parametrizations.weight
         factors.original1[:, 3] = 0
     quantizers = train_for_size(model, task, tradeoff=0.5, hard=TrainConfig(epochs=1, lr=1e-5))
-    ranks = plan_of(model).layers[0].ranks
+    ranks = plan_from_model(model).layers[0].ranks
     assert ranks[0] < 4
     assert size_of(model, quantizers, tmp_path) > 0
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.reconstruct.admm import LowRankSparse, low_rank_sparse, split_for
+from tensorpress.reconstruct.admm import LowRankSparse, low_rank_sparse, split_ranks
 from tensorpress.reconstruct.regression import Regression
-from tensorpress.reconstruct.relu_fit import COUPLING, auxiliary, respond, through_relu
+from tensorpress.reconstruct.relu_fit import COUPLING, relu_retarget, relu_targets, respond
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -97,7 +97,7 @@ def test_numbers_wanted_are_met_on_a_planted_sum() -> None:
     low_rank = 0.25 * random(16, 3, seed=1) @ random(3, 80, seed=2)
     root = random(80, 90, seed=3)
     kernel = sparse.flatten(1) + low_rank + 0.01 * random(16, 80, seed=4)
-    kept, found = split_for(kernel, root @ root.T / 90, channels=3, rank=3, width=4)
+    kept, found = split_ranks(kernel, root @ root.T / 90, channels=3, rank=3, width=4)
     assert kept.tolist() == [3, 9, 15]
     assert int(torch.linalg.matrix_rank(found.low_rank)) == 3
     assert found.primal[-1] < 1e-4
@@ -108,7 +108,7 @@ def test_split_for_numbers_it_is_the_optimum_for_some_weights() -> None:
     """Those that its gradient shows: its norm on groups of A, its norm as a matrix."""
     kernel, root = random(10, 24), random(24, 60, seed=1)
     second = root @ root.T / 60
-    kept, found = split_for(kernel, second, channels=3, rank=2, width=2)
+    kept, found = split_ranks(kernel, second, channels=3, rank=2, width=2)
     gradient = 2 * (kernel - found.sparse - found.low_rank) @ second
     norms = gradient.unflatten(1, (-1, 2)).norm(dim=(0, 2))
     weights = float(norms[kept].mean()), float(torch.linalg.matrix_norm(gradient, 2))
@@ -126,7 +126,7 @@ def test_of_rank_zero_the_channels_make_up_for_those_left_out() -> None:
     root[3] = root[2] + 0.01 * random(60, seed=1)
     root[[0, 5]] *= 0.1
     kernel = torch.ones(4, 6, dtype=torch.float64) + 0.1 * random(4, 6, seed=2)
-    kept, found = split_for(kernel, root @ root.T / 60, channels=3, rank=0)
+    kept, found = split_ranks(kernel, root @ root.T / 60, channels=3, rank=0)
     assert float(found.low_rank.norm()) == 0
     assert kept.tolist() in ([1, 2, 4], [1, 3, 4])
 
@@ -136,12 +136,12 @@ def test_through_a_relu_the_objective_behind_it_is_less() -> None:
     y = torch.einsum("rgn,gon->rgo", x, random(1, 10, 12, seed=2)) - 2
     regression = Regression(x)
     best = regression.kernel(y, torch.zeros(1, 10, 12).double())
-    retarget, second = through_relu(x, y, regression), regression.second[0]
+    retarget, second = relu_retarget(x, y, regression), regression.second[0]
 
     def total(split: LowRankSparse) -> float:
         kernel, targets = (split.sparse + split.low_rank)[None], y
         for _ in range(50):  # to the bias that is best behind the ReLU
-            targets = auxiliary(y, respond(x, kernel, regression.bias(targets, kernel)), 1.0)
+            targets = relu_targets(y, respond(x, kernel, regression.bias(targets, kernel)), 1.0)
         found = respond(x, kernel, regression.bias(targets, kernel))
         behind = float((found.clamp_min(0) - y.clamp_min(0)).square().sum()) / len(x)
         norms = torch.linalg.vector_norm(split.sparse, dim=0).sum()

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.alternating_fit import conjugate_gradients, fit_kernels, response_error
-from tensorpress.schemes.layer_spec import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.stages import compose
 
@@ -33,8 +33,8 @@ def second_moment(n: int, groups: int = 1, seed: int = 1, rank: int | None = Non
 
 
 def started(name: str, conv: nn.Module, ranks: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
-    spec = describe(conv)
-    kernel = working(kernel_of(conv, spec))
+    spec = describe_layer(conv)
+    kernel = to_working_precision(layer_kernel(conv, spec))
     chain = scheme(name)
     return chain.factorize(spec, kernel, chain.attainable(spec, ranks), ()).kernels, kernel
 

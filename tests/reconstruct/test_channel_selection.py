@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.reconstruct.alternating_fit import response_error
 from tensorpress.reconstruct.channel_selection import choose_channels
-from tensorpress.schemes.layer_spec import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
 from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.press_layer import press_layer
 
@@ -28,12 +28,12 @@ def test_channels_that_carry_no_signal_are_not_kept(
     pressed = press_layer(conv, "low_rank_sparse", (2, 2))
     assert isinstance(pressed, LowRankSparseLayer)
     assert pressed.chosen().tolist() == [[0, 1]] * groups
-    kernel = working(kernel_of(conv, describe(conv)))
+    kernel = to_working_precision(layer_kernel(conv, describe_layer(conv)))
     power = torch.tensor([1e-4] * 2 + [1.0] * 4 + [9.0] * 2).double().repeat_interleave(9)
     second = torch.diag(power).expand(groups, -1, -1)
 
     def error(kernels: list[torch.Tensor]) -> float:
-        composed = pressed.compose([working(k) for k in kernels]).flatten(2)
+        composed = pressed.compose([to_working_precision(k) for k in kernels]).flatten(2)
         return response_error(composed, kernel.flatten(2), second)
 
     before = error(pressed.kernels())
@@ -51,6 +51,6 @@ def test_a_choice_that_responses_do_not_beat_stays() -> None:
         conv.weight[:, 2] *= 50
     pressed = press_layer(conv, "low_rank_sparse", (1, 1))
     assert isinstance(pressed, LowRankSparseLayer)
-    kernel = working(kernel_of(conv, describe(conv)))
+    kernel = to_working_precision(layer_kernel(conv, describe_layer(conv)))
     choose_channels(pressed, "conv", kernel, torch.eye(6).double()[None])
     assert pressed.chosen().tolist() == [[2]]

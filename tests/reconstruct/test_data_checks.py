@@ -5,12 +5,17 @@ import logging
 import pytest
 import torch
 
-from tensorpress.reconstruct.data_checks import directions, moments_of, some_of, warn_of_few
+from tensorpress.reconstruct.data_checks import (
+    column_moments,
+    count_directions,
+    sample_columns,
+    warn_of_few_rows,
+)
 
 
 def warned(rows: int, x: torch.Tensor, caplog: pytest.LogCaptureFixture) -> str:
     caplog.set_level(logging.WARNING, "tensorpress.press")
-    warn_of_few("conv", rows, x.shape[-1], moments_of(x))
+    warn_of_few_rows("conv", rows, x.shape[-1], column_moments(x))
     return caplog.text
 
 
@@ -29,11 +34,11 @@ def test_zeros_vary_in_no_direction(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_some_columns_are_all_of_few_and_spread_over_many() -> None:
-    assert some_of(256).tolist() == list(range(256))
-    some = some_of(1000)
+    assert sample_columns(256).tolist() == list(range(256))
+    some = sample_columns(1000)
     assert (len(some.unique()), int(some[0]), int(some[-1])) == (256, 0, 999)
 
 
 def test_the_group_that_varies_most_counts() -> None:
     second = torch.stack([torch.zeros(4, 4), torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0]))])
-    assert directions(second) == 2
+    assert count_directions(second) == 2

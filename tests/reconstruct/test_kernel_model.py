@@ -10,7 +10,7 @@ from tensorpress.decompose import truncated_svd
 from tensorpress.reconstruct.alternating_fit import fit_kernels, response_error
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.registry import scheme
 
 
@@ -93,7 +93,7 @@ def test_other_chains_have_no_closed_form() -> None:
 
 def pressed(name: str, ranks: tuple[int, ...], groups: int, chosen: list[int]) -> PrunedLayer:
     conv = torch.nn.Conv2d(6 * groups, 8 * groups, 3, groups=groups)
-    layer = scheme(name).skeleton(describe(conv), ranks, like=conv.weight)
+    layer = scheme(name).skeleton(describe_layer(conv), ranks, like=conv.weight)
     assert isinstance(layer, PrunedLayer)
     layer.keep(torch.tensor([chosen] * groups))
     return layer

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tensorpress as tp
-from tensorpress.calibrate.batches import hold
+from tensorpress.calibrate.batches import collect_batches
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.fixed_ranks import Entry
 from tensorpress.planning.plan import Plan
@@ -126,7 +126,7 @@ def test_a_pass_that_fails_leaves_the_statistics_of_norms() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     net(torch.randn(50, 4) + 3)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    held = hold([torch.randn(20, 4), torch.randn(20, 5)], net)
+    held = collect_batches([torch.randn(20, 4), torch.randn(20, 5)], net)
     with pytest.raises(RuntimeError):
         norm_statistics(net, held)
     for name, value in net.state_dict().items():

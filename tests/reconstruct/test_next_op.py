@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tensorpress.calibrate.batches import hold
-from tensorpress.reconstruct.next_op import Following, followers
+from tensorpress.calibrate.batches import collect_batches
+from tensorpress.reconstruct.next_op import Following, find_next_ops
 
 
 class Net(nn.Module):
@@ -48,8 +48,8 @@ class Twice(Net):
 
 
 def seen(model: nn.Module) -> Following:
-    batch = hold([torch.randn(2, 2, 3, 3)], model)[0]
-    return followers(model, ["one"], batch)["one"]
+    batch = collect_batches([torch.randn(2, 2, 3, 3)], model)[0]
+    return find_next_ops(model, ["one"], batch)["one"]
 
 
 def test_a_relu_behind_a_norm_is_seen() -> None:

@@ -14,7 +14,7 @@ from tensorpress.models.zoo import NETWORKS, build, network
 from tensorpress.planning import SCHEMES
 from tensorpress.ranks.rules import NAMES
 from tensorpress.runs.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
-from tensorpress.runs.recipe_plan import plan_for
+from tensorpress.runs.recipe_plan import plan_recipe
 from tensorpress.schemes.registry import LAYER_SCHEMES
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -49,7 +49,7 @@ def test_the_recipes_of_the_project(path: Path) -> None:
     recipe = read_recipe(path)
     assert parse_recipe(recipe.to_yaml()) == recipe
     net = network(recipe.network)
-    plan = plan_for(net.build(), recipe)
+    plan = plan_recipe(net.build(), recipe)
     if recipe.press is None:
         assert not plan.layers
         return
@@ -344,7 +344,7 @@ def test_a_recipe_is_planned_as_it_says() -> None:
     recipe = parse_recipe(
         changed(press={"scheme": "ada_tucker", "budget": "params=9_000", "skip": ["ip3"]})
     )
-    plan = plan_for(build("lenet300100"), recipe)
+    plan = plan_recipe(build("lenet300100"), recipe)
     assert plan.params <= 9_000
     assert plan.kept == {"ip3": "skipped by 'ip3'"}
 
@@ -361,7 +361,7 @@ def test_ranks_for_all_layers(ranks: Any, conv2: tuple[int, ...]) -> None:
     recipe = parse_recipe(text)
     assert parse_recipe(recipe.to_yaml()) == recipe
     torch.manual_seed(0)
-    plan = plan_for(build("lenet5"), recipe)
+    plan = plan_recipe(build("lenet5"), recipe)
     planned = {layer.name: layer.ranks for layer in plan.layers}
     assert (planned["conv1"], planned["conv2"]) == ((1, 8), conv2)
 

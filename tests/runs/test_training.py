@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tensorpress.errors import CorruptFileError, ModelMismatchError
 from tensorpress.planning import Plan, plan
-from tensorpress.runs.training import pressed_once
+from tensorpress.runs.training import press_once
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def test_the_second_time_it_is_the_same_without_images(
     net: nn.Module, images: list[Tensor], tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "folder" / "pressed.pt"
-    first = pressed_once(net, mixed(net), path, calibration=images, reconstruct=kind)
-    again = pressed_once(net, mixed(net), path)
+    first = press_once(net, mixed(net), path, calibration=images, reconstruct=kind)
+    again = press_once(net, mixed(net), path)
     x = images[0]
     assert torch.equal(again(x), first(x))
     assert [*again.state_dict()] == [*first.state_dict()]
@@ -51,11 +51,11 @@ def test_another_plan_and_damage_are_told(
     net: nn.Module, images: list[Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / "pressed.pt"
-    pressed_once(net, mixed(net), path, calibration=images)
+    press_once(net, mixed(net), path, calibration=images)
     example = torch.zeros(1, 6, 8, 8)
     other = plan(net, example, scheme="channel_svd", ranks=3)
     with pytest.raises(ModelMismatchError, match="checkpoint of another model"):
-        pressed_once(net, other, path)
+        press_once(net, other, path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorruptFileError, match="damaged"):
-        pressed_once(net, mixed(net), path)
+        press_once(net, mixed(net), path)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorpress.decompose import unfold
-from tensorpress.schemes.reshape_modes import aligned, axes_for
+from tensorpress.schemes.reshape_modes import align_modes, axes_for
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
 
@@ -75,20 +75,20 @@ def test_the_weights_own_order_comes_first_and_the_result_is_an_order(case):
 def test_aligned_modes_keep_their_ranks(case):
     shape, modes = case
     ranks = tuple(range(1, len(modes) + 1))
-    new_modes, new_ranks = aligned(shape, modes, ranks)
+    new_modes, new_ranks = align_modes(shape, modes, ranks)
     assert sorted(zip(new_modes, new_ranks, strict=True)) == sorted(zip(modes, ranks, strict=True))
-    assert aligned(shape, new_modes, new_ranks) == (new_modes, new_ranks)
-    assert aligned(shape, modes, ranks, keep_ranks=True) == (modes, ranks)
+    assert align_modes(shape, new_modes, new_ranks) == (new_modes, new_ranks)
+    assert align_modes(shape, modes, ranks, keep_ranks=True) == (modes, ranks)
 
 
 def test_aligned_moves_only_modes_of_equal_rank_under_a_shared_core():
-    modes, ranks = aligned((500, 800), (40, 25, 20, 20), (5, 5, 4, 4), keep_ranks=True)
+    modes, ranks = align_modes((500, 800), (40, 25, 20, 20), (5, 5, 4, 4), keep_ranks=True)
     assert ranks == (5, 5, 4, 4)
     assert sorted(modes[:2]) == [25, 40]
 
 
 def test_very_many_modes_are_left_as_given():
-    assert aligned((4, 1024), (2,) * 12, (1,) * 12) == ((2,) * 12, (1,) * 12)
+    assert align_modes((4, 1024), (2,) * 12, (1,) * 12) == ((2,) * 12, (1,) * 12)
 
 
 @given(shape_and_modes())

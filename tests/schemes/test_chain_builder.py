@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from layer_configs import CONVS, TRANSPOSED, cases
 from torch import nn
 
-from tensorpress.schemes.chain_builder import PressedLayer, chain, dense_layer, fill
-from tensorpress.schemes.layer_spec import KINDS, describe
+from tensorpress.schemes.chain_builder import PressedLayer, build_chain, dense_layer, fill_chain
+from tensorpress.schemes.layer_spec import KINDS, describe_layer
 from tensorpress.schemes.stages import Stage, compose
 
 EMPTY = torch.empty(0)
@@ -37,7 +37,7 @@ def chains(draw, spec):
 @given(data=st.data())
 def test_any_chain_computes_what_the_kernel_it_composes_to_does(kind, data):
     case = data.draw(cases(kind))
-    spec = describe(case.layer)
+    spec = describe_layer(case.layer)
     stages = data.draw(chains(spec))
     generator = torch.Generator().manual_seed(0)
     kernels = [
@@ -46,9 +46,9 @@ def test_any_chain_computes_what_the_kernel_it_composes_to_does(kind, data):
     ]
     bias = case.layer.bias
     like = case.layer.weight.detach()
-    layers, dense = chain(spec, stages, like=like), dense_layer(spec, like=like)
-    fill(layers, kernels, bias)
-    fill([dense], [compose(kernels, spec.groups)], bias)
+    layers, dense = build_chain(spec, stages, like=like), dense_layer(spec, like=like)
+    fill_chain(layers, kernels, bias)
+    fill_chain([dense], [compose(kernels, spec.groups)], bias)
     torch.testing.assert_close(
         nn.Sequential(*layers)(case.example), dense(case.example), atol=1e-9, rtol=1e-9
     )
@@ -59,21 +59,21 @@ def test_any_chain_computes_what_the_kernel_it_composes_to_does(kind, data):
 @given(data=st.data())
 def test_the_dense_layer_of_a_spec_has_that_spec(kind, data):
     case = data.draw(cases(kind))
-    spec = describe(case.layer)
+    spec = describe_layer(case.layer)
     built = dense_layer(spec, like=case.layer.weight)
     assert type(built) is type(case.layer)
-    assert describe(built) == spec
+    assert describe_layer(built) == spec
     built.load_state_dict(case.layer.state_dict())
     assert torch.equal(built(case.example), case.layer(case.example))
 
 
 def test_geometry_goes_where_its_mode_is_covered():
-    spec = describe(
+    spec = describe_layer(
         nn.ConvTranspose2d(
             8, 6, (3, 5), stride=(2, 3), padding=(1, 2), output_padding=(0, 1), dilation=(2, 1)
         )
     )
-    into, rows, columns, out = chain(
+    into, rows, columns, out = build_chain(
         spec,
         [Stage(1, 2, 8), Stage(2, 1, 1, (0,)), Stage(2, 1, 1, (1,)), Stage(1, 6, 2)],
         like=EMPTY,
@@ -91,8 +91,8 @@ def test_geometry_goes_where_its_mode_is_covered():
 
 @pytest.mark.parametrize("padding", ["same", 1])
 def test_padding_goes_only_to_stages_that_cover_a_mode(padding):
-    spec = describe(nn.Conv2d(4, 6, 3, padding=padding, padding_mode="reflect", bias=False))
-    into, core = chain(spec, [Stage(1, 2, 4), Stage(1, 6, 2, (0, 1))], like=EMPTY)
+    spec = describe_layer(nn.Conv2d(4, 6, 3, padding=padding, padding_mode="reflect", bias=False))
+    into, core = build_chain(spec, [Stage(1, 2, 4), Stage(1, 6, 2, (0, 1))], like=EMPTY)
     assert (into.padding, into.padding_mode) == ((0, 0), "zeros")
     assert (core.padding, core.padding_mode) == (
         padding if padding == "same" else (1, 1),
@@ -102,8 +102,8 @@ def test_padding_goes_only_to_stages_that_cover_a_mode(padding):
 
 
 def test_only_the_first_stage_of_an_embedding_looks_up():
-    spec = describe(nn.Embedding(9, 4, padding_idx=2, sparse=True, scale_grad_by_freq=True))
-    table, matrix = chain(spec, [Stage(1, 3, 9), Stage(1, 4, 3)], like=EMPTY)
+    spec = describe_layer(nn.Embedding(9, 4, padding_idx=2, sparse=True, scale_grad_by_freq=True))
+    table, matrix = build_chain(spec, [Stage(1, 3, 9), Stage(1, 4, 3)], like=EMPTY)
     assert isinstance(table, nn.Embedding)
     assert (table.padding_idx, table.sparse, table.scale_grad_by_freq) == (2, True, True)
     assert type(matrix) is nn.Linear
@@ -114,8 +114,8 @@ def test_only_the_first_stage_of_an_embedding_looks_up():
     "like", [torch.empty(0, dtype=torch.bfloat16), torch.empty(0, device="meta")], ids=str
 )
 def test_device_and_dtype_are_given_and_nothing_is_drawn(like):
-    spec, before = describe(nn.Linear(5, 3)), torch.get_rng_state()
-    layers = chain(spec, [Stage(1, 2, 5), Stage(1, 3, 2)], like=like)
+    spec, before = describe_layer(nn.Linear(5, 3)), torch.get_rng_state()
+    layers = build_chain(spec, [Stage(1, 2, 5), Stage(1, 3, 2)], like=like)
     assert torch.equal(torch.get_rng_state(), before)
     assert {(p.dtype, p.device) for m in layers for p in m.parameters()} == {
         (like.dtype, like.device)
@@ -125,7 +125,7 @@ def test_device_and_dtype_are_given_and_nothing_is_drawn(like):
 def test_values_are_copied_and_converted():
     layer = nn.Linear(3, 2).half()
     kernel, bias = torch.randn(1, 2, 3, dtype=torch.float64), torch.randn(2)
-    fill([layer], [kernel], bias)
+    fill_chain([layer], [kernel], bias)
     assert torch.equal(layer.weight, kernel[0].half())
     assert torch.equal(layer.bias, bias.half())
     kernel.zero_()
@@ -135,7 +135,7 @@ def test_values_are_copied_and_converted():
 
 def test_the_weight_of_half_precision_layers_is_composed_in_full():
     """Sums of 64 products lose digits in half precision, of which the result has only ten."""
-    spec, stages = describe(nn.Linear(20, 30)), (Stage(1, 64, 20), Stage(1, 30, 64))
+    spec, stages = describe_layer(nn.Linear(20, 30)), (Stage(1, 64, 20), Stage(1, 30, 64))
     pressed = PressedLayer(
         spec, stages, scheme="channel_svd", ranks=(64,), like=EMPTY.to(torch.bfloat16)
     )
@@ -148,7 +148,7 @@ def test_the_weight_of_half_precision_layers_is_composed_in_full():
 
 def test_a_pressed_layer_knows_its_bias_and_shows_its_scheme():
     for bias in (True, False):
-        spec = describe(nn.Linear(6, 4, bias=bias))
+        spec = describe_layer(nn.Linear(6, 4, bias=bias))
         stages = (Stage(1, 2, 6), Stage(1, 4, 2))
         pressed = PressedLayer(spec, stages, scheme="channel_svd", ranks=[2], like=EMPTY)
         assert pressed.held_bias() is pressed[1].bias

@@ -6,7 +6,7 @@ from torch import nn
 
 import tensorpress as tp
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.layer_spec import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme
 
@@ -59,9 +59,9 @@ def test_the_channels_kept_come_in_the_memory_format_of_the_input(
 
 def test_the_predicted_error_is_the_energy_left_out() -> None:
     conv = nn.Conv2d(10, 8, 3, groups=2)
-    chosen, spec = scheme("channel_pruning"), describe(conv)
+    chosen, spec = scheme("channel_pruning"), describe_layer(conv)
     candidates = [(channels,) for channels in range(1, 6)]
-    found = chosen.errors(spec, kernel_of(conv, spec).double(), candidates)
+    found = chosen.errors(spec, layer_kernel(conv, spec).double(), candidates)
     for ranks, error in zip(candidates, found, strict=True):
         pressed = press_layer(conv, "channel_pruning", ranks)
         assert pressed.relative_error**2 == pytest.approx(error, abs=1e-12)

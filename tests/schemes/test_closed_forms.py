@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tensor_train import TrainOfMatrix
@@ -54,7 +54,7 @@ def test_spatial_svd_is_its_two_filter_banks():
 def test_spatial_svd_is_cheaper_below_the_rank_of_tai(inputs, outputs, size):
     """Cheaper iff K < d·N·C / (N + C): in parameters, and without strides in multiplications."""
     layer = nn.Conv2d(inputs, outputs, size, padding="same", bias=False, device="meta")
-    (largest,) = scheme("spatial_svd").largest_ranks(describe(layer))
+    (largest,) = scheme("spatial_svd").largest_ranks(describe_layer(layer))
     dense = prod(layer.weight.shape)
     for rank in range(1, largest + 1):
         cost = scheme("spatial_svd").cost(layer, rank, (20, 20))
@@ -146,7 +146,7 @@ def test_cp_costs_as_lebedev_et_al_say(name):
     assert cost.params == rank * (s + d + d + t)
     rows, both = 6 * 18, 6 * 6
     assert cost.macs == rank * (12 * 18 * s + rows * d + both * d + both * t)
-    pressed = scheme(name).skeleton(describe(layer), (rank,), like=layer.weight)
+    pressed = scheme(name).skeleton(describe_layer(layer), (rank,), like=layer.weight)
     assert [part.groups for part in pressed] == [1, rank, rank, 1]
     assert [part.kernel_size for part in pressed] == [(1, 1), (d, 1), (1, d), (1, 1)]
 
@@ -184,7 +184,7 @@ def test_a_train_is_within_the_bound_of_its_unfoldings():
 def test_the_fully_connected_layer_of_vgg(rank, params):
     """Novikov et al. 2015, table 2: 25088×4096 in six cores."""
     form = TrainOfMatrix("tt", "", row_modes=(4,) * 6, column_modes=(2, 7, 8, 8, 7, 4))
-    spec = describe(nn.Linear(25088, 4096, device="meta"))
+    spec = describe_layer(nn.Linear(25088, 4096, device="meta"))
     assert form.refusal(spec) is None
     assert form.params(spec, (rank,) * 5) == params + 4096
     assert form.cost(nn.Linear(25088, 4096, bias=False, device="meta"), rank).params == params

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from test_every_scheme import every_scheme, holds_for_every_scheme, samples, taken
 from torch import nn
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer_spec import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.schemes.rank_grid import discarded, thinned
+from tensorpress.schemes.rank_grid import discarded_energy, thin_grid
 from tensorpress.schemes.registry import scheme
 
 BY_SVD = ("channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in", "tucker1_out")
@@ -28,9 +28,9 @@ def seeded(build, seed=0):
 
 def curve(name, layer, candidates=None):
     """Candidates and their predicted errors, all ranks of a small layer unless given."""
-    spec, form = describe(layer), scheme(name)
+    spec, form = describe_layer(layer), scheme(name)
     found = form.candidates(spec) if candidates is None else candidates
-    return found, form.errors(spec, working(kernel_of(layer, spec)), found)
+    return found, form.errors(spec, to_working_precision(layer_kernel(layer, spec)), found)
 
 
 def pressed_error(name, layer, ranks):
@@ -41,7 +41,7 @@ def pressed_error(name, layer, ranks):
 
 
 def attainable_ranks(data, name, layer):
-    spec = describe(layer)
+    spec = describe_layer(layer)
     largest = scheme(name).largest_ranks(spec)
     ranks = data.draw(st.tuples(*(st.integers(1, most) for most in largest)))
     return scheme(name).attainable(spec, ranks)
@@ -58,8 +58,8 @@ def test_the_predicted_error_is_that_of_the_pressed_layer(name, data):
 @holds_for_every_scheme(20, ["tucker2"])
 def test_the_hosvd_bounds_what_hooi_from_it_leaves(name, data):
     layer = data.draw(taken(name)).layer
-    spec, form = describe(layer), scheme(name)
-    kernel = working(kernel_of(layer, spec))
+    spec, form = describe_layer(layer), scheme(name)
+    kernel = to_working_precision(layer_kernel(layer, spec))
     spectra = form.spectra(spec, kernel)
     ranks = [attainable_ranks(data, name, layer) for _ in range(3)]
     for chosen, bound in zip(*curve(name, layer, ranks), strict=True):
@@ -84,7 +84,7 @@ def test_cp_errors_are_those_of_the_fit(name):
 @holds_for_every_scheme(10)
 def test_candidates_are_attainable_ascending_and_smaller_than_the_dense_layer(name, data):
     layer = data.draw(taken(name)).layer
-    spec, form = describe(layer), scheme(name)
+    spec, form = describe_layer(layer), scheme(name)
     round_to = data.draw(st.integers(1, 6))
     found = form.candidates(spec, round_to)
     assert len(set(found)) == len(found)
@@ -99,7 +99,7 @@ def test_candidates_are_attainable_ascending_and_smaller_than_the_dense_layer(na
 
 @holds_for_every_scheme(10, (*BY_SVD, "tucker2"))
 def test_small_layers_miss_no_rank(name, data):
-    spec, form = describe(data.draw(taken(name)).layer), scheme(name)
+    spec, form = describe_layer(data.draw(taken(name)).layer), scheme(name)
     every = product(*(range(1, most + 1) for most in form.largest_ranks(spec)))
     attainable = {form.attainable(spec, ranks) for ranks in every}
     small = {ranks for ranks in attainable if form.params(spec, ranks) < spec.params}
@@ -109,7 +109,7 @@ def test_small_layers_miss_no_rank(name, data):
 @pytest.mark.parametrize("name", [*BY_SVD, "tucker2"])
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_candidates_of_large_layers_are_close_and_few(name, round_to):
-    spec = describe(nn.Conv2d(256, 512, 3))
+    spec = describe_layer(nn.Conv2d(256, 512, 3))
     found = scheme(name).candidates(spec, round_to)
     shares = [scheme(name).params(spec, ranks) / spec.params for ranks in found]
     steps = [high - low for low, high in pairwise(shares)]
@@ -125,7 +125,7 @@ def test_candidates_of_large_layers_are_close_and_few(name, round_to):
 
 @pytest.mark.parametrize("name", ["cp", *BY_TT_SVD])
 def test_where_errors_take_decompositions_candidates_are_few(name):
-    spec = describe(nn.Conv2d(64, 128, 3))
+    spec = describe_layer(nn.Conv2d(64, 128, 3))
     found = scheme(name).candidates(spec)
     assert 5 <= len(found) <= 8
     params = [scheme(name).params(spec, ranks) for ranks in found]
@@ -142,14 +142,18 @@ def test_of_a_matrix_tucker2_is_its_svd():
 
 
 def test_ranks_too_coarse_to_be_smaller_leave_no_candidates():
-    spec = describe(nn.Linear(20, 20))
+    spec = describe_layer(nn.Linear(20, 20))
     assert scheme("channel_svd").candidates(spec, 16) == []
-    assert scheme("tucker2").candidates(describe(nn.Conv2d(4, 4, 3)), 16) == []
+    assert scheme("tucker2").candidates(describe_layer(nn.Conv2d(4, 4, 3)), 16) == []
 
 
 @every_scheme
 def test_candidates_are_no_multiples_of_nothing(name):
-    spec = next(describe(layer) for layer in samples() if not scheme(name).refusal(describe(layer)))
+    spec = next(
+        describe_layer(layer)
+        for layer in samples()
+        if not scheme(name).refusal(describe_layer(layer))
+    )
     with pytest.raises(InvalidArgumentError, match="multiples of 1 or more, not of 0"):
         scheme(name).candidates(spec, 0)
 
@@ -157,9 +161,9 @@ def test_candidates_are_no_multiples_of_nothing(name):
 @every_scheme
 def test_zero_weights_have_no_error_at_any_rank(name):
     for layer in samples():
-        if scheme(name).refusal(describe(layer)) is None:
+        if scheme(name).refusal(describe_layer(layer)) is None:
             torch.nn.init.zeros_(layer.weight)
-            candidates = scheme(name).candidates(describe(layer))
+            candidates = scheme(name).candidates(describe_layer(layer))
             assert curve(name, layer, candidates)[1] == [0.0] * len(candidates)
             assert curve(name, layer, [])[1] == []
 
@@ -180,14 +184,14 @@ def test_neither_the_scale_nor_a_default_device_matters(name):
 def test_what_is_discarded_is_counted_over_all_matrices(groups):
     values = torch.tensor(groups, dtype=torch.float64).sort(descending=True).values
     total = float(values.square().sum())
-    for rank, found in enumerate(discarded(values, range(4))):
+    for rank, found in enumerate(discarded_energy(values, range(4))):
         expected = float(values[:, rank:].square().sum())
         assert found * total == pytest.approx(expected, rel=1e-12)
 
 
 def test_ranks_are_thinned_up_to_where_they_fit():
-    assert thinned(lambda n: (n,), lambda ranks: ranks[0] < 1, 9, (0.5, 1.0)) == []
-    assert thinned(lambda n: (n,), lambda ranks: ranks[0] < 99, 9, (0.01, 0.02, 1.0)) == [
+    assert thin_grid(lambda n: (n,), lambda ranks: ranks[0] < 1, 9, (0.5, 1.0)) == []
+    assert thin_grid(lambda n: (n,), lambda ranks: ranks[0] < 99, 9, (0.01, 0.02, 1.0)) == [
         (1,),
         (9,),
     ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
@@ -62,11 +62,11 @@ def taken(draw: st.DrawFn, name: str, *, grouped: bool = False) -> Case:
 
 
 def is_taken(name: str, layer: nn.Module) -> bool:
-    return scheme(name).refusal(describe(layer)) is None
+    return scheme(name).refusal(describe_layer(layer)) is None
 
 
 def draw_ranks(data: st.DataObject, name: str, layer: nn.Module) -> tuple[int, ...]:
-    largest = scheme(name).largest_ranks(describe(layer))
+    largest = scheme(name).largest_ranks(describe_layer(layer))
     return data.draw(st.tuples(*(st.integers(1, most) for most in largest)))
 
 
@@ -109,7 +109,7 @@ def test_the_unpressed_layer_computes_the_same(name: str, data: st.DataObject) -
     pressed = press_layer(case.layer, name, draw_ranks(data, name, case.layer))
     dense = unpress_layer(pressed)
     assert type(dense) is type(case.layer)
-    assert describe(dense) == describe(case.layer)
+    assert describe_layer(dense) == describe_layer(case.layer)
     assert torch.allclose(dense(case.example), pressed(case.example), atol=1e-9)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tensorpress.decompose import tucker_to_tensor
-from tensorpress.schemes.tucker_weight import TuckerWeight, balanced, initial_std
+from tensorpress.schemes.tucker_weight import TuckerWeight, balance_tucker, initial_std
 
 
 def rms(tensor):
@@ -78,23 +78,23 @@ def test_balancing_keeps_every_weight_and_equalises_sizes(first, second):
         )
         for scales in (first[1:], second)
     ]
-    new_core, new_layers = balanced(core, layers)
+    new_core, new_layers = balance_tucker(core, layers)
     for old, new in zip(layers, new_layers, strict=True):
         torch.testing.assert_close(tucker_to_tensor(new_core, new), tucker_to_tensor(core, old))
         sizes = [rms(m) for m in new]
         assert sizes == pytest.approx([sizes[0]] * 3)
-    alone, [matrices] = balanced(core, layers[:1])
+    alone, [matrices] = balance_tucker(core, layers[:1])
     assert [rms(m) for m in matrices] == pytest.approx([rms(alone)] * 3)
 
 
 def test_a_shared_core_gets_the_mean_of_what_the_layers_would_give_it():
     core, matrices = torch.ones(2, 2), [(torch.ones(3, 2), torch.ones(4, 2))]
     other = [(64 * torch.ones(3, 2), torch.ones(5, 2))]
-    alone = [rms(balanced(core, layer)[0]) for layer in (matrices, other)]
-    assert rms(balanced(core, matrices + other)[0]) == pytest.approx(prod(alone) ** 0.5)
+    alone = [rms(balance_tucker(core, layer)[0]) for layer in (matrices, other)]
+    assert rms(balance_tucker(core, matrices + other)[0]) == pytest.approx(prod(alone) ** 0.5)
 
 
 def test_zero_factors_are_left_alone():
-    core, [matrices] = balanced(torch.zeros(2, 2), [(torch.ones(3, 2), torch.ones(4, 2))])
+    core, [matrices] = balance_tucker(torch.zeros(2, 2), [(torch.ones(3, 2), torch.ones(4, 2))])
     assert float(core.abs().max()) == 0
     assert all(torch.equal(m, torch.ones_like(m)) for m in matrices)

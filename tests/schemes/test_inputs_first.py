@@ -6,7 +6,12 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes import chain_builder
-from tensorpress.schemes.layer_spec import describe, kernel_of, unpressable, weight_of
+from tensorpress.schemes.layer_spec import (
+    describe_layer,
+    kernel_to_weight,
+    layer_kernel,
+    refuse_layer,
+)
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 
@@ -26,25 +31,25 @@ def both():
 
 
 def takers():
-    spec = describe(Conv1D(OUTPUTS, INPUTS))
+    spec = describe_layer(Conv1D(OUTPUTS, INPUTS))
     return [name for name in LAYER_SCHEMES if scheme(name).refusal(spec) is None]
 
 
 def test_it_is_described_as_the_linear_it_is_but_for_how_its_weight_lies():
     layer, linear = both()
-    spec, same = describe(layer), describe(linear)
+    spec, same = describe_layer(layer), describe_layer(linear)
     assert spec.inputs_first
     assert not same.inputs_first
     assert (spec.kind, spec.kernel_shape, spec.params) == ("Linear", same.kernel_shape, same.params)
     assert spec.weight_shape == (INPUTS, OUTPUTS)
-    kernel = kernel_of(layer, spec)
-    assert torch.equal(kernel, kernel_of(linear, same))
-    assert torch.equal(weight_of(kernel, spec), layer.weight)
+    kernel = layer_kernel(layer, spec)
+    assert torch.equal(kernel, layer_kernel(linear, same))
+    assert torch.equal(kernel_to_weight(kernel, spec), layer.weight)
 
 
 def test_it_is_taken_by_the_schemes_that_take_a_linear():
     assert takers() == [
-        name for name in LAYER_SCHEMES if scheme(name).refusal(describe(both()[1])) is None
+        name for name in LAYER_SCHEMES if scheme(name).refusal(describe_layer(both()[1])) is None
     ]
 
 
@@ -70,7 +75,9 @@ def test_its_skeleton_takes_the_state_of_the_pressed_layer(name):
     pressed = press_layer(layer, name, 2)
     state = torch.get_rng_state()
     ranks = scheme(name).choose_ranks(layer, 2)
-    empty = scheme(name).skeleton(describe(layer), ranks, like=layer.weight.detach().to("meta"))
+    empty = scheme(name).skeleton(
+        describe_layer(layer), ranks, like=layer.weight.detach().to("meta")
+    )
     assert torch.equal(torch.get_rng_state(), state)
     empty.load_state_dict(pressed.state_dict(), assign=True)
     x = torch.randn(3, INPUTS)
@@ -82,14 +89,14 @@ def test_one_with_a_forward_pass_of_its_own_is_refused():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    assert "it is a Conv1D with a forward pass of its own" in unpressable(Doubled(4, 3))
+    assert "it is a Conv1D with a forward pass of its own" in refuse_layer(Doubled(4, 3))
 
 
 def test_a_class_of_that_name_that_is_another_is_refused():
     class Conv1D(nn.Module):
         pass
 
-    assert unpressable(Conv1D()).startswith("only Linear")
+    assert refuse_layer(Conv1D()).startswith("only Linear")
 
 
 def test_without_transformers_there_is_no_way_back(monkeypatch):

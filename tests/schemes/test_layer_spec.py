@@ -12,10 +12,10 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import (
     KINDS,
     LayerSpec,
-    describe,
-    kernel_of,
-    unpressable,
-    weight_of,
+    describe_layer,
+    kernel_to_weight,
+    layer_kernel,
+    refuse_layer,
 )
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 
@@ -110,9 +110,9 @@ REFUSED = {
 def test_what_cannot_be_taken_apart_is_told_with_the_reason(name):
     make, reason = REFUSED[name]
     layer = make()
-    assert unpressable(layer) is not None
+    assert refuse_layer(layer) is not None
     with pytest.raises(InvalidArgumentError, match=f"cannot be pressed: .*{reason}"):
-        describe(layer)
+        describe_layer(layer)
     with pytest.raises(InvalidArgumentError, match=reason):
         scheme("channel_svd").press(layer, 1)
 
@@ -120,9 +120,9 @@ def test_what_cannot_be_taken_apart_is_told_with_the_reason(name):
 @old_style
 def test_old_weight_norm_is_refused_until_it_is_removed():
     layer = nn.utils.weight_norm(nn.Linear(4, 3))
-    assert "weight norm" in unpressable(layer)
+    assert "weight norm" in refuse_layer(layer)
     nn.utils.remove_weight_norm(layer)
-    assert unpressable(layer) is None
+    assert refuse_layer(layer) is None
 
 
 @pytest.mark.parametrize(
@@ -137,24 +137,24 @@ def test_old_weight_norm_is_refused_until_it_is_removed():
 def test_hooks_are_refused_until_they_are_removed(hook):
     layer = nn.Linear(4, 3)
     handle = getattr(layer, hook)(lambda *_: None)
-    assert "hooks" in unpressable(layer)
+    assert "hooks" in refuse_layer(layer)
     handle.remove()
-    assert unpressable(layer) is None
+    assert refuse_layer(layer) is None
 
 
 def test_a_lazy_layer_can_be_pressed_once_it_has_run():
     layer = nn.LazyLinear(3)
     layer(torch.ones(1, 5))
-    assert describe(layer) == describe(nn.Linear(5, 3))
+    assert describe_layer(layer) == describe_layer(nn.Linear(5, 3))
 
 
 def test_a_subclass_that_computes_the_same_is_its_base():
-    assert describe(Renamed(4, 3, 3)) == describe(nn.Conv2d(4, 3, 3))
+    assert describe_layer(Renamed(4, 3, 3)) == describe_layer(nn.Conv2d(4, 3, 3))
 
 
 def test_the_refusal_shows_the_layer():
     with pytest.raises(InvalidArgumentError, match=r"BatchNorm1d\(7, eps=.*\) cannot be pressed"):
-        describe(nn.BatchNorm1d(7))
+        describe_layer(nn.BatchNorm1d(7))
 
 
 def test_a_layer_without_values_has_costs_and_ranks_but_cannot_be_pressed():
@@ -169,7 +169,7 @@ def test_a_layer_without_values_has_costs_and_ranks_but_cannot_be_pressed():
 
 
 def test_a_spec_alone_has_costs_but_no_spectra():
-    spec = describe(nn.Conv2d(16, 32, 3))
+    spec = describe_layer(nn.Conv2d(16, 32, 3))
     assert scheme("tucker2").cost(spec, 0.5, (8, 8)).params == 8 * 16 + 9 * 8 * 16 + 16 * 32 + 32
     with pytest.raises(InvalidArgumentError, match="'evbmf' needs the layer itself"):
         scheme("tucker2").choose_ranks(spec, "evbmf")
@@ -186,7 +186,7 @@ def test_every_attribute_of_a_convolution_is_described():
         groups=2,
         dilation=(1, 2),
     )
-    assert describe(layer) == LayerSpec(
+    assert describe_layer(layer) == LayerSpec(
         "ConvTranspose2d",
         inputs=4,
         outputs=6,
@@ -199,14 +199,14 @@ def test_every_attribute_of_a_convolution_is_described():
         bias=True,
     )
     padded = nn.Conv1d(4, 6, 3, padding=2, padding_mode="circular", bias=False)
-    spec = describe(padded)
+    spec = describe_layer(padded)
     assert (spec.padding, spec.padding_mode, spec.bias) == ((2,), "circular", False)
-    assert describe(nn.Conv2d(4, 6, 3, padding="valid")).padding == (0, 0)
+    assert describe_layer(nn.Conv2d(4, 6, 3, padding="valid")).padding == (0, 0)
 
 
 def test_every_attribute_of_an_embedding_is_described():
     layer = nn.Embedding(9, 4, padding_idx=-1, sparse=True, scale_grad_by_freq=True)
-    assert describe(layer) == LayerSpec(
+    assert describe_layer(layer) == LayerSpec(
         "Embedding", 9, 4, padding_idx=8, sparse=True, scale_grad_by_freq=True
     )
 
@@ -216,7 +216,7 @@ def test_every_attribute_of_an_embedding_is_described():
 @given(data=st.data())
 def test_shapes_and_parameters_are_those_of_the_layer(kind, data):
     case = data.draw(cases(kind))
-    spec = describe(case.layer)
+    spec = describe_layer(case.layer)
     assert spec.weight_shape == case.layer.weight.shape
     assert spec.params == sum(p.numel() for p in case.layer.parameters())
 
@@ -226,11 +226,11 @@ def test_shapes_and_parameters_are_those_of_the_layer(kind, data):
 @given(data=st.data())
 def test_kernel_and_weight_are_views_of_each_other(kind, data):
     case = data.draw(cases(kind))
-    spec, weight = describe(case.layer), case.layer.weight
-    kernel = kernel_of(case.layer, spec)
+    spec, weight = describe_layer(case.layer), case.layer.weight
+    kernel = layer_kernel(case.layer, spec)
     assert kernel.shape == spec.kernel_shape
     assert kernel.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
-    again = weight_of(kernel, spec)
+    again = kernel_to_weight(kernel, spec)
     assert torch.equal(again, weight)
     assert again.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
 
@@ -240,7 +240,7 @@ def test_kernel_and_weight_are_views_of_each_other(kind, data):
 @given(data=st.data())
 def test_output_sizes_are_those_of_the_layer(kind, data):
     case: Case = data.draw(cases(kind))
-    spec = describe(case.layer)
+    spec = describe_layer(case.layer)
     found = spec.output_sizes(case.sizes, tuple(range(spec.order)))
     shape = case.layer(case.example).shape
     assert found == (tuple(shape[2:]) if spec.order else case.sizes)
@@ -248,13 +248,13 @@ def test_output_sizes_are_those_of_the_layer(kind, data):
 
 def test_the_kernel_is_ordered_by_group_output_input_and_space():
     conv = nn.Conv2d(4, 6, (2, 3), groups=2)
-    kernel = kernel_of(conv, describe(conv))
+    kernel = layer_kernel(conv, describe_layer(conv))
     assert kernel[1, 2, 0, 1, 2] == conv.weight[5, 0, 1, 2]
     transposed = nn.ConvTranspose2d(4, 6, (2, 3), groups=2)
-    kernel = kernel_of(transposed, describe(transposed))
+    kernel = layer_kernel(transposed, describe_layer(transposed))
     assert kernel[1, 2, 0, 1, 2] == transposed.weight[2, 2, 1, 2]
     table = nn.Embedding(5, 3)
-    assert kernel_of(table, describe(table))[0, 2, 4] == table.weight[4, 2]
+    assert layer_kernel(table, describe_layer(table))[0, 2, 4] == table.weight[4, 2]
 
 
 def test_sizes_too_small_for_the_kernel_have_no_cost():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.errors import CorruptFileError
-from tensorpress.schemes.layer_spec import describe, kernel_of
+from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
 from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme
@@ -57,9 +57,9 @@ def test_channels_left_out_reach_the_first_part_no_more() -> None:
 def test_predicted_errors_are_bounds_that_are_exact_without_an_alternation() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(10, 8, 3)
-    chosen, spec = scheme("low_rank_sparse"), describe(conv)
+    chosen, spec = scheme("low_rank_sparse"), describe_layer(conv)
     candidates = chosen.candidates(spec)
-    bounds = chosen.errors(spec, kernel_of(conv, spec).double(), candidates)
+    bounds = chosen.errors(spec, layer_kernel(conv, spec).double(), candidates)
     for ranks, bound in zip(candidates, bounds, strict=True):
         error = press_layer(conv, "low_rank_sparse", ranks).relative_error
         assert error**2 <= bound * (1 + 1e-6)
@@ -69,7 +69,7 @@ def test_predicted_errors_are_bounds_that_are_exact_without_an_alternation() -> 
 def test_the_choice_travels_with_the_state() -> None:
     conv = planted(nn.Conv2d(8, 6, 3), [1, 4], 1)
     pressed = press_layer(conv, "low_rank_sparse", (2, 1))
-    other = scheme("low_rank_sparse").skeleton(describe(conv), (2, 1), like=torch.empty(0))
+    other = scheme("low_rank_sparse").skeleton(describe_layer(conv), (2, 1), like=torch.empty(0))
     other.load_state_dict(pressed.state_dict())
     x: Tensor = torch.randn(1, 8, 5, 5)
     torch.testing.assert_close(other(x), pressed(x))

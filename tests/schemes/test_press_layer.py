@@ -12,7 +12,7 @@ from tensorpress.ranks import EnergyRanks, FixedRanks, evbmf
 from tensorpress.schemes.base import Cost, Factorized, LayerScheme
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
-from tensorpress.schemes.stages import Stage, flat
+from tensorpress.schemes.stages import Stage, pointwise_kernel
 
 
 def seeded(build):
@@ -169,7 +169,7 @@ class FirstChannels(LayerScheme):
         (rank,) = ranks
         chosen = torch.eye(rank, spec.inputs, dtype=kernel.dtype)[None]
         left = kernel[:, :, rank:].norm() / kernel.norm()
-        return Factorized([flat(chosen, spec), kernel[:, :, :rank]], float(left))
+        return Factorized([pointwise_kernel(chosen, spec), kernel[:, :, :rank]], float(left))
 
 
 def test_a_scheme_of_ones_own():

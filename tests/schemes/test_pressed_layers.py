@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
 
@@ -41,7 +41,7 @@ def _taken(name):
     return [
         (kind, layer, press_layer(layer, name, 2), x)
         for kind, (layer, x) in seeded(layers)
-        if scheme(name).refusal(describe(layer)) is None
+        if scheme(name).refusal(describe_layer(layer)) is None
     ]
 
 
@@ -137,7 +137,7 @@ def test_a_deep_copy_computes_the_same_and_is_independent(name):
 @every_scheme
 def test_a_state_dict_fills_the_skeleton(name):
     for _, layer, pressed, x in taken(name):
-        spec = describe(layer)
+        spec = describe_layer(layer)
         ranks = scheme(name).choose_ranks(layer, 2)
         like = layer.weight.detach()
         empty = scheme(name).skeleton(spec, ranks, like=like)

@@ -9,7 +9,7 @@ from torch import nn
 
 import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning import plan_of
+from tensorpress.planning import plan_from_model
 from tensorpress.schemes.tucker_weight import TuckerWeight, tucker_weight
 
 LAYER = {"modes": [10, 4, 9], "ranks": [4, 2, 5], "reduced": True}
@@ -56,7 +56,7 @@ def test_drawn_factors_give_the_weight_the_deviation_of_the_initializer():
 @pytest.mark.parametrize("ranks", [[4, 2, 5], [10, 4, 9], [10, 1, 1]])
 def test_files_and_plans_keep_it(tmp_path, ranks):
     net = pressed(start="kaiming", ranks=ranks)
-    again = plan_of(net)
+    again = plan_from_model(net)
     assert again.layers[0].core == "reduced"
     assert type(again).from_dict(again.to_dict()) == again
     assert again.layers[0].factor_params == tucker_weight(net[0]).num_params
@@ -64,7 +64,7 @@ def test_files_and_plans_keep_it(tmp_path, ranks):
     tp.save(net, tmp_path / "a.tpz")
     loaded = tp.load(tmp_path / "a.tpz", model())
     inputs = torch.randn(5, 18)
-    assert plan_of(loaded).layers == again.layers
+    assert plan_from_model(loaded).layers == again.layers
     torch.testing.assert_close(loaded(inputs), net.eval()(inputs), rtol=0.1, atol=0.1)
 
 

@@ -8,8 +8,16 @@ from layer_configs import cases
 from torch import nn
 
 from tensorpress.measure import count_macs, count_params
-from tensorpress.schemes.layer_spec import KINDS, describe
-from tensorpress.schemes.stages import Stage, along, compose, dense_stage, flat, macs, params
+from tensorpress.schemes.layer_spec import KINDS, describe_layer
+from tensorpress.schemes.stages import (
+    Stage,
+    axis_kernel,
+    compose,
+    dense_stage,
+    macs,
+    params,
+    pointwise_kernel,
+)
 
 
 def randn(*shape):
@@ -21,7 +29,7 @@ def randn(*shape):
 @given(data=st.data())
 def test_the_dense_layer_is_a_chain_of_one(kind, data):
     case = data.draw(cases(kind))
-    spec = describe(case.layer)
+    spec = describe_layer(case.layer)
     alone = [dense_stage(spec)]
     assert alone[0].kernel_shape(spec) == spec.kernel_shape
     assert params(spec, alone) == spec.params == count_params(case.layer)
@@ -29,7 +37,7 @@ def test_the_dense_layer_is_a_chain_of_one(kind, data):
 
 
 def test_a_stage_has_one_entry_along_modes_it_does_not_cover():
-    spec = describe(nn.Conv3d(4, 6, (2, 3, 5)))
+    spec = describe_layer(nn.Conv3d(4, 6, (2, 3, 5)))
     stage = Stage(2, 7, 4, (0, 2))
     assert stage.kernel(spec) == (2, 1, 5)
     assert stage.kernel_shape(spec) == (2, 7, 4, 2, 1, 5)
@@ -39,7 +47,7 @@ def test_a_stage_has_one_entry_along_modes_it_does_not_cover():
 
 def test_macs_follow_the_stride_stage_by_stage():
     """The vertical stride halves the rows only from the stage on that covers them."""
-    spec = describe(nn.Conv2d(4, 6, (3, 5), stride=(2, 3), padding=(1, 2), bias=False))
+    spec = describe_layer(nn.Conv2d(4, 6, (3, 5), stride=(2, 3), padding=(1, 2), bias=False))
     chain = [Stage(1, 2, 4), Stage(1, 2, 2, (0,)), Stage(1, 2, 2, (1,)), Stage(1, 6, 2)]
     expected = [16 * 18 * 2 * 4, 8 * 18 * 2 * 2 * 3, 8 * 6 * 2 * 2 * 5, 8 * 6 * 6 * 2]
     assert macs(spec, chain, (16, 18)) == sum(expected)
@@ -47,13 +55,13 @@ def test_macs_follow_the_stride_stage_by_stage():
 
 
 def test_macs_of_a_transposed_convolution_are_counted_at_its_input():
-    spec = describe(nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1, padding=1))
+    spec = describe_layer(nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1, padding=1))
     chain = [Stage(1, 2, 4), Stage(1, 2, 2, (0,)), Stage(1, 6, 2)]
     assert macs(spec, chain, (10,)) == 10 * 8 + 10 * 12 + 20 * 12
 
 
 def test_a_look_up_is_free_and_what_follows_is_not():
-    spec = describe(nn.Embedding(100, 8))
+    spec = describe_layer(nn.Embedding(100, 8))
     assert macs(spec, [dense_stage(spec)], (5,)) == 0
     assert macs(spec, [Stage(1, 3, 100), Stage(1, 8, 3)], (5,)) == 5 * 3 * 8
 
@@ -103,9 +111,9 @@ def test_composing_keeps_the_dtype_and_is_differentiable():
 
 
 def test_matrices_and_single_modes_become_canonical_kernels():
-    spec = describe(nn.Conv3d(4, 6, (2, 3, 5)))
-    assert flat(randn(1, 6, 4), spec).shape == (1, 6, 4, 1, 1, 1)
+    spec = describe_layer(nn.Conv3d(4, 6, (2, 3, 5)))
+    assert pointwise_kernel(randn(1, 6, 4), spec).shape == (1, 6, 4, 1, 1, 1)
     kernel = randn(1, 6, 4, 3)
-    assert torch.equal(along(kernel, spec, 1)[:, :, :, 0, :, 0], kernel)
-    assert along(kernel, spec, -1).shape == (1, 6, 4, 1, 1, 3)
-    assert flat(randn(1, 6, 4), describe(nn.Linear(4, 6))).shape == (1, 6, 4)
+    assert torch.equal(axis_kernel(kernel, spec, 1)[:, :, :, 0, :, 0], kernel)
+    assert axis_kernel(kernel, spec, -1).shape == (1, 6, 4, 1, 1, 3)
+    assert pointwise_kernel(randn(1, 6, 4), describe_layer(nn.Linear(4, 6))).shape == (1, 6, 4)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tensorpress.decompose.tt_matvec import tt_macs
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer_spec import describe
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tensor_train import TrainOfMatrix, covering_modes
@@ -21,7 +21,7 @@ from tensorpress.schemes.tt_layers import TTEmbedding, TTLinear
 def filled(kind, layer, row_modes, column_modes, ranks):
     """A tensor-train layer in float64 with random cores."""
     like = torch.empty(0, dtype=torch.float64)
-    made = kind(describe(layer), row_modes, column_modes, ranks, scheme="x", like=like)
+    made = kind(describe_layer(layer), row_modes, column_modes, ranks, scheme="x", like=like)
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():
         parameter.data.normal_(generator=generator)
@@ -184,14 +184,14 @@ def test_a_large_table_has_its_cost_without_being_held():
     """The vocabulary of GPT-2, 50257 = 29·1733, in five modes."""
     table = nn.Embedding(50257, 768, device="meta")
     form = scheme("tensor_train")
-    rows, columns = TrainOfMatrix("x", "").modes(describe(table))
+    rows, columns = TrainOfMatrix("x", "").modes(describe_layer(table))
     assert prod(columns) == 768
     assert 50257 <= prod(rows) < 1.1 * 50257
     ranks = form.choose_ranks(table, 16)
     ends = zip((1, *ranks), (*ranks, 1), rows, columns, strict=True)
     params = sum(before * m * n * after for before, after, m, n in ends)
     assert form.cost(table, 16).params == params < 50257 * 768 / 1000
-    pressed = form.skeleton(describe(table), ranks, like=table.weight)
+    pressed = form.skeleton(describe_layer(table), ranks, like=table.weight)
     assert sum(p.numel() for p in pressed.parameters()) == params
 
 

@@ -176,7 +176,7 @@ def test_the_test_images_are_not_looked_at_without_a_pick(
     tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tensorpress.runs.training.Phases.test_error", None)
-    monkeypatch.setattr("tensorpress.sweep.sweep._test_error", None)
+    monkeypatch.setattr(sys.modules["tensorpress.sweep.sweep"], "_test_error", None)
     assert swept(tmp_path / "out", seeds=(0,))["picks"] == []
 
 

@@ -7,7 +7,7 @@ from tiny_sweeps import RECIPE, sweep_text
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
 from tensorpress.sweep import SweepFile, Variant, read_sweep
-from tensorpress.sweep.variants import variants, with_settings
+from tensorpress.sweep.variants import apply_settings, variants
 
 OURS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
@@ -88,7 +88,7 @@ def test_an_id_is_of_the_recipe_alone(tmp_path: Path) -> None:
 
 def test_keys_with_dots_in_them_are_found() -> None:
     content = {"overrides": {"a.b": {"ranks": 1}, "a": {"b": {"ranks": 2}}}}
-    changed = with_settings(content, {"overrides.a.b.ranks": 5, "overrides.c.d": 6})
+    changed = apply_settings(content, {"overrides.a.b.ranks": 5, "overrides.c.d": 6})
     assert changed == {"overrides": {"a.b": {"ranks": 5}, "a": {"b": {"ranks": 2}}, "c": {"d": 6}}}
     assert content["overrides"]["a.b"] == {"ranks": 1}
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.utils.atomic_files import replacing, write_atomically
+from tensorpress.utils.atomic_files import replace_file, write_atomically
 
 
 def test_content_is_replaced_and_nothing_else_stays(tmp_path):
@@ -21,7 +21,7 @@ def test_failure_while_writing_keeps_the_old_file(tmp_path):
     path.write_bytes(b"old")
 
     def write_half():
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             temporary.write_bytes(b"half of the n")
             raise ZeroDivisionError
 

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.utils.lazy_tensor import deferred
+from tensorpress.utils.lazy_tensor import defer
 
 
 class Counted:
@@ -21,7 +21,7 @@ class Counted:
 
 def test_dtype_and_device_take_nothing_to_be_made():
     make = Counted(torch.ones(3, 2, dtype=torch.float16))
-    found = deferred(make, like=make.value)
+    found = defer(make, like=make.value)
     assert isinstance(found, torch.Tensor)
     assert (found.dtype, found.device) == (torch.float16, torch.device("cpu"))
     assert make.times == 0
@@ -31,7 +31,7 @@ def test_dtype_and_device_take_nothing_to_be_made():
 
 def test_functions_methods_and_operators_see_the_values():
     make = Counted(torch.randn(3, 2))
-    found, x = deferred(make, like=make.value), torch.randn(4, 2)
+    found, x = defer(make, like=make.value), torch.randn(4, 2)
     assert torch.equal(functional.linear(x, found), functional.linear(x, make.value))
     assert torch.equal(x @ found.T, x @ make.value.T)
     assert torch.equal(torch.cat([found, make.value]), torch.cat([make.value, make.value]))
@@ -41,7 +41,7 @@ def test_functions_methods_and_operators_see_the_values():
 
 def test_gradients_reach_what_it_is_made_of():
     parameter = nn.Parameter(torch.randn(3, 2))
-    found = deferred(lambda: 2 * parameter, like=parameter)
+    found = defer(lambda: 2 * parameter, like=parameter)
     functional.linear(torch.ones(1, 2), found).sum().backward()
     assert torch.equal(parameter.grad, torch.full((3, 2), 2.0))
 

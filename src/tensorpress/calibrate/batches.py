@@ -11,7 +11,7 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import CONVS
 from tensorpress.utils.tensor_hash import fingerprint
 
-Given = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
+CalibrationBatch = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
 """A batch as users give it: inputs, (inputs, labels), or arguments by name, as tokenizers do."""
 
 MASK = "attention_mask"
@@ -51,7 +51,7 @@ class Batch:
         return x[mask.bool()]
 
 
-def hold(batches: Iterable[Given], model: nn.Module) -> list[Batch]:
+def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> list[Batch]:
     """Return batches in memory, on the device of a model, so that all runs see the same.
 
     Parameters
@@ -69,7 +69,7 @@ def hold(batches: Iterable[Given], model: nn.Module) -> list[Batch]:
 
     Examples
     --------
-    >>> [batch] = hold([(torch.zeros(4, 3), torch.arange(4))], nn.Linear(3, 2))
+    >>> [batch] = collect_batches([(torch.zeros(4, 3), torch.arange(4))], nn.Linear(3, 2))
     >>> len(batch.inputs), len(batch)
     (1, 4)
     """
@@ -90,7 +90,7 @@ def digest(batches: Iterable[Batch]) -> str:
     )
 
 
-def outputs(model: nn.Module, batch: Batch) -> Tensor:
+def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     """Return the outputs of a model, float32 at least: a Tensor, or its ``logits``.
 
     Raises
@@ -108,7 +108,7 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
     return found.float() if found.element_size() < 4 else found
 
 
-def _batch(given: Given, device: torch.device) -> Batch:
+def _batch(given: CalibrationBatch, device: torch.device) -> Batch:
     if isinstance(given, Mapping):
         return _by_name(given, device)
     inputs, labels = (given, None) if isinstance(given, Tensor) else _pair(given)

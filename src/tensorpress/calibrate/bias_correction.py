@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tensorpress.calibrate.batches import Batch, outputs
-from tensorpress.calibrate.patches import has_rows
-from tensorpress.measure.cost import evaluating
+from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.patches import can_unfold
+from tensorpress.measure.cost import evaluation_mode
 
 
-def correct_means(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) -> list[str]:
+def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) -> list[str]:
     """Shift the biases of a model so that its channels have the means of another's, in place.
 
     Rounding a weight moves the mean of what its layer puts out, and layers after it see inputs
@@ -28,7 +28,7 @@ def correct_means(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) 
     dense : nn.Module
         What the means are taken from.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.hold`.
+        From `tensorpress.calibrate.batches.collect_batches`.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def correct_means(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) 
     >>> from tensorpress.calibrate.batches import hold
     >>> dense, model = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> x = torch.randn(50, 2)
-    >>> correct_means(model, dense, hold([x], dense))
+    >>> correct_biases(model, dense, hold([x], dense))
     ['']
     >>> torch.allclose(model(x).mean(0), dense(x).mean(0), atol=1e-6)
     True
@@ -67,14 +67,14 @@ def correct_means(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for net, watch in ((dense, note), (model, shift)):
-            stack.enter_context(evaluating(net))
+            stack.enter_context(evaluation_mode(net))
             for name, module in net.named_modules():
                 if (axis := _channels(module)) is not None:
                     hook = module.register_forward_hook(watch(name, axis))
                     stack.callback(hook.remove)
         for batch in batches:
-            outputs(dense, batch)
-            outputs(model, batch)
+            model_outputs(dense, batch)
+            model_outputs(model, batch)
         for name, moved in shifts.items():
             bias = model.get_submodule(name).get_parameter("bias")
             bias.add_(torch.stack(moved).mean(0).to(bias))
@@ -87,7 +87,7 @@ def _channels(module: nn.Module) -> int | None:
         return None
     if isinstance(module, _BatchNorm):
         return 1
-    if not has_rows(module):
+    if not can_unfold(module):
         return None
     return -1 if isinstance(module, nn.Linear) else -len(module.get_parameter("weight").shape) + 1
 

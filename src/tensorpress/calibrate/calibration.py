@@ -9,7 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from tensorpress.calibrate.batches import Given, hold
+from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.errors import CorruptFileError, DataNotFoundError
 from tensorpress.utils.atomic_files import write_atomically
@@ -41,13 +41,15 @@ class Calibration:
     moments: Mapping[str, Moments]
 
     @staticmethod
-    def of(model: nn.Module, batches: Iterable[Given], *, seed: int = 0) -> "Calibration":
+    def of(
+        model: nn.Module, batches: Iterable[CalibrationBatch], *, seed: int = 0
+    ) -> "Calibration":
         """Collect them, in one pass over batches as `tensorpress.press` takes them.
 
         Where `torch.distributed` is running, as under torchrun or accelerate, each process gives
         batches of its own, and all get the sums.
         """
-        return Calibration(input_moments(model, hold(batches, model), seed=seed))
+        return Calibration(input_moments(model, collect_batches(batches, model), seed=seed))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: 8n² bytes for a layer of n columns."""

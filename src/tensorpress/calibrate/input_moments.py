@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from tensorpress.calibrate.batches import Batch, outputs
-from tensorpress.calibrate.patches import has_rows, rows_of
+from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.patches import can_unfold, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 
 WIDEST = 8192
 """Most columns of a block: a layer with more has moments within blocks of so many.
@@ -76,7 +76,7 @@ def input_moments(
     model : nn.Module
         On any device; run in eval mode without gradients.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.hold`.
+        From `tensorpress.calibrate.batches.collect_batches`.
     seed : int
         Of the choice of positions.
 
@@ -93,7 +93,7 @@ def input_moments(
     >>> found["0"].second()[0].tolist()
     [[[5.0, 1.0], [1.0, 2.0]]]
     """
-    layers = {name: layer for name, layer in model.named_modules() if has_rows(layer)}
+    layers = {name: layer for name, layer in model.named_modules() if can_unfold(layer)}
     leaders = _leaders(model, batches[0], layers)
     random = torch.Generator().manual_seed(seed)
     found: dict[str, Moments] = {}
@@ -102,16 +102,16 @@ def input_moments(
         if leaders.get(name, name) != name:
             return
         layer = layers[name]
-        rows = rows_of(layer, batch.unpadded(layer, x), ROWS, random)
+        rows = unfold_inputs(layer, batch.unpadded(layer, x), ROWS, random)
         if not bool(torch.isfinite(rows).all()):
             raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
         if name not in found:
             found[name] = Moments.none(*rows.shape[1:])
         found[name].add(rows)
 
-    with _looking(layers, look), evaluating(model), torch.no_grad():
+    with _looking(layers, look), evaluation_mode(model), torch.no_grad():
         for batch in batches:
-            outputs(model, batch)
+            model_outputs(model, batch)
     for name, moments in found.items():
         if not all(bool(torch.isfinite(block).all()) for block in moments.blocks):
             raise InvalidArgumentError(
@@ -154,8 +154,8 @@ def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> di
             seen[key] = (weakref.ref(x), name)
         first.setdefault(name, leader)
 
-    with _looking(layers, look), evaluating(model), torch.no_grad():
-        outputs(model, batch)
+    with _looking(layers, look), evaluation_mode(model), torch.no_grad():
+        model_outputs(model, batch)
     once = {name for name, times in calls.items() if times == 1}
     return {name: leader if {name, leader} <= once else name for name, leader in first.items()}
 

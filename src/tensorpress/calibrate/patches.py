@@ -4,27 +4,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tensorpress.schemes.layer_spec import CONVS, kind_of
+from tensorpress.schemes.layer_spec import CONVS, layer_class
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def has_rows(module: nn.Module) -> bool:
-    """Return whether `rows_of` knows a module: a Linear or a convolution of stock torch.
+def can_unfold(module: nn.Module) -> bool:
+    """Return whether `unfold_inputs` knows a module: a Linear or a convolution of stock torch.
 
     Examples
     --------
-    >>> has_rows(nn.Conv1d(3, 4, 5)), has_rows(nn.ConvTranspose1d(3, 4, 5))
+    >>> has_rows(nn.Conv1d(3, 4, 5)), can_unfold(nn.ConvTranspose1d(3, 4, 5))
     (True, False)
     """
     return (
-        kind_of(module) in (nn.Linear, *CONVS)
+        layer_class(module) in (nn.Linear, *CONVS)
         and "weight" in module._parameters
         and (module.get_parameter("weight").ndim >= 2)
     )
 
 
-def rows_of(
+def unfold_inputs(
     layer: nn.Module, x: Tensor, most: int | None = None, random: torch.Generator | None = None
 ) -> Tensor:
     """Return the vectors that the rows of a layer's weight are multiplied with.
@@ -32,7 +32,7 @@ def rows_of(
     Parameters
     ----------
     layer : nn.Module
-        One that `has_rows`.
+        One that `can_unfold`.
     x : Tensor
         Its input.
     most : int, optional
@@ -48,7 +48,7 @@ def rows_of(
     Examples
     --------
     >>> conv, x = nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), torch.randn(2, 4, 5, 5)
-    >>> rows = rows_of(conv, x)
+    >>> rows = unfold_inputs(conv, x)
     >>> y = torch.einsum("pgc,goc->pgo", rows, conv.weight.reshape(2, 3, 18)).flatten(1)
     >>> torch.allclose(y.reshape(2, 5, 5, 6).movedim(-1, 1), conv(x), atol=1e-5)
     True

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, outputs
-from tensorpress.calibrate.patches import has_rows, rows_of
-from tensorpress.measure.cost import evaluating
+from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.patches import can_unfold, unfold_inputs
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.schemes.layer_spec import CONVS
 
 
@@ -28,7 +28,7 @@ def weight_gradients(
     model : nn.Module
         Run in eval mode; its parameters collect no gradients.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.hold`.
+        From `tensorpress.calibrate.batches.collect_batches`.
     seed : int
         Of the random directions.
 
@@ -40,7 +40,7 @@ def weight_gradients(
     >>> abs(found["0"] - 6) < 0.5
     True
     """
-    layers = {name: layer for name, layer in model.named_modules() if has_rows(layer)}
+    layers = {name: layer for name, layer in model.named_modules() if can_unfold(layer)}
     random = torch.Generator().manual_seed(seed)
     sums: dict[str, float] = {}
     examples = 0
@@ -62,7 +62,7 @@ def weight_gradients(
 
     asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluation_mode(model))
         for parameter, required in asked:
             stack.callback(parameter.requires_grad_, required)
             parameter.requires_grad_(False)
@@ -71,7 +71,7 @@ def weight_gradients(
             stack.callback(hook.remove)
         for batch in batches:
             with torch.enable_grad():
-                found = outputs(model, batch)
+                found = model_outputs(model, batch)
                 direction = torch.randn(found.shape, generator=random).to(found)
                 along = (found * direction).sum()
                 if along.requires_grad:
@@ -85,7 +85,7 @@ def _energy(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:
     groups = layer.groups if isinstance(layer, CONVS) else 1
     total = 0.0
     for one, slope in zip(x, gradient, strict=True):
-        rows = rows_of(layer, one)  # (positions, groups, columns)
+        rows = unfold_inputs(layer, one)  # (positions, groups, columns)
         by_position = slope.flatten(1).T if isinstance(layer, CONVS) else slope
         by_position = by_position.reshape(len(rows), groups, -1)
         product = by_position.permute(1, 2, 0).float() @ rows.permute(1, 0, 2).float()

@@ -7,15 +7,21 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from torch import nn
 
-from tensorpress.checkpoints.meta_model import check_fits, fill, listed, tied_names, without_weights
+from tensorpress.checkpoints.meta_model import (
+    check_fits,
+    fill_parameters,
+    tied_names,
+    to_meta,
+)
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.errors import DataNotFoundError, ModelMismatchError, TensorPressError
 from tensorpress.models.hugging_face import build_hugging_face
 from tensorpress.models.optional_imports import require
 from tensorpress.models.torchvision import torchvision_models
 from tensorpress.planning.plan import Plan
-from tensorpress.press.press import skeleton
+from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.pressed_layer import check_read
+from tensorpress.utils.formatting import format_names
 
 PLAN = "plan.json"
 
@@ -66,11 +72,11 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     if not (place / PLAN).is_file():
         raise DataNotFoundError(f"{place} has no {PLAN}: it is not, or not yet, a pressed model")
     plan = Plan.read(place / PLAN)
-    dense = from_config(place) if model is None else without_weights(model)
-    pressed = skeleton(dense, plan)
+    dense = model_from_config(place) if model is None else to_meta(model)
+    pressed = build_skeleton(dense, plan)
     names = _stored_names(pressed, files)
     check_fits(pressed, names, files)
-    fill(pressed, names, files.read)
+    fill_parameters(pressed, names, files.read)
     _check_values(place, pressed)
     check_read(pressed, str(place))
     return pressed.cpu().eval()
@@ -89,9 +95,13 @@ def _stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
         else:
             missing.append(first)
     if missing:
-        raise ModelMismatchError(f"{files.folder} has no {listed(missing)}, which the model needs")
+        raise ModelMismatchError(
+            f"{files.folder} has no {format_names(missing)}, which the model needs"
+        )
     if left:
-        raise ModelMismatchError(f"{files.folder} has {listed(list(left))}, the model has not")
+        raise ModelMismatchError(
+            f"{files.folder} has {format_names(list(left))}, the model has not"
+        )
     return found
 
 
@@ -108,7 +118,7 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 
 
-def from_config(folder: Path) -> nn.Module:
+def model_from_config(folder: Path) -> nn.Module:
     """Return the model that a ``config.json`` names: parameters on the meta device, buffers real.
 
     Buffers that no file holds, such as the frequencies of rotary embeddings, have their values.

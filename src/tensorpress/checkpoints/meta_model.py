@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
-from tensorpress.planning.plan_from_model import plan_of
-
-LISTED = 5
+from tensorpress.planning.plan_from_model import plan_from_model
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
@@ -36,7 +34,9 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
     return {names[0]: names for names in groups.values()}
 
 
-def fill(model: nn.Module, names: Mapping[str, str], read: Callable[[str], Tensor]) -> None:
+def fill_parameters(
+    model: nn.Module, names: Mapping[str, str], read: Callable[[str], Tensor]
+) -> None:
     """Replace the tensors of a model's state; those that are tied stay so.
 
     Parameters
@@ -84,19 +84,7 @@ def check_fits(model: nn.Module, names: Mapping[str, str], files: TensorFiles) -
             )
 
 
-def listed(names: list[str]) -> str:
-    """Return the first of some names, and how many more there are.
-
-    Examples
-    --------
-    >>> listed(["a", "b"])
-    "'a', 'b'"
-    """
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(map(repr, names[:LISTED])) + more
-
-
-def without_weights(model: nn.Module) -> nn.Module:
+def to_meta(model: nn.Module) -> nn.Module:
     """Return a copy of a dense model with its parameters on the meta device, tied ones still tied.
 
     Raises
@@ -106,7 +94,7 @@ def without_weights(model: nn.Module) -> nn.Module:
     InvalidArgumentError
         If a parameter has no shape yet.
     """
-    if plan_of(model).layers:
+    if plan_from_model(model).layers:
         raise ModelMismatchError("the model given is pressed: give a dense one")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.checkpoints.load import PLAN, from_config
-from tensorpress.checkpoints.meta_model import fill, without_weights
+from tensorpress.checkpoints.load import PLAN, model_from_config
+from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
 from tensorpress.checkpoints.press_shard import ShardJobs, ShardPress
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
-from tensorpress.checkpoints.tensor_names import model_names, routes
+from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
 from tensorpress.planning.fixed_ranks import Entry
 from tensorpress.planning.scores import Scores
 from tensorpress.schemes.base import Ranks
-from tensorpress.utils.atomic_files import replacing
+from tensorpress.utils.atomic_files import replace_file
 from tensorpress.utils.shared_jobs import JobFolder
 
 JOBS = ".press"
@@ -112,17 +112,17 @@ def press_checkpoint(
         raise InvalidArgumentError("give either a plan or what it is made from")
     files, place = TensorFiles(source), Path(out)
     _check_folders(files.folder, place)
-    dense = (from_config(files.folder) if model is None else without_weights(model)).to("meta")
-    names = model_names(dense, files)
+    dense = (model_from_config(files.folder) if model is None else to_meta(model)).to("meta")
+    names = match_tensor_names(dense, files)
     stored = {own: name for name, own in reversed(names.items())}
-    fill(dense, stored, lambda name: _empty(files, name))
+    fill_parameters(dense, stored, lambda name: _empty(files, name))
     if plan is None:
         options = {
             **{"scheme": scheme, "ranks": ranks, "targets": targets, "skip": skip},
             **{"overrides": overrides, "budget": budget, "round_to": round_to},
         }
         plan = _shared_plan(files, place, dense, stored, example_inputs, options)
-    work = ShardPress(files, place, dense, names, stored, routes(dense, plan))
+    work = ShardPress(files, place, dense, names, stored, route_tensors(dense, plan))
     subject = {"source": files.fingerprint, "plan": plan.id}
     jobs = ShardJobs(place / JOBS / "shards", subject, stale_after=STALE_AFTER)
     sizes = {
@@ -211,5 +211,5 @@ def _copy_others(source: Path, out: Path) -> None:
         if hidden or not path.is_file() or suffixes & NOT_COPIED or inside == Path(PLAN):
             continue
         (out / inside.parent).mkdir(parents=True, exist_ok=True)
-        with replacing(out / inside) as temporary:
+        with replace_file(out / inside) as temporary:
             shutil.copyfile(path, temporary)

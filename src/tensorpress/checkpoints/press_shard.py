@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
-from tensorpress.checkpoints.safetensors_writer import writing_shard
+from tensorpress.checkpoints.safetensors_writer import open_shard_writer
 from tensorpress.checkpoints.tensor_names import Route, press_weight
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.utils.progress import ByteProgress
@@ -93,7 +93,7 @@ class ShardPress:
         progress.begin(shard)
         for leftover in self.out.glob(f".{shard}.*.tmp"):  # of whoever was killed here
             leftover.unlink(missing_ok=True)
-        with writing_shard(self.out / shard, self.outputs(shard)) as writer:
+        with open_shard_writer(self.out / shard, self.outputs(shard)) as writer:
             for name in self.files.files[shard]:
                 for output, values in self._pressed(name).items():
                     writer.write(output, values)

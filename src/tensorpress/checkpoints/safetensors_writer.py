@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tensorpress.checkpoints.safetensors_reader import DTYPES, INDEX
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.utils.atomic_files import replacing, write_atomically
+from tensorpress.utils.atomic_files import replace_file, write_atomically
 
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 ALIGNMENT = 8
@@ -21,7 +21,7 @@ ALIGNMENT = 8
 class ShardWriter:
     """A safetensors file whose header is written before any values are known.
 
-    Use `writing_shard`.
+    Use `open_shard_writer`.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class ShardWriter:
 
 
 @contextmanager
-def writing_shard(
+def open_shard_writer(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
 ) -> Iterator[ShardWriter]:
     """Yield a writer whose file is at ``path`` once the block has ended with all tensors written.
@@ -97,12 +97,12 @@ def writing_shard(
     >>> import tempfile
     >>> from safetensors.torch import load_file
     >>> path = f"{tempfile.mkdtemp()}/a.safetensors"
-    >>> with writing_shard(path, {"x": torch.empty(2, device="meta")}) as shard:
+    >>> with open_shard_writer(path, {"x": torch.empty(2, device="meta")}) as shard:
     ...     shard.write("x", torch.tensor([1.0, 2.0]))
     >>> load_file(path)
     {'x': tensor([1., 2.])}
     """
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         with temporary.open("wb") as file:
             writer = ShardWriter(file, tensors)
             yield writer

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from tensorpress.checkpoints.load import PLAN
 from tensorpress.checkpoints.meta_model import tied_names
-from tensorpress.checkpoints.safetensors_writer import CODES, write_index, writing_shard
+from tensorpress.checkpoints.safetensors_writer import CODES, open_shard_writer, write_index
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
-from tensorpress.planning.plan_from_model import plan_of
+from tensorpress.planning.plan_from_model import plan_from_model
 
 SHARD_BYTES = 5 * 10**9
 """The size above which a model is divided among several files."""
@@ -70,7 +70,7 @@ def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]
         split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
         for file, names in split.filename_to_tensors.items():
             held = {name: tensors[name] for name in names}
-            with writing_shard(place / file, held) as shard:
+            with open_shard_writer(place / file, held) as shard:
                 for name, tensor in held.items():
                     shard.write(name, tensor)
         if split.is_sharded:
@@ -78,7 +78,7 @@ def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]
 
 
 def _check_pressed(model: nn.Module, plan: Plan) -> None:
-    found = {layer.name: layer for layer in plan_of(model).layers}
+    found = {layer.name: layer for layer in plan_from_model(model).layers}
     asked = {layer.name: layer for layer in plan.layers}
     for name in {**asked, **found}:
         if found.get(name) != asked.get(name):

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tensorpress.checkpoints.meta_model import check_fits, listed, tied_names
+from tensorpress.checkpoints.meta_model import check_fits, tied_names
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
-from tensorpress.press.press import skeleton
-from tensorpress.schemes.base import bias_of
+from tensorpress.press.press import build_skeleton
+from tensorpress.schemes.base import layer_bias
 from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
 from tensorpress.schemes.registry import scheme
+from tensorpress.utils.formatting import format_names
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Route:
     layer: PlannedLayer | None = None
 
 
-def routes(dense: nn.Module, plan: Plan) -> dict[str, Route]:
+def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
     """Return what each tensor of a dense model's state becomes.
 
     Parameters
@@ -56,14 +57,14 @@ def routes(dense: nn.Module, plan: Plan) -> dict[str, Route]:
             "scada_tucker shares one core among layers, so it needs all of them in memory: press "
             "the loaded model"
         )
-    pressed = skeleton(deepcopy(dense), plan)
+    pressed = build_skeleton(deepcopy(dense), plan)
     state = pressed.state_dict(keep_vars=True)
     left = {name: state[name] for name in tied_names(pressed)}
     found = {}
     for layer in plan.layers:
         prefix = f"{layer.name}." if layer.name else ""
         own = {name: left.pop(name) for name in list(left) if name.startswith(prefix)}
-        bias = bias_of(pressed.get_submodule(layer.name))
+        bias = layer_bias(pressed.get_submodule(layer.name))
         if bias is not None:
             name = next(name for name, tensor in own.items() if tensor is bias)
             found[f"{prefix}bias"] = Route({name: own.pop(name)})
@@ -110,7 +111,7 @@ def _pressed(layer: PlannedLayer, module: nn.Module) -> nn.Module:
     return module
 
 
-def model_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
+def match_tensor_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
     """Return the name in a model's state of every tensor of a checkpoint that the model uses.
 
     Of tied tensors it is the first name. A prefix of the base model (``transformer.``) may be
@@ -152,8 +153,8 @@ def _ignored(model: nn.Module, name: str) -> bool:
 def _mismatch(
     model: nn.Module, files: TensorFiles, missing: list[str], unknown: list[str]
 ) -> ModelMismatchError:
-    parts = [f"has no {listed(missing)}"] if missing else []
-    parts += [f"has {listed(unknown)}, which the model has not"] if unknown else []
+    parts = [f"has no {format_names(missing)}"] if missing else []
+    parts += [f"has {format_names(unknown)}, which the model has not"] if unknown else []
     advice = ""
     if missing and unknown and hasattr(model, "save_pretrained"):
         advice = (

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from tensorpress.cli.model_source import DenseByName, Subject
 from tensorpress.data import DATASETS, ImageSet, Splits, batches, load
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.models.zoo import NETWORKS, Preprocess
 from tensorpress.models.zoo.splits import load_splits
 from tensorpress.runs.training import EVALUATION_BATCH
-from tensorpress.schemes.reshape_modes import by
+from tensorpress.utils.formatting import format_shape
 
 IMAGENET = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What models of other libraries are given colour images by."""
@@ -94,10 +94,10 @@ def _shape_for(subject: Subject, inputs: Sequence[Tensor] | None, data: str) -> 
     shape = () if inputs is None or len(inputs) > 1 else tuple(inputs[0].shape[1:])
     classes = _classes(subject.model, inputs)
     if len(shape) != len(known.shape) or shape[0] != known.shape[0] or classes < known.classes:
-        takes = by(shape) if shape else "unknown inputs"
+        takes = format_shape(shape) if shape else "unknown inputs"
         raise InvalidArgumentError(
-            f"the data set {data!r} ({by(known.shape)}, classes: {known.classes}) does not fit "
-            f"{subject.label} ({takes}, classes: {classes or 'unknown'})"
+            f"the data set {data!r} ({format_shape(known.shape)}, classes: {known.classes}) does "
+            f"not fit {subject.label} ({takes}, classes: {classes or 'unknown'})"
         )
     return shape
 
@@ -106,6 +106,6 @@ def _classes(model: nn.Module, inputs: Sequence[Tensor] | None) -> int:
     """Return how many classes a model tells, 0 where it is no classifier."""
     if inputs is None:
         return 0
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         logits = model(*inputs)
     return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else 0

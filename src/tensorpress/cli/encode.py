@@ -21,8 +21,8 @@ from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgum
 from tensorpress.models.zoo import NETWORKS
 from tensorpress.quantize.encode import Encoded
 from tensorpress.report import formatting
-from tensorpress.schemes.reshape_modes import by
-from tensorpress.utils.atomic_files import replacing
+from tensorpress.utils.atomic_files import replace_file
+from tensorpress.utils.formatting import format_shape
 
 _UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -123,7 +123,7 @@ def decode_command(
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         save_file(held, temporary)
     size, values = path.stat().st_size, sum(tensor.numel() for tensor in held.values())
     if as_json:
@@ -175,5 +175,5 @@ def _table(done: Encoded) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for t in done.tensors:
         numbers = (f"{t.step:.3g}", f"{t.entropy:.2f}", f"{100 * t.zeros:.0f} %", f"{t.error:.4f}")
-        table.add_row(t.name, by(t.shape), *numbers)
+        table.add_row(t.name, format_shape(t.shape), *numbers)
     return table

@@ -14,7 +14,7 @@ from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.codec.inspect import inspect
 from tensorpress.errors import ModelMismatchError
-from tensorpress.measure import count_macs, count_params, latencies
+from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.models import check_inputs
 from tensorpress.models.zoo import NETWORKS, Network
 from tensorpress.train import evaluate
@@ -89,7 +89,7 @@ def _costs(model: nn.Module, inputs: Sequence[Tensor] | None) -> dict[str, Any]:
     }
     if inputs is None:
         return found
-    timed = {"latency_ms": latencies([model], inputs)[0], "batch": inputs[0].shape[0]}
+    timed = {"latency_ms": measure_latencies([model], inputs)[0], "batch": inputs[0].shape[0]}
     return {**found, "macs": count_macs(model, inputs), **timed}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tensorpress.cli.model_source import needed_inputs, open_subject
+from tensorpress.cli.model_source import open_subject, require_inputs
 from tensorpress.cli.options import Inputs, Json, Model, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.export.onnx import Factors, check_onnx, export_onnx
@@ -40,7 +40,7 @@ def export_command(
     config: Any = getattr(subject.model, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of earlier tokens are no output of a file
-    taken = needed_inputs(subject, inputs or ())
+    taken = require_inputs(subject, inputs or ())
     written = export_onnx(subject.model, taken, onnx, factors=factors)
     difference = None
     if find_spec("onnxruntime") is not None:

@@ -14,14 +14,14 @@ from tensorpress.cli.plan import show_plan
 from tensorpress.codec.inspect import Inspection, inspect
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
-from tensorpress.planning.layer_candidates import applicable
+from tensorpress.planning.layer_candidates import applicable_schemes
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.plan import Plan
 from tensorpress.report import formatting
 from tensorpress.report.cost_table import ModelRow, model_table
-from tensorpress.schemes.layer_plan import macs_of_calls
+from tensorpress.schemes.layer_plan import count_call_macs
 from tensorpress.schemes.registry import LAYER_SCHEMES
-from tensorpress.schemes.reshape_modes import by
+from tensorpress.utils.formatting import format_shape
 
 
 def inspect_command(
@@ -91,8 +91,8 @@ def _show_model(dense: DenseByName, as_json: bool) -> None:
 
 def _layer(layer: Layer) -> dict[str, Any]:
     """Return what there is to know about a layer."""
-    schemes, reason = applicable(layer, list(LAYER_SCHEMES.values()))
-    macs = macs_of_calls(layer.spec(), layer.calls) if schemes and layer.calls else None
+    schemes, reason = applicable_schemes(layer, list(LAYER_SCHEMES.values()))
+    macs = count_call_macs(layer.spec(), layer.calls) if schemes and layer.calls else None
     return {
         "name": layer.name,
         "kind": type(layer.module).__name__,
@@ -134,7 +134,7 @@ def _tensor_table(found: Inspection) -> Table:
     for tensor in found.tensors:
         table.add_row(
             tensor.short_name,
-            by(tensor.shape) or "scalar",
+            format_shape(tensor.shape) or "scalar",
             tensor.storage,
             f"{tensor.bytes:,.1f}",
             f"{tensor.bits_per_value:.2f}",

@@ -14,7 +14,7 @@ import tensorpress as tp
 from tensorpress.checkpoints import load_checkpoint
 from tensorpress.checkpoints.load import PLAN
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
-from tensorpress.checkpoints.tensor_names import model_names
+from tensorpress.checkpoints.tensor_names import match_tensor_names
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, TensorPressError
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
 from tensorpress.utils.atomic_files import write_atomically
@@ -89,7 +89,7 @@ class DenseByName:
         if parsed.origin != "hf" or not any(Path(parsed.name).glob("*.safetensors")):
             return None
         files = TensorFiles(parsed.name)
-        return files, {own: name for name, own in model_names(self.skeleton, files).items()}
+        return files, {own: name for name, own in match_tensor_names(self.skeleton, files).items()}
 
     def _check(self, model: nn.Module) -> None:
         inputs = self.inputs(model)
@@ -159,7 +159,7 @@ def inputs_for(
     return None if name is None else default_inputs(name, model)
 
 
-def needed_inputs(subject: Subject, texts: Sequence[str]) -> tuple[Tensor, ...]:
+def require_inputs(subject: Subject, texts: Sequence[str]) -> tuple[Tensor, ...]:
     """Return inputs that a model takes.
 
     Raises

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.cli.calibration_data import calibration_images
 from tensorpress.cli.model_source import DenseByName
 from tensorpress.cli.options import (
@@ -34,8 +34,8 @@ from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_table import kept_lines
 from tensorpress.report.cost_table import Cost, PlanRow, cost_table, plan_table
 from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer
-from tensorpress.schemes.reshape_modes import by
 from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
+from tensorpress.utils.formatting import format_shape
 
 
 def plan_command(
@@ -68,7 +68,7 @@ def plan_command(
     if calibrate is not None and ranks != RESPONSES:
         raise InvalidArgumentError(f"a plan needs --calibrate for --ranks {RESPONSES} only")
     images = None if calibrate is None else calibration_images(dense, calibrate, root)
-    plan = plan_for(dense, options, images)
+    plan = plan_from_options(dense, options, images)
     if out is not None:
         plan.save(out)
     if as_json:
@@ -79,8 +79,8 @@ def plan_command(
         print_line(f"plan  {out}")
 
 
-def plan_for(
-    dense: DenseByName, options: PlanOptions, images: Iterable[Given] | None = None
+def plan_from_options(
+    dense: DenseByName, options: PlanOptions, images: Iterable[CalibrationBatch] | None = None
 ) -> Plan:
     """Plan a model, which is loaded only if something depends on its values.
 
@@ -104,15 +104,15 @@ def show_plan(plan: Plan) -> None:
     """Print the layers of a plan, what they save together, and what is kept and why."""
     print_table(plan_table([_row(layer) for layer in plan.layers]))
     if plan.shared_core:
-        print_line(f"and a core {by(plan.shared_core)} that layers share")
+        print_line(f"and a core {format_shape(plan.shared_core)} that layers share")
     print_line("")
-    print_table(cost_table(costs_of(plan)))
+    print_table(cost_table(plan_costs(plan)))
     print_line("")
     for line in kept_lines(plan.kept):
         print_line(line)
 
 
-def costs_of(plan: Plan) -> list[Cost]:
+def plan_costs(plan: Plan) -> list[Cost]:
     """Return what the whole model costs by its plan."""
     found = [
         Cost("params", plan.dense_params, plan.params),

@@ -30,9 +30,9 @@ from tensorpress.cli.options import (
     WeightFile,
 )
 from tensorpress.cli.output import print_json, print_line, print_table
-from tensorpress.cli.plan import costs_of, plan_for
+from tensorpress.cli.plan import plan_costs, plan_from_options
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure import count_macs, count_params, latencies
+from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.models import load_model
 from tensorpress.planning.plan import Plan
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
@@ -96,7 +96,7 @@ def press_command(
         images = None if calibrate is None else calibration_images(dense, calibrate, root)
         if images is not None:
             how = {"calibration": images, "reconstruct": reconstruct}
-        found = _press_model(dense, read or plan_for(dense, options, images), out, how)
+        found = _press_model(dense, read or plan_from_options(dense, options, images), out, how)
     else:
         if calibrate is not None:
             raise InvalidArgumentError(
@@ -136,7 +136,7 @@ def _measured(dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | N
     ]
     if inputs is not None:
         costs.insert(1, Cost("macs", *(count_macs(model, inputs) for model in models)))
-        costs.append(Cost("latency_ms", *latencies(models, inputs)))
+        costs.append(Cost("latency_ms", *measure_latencies(models, inputs)))
     return costs
 
 
@@ -164,7 +164,7 @@ def _press_folder(
         how["model"] = model
     done = press_checkpoint(checkpoint, out, example_inputs=inputs, **how)
     write_origin(out, dense.name)
-    return _Pressed(done, costs_of(done))
+    return _Pressed(done, plan_costs(done))
 
 
 def _show(found: _Pressed, out: Path, as_json: bool) -> None:

@@ -116,7 +116,7 @@ class Stream:
             Its rows, its columns or channels, and its places in the plane: symbols that are
             near in it, or in one row or column, are expected to be alike.
         scale : int
-            `scale_of` the symbols: half octaves of the magnitude that is expected at first.
+            `nearest_scale` the symbols: half octaves of the magnitude that is expected at first.
         symbols : ndarray of int32, optional
             As many as the shape has; in reading none.
 
@@ -210,12 +210,12 @@ class Stream:
         return np.array(values, np.int32)
 
 
-def scale_of(symbols: Symbols) -> int:
+def nearest_scale(symbols: Symbols) -> int:
     """Return the scale nearest to the mean magnitude of symbols, from 0 to 62.
 
     Examples
     --------
-    >>> scale_of(np.array([0, 0], np.int32)), scale_of(np.array([-4, 4], np.int32))
+    >>> scale_of(np.array([0, 0], np.int32)), nearest_scale(np.array([-4, 4], np.int32))
     (0, 20)
     """
     total = int(np.abs(symbols).sum(dtype=np.int64))

@@ -13,7 +13,14 @@ from tensorpress.codec.bit_io import BitReader
 from tensorpress.codec.quantizers import MAX_SYMBOL, StepQuantizer, UniformQuantizer
 from tensorpress.codec.raw_values import from_bytes, to_bytes
 from tensorpress.codec.static_coder import MAX_REACH, Tabled, decode_huffman, decode_static
-from tensorpress.codec.storage import Coder, Constant, Quantizer, Storage, StorageCoder, reach_of
+from tensorpress.codec.storage import (
+    Coder,
+    Constant,
+    Quantizer,
+    Storage,
+    StorageCoder,
+    quantizer_reach,
+)
 from tensorpress.errors import CorruptFileError
 
 
@@ -143,9 +150,9 @@ def _read(
     if 0 in shape:
         return _Read(storage, stream.bits - start, np.empty(0, np.int32))
     if coder == "huffman":
-        return _Read(storage, stream.bits - start, reach=reach_of(storage, MAX_SYMBOL))
+        return _Read(storage, stream.bits - start, reach=quantizer_reach(storage, MAX_SYMBOL))
     if stream.number("static"):
-        reach = reach_of(storage, MAX_SYMBOL)
+        reach = quantizer_reach(storage, MAX_SYMBOL)
         if isinstance(storage, StepQuantizer):
             reach = stream.number("reach")
         if reach > MAX_REACH:
@@ -180,7 +187,7 @@ def _decode_tabled(
 
 def _values(quantizer: Quantizer, symbols: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the levels that symbols stand for."""
-    reach = reach_of(quantizer, MAX_SYMBOL)
+    reach = quantizer_reach(quantizer, MAX_SYMBOL)
     if isinstance(quantizer, UniformQuantizer):
         symbols = symbols + reach
     if symbols.numel():

@@ -8,13 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorpress.codec.adaptive_coder import Stream, Symbols, scale_of
+from tensorpress.codec.adaptive_coder import Stream, Symbols, nearest_scale
 from tensorpress.codec.bit_io import BitWriter
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.raw_values import exact_storage, to_bytes
 from tensorpress.codec.static_coder import MAX_COUNTS, MAX_REACH, encode_huffman, encode_range
 from tensorpress.codec.static_tables import Prior, write_prior
-from tensorpress.codec.storage import Coder, Constant, Quantizer, Storage, StorageCoder, reach_of
+from tensorpress.codec.storage import (
+    Coder,
+    Constant,
+    Quantizer,
+    Storage,
+    StorageCoder,
+    quantizer_reach,
+)
 from tensorpress.errors import InvalidArgumentError
 
 _LARGE, _SAMPLE = 1 << 22, 1 << 20  # values: static tables are faster; what their gain is seen on
@@ -120,13 +127,13 @@ class _Encoder:
 
     def _add_range(self, quantizer: Quantizer, symbols: Symbols, shape: tuple[int, ...]) -> None:
         """Code symbols adaptively, or by a table if that is better."""
-        reach = reach_of(quantizer, int(np.abs(symbols).max()))
+        reach = quantizer_reach(quantizer, int(np.abs(symbols).max()))
         static = self._static_bits(symbols, reach) + (0 if self._static else _STATIC_START)
         stream, mark = self._stream, self._stream.mark()
         if symbols.size <= _LARGE or self._gains(symbols, shape, reach):
             start = stream.bits
             stream.number("static", 0)
-            scale = scale_of(symbols)
+            scale = nearest_scale(symbols)
             self._storages.scale(shape, scale)
             stream.symbols(shape, scale, symbols)
             if stream.bits - start <= static:
@@ -156,7 +163,7 @@ class _Encoder:
             return False
         stream, mark = self._stream, self._stream.mark()
         start = stream.bits
-        stream.symbols((rows, *shape[1:]), scale_of(sample), sample)
+        stream.symbols((rows, *shape[1:]), nearest_scale(sample), sample)
         adaptive = stream.bits - start
         stream.back_to(mark)
         return adaptive < _WORTH * self._static_bits(sample, reach)

@@ -13,13 +13,14 @@ from tensorpress.codec.model_tensors import distinct_state
 from tensorpress.decompose.tucker import tucker_params
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 from tensorpress.models.zoo import NETWORKS
-from tensorpress.planning.layers import pressable
+from tensorpress.planning.layers import find_pressable
 from tensorpress.planning.plan import Plan
-from tensorpress.planning.plan_from_model import plan_of
-from tensorpress.press.press import skeleton
+from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.layer_plan import Core, LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.layer_spec import describe as describe_layer
-from tensorpress.schemes.reshape_modes import Shape, by
+from tensorpress.schemes.layer_spec import describe_layer as describe_layer
+from tensorpress.schemes.reshape_modes import Shape
+from tensorpress.utils.formatting import format_shape
 
 MAX_MODES = 16
 """Most modes of a layer, and axes of a tensor, that a header is believed."""
@@ -29,7 +30,7 @@ class MalformedError(Exception):
     """The header is not of the form it should be."""
 
 
-def expect(condition: bool) -> None:
+def require(condition: bool) -> None:
     """Raise a `MalformedError` unless something is so."""
     if not condition:
         raise MalformedError
@@ -96,7 +97,7 @@ class Description:
         CorruptFileError
             If the modes and ranks fit no weight.
         """
-        return plan_for(file, dense, self.layers)
+        return plan_from_header(file, dense, self.layers)
 
     def check_tensors(self, file: str, tensors: Mapping[str, Tensor]) -> None:
         """Check that the tensors of a pressed model are those of the file.
@@ -106,32 +107,37 @@ class Description:
         ModelMismatchError
             If they are not, naming the first that differs.
         """
-        for expected, found in zip_longest(self.tensors, table_of(tensors)):
+        for expected, found in zip_longest(self.tensors, tensor_table(tensors)):
             if expected != found:
                 raise ModelMismatchError(
                     f"{file} expects {_told(expected)} where the model has {_told(found)}"
                 )
 
 
-def plan_for(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...]) -> Plan:
+def plan_from_header(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...]) -> Plan:
     """Return the plan that presses these layers of a dense model; see `Description.plan_for`."""
-    shapes, kept = pressable(dense)
+    shapes, kept = find_pressable(dense)
     planned = []
     for packed in layers:
         found = shapes.get(packed.name)
         if found != packed.shape:
-            has = f"the model has a weight {by(found)}" if found else "the model has no such layer"
+            has = (
+                f"the model has a weight {format_shape(found)}"
+                if found
+                else "the model has no such layer"
+            )
             if packed.name in kept:
                 has = f"in the model {kept[packed.name]}"
             raise ModelMismatchError(
-                f"{file} expects a layer {packed.name!r} with a weight {by(packed.shape)}; {has}"
+                f"{file} expects a layer {packed.name!r} with a weight "
+                f"{format_shape(packed.shape)}; {has}"
             )
         try:
             planned.append(_planned(dense.get_submodule(packed.name), packed))
         except InvalidArgumentError as error:
             kind = CorruptFileError if isinstance(packed, PackedTucker) else ModelMismatchError
             raise kind(f"{file}: layer {packed.name!r}: {error}") from None
-    if not affordable(planned):
+    if not is_affordable(planned):
         raise ModelMismatchError(f"{file} holds factors far larger than the weights of this model")
     return Plan("", tuple(planned))
 
@@ -147,12 +153,12 @@ def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor
     InvalidArgumentError
         If its factors are far larger than the weights they stand for.
     """
-    plan = plan_of(model)
-    if not affordable(plan.layers):
+    plan = plan_from_model(model)
+    if not is_affordable(plan.layers):
         raise InvalidArgumentError(
             "the model's factors are far larger than the weights they stand for: save it dense"
         )
-    table = table_of(tensors)
+    table = tensor_table(tensors)
     if network is not None:
         _check_is(network, plan, table)
     return Description(network, tuple(map(_packed, plan.layers)), table)
@@ -164,7 +170,7 @@ def dense_network(name: str) -> nn.Module:
         return NETWORKS[name].build()
 
 
-def table_of(tensors: Mapping[str, Tensor]) -> Table:
+def tensor_table(tensors: Mapping[str, Tensor]) -> Table:
     """Return the table of a model's stored tensors."""
     return tuple(
         TensorEntry(name, tuple(t.shape), str(t.dtype).removeprefix("torch."))
@@ -174,18 +180,18 @@ def table_of(tensors: Mapping[str, Tensor]) -> Table:
 
 def pressed_table(dense: nn.Module, plan: Plan) -> Table:
     """Return the table of a dense model once it is pressed; it need not have values."""
-    return table_of(distinct_state(skeleton(dense, plan)))
+    return tensor_table(distinct_state(build_skeleton(dense, plan)))
 
 
 def _check_is(network: str, plan: Plan, table: Table) -> None:
     """Check that a plan and a table are those of a network of the zoo."""
     dense = dense_network(network)
-    shapes, _ = pressable(dense)
+    shapes, _ = find_pressable(dense)
     for layer in plan.layers:
         if shapes.get(layer.name) != layer.shape:
             raise ModelMismatchError(
                 f"this model is not {network!r}: that has no layer {layer.name!r} "
-                f"with a weight {by(layer.shape)}"
+                f"with a weight {format_shape(layer.shape)}"
             )
     try:
         expected = pressed_table(dense, plan)
@@ -218,30 +224,30 @@ def _planned(layer: nn.Module, packed: PackedLayer) -> PlannedLayer:
 def _told(entry: TensorEntry | None) -> str:
     if entry is None:
         return "no more tensors"
-    return f"{entry.name!r} ({by(entry.shape) or 'scalar'}, {entry.dtype})"
+    return f"{entry.name!r} ({format_shape(entry.shape) or 'scalar'}, {entry.dtype})"
 
 
 def check_layers(layers: Sequence[PackedLayer]) -> None:
     """Check that layers can be in one model and are worth their memory."""
-    expect(len({layer.name for layer in layers}) == len(layers))
+    require(len({layer.name for layer in layers}) == len(layers))
     tuckers = [layer for layer in layers if isinstance(layer, PackedTucker)]
-    expect(len({layer.ranks for layer in tuckers if layer.core == "shared"}) <= 1)
-    expect(affordable(LayerPlan("", t.modes, t.modes, t.ranks, t.core) for t in tuckers))
+    require(len({layer.ranks for layer in tuckers if layer.core == "shared"}) <= 1)
+    require(is_affordable(LayerPlan("", t.modes, t.modes, t.ranks, t.core) for t in tuckers))
 
 
 _ROOM = 1 << 24  # values; a shared core may be larger than the small layers that hold it
 
 
-def affordable(layers: Iterable[PlannedLayer]) -> bool:
+def is_affordable(layers: Iterable[PlannedLayer]) -> bool:
     """Return whether neither factors nor rebuilding take much more than the weights themselves.
 
     Layers of (s)cada_tucker are counted apart: what they need is known before there is a model.
 
     Examples
     --------
-    >>> affordable([LayerPlan("a", (25, 20), (25, 20), (5, 5))])
+    >>> is_affordable([LayerPlan("a", (25, 20), (25, 20), (5, 5))])
     True
-    >>> affordable([LayerPlan("a", (25, 20), (25, 20), (9999, 9999))])
+    >>> is_affordable([LayerPlan("a", (25, 20), (25, 20), (9999, 9999))])
     False
     """
     sums = {True: 0, False: 0}

@@ -77,7 +77,7 @@ def quantized_names(model: nn.Module) -> list[str]:
     ]
 
 
-def quantizers_for(model: nn.Module, *, step: float = 1 / 32) -> dict[str, StepQuantizer]:
+def assign_quantizers(model: nn.Module, *, step: float = 1 / 32) -> dict[str, StepQuantizer]:
     """Return a quantizer for every quantized parameter, fitted to its size.
 
     Parameters
@@ -95,7 +95,7 @@ def quantizers_for(model: nn.Module, *, step: float = 1 / 32) -> dict[str, StepQ
 
     Examples
     --------
-    >>> quantizers_for(nn.Linear(3, 2), step=0.5)["weight"].step < 0.5
+    >>> assign_quantizers(nn.Linear(3, 2), step=0.5)["weight"].step < 0.5
     True
     """
     tensors = stored_tensors(model)

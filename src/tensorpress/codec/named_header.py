@@ -16,7 +16,7 @@ from tensorpress.codec.header import (
     PackedTucker,
     TensorEntry,
     check_layers,
-    expect,
+    require,
 )
 from tensorpress.codec.model_tensors import DTYPES
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
@@ -76,9 +76,9 @@ def unpack(file: str, stored: bytes) -> Description:
     """
     try:
         header = _decompress(stored)
-        expect(isinstance(header, list) and len(header) == 2)
+        require(isinstance(header, list) and len(header) == 2)
         rows, tensors = header
-        expect(isinstance(rows, list) and isinstance(tensors, list))
+        require(isinstance(rows, list) and isinstance(tensors, list))
         layers = tuple(_layer(file, row) for row in rows)
         check_layers(layers)
         return Description(None, layers, tuple(map(_entry, tensors)))
@@ -99,7 +99,7 @@ def _decompress(stored: bytes) -> Any:
     stream = zlib.decompressobj(_RAW_DEFLATE)
     try:
         packed = stream.decompress(stored, MAX_HEADER_BYTES)
-        expect(stream.eof and not stream.unused_data)
+        require(stream.eof and not stream.unused_data)
         return msgpack.unpackb(packed, raw=False, ext_hook=_no_extension, timestamp=1)
     except (zlib.error, ValueError, TypeError):
         raise MalformedError from None
@@ -110,9 +110,9 @@ def _no_extension(_code: int, _data: bytes) -> Any:
 
 
 def _layer(file: str, row: Any) -> PackedLayer:
-    expect(isinstance(row, list) and len(row) in (4, 5))
+    require(isinstance(row, list) and len(row) in (4, 5))
     name, sizes, *rest = row
-    expect(type(name) is str)
+    require(type(name) is str)
     shape = _sizes(sizes)
     if isinstance(rest[0], str):
         return PackedScheme(name, shape, *_scheme(file, *rest))
@@ -122,13 +122,13 @@ def _layer(file: str, row: Any) -> PackedLayer:
 def _tucker(modes: Any, ranks: Any, core: Any = 0) -> tuple[Shape, Shape, Core]:
     sizes = _sizes(modes)
     sides = _sizes([ranks] * len(sizes) if isinstance(ranks, int) else ranks)
-    expect(len(sides) == len(sizes) > 0)
-    expect(_is_number(core, 0) and core < len(CORES))
+    require(len(sides) == len(sizes) > 0)
+    require(_is_number(core, 0) and core < len(CORES))
     return sizes, sides, CORES[core]
 
 
 def _scheme(file: str, name: str, ranks: Any, *more: Any) -> tuple[str, Shape]:
-    expect(not more)
+    require(not more)
     if name not in LAYER_SCHEMES:
         raise ModelMismatchError(
             f"{file} names the scheme {name[:40]!r}, which this version does not have "
@@ -138,17 +138,17 @@ def _scheme(file: str, name: str, ranks: Any, *more: Any) -> tuple[str, Shape]:
 
 
 def _sizes(value: Any) -> Shape:
-    expect(isinstance(value, list) and len(value) <= MAX_MODES)
-    expect(all(_is_number(n, 1) for n in value))
+    require(isinstance(value, list) and len(value) <= MAX_MODES)
+    require(all(_is_number(n, 1) for n in value))
     return tuple(value)
 
 
 def _entry(row: Any) -> TensorEntry:
-    expect(isinstance(row, list) and [type(cell) for cell in row] == [str, list, str])
+    require(isinstance(row, list) and [type(cell) for cell in row] == [str, list, str])
     name, shape, dtype = row
-    expect(len(shape) <= MAX_MODES and all(_is_number(n, 0) for n in shape))
-    expect(prod(max(n, 1) for n in shape) < 1 << 60)  # where sizes and strides overflow in torch
-    expect(dtype in DTYPES)
+    require(len(shape) <= MAX_MODES and all(_is_number(n, 0) for n in shape))
+    require(prod(max(n, 1) for n in shape) < 1 << 60)  # where sizes and strides overflow in torch
+    require(dtype in DTYPES)
     return TensorEntry(name, tuple(shape), dtype)
 
 

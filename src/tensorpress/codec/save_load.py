@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tensorpress.codec.header import describe
 from tensorpress.codec.model_tensors import (
+    assign_quantizers,
     check_finite,
     quantized_names,
-    quantizers_for,
     stored_tensors,
 )
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
@@ -21,8 +21,8 @@ from tensorpress.codec.tpz_file import open_file, write_file
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.models.zoo import build
 from tensorpress.models.zoo import network as zoo_network
-from tensorpress.planning.plan_from_model import plan_of
-from tensorpress.press.press import skeleton
+from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.pressed_layer import check_read
 
 Quantizers = Mapping[str, Quantizer]
@@ -51,7 +51,7 @@ def save(
         the name, loads without a model, and needs no table of names and shapes.
     quantizer : UniformQuantizer, StepQuantizer or mapping, optional
         One for all floating parameters other than those of norms, or one for each by name
-        (`quantizers_for`), and for any other floating tensor. By default steps of a 32nd of each
+        (`assign_quantizers`), and for any other floating tensor. By default steps of a 32nd of each
         parameter's root mean square.
     norms : {"half", "float32"}
         How parameters of normalization layers, and floating buffers, are stored.
@@ -99,7 +99,7 @@ def _quantizers(
 ) -> Quantizers:
     names = quantized_names(model)
     if given is None:
-        return quantizers_for(model)
+        return assign_quantizers(model)
     if isinstance(given, (UniformQuantizer, StepQuantizer)):
         return dict.fromkeys(names, given)
     floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
@@ -151,7 +151,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     opened = open_file(path)
     description = opened.description
     dense = _dense(opened.name, description.network, model)
-    pressed = skeleton(dense, description.plan_for(opened.name, dense))
+    pressed = build_skeleton(dense, description.plan_for(opened.name, dense))
     tensors = stored_tensors(pressed)
     description.check_tensors(opened.name, tensors)
     decoded = opened.tensors()
@@ -165,7 +165,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
 def _dense(file: str, network: str | None, model: nn.Module | None) -> nn.Module:
     """Return a dense model of the right architecture that nobody else holds."""
     if model is not None:
-        if plan_of(model).layers:
+        if plan_from_model(model).layers:
             raise ModelMismatchError(f"the model given for {file} is pressed: give a dense one")
         stored_tensors(model)  # says so where one has no values yet
         return deepcopy(model)

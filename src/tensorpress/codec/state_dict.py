@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensorpress.codec.header import Description, table_of
+from tensorpress.codec.header import Description, tensor_table
 from tensorpress.codec.model_tensors import DTYPES, check_finite
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.codec.save_load import load
@@ -57,7 +57,7 @@ def save_tensors(
     for name, tensor in tensors.items():
         check_storable(name, tensor)
     storages = [quantizers.get(name) or _plain(tensor) for name, tensor in tensors.items()]
-    description = Description(None, (), table_of(dict(tensors)))
+    description = Description(None, (), tensor_table(dict(tensors)))
     detached = [tensor.detach() for tensor in tensors.values()]
     return write_file(path, description, detached, storages, "range")
 

@@ -128,6 +128,6 @@ def _kind(storage: Storage) -> int:
     return next(kind for kind, plain in _PLAIN.items() if plain == storage)
 
 
-def reach_of(quantizer: Quantizer, largest: int) -> int:
+def quantizer_reach(quantizer: Quantizer, largest: int) -> int:
     """Return the largest symbol: of the quantizer, or if that has none, `largest`."""
     return quantizer.levels // 2 if isinstance(quantizer, UniformQuantizer) else largest

@@ -15,12 +15,12 @@ from tensorpress.codec.header import (
     PackedTucker,
     check_layers,
     dense_network,
-    expect,
-    plan_for,
+    plan_from_header,
     pressed_table,
+    require,
 )
 from tensorpress.errors import CorruptFileError, ModelMismatchError
-from tensorpress.planning.layers import pressable
+from tensorpress.planning.layers import find_pressable
 from tensorpress.schemes.reshape_modes import Shape
 
 # The numbers of networks and schemes are their places here: what is new goes to the end.
@@ -63,7 +63,7 @@ def read_network(file: str, stream: Stream) -> str | None:
 
 def write_layers(stream: Stream, description: Description) -> None:
     """Write how each layer of a network of the zoo is pressed."""
-    shapes, _ = pressable(dense_network(description.network or ""))
+    shapes, _ = find_pressable(dense_network(description.network or ""))
     layers = _Layers(stream)
     given = {layer.name: layer for layer in description.layers}
     for name, shape in shapes.items():
@@ -81,7 +81,7 @@ def read_layers(file: str, stream: Stream, network: str) -> Description:
         If it needs a scheme that this version does not have, or that does not fit a layer.
     """
     dense = dense_network(network)
-    shapes, _ = pressable(dense)
+    shapes, _ = find_pressable(dense)
     coder = _Layers(stream, file)
     with naming(file):
         try:
@@ -90,7 +90,7 @@ def read_layers(file: str, stream: Stream, network: str) -> Description:
             check_layers(layers)
         except MalformedError:
             raise CorruptFileError("the header does not describe a model") from None
-    return Description(network, layers, pressed_table(dense, plan_for(file, dense, layers)))
+    return Description(network, layers, pressed_table(dense, plan_from_header(file, dense, layers)))
 
 
 class _Layers:
@@ -123,7 +123,7 @@ class _Layers:
 
     def _expect(self, condition: bool) -> None:
         """Check what is read."""
-        expect(condition or self._stream.writing)
+        require(condition or self._stream.writing)
 
     def _modes(self, shape: Shape, modes: Shape) -> Shape:
         """Code modes: all but the last, each by its number among the divisors of what is left."""

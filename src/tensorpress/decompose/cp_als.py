@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tensorpress.decompose.cp_mttkrp import Halves, hadamard, identity
-from tensorpress.decompose.cp_normal_equations import balanced, cp_problem
+from tensorpress.decompose.cp_normal_equations import balance_factors, make_cp_problem
 from tensorpress.decompose.cp_tensor import CP
 from tensorpress.decompose.spectrum import leading_basis
 from tensorpress.decompose.tensor_algebra import mode_product, unfold
@@ -44,8 +44,8 @@ def cp_starts(tensor: Tensor, rank: int) -> list[list[Tensor]]:
     return [
         slice_start(tensor, rank),
         slice_start(tensor, rank, bases),
-        balanced([factor / factor.norm(dim=0) for factor in leading]),
-        balanced([factor / factor.norm(dim=0) for factor in random]),
+        balance_factors([factor / factor.norm(dim=0) for factor in leading]),
+        balance_factors([factor / factor.norm(dim=0) for factor in random]),
     ]
 
 
@@ -88,7 +88,7 @@ def slice_start(tensor: Tensor, rank: int, bases: Sequence[Tensor] | None = None
     places = _unravelled(position, [tensor.shape[mode] for mode in small])
     for mode, place in zip(small, places, strict=True):
         factors[mode] = bases[mode][:, place]
-    return balanced([factors[mode] for mode in range(tensor.ndim)])
+    return balance_factors([factors[mode] for mode in range(tensor.ndim)])
 
 
 def _triplets(slices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,7 +169,7 @@ def cp_als(
     >>> cp_als(torch.ones(3, 4, 5), 1).relative_error < 1e-12
     True
     """
-    problem = cp_problem(tensor, rank, max_iter=max_iter, tol=tol)
+    problem = make_cp_problem(tensor, rank, max_iter=max_iter, tol=tol)
     starts = [problem.factors_of(start)] if start else cp_starts(problem.unit, rank)
     # The first start is exact at the largest rank, and the best there is for a matrix.
     if start is None and (len(starts) == 1 or _exact(problem.halves, starts[0])):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tensorpress.decompose.cp_mttkrp import Halves, hadamard
-from tensorpress.decompose.cp_normal_equations import balanced, unit_columns
+from tensorpress.decompose.cp_normal_equations import balance_factors, normalize_columns
 from tensorpress.decompose.cp_tensor import CP, cp_sensitivity
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 WIDTH, SECTIONS, ROUNDS = 40.0, 64, 6
@@ -82,11 +82,11 @@ def cp_correct(
             f"factors of shapes {sizes} are no decomposition of a tensor of shape "
             f"{tuple(tensor.shape)}"
         )
-    exact = working(tensor)
+    exact = to_working_precision(tensor)
     norm = float(exact.norm())
     halves = Halves(exact / (norm or 1.0))
-    weights = working(cp.weights).to(exact) / (norm or 1.0)
-    first, *others = [working(factor).to(exact) for factor in cp.factors]
+    weights = to_working_precision(cp.weights).to(exact) / (norm or 1.0)
+    first, *others = [to_working_precision(factor).to(exact) for factor in cp.factors]
     factors = _least_sensitive([first * weights, *others])
     own = _error(halves, factors)
     bound = own if max_error is None else max_error
@@ -105,7 +105,7 @@ def cp_correct(
         converged = not kept or sensitivity - lower <= tol * sensitivity
         if kept:
             factors, sensitivity = found, lower
-    weights, columns = unit_columns(factors, norm, tensor.dtype)
+    weights, columns = normalize_columns(factors, norm, tensor.dtype)
     return CP(weights, columns, _error(halves, factors), iterations, converged)
 
 
@@ -116,7 +116,7 @@ def _error(halves: Halves, factors: Sequence[Tensor]) -> float:
 def _least_sensitive(factors: Sequence[Tensor]) -> list[Tensor]:
     """Spread the norm of every term so that its sensitivity is least: |a_rⁱ|² ∝ n_i."""
     roots = [len(factor) ** 0.5 for factor in factors]
-    evened = balanced([factor / root for factor, root in zip(factors, roots, strict=True)])
+    evened = balance_factors([factor / root for factor, root in zip(factors, roots, strict=True)])
     return [factor * root for factor, root in zip(evened, roots, strict=True)]
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tensorpress.decompose.cp_als import cp_als
 from tensorpress.decompose.cp_mttkrp import Halves, hadamard, identity
-from tensorpress.decompose.cp_normal_equations import balanced, cp_problem
+from tensorpress.decompose.cp_normal_equations import balance_factors, make_cp_problem
 from tensorpress.decompose.cp_tensor import CP
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 
 CG_STEPS = 30
 """Most conjugate gradient steps on one linear system."""
@@ -75,15 +75,15 @@ def cp_nls(
     >>> cp_nls(torch.ones(3, 4, 5), 1).relative_error < 1e-12
     True
     """
-    problem = cp_problem(tensor, rank, max_iter=max_iter, tol=tol)
-    begun = start or cp_als(working(tensor), rank)
+    problem = make_cp_problem(tensor, rank, max_iter=max_iter, tol=tol)
+    begun = start or cp_als(to_working_precision(tensor), rank)
     point = _point(problem.halves, problem.factors_of(begun))
     damping, growth = DAMPING, 2.0
     history, iterations, converged = [point.error2], 0, False
     while iterations < max_iter and not converged:
         system = _System(point, damping)
         step = system.solve()
-        found = _point(problem.halves, balanced(system.moved(step)))
+        found = _point(problem.halves, balance_factors(system.moved(step)))
         gained = point.error2 - found.error2
         if gained > 0:
             ratio = gained / max(system.foreseen(step), torch.finfo(step.dtype).tiny)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tensorpress.decompose.cp_mttkrp import Halves
 from tensorpress.decompose.cp_tensor import CP, check_cp_rank
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -36,14 +36,14 @@ class CPProblem:
                 f"weights and a factor (size, {self.rank}) for each mode, got factors of shapes "
                 f"{sizes} and {start.weights.numel()} weights"
             )
-        factors = [working(factor).to(self.unit) for factor in start.factors]
-        weights = working(start.weights).to(self.unit)
+        factors = [to_working_precision(factor).to(self.unit) for factor in start.factors]
+        weights = to_working_precision(start.weights).to(self.unit)
         scale = weights / self.norm if self.norm else torch.zeros_like(weights)
         for mode, factor in enumerate(factors):
             if mode not in self.modes:
                 scale = scale * factor[0]
         kept = [factors[mode] for mode in self.modes]
-        return balanced([kept[0] * scale, *kept[1:]])
+        return balance_factors([kept[0] * scale, *kept[1:]])
 
     def result(self, factors: Sequence[Tensor], iterations: int, converged: bool) -> CP:
         """Return the decomposition of the whole tensor that these factors are."""
@@ -51,17 +51,17 @@ class CPProblem:
         every = [self.unit.new_ones(n, self.rank) for n in self.shape]
         for mode, factor in zip(self.modes, factors, strict=True):
             every[mode] = factor
-        return CP(*unit_columns(every, self.norm, self.dtype), error, iterations, converged)
+        return CP(*normalize_columns(every, self.norm, self.dtype), error, iterations, converged)
 
 
-def cp_problem(tensor: Tensor, rank: int, *, max_iter: int, tol: float) -> CPProblem:
+def make_cp_problem(tensor: Tensor, rank: int, *, max_iter: int, tol: float) -> CPProblem:
     """Check what the user asks for and prepare the tensor."""
     check_cp_rank(tensor.shape, rank)
     if max_iter < 1 or not tol >= 0:
         raise InvalidArgumentError(
             f"max_iter must be at least 1 and tol not negative, got {max_iter} and {tol}"
         )
-    exact = working(tensor)
+    exact = to_working_precision(tensor)
     modes = [mode for mode, size in enumerate(tensor.shape) if size > 1]
     ones = [mode for mode, size in enumerate(tensor.shape) if size == 1]
     modes = sorted(modes + ones[: max(0, 2 - len(modes))])
@@ -72,12 +72,12 @@ def cp_problem(tensor: Tensor, rank: int, *, max_iter: int, tol: float) -> CPPro
     )
 
 
-def balanced(factors: Sequence[Tensor]) -> list[Tensor]:
+def balance_factors(factors: Sequence[Tensor]) -> list[Tensor]:
     """Return factors of the same terms, whose columns have equal norms in all modes.
 
     Examples
     --------
-    >>> [f.tolist() for f in balanced([torch.tensor([[8.0]]), torch.tensor([[2.0]])])]
+    >>> [f.tolist() for f in balance_factors([torch.tensor([[8.0]]), torch.tensor([[2.0]])])]
     [[[4.0]], [[4.0]]]
     """
     norms = torch.stack([factor.norm(dim=0) for factor in factors])
@@ -86,7 +86,7 @@ def balanced(factors: Sequence[Tensor]) -> list[Tensor]:
     return [factor * scale for factor, scale in zip(factors, scales, strict=True)]
 
 
-def unit_columns(
+def normalize_columns(
     factors: Sequence[Tensor], norm: float, dtype: torch.dtype
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return a decomposition of a unit tensor as one of the tensor: weights, and unit columns.
@@ -113,7 +113,7 @@ def unit_columns(
     Examples
     --------
     >>> matrices = [torch.tensor([[3.0], [4.0]]), torch.tensor([[2.0]])]
-    >>> weights, factors = unit_columns(matrices, 10.0, torch.float64)
+    >>> weights, factors = normalize_columns(matrices, 10.0, torch.float64)
     >>> weights.tolist(), factors[1].tolist()
     ([100.0], [[1.0]])
     """

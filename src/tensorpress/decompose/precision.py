@@ -10,7 +10,7 @@ from tensorpress.errors import InvalidArgumentError
 DEVICES_WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
-def working(tensor: Tensor) -> Tensor:
+def to_working_precision(tensor: Tensor) -> Tensor:
     """Return a tensor's values as decompositions compute with them: checked, detached, float64.
 
     Devices without float64 compute in float32. A tensor that already has that dtype is not copied.
@@ -33,7 +33,7 @@ def working(tensor: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> working(torch.ones(2, dtype=torch.bfloat16)).dtype
+    >>> to_working_precision(torch.ones(2, dtype=torch.bfloat16)).dtype
     torch.float64
     """
     shape = tuple(tensor.shape)

@@ -7,7 +7,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.decompose.tensor_algebra import mode_product, project, unfold
 from tensorpress.decompose.tucker import hooi
 from tensorpress.errors import InvalidArgumentError
@@ -74,7 +74,7 @@ def shared_tucker(
             f"a core of shape {tuple(ranks)} needs tensors of order {order}, "
             f"got shapes {[tuple(t.shape) for t in tensors]}"
         )
-    exact = [working(tensor) for tensor in tensors]
+    exact = [to_working_precision(tensor) for tensor in tensors]
     norms = [float(tensor.norm()) for tensor in exact]
     scaled = [tensor / (norm or 1.0) for tensor, norm in zip(exact, norms, strict=True)]
     starts = [_padded_hooi(tensor, ranks) for tensor in scaled]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 GRAM_BLOCK = 256
@@ -200,4 +200,4 @@ def _working_matrix(matrix: Tensor) -> Tensor:
         raise InvalidArgumentError(
             f"a matrix or a stack of matrices is needed, got shape {tuple(matrix.shape)}"
         )
-    return working(matrix)
+    return to_working_precision(matrix)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import projection_error, working
+from tensorpress.decompose.precision import projection_error, to_working_precision
 from tensorpress.decompose.spectrum import Spectrum, check_spectrum, leading_directions
 from tensorpress.errors import InvalidArgumentError, unknown_name
 
@@ -97,7 +97,7 @@ def truncated_svd(
         )
     if spectrum is not None:
         check_spectrum(spectrum, matrix.shape)
-    exact = working(matrix)
+    exact = to_working_precision(matrix)
     rows, columns = matrix.shape[-2:]
     wide = exact if rows <= columns else exact.mT
     if method == "exact":

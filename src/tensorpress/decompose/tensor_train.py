@@ -9,7 +9,7 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.decompose.spectrum import Spectrum, leading_basis, spectrum
 from tensorpress.decompose.tensor_algebra import check_cores, tt_to_tensor
 from tensorpress.decompose.tt_ranks import attainable_tt_ranks, largest_tt_ranks, tt_params
@@ -180,7 +180,7 @@ def tt_round(
     """
     check_cores(train.cores, modes=1)
     limit = _Limit.of(train.shape, ranks, tolerance)
-    cores = _right_orthogonal([working(core) for core in train.cores])
+    cores = _right_orthogonal([to_working_precision(core) for core in train.cores])
     energy = float(cores[0].square().sum())
     discarded = 0.0
     for k in range(len(cores) - 1):
@@ -276,4 +276,4 @@ def _train(
 def _working_modes(tensor: Tensor) -> Tensor:
     if tensor.ndim == 0:
         raise InvalidArgumentError("a tensor train needs a tensor of at least one mode, got none")
-    return working(tensor)
+    return to_working_precision(tensor)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -65,7 +65,7 @@ def arrange(stack: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) -> Ar
     middle = [axis for axis in range(1, stack.ndim) if axis not in (first, *last)]
     order = (0, first, *middle, *last)
     return Arranged(
-        working(stack.permute(order).contiguous()),
+        to_working_precision(stack.permute(order).contiguous()),
         order,
         tuple(positions),
         tuple(map(order.index, (first, *rest))),

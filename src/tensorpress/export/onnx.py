@@ -25,7 +25,7 @@ from tensorpress.errors import (
     TensorPressError,
     unknown_name,
 )
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.press.press import materialize
 from tensorpress.schemes.parametrization import factorized_weight
 
@@ -109,7 +109,7 @@ def export_onnx(
         model = materialize(model)
     target = Path(path)
     with _beside(target) as folder:
-        with evaluating(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             _check_runs(model, inputs)
             traced, obstacle = _traced(model, inputs)
         with (
@@ -181,7 +181,7 @@ def check_onnx(
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no other base
         raise CorruptFileError(f"{path} cannot be read by onnxruntime: {_brief(error)}") from error
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         expected = _check_runs(model, inputs)
     names = [value.name for value in session.get_inputs()]
     if len(names) != len(inputs):

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from torch import Tensor, nn
 
 from tensorpress.measure.cost import count_macs, count_params
-from tensorpress.measure.latency import latencies
+from tensorpress.measure.latency import measure_latencies
 
-__all__ = ["Measurement", "count_macs", "count_params", "latencies", "measure"]
+__all__ = ["Measurement", "count_macs", "count_params", "measure", "measure_latencies"]
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,5 @@ def measure(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Meas
     300
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    time_ms = latencies([model], inputs)[0]
+    time_ms = measure_latencies([model], inputs)[0]
     return Measurement(count_params(model), count_macs(model, inputs), time_ms)

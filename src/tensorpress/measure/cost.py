@@ -39,7 +39,7 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     >>> count_macs(nn.Conv2d(3, 8, 3), [torch.zeros(2, 3, 10, 10)])
     13824
     """
-    with evaluating(model), torch.no_grad(), _one_operation_at_a_time(), parametrize.cached():
+    with evaluation_mode(model), torch.no_grad(), _one_operation_at_a_time(), parametrize.cached():
         for module in model.modules():
             for name in getattr(module, "parametrizations", ()):
                 getattr(module, name)
@@ -49,7 +49,7 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode, and its modules back to the modes they were in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

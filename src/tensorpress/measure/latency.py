@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 
 NORMAL = 0.93
 """Standard error of a median over quartile distance, times √n, of a normal distribution."""
 
 
-def latencies(
+def measure_latencies(
     models: Sequence[nn.Module], inputs: Sequence[Tensor], *, repeats: int = 15
 ) -> list[float]:
     """Return the median milliseconds of a forward pass of every model.
@@ -34,13 +34,13 @@ def latencies(
 
     Examples
     --------
-    >>> len(latencies([nn.Linear(3, 2), nn.Linear(3, 5)], [torch.zeros(1, 3)], repeats=3))
+    >>> len(measure_latencies([nn.Linear(3, 2), nn.Linear(3, 5)], [torch.zeros(1, 3)], repeats=3))
     2
     """
-    return list(map(median, pass_times(models, inputs, repeats=repeats)))
+    return list(map(median, time_passes(models, inputs, repeats=repeats)))
 
 
-def pass_times(
+def time_passes(
     models: Sequence[nn.Module],
     inputs: Sequence[Tensor],
     *,
@@ -58,7 +58,7 @@ def pass_times(
     Parameters
     ----------
     models, inputs
-        As for `latencies`.
+        As for `measure_latencies`.
     repeats : int
         Rounds at most.
     least : int
@@ -78,14 +78,14 @@ def pass_times(
 
     Examples
     --------
-    >>> [times] = pass_times([nn.Linear(3, 2)], [torch.zeros(1, 3)], repeats=4)
+    >>> [times] = time_passes([nn.Linear(3, 2)], [torch.zeros(1, 3)], repeats=4)
     >>> len(times)
     4
     """
     times: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack:
         for model in models:
-            stack.enter_context(evaluating(model))
+            stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.inference_mode())
         start = perf_counter()
         for turn in range(-2, repeats):

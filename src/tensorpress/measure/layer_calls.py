@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.schemes.layer_spec import LayerSpec
 
 
@@ -71,7 +71,7 @@ def record_inputs(
         return note
 
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.no_grad())
         for name in names:
             hook = model.get_submodule(name).register_forward_pre_hook(
@@ -88,7 +88,7 @@ def record_inputs(
     return {name: tuple(found) for name, found in shapes.items()}
 
 
-def calls_of(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tuple[Call, ...]:
+def layer_calls(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tuple[Call, ...]:
     """Return the calls of a layer for one example.
 
     Parameters
@@ -104,7 +104,7 @@ def calls_of(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tuple
     Examples
     --------
     >>> from tensorpress.schemes.layer_spec import describe
-    >>> calls_of(describe(nn.Linear(64, 8)), [torch.Size([2, 5, 64])], 2)
+    >>> layer_calls(describe(nn.Linear(64, 8)), [torch.Size([2, 5, 64])], 2)
     (Call(sizes=(5,), times=1),)
     """
     counted: dict[tuple[int, ...], int] = {}

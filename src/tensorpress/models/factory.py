@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.models.names import not_among
-from tensorpress.models.optional_imports import built
+from tensorpress.models.names import unknown_choice
+from tensorpress.models.optional_imports import build_module
 
 
-def build_by_function(module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
+def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
     """Return what a function, or a class, of an importable module returns.
 
     Modules in the current folder can be imported.
@@ -33,7 +33,7 @@ def build_by_function(module: str, name: str, options: Mapping[str, Any]) -> nn.
 
     Examples
     --------
-    >>> build_by_function("torch.nn", "Linear", {"in_features": 3, "out_features": 2})
+    >>> build_from_factory("torch.nn", "Linear", {"in_features": 3, "out_features": 2})
     Linear(in_features=3, out_features=2, bias=True)
     """
     with _current_folder_first():
@@ -47,12 +47,12 @@ def build_by_function(module: str, name: str, options: Mapping[str, Any]) -> nn.
         factory = getattr(found, name, None)
         if factory is None:
             public = [known for known in vars(found) if callable(getattr(found, known))]
-            raise not_among(module, "function", name, public)
+            raise unknown_choice(module, "function", name, public)
         if not callable(factory):
             raise InvalidArgumentError(
                 f"{module}:{name} is {type(factory).__name__}, not a function or a class"
             )
-        return built(f"{module}:{name}", factory, options)
+        return build_module(f"{module}:{name}", factory, options)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, ModelMismatchError
-from tensorpress.models.optional_imports import built, require
+from tensorpress.models.optional_imports import build_module, require
 from tensorpress.models.torchvision import mend_torchvision
-from tensorpress.models.weights import PICKLED, no_pickle
+from tensorpress.models.weights import PICKLED, refuse_pickle
 
 logger = logging.getLogger("tensorpress.models")
 
@@ -64,7 +64,7 @@ def build_hugging_face(place: str, options: Mapping[str, Any], *, empty: bool) -
     if not empty:
         logger.warning("%s holds no weights: the model is built from its config", place)
     fresh = kind.from_config if named == "AutoModel" else kind._from_config
-    return built(f"hf:{place}", fresh, {"config": config})
+    return build_module(f"hf:{place}", fresh, {"config": config})
 
 
 def _config(transformers: Any, place: str, options: Mapping[str, Any]) -> Any:
@@ -95,7 +95,7 @@ def _has_weights(folder: Path) -> bool:
         return True
     pickled = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLED]
     if pickled:
-        raise no_pickle(pickled[0])
+        raise refuse_pickle(pickled[0])
     return False
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.models.names import parse_name
 from tensorpress.models.torchvision import torchvision_shape
 from tensorpress.models.zoo import NETWORKS
@@ -106,7 +106,7 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         )
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             model(*inputs)
     except Exception as error:
         message = (str(error).strip() or type(error).__name__).splitlines()[0]

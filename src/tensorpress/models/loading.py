@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.models.factory import build_by_function
+from tensorpress.models.factory import build_from_factory
 from tensorpress.models.hugging_face import build_hugging_face
 from tensorpress.models.names import FORMS, ModelName, parse_name
 from tensorpress.models.timm import build_timm
@@ -87,7 +87,7 @@ def _builder(parsed: ModelName, meta: bool) -> Callable[[], nn.Module]:
     if parsed.origin == "hf":
         return lambda: build_hugging_face(name, options, empty=meta)
     if parsed.origin:
-        return lambda: build_by_function(parsed.origin, name, options)
+        return lambda: build_from_factory(parsed.origin, name, options)
     if name not in NETWORKS:
         raise InvalidArgumentError(
             f"{unknown_name('network', name, NETWORKS)}. Models of others are named {FORMS}"

@@ -72,12 +72,14 @@ def parse_name(text: str) -> ModelName:
     return ModelName(origin, name, options)
 
 
-def not_among(owner: str, kind: str, name: str, known: Collection[str]) -> InvalidArgumentError:
+def unknown_choice(
+    owner: str, kind: str, name: str, known: Collection[str]
+) -> InvalidArgumentError:
     """Return the error for a name that is not one of very many, with the nearest of them.
 
     Examples
     --------
-    >>> str(not_among("timm", "model", "resnet81", ["resnet18", "vit_b"]))
+    >>> str(unknown_choice("timm", "model", "resnet81", ["resnet18", "vit_b"]))
     "timm has no model 'resnet81': did you mean 'resnet18'?"
     """
     near = get_close_matches(name, known, n=4)

@@ -42,7 +42,7 @@ def require(module: str, purpose: str) -> Any:
         raise TensorPressError(f"{purpose} needs {package}, which fails: {error}") from error
 
 
-def built(what: str, build: Callable[..., object], options: Mapping[str, Any]) -> nn.Module:
+def build_module(what: str, build: Callable[..., object], options: Mapping[str, Any]) -> nn.Module:
     """Return the module that a function of others builds.
 
     Raises
@@ -52,7 +52,7 @@ def built(what: str, build: Callable[..., object], options: Mapping[str, Any]) -
 
     Examples
     --------
-    >>> built("a layer", nn.Linear, {"in_features": 2, "out_features": 3})
+    >>> build_module("a layer", nn.Linear, {"in_features": 2, "out_features": 3})
     Linear(in_features=2, out_features=3, bias=True)
     """
     try:

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from tensorpress.models.names import not_among
-from tensorpress.models.optional_imports import built, require
+from tensorpress.models.names import unknown_choice
+from tensorpress.models.optional_imports import build_module, require
 from tensorpress.models.torchvision import mend_torchvision
 
 
@@ -21,5 +21,5 @@ def build_timm(name: str, options: Mapping[str, Any]) -> nn.Module:
     mend_torchvision()
     timm = require("timm", "a model of timm")
     if not timm.is_model(name.partition(".")[0]):
-        raise not_among("timm", "model", name, timm.list_models())
-    return built(f"timm:{name}", lambda **more: timm.create_model(name, **more), options)
+        raise unknown_choice("timm", "model", name, timm.list_models())
+    return build_module(f"timm:{name}", lambda **more: timm.create_model(name, **more), options)

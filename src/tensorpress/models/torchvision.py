@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, TensorPressError
-from tensorpress.models.names import not_among
-from tensorpress.models.optional_imports import built, require
+from tensorpress.models.names import unknown_choice
+from tensorpress.models.optional_imports import build_module, require
 
 _SIDE = 224
 _FRAMES = 16
@@ -69,7 +69,7 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
     models = torchvision_models()
     known = models.list_models()
     if name not in known:
-        raise not_among("torchvision", "model", name, known)
+        raise unknown_choice("torchvision", "model", name, known)
     for key in options:
         if key.startswith("weights"):
             raise InvalidArgumentError(
@@ -78,7 +78,7 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
             )
     # The backbones of detectors and segmenters are downloaded unless this is said.
     own = {"weights_backbone": None} if _has_backbone(models, name) else {}
-    return built(f"torchvision:{name}", models.get_model_builder(name), {**options, **own})
+    return build_module(f"torchvision:{name}", models.get_model_builder(name), {**options, **own})
 
 
 def torchvision_shape(name: str) -> tuple[int, ...]:

@@ -26,14 +26,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
         the way, the error says so.
     """
     if path.suffix in PICKLED:
-        raise no_pickle(path)
+        raise refuse_pickle(path)
     try:
         zoo.load_weights(model, path)
     except ModelMismatchError as error:
         raise ModelMismatchError(f"{error}{_prefix_hint(model, path)}") from None
 
 
-def no_pickle(path: Path) -> InvalidArgumentError:
+def refuse_pickle(path: Path) -> InvalidArgumentError:
     """Return the error for a file that only pickle could read."""
     return InvalidArgumentError(
         f"{path} is read with pickle, which can run any code that is in it. Convert it once where "

@@ -13,20 +13,20 @@ from tensorpress.schemes.reshape_modes import (
     CORE_SHARE,
     MAX_ORDER,
     Shape,
-    aligned,
+    align_modes,
     balanced_modes,
-    by,
-    choose,
+    choose_modes,
     largest_core,
-    smallest,
+    smallest_params,
 )
 from tensorpress.schemes.tucker_weight import TuckerWeight
+from tensorpress.utils.formatting import format_shape
 
 TUCKER_KEYS = ("modes", "ranks", "diagonal", "reduced", "scheme")
 """What an entry for a layer may say."""
 
 
-def given_tucker(
+def plan_given_modes(
     name: str, shape: Shape, scheme: str, options: Mapping[str, Any], itemsize: int
 ) -> LayerPlan:
     """Return the plan of a layer with hand-given modes and ranks.
@@ -56,7 +56,8 @@ def check_shared(layers: Sequence[LayerPlan]) -> None:
     cores = {layer.ranks for layer in layers if layer.core == "shared"}
     if len(cores) > 1:
         raise InvalidArgumentError(
-            f"a shared core has one shape, but the layers name {', '.join(sorted(map(by, cores)))}"
+            "a shared core has one shape, but the layers name "
+            f"{', '.join(sorted(map(format_shape, cores)))}"
         )
 
 
@@ -88,14 +89,15 @@ def _given(
         sizes += (1,) * (len(sides) - len(sizes))
     if core == "own" and any(k > n for k, n in zip(sides, sizes, strict=True)):
         raise InvalidArgumentError(
-            f"ranks {by(sides)} exceed the modes {by(sizes)}; only a shared core may be larger"
+            f"ranks {format_shape(sides)} exceed the modes {format_shape(sizes)}; only a "
+            "shared core may be larger"
         )
     if modes != "original":
-        sizes, sides = aligned(shape, sizes, sides, keep_ranks=core == "shared")
+        sizes, sides = align_modes(shape, sizes, sides, keep_ranks=core == "shared")
     return LayerPlan(name, shape, sizes, sides, core)
 
 
-def own_layers(shapes: Mapping[str, Shape], budget: int) -> list[LayerPlan]:
+def plan_separate_cores(shapes: Mapping[str, Shape], budget: int) -> list[LayerPlan]:
     """Give every layer a target proportional to the root of its size, the largest that fits.
 
     The exponent lies between those of the paper's tables: there parameters grow with the
@@ -106,8 +108,8 @@ def own_layers(shapes: Mapping[str, Shape], budget: int) -> list[LayerPlan]:
     def at(factor: float) -> list[LayerPlan]:
         found = []
         for name, shape in shapes.items():
-            target = min(max(int(factor * sqrt(prod(shape))), smallest(shape)), prod(shape))
-            found.append(LayerPlan(name, shape, *choose(shape, target)))
+            target = min(max(int(factor * sqrt(prod(shape))), smallest_params(shape)), prod(shape))
+            found.append(LayerPlan(name, shape, *choose_modes(shape, target)))
         return found
 
     def stored(layers: list[LayerPlan]) -> int:
@@ -122,7 +124,7 @@ def own_layers(shapes: Mapping[str, Shape], budget: int) -> list[LayerPlan]:
     return at(low)
 
 
-def shared_layers(shapes: Mapping[str, Shape], budget: int) -> list[LayerPlan]:
+def plan_shared_core(shapes: Mapping[str, Shape], budget: int) -> list[LayerPlan]:
     """Choose the order and shape of one core for all layers, by the rule for a single layer."""
     fitting: dict[int, tuple[float, Shape]] = {}
     modes = {
@@ -141,7 +143,7 @@ def shared_layers(shapes: Mapping[str, Shape], budget: int) -> list[LayerPlan]:
     ranks = fitting[order][1]
     return [
         LayerPlan(
-            name, shape, *aligned(shape, modes[order][name], ranks, keep_ranks=True), "shared"
+            name, shape, *align_modes(shape, modes[order][name], ranks, keep_ranks=True), "shared"
         )
         for name, shape in shapes.items()
     ]

@@ -6,12 +6,12 @@ from copy import deepcopy
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.latency import latencies
+from tensorpress.measure.latency import measure_latencies
 from tensorpress.planning.budget import Budget
-from tensorpress.planning.budget_rules import Spreading, Task, Ways, choices
+from tensorpress.planning.budget_rules import Spreading, Task, Ways, make_choices
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.latency_search import fit_latency
-from tensorpress.planning.layer_candidates import applicable, with_ranks
+from tensorpress.planning.layer_candidates import applicable_schemes, plan_with_ranks
 from tensorpress.planning.layer_latency import LayerTimer, fill_randomly
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scores
@@ -23,7 +23,7 @@ LEAST_SHARE = 0.01
 """Of the dense model's time that is predicted: timings of single layers may add up to more."""
 
 
-def within_time(
+def plan_within_latency(
     limit: Budget,
     dense: DenseModel,
     ways: Ways,
@@ -40,7 +40,7 @@ def within_time(
     Parameters
     ----------
     limit, dense, ways, fixed, rule, round_to
-        As for `tensorpress.planning.budget_planner.within`.
+        As for `tensorpress.planning.budget_planner.plan_within_budget`.
 
     Raises
     ------
@@ -59,8 +59,8 @@ def within_time(
 
     replaced = [layer for layer in fixed.values() if isinstance(layer, SchemePlan)]
     task = Task(ways, cost, {name: dense_cost(name) for name in ways}, round_to)
-    found = choices(task, rule)
-    whole = latencies([dense.module], dense.inputs)[0]
+    found = make_choices(task, rule)
+    whole = measure_latencies([dense.module], dense.inputs)[0]
     saved = sum(dense_cost(plan.name) - cost(plan) for plan in replaced)
     others = whole - saved - sum(task.dense.values())
 
@@ -93,7 +93,7 @@ def _built(dense: DenseModel, plans: list[SchemePlan]) -> nn.Module:
 UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs"}
 
 
-def within(
+def plan_within_budget(
     limit: Budget,
     dense: DenseModel,
     layers: Mapping[str, Layer],
@@ -135,14 +135,14 @@ def within(
     ways: Ways = {}
     kept: dict[str, str] = {}
     for name, layer in layers.items():
-        found, reason = applicable(layer, [scheme_named(s) for s in schemes[name]])
+        found, reason = applicable_schemes(layer, [scheme_named(s) for s in schemes[name]])
         if found:
             ways[name] = layer, found
         else:
             kept[name] = reason
     if limit.kind != "params" and limit.kind != "bytes" and not dense.inputs:
         raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
-    spread = within_time if limit.kind == "latency" else _counted
+    spread = plan_within_latency if limit.kind == "latency" else _counted
     pressed, ruled = spread(limit, dense, ways, fixed, rule, round_to)
     kept |= {name: ruled.unpressed(name) for name in ways if name not in pressed}
     return dict(pressed), kept
@@ -176,11 +176,11 @@ def _counted(
         return layer.dense_params * (layer.itemsize if limit.kind == "bytes" else 1)
 
     smallest = {
-        name: with_ranks(layer, schemes[0], FractionRanks(1e-9))
+        name: plan_with_ranks(layer, schemes[0], FractionRanks(1e-9))
         for name, (layer, schemes) in ways.items()
     }
     task = Task(ways, cost, {name: dense_cost(x) for name, x in smallest.items()}, round_to)
-    found = choices(task, rule)
+    found = make_choices(task, rule)
     others = total - sum(task.dense.values()) - sum(dense_cost(x) - cost(x) for x in fixed.values())
     if others + found.least > amount:
         raise InvalidArgumentError(

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning.layer_candidates import no_gain, options, with_ranks
+from tensorpress.planning.layer_candidates import candidate_plans, plan_with_ranks, refuse_no_gain
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scores
 from tensorpress.ranks import EVBMFRanks, FixedRanks, FractionRanks, RankRule
@@ -55,7 +55,7 @@ class Task:
 
     def saves(self, plan: SchemePlan) -> bool:
         """Whether a layer is better pressed so than left dense."""
-        return no_gain(plan) is None and self.cost(plan) < self.dense[plan.name]
+        return refuse_no_gain(plan) is None and self.cost(plan) < self.dense[plan.name]
 
 
 class Choices(Protocol):
@@ -76,7 +76,7 @@ Spreading = tuple[dict[str, SchemePlan], Choices]
 """The plans of the layers that are pressed, and what they were chosen from."""
 
 
-def choices(task: Task, rule: str | Scores) -> Choices:
+def make_choices(task: Task, rule: str | Scores) -> Choices:
     """Return the ways in which a rule spreads; what takes time is done here, once.
 
     Raises
@@ -156,7 +156,7 @@ class _OneNumber:
 
     def _plans(self, number: float) -> dict[str, SchemePlan]:
         found = {
-            name: with_ranks(layer, scheme, self._rule_at(name, number), self._task.round_to)
+            name: plan_with_ranks(layer, scheme, self._rule_at(name, number), self._task.round_to)
             for name, (layer, [scheme]) in self._task.layers.items()
         }
         return {name: plan for name, plan in found.items() if self._task.saves(plan)}
@@ -169,7 +169,7 @@ class _OneNumber:
 def _options(task: Task, name: str) -> list[SchemePlan]:
     layer, schemes = task.layers[name]
     try:
-        return options(layer, schemes, task.round_to)
+        return candidate_plans(layer, schemes, task.round_to)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"layer {name!r}: {error}") from None
 
@@ -193,7 +193,7 @@ def _scored(task: Task, scores: Scores) -> dict[str, Scored]:
     for name, (layer, schemes) in task.layers.items():
         known = {scheme.name: scheme for scheme in schemes}
         found[name] = [
-            (with_ranks(layer, known[x.scheme], FixedRanks(x.ranks)), max(x.score, 0.0))
+            (plan_with_ranks(layer, known[x.scheme], FixedRanks(x.ranks)), max(x.score, 0.0))
             for x in scores.of(name)
             if x.scheme in known
         ]
@@ -205,7 +205,7 @@ def _evbmf(task: Task) -> _OneNumber:
     found: dict[str, tuple[int, ...]] = {}
     for name, (layer, schemes) in task.layers.items():
         try:
-            found[name] = with_ranks(layer, schemes[0], EVBMFRanks()).ranks
+            found[name] = plan_with_ranks(layer, schemes[0], EVBMFRanks()).ranks
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"layer {name!r}: {error}") from None
     return _OneNumber(task, lambda name, number: _Weakened(found[name], number))

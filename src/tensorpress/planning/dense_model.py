@@ -13,14 +13,14 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_macs, count_params
 from tensorpress.measure.layer_calls import record_inputs
 from tensorpress.planning.budget import Budget
-from tensorpress.planning.layers import Layer, Weights, matching, obstacles, pressable
+from tensorpress.planning.layers import Layer, Weights, find_obstacles, find_pressable, match_names
 from tensorpress.planning.plan import Plan
 from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
-from tensorpress.utils.lazy_tensor import deferred
+from tensorpress.utils.lazy_tensor import defer
 
 
 @contextmanager
-def noting_readers(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
+def record_readers(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
     """Note which layers have their weight used by others than themselves while a block runs.
 
     Such a layer cannot be replaced by others: its own forward pass is not what runs. Asking for
@@ -40,7 +40,7 @@ def noting_readers(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
     --------
     >>> import torch
     >>> tied = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
-    >>> with noting_readers(dict(tied.named_children())) as read:
+    >>> with record_readers(dict(tied.named_children())) as read:
     ...     _ = nn.functional.linear(tied[0](torch.ones(1, 3)), tied[1].weight)
     >>> read
     {'1'}
@@ -78,7 +78,7 @@ def _watched(kind: type[nn.Module], note: Callable[[], None]) -> type[nn.Module]
                 note()
                 return value
 
-            return deferred(used, like=value)
+            return defer(used, like=value)
 
     Watched.__name__ = kind.__name__
     return Watched
@@ -127,13 +127,13 @@ class DenseModel:
         """
         given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
         inputs = tuple(given or ())
-        shapes, kept = pressable(model)
+        shapes, kept = find_pressable(model)
         shapes_in: Mapping[str, tuple[torch.Size, ...]] = {}
         read: set[str] = set()
         if inputs:
-            with noting_readers({name: model.get_submodule(name) for name in shapes}) as read:
+            with record_readers({name: model.get_submodule(name) for name in shapes}) as read:
                 shapes_in = record_inputs(model, inputs, list(shapes))
-        blocked = obstacles(model, read)
+        blocked = find_obstacles(model, read)
         layers = {
             name: Layer(
                 name,
@@ -176,10 +176,10 @@ class DenseModel:
                 )
         kept = dict(self.kept)
         if tuple(targets) != ("*",):
-            named = {x for pattern in targets for x in matching(pattern, self.layers, kept)}
+            named = {x for pattern in targets for x in match_names(pattern, self.layers, kept)}
             kept |= {name: "not among the targets" for name in self.layers if name not in named}
         for pattern in skip:
-            found = matching(pattern, {**self.layers, **kept}, kept)
+            found = match_names(pattern, {**self.layers, **kept}, kept)
             kept = dict.fromkeys(found, f"skipped by {pattern!r}") | kept
         return {name: layer for name, layer in self.layers.items() if name not in kept}, kept
 

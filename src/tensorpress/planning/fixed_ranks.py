@@ -4,9 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.planning.ada_tucker import check_shared, given_tucker
-from tensorpress.planning.layer_candidates import applicable, no_gain, with_ranks
-from tensorpress.planning.layers import Layer, matching
+from tensorpress.planning.ada_tucker import check_shared, plan_given_modes
+from tensorpress.planning.layer_candidates import (
+    applicable_schemes,
+    plan_with_ranks,
+    refuse_no_gain,
+)
+from tensorpress.planning.layers import Layer, match_names
 from tensorpress.ranks import rank_rule
 from tensorpress.schemes.base import Ranks
 from tensorpress.schemes.layer_plan import (
@@ -24,7 +28,7 @@ SCHEME_KEYS = ("ranks", "scheme")
 Entry = Mapping[str, Any]
 
 
-def entries_of(
+def match_entries(
     overrides: Mapping[str, Entry], layers: Mapping[str, Layer], kept: Mapping[str, str]
 ) -> dict[str, Entry]:
     """Return the entry of every layer that has one, the last that names it.
@@ -36,7 +40,7 @@ def entries_of(
     """
     entries: dict[str, Entry] = {}
     for pattern, entry in overrides.items():
-        found = matching(pattern, layers, kept)
+        found = match_names(pattern, layers, kept)
         if not isinstance(entry, Mapping):
             raise InvalidArgumentError(
                 f"layer {found[0]!r}: expected a mapping such as {{'ranks': 8}}, got {entry!r}"
@@ -45,7 +49,7 @@ def entries_of(
     return entries
 
 
-def given_layers(
+def plan_fixed_ranks(
     layers: Mapping[str, Layer],
     entries: Mapping[str, Entry],
     schemes: Sequence[str],
@@ -65,7 +69,7 @@ def given_layers(
     found: dict[str, PlannedLayer] = {}
     for name, entry in entries.items():
         try:
-            [scheme] = schemes_for(entry, schemes)
+            [scheme] = layer_schemes(entry, schemes)
             found[name] = _given(layers[name], entry, scheme, ranks, round_to)
         except (InvalidArgumentError, TypeError) as error:
             raise InvalidArgumentError(f"layer {name!r}: {error}") from None
@@ -73,7 +77,7 @@ def given_layers(
     return found
 
 
-def schemes_for(entry: Entry | None, schemes: Sequence[str]) -> Sequence[str]:
+def layer_schemes(entry: Entry | None, schemes: Sequence[str]) -> Sequence[str]:
     """Return the schemes a layer may have: that of its entry, or those of all.
 
     Raises
@@ -93,7 +97,7 @@ def schemes_for(entry: Entry | None, schemes: Sequence[str]) -> Sequence[str]:
     return (own,)
 
 
-def pressed_where_smaller(
+def press_where_smaller(
     layers: Mapping[str, Layer], scheme: str, ranks: Ranks, round_to: int
 ) -> tuple[dict[str, PlannedLayer], dict[str, str]]:
     """Return the layers that a scheme makes smaller, and all others with the reason.
@@ -114,7 +118,7 @@ def pressed_where_smaller(
     return pressed, kept
 
 
-def nothing_to_press(kept: Mapping[str, str]) -> InvalidArgumentError:
+def nothing_pressed_error(kept: Mapping[str, str]) -> InvalidArgumentError:
     """Return the error for a model of which nothing is pressed, with the reasons."""
     reasons = "".join(f"; {name!r}: {reason}" for name, reason in kept.items())
     return InvalidArgumentError(f"the model has no layer that can be pressed{reasons}")
@@ -124,7 +128,7 @@ def _given(
     layer: Layer, entry: Entry, scheme: str, ranks: Ranks | None, round_to: int
 ) -> PlannedLayer:
     if scheme in TUCKER_SCHEMES:
-        return given_tucker(layer.name, layer.shape, scheme, entry, layer.itemsize)
+        return plan_given_modes(layer.name, layer.shape, scheme, entry, layer.itemsize)
     for key in entry:
         if key not in SCHEME_KEYS:
             raise unknown_name("key", key, SCHEME_KEYS)
@@ -135,19 +139,19 @@ def _given(
     if form.form in layer.blocked:
         raise InvalidArgumentError(f"it cannot be pressed by {scheme}: {layer.blocked[form.form]}")
     form.check(layer.spec())
-    return with_ranks(layer, form, rank_rule(asked), 1 if "ranks" in entry else round_to)
+    return plan_with_ranks(layer, form, rank_rule(asked), 1 if "ranks" in entry else round_to)
 
 
 def _smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> SchemePlan | str:
     """Return the plan of a layer, or why it stays dense."""
     form, rule = scheme_named(scheme), rank_rule(ranks)
-    found, reason = applicable(layer, [form])
+    found, reason = applicable_schemes(layer, [form])
     if not found:
         return reason
     try:
-        plan = with_ranks(layer, form, rule, round_to)
+        plan = plan_with_ranks(layer, form, rule, round_to)
     except InvalidArgumentError as error:
         if rule.needs_spectra:
             raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
         return str(error)
-    return no_gain(plan) or plan
+    return refuse_no_gain(plan) or plan

@@ -7,13 +7,13 @@ from statistics import median
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.latency import latencies, pass_times
+from tensorpress.measure.latency import measure_latencies, time_passes
 
 TRIES = 8
 """Models that are measured at most."""
 
 LEAST, REPEATS, SECONDS, PRECISION = 9, 300, 45.0, 0.012
-"""How long each is measured, as `pass_times` takes it."""
+"""How long each is measured, as `time_passes` takes it."""
 
 NARROW = 0.005
 """Predicted times that differ by less are not told apart."""
@@ -96,7 +96,7 @@ def fit_latency(
     found: dict[float, tuple[float, float, float]] = {}
 
     def taken(share: float) -> float:
-        both = pass_times(
+        both = time_passes(
             [dense, build(share)],
             inputs,
             least=LEAST,
@@ -108,7 +108,7 @@ def fit_latency(
         found[share] = (ratio, median(both[1]), median(both[0]))
         return ratio if relative else found[share][1]
 
-    whole = 1.0 if relative else latencies([dense], inputs)[0]
+    whole = 1.0 if relative else measure_latencies([dense], inputs)[0]
     tried = _search(taken, whole, target, lowest, tolerance)
     within = [(share, value) for share, value in tried if value <= target]
     if not within:

@@ -12,7 +12,7 @@ from tensorpress.schemes.layer_plan import SchemePlan
 from tensorpress.schemes.layer_spec import LayerSpec
 
 
-def applicable(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], str]:
+def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], str]:
     """Return the schemes that can take a layer, and why the others cannot."""
     try:
         spec = layer.spec()
@@ -30,7 +30,7 @@ def applicable(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], s
     return found, "; ".join(dict.fromkeys(reasons))
 
 
-def with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int = 1) -> SchemePlan:
+def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int = 1) -> SchemePlan:
     """Return the plan of a layer at the ranks of a rule, whatever it costs.
 
     Only a rule that needs spectra looks at the weight.
@@ -49,7 +49,7 @@ def with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int = 1) 
     return SchemePlan(layer.name, scheme.name, spec, ranks, layer.calls, itemsize=layer.itemsize)
 
 
-def no_gain(plan: SchemePlan) -> str | None:
+def refuse_no_gain(plan: SchemePlan) -> str | None:
     """Return why a layer is better left dense than pressed so, None where it is not.
 
     A pressed layer has fewer parameters than the dense one, and where its calls are known no more
@@ -68,7 +68,7 @@ def no_gain(plan: SchemePlan) -> str | None:
     return None
 
 
-def options(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) -> list[SchemePlan]:
+def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) -> list[SchemePlan]:
     """Return plans of a layer at all ranks worth considering, with their errors.
 
     Those that make it larger or multiply more are left out. The weight is decomposed once a
@@ -86,7 +86,7 @@ def options(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) -> list[
             SchemePlan(layer.name, scheme.name, spec, ranks, layer.calls, itemsize=layer.itemsize)
             for ranks in scheme.candidates(spec, round_to)
         ]
-        plans = [plan for plan in plans if no_gain(plan) is None]
+        plans = [plan for plan in plans if refuse_no_gain(plan) is None]
         if not plans:
             continue
         kernel = layer.kernel() if kernel is None else kernel

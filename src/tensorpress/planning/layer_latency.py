@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.latency import pass_times
-from tensorpress.measure.layer_calls import calls_of
+from tensorpress.measure.latency import time_passes
+from tensorpress.measure.layer_calls import layer_calls
 from tensorpress.ranks.checks import round_ranks
 from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.chain_builder import dense_layer
@@ -24,7 +24,7 @@ STEPS = 48
 """Into how many equal steps ranks are divided to find them."""
 
 LEAST, REPEATS, SECONDS, PRECISION = 5, 40, 1.0, 0.02
-"""How long the layers of a curve are timed, as `pass_times` takes it."""
+"""How long the layers of a curve are timed, as `time_passes` takes it."""
 
 _Curve = tuple[list[int], list[float]]
 
@@ -169,7 +169,7 @@ class LayerTimer:
 
 def _fastest(models: Sequence[nn.Module], inputs: Sequence[Tensor]) -> list[float]:
     """Return the least milliseconds of each of several models."""
-    times = pass_times(
+    times = time_passes(
         models,
         inputs,
         least=LEAST,
@@ -216,7 +216,7 @@ def _timed_ranks(
 def _macs(scheme: Scheme, spec: LayerSpec, ranks: Sizes, shape: torch.Size) -> int:
     """Return the multiply-accumulates of one call."""
     return sum(
-        call.times * scheme.macs(spec, ranks, call.sizes) for call in calls_of(spec, [shape], 1)
+        call.times * scheme.macs(spec, ranks, call.sizes) for call in layer_calls(spec, [shape], 1)
     )
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.measure.layer_calls import Call, calls_of
-from tensorpress.schemes.layer_spec import LayerSpec, describe, kernel_from, unpressable
+from tensorpress.measure.layer_calls import Call, layer_calls
+from tensorpress.schemes.layer_spec import LayerSpec, describe_layer, refuse_layer, weight_to_kernel
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.reshape_modes import Shape
@@ -20,7 +20,7 @@ from tensorpress.schemes.reshape_modes import Shape
 REGEX = "re:"
 
 
-def matching(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> list[str]:
+def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> list[str]:
     """Return the names a pattern stands for.
 
     Parameters
@@ -41,7 +41,7 @@ def matching(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> lis
     Examples
     --------
     >>> names = ["conv1", "layer1.conv1", "layer1.conv2"]
-    >>> matching("layer1.*", names, {}), matching("re:.*conv1", names, {})
+    >>> matching("layer1.*", names, {}), match_names("re:.*conv1", names, {})
     (['layer1.conv1', 'layer1.conv2'], ['conv1', 'layer1.conv1'])
     """
     names = list(names)
@@ -102,9 +102,9 @@ class Layer:
 
     def called(self, batch: int) -> "Layer":
         """Return the layer with the calls that its inputs are, for so many examples."""
-        if unpressable(self.module) is not None:
+        if refuse_layer(self.module) is not None:
             return self
-        return replace(self, calls=calls_of(self.spec(), self.inputs, batch))
+        return replace(self, calls=layer_calls(self.spec(), self.inputs, batch))
 
     @property
     def itemsize(self) -> int:
@@ -112,8 +112,8 @@ class Layer:
         return next(self.module.parameters()).element_size()
 
     def spec(self) -> LayerSpec:
-        """Return what the layer is; see `tensorpress.schemes.layer_spec.describe`."""
-        return describe(self.module)
+        """Return what the layer is; see `tensorpress.schemes.layer_spec.describe_layer`."""
+        return describe_layer(self.module)
 
     def kernel(self) -> Tensor:
         """Return its canonical kernel in working precision.
@@ -133,10 +133,10 @@ class Layer:
             )
         if not bool(torch.isfinite(weight).all()):
             raise InvalidArgumentError("its weight has NaN or infinite values")
-        return working(kernel_from(weight.detach(), spec))
+        return to_working_precision(weight_to_kernel(weight.detach(), spec))
 
 
-def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
+def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     """Return the shapes of the weights that can be pressed, and what cannot with the reason.
 
     Raises
@@ -176,7 +176,7 @@ def pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     return shapes, kept
 
 
-def obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:
+def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:
     """Return the layers whose place in a model forbids to press them, with the reason, by form.
 
     The forms are those of `tensorpress.schemes.base.Scheme`: a layer whose weight others read can
@@ -188,7 +188,7 @@ def obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[s
         The model.
     read : collection of str
         Layers that others were seen to compute with the weight of; see
-        `tensorpress.planning.dense_model.noting_readers`.
+        `tensorpress.planning.dense_model.record_readers`.
     """
     tied = _tied_biases(model)
     seen = dict.fromkeys(read, "a module around it computes with its weight")

@@ -15,9 +15,10 @@ from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning.plan_file import FORMAT, PlanFile, check_layer, layer_to_dict
 from tensorpress.planning.plan_table import Sums, kept_lines, layer_table
 from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.reshape_modes import Shape, by
+from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_yaml, validated
+from tensorpress.utils.formatting import format_shape
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class Plan:
             Sums("total", self.dense_params, self.params, self.dense_macs, self.macs),
         ]
         if self.shared_core:
-            core = f"(shared core {by(self.shared_core)})"
+            core = f"(shared core {format_shape(self.shared_core)})"
             sums.insert(0, Sums(core, None, prod(self.shared_core), None, None))
         return "\n".join([*layer_table(self.layers, sums), *kept_lines(self.kept)])
 

@@ -9,7 +9,7 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.schemes.layer_plan import Core, LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.layer_spec import kind_of, spec_of
+from tensorpress.schemes.layer_spec import layer_class, spec_of
 from tensorpress.schemes.parametrization import factorized_weight, stored_factors
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.registry import LAYER_SCHEMES
@@ -17,7 +17,7 @@ from tensorpress.schemes.tt_weight import TTWeight
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
 
-def plan_of(model: nn.Module) -> Plan:
+def plan_from_model(model: nn.Module) -> Plan:
     """Read the plan back from a pressed model.
 
     Raises
@@ -28,7 +28,7 @@ def plan_of(model: nn.Module) -> Plan:
 
     Examples
     --------
-    >>> plan_of(nn.Linear(3, 2)).layers
+    >>> plan_from_model(nn.Linear(3, 2)).layers
     ()
     """
     layers: list[PlannedLayer] = []
@@ -88,7 +88,7 @@ def _claimed(name: str, module: nn.Module) -> SchemePlan | None:
     if isinstance(module, Pressed):
         return SchemePlan(name, module.scheme, module.spec, module.ranks)
     weight = factorized_weight(module)
-    if not isinstance(weight, TTWeight) or kind_of(module) is None:
+    if not isinstance(weight, TTWeight) or layer_class(module) is None:
         return None
     scheme = next(s.name for s in LAYER_SCHEMES.values() if s.form == "weight")
     return SchemePlan(name, scheme, spec_of(module), weight.ranks)

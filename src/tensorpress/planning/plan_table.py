@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer
-from tensorpress.schemes.reshape_modes import by
+from tensorpress.utils.formatting import format_shape
 
 LEFT = ("layer", "scheme", "weight", "modes", "ranks")
 """Columns of words; the others are numbers, to the right."""
@@ -79,14 +79,14 @@ def _row(layer: PlannedLayer, counted: bool) -> dict[str, str]:
     row = {
         "layer": layer.name,
         "scheme": layer.scheme,
-        "weight": by(layer.shape),
-        "ranks": by(layer.ranks),
+        "weight": format_shape(layer.shape),
+        "ranks": format_shape(layer.ranks),
         "dense": _number(layer.dense_params),
         "stored": _number(layer.factor_params),
     }
     if isinstance(layer, LayerPlan):
         core = "" if layer.core == "own" else f" {layer.core}"
-        return row | {"modes": by(layer.modes), "ranks": row["ranks"] + core}
+        return row | {"modes": format_shape(layer.modes), "ranks": row["ranks"] + core}
     if counted:
         row |= {"dense MACs": _number(layer.dense_macs), "MACs": _number(layer.macs)}
     return row if layer.error is None else row | {"error": f"{100 * layer.error:.1f} %"}

@@ -8,25 +8,25 @@ from typing import get_args
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.planning.ada_tucker import own_layers, shared_layers
+from tensorpress.planning.ada_tucker import plan_separate_cores, plan_shared_core
 from tensorpress.planning.budget import Budget, parse_budget
-from tensorpress.planning.budget_planner import within
+from tensorpress.planning.budget_planner import plan_within_budget
 from tensorpress.planning.budget_rules import Spread
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.fixed_ranks import (
     Entry,
-    entries_of,
-    given_layers,
-    nothing_to_press,
-    pressed_where_smaller,
-    schemes_for,
+    layer_schemes,
+    match_entries,
+    nothing_pressed_error,
+    plan_fixed_ranks,
+    press_where_smaller,
 )
 from tensorpress.planning.layers import Layer, Weights
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scores
 from tensorpress.schemes.base import Ranks
 from tensorpress.schemes.layer_plan import SCHEMES, TUCKER_SCHEMES, LayerPlan, PlannedLayer
-from tensorpress.schemes.reshape_modes import smallest
+from tensorpress.schemes.reshape_modes import smallest_params
 
 AUTO_NAME = "auto"
 
@@ -109,7 +109,7 @@ def plan(
     (not pressed)                                   510     510           0       0
     total                                       405,510  66,020     405,000  65,510
     """
-    schemes = schemes_of(scheme)
+    schemes = parse_schemes(scheme)
     check_target(schemes, ranks=ranks, budget=budget, overrides=overrides)
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
@@ -120,27 +120,27 @@ def plan(
     if limit is not None and schemes[0] in TUCKER_SCHEMES:
         chosen, others = _tucker_within(limit, dense, layers, kept, schemes[0])
         return dense.plan(schemes[0], chosen, {**kept, **others})
-    entries = entries_of(overrides or {}, layers, kept)
+    entries = match_entries(overrides or {}, layers, kept)
     everywhere = None if isinstance(ranks, Scores) or limit is not None else ranks
     if limit is None:
-        fixed = given_layers(layers, entries, schemes, everywhere, round_to)
+        fixed = plan_fixed_ranks(layers, entries, schemes, everywhere, round_to)
     else:
         own = {name: entry for name, entry in entries.items() if "ranks" in entry}
-        fixed = given_layers(layers, own, schemes, None, 1)
+        fixed = plan_fixed_ranks(layers, own, schemes, None, 1)
     rest = {name: layer for name, layer in layers.items() if name not in fixed}
     if limit is not None:
-        allowed = {name: schemes_for(entries.get(name), schemes) for name in rest}
+        allowed = {name: layer_schemes(entries.get(name), schemes) for name in rest}
         rule = ranks if isinstance(ranks, str | Scores) else "error"
-        pressed, others = within(limit, dense, rest, allowed, fixed, rule, round_to)
+        pressed, others = plan_within_budget(limit, dense, rest, allowed, fixed, rule, round_to)
     elif everywhere is None:
         pressed, others = {}, dict.fromkeys(rest, "not named in overrides")
     else:
-        pressed, others = pressed_where_smaller(rest, schemes[0], everywhere, round_to)
+        pressed, others = press_where_smaller(rest, schemes[0], everywhere, round_to)
     if not fixed and not pressed:
-        raise nothing_to_press({**kept, **others})
+        raise nothing_pressed_error({**kept, **others})
     found = {**fixed, **pressed}
     chosen = [found[name] for name in layers if name in found]
-    return dense.plan(scheme_names(schemes), chosen, {**kept, **others})
+    return dense.plan(format_schemes(schemes), chosen, {**kept, **others})
 
 
 def check_target(
@@ -175,17 +175,17 @@ def check_target(
         raise InvalidArgumentError("scores need a budget")
     elif ranks is None and overrides is None:
         raise InvalidArgumentError(
-            f"give a budget, ranks for {scheme_names(schemes)}, or overrides with ranks of their "
+            f"give a budget, ranks for {format_schemes(schemes)}, or overrides with ranks of their "
             "own"
         )
     elif ranks is not None and len(schemes) > 1:
         raise InvalidArgumentError(
-            f"the ranks of {scheme_names(schemes)} are not the same: name one scheme, or give a "
+            f"the ranks of {format_schemes(schemes)} are not the same: name one scheme, or give a "
             "budget"
         )
 
 
-def schemes_of(scheme: str | Sequence[str]) -> tuple[str, ...]:
+def parse_schemes(scheme: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of the schemes that are asked for.
 
     Raises
@@ -205,7 +205,7 @@ def schemes_of(scheme: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(scheme))
 
 
-def scheme_names(schemes: Sequence[str]) -> str:
+def format_schemes(schemes: Sequence[str]) -> str:
     """Return schemes as a plan names them."""
     return AUTO_NAME if tuple(schemes) == AUTO else ", ".join(schemes)
 
@@ -219,11 +219,13 @@ def _tucker_within(
 ) -> tuple[list[LayerPlan], dict[str, str]]:
     """Choose modes and ranks for a budget; layers too small to gain stay dense."""
     shapes = {name: layer.shape for name, layer in layers.items()}
-    tiny = [name for name, shape in shapes.items() if smallest(shape) >= prod(shape)]
+    tiny = [name for name, shape in shapes.items() if smallest_params(shape) >= prod(shape)]
     others = dict.fromkeys(tiny, "too small to be made smaller")
     shapes = {name: shape for name, shape in shapes.items() if name not in others}
     if not shapes:
-        raise nothing_to_press({**kept, **others})
+        raise nothing_pressed_error({**kept, **others})
     available = dense.params_within(limit) - (dense.params - sum(map(prod, shapes.values())))
-    found = (shared_layers if scheme == "scada_tucker" else own_layers)(shapes, available)
+    found = (plan_shared_core if scheme == "scada_tucker" else plan_separate_cores)(
+        shapes, available
+    )
     return [replace(x, itemsize=layers[x.name].itemsize) for x in found], others

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.chain_builder import PressedLayer
-from tensorpress.schemes.stages import flat
+from tensorpress.schemes.stages import pointwise_kernel
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 """As torch's batch norms have them."""
@@ -61,7 +61,7 @@ class ScaleNorm(nn.Module):
 
 
 @contextmanager
-def norms_between(model: nn.Module) -> Iterator[nn.Module]:
+def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
     """Train a pressed model with a norm between the factors of every chain.
 
     Chains that start at random have factors whose product, and so whose gradients, vary by orders
@@ -93,7 +93,7 @@ def norms_between(model: nn.Module) -> Iterator[nn.Module]:
     >>> from tensorpress.schemes.press_layer import press_layer
     >>> net = nn.Sequential(press_layer(nn.Linear(8, 6), "channel_svd", 2), nn.ReLU())
     >>> x = torch.randn(10, 8)
-    >>> with norms_between(net) as normed:
+    >>> with factor_norms(net) as normed:
     ...     _ = normed(x)  # a step of training
     ...     expected = normed.eval()(x)
     >>> torch.allclose(net(x), expected, atol=1e-5)
@@ -112,7 +112,9 @@ def norms_between(model: nn.Module) -> Iterator[nn.Module]:
             kernels = chain.kernels()
             for place, norm in enumerate(own):
                 factor = norm.factor().reshape(*kernels[place].shape[:2], 1)
-                kernels[place] = kernels[place] * flat(factor, chain.spec).to(kernels[place])
+                kernels[place] = kernels[place] * pointwise_kernel(factor, chain.spec).to(
+                    kernels[place]
+                )
             chain.put(chain.balanced(kernels))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tensorpress.errors import InvalidArgumentError, TensorPressError
-from tensorpress.schemes.initialization import StartValues, decomposed
+from tensorpress.schemes.initialization import StartValues, decompose_weight
 from tensorpress.schemes.layer_plan import PlannedLayer
 
 
@@ -58,7 +58,7 @@ def decompose_each(
         return
     for layer in layers:
         with _naming(layer):
-            found = decomposed(layer, weight_of(layer))
+            found = decompose_weight(layer, weight_of(layer))
         yield layer, found
 
 
@@ -82,7 +82,7 @@ def _by_processes(
 
 def _work(layer: PlannedLayer, weight: _Packed) -> _Sent:
     """Decompose one layer's weight, in a process of its own."""
-    found = decomposed(layer, _unpack(weight))
+    found = decompose_weight(layer, _unpack(weight))
     return list(map(_pack, found.factors)), found.error
 
 

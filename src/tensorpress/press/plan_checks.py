@@ -9,19 +9,19 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
-from tensorpress.press.unpress import check_hooks, dense_again
-from tensorpress.schemes.base import bias_of
+from tensorpress.press.unpress import check_hooks, rebuild_dense
+from tensorpress.schemes.base import layer_bias
 from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.reshape_modes import by
 from tensorpress.schemes.tt_weight import TTWeight
 from tensorpress.schemes.tucker_weight import TuckerWeight
-from tensorpress.utils.module_tree import times_held
+from tensorpress.utils.formatting import format_shape
+from tensorpress.utils.module_tree import count_references
 
 
-def find(model: nn.Module, layer: PlannedLayer) -> nn.Module:
+def find_layer(model: nn.Module, layer: PlannedLayer) -> nn.Module:
     """Return the layer that a plan names, dense or pressed.
 
     Raises
@@ -39,9 +39,10 @@ def find(model: nn.Module, layer: PlannedLayer) -> nn.Module:
         ) from None
     shape = _weight_shape(module)
     if shape != layer.shape:
-        found = "no plain weight" if shape is None else f"a weight {by(shape)}"
+        found = "no plain weight" if shape is None else f"a weight {format_shape(shape)}"
         raise ModelMismatchError(
-            f"layer {layer.name!r} has {found} in this model; the plan expects {by(layer.shape)}"
+            f"layer {layer.name!r} has {found} in this model; the plan expects "
+            f"{format_shape(layer.shape)}"
         )
     if isinstance(layer, SchemePlan):
         _check_spec(module, layer)
@@ -58,17 +59,17 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     Raises
     ------
     ModelMismatchError
-        For what `find` raises, and for layers that are one, are parts of pressed ones or hold
+        For what `find_layer` raises, and for layers that are one, are parts of pressed ones or hold
         parameters that others hold as well.
     InvalidArgumentError
         For ranks that do not fit, hooks that would be lost, and values that are not there or not
         finite.
     """
     parts = _parts_of_pressed(model)
-    held_by = times_held(model)
+    held_by = count_references(model)
     names: dict[int, str] = {}
     for layer in plan.layers:
-        module = find(model, layer)
+        module = find_layer(model, layer)
         first = names.setdefault(id(module), layer.name)
         if first != layer.name:
             raise ModelMismatchError(f"the plan's layers {first!r} and {layer.name!r} are one")
@@ -111,7 +112,9 @@ def _check_spec(module: nn.Module, layer: SchemePlan) -> None:
 def _spec(module: nn.Module) -> LayerSpec:
     if isinstance(module, Pressed):
         return module.spec
-    return describe(module if factorized_weight(module) is None else dense_again(deepcopy(module)))
+    return describe_layer(
+        module if factorized_weight(module) is None else rebuild_dense(deepcopy(module))
+    )
 
 
 def _parts_of_pressed(model: nn.Module) -> dict[int, str]:
@@ -128,7 +131,7 @@ def _parts_of_pressed(model: nn.Module) -> dict[int, str]:
 def _check_ties(module: nn.Module, layer: PlannedLayer, held_by: Counter[int]) -> None:
     parameters = {"weight": module._parameters.get("weight")}
     if isinstance(layer, SchemePlan):  # the others leave the bias where it is
-        parameters["bias"] = bias_of(module)
+        parameters["bias"] = layer_bias(module)
     for kind, parameter in parameters.items():
         if parameter is not None and held_by[id(parameter)] > 1:
             raise ModelMismatchError(
@@ -138,7 +141,7 @@ def _check_ties(module: nn.Module, layer: PlannedLayer, held_by: Counter[int]) -
 
 
 def _check_values(module: nn.Module, layer: PlannedLayer) -> None:
-    bias = bias_of(module)
+    bias = layer_bias(module)
     for parameter in module.parameters():
         kind = "bias" if parameter is bias else "weight"
         if parameter.is_meta:

@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
 from tensorpress.planning.plan import Plan
 from tensorpress.press.parallel import decompose_each
-from tensorpress.press.plan_checks import check_plan, find
-from tensorpress.press.unpress import dense_again, dense_weight
+from tensorpress.press.plan_checks import check_plan, find_layer
+from tensorpress.press.unpress import dense_weight, rebuild_dense
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
 from tensorpress.schemes.initialization import (
     StartValues,
-    decomposed_together,
-    drawn,
-    drawn_together,
-    started,
+    build_pressed,
+    decompose_shared_core,
+    draw_factors,
+    draw_shared_core,
 )
 from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.schemes.parametrization import factorized_weight, stored_factors
@@ -43,7 +43,7 @@ def press(
     *,
     start: Start = "hooi",
     seed: int = 0,
-    calibration: Iterable[Given] | Calibration | None = None,
+    calibration: Iterable[CalibrationBatch] | Calibration | None = None,
     reconstruct: Reconstruct | None = None,
     inplace: bool = False,
     processes: int = 1,
@@ -170,7 +170,7 @@ def press(
     return work.model
 
 
-def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
+def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     """Press a model in place without computing anything: its factors have no values yet.
 
     Parameters
@@ -196,11 +196,11 @@ def skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     --------
     >>> from tensorpress.planning import plan
     >>> net = nn.Sequential(nn.Linear(80, 50))
-    >>> skeleton(net, plan(net, scheme="channel_svd", ranks=4))[0][0].weight.shape
+    >>> build_skeleton(net, plan(net, scheme="channel_svd", ranks=4))[0][0].weight.shape
     torch.Size([4, 80])
     """
     for layer in plan.layers:
-        find(model, layer)
+        find_layer(model, layer)
     work = _Assembly(model)
     for layer in plan.layers:
         work.put(layer, None)
@@ -228,7 +228,7 @@ def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     target = model if inplace else deepcopy(model)
     for module in target.modules():
         if factorized_weight(module) is not None:
-            dense_again(module)
+            rebuild_dense(module)
     return target
 
 
@@ -243,7 +243,7 @@ class _Assembly:
     def put(self, layer: PlannedLayer, values: StartValues | None) -> None:
         """Press a layer: at given values, or at any."""
         old = self.model.get_submodule(layer.name)
-        new = started(layer, dense_again(old), values)
+        new = build_pressed(layer, rebuild_dense(old), values)
         self.model = self._holders.replace(old, new)
         if isinstance(layer, LayerPlan) and layer.core == "shared":
             factors = stored_factors(new)
@@ -268,7 +268,7 @@ def _values(
         sharing = [layer for layer in tuckers if layer.core == "shared"]
         alone = [layer for layer in plan.layers if layer not in sharing]
         yield from decompose_each(alone, weight_of, processes)
-        yield from decomposed_together(sharing, weights_of(sharing))
+        yield from decompose_shared_core(sharing, weights_of(sharing))
         return
     streams = {
         layer.name: torch.Generator().manual_seed(seed * 1_000_003 + place)
@@ -276,8 +276,8 @@ def _values(
     }
     for layer in plan.layers:
         if isinstance(layer, SchemePlan):
-            yield layer, drawn(layer, weight_of(layer), start, streams[layer.name])
-    yield from drawn_together(tuckers, weights_of(tuckers), start, streams)
+            yield layer, draw_factors(layer, weight_of(layer), start, streams[layer.name])
+    yield from draw_shared_core(tuckers, weights_of(tuckers), start, streams)
 
 
 def _weight(model: nn.Module, layer: PlannedLayer) -> Tensor:

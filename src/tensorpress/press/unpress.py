@@ -54,13 +54,13 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     target = model if inplace else deepcopy(model)
     holders = Holders(target)
     for module in list(target.modules()):
-        dense = dense_again(module)
+        dense = rebuild_dense(module)
         if dense is not module:
             target = holders.replace(module, dense)
     return target
 
 
-def dense_again(module: nn.Module) -> nn.Module:
+def rebuild_dense(module: nn.Module) -> nn.Module:
     """Return the dense layer that a pressed one stands for; any other module is itself.
 
     A layer whose weight is rebuilt from factors stays, with everything that hangs on it, and

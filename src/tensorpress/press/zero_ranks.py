@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
-from tensorpress.planning.plan_from_model import plan_of
+from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.unpress import check_hooks
-from tensorpress.schemes.base import bias_of
+from tensorpress.schemes.base import layer_bias
 from tensorpress.schemes.chain_builder import PressedLayer
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.layer_spec import Sizes, canonical, spec_of
+from tensorpress.schemes.layer_spec import Sizes, spec_of, to_canonical
 from tensorpress.schemes.parametrization import factorized_weight, stored_factors
 from tensorpress.schemes.pressed_layer import Composed, Pressed
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.tt_conv import TTConv
 from tensorpress.schemes.tt_weight import TTWeight
 from tensorpress.schemes.tucker_weight import TuckerWeight
-from tensorpress.utils.module_tree import Holders, times_held
+from tensorpress.utils.module_tree import Holders, count_references
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -160,7 +160,7 @@ def _zeroed(values: Tensor, at: Tensor) -> Tensor:
 
 def _networks(model: nn.Module) -> Iterator[_Network]:
     """Yield the factors of all pressed layers that can be made again from their ranks."""
-    held_by = times_held(model)
+    held_by = count_references(model)
     sharing: dict[int, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
         weight = factorized_weight(module)
@@ -188,14 +188,14 @@ def _networks(model: nn.Module) -> Iterator[_Network]:
 def _describable(layer: nn.Module) -> bool:
     """Whether a layer is what its scheme makes of its ranks."""
     try:
-        return bool(plan_of(layer).layers)
+        return bool(plan_from_model(layer).layers)
     except ModelMismatchError:
         return False
 
 
 def _factors(layer: nn.Module) -> list[nn.Parameter]:
     """Return the factors of a pressed layer."""
-    bias = bias_of(layer)
+    bias = layer_bias(layer)
     return [parameter for parameter in layer.parameters() if parameter is not bias]
 
 
@@ -216,7 +216,7 @@ def _of_chain(layer: PressedLayer) -> list[_Factor]:
     factors = []
     for number, (part, stage) in enumerate(zip(layer, layer.stages, strict=True)):
         weight = part.get_parameter("weight").detach()
-        kernel = canonical(weight, stage.groups, flipped=spec_of(part).flipped)
+        kernel = to_canonical(weight, stage.groups, flipped=spec_of(part).flipped)
         inner = stage.groups // groups
         joints = {1: number} if number < last else {}
         if inner > 1:  # depthwise: one channel in, one out, as many as the rank

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Given, hold
+from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.codec.state_dict import load_tensors
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.file_search import Coding, ModelCoding, StateCoding
@@ -57,7 +57,7 @@ def encode(
     bits: float | None = None,
     size: int | None = None,
     network: str | None = None,
-    calibration: Iterable[Given] | None = None,
+    calibration: Iterable[CalibrationBatch] | None = None,
     seed: int = 0,
 ) -> Encoded:
     """Write a model or named tensors to a `.tpz` file to a budget, without training.
@@ -150,11 +150,11 @@ def _warn_of_lost(table: Sequence[RoundedTensor], path: str | os.PathLike[str]) 
 def _coding(
     source: nn.Module | Mapping[str, Tensor],
     network: str | None,
-    calibration: Iterable[Given] | None,
+    calibration: Iterable[CalibrationBatch] | None,
     seed: int,
 ) -> Coding:
     if isinstance(source, nn.Module):
-        batches = None if calibration is None else hold(calibration, source)
+        batches = None if calibration is None else collect_batches(calibration, source)
         return ModelCoding(source, network, batches, seed)
     if calibration is not None or network is not None:
         raise InvalidArgumentError("calibration and network are of a model: give one, not tensors")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch
-from tensorpress.calibrate.bias_correction import correct_means
+from tensorpress.calibrate.bias_correction import correct_biases
 from tensorpress.codec.model_tensors import check_finite, stored_tensors
 from tensorpress.codec.quantizers import MAX_SYMBOL, StepQuantizer
 from tensorpress.codec.save_load import save
@@ -26,7 +26,7 @@ from tensorpress.quantize.step_search import USED, Search, first_base
 from tensorpress.quantize.weight_calibration import (
     Weight,
     calibrated_weights,
-    mean_log,
+    mean_log_step,
     plain_weights,
     rms,
 )
@@ -50,7 +50,7 @@ class Coding(ABC):
         self.values = sum(tensor.numel() for tensor in tensors.values())
         self._weights = weights
         self._price = 0.0 if any(weight.response for weight in weights) else PRICE
-        self._relative = mean_log(weights) if weights else 0.0
+        self._relative = mean_log_step(weights) if weights else 0.0
         self._count = sum(int(weight.values.count_nonzero()) for weight in weights)
         self._lowest = _LOWEST - self._relative
         self._sizes = [(w.values.numel(), log2(rms(w.values)) - w.log_step) for w in weights]
@@ -199,7 +199,7 @@ class ModelCoding(Coding):
         rounded = self._rounded_model(attempt)
         tensors = stored_tensors(rounded)
         if self._batches is not None:
-            correct_means(rounded, self._dense, self._batches)
+            correct_biases(rounded, self._dense, self._batches)
         vectors = {
             name: _fine(tensor, relative)
             for name, tensor in tensors.items()

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.utils.module_tree import times_held
+from tensorpress.utils.module_tree import count_references
 
 
 def merge_statistics(model: nn.Module) -> list[str]:
@@ -37,7 +37,7 @@ def merge_statistics(model: nn.Module) -> list[str]:
     >>> merge_statistics(norm), norm.running_mean.tolist(), round(norm.bias[0].item(), 3)
     ([''], [0.0, 0.0], -3.0)
     """
-    held_by = times_held(model)
+    held_by = count_references(model)
     changed = []
     for name, norm in model.named_modules():
         if not isinstance(norm, _BatchNorm):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, outputs
+from tensorpress.calibrate.batches import Batch, model_outputs
 from tensorpress.codec.quantizers import StepQuantizer
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.quantize.gptq import Feedback, polish
-from tensorpress.reconstruct.batch_norm import take_bias
-from tensorpress.reconstruct.next_op import followers
+from tensorpress.reconstruct.batch_norm import absorb_bias
+from tensorpress.reconstruct.next_op import find_next_ops
 from tensorpress.reconstruct.regression import Regression
 from tensorpress.reconstruct.samples import ROWS, Positions, inputs_in_order
 
@@ -54,7 +54,7 @@ def round_in_order(
         By the names of Linear layers and convolutions. Those that are not called once by every
         batch, all in one order, are left as they are.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.hold`.
+        From `tensorpress.calibrate.batches.collect_batches`.
     seed : int
         Of the choice of positions.
     price : float
@@ -86,7 +86,7 @@ def round_in_order(
         return {}
     widest = max(dense.get_submodule(name).get_parameter("weight")[0].numel() for name in names)
     positions = Positions(max(1, max(ROWS, _VALUES // widest) // len(batches)), seed)
-    after = followers(model, names, batches[0])
+    after = find_next_ops(model, names, batches[0])
     found = {}
     given = inputs_in_order(dense, names, batches, positions)
     left = inputs_in_order(model, names, batches, positions)
@@ -105,7 +105,7 @@ def round_in_order(
         if own is not None:
             own.add_(bias.flatten().to(own))
         elif norm is not None:
-            take_bias(norm, bias.flatten().to(weight))
+            absorb_bias(norm, bias.flatten().to(weight))
         errors = torch.einsum("pgc,goc->pgo", inputs, values.to(inputs)) + bias.to(inputs)
         found[name] = RoundedLayer(
             symbols.reshape(weight.shape), _mean_square(errors - responses), _mean_square(responses)
@@ -136,12 +136,12 @@ def _in_one_order(model: nn.Module, names: Sequence[str], batches: Sequence[Batc
 
     orders = []
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluation_mode(model))
         for name in names:
             stack.callback(model.get_submodule(name).register_forward_hook(hook(name)).remove)
         for batch in batches:
             calls.clear()
-            outputs(model, batch)
+            model_outputs(model, batch)
             orders.append([name for name in calls if calls.count(name) == 1])
     once = set.intersection(*map(set, orders))
     kept = [[name for name in order if name in once] for order in orders]

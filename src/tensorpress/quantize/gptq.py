@@ -52,7 +52,7 @@ class Feedback:
         >>> feedback.order.tolist(), feedback.pivots.tolist()
         ([1, 0], [4.0, 1.0])
         """
-        h = damped(moments, damping)
+        h = damp(moments, damping)
         order = moments.diagonal().argsort(descending=True, stable=True)
         h = h[order][:, order]
         lower = torch.linalg.cholesky(h)
@@ -148,7 +148,7 @@ def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0)
     >>> polish(torch.tensor([[0, 0]]), torch.tensor([[0.4, 0.4]]), h).tolist()
     [[1, 0]]
     """
-    h = damped(moments)
+    h = damp(moments)
     weights = h.diagonal() / Feedback.of(moments).mean_pivot if price else h.diagonal()
     found = symbols.double()
     costs = SymbolCosts.of(found) if price else None
@@ -169,7 +169,7 @@ def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0)
     return found.to(torch.int32)
 
 
-def damped(moments: Tensor, damping: float = DAMPING) -> Tensor:
+def damp(moments: Tensor, damping: float = DAMPING) -> Tensor:
     """Return moments, float64, with a share of their mean diagonal added to the diagonal."""
     h = moments.double()
     eye = torch.eye(len(h), dtype=torch.float64)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.codec.tpz_file import open_file
 from tensorpress.errors import InvalidArgumentError
@@ -19,7 +19,9 @@ from tensorpress.train.batches import Batch
 from tensorpress.train.epoch import Penalty
 
 
-def round_by_calibration(model: nn.Module, batches: Iterable[Given], size: int) -> dict[str, float]:
+def round_by_calibration(
+    model: nn.Module, batches: Iterable[CalibrationBatch], size: int
+) -> dict[str, float]:
     """Round a model in place to a file of a size, without training.
 
     What training for size starts from where there are trained weights: the steps that data ask
@@ -73,7 +75,7 @@ def train_for_size(
     hard: TrainConfig,
     noise: TrainConfig | None = None,
     step: float = 0.125,
-    calibration: Iterable[Given] | None = None,
+    calibration: Iterable[CalibrationBatch] | None = None,
     size: int | None = None,
     validation: Iterable[Batch] | None = None,
     teacher: nn.Module | None = None,

@@ -14,7 +14,7 @@ from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.gptq import Feedback
 from tensorpress.quantize.rate_distortion import round_values
-from tensorpress.utils.module_tree import times_held
+from tensorpress.utils.module_tree import count_references
 
 _MOST_SYMBOLS = 1 << 20  # on either side of zero
 _LEAST_SENSITIVE = 1e-6  # of the most sensitive layer
@@ -143,7 +143,7 @@ def calibrated_weights(
     """
     moments = input_moments(model, batches, seed=seed)
     gradients = weight_gradients(model, batches, seed=seed)
-    held_by = times_held(model)
+    held_by = count_references(model)
     by_tensor = {id(model.get_submodule(n).get_parameter("weight")): n for n in moments}
     layers = {name: by_tensor.get(id(tensor)) for name, tensor in tensors.items()}
     known = {name: layer for name, layer in layers.items() if layer is not None}
@@ -162,7 +162,7 @@ def calibrated_weights(
         found[name] = Weight(
             name, tensors[name], log_step, response, known[name] if alone else None
         )
-    relative = mean_log(found.values())
+    relative = mean_log_step(found.values())
     rest = {
         name: Weight(name, values, relative + log2(rms(values)))
         for name, values in tensors.items()
@@ -171,7 +171,7 @@ def calibrated_weights(
     return [found.get(name) or rest[name] for name in tensors]
 
 
-def mean_log(weights: Collection[Weight]) -> float:
+def mean_log_step(weights: Collection[Weight]) -> float:
     """Return the mean log2 of steps relative to the root mean square of the values."""
     total = sum(w.values.numel() for w in weights)
     return sum(w.values.numel() * (w.log_step - log2(rms(w.values))) for w in weights) / total

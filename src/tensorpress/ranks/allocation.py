@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.ranks.knapsack import Front, least_total, spend_rest
+from tensorpress.ranks.knapsack import Front, minimize_total, spend_rest
 
 Allocation = Literal["total", "greedy", "worst"]
 
@@ -87,7 +87,7 @@ def allocate(
         )
     if not fronts:
         return []
-    way = {"total": least_total, "greedy": _greedy, "worst": _least_worst}[by]
+    way = {"total": minimize_total, "greedy": _greedy, "worst": _least_worst}[by]
     return [kept[k] for kept, k in zip(found, way(fronts, budget), strict=True)]
 
 

@@ -15,7 +15,7 @@ LARGEST_VALUE = 1e150
 """Above it, squares are no longer finite."""
 
 
-def descending(singular_values: SingularValues) -> NDArray[np.float64]:
+def sort_singular_values(singular_values: SingularValues) -> NDArray[np.float64]:
     """Return the singular values of one matrix as a descending float64 array.
 
     Parameters
@@ -30,7 +30,7 @@ def descending(singular_values: SingularValues) -> NDArray[np.float64]:
 
     Examples
     --------
-    >>> descending([1.0, 3.0, 2.0]).tolist()
+    >>> sort_singular_values([1.0, 3.0, 2.0]).tolist()
     [3.0, 2.0, 1.0]
     """
     if isinstance(singular_values, Tensor):

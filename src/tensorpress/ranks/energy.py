@@ -3,7 +3,7 @@
 import numpy as np
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.ranks.checks import SingularValues, descending
+from tensorpress.ranks.checks import SingularValues, sort_singular_values
 
 
 def energy_rank(singular_values: SingularValues, fraction: float) -> int:
@@ -35,7 +35,7 @@ def energy_rank(singular_values: SingularValues, fraction: float) -> int:
     (1, 2)
     """
     check_fraction(fraction)
-    values = descending(singular_values)
+    values = sort_singular_values(singular_values)
     if fraction == 1:
         return len(values)
     if not values[0]:

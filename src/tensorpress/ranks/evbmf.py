@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.ranks.checks import SingularValues, descending
+from tensorpress.ranks.checks import SingularValues, sort_singular_values
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def evbmf(
     >>> found.rank, round(found.noise_variance, 4), round(found.shrunk[0], 4)
     (1, 0.026, 8.8725)
     """
-    values = descending(singular_values)
+    values = sort_singular_values(singular_values)
     small, large = sorted((rows, columns))
     if len(values) != small:
         raise InvalidArgumentError(

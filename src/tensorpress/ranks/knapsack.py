@@ -27,7 +27,7 @@ class Front:
     scores: Floats
 
 
-def least_total(fronts: Sequence[Front], budget: float) -> list[int]:
+def minimize_total(fronts: Sequence[Front], budget: float) -> list[int]:
     """Return the option of every layer, of the least total score within a budget.
 
     The relaxation to the convex hulls gives a price of cost, a solution and a bound. Options that
@@ -51,7 +51,7 @@ def least_total(fronts: Sequence[Front], budget: float) -> list[int]:
     Examples
     --------
     >>> layer = Front(np.array([1.0, 4.0, 5.0]), np.array([9.0, 6.0, 0.0]))
-    >>> least_total([layer, layer], 9.0)
+    >>> minimize_total([layer, layer], 9.0)
     [2, 1]
     """
     chosen, price = _relaxed(fronts, budget)

@@ -185,7 +185,7 @@ def _turned(sparse: Tensor, vectors: Tensor) -> Tensor:
     return sparse[:, used] @ vectors[used]
 
 
-def split_for(
+def split_ranks(
     kernel: Tensor,
     second: Tensor,
     channels: int,
@@ -217,7 +217,7 @@ def split_for(
     --------
     >>> column, row = torch.zeros(4, 6), torch.ones(4, 6)
     >>> column[:, 2] = torch.tensor([5.0, -5.0, 5.0, -5.0])
-    >>> kept, _ = split_for(column + row, torch.eye(6), channels=1, rank=1)
+    >>> kept, _ = split_ranks(column + row, torch.eye(6), channels=1, rank=1)
     >>> kept.tolist()
     [2]
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.kernel_model import Composition
 
@@ -87,9 +87,9 @@ def fit_kernels(
             f"second moments of a kernel {tuple(target.shape)} have shape {(groups, n, n)}, not "
             f"{tuple(second.shape)}"
         )
-    kernels = [working(kernel) for kernel in kernels]
+    kernels = [to_working_precision(kernel) for kernel in kernels]
     composed = composition or Composition(groups)
-    wanted, norm = working(target), working(second)
+    wanted, norm = to_working_precision(target), to_working_precision(second)
     found = composed(kernels)
     if found.shape != target.shape:
         raise InvalidArgumentError(

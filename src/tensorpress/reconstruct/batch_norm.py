@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tensorpress.calibrate.batches import Batch, outputs
-from tensorpress.measure.cost import evaluating
+from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.measure.cost import evaluation_mode
 
 _LEAST = 1e-12  # variance, so that a channel that is always the same can be divided by
 
 
-def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return what a batch norm in eval mode multiplies channels by, and what it adds.
 
     Examples
     --------
-    >>> scale, shift = affine(nn.BatchNorm1d(2, eps=0.0))
+    >>> scale, shift = norm_scale_shift(nn.BatchNorm1d(2, eps=0.0))
     >>> scale.tolist(), shift.tolist()
     ([1.0, 1.0], [0.0, 0.0])
     """
@@ -33,7 +33,7 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, shift if bias is None else shift + bias.detach()
 
 
-def take_bias(norm: nn.Module, bias: Tensor) -> None:
+def absorb_bias(norm: nn.Module, bias: Tensor) -> None:
     """Give a batch norm the bias of the layer before it, which has none of its own."""
     assert isinstance(norm, _BatchNorm)
     assert norm.running_mean is not None
@@ -55,7 +55,7 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
     model : nn.Module
         With any batch norms; other modules are in eval mode.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.hold`.
+        From `tensorpress.calibrate.batches.collect_batches`.
 
     Examples
     --------
@@ -67,14 +67,14 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
     """
     norms = _norms(model)
     kept = {name: (deepcopy(norm.state_dict()), norm.momentum) for name, norm in norms.items()}
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad(), evaluation_mode(model):
         try:
             for norm in norms.values():
                 norm.reset_running_stats()
                 norm.momentum = None  # the mean over all batches
                 norm.training = True
             for batch in batches:
-                outputs(model, batch)
+                model_outputs(model, batch)
             return {name: _statistics(norm) for name, norm in norms.items()}
         finally:
             for name, norm in norms.items():

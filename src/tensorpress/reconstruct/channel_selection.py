@@ -7,12 +7,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from tensorpress.reconstruct.admm import LowRankSparse, split_for
+from tensorpress.reconstruct.admm import LowRankSparse, split_ranks
 from tensorpress.reconstruct.alternating_fit import fit_kernels
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.relu_fit import COUPLING, Retarget
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.stages import flat
+from tensorpress.schemes.stages import pointwise_kernel
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -49,13 +49,13 @@ def choose_channels(
     spec = layer.spec
     channels, rank = (*layer.ranks, 0)[:2]  # a layer on few channels alone has no low-rank part
     scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
-    factor = flat(scale[..., None], spec)
+    factor = pointwise_kernel(scale[..., None], spec)
     seen = Composition.of(layer).scaled(scale)
     fit = partial(fit_kernels, target=kernel, second=second, composition=seen)
     before, by_weight = layer.chosen(), fit(layer.kernels())
     kept = []
     for group in range(spec.groups):
-        chosen, split = split_for(
+        chosen, split = split_ranks(
             kernel[group].flatten(1),
             second[group] * (1 if retarget is None else COUPLING),
             channels,

@@ -19,7 +19,7 @@ PART = 0.25
 logger = logging.getLogger("tensorpress.press")
 
 
-def warn_of_few(name: str, rows: int, columns: int, sample: Tensor) -> None:
+def warn_of_few_rows(name: str, rows: int, columns: int, sample: Tensor) -> None:
     """Warn, with numbers, of too few rows, or of rows that are too much alike.
 
     Parameters
@@ -29,7 +29,7 @@ def warn_of_few(name: str, rows: int, columns: int, sample: Tensor) -> None:
     rows, columns : int
         How many inputs were seen, and of how many numbers.
     sample : Tensor
-        Their second moments between some of the columns, (groups, some, some); see `some_of`.
+        Their second moments between the columns of `sample_columns`, (groups, some, some).
     """
     if rows < ROWS_A_COLUMN * columns:
         logger.warning(
@@ -38,7 +38,7 @@ def warn_of_few(name: str, rows: int, columns: int, sample: Tensor) -> None:
             *(name, f"{columns:,}", f"{rows:,}", f"{ROWS_A_COLUMN * columns:,}"),
         )
         return
-    found, most = directions(sample), sample.shape[-1]
+    found, most = count_directions(sample), sample.shape[-1]
     if found < PART * most:
         logger.warning(
             "layer %s: calibration data vary in %d directions of %d inputs looked at: what it "
@@ -47,12 +47,12 @@ def warn_of_few(name: str, rows: int, columns: int, sample: Tensor) -> None:
         )
 
 
-def directions(second: Tensor) -> int:
+def count_directions(second: Tensor) -> int:
     """Return in how many directions inputs with these moments vary, in the group of most.
 
     Examples
     --------
-    >>> directions(torch.diag(torch.tensor([2.0, 1.0, 1e-9])).expand(2, 3, 3))
+    >>> count_directions(torch.diag(torch.tensor([2.0, 1.0, 1e-9])).expand(2, 3, 3))
     2
     """
     values = torch.linalg.eigvalsh(second.double())
@@ -60,18 +60,18 @@ def directions(second: Tensor) -> int:
     return int((values > least).sum(-1).max())
 
 
-def some_of(columns: int) -> Tensor:
+def sample_columns(columns: int) -> Tensor:
     """Return the columns that are looked at, evenly spaced.
 
     Examples
     --------
-    >>> some_of(3).tolist(), len(some_of(5000))
+    >>> some_of(3).tolist(), len(sample_columns(5000))
     ([0, 1, 2], 256)
     """
     return torch.linspace(0, columns - 1, min(columns, COLUMNS)).round().long()
 
 
-def moments_of(inputs: Tensor) -> Tensor:
+def column_moments(inputs: Tensor) -> Tensor:
     """Return the second moments between some columns of inputs (rows, groups, columns)."""
-    some = inputs[..., some_of(inputs.shape[-1]).to(inputs.device)].movedim(0, 1).double()
+    some = inputs[..., sample_columns(inputs.shape[-1]).to(inputs.device)].movedim(0, 1).double()
     return some.mT @ some / len(inputs)

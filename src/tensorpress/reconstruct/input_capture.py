@@ -9,9 +9,9 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, outputs
+from tensorpress.calibrate.batches import Batch, model_outputs
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 
 
 def lockstep(
@@ -30,7 +30,7 @@ def lockstep(
     names : sequence of str
         Layers that every batch calls once, in the same order.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.hold`.
+        From `tensorpress.calibrate.batches.collect_batches`.
 
     Yields
     ------
@@ -54,7 +54,7 @@ def lockstep(
     """
     passes = [_Pass(model, batch) for batch in batches]
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluation_mode(model))
         for name in names:
             stack.enter_context(_stopping(model, name, model.get_submodule(name)))
         stack.callback(_end, passes)
@@ -79,7 +79,7 @@ class _Pass:
     given: Tensor
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self._run = _Run(lambda: outputs(model, batch))
+        self._run = _Run(lambda: model_outputs(model, batch))
         self._state = replace(_State.now(), grad=False)
 
     def resume(self) -> str:

@@ -13,8 +13,8 @@ from tensorpress.reconstruct.relu_fit import (
     ActivatedFit,
     Retarget,
     fit_through_relu,
+    relu_retarget,
     respond,
-    through_relu,
 )
 
 Choose = Callable[[Tensor, Tensor, Tensor, Retarget | None], list[Tensor]]
@@ -100,7 +100,7 @@ def fit_layer(
     prior = dense.double().flatten(2) * scale[..., None]
     best = regression.kernel(y, prior).reshape(dense.shape)
     if choose is not None:
-        retarget = through_relu(x, y, regression) if data.relu else None
+        retarget = relu_retarget(x, y, regression) if data.relu else None
         kernels = choose(best, regression.second, scale, retarget)
     found = fit_kernels(kernels, best, regression.second, seen_by_norm, places=places)
     kernels = found.kernels

@@ -9,26 +9,36 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, Given, hold
+from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.calibrate.input_moments import Moments, input_moments
-from tensorpress.calibrate.patches import has_rows
-from tensorpress.decompose.precision import working
+from tensorpress.calibrate.patches import can_unfold
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.reconstruct.alternating_fit import fit_kernels
-from tensorpress.reconstruct.batch_norm import affine, move_norms, norm_statistics, take_bias
+from tensorpress.reconstruct.batch_norm import (
+    absorb_bias,
+    move_norms,
+    norm_scale_shift,
+    norm_statistics,
+)
 from tensorpress.reconstruct.channel_selection import choose_channels
-from tensorpress.reconstruct.data_checks import moments_of, some_of, warn_of_few
+from tensorpress.reconstruct.data_checks import column_moments, sample_columns, warn_of_few_rows
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
-from tensorpress.reconstruct.next_op import Following, followers
+from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
-from tensorpress.reconstruct.samples import Positions, inputs_in_order, responses_of
+from tensorpress.reconstruct.samples import Positions, inputs_in_order, sample_responses
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.initialization import StartValues, decomposed, held_values, pressed_alone
+from tensorpress.schemes.initialization import (
+    StartValues,
+    decompose_weight,
+    factor_values,
+    press_one_layer,
+)
 from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
-from tensorpress.schemes.layer_spec import kernel_from
+from tensorpress.schemes.layer_spec import weight_to_kernel
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.registry import scheme
 
@@ -46,7 +56,10 @@ logger = logging.getLogger("tensorpress.press")
 
 
 def reconstruction(
-    model: nn.Module, given: Iterable[Given] | Calibration, kind: Reconstruct | None, seed: int
+    model: nn.Module,
+    given: Iterable[CalibrationBatch] | Calibration,
+    kind: Reconstruct | None,
+    seed: int,
 ) -> "Reconstruction":
     """Return how layers are fitted by what a user gives.
 
@@ -56,7 +69,7 @@ def reconstruction(
         For batches that are none, or what moments alone cannot say.
     """
     if not isinstance(given, Calibration):
-        return Reconstruction(hold(given, model), kind or "linear", seed)
+        return Reconstruction(collect_batches(given, model), kind or "linear", seed)
     if kind not in (None, "inputs"):
         raise InvalidArgumentError(
             f"reconstruct={kind!r} needs batches to run the model on; a Calibration is enough for "
@@ -116,7 +129,7 @@ class Reconstruction:
                 yield left.pop(name), values
         for layer in left.values():
             logger.info("layer %s: by its weight alone", layer.name)
-            yield layer, decomposed(layer, weight_of(layer))
+            yield layer, decompose_weight(layer, weight_of(layer))
         if norms:
             move_norms(model, norms, norm_statistics(model, self.batches))
 
@@ -135,8 +148,8 @@ class Reconstruction:
                 pressed, dense = _decomposed(layers[name], weight)
                 second = held.second()[0].to(dense)
                 _check_fits(name, second, dense)
-                some = some_of(second.shape[-1]).to(second.device)
-                warn_of_few(name, held.rows, second.shape[-1], second[:, some][..., some])
+                some = sample_columns(second.shape[-1]).to(second.device)
+                warn_of_few_rows(name, held.rows, second.shape[-1], second[:, some][..., some])
                 second = shrunk(second, held.rows)
                 kernels = pressed.kernels()
                 if isinstance(pressed, PrunedLayer):
@@ -151,10 +164,10 @@ class Reconstruction:
         weight_of: Callable[[PlannedLayer], Tensor],
     ) -> Iterator[tuple[str, StartValues]]:
         positions = Positions.spread(self.batches, self.seed)
-        responses = responses_of(model, list(layers), self.batches, positions)
-        after = followers(model, list(responses), self.batches[0])
+        responses = sample_responses(model, list(layers), self.batches, positions)
+        after = find_next_ops(model, list(responses), self.batches[0])
         for name, inputs in inputs_in_order(model, list(responses), self.batches, positions):
-            warn_of_few(name, len(inputs), inputs.shape[-1], moments_of(inputs))
+            warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
             if self.kind == "nonlinear" and not after[name].relu:
                 logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
             norm, own_bias = after[name].norm, layers[name].spec.bias
@@ -165,7 +178,7 @@ class Reconstruction:
             fit = self._fit(name, pressed, dense, data)
             bias = fit.bias.flatten().to(weight)
             if norm is not None and not own_bias:
-                take_bias(norm, bias)
+                absorb_bias(norm, bias)
             yield name, _values(pressed, fit.kernels, weight, bias)
 
     def _fit(self, name: str, pressed: Composed, dense: Tensor, data: LayerData) -> ActivatedFit:
@@ -180,7 +193,7 @@ class Reconstruction:
 
 def _can_be_fitted(model: nn.Module, layer: SchemePlan) -> bool:
     """Tell whether a layer is composed of kernels, and what it multiplies them with is known."""
-    if scheme(layer.scheme).form != "layer" or not has_rows(model.get_submodule(layer.name)):
+    if scheme(layer.scheme).form != "layer" or not can_unfold(model.get_submodule(layer.name)):
         return False
     nothing = torch.empty(0, device="meta")
     shape = scheme(layer.scheme).skeleton(layer.spec, layer.ranks, like=nothing)
@@ -199,18 +212,20 @@ def _check_fits(name: str, second: Tensor, dense: Tensor) -> None:
 
 def _decomposed(layer: SchemePlan, weight: Tensor) -> tuple[Composed, Tensor]:
     """Return the layer decomposed by its weight alone, and the dense kernel."""
-    pressed = pressed_alone(layer, weight)
+    pressed = press_one_layer(layer, weight)
     assert isinstance(pressed, Composed)
-    return pressed, working(kernel_from(weight, layer.spec))
+    return pressed, to_working_precision(weight_to_kernel(weight, layer.spec))
 
 
 def _values(
     layer: Composed, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
 ) -> StartValues:
     layer.put(layer.balanced(kernels))
-    held = tuple(value.detach() for value in held_values(layer))
-    dense = working(weight)
-    error = (working(layer.dense_weight()) - dense).norm() / dense.norm().clamp_min(1e-30)
+    held = tuple(value.detach() for value in factor_values(layer))
+    dense = to_working_precision(weight)
+    error = (to_working_precision(layer.dense_weight()) - dense).norm() / dense.norm().clamp_min(
+        1e-30
+    )
     return StartValues(held, float(error), bias)
 
 
@@ -221,5 +236,5 @@ def _data(
     shape = responses.shape[1:]
     scale, shift = responses.new_ones(shape), responses.new_zeros(shape)
     if through and after.norm is not None:
-        scale, shift = (part.reshape(shape) for part in affine(after.norm))
+        scale, shift = (part.reshape(shape) for part in norm_scale_shift(after.norm))
     return LayerData(inputs, responses, scale, shift, relu=through, biased=biased)

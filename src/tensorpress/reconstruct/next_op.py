@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from tensorpress.calibrate.batches import Batch, outputs
-from tensorpress.measure.cost import evaluating
+from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.measure.cost import evaluation_mode
 
 _RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 
@@ -41,7 +41,7 @@ class Following:
         return self.activation or "no one function"
 
 
-def followers(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str, Following]:
+def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str, Following]:
     """Return what follows each layer, as one forward pass shows it.
 
     Watched are the calls of torch's functions, whatever modules or code make them, so that models
@@ -60,14 +60,14 @@ def followers(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str
     --------
     >>> from tensorpress.calibrate.batches import hold
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
-    >>> found = followers(net, ["0"], hold([torch.ones(1, 1, 5, 5)], net)[0])["0"]
+    >>> found = find_next_ops(net, ["0"], hold([torch.ones(1, 1, 5, 5)], net)[0])["0"]
     >>> found.norm is net[1], found.relu
     (True, True)
     """
     watch = _Watch()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluation_mode(model))
         for name in layers:
             hook = model.get_submodule(name).register_forward_hook(watch.output_of(name))
             stack.callback(hook.remove)
@@ -76,7 +76,7 @@ def followers(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str
                 hook = module.register_forward_pre_hook(watch.entering)
                 stack.callback(hook.remove)
         with watch:
-            outputs(model, batch)
+            model_outputs(model, batch)
     return {name: watch.following(name) for name in layers}
 
 

@@ -30,7 +30,7 @@ class ActivatedFit:
     bias: Tensor
 
 
-def auxiliary(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
+def relu_targets(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
     r"""Return what a linear layer should aim at for responses to be right after a ReLU.
 
     The elementwise minimum over z of
@@ -55,7 +55,7 @@ def auxiliary(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
     --------
     Of a response that the ReLU cuts off any negative number is as good:
 
-    >>> auxiliary(torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 2.0]), 1.0)
+    >>> relu_targets(torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 2.0]), 1.0)
     tensor([-3.,  2.])
     """
     active = responses.clamp_min(0)
@@ -101,14 +101,14 @@ def fit_through_relu(
     for penalty, times in PENALTIES:
         for _ in range(times):
             kernel = composed(kernels)
-            wanted = auxiliary(responses, respond(inputs, kernel.flatten(2), bias), penalty)
+            wanted = relu_targets(responses, respond(inputs, kernel.flatten(2), bias), penalty)
             best = regression.kernel(wanted, prior=kernel.flatten(2)).reshape(kernel.shape)
             kernels = fit_kernels(kernels, best, regression.second, composed, sweeps=1).kernels
             bias = regression.bias(wanted, composed(kernels).flatten(2))
     return ActivatedFit(kernels, bias)
 
 
-def through_relu(inputs: Tensor, responses: Tensor, regression: Regression) -> Retarget:
+def relu_retarget(inputs: Tensor, responses: Tensor, regression: Regression) -> Retarget:
     """Return what gives for a kernel (groups, out, columns) the one that its targets would have.
 
     The step of the targets at λ = `COUPLING`. The bias is the best one for the targets before.
@@ -118,7 +118,7 @@ def through_relu(inputs: Tensor, responses: Tensor, regression: Regression) -> R
     def retarget(kernel: Tensor) -> Tensor:
         nonlocal wanted
         found = respond(inputs, kernel, regression.bias(wanted, kernel))
-        wanted = auxiliary(responses, found, COUPLING)
+        wanted = relu_targets(responses, found, COUPLING)
         return regression.kernel(wanted, prior=kernel)
 
     return retarget

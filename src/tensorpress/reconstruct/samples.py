@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, outputs
-from tensorpress.calibrate.patches import rows_of
+from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.patches import unfold_inputs
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.reconstruct.input_capture import lockstep
 from tensorpress.schemes.layer_spec import CONVS
 
@@ -44,7 +44,7 @@ class Positions:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
 
 
-def responses_of(
+def sample_responses(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
 ) -> dict[str, Tensor]:
     """Return what layers put out, in the order in which they are called.
@@ -56,7 +56,7 @@ def responses_of(
     names : sequence of str
         Linear layers and convolutions.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.hold`.
+        From `tensorpress.calibrate.batches.collect_batches`.
     positions : Positions
         Where to look.
 
@@ -70,7 +70,7 @@ def responses_of(
     >>> from tensorpress.calibrate.batches import hold
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
     >>> held = hold([torch.ones(2, 1, 5, 5)], net)
-    >>> responses_of(net, ["0"], held, Positions(100, seed=0))["0"].shape
+    >>> sample_responses(net, ["0"], held, Positions(100, seed=0))["0"].shape
     torch.Size([18, 1, 4])
     """
     found: dict[str, list[Tensor]] = {}
@@ -94,12 +94,12 @@ def responses_of(
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(model))
+        stack.enter_context(evaluation_mode(model))
         for name in names:
             layer = model.get_submodule(name)
             stack.callback(layer.register_forward_hook(looking(name, layer)).remove)
         for batch in batches:
-            outputs(model, batch)
+            model_outputs(model, batch)
     return {name: torch.cat(rows) for name, rows in found.items() if len(rows) == len(batches)}
 
 
@@ -113,7 +113,7 @@ def inputs_in_order(
     Parameters
     ----------
     model, batches, positions
-        As for `responses_of`.
+        As for `sample_responses`.
     names : sequence of str
         The layers that it has found.
 
@@ -131,7 +131,7 @@ def inputs_in_order(
         layer = model.get_submodule(name)
         with torch.no_grad():
             found = [
-                rows_of(
+                unfold_inputs(
                     layer, batch.unpadded(layer, x), positions.most, positions.random(number)
                 ).float()
                 for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tensorpress
 from tensorpress.codec.inspect import Inspection, StoredLayer
 from tensorpress.codec.model_tensors import quantized_names, stored_tensors
-from tensorpress.measure import count_macs, latencies
+from tensorpress.measure import count_macs, measure_latencies
 from tensorpress.planning import LayerPlan, Plan, PlannedLayer, SchemePlan
 from tensorpress.press.press import materialize
 from tensorpress.report import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent
@@ -59,7 +59,7 @@ def run_metrics(record: RunRecord) -> dict[str, Any]:
     size = record.inspection.size
     ready = materialize(record.decoded)
     macs = [count_macs(model, [record.example]) for model in (record.dense, ready)]
-    times = latencies([record.dense, ready, record.decoded], [record.example])
+    times = measure_latencies([record.dense, ready, record.decoded], [record.example])
     names = ("dense_ms", "materialized_ms", "pressed_ms")
     return {
         "dense": {

@@ -6,32 +6,32 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.models.zoo import Network, network
 from tensorpress.planning import Plan, plan
-from tensorpress.planning.plan_from_model import plan_of
-from tensorpress.planning.planner import schemes_of
+from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.planning.planner import parse_schemes
 from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_sections import LayerPress, Press
 from tensorpress.schemes.layer_plan import TUCKER_SCHEMES
 from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
 
 
-def plan_for(dense: nn.Module, recipe: Recipe, images: Iterable[Given] = ()) -> Plan:
+def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBatch] = ()) -> Plan:
     """Return the plan that a recipe asks for; only rank rules with a name look at the weights.
 
     ``images`` are those that ranks by responses are chosen with.
     """
     section = recipe.press
     if section is None:
-        return plan_of(dense)
+        return plan_from_model(dense)
     entries = section.overrides or {}
     overrides = {name: entry.model_dump(exclude_none=True) for name, entry in entries.items()}
     device = next(dense.parameters()).device
     example = torch.zeros(1, *network(recipe.network).input_shape, device=device)
     ranks: Any = section.ranks
     if ranks == RESPONSES:
-        (scheme,) = schemes_of(section.scheme)
+        (scheme,) = parse_schemes(section.scheme)
         targets, skip = section.targets, section.skip
         ranks = response_energies(dense, images, scheme=scheme, targets=targets, skip=skip)
     return plan(
@@ -56,11 +56,11 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     section = recipe.press
     if section is None:
         return
-    if section.budget is not None and schemes_of(section.scheme)[0] not in TUCKER_SCHEMES:
+    if section.budget is not None and parse_schemes(section.scheme)[0] not in TUCKER_SCHEMES:
         tried = {
             "budget": "params=99%",
             "ranks": "uniform",
-            "scheme": schemes_of(section.scheme)[0],
+            "scheme": parse_schemes(section.scheme)[0],
         }
         section = section.model_copy(update=tried)
     else:
@@ -70,7 +70,7 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     overrides = {pattern: _at_rank_1(entry) for pattern, entry in entries.items()}
     section = section.model_copy(update={"overrides": overrides or None})
     with torch.device("cpu" if any(isinstance(r, str) for r in ranks) else "meta"):
-        plan_for(net.build(), recipe.model_copy(update={"press": section}))
+        plan_recipe(net.build(), recipe.model_copy(update={"press": section}))
 
 
 Ranked = TypeVar("Ranked", Press, LayerPress)

@@ -21,7 +21,7 @@ from tensorpress.errors import unknown_name
 from tensorpress.models.zoo import network
 from tensorpress.planning.budget import parse_budget
 from tensorpress.planning.budget_rules import Spread
-from tensorpress.planning.planner import AUTO_NAME, check_target, schemes_of
+from tensorpress.planning.planner import AUTO_NAME, check_target, parse_schemes
 from tensorpress.press.press import Start
 from tensorpress.ranks.rules import NAMES, rank_rule
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
@@ -34,7 +34,7 @@ Schemes = str | tuple[str, ...]
 
 
 def _known_schemes(schemes: Schemes) -> Schemes:
-    schemes_of(schemes)
+    parse_schemes(schemes)
     return schemes
 
 
@@ -166,9 +166,9 @@ class Press(Section):
         if by_responses:
             if self.calibrate is None or self.budget is None:
                 raise ValueError(f"ranks: {RESPONSES} needs a budget, and calibrate, a number")
-            check_by_responses(", ".join(schemes_of(self.scheme)))
+            check_by_responses(", ".join(parse_schemes(self.scheme)))
         check_target(
-            schemes_of(self.scheme),
+            parse_schemes(self.scheme),
             ranks=None if by_responses else self.ranks,
             budget=self.budget,
             overrides=self.overrides,

@@ -13,22 +13,22 @@ import torch
 from torch import nn
 
 from tensorpress.codec.inspect import inspect
-from tensorpress.codec.model_tensors import quantized_names, quantizers_for
+from tensorpress.codec.model_tensors import assign_quantizers, quantized_names
 from tensorpress.codec.quantizers import UniformQuantizer
 from tensorpress.codec.save_load import Quantizers, load, save
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.zoo import network
 from tensorpress.models.zoo.splits import load_splits
 from tensorpress.planning import Plan
-from tensorpress.planning.plan_from_model import plan_of
-from tensorpress.press.factor_norms import norms_between
+from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.press.factor_norms import factor_norms
 from tensorpress.press.press import Start, press
 from tensorpress.report import ReportContent, require_extra, write_page
 from tensorpress.runs.metrics import RunRecord, report_content, run_metrics
 from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.runs.recipe_sections import Quantize
-from tensorpress.runs.training import Phases, common_part, pressed_once
+from tensorpress.runs.training import Phases, common_part, press_once
 from tensorpress.train import StraightThrough
 from tensorpress.utils.atomic_files import write_atomically
 
@@ -176,8 +176,8 @@ def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
     trained = deepcopy(pressed)
     if recipe.rate is not None:
         trained_for_size = phases.train_for_size(pressed, recipe.rate, teacher=dense)
-        quantizers: Quantizers = {**quantizers_for(pressed), **trained_for_size}
-        chosen = replace(plan_of(pressed), kept=chosen.kept)
+        quantizers: Quantizers = {**assign_quantizers(pressed), **trained_for_size}
+        chosen = replace(plan_from_model(pressed), kept=chosen.kept)
     else:
         quantizers = _trained_quantized(phases, pressed, recipe, dense)
     device = next(pressed.parameters()).device
@@ -200,11 +200,11 @@ def _trained(
     else:
         images, path = phases.press_images(), phases.place("train") / "pressed.pt"
         fit = {"calibration": images, "reconstruct": section.reconstruct}
-        pressed = pressed_once(dense, chosen, path, start=start, seed=seed, **fit)
+        pressed = press_once(dense, chosen, path, start=start, seed=seed, **fit)
     initial = deepcopy(pressed) if start == "hooi" else None
     if recipe.train is not None:
         normed = section is not None and section.norms
-        with norms_between(pressed) if normed else nullcontext(pressed) as trained:
+        with factor_norms(pressed) if normed else nullcontext(pressed) as trained:
             phases.fit("train", trained, recipe.train, teacher=dense)
     return dense, chosen, initial, pressed
 
@@ -228,7 +228,7 @@ def make_quantizers(model: nn.Module, section: Quantize) -> Quantizers:
         quantizer = UniformQuantizer(section.levels, section.bound, section.rounding)
         return dict.fromkeys(quantized_names(model), quantizer)
     assert section.step is not None
-    return quantizers_for(model, step=section.step)
+    return assign_quantizers(model, step=section.step)
 
 
 def _claim(out: Path, recipe: Recipe, seed: int) -> None:

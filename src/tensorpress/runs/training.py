@@ -19,11 +19,11 @@ from tensorpress.data.loaders import BatchLoader
 from tensorpress.models.zoo import Network, load_weights, network
 from tensorpress.models.zoo.splits import find_weights
 from tensorpress.planning import Plan
-from tensorpress.press.press import press, skeleton
+from tensorpress.press.press import build_skeleton, press
 from tensorpress.quantize.noisy_model import RateModel
 from tensorpress.quantize.train_for_size import in_phases, round_by_calibration
 from tensorpress.runs.recipe import Recipe
-from tensorpress.runs.recipe_plan import plan_for
+from tensorpress.runs.recipe_plan import plan_recipe
 from tensorpress.runs.recipe_sections import Rate
 from tensorpress.schemes.parametrization import FactorizedWeight
 from tensorpress.schemes.pressed_layer import Pressed
@@ -36,7 +36,7 @@ from tensorpress.train.epoch import Penalty
 _KEYS = {"model", "errors"}
 
 
-def pressed_once(dense: nn.Module, plan: Plan, path: Path, **how: Any) -> nn.Module:
+def press_once(dense: nn.Module, plan: Plan, path: Path, **how: Any) -> nn.Module:
     """Press a copy of a model, or read what was pressed before.
 
     Parameters
@@ -58,7 +58,7 @@ def pressed_once(dense: nn.Module, plan: Plan, path: Path, **how: Any) -> nn.Mod
         If it is of another model or plan.
     """
     if path.exists():
-        return _read(skeleton(deepcopy(dense), plan), path)
+        return _read(build_skeleton(deepcopy(dense), plan), path)
     model = press(dense, plan, **how)
     errors = {name: held.relative_error for name, held in _held(model)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class Phases:
         file, common = (folder / "plan.yaml" for folder in (self.folder, self.place("train")))
         if not file.exists():
             known = Plan.read(common) if common.exists() else None
-            (known or plan_for(dense, self.recipe, self.press_images())).save(file)
+            (known or plan_recipe(dense, self.recipe, self.press_images())).save(file)
         return Plan.read(file)
 
     def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:

@@ -8,15 +8,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import RankRule, check_ranks, rank_rule, round_ranks
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.chain_builder import PressedLayer, balance, dense_layer, fill
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe, kernel_of, weight_of
+from tensorpress.schemes.chain_builder import PressedLayer, balance_kernels, dense_layer, fill_chain
+from tensorpress.schemes.layer_spec import (
+    LayerSpec,
+    Sizes,
+    describe_layer,
+    kernel_to_weight,
+    layer_kernel,
+)
 from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.rank_grid import COARSE, thinned
+from tensorpress.schemes.rank_grid import COARSE, thin_grid
 from tensorpress.schemes.stages import Stage
 
 Ranks = int | float | str | Sequence[int] | RankRule
@@ -83,7 +89,7 @@ class Scheme(ABC):
         Examples
         --------
         >>> from tensorpress.schemes.registry import scheme
-        >>> scheme("tensor_train").candidates(describe(nn.Conv2d(64, 32, 3)), round_to=16)
+        >>> scheme("tensor_train").candidates(describe_layer(nn.Conv2d(64, 32, 3)), round_to=16)
         [(16, 16, 16), (32, 32, 32), (48, 48, 32)]
         """
         largest = self.largest_ranks(spec)
@@ -92,7 +98,7 @@ class Scheme(ABC):
             capped = [min(number, most) for most in largest]
             return self.attainable(spec, round_ranks(capped, largest, round_to))
 
-        return thinned(
+        return thin_grid(
             up_to, lambda ranks: self.params(spec, ranks) < spec.params, max(largest), self.parts
         )
 
@@ -114,7 +120,7 @@ class Scheme(ABC):
         Examples
         --------
         >>> from tensorpress.schemes.registry import scheme
-        >>> spec = describe(nn.Linear(2, 2, bias=False))
+        >>> spec = describe_layer(nn.Linear(2, 2, bias=False))
         >>> kernel = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]).double()
         >>> scheme("channel_svd").errors(spec, kernel, [(1,), (2,)])
         [0.2, 0.0]
@@ -122,7 +128,7 @@ class Scheme(ABC):
         energy = float(kernel.square().sum())
         if not energy:
             return [0.0] * len(candidates)
-        weight = weight_of(kernel, spec)
+        weight = kernel_to_weight(kernel, spec)
         layer = dense_layer(spec, like=weight)
         layer.load_state_dict({"weight": weight}, strict=False)
         found = []
@@ -198,7 +204,7 @@ class Scheme(ABC):
         >>> scheme("tucker2").cost(nn.Conv2d(64, 64, 3, padding=1), (16, 16), (8, 8))
         Cost(params=4416, macs=278528)
         """
-        spec = layer if isinstance(layer, LayerSpec) else describe(layer)
+        spec = layer if isinstance(layer, LayerSpec) else describe_layer(layer)
         self.check(spec)
         if len(sizes) != spec.order and spec.order:
             raise InvalidArgumentError(
@@ -216,22 +222,22 @@ class Scheme(ABC):
         >>> scheme("tucker2").choose_ranks(nn.Conv2d(64, 32, 3), 0.25)
         (16, 8)
         """
-        spec = layer if isinstance(layer, LayerSpec) else describe(layer)
+        spec = layer if isinstance(layer, LayerSpec) else describe_layer(layer)
         self.check(spec)
         rule, kernel = rank_rule(ranks), None
         if rule.needs_spectra:
             if isinstance(layer, LayerSpec):
                 raise InvalidArgumentError(f"{ranks!r} needs the layer itself, not only its spec")
             _check_values(layer)
-            kernel = working(kernel_of(layer, spec))
+            kernel = to_working_precision(layer_kernel(layer, spec))
         return self._choose(spec, rule, kernel)[0]
 
     def press(self, layer: nn.Module, ranks: Ranks) -> nn.Module:
         """Return a layer pressed; see `press_layer`."""
-        spec = describe(layer)
+        spec = describe_layer(layer)
         self.check(spec)
         _check_values(layer)
-        kernel = working(kernel_of(layer, spec))
+        kernel = to_working_precision(layer_kernel(layer, spec))
         chosen, spectra = self._choose(spec, rank_rule(ranks), kernel)
         pressed = self.decompose(layer, spec, kernel, chosen, spectra)
         keep_gradients(pressed, layer)
@@ -301,7 +307,7 @@ class LayerScheme(Scheme):
         assert weight is not None
         found = self.factorize(spec, kernel, ranks, spectra)
         pressed = self.skeleton(spec, ranks, like=weight)
-        fill(list(pressed), balance(found.kernels), bias)
+        fill_chain(list(pressed), balance_kernels(found.kernels), bias)
         pressed.relative_error = found.relative_error
         return pressed
 
@@ -314,7 +320,7 @@ def _check_values(layer: nn.Module) -> None:
             raise InvalidArgumentError(f"the layer's {name} has NaN or infinite values")
 
 
-def bias_of(pressed: nn.Module) -> nn.Parameter | None:
+def layer_bias(pressed: nn.Module) -> nn.Parameter | None:
     """Return the bias of a layer pressed in either form, where there is one."""
     return pressed.held_bias() if isinstance(pressed, Pressed) else pressed._parameters.get("bias")
 
@@ -322,6 +328,6 @@ def bias_of(pressed: nn.Module) -> nn.Parameter | None:
 def keep_gradients(pressed: nn.Module, layer: nn.Module) -> None:
     """Require gradients of the factors as of the weight, and of the bias as of the bias."""
     pressed.requires_grad_(layer.get_parameter("weight").requires_grad)
-    held, bias = bias_of(pressed), layer._parameters.get("bias")
+    held, bias = layer_bias(pressed), layer._parameters.get("bias")
     if held is not None and bias is not None:
         held.requires_grad_(bias.requires_grad)

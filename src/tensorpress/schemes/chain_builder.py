@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer_spec import INPUTS_FIRST, LayerSpec, Sizes, canonical, stored
+from tensorpress.schemes.layer_spec import (
+    INPUTS_FIRST,
+    LayerSpec,
+    Sizes,
+    from_canonical,
+    to_canonical,
+)
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.stages import Stage, compose, dense_stage
 
@@ -43,7 +49,7 @@ class PressedLayer(nn.Sequential, Composed):
         ranks: Sizes,
         like: Tensor,
     ) -> None:
-        super().__init__(*chain(spec, stages, like=like))
+        super().__init__(*build_chain(spec, stages, like=like))
         self.spec, self.stages = spec, tuple(stages)
         self.scheme, self.ranks = scheme, tuple(ranks)
 
@@ -59,24 +65,24 @@ class PressedLayer(nn.Sequential, Composed):
     def kernels(self) -> list[Tensor]:
         """Return the canonical kernels of the chain, first to last, views of its weights."""
         return [
-            canonical(_weight(layer), stage.groups, flipped=_flipped(layer))
+            to_canonical(_weight(layer), stage.groups, flipped=_flipped(layer))
             for layer, stage in zip(self, self.stages, strict=True)
         ]
 
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy canonical kernels into the chain."""
-        fill(list(self), kernels, None)
+        fill_chain(list(self), kernels, None)
 
     def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
         """Return kernels that stand for the same, scaled to one norm."""
-        return balance(kernels)
+        return balance_kernels(kernels)
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
         """Return the kernel that a chain of kernels stands for."""
         return compose(kernels, self.spec.groups)
 
 
-def chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:
+def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:
     """Return uninitialized stock layers for the stages, on the device and in the dtype of ``like``.
 
     Every stage has the stride, padding, padding mode, dilation and output padding of the spatial
@@ -86,7 +92,7 @@ def chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.
     --------
     >>> from tensorpress.schemes.layer_spec import describe
     >>> spec = describe(nn.Conv2d(8, 16, 3, stride=(2, 1), padding=1))
-    >>> chain(spec, [Stage(1, 4, 8, (0,)), Stage(1, 16, 4, (1,))], like=torch.empty(0))
+    >>> build_chain(spec, [Stage(1, 4, 8, (0,)), Stage(1, 16, 4, (1,))], like=torch.empty(0))
     ... # doctest: +NORMALIZE_WHITESPACE
     [Conv2d(8, 4, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0), bias=False),
      Conv2d(4, 16, kernel_size=(1, 3), stride=(1, 1), padding=(0, 1))]
@@ -109,28 +115,28 @@ def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
     """
     if spec.inputs_first:
         return _inputs_first(spec, like=like)
-    return chain(spec, [dense_stage(spec)], like=like)[0]
+    return build_chain(spec, [dense_stage(spec)], like=like)[0]
 
 
-def fill(layers: Sequence[nn.Module], values: Sequence[Tensor], bias: Tensor | None) -> None:
+def fill_chain(layers: Sequence[nn.Module], values: Sequence[Tensor], bias: Tensor | None) -> None:
     """Copy canonical kernels into the layers of a chain, and the bias into the last."""
     with torch.no_grad():
         for layer, kernel in zip(layers, values, strict=True):
-            _weight(layer).copy_(stored(kernel, flipped=_flipped(layer)))
+            _weight(layer).copy_(from_canonical(kernel, flipped=_flipped(layer)))
         if bias is not None:
             held = layers[-1].bias
             assert isinstance(held, Tensor)
             held.copy_(bias)
 
 
-def balance(values: Sequence[Tensor]) -> list[Tensor]:
+def balance_kernels(values: Sequence[Tensor]) -> list[Tensor]:
     """Scale the kernels of a chain to one norm; what they stand for stays the same.
 
     Training and quantization then treat all of them alike, and half precision has room.
 
     Examples
     --------
-    >>> [float(v) for v in balance([torch.tensor([8.0]), torch.tensor([2.0])])]
+    >>> [float(v) for v in balance_kernels([torch.tensor([8.0]), torch.tensor([2.0])])]
     [4.0, 4.0]
     """
     norms = [float(value.norm()) for value in values]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.schemes import stages as chains
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.chain_builder import dense_layer, fill
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, canonical, weight_of
+from tensorpress.schemes.chain_builder import dense_layer, fill_chain
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight, to_canonical
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.rank_grid import FINE
 from tensorpress.schemes.stages import dense_stage
@@ -45,7 +45,7 @@ class PrunedLayer(Composed):
     def __init__(self, spec: LayerSpec, ranks: Sizes, *, scheme: str, like: Tensor) -> None:
         super().__init__()
         self.spec, self.ranks, self.scheme = spec, tuple(ranks), scheme
-        self.few = dense_layer(on_few(spec, ranks[0]), like=like)
+        self.few = dense_layer(narrow_spec(spec, ranks[0]), like=like)
         self.register_buffer("kept", like.new_empty(spec.groups * ranks[0], dtype=torch.int64))
         self.keep(torch.arange(ranks[0], device=like.device).expand(spec.groups, -1))
 
@@ -80,11 +80,11 @@ class PrunedLayer(Composed):
 
     def kernels(self) -> list[Tensor]:
         """Return the kernel on the channels kept."""
-        return [canonical(self.few.get_parameter("weight"), self.spec.groups, flipped=False)]
+        return [to_canonical(self.few.get_parameter("weight"), self.spec.groups, flipped=False)]
 
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy the kernel into the weight."""
-        fill([self.few], kernels, None)
+        fill_chain([self.few], kernels, None)
 
     def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
         """Return the kernel as it is."""
@@ -145,11 +145,11 @@ class ChannelPruning(Scheme):
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
         """Return the parameters of the layer and its bias; the choice of channels is none."""
-        return on_few(spec, ranks[0]).params
+        return narrow_spec(spec, ranks[0]).params
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
         """Return the multiply-accumulates for one example."""
-        few = on_few(spec, ranks[0])
+        few = narrow_spec(spec, ranks[0])
         return chains.macs(few, [dense_stage(few)], sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PrunedLayer:
@@ -173,7 +173,7 @@ class ChannelPruning(Scheme):
         own, bias = pressed.held_bias(), layer._parameters.get("bias")
         if own is not None and bias is not None:
             own.data.copy_(bias)
-        gap = weight_of(kernel - pressed.compose(kernels), spec)
+        gap = kernel_to_weight(kernel - pressed.compose(kernels), spec)
         norm = float(kernel.norm())
         pressed.relative_error = float(gap.norm()) / norm if norm else 0.0
         return pressed
@@ -192,7 +192,7 @@ class ChannelPruning(Scheme):
         return kept, [kernel[:, kept]]
 
 
-def on_few(spec: LayerSpec, channels: int) -> LayerSpec:
+def narrow_spec(spec: LayerSpec, channels: int) -> LayerSpec:
     """Return the same layer on so many input channels a group, as a stock layer."""
     return replace(spec, inputs=spec.groups * channels, inputs_first=False)
 

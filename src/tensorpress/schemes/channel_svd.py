@@ -11,8 +11,8 @@ from tensorpress.decompose.spectrum import Spectrum, singular_values, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.schemes.base import Factorized, LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
-from tensorpress.schemes.rank_grid import FINE, discarded
-from tensorpress.schemes.stages import Stage, flat
+from tensorpress.schemes.rank_grid import FINE, discarded_energy
+from tensorpress.schemes.stages import Stage, pointwise_kernel
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class ChannelSVD(LayerScheme):
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
         """Return the energies that the spectrum has beyond the ranks."""
-        return discarded(singular_values(self._matrix(kernel)), [rank for (rank,) in candidates])
+        return discarded_energy(
+            singular_values(self._matrix(kernel)), [rank for (rank,) in candidates]
+        )
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
         """Return full kernel → 1×1, or 1×1 → full kernel."""
@@ -76,9 +78,9 @@ class ChannelSVD(LayerScheme):
         side, rest = found.u * root, found.v * root  # (groups, channels, r), (groups, others, r)
         if self.mode == "out":
             full = rest.mT.reshape(spec.groups, ranks[0], spec.in_, *spec.kernel)
-            return Factorized([full, flat(side, spec)], found.relative_error)
+            return Factorized([full, pointwise_kernel(side, spec)], found.relative_error)
         full = rest.reshape(spec.groups, spec.out, *spec.kernel, ranks[0]).movedim(-1, 2)
-        return Factorized([flat(side.mT, spec), full], found.relative_error)
+        return Factorized([pointwise_kernel(side.mT, spec), full], found.relative_error)
 
     def _matrix(self, kernel: Tensor) -> Tensor:
         """Return the unfolding a group: (groups, channels of the mode, all others)."""

@@ -11,7 +11,7 @@ from tensorpress.decompose.cp import CP, cp_als, cp_correct, cp_nls, max_cp_rank
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.schemes.base import Factorized, LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
-from tensorpress.schemes.stages import Stage, along, flat
+from tensorpress.schemes.stages import Stage, axis_kernel, pointwise_kernel
 
 GIVEN_UP = 0.01
 """Part by which the error may grow for factors that are less sensitive."""
@@ -83,10 +83,10 @@ class CPLayers(LayerScheme):
             discarded += found.relative_error**2 * norm2
         into, *between, out = (torch.stack(factors) for factors in zip(*columns, strict=True))
         depthwise = [
-            along(factor.mT.reshape(spec.groups * ranks[0], 1, 1, -1), spec, mode)
+            axis_kernel(factor.mT.reshape(spec.groups * ranks[0], 1, 1, -1), spec, mode)
             for mode, factor in enumerate(between)
         ]
-        kernels = [flat(into.mT, spec), *depthwise, flat(out, spec)]
+        kernels = [pointwise_kernel(into.mT, spec), *depthwise, pointwise_kernel(out, spec)]
         return Factorized(kernels, (discarded / energy) ** 0.5 if energy else 0.0)
 
     def _fit(self, tensor: Tensor, rank: int) -> CP:

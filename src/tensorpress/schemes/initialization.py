@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.shared_core_tucker import shared_tucker
-from tensorpress.schemes.base import bias_of, keep_gradients
+from tensorpress.schemes.base import keep_gradients, layer_bias
 from tensorpress.schemes.chain_builder import dense_layer
 from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
 from tensorpress.schemes.parametrization import FactorizedWeight, Factors, factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.registry import scheme
-from tensorpress.schemes.tucker_weight import TuckerWeight, balanced, initial_std
+from tensorpress.schemes.tucker_weight import TuckerWeight, balance_tucker, initial_std
 
 _MOST_STEPS, _EXACT = 100, 1e-9
 """How often a draw is scaled at most, and how near to the deviation wanted is near enough."""
@@ -33,7 +33,7 @@ class StartValues:
     bias: Tensor | None = None
 
 
-def decomposed(plan: PlannedLayer, weight: Tensor) -> StartValues:
+def decompose_weight(plan: PlannedLayer, weight: Tensor) -> StartValues:
     """Decompose one layer's weight, as torch holds it, by itself.
 
     Raises
@@ -43,13 +43,15 @@ def decomposed(plan: PlannedLayer, weight: Tensor) -> StartValues:
     """
     if isinstance(plan, LayerPlan):
         return StartValues(plan.parametrization().right_inverse(weight))
-    pressed = pressed_alone(plan, weight)
+    pressed = press_one_layer(plan, weight)
     held = pressed if isinstance(pressed, Pressed) else factorized_weight(pressed)
     assert held is not None
-    return StartValues(tuple(value.detach() for value in held_values(pressed)), held.relative_error)
+    return StartValues(
+        tuple(value.detach() for value in factor_values(pressed)), held.relative_error
+    )
 
 
-def pressed_alone(plan: SchemePlan, weight: Tensor) -> nn.Module:
+def press_one_layer(plan: SchemePlan, weight: Tensor) -> nn.Module:
     """Return the layer of a plan, pressed by its weight, with a bias of zeros if it has one."""
     layer = dense_layer(plan.spec, like=weight.new_empty(0, device="meta"))
     layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -58,7 +60,7 @@ def pressed_alone(plan: SchemePlan, weight: Tensor) -> nn.Module:
     return scheme(plan.scheme).press(layer, plan.ranks)
 
 
-def decomposed_together(
+def decompose_shared_core(
     plans: Sequence[LayerPlan], weights: Sequence[Tensor]
 ) -> list[tuple[LayerPlan, StartValues]]:
     """Decompose the weights of layers that share one core."""
@@ -67,11 +69,13 @@ def decomposed_together(
     tuckers = list(map(LayerPlan.parametrization, plans))
     tensors = [tucker.reshaped(weight) for tucker, weight in zip(tuckers, weights, strict=True)]
     fit = shared_tucker(tensors, tuckers[0].ranks)
-    core, matrices = balanced(fit.core, fit.factors)
+    core, matrices = balance_tucker(fit.core, fit.factors)
     return [(plan, StartValues((core, *own))) for plan, own in zip(plans, matrices, strict=True)]
 
 
-def drawn(plan: SchemePlan, weight: Tensor, start: str, generator: torch.Generator) -> StartValues:
+def draw_factors(
+    plan: SchemePlan, weight: Tensor, start: str, generator: torch.Generator
+) -> StartValues:
     """Draw all factors of a layer from one normal distribution.
 
     Their deviation is such that the weight they stand for has exactly the initializer's. ``weight``
@@ -105,7 +109,7 @@ def _scale(
             factor.mul_((rms / found) ** (1 / len(factors)))
 
 
-def drawn_together(
+def draw_shared_core(
     plans: Sequence[LayerPlan],
     weights: Sequence[Tensor],
     start: str,
@@ -133,7 +137,7 @@ def drawn_together(
     ]
 
 
-def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) -> nn.Module:
+def build_pressed(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) -> nn.Module:
     """Return what stands in a dense layer's place, at the values it starts from or at any.
 
     In weight form that is the layer itself, whose weight is then rebuilt from factors; in layer
@@ -152,9 +156,9 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
     with torch.no_grad():
         if values is not None:
             pressed.relative_error = values.error
-            for part, value in zip(held_values(pressed), values.factors, strict=True):
+            for part, value in zip(factor_values(pressed), values.factors, strict=True):
                 part.copy_(value)
-        own = bias_of(pressed)
+        own = layer_bias(pressed)
         if own is not None and bias is not None:
             own.copy_(bias if values is None or values.bias is None else values.bias)
     keep_gradients(pressed, layer)
@@ -163,11 +167,11 @@ def started(plan: PlannedLayer, layer: nn.Module, values: StartValues | None) ->
 
 def _factors(pressed: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a pressed layer but its bias."""
-    bias = bias_of(pressed)
+    bias = layer_bias(pressed)
     return [parameter for parameter in pressed.parameters() if parameter is not bias]
 
 
-def held_values(pressed: nn.Module) -> list[Tensor]:
+def factor_values(pressed: nn.Module) -> list[Tensor]:
     """Return the factors, and what some layers hold beside them."""
     return [*_factors(pressed), *pressed.buffers()]
 

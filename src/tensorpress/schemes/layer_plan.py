@@ -151,7 +151,7 @@ class SchemePlan:
     @property
     def dense_macs(self) -> int:
         """Those of the dense layer."""
-        return macs_of_calls(self.spec, self.calls)
+        return count_call_macs(self.spec, self.calls)
 
     def check(self) -> None:
         """Raise an `InvalidArgumentError` unless the scheme takes such a layer at these ranks."""
@@ -160,7 +160,7 @@ class SchemePlan:
         check_ranks(self.ranks, scheme.largest_ranks(self.spec))
 
 
-def macs_of_calls(spec: LayerSpec, calls: tuple[Call, ...]) -> int:
+def count_call_macs(spec: LayerSpec, calls: tuple[Call, ...]) -> int:
     """Return the multiply-accumulates of a dense layer's calls, for one example."""
     return sum(call.times * macs(spec, [dense_stage(spec)], call.sizes) for call in calls)
 

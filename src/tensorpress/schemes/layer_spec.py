@@ -147,7 +147,7 @@ class LayerSpec:
         return tuple(found)
 
 
-def describe(layer: nn.Module) -> LayerSpec:
+def describe_layer(layer: nn.Module) -> LayerSpec:
     """Return what a layer is.
 
     Raises
@@ -158,18 +158,18 @@ def describe(layer: nn.Module) -> LayerSpec:
 
     Examples
     --------
-    >>> spec = describe(nn.Conv2d(8, 16, 3, groups=4, padding="same"))
+    >>> spec = describe_layer(nn.Conv2d(8, 16, 3, groups=4, padding="same"))
     >>> spec.kernel_shape, spec.padding
     ((4, 4, 2, 3, 3), 'same')
     """
-    reason = unpressable(layer)
+    reason = refuse_layer(layer)
     if reason is not None:
         raise InvalidArgumentError(f"{_name(layer)} cannot be pressed: {reason}")
     return spec_of(layer)
 
 
 def spec_of(layer: nn.Module) -> LayerSpec:
-    """Return what a layer of a known kind is, whatever holds its weight: see `describe`."""
+    """Return what a layer of a known kind is, whatever holds its weight: see `describe_layer`."""
     if isinstance(layer, nn.Linear):
         return LayerSpec(
             "Linear", layer.in_features, layer.out_features, bias=layer.bias is not None
@@ -203,19 +203,19 @@ def spec_of(layer: nn.Module) -> LayerSpec:
     )
 
 
-def unpressable(layer: nn.Module) -> str | None:
+def refuse_layer(layer: nn.Module) -> str | None:
     """Return why a layer cannot be taken apart, None where it can.
 
     Examples
     --------
-    >>> unpressable(nn.Embedding(10, 4, max_norm=1.0))
+    >>> refuse_layer(nn.Embedding(10, 4, max_norm=1.0))
     'max_norm changes its vectors at every use'
     """
     if parametrize.is_parametrized(layer):
         return "its weight is parametrized"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
         return "it has no shape yet: run the model once"
-    kind = kind_of(layer)
+    kind = layer_class(layer)
     if kind is None:
         return f"only {', '.join(k.__name__ for k in KINDS)} can be"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
@@ -248,12 +248,12 @@ def unpressable(layer: nn.Module) -> str | None:
     return None
 
 
-def kind_of(layer: nn.Module) -> type[nn.Module] | None:
+def layer_class(layer: nn.Module) -> type[nn.Module] | None:
     """Return the class whose forward pass a layer has, None where it is of no known kind.
 
     Examples
     --------
-    >>> kind_of(nn.Conv2d(2, 3, 1)), kind_of(nn.Bilinear(2, 3, 4))
+    >>> kind_of(nn.Conv2d(2, 3, 1)), layer_class(nn.Bilinear(2, 3, 4))
     (<class 'torch.nn.modules.conv.Conv2d'>, None)
     """
     for kind in type(layer).__mro__:
@@ -266,39 +266,39 @@ def _name(layer: nn.Module) -> str:
     return f"{type(layer).__name__}({layer.extra_repr()})"
 
 
-def kernel_of(layer: nn.Module, spec: LayerSpec) -> Tensor:
+def layer_kernel(layer: nn.Module, spec: LayerSpec) -> Tensor:
     """Return a layer's weight as its canonical kernel, a view of shape ``spec.kernel_shape``.
 
     Examples
     --------
     >>> conv = nn.ConvTranspose2d(4, 6, 3, groups=2)
-    >>> kernel_of(conv, describe(conv)).shape
+    >>> layer_kernel(conv, describe_layer(conv)).shape
     torch.Size([2, 3, 2, 3, 3])
     """
     weight = layer._parameters["weight"]
     assert weight is not None
-    return kernel_from(weight.detach(), spec)
+    return weight_to_kernel(weight.detach(), spec)
 
 
-def kernel_from(weight: Tensor, spec: LayerSpec) -> Tensor:
-    """Return a weight, as torch holds it, as the canonical kernel: the inverse of `weight_of`."""
-    return canonical(weight, spec.groups, flipped=spec.flipped)
+def weight_to_kernel(weight: Tensor, spec: LayerSpec) -> Tensor:
+    """Return the canonical kernel of a weight of torch: the inverse of `kernel_to_weight`."""
+    return to_canonical(weight, spec.groups, flipped=spec.flipped)
 
 
-def weight_of(kernel: Tensor, spec: LayerSpec) -> Tensor:
-    """Return a canonical kernel as the weight that torch holds: the inverse of `kernel_from`.
+def kernel_to_weight(kernel: Tensor, spec: LayerSpec) -> Tensor:
+    """Return a canonical kernel as the weight that torch holds: the inverse of `weight_to_kernel`.
 
     Examples
     --------
     >>> linear = nn.Linear(3, 2)
-    >>> spec = describe(linear)
-    >>> bool((weight_of(kernel_of(linear, spec), spec) == linear.weight).all())
+    >>> spec = describe_layer(linear)
+    >>> bool((kernel_to_weight(layer_kernel(linear, spec), spec) == linear.weight).all())
     True
     """
-    return stored(kernel, flipped=spec.flipped)
+    return from_canonical(kernel, flipped=spec.flipped)
 
 
-def canonical(weight: Tensor, groups: int, *, flipped: bool) -> Tensor:
+def to_canonical(weight: Tensor, groups: int, *, flipped: bool) -> Tensor:
     """Return a weight (groups·out, in, *kernel) as (groups, out, in, *kernel).
 
     ``flipped`` weights have their inputs first: (groups·in, out, *kernel).
@@ -307,6 +307,6 @@ def canonical(weight: Tensor, groups: int, *, flipped: bool) -> Tensor:
     return kernel.transpose(1, 2) if flipped else kernel
 
 
-def stored(kernel: Tensor, *, flipped: bool) -> Tensor:
-    """Return a canonical kernel as a weight: the inverse of `canonical`."""
+def from_canonical(kernel: Tensor, *, flipped: bool) -> Tensor:
+    """Return a canonical kernel as a weight: the inverse of `to_canonical`."""
     return (kernel.transpose(1, 2) if flipped else kernel).flatten(0, 1)

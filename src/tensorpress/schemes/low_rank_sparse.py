@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.ranks import round_ranks
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.chain_builder import balance, chain, fill
+from tensorpress.schemes.chain_builder import balance_kernels, build_chain, fill_chain
 from tensorpress.schemes.channel_pruning import ChannelPruning, PrunedLayer
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, canonical
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, to_canonical
 from tensorpress.schemes.rank_grid import COARSE
 from tensorpress.schemes.stages import Stage, compose
 
@@ -46,7 +46,7 @@ class LowRankSparseLayer(PrunedLayer):
     def __init__(self, spec: LayerSpec, ranks: Sizes, *, scheme: str, like: Tensor) -> None:
         super().__init__(spec, ranks, scheme=scheme, like=like)
         self.low_rank = nn.Sequential(
-            *chain(replace(spec, bias=False), low_rank_stages(spec, ranks[1]), like=like)
+            *build_chain(replace(spec, bias=False), low_rank_stages(spec, ranks[1]), like=like)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,16 +57,16 @@ class LowRankSparseLayer(PrunedLayer):
     def kernels(self) -> list[Tensor]:
         """Return the kernels: on the channels kept, to the rank, from the rank."""
         weights = (part.get_parameter("weight") for part in self.low_rank)
-        low_rank = [canonical(weight, self.spec.groups, flipped=False) for weight in weights]
+        low_rank = [to_canonical(weight, self.spec.groups, flipped=False) for weight in weights]
         return [*super().kernels(), *low_rank]
 
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy canonical kernels into the weights."""
-        fill([self.few, *self.low_rank], kernels, None)
+        fill_chain([self.few, *self.low_rank], kernels, None)
 
     def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
         """Return kernels that stand for the same, those of the low-rank part scaled to one norm."""
-        return [kernels[0], *balance(kernels[1:])]
+        return [kernels[0], *balance_kernels(kernels[1:])]
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
         """Return the sum of both parts."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tensorpress.decompose.precision import working
+from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import CorruptFileError
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, weight_of
-from tensorpress.utils.lazy_tensor import deferred
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.utils.lazy_tensor import defer
 
 
 class Pressed(nn.Module):
@@ -39,7 +39,7 @@ class Pressed(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self.composed()
-        return deferred(self.composed, like=next(self.parameters()))
+        return defer(self.composed, like=next(self.parameters()))
 
     def composed(self) -> Tensor:
         """Return the dense weight as a differentiable function of the factors, in their dtype."""
@@ -105,11 +105,11 @@ class Composed(Pressed):
     def dense_weight(self) -> Tensor:
         """Return the composed weight: computed in the working precision, in the layer's dtype."""
         kernels = self.kernels()
-        return self._weight_of(list(map(working, kernels))).to(kernels[0].dtype)
+        return self._weight_of(list(map(to_working_precision, kernels))).to(kernels[0].dtype)
 
     def composed(self) -> Tensor:
         """Return the same computed in the layer's dtype, differentiable."""
         return self._weight_of(self.kernels())
 
     def _weight_of(self, kernels: Sequence[Tensor]) -> Tensor:
-        return weight_of(self.compose(kernels), self.spec).contiguous()
+        return kernel_to_weight(self.compose(kernels), self.spec).contiguous()

@@ -18,7 +18,7 @@ COARSE = tuple(64 ** (k / 7 - 1) for k in range(8))
 """The same where every error takes a decomposition: nearly doubled from one to the next."""
 
 
-def thinned(
+def thin_grid(
     ranks_up_to: Callable[[int], Sizes],
     fits: Callable[[Sizes], bool],
     largest: int,
@@ -39,7 +39,7 @@ def thinned(
 
     Examples
     --------
-    >>> thinned(lambda n: (n, 2 * n), lambda ranks: sum(ranks) < 100, 50, (0.1, 0.5, 1.0))
+    >>> thin_grid(lambda n: (n, 2 * n), lambda ranks: sum(ranks) < 100, 50, (0.1, 0.5, 1.0))
     [(4, 8), (17, 34), (33, 66)]
     """
     numbers = range(1, largest + 1)
@@ -49,7 +49,7 @@ def thinned(
     return list(dict.fromkeys(ranks_up_to(ceil(part * most)) for part in parts))
 
 
-def discarded(values: Tensor, ranks: Sequence[int]) -> list[float]:
+def discarded_energy(values: Tensor, ranks: Sequence[int]) -> list[float]:
     """Return the part of the energy beyond some ranks, of a stack of matrices together.
 
     It is the squared relative error of the best approximations of these ranks: Σ_{i>r} σ_i² / Σ σ².
@@ -64,7 +64,7 @@ def discarded(values: Tensor, ranks: Sequence[int]) -> list[float]:
     Examples
     --------
     >>> import torch
-    >>> discarded(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), [0, 1, 2])
+    >>> discarded_energy(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), [0, 1, 2])
     [1.0, 0.2, 0.0]
     """
     squares = values.detach().cpu().double().square().flatten(0, -2).sum(0)

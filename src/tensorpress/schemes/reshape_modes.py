@@ -71,7 +71,7 @@ def largest_core(modes: Sequence[int], params: int) -> Shape | None:
     return tuple(ranks)
 
 
-def choose(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
+def choose_modes(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
     """Choose order, modes and core of one weight for at most ``params`` stored values.
 
     Of the orders from 2 up, the lowest whose core holds at least half of the parameters is
@@ -102,7 +102,7 @@ def choose(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
 
     Examples
     --------
-    >>> choose((500, 800), 1150)
+    >>> choose_modes((500, 800), 1150)
     ((32, 25, 25, 20), (5, 5, 5, 5))
     """
     size = prod(shape)
@@ -115,20 +115,20 @@ def choose(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
     if not candidates:
         raise InvalidArgumentError(
             f"a weight of shape {tuple(shape)} cannot have {params} parameters or fewer: "
-            f"the smallest Tucker decomposition has {smallest(shape)}"
+            f"the smallest Tucker decomposition has {smallest_params(shape)}"
         )
     shares = [prod(ranks) / tucker_params(modes, ranks) for modes, ranks in candidates]
     enough = [i for i, share in enumerate(shares) if share >= CORE_SHARE]
     chosen = enough[0] if enough else max(range(len(shares)), key=shares.__getitem__)
-    return aligned(shape, *candidates[chosen])
+    return align_modes(shape, *candidates[chosen])
 
 
-def smallest(shape: Sequence[int]) -> int:
-    """Return the fewest parameters `choose` can be asked for: every rank 1, at the best order.
+def smallest_params(shape: Sequence[int]) -> int:
+    """Return the fewest parameters that `choose_modes` takes: every rank 1, at the best order.
 
     Examples
     --------
-    >>> smallest((500, 800))
+    >>> smallest_params((500, 800))
     54
     """
     sizes = [balanced_modes(prod(shape), order) for order in range(2, MAX_ORDER + 1)]
@@ -157,7 +157,7 @@ def axes_for(shape: Shape, modes: Shape) -> Shape:
     )
 
 
-def aligned(
+def align_modes(
     shape: Sequence[int], modes: Shape, ranks: Shape, *, keep_ranks: bool = False
 ) -> tuple[Shape, Shape]:
     """Reorder modes, with their ranks, so that they cut the weight's axes as little as possible.
@@ -169,7 +169,7 @@ def aligned(
 
     Examples
     --------
-    >>> aligned((500, 800), (40, 25, 20, 20), (5, 5, 5, 5))
+    >>> align_modes((500, 800), (40, 25, 20, 20), (5, 5, 5, 5))
     ((40, 20, 25, 20), (5, 5, 5, 5))
     """
     shape = tuple(shape)
@@ -216,14 +216,3 @@ def _cube(modes: Sequence[int], side: int) -> Shape:
 def _divisors(size: int) -> Shape:
     low = [d for d in range(1, int(size**0.5) + 1) if size % d == 0]
     return tuple(sorted({*low, *(size // d for d in low)}))
-
-
-def by(sizes: Sequence[int]) -> str:
-    """Write sizes the way people do.
-
-    Examples
-    --------
-    >>> by((5, 5, 20))
-    '5×5×20'
-    """
-    return "×".join(map(str, sizes))

@@ -13,8 +13,8 @@ from tensorpress.decompose.svd import truncated_svd
 from tensorpress.decompose.tensor_train import attainable_tt_ranks, largest_tt_ranks, tt_svd
 from tensorpress.schemes.base import Factorized, LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
-from tensorpress.schemes.rank_grid import FINE, discarded
-from tensorpress.schemes.stages import Stage, along, flat
+from tensorpress.schemes.rank_grid import FINE, discarded_energy
+from tensorpress.schemes.stages import Stage, axis_kernel, pointwise_kernel
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class SpatialSVD(LayerScheme):
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
         """Return the energies that the spectrum has beyond the ranks."""
-        return discarded(singular_values(self._matrix(kernel)), [rank for (rank,) in candidates])
+        return discarded_energy(
+            singular_values(self._matrix(kernel)), [rank for (rank,) in candidates]
+        )
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
         """Return one spatial mode → the others."""
@@ -83,7 +85,7 @@ class SpatialSVD(LayerScheme):
         one = (found.u * root).mT.reshape(spec.groups, ranks[0], spec.in_, size)
         others = (found.v * root).reshape(spec.groups, spec.out, *rest, ranks[0]).movedim(-1, 2)
         return Factorized(
-            [along(one, spec, self._axis), others.unsqueeze(3 if self._axis == 0 else -1)],
+            [axis_kernel(one, spec, self._axis), others.unsqueeze(3 if self._axis == 0 else -1)],
             found.relative_error,
         )
 
@@ -151,15 +153,15 @@ class SpatialChannelSVD(LayerScheme):
         )  # (groups, r, n, r')
         first = one[:, 0].mT.reshape(spec.groups, ranks[0], spec.in_, spec.kernel[0])
         second = others.permute(0, 3, 1, 2)
-        discarded = sum(t.relative_error**2 * n for t, n in zip(trains, norms2, strict=True))
+        discarded_energy = sum(t.relative_error**2 * n for t, n in zip(trains, norms2, strict=True))
         energy = sum(norms2)
         return Factorized(
             [
-                along(first, spec, 0),
+                axis_kernel(first, spec, 0),
                 second.reshape(*second.shape[:3], 1, *spec.kernel[1:]),
-                flat(out[..., 0].mT, spec),
+                pointwise_kernel(out[..., 0].mT, spec),
             ],
-            (discarded / energy) ** 0.5 if energy else 0.0,
+            (discarded_energy / energy) ** 0.5 if energy else 0.0,
         )
 
 

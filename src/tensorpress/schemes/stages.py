@@ -119,12 +119,12 @@ def _within_groups(kernel: Tensor, groups: int) -> Tensor:
     return full.flatten(3, 4).flatten(1, 2)
 
 
-def flat(matrix: Tensor, spec: LayerSpec) -> Tensor:
+def pointwise_kernel(matrix: Tensor, spec: LayerSpec) -> Tensor:
     """Return matrices (groups, out, in) as the canonical kernels of a stage that covers no mode."""
     return matrix.reshape(*matrix.shape, *(1,) * spec.order)
 
 
-def along(kernel: Tensor, spec: LayerSpec, mode: int) -> Tensor:
+def axis_kernel(kernel: Tensor, spec: LayerSpec, mode: int) -> Tensor:
     """Return kernels (groups, out, in, k) as canonical ones of a stage along one spatial mode."""
     shape = [1] * spec.order
     shape[mode] = kernel.shape[3]

@@ -18,10 +18,10 @@ from tensorpress.decompose.tt_matrix import tt_matrix, tt_matrix_spectra, tt_row
 from tensorpress.decompose.tt_matvec import tt_macs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.base import Factorized, LayerScheme, Scheme
-from tensorpress.schemes.chain_builder import balance
+from tensorpress.schemes.chain_builder import balance_kernels
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.reshape_modes import balanced_modes
-from tensorpress.schemes.stages import Stage, along, flat
+from tensorpress.schemes.stages import Stage, axis_kernel, pointwise_kernel
 from tensorpress.schemes.tt_layers import TTEmbedding, TTLayer, TTLinear
 
 
@@ -80,9 +80,12 @@ class TrainOfConvolutions(LayerScheme):
         cores = [torch.stack(stack) for stack in zip(*(t.cores for t in trains), strict=True)]
         first, *between, last = cores  # (groups, r, n, r')
         kernels = [
-            flat(first.flatten(1, 2).mT, spec),
-            *(along(core.permute(0, 3, 1, 2), spec, mode) for mode, core in enumerate(between)),
-            flat(last.flatten(2).mT, spec),
+            pointwise_kernel(first.flatten(1, 2).mT, spec),
+            *(
+                axis_kernel(core.permute(0, 3, 1, 2), spec, mode)
+                for mode, core in enumerate(between)
+            ),
+            pointwise_kernel(last.flatten(2).mT, spec),
         ]
         discarded = sum(t.relative_error**2 * n for t, n in zip(trains, norms2, strict=True))
         energy = sum(norms2)
@@ -178,7 +181,7 @@ class TrainOfMatrix(Scheme):
         found = tt_matrix(self._matrix(spec, kernel), *self.modes(spec), ranks=ranks)
         pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight").detach())
         values: dict[str, Tensor] = {
-            f"cores.{k}": core for k, core in enumerate(balance(found.cores))
+            f"cores.{k}": core for k, core in enumerate(balance_kernels(found.cores))
         }
         if spec.bias:
             values["bias"] = layer.get_parameter("bias").detach()

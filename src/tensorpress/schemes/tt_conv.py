@@ -11,8 +11,8 @@ from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_train import tt_svd
 from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.chain_builder import balance, chain
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, weight_of
+from tensorpress.schemes.chain_builder import balance_kernels, build_chain
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.stages import Stage
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme
@@ -52,7 +52,7 @@ class TTConv(Pressed):
             self.bias = nn.Parameter(like.new_empty(spec.outputs))
         self.from_left = _cheaper_from_left(weight)
         stage = Stage(spec.inputs, filters, 1, tuple(range(spec.order)))
-        self.geometry = chain(replace(spec, bias=False), [stage], like=like)[0]
+        self.geometry = build_chain(replace(spec, bias=False), [stage], like=like)[0]
         self.geometry.register_parameter("weight", None)  # every channel has the same filters
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,8 +139,8 @@ class TTConvScheme(TTWeightScheme):
     ) -> TTConv:
         """Decompose by TT-SVD."""
         pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight").detach())
-        train = tt_svd(pressed.train_of.reshaped(weight_of(kernel, spec)), ranks=ranks)
-        first, *others = balance(train.cores)
+        train = tt_svd(pressed.train_of.reshaped(kernel_to_weight(kernel, spec)), ranks=ranks)
+        first, *others = balance_kernels(train.cores)
         values = {"filters": first[0].mT.reshape(pressed.filters.shape)}
         for number, (core, held) in enumerate(zip(others, pressed.cores, strict=True)):
             values[f"cores.{number}"] = core.reshape(held.shape)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.tt_matrix import tt_rows, tt_to_matrix
 from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
-from tensorpress.schemes.layer_spec import LayerSpec, weight_of
+from tensorpress.schemes.layer_spec import LayerSpec, kernel_to_weight
 from tensorpress.schemes.pressed_layer import Pressed
 
 
@@ -58,7 +58,7 @@ class TTLayer(Pressed):
         matrix = tt_to_matrix(list(self.cores))
         if self.spec.kind == "Embedding":
             return matrix[: self.spec.inputs].contiguous()
-        return weight_of(matrix.unsqueeze(0), self.spec).contiguous()
+        return kernel_to_weight(matrix.unsqueeze(0), self.spec).contiguous()
 
     def held_bias(self) -> nn.Parameter | None:
         """Return the bias, where there is one."""

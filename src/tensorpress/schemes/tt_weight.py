@@ -20,16 +20,17 @@ from tensorpress.decompose.tensor_train import (
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import check_ranks
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.chain_builder import balance, dense_layer
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, weight_of
+from tensorpress.schemes.chain_builder import balance_kernels, dense_layer
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
 from tensorpress.schemes.parametrization import (
     FactorizedWeight,
     Factors,
     check_shape,
     factorized_weight,
 )
-from tensorpress.schemes.reshape_modes import balanced_modes, by
+from tensorpress.schemes.reshape_modes import balanced_modes
 from tensorpress.schemes.stages import dense_stage, macs
+from tensorpress.utils.formatting import format_shape
 
 USUAL_MODE = 4
 """Row and column modes are chosen to be about this large; the train has their products."""
@@ -77,10 +78,10 @@ class TTWeight(FactorizedWeight):
         super().__init__()
         self.shape, self.ranks = tuple(shape), tuple(ranks)
         self.row_modes, self.column_modes = tuple(row_modes), tuple(column_modes)
-        reason = misfit(self.shape, self.row_modes, self.column_modes)
+        reason = mode_mismatch(self.shape, self.row_modes, self.column_modes)
         if reason is not None:
             raise InvalidArgumentError(reason)
-        self.modes = modes_of(self.shape, self.row_modes, self.column_modes)
+        self.modes = paired_modes(self.shape, self.row_modes, self.column_modes)
         check_ranks(self.ranks, largest_tt_ranks(self.modes))
 
     @property
@@ -103,7 +104,7 @@ class TTWeight(FactorizedWeight):
         check_shape(weight, self.shape)
         train = tt_svd(self.reshaped(weight), ranks=self.ranks)
         self.relative_error = train.relative_error
-        return tuple(balance(train.cores))
+        return tuple(balance_kernels(train.cores))
 
     def reshaped(self, weight: Tensor) -> Tensor:
         """Return a dense weight as the tensor that is decomposed."""
@@ -114,23 +115,25 @@ class TTWeight(FactorizedWeight):
 
     def extra_repr(self) -> str:
         """Return the modes and ranks as torch prints them."""
-        return f"{by(self.row_modes)} by {by(self.column_modes)}, TT-ranks {self.ranks}"
+        rows, columns = format_shape(self.row_modes), format_shape(self.column_modes)
+        return f"{rows} by {columns}, TT-ranks {self.ranks}"
 
 
-def modes_of(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> Sizes:
+def paired_modes(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> Sizes:
     """Return the modes of the tensor that a weight is reshaped into."""
     kernel = prod(shape[2:])
     pairs = tuple(m * n for m, n in zip(row_modes, column_modes, strict=True))
     return pairs if kernel == 1 else (kernel, *pairs)
 
 
-def misfit(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> str | None:
+def mode_mismatch(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> str | None:
     """Return why modes do not fit a weight, None where they do."""
     fits = (prod(row_modes), prod(column_modes)) == tuple(shape[:2])
     sound = len(row_modes) == len(column_modes) and min(row_modes + column_modes, default=1) > 0
     if fits and sound:
         return None
-    return f"modes {by(row_modes)} and {by(column_modes)} do not fit a weight {by(shape)}"
+    modes = f"{format_shape(row_modes)} and {format_shape(column_modes)}"
+    return f"modes {modes} do not fit a weight {format_shape(shape)}"
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class TTWeightScheme(Scheme):
             return "its padding vector would not stay zero: use tensor_train"
         if spec.sparse:
             return "its sparse gradients cannot reach the factors of its weight"
-        reason = misfit(spec.weight_shape, *self.factors_of(spec))
+        reason = mode_mismatch(spec.weight_shape, *self.factors_of(spec))
         if reason is None and max(self.largest_ranks(spec), default=1) == 1:
             return "its weight, reshaped, is a vector: nothing to cut"
         return reason
@@ -168,20 +171,20 @@ class TTWeightScheme(Scheme):
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
         """Return the ranks of the unfoldings, at most."""
-        return largest_tt_ranks(modes_of(spec.weight_shape, *self.factors_of(spec)))
+        return largest_tt_ranks(paired_modes(spec.weight_shape, *self.factors_of(spec)))
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
         """Return the ranks that a train with these ranks can have."""
-        return attainable_tt_ranks(modes_of(spec.weight_shape, *self.factors_of(spec)), ranks)
+        return attainable_tt_ranks(paired_modes(spec.weight_shape, *self.factors_of(spec)), ranks)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
         """Return the spectra of the unfoldings."""
         whole = TTWeight(spec.weight_shape, *self.factors_of(spec), self.largest_ranks(spec))
-        return tuple(tt_spectra(whole.reshaped(weight_of(kernel, spec))))
+        return tuple(tt_spectra(whole.reshaped(kernel_to_weight(kernel, spec))))
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
         """Return the entries of the cores and the bias."""
-        modes = modes_of(spec.weight_shape, *self.factors_of(spec))
+        modes = paired_modes(spec.weight_shape, *self.factors_of(spec))
         return tt_params(modes, ranks) + spec.outputs * spec.bias
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
@@ -208,10 +211,10 @@ class TTWeightScheme(Scheme):
         """Return a copy of the layer whose weight is rebuilt from its train."""
         pressed = deepcopy(layer)
         weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
-        train = tt_svd(weight.reshaped(weight_of(kernel, spec)), ranks=ranks)
+        train = tt_svd(weight.reshaped(kernel_to_weight(kernel, spec)), ranks=ranks)
         held = layer.get_parameter("weight")
         weight.relative_error = train.relative_error
-        weight.attach(pressed, tuple(core.to(held) for core in balance(train.cores)))
+        weight.attach(pressed, tuple(core.to(held) for core in balance_kernels(train.cores)))
         return pressed
 
     def compose(self, pressed: nn.Module) -> Tensor:

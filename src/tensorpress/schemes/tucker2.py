@@ -15,8 +15,8 @@ from tensorpress.decompose.tucker import hooi
 from tensorpress.ranks import round_ranks
 from tensorpress.schemes.base import Factorized, LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
-from tensorpress.schemes.rank_grid import FINE, GRID, discarded
-from tensorpress.schemes.stages import Stage, flat
+from tensorpress.schemes.rank_grid import FINE, GRID, discarded_energy
+from tensorpress.schemes.stages import Stage, pointwise_kernel
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ class Tucker2(LayerScheme):
         start may, seldom and by little, end above it.
         """
         if _is_matrix(spec):
-            return discarded(singular_values(kernel.flatten(2)), [min(r) for r in candidates])
+            return discarded_energy(
+                singular_values(kernel.flatten(2)), [min(r) for r in candidates]
+            )
         kept = _energies(kernel, self.spectra(spec, kernel)).cumsum(0).cumsum(1)
         total = float(kept[-1, -1])
         if not total or not candidates:
@@ -103,7 +105,10 @@ class Tucker2(LayerScheme):
             return _of_matrix(spec, kernel.flatten(2), ranks, spectra)
         found = hooi(kernel, ranks, modes=(1, 0), stacked=True, start=spectra or None)
         into, out = found.factors
-        return Factorized([flat(into.mT, spec), found.core, flat(out, spec)], found.relative_error)
+        return Factorized(
+            [pointwise_kernel(into.mT, spec), found.core, pointwise_kernel(out, spec)],
+            found.relative_error,
+        )
 
 
 def _is_matrix(spec: LayerSpec) -> bool:
@@ -116,7 +121,7 @@ def _of_matrix(
     """Return the SVD as A·G·Bᵀ: what HOOI finds for a matrix (groups, out, in)."""
     found = truncated_svd(matrix.mT, ranks[0], spectrum=spectra[0] if spectra else None)
     parts = (found.u.mT, torch.diag_embed(found.s), found.v)
-    return Factorized([flat(part, spec) for part in parts], found.relative_error)
+    return Factorized([pointwise_kernel(part, spec) for part in parts], found.relative_error)
 
 
 def _energies(kernel: Tensor, spectra: Sequence[Spectrum]) -> Tensor:

@@ -16,7 +16,8 @@ from tensorpress.schemes.parametrization import (
     check_shape,
     factorized_weight,
 )
-from tensorpress.schemes.reshape_modes import axes_for, by
+from tensorpress.schemes.reshape_modes import axes_for
+from tensorpress.utils.formatting import format_shape
 
 _UNIT = 0.625  # between the sizes of cores and matrices that usual layers start from
 _WORST_CONDITION = 1e4
@@ -91,22 +92,24 @@ class TuckerWeight(FactorizedWeight):
     def _check(self) -> None:
         if prod(self.modes) != prod(self.shape) or min(self.modes, default=0) < 1:
             raise InvalidArgumentError(
-                f"modes {by(self.modes)} have {prod(self.modes):,} entries, "
-                f"but the weight {by(self.shape)} has {prod(self.shape):,}"
+                f"modes {format_shape(self.modes)} have {prod(self.modes):,} entries, "
+                f"but the weight {format_shape(self.shape)} has {prod(self.shape):,}"
             )
         if len(self.ranks) != len(self.modes) or min(self.ranks) < 1:
             raise InvalidArgumentError(
-                f"modes {by(self.modes)} need {len(self.modes)} ranks of at least 1, "
-                f"got {by(self.ranks)}"
+                f"modes {format_shape(self.modes)} need {len(self.modes)} ranks of at least 1, "
+                f"got {format_shape(self.ranks)}"
             )
         if self.diagonal and len(set(self.ranks)) > 1:
-            raise InvalidArgumentError(f"a diagonal core needs equal ranks, got {by(self.ranks)}")
+            raise InvalidArgumentError(
+                f"a diagonal core needs equal ranks, got {format_shape(self.ranks)}"
+            )
         if self.reduced and (self.diagonal or self.shared):
             raise InvalidArgumentError("only matrices of a layer's own full core can be reduced")
         if self.reduced and any(k > n for k, n in zip(self.ranks, self.modes, strict=True)):
             raise InvalidArgumentError(
-                f"ranks {by(self.ranks)} exceed the modes {by(self.modes)}, so that the matrices "
-                "cannot be reduced"
+                f"ranks {format_shape(self.ranks)} exceed the modes {format_shape(self.modes)}, so "
+                "that the matrices cannot be reduced"
             )
 
     @property
@@ -147,12 +150,12 @@ class TuckerWeight(FactorizedWeight):
         tensor = self.reshaped(weight)
         if self.diagonal:
             cp = cp_als(tensor, self.ranks[0])
-            core, [matrices] = balanced(cp.weights, [cp.factors])
+            core, [matrices] = balance_tucker(cp.weights, [cp.factors])
         else:
             tucker = hooi(tensor, self.ranks)
             if self.reduced:
                 return _reduced(tucker.core, tucker.factors)
-            core, [matrices] = balanced(tucker.core, [tucker.factors])
+            core, [matrices] = balance_tucker(tucker.core, [tucker.factors])
         return core, *matrices
 
     def reshaped(self, weight: Tensor) -> Tensor:
@@ -195,7 +198,7 @@ class TuckerWeight(FactorizedWeight):
     def extra_repr(self) -> str:
         """Return the modes and the core as torch prints them."""
         kind = "diagonal core" if self.diagonal else "reduced core" if self.reduced else "core"
-        return f"{by(self.modes)}, {kind} {by(self.ranks)}"
+        return f"{format_shape(self.modes)}, {kind} {format_shape(self.ranks)}"
 
 
 def tucker_weight(module: nn.Module) -> TuckerWeight | None:
@@ -223,7 +226,7 @@ def initial_std(weight: Tensor, start: str) -> float:
     return sqrt(2 / (fan_in + fan_out)) if start == "glorot" else sqrt(2 / fan_in)
 
 
-def balanced(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Factors]]:
+def balance_tucker(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Factors]]:
     """Scale a core and the matrices of the layers that hold it to similar root mean squares.
 
     What they stand for stays the same. Within a layer all matrices get one size; the core
@@ -239,7 +242,7 @@ def balanced(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Fact
 
     Examples
     --------
-    >>> core, [(matrix,)] = balanced(torch.tensor([4.0]), [(torch.tensor([[1.0]]),)])
+    >>> core, [(matrix,)] = balance_tucker(torch.tensor([4.0]), [(torch.tensor([[1.0]]),)])
     >>> core.item(), matrix.item()
     (2.0, 2.0)
     """

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning.layer_candidates import applicable, options
+from tensorpress.planning.layer_candidates import applicable_schemes, candidate_plans
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scored
 from tensorpress.schemes.layer_plan import SchemePlan
@@ -14,7 +14,7 @@ Group = list[SchemePlan]
 """Choices for one layer by one scheme, those of few parameters first."""
 
 
-def choices(layers: Mapping[str, Layer], schemes: Sequence[str], count: int) -> list[Group]:
+def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: int) -> list[Group]:
     """Return the choices for every layer and scheme.
 
     Of the ranks with at most k / (count + 1) of the dense parameters, k from 1 to ``count``, those
@@ -38,7 +38,7 @@ def choices(layers: Mapping[str, Layer], schemes: Sequence[str], count: int) -> 
     found: list[Group] = []
     for name, layer in layers.items():
         try:
-            plans = options(layer, applicable(layer, named)[0])
+            plans = candidate_plans(layer, applicable_schemes(layer, named)[0])
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"layer {name!r}: {error}") from None
         by_scheme = [[plan for plan in plans if plan.scheme == scheme] for scheme in schemes]
@@ -58,12 +58,12 @@ def _spread(plans: Sequence[SchemePlan], count: int) -> Group:
     return sorted(picked.values(), key=lambda plan: plan.factor_params)
 
 
-def job(choice: SchemePlan) -> str:
+def job_name(choice: SchemePlan) -> str:
     """Return the name of the job that measures a choice."""
     return f"{choice.name}|{choice.scheme}|{'x'.join(map(str, choice.ranks))}"
 
 
-def in_turn(groups: Sequence[Group], estimates: Mapping[str, float]) -> list[SchemePlan]:
+def measuring_order(groups: Sequence[Group], estimates: Mapping[str, float]) -> list[SchemePlan]:
     """Return the choices in the order in which measuring them tells most.
 
     First the middle one of every group, then those that halve the largest gaps; of each round the
@@ -72,18 +72,18 @@ def in_turn(groups: Sequence[Group], estimates: Mapping[str, float]) -> list[Sch
 
     Examples
     --------
-    >>> halving(7)
+    >>> bisection_order(7)
     [3, 1, 5, 0, 2, 4, 6]
     """
     rounds = [
-        (turn, -estimates[job(group[place])], job(group[place]), group[place])
+        (turn, -estimates[job_name(group[place])], job_name(group[place]), group[place])
         for group in groups
-        for turn, place in enumerate(halving(len(group)))
+        for turn, place in enumerate(bisection_order(len(group)))
     ]
     return [choice for *_, choice in sorted(rounds, key=lambda entry: entry[:3])]
 
 
-def halving(count: int) -> list[int]:
+def bisection_order(count: int) -> list[int]:
     """Return 0 … count − 1, the middle first, then the middles of what is between."""
     order, spans = [], [(0, count)]
     for low, high in spans:
@@ -98,7 +98,7 @@ LEAST = 0.5
 """Of what is expected, what a measurement counts for at least."""
 
 
-def filled(
+def fill_scores(
     groups: Sequence[Group], measured: Mapping[str, float], estimated: Mapping[str, float]
 ) -> dict[str, tuple[Scored, ...]]:
     """Return the scores of all choices by layer.
@@ -127,9 +127,11 @@ def filled(
         ratio = fmean([found for found in ratios if found is not None] or [1.0])
         layer = group[0].name
         scores[layer] = scores.get(layer, ()) + tuple(
-            _measured(choice, measured[job(choice)], (overall or 0.0) * estimated[job(choice)])
-            if job(choice) in measured
-            else Scored(choice.scheme, choice.ranks, ratio * estimated[job(choice)], False)
+            _measured(
+                choice, measured[job_name(choice)], (overall or 0.0) * estimated[job_name(choice)]
+            )
+            if job_name(choice) in measured
+            else Scored(choice.scheme, choice.ranks, ratio * estimated[job_name(choice)], False)
             for choice in group
         )
     return scores
@@ -144,6 +146,8 @@ def _ratio(
     groups: Sequence[Group], measured: Mapping[str, float], estimated: Mapping[str, float]
 ) -> float | None:
     """Return by how much more was measured than estimated, None where nothing says."""
-    jobs = [job(choice) for group in groups for choice in group if job(choice) in measured]
+    jobs = [
+        job_name(choice) for group in groups for choice in group if job_name(choice) in measured
+    ]
     expected = sum(estimated[name] for name in jobs)
     return sum(max(measured[name], 0.0) for name in jobs) / expected if expected else None

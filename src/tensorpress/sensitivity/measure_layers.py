@@ -8,25 +8,30 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
-from tensorpress.calibrate.batches import Batch, Given, digest, hold
+from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches, digest
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
-from tensorpress.planning.fixed_ranks import nothing_to_press
-from tensorpress.planning.planner import schemes_of
+from tensorpress.planning.fixed_ranks import nothing_pressed_error
+from tensorpress.planning.planner import parse_schemes
 from tensorpress.planning.scores import Scores
 from tensorpress.schemes.layer_plan import TUCKER_SCHEMES, SchemePlan
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.sensitivity.candidates import choices, filled, in_turn, job
+from tensorpress.sensitivity.candidates import (
+    fill_scores,
+    job_name,
+    make_candidates,
+    measuring_order,
+)
 from tensorpress.sensitivity.metrics import Judge, Metric
-from tensorpress.sensitivity.taylor import estimates
-from tensorpress.utils.module_tree import replaced
+from tensorpress.sensitivity.taylor import estimate_losses
+from tensorpress.utils.module_tree import replace_layer
 from tensorpress.utils.shared_jobs import JobFolder
 from tensorpress.utils.tensor_hash import fingerprint
 
 
 def sensitivity(
     model: nn.Module,
-    batches: Iterable[Given],
+    batches: Iterable[CalibrationBatch],
     *,
     metric: Metric = "similarity",
     scheme: str | Sequence[str] = "auto",
@@ -99,35 +104,35 @@ def sensitivity(
         raise InvalidArgumentError(
             f"candidates must be positive and measured not negative, got {candidates}, {measured}"
         )
-    held = hold(batches, model)
+    held = collect_batches(batches, model)
     judge = Judge(model, held, metric)
     layers, kept = DenseModel.of(model, None, None).chosen(targets, skip)
-    groups = choices(layers, _one_by_one(scheme), candidates)
+    groups = make_candidates(layers, _one_by_one(scheme), candidates)
     if not groups:
-        raise nothing_to_press(kept)
-    by_job = {job(choice): choice for group in groups for choice in group}
+        raise nothing_pressed_error(kept)
+    by_job = {job_name(choice): choice for group in groups for choice in group}
 
     def measure(name: str) -> dict[str, float]:
         return _measured(model, judge, by_job[name])
 
     def estimate(_: str) -> dict[str, float]:
-        return estimates(model, held, groups)
+        return estimate_losses(model, held, groups)
 
     with ExitStack() as stack:
         folder = journal or stack.enter_context(TemporaryDirectory())
         jobs = JobFolder(folder, _subject(model, held, judge))
         first = f"estimates|{sha256(repr(sorted(by_job)).encode()).hexdigest()[:16]}"
         expected = jobs.run([first], estimate, title="estimates")[first]
-        wanted = in_turn(groups, expected)[:measured]
-        jobs.run([job(choice) for choice in wanted], measure, title="sensitivity")
+        wanted = measuring_order(groups, expected)[:measured]
+        jobs.run([job_name(choice) for choice in wanted], measure, title="sensitivity")
         found = jobs.results()
-    scores = filled(groups, _increases(found, judge), expected)
+    scores = fill_scores(groups, _increases(found, judge), expected)
     return Scores(judge.name, judge.dense[judge.name], scores)
 
 
 def _one_by_one(scheme: str | Sequence[str]) -> Sequence[str]:
     """Return the names of schemes; those that press layers together have no layer's score."""
-    names = schemes_of(scheme)
+    names = parse_schemes(scheme)
     for name in names:
         if name in TUCKER_SCHEMES:
             raise InvalidArgumentError(f"{name} has no ranks of single layers that could be scored")
@@ -138,7 +143,7 @@ def _measured(model: nn.Module, judge: Judge, choice: SchemePlan) -> dict[str, f
     layer = model.get_submodule(choice.name)
     try:
         pressed = press_layer(layer, choice.scheme, choice.ranks)
-        with replaced(model, layer, pressed) as changed:
+        with replace_layer(model, layer, pressed) as changed:
             return judge(changed)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tensorpress.calibrate.batches import Batch, outputs
+from tensorpress.calibrate.batches import Batch, model_outputs
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.measure.cost import evaluating
+from tensorpress.measure.cost import evaluation_mode
 
 METRICS: Mapping[str, str] = {
     "loss": "mean cross entropy in nats",
@@ -54,8 +54,8 @@ class Judge:
         self._labelled = all(batch.labels is not None for batch in batches)
         self._outputs: list[Tensor] | None = None
         if isinstance(metric, str):
-            with evaluating(model), torch.no_grad():
-                self._outputs = [outputs(model, batch) for batch in batches]
+            with evaluation_mode(model), torch.no_grad():
+                self._outputs = [model_outputs(model, batch) for batch in batches]
         self.dense = self(model)
 
     @property
@@ -72,7 +72,7 @@ class Judge:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return all metrics that one run over the batches gives, by name."""
-        with evaluating(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             if isinstance(self._metric, str):
                 values = self._compared(model)
             else:
@@ -85,11 +85,11 @@ class Judge:
         assert self._outputs is not None
         loss, wrong, rows, moved, size = 0.0, 0, 0, 0.0, 0.0
         for batch, expected in zip(self._batches, self._outputs, strict=True):
-            found = outputs(model, batch)
+            found = model_outputs(model, batch)
             moved += float((found - expected).square().sum(dtype=torch.float64))
             size += float(expected.square().sum(dtype=torch.float64))
             if self._labelled:
-                logits, labels = classified(found, batch)
+                logits, labels = class_logits(found, batch)
                 loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
                 wrong += int((logits.argmax(dim=1) != labels).sum())
                 rows += len(labels)
@@ -97,7 +97,7 @@ class Judge:
         return {**labelled, "similarity": moved / size if size else moved}
 
 
-def classified(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def class_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return logits of shape (rows, classes) and the class of every row.
 
     Raises

@@ -6,11 +6,11 @@ from math import log
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Given
+from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
-from tensorpress.planning.layer_candidates import applicable
+from tensorpress.planning.layer_candidates import applicable_schemes
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.schemes.registry import scheme as scheme_named
 
@@ -25,7 +25,7 @@ _LEAST = 1e-12  # of the energy, so that there is a logarithm
 
 def response_energies(
     model: nn.Module,
-    batches: Iterable[Given] | Calibration,
+    batches: Iterable[CalibrationBatch] | Calibration,
     *,
     scheme: str = "channel_svd",
     targets: Sequence[str] = ("*",),
@@ -83,7 +83,7 @@ def response_energies(
     found = {}
     for name, layer in layers.items():
         held = batches.moments.get(name)
-        if held is None or len(held.blocks) > 1 or not applicable(layer, [chosen])[0]:
+        if held is None or len(held.blocks) > 1 or not applicable_schemes(layer, [chosen])[0]:
             continue
         kernel = layer.kernel().flatten(2)
         shares = energy_shares(kernel, held.second()[0].to(kernel))

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, outputs
-from tensorpress.measure.cost import evaluating
+from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.measure.cost import evaluation_mode
 from tensorpress.schemes.layer_plan import SchemePlan
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.sensitivity.candidates import Group, job
+from tensorpress.sensitivity.candidates import Group, job_name
 
 
-def estimates(
+def estimate_losses(
     model: nn.Module, batches: Sequence[Batch], groups: Sequence[Group], *, seed: int = 0
 ) -> dict[str, float]:
     r"""Return the estimated squared distance of a model's outputs for every choice, by job.
@@ -45,13 +45,13 @@ def estimates(
     """
     pressed = _pressed(model, groups)
     random = torch.Generator().manual_seed(seed)
-    sums = dict.fromkeys((job(choice) for group in groups for choice in group), 0.0)
+    sums = dict.fromkeys((job_name(choice) for group in groups for choice in group), 0.0)
     examples = 0
-    with evaluating(model), _frozen(model):
+    with evaluation_mode(model), _frozen(model):
         for batch in batches:
             moved: dict[str, Tensor] = {}
             with _watched(pressed, len(batch), moved), torch.enable_grad():
-                found = outputs(model, batch)
+                found = model_outputs(model, batch)
                 direction = torch.randn(found.shape, generator=random).to(found)
                 along = (found * direction).sum()
                 if along.requires_grad:  # not where no layer is called on these inputs
@@ -70,7 +70,7 @@ def _pressed(model: nn.Module, groups: Sequence[Group]) -> Pressed:
     found: dict[str, list[tuple[str, nn.Module]]] = {}
     for group in groups:
         layer = model.get_submodule(group[0].name)
-        ways = [(job(choice), _way(layer, choice)) for choice in group]
+        ways = [(job_name(choice), _way(layer, choice)) for choice in group]
         found.setdefault(group[0].name, []).extend(ways)
     return [(model.get_submodule(name), ways) for name, ways in found.items()]
 

@@ -11,7 +11,7 @@ import yaml
 
 from tensorpress.report import formatting, require_extra
 from tensorpress.report.figures import AFTER, BEFORE
-from tensorpress.sweep.table import in_order, spread
+from tensorpress.sweep.table import sort_variants, spread
 
 _REFERENCE = "#D55E00"
 
@@ -158,7 +158,7 @@ def render(content: Mapping[str, Any]) -> str:
     figure = frontier_figure(content)
     return environment.get_template("sweep.html.jinja").render(
         content=content,
-        variants=in_order(content),
+        variants=sort_variants(content),
         fmt=formatting,
         spread=spread,
         as_yaml=_as_yaml,

@@ -36,7 +36,7 @@ def variant_table(content: Mapping[str, Any]) -> Table:
     table.add_column("variant", overflow="fold")
     table.add_column("bytes", justify="right", no_wrap=True)
     table.add_column("validation\nerror (%)", justify="right", no_wrap=True)
-    for variant in in_order(content):
+    for variant in sort_variants(content):
         diverged = variant["bytes"] is None
         table.add_row(
             ON_FRONTIER if variant["frontier"] else "",
@@ -69,7 +69,7 @@ def pick_table(content: Mapping[str, Any]) -> Table:
     return table
 
 
-def in_order(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def sort_variants(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the variants by bytes, then by error; those that diverged come last."""
 
     def place(variant: Mapping[str, Any]) -> tuple[bool, float, float]:

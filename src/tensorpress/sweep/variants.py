@@ -143,7 +143,7 @@ def variants(base: Any, sweep: SweepFile) -> list[Variant]:
     asked = list(sweep.asked())
     for (_, settings), name in zip(asked, _names(asked), strict=True):
         try:
-            recipe = validated(Recipe, with_settings(base, settings), "recipe")
+            recipe = validated(Recipe, apply_settings(base, settings), "recipe")
             if not recipe.data.validation:
                 raise InvalidArgumentError("data.validation must be above 0: variants are compared")
             plan = f"{recipe.network} {recipe.press}"
@@ -159,7 +159,7 @@ def variants(base: Any, sweep: SweepFile) -> list[Variant]:
     return list(found.values())
 
 
-def with_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def apply_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """Return a copy of nested dictionaries with values at dotted keys.
 
     A key of the content may have dots itself, as names of layers do.
@@ -172,7 +172,7 @@ def with_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, A
     Examples
     --------
     >>> content = {"press": {"overrides": {"layer1.0": {"ranks": 4}}}}
-    >>> with_settings(content, {"press.overrides.layer1.0.ranks": 3, "seed": 1})
+    >>> apply_settings(content, {"press.overrides.layer1.0.ranks": 3, "seed": 1})
     {'press': {'overrides': {'layer1.0': {'ranks': 3}}}, 'seed': 1}
     """
     changed = deepcopy(dict(content))

@@ -15,7 +15,7 @@ from torch import nn
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 from tensorpress.train.history import History
 from tensorpress.train.processes import processes
-from tensorpress.utils.atomic_files import replacing
+from tensorpress.utils.atomic_files import replace_file
 
 TRAINING = {"epoch", "model", "optimizer", "scaler", "history", "random", "config"}
 
@@ -30,7 +30,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     content
         Tensors and plain values under the names that `read_checkpoint` expects.
     """
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         torch.save(content, temporary)
 
 

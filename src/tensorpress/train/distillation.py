@@ -95,14 +95,14 @@ def training_loss(
     >>> round(loss.exp().item(), 3)
     4.0
     """
-    logits = at_least_float32(logits)
+    logits = to_float32(logits)
     hard = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     if config.distill is None or teacher_logits is None:
         return hard
-    soft = distillation_loss(logits, at_least_float32(teacher_logits), config.distill.temperature)
+    soft = distillation_loss(logits, to_float32(teacher_logits), config.distill.temperature)
     return config.distill.weight * soft + (1 - config.distill.weight) * hard
 
 
-def at_least_float32(values: Tensor) -> Tensor:
+def to_float32(values: Tensor) -> Tensor:
     """Return half-precision values in float32 and all others as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

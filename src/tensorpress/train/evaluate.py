@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.batches import Batch, evaluation_shard, to_device
-from tensorpress.train.distillation import at_least_float32
+from tensorpress.train.distillation import to_float32
 from tensorpress.train.processes import processes
 
 
@@ -74,9 +74,7 @@ def evaluate(
         for batch in evaluation_shard(batches):
             inputs, labels = to_device(batch, device, channels_last)
             logits = checked_logits(model(inputs), labels)
-            losses.append(
-                functional.cross_entropy(at_least_float32(logits), labels, reduction="sum")
-            )
+            losses.append(functional.cross_entropy(to_float32(logits), labels, reduction="sum"))
             wrong += count_wrong(logits, labels)
             examples += len(labels)
     loss_sum = math.fsum(torch.stack(losses).tolist()) if losses else 0.0

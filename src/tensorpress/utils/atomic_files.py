@@ -10,7 +10,7 @@ from tensorpress.errors import InvalidArgumentError
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path whose file takes the place of ``path`` when the block ends well.
 
     The file is flushed to disk before it is renamed; if the block fails it is removed, and what
@@ -25,7 +25,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     --------
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
-    >>> with replacing(folder / "a.txt") as temporary:
+    >>> with replace_file(folder / "a.txt") as temporary:
     ...     _ = temporary.write_text("whole")
     >>> [file.name for file in folder.iterdir()]
     ['a.txt']
@@ -45,6 +45,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write bytes to a file as `replacing` does."""
-    with replacing(path) as temporary:
+    """Write bytes to a file as `replace_file` does."""
+    with replace_file(path) as temporary:
         temporary.write_bytes(data)

@@ -34,12 +34,12 @@ class DeferredTensor(Tensor):
         return func(*args, **kwargs)
 
 
-def deferred(make: Callable[[], Tensor], *, like: Tensor) -> Tensor:
+def defer(make: Callable[[], Tensor], *, like: Tensor) -> Tensor:
     """Return a tensor of the dtype and on the device of ``like``, whose values ``make`` gives.
 
     Examples
     --------
-    >>> weight = deferred(lambda: torch.full((2,), 3.0), like=torch.empty(0))
+    >>> weight = defer(lambda: torch.full((2,), 3.0), like=torch.empty(0))
     >>> weight.dtype, weight.shape, (weight + 1).tolist()
     (torch.float32, torch.Size([2]), [4.0, 4.0])
     """

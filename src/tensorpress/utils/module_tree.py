@@ -39,17 +39,17 @@ class Holders:
         return self._model
 
 
-def times_held(model: nn.Module) -> Counter[int]:
+def count_references(model: nn.Module) -> Counter[int]:
     """Return how many modules hold each parameter and buffer, by its `id`.
 
     Examples
     --------
     >>> layer = nn.Linear(2, 2)
-    >>> times_held(nn.ModuleList([layer, layer]))[id(layer.weight)]  # one module, in two places
+    >>> count_references(nn.ModuleList([layer, layer]))[id(layer.weight)]
     1
     >>> other = nn.Linear(2, 2)
     >>> other.weight = layer.weight
-    >>> times_held(nn.ModuleList([layer, other]))[id(layer.weight)]
+    >>> count_references(nn.ModuleList([layer, other]))[id(layer.weight)]
     2
     """
     return Counter(
@@ -61,7 +61,7 @@ def times_held(model: nn.Module) -> Counter[int]:
 
 
 @contextmanager
-def replaced(model: nn.Module, layer: nn.Module, new: nn.Module) -> Iterator[nn.Module]:
+def replace_layer(model: nn.Module, layer: nn.Module, new: nn.Module) -> Iterator[nn.Module]:
     """Yield a model with a layer replaced wherever it is held, and put the layer back at the end.
 
     What is yielded is ``model`` itself, or ``new`` where the model is the layer.
@@ -69,7 +69,7 @@ def replaced(model: nn.Module, layer: nn.Module, new: nn.Module) -> Iterator[nn.
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-    >>> with replaced(net, net[0], nn.Identity()) as changed:
+    >>> with replace_layer(net, net[0], nn.Identity()) as changed:
     ...     print(changed[0])
     Identity()
     >>> net[0]

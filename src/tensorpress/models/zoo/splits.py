@@ -6,7 +6,7 @@ from pathlib import Path
 from tensorpress.data import DATASETS, ROOT_VARIABLE, Splits, load
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.models.zoo import Network
-from tensorpress.schemes.reshape_modes import by
+from tensorpress.utils.formatting import format_shape
 
 
 def load_splits(
@@ -42,8 +42,8 @@ def load_splits(
         or data.classes > net.classes
     ):
         raise InvalidArgumentError(
-            f"the data set {name!r} ({by(data.shape)}, classes: {data.classes}) does not fit "
-            f"{net.name} ({by(net.input_shape)}, classes: {net.classes})"
+            f"the data set {name!r} ({format_shape(data.shape)}, classes: {data.classes}) does not "
+            f"fit {net.name} ({format_shape(net.input_shape)}, classes: {net.classes})"
         )
     return load(name, root, validation=validation, size=net.input_shape[1:])
 

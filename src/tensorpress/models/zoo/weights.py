@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
-from tensorpress.utils.atomic_files import replacing
+from tensorpress.utils.atomic_files import replace_file
 
 _LISTED = 5
 # BatchNorm's counter of seen batches says nothing about the function of the network, and many
@@ -101,7 +101,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         save_file(tensors, temporary)
 
 
