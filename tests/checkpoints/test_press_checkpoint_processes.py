@@ -3,13 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from tiny_checkpoints import contents, llama, save_sharded
 
-import tensorpress.checkpoints.press_checkpoint as stream
 from tensorpress.checkpoints import press_checkpoint
 from tensorpress.checkpoints.press_shard import ShardPress
 
@@ -53,7 +53,7 @@ def _work(source: Path, out: Path, log: Path, tensors: int | None) -> None:
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_files(source, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "STALE_AFTER", 0.5)
+    monkeypatch.setattr(sys.modules["tensorpress.checkpoints.press_checkpoint"], "STALE_AFTER", 0.5)
     killed = _start(source, tmp_path / "out", tmp_path / "log", 7)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL

@@ -192,7 +192,7 @@ def test_own_models_are_pressed_in_every_way(tmp_path: Path) -> None:
     model = tp.press(dense, tp.plan(dense, scheme="ada_tucker", overrides=layers))
     again = tp.load(saved(model, tmp_path), dense)
     assert_holds(again, expected(model))
-    assert tp.planning.plan_of(again).layers == tp.planning.plan_of(model).layers
+    assert tp.planning.plan_from_model(again).layers == tp.planning.plan_from_model(model).layers
 
 
 def test_a_model_that_is_a_single_pressed_layer(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_shared_things_stay_one(tmp_path: Path) -> None:
     again = tp.load(saved(model, tmp_path, network="lenet300100"))
     cores = {id(stored_factors(m).original0) for m in (again.ip1, again.ip2, again.ip3)}
     assert len(cores) == 1
-    assert tp.planning.plan_of(again).params == tp.planning.plan_of(model).params
+    assert tp.planning.plan_from_model(again).params == tp.planning.plan_from_model(model).params
     tied = tp.load(saved(Tied(), tmp_path), Tied())
     assert tied.out.weight is tied.table.weight
 

@@ -29,7 +29,7 @@ def test_the_coder_uses_exactly_the_counts_of_the_table(code: int) -> None:
         for place in (int(start), int(end) - 1):
             point = place * quantile
             words = np.array([point >> 32, point & 0xFFFFFFFF], np.uint32)
-            assert stream.queue.RangeDecoder(words).decode_range(model) == i
+            assert stream.queue.RangeDecoder(words).decode(model) == i
 
 
 @settings(max_examples=300)

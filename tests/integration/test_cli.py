@@ -45,7 +45,7 @@ def test_run(tmp_path: Path, shell: Call, finished: RunResult) -> None:
 
 CHATTING = """
 import logging
-from tensorpress.cli import main, recipes
+from tensorpress.cli import main, run as recipes
 
 run = recipes.run
 

@@ -116,7 +116,7 @@ def test_images_are_fitted_to_once(
     alone = run(calibrated, tmp_path / "alone", seed=3)
     assert len(calls) == 2
     monkeypatch.setattr(
-        "tensorpress.runs.training.plan_for", None
+        "tensorpress.runs.training.plan_recipe", None
     )  # the plan is that of the others
     after = run(calibrated, tmp_path / "after", seed=3, common=common)
     run(calibrated, tmp_path / "alone", seed=3)

@@ -11,6 +11,7 @@ from tiny_runs import recipe
 import tensorpress as tp
 from command_line import call
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.models import zoo
 from tensorpress.planning import plan_from_model
 from tensorpress.press.factor_norms import ScaleNorm
 from tensorpress.runs.run import RunResult, run
@@ -29,7 +30,7 @@ def replaced(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 
 
 def dense_network(folder: Path) -> torch.nn.Module:
-    dense = tp.zoo.build("lenet300100")
+    dense = zoo.build("lenet300100")
     state = torch.load(folder / "checkpoints" / "dense.pt", weights_only=True)
     dense.load_state_dict(state["model"])
     return dense

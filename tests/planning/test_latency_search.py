@@ -41,7 +41,7 @@ class Bench:
 
     def fit(self, target: float, *, relative: bool = True, lowest: float = 0.05) -> FittedLatency:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "pass_times", self.pass_times)
+            patch.setattr(module, "time_passes", self.pass_times)
             patch.setattr(
                 module, "latencies", lambda *given: [t[0] for t in self.pass_times(*given)]
             )

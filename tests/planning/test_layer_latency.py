@@ -43,7 +43,7 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
-    monkeypatch.setattr(layer_latency, "pass_times", bench)
+    monkeypatch.setattr(layer_latency, "time_passes", bench)
     return bench
 
 

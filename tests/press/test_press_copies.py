@@ -51,7 +51,7 @@ def alive(monkeypatch):
         found.append(sum(ref() is not None for ref in found.refs))
         return decomposed(layer, weight)
 
-    monkeypatch.setattr(one_by_one, "decomposed", spy)
+    monkeypatch.setattr(one_by_one, "decompose_weight", spy)
     return found
 
 
@@ -157,7 +157,7 @@ def test_what_fails_midway_says_how_far_the_model_is_pressed(monkeypatch, inplac
             raise InvalidArgumentError("it does not converge")
         return decomposed(layer, weight)
 
-    monkeypatch.setattr(one_by_one, "decomposed", failing)
+    monkeypatch.setattr(one_by_one, "decompose_weight", failing)
     told = r" \(2 of 4 layers of the model are pressed already\)" if inplace else ""
     with pytest.raises(InvalidArgumentError, match=f"layer '2': it does not converge{told}$"):
         press(net, planned(net, "channel_svd"), inplace=inplace)

@@ -17,8 +17,8 @@ from tensorpress.runs.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
 from tensorpress.runs.recipe_plan import plan_recipe
 from tensorpress.schemes.registry import LAYER_SCHEMES
 
-FOLDER = Path(__file__).parents[1] / "recipes"
-DEMO = Path(__file__).parents[1] / "src" / "tensorpress" / "runs" / "demo.yaml"
+FOLDER = Path(__file__).parents[2] / "recipes"
+DEMO = Path(__file__).parents[2] / "src" / "tensorpress" / "runs" / "demo.yaml"
 FILES = [*sorted(FOLDER.glob("**/*.yaml")), DEMO]
 
 

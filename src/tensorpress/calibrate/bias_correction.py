@@ -37,10 +37,10 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
 
     Examples
     --------
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> dense, model = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> x = torch.randn(50, 2)
-    >>> correct_biases(model, dense, hold([x], dense))
+    >>> correct_biases(model, dense, collect_batches([x], dense))
     ['']
     >>> torch.allclose(model(x).mean(0), dense(x).mean(0), atol=1e-6)
     True

@@ -87,9 +87,9 @@ def input_moments(
 
     Examples
     --------
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Linear(2, 3))
-    >>> found = input_moments(net, hold([torch.tensor([[1.0, 2.0], [3.0, 0.0]])], net))
+    >>> found = input_moments(net, collect_batches([torch.tensor([[1.0, 2.0], [3.0, 0.0]])], net))
     >>> found["0"].second()[0].tolist()
     [[[5.0, 1.0], [1.0, 2.0]]]
     """

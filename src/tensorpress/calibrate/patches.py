@@ -14,7 +14,7 @@ def can_unfold(module: nn.Module) -> bool:
 
     Examples
     --------
-    >>> has_rows(nn.Conv1d(3, 4, 5)), can_unfold(nn.ConvTranspose1d(3, 4, 5))
+    >>> can_unfold(nn.Conv1d(3, 4, 5)), can_unfold(nn.ConvTranspose1d(3, 4, 5))
     (True, False)
     """
     return (

@@ -34,9 +34,9 @@ def weight_gradients(
 
     Examples
     --------
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Identity())
-    >>> found = weight_gradients(net, hold([torch.ones(4000, 2)], net))
+    >>> found = weight_gradients(net, collect_batches([torch.ones(4000, 2)], net))
     >>> abs(found["0"] - 6) < 0.5
     True
     """

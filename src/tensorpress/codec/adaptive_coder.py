@@ -215,7 +215,7 @@ def nearest_scale(symbols: Symbols) -> int:
 
     Examples
     --------
-    >>> scale_of(np.array([0, 0], np.int32)), nearest_scale(np.array([-4, 4], np.int32))
+    >>> nearest_scale(np.array([0, 0], np.int32)), nearest_scale(np.array([-4, 4], np.int32))
     (0, 20)
     """
     total = int(np.abs(symbols).sum(dtype=np.int64))

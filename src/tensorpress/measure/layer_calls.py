@@ -103,8 +103,8 @@ def layer_calls(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tu
 
     Examples
     --------
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> layer_calls(describe(nn.Linear(64, 8)), [torch.Size([2, 5, 64])], 2)
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> layer_calls(describe_layer(nn.Linear(64, 8)), [torch.Size([2, 5, 64])], 2)
     (Call(sizes=(5,), times=1),)
     """
     counted: dict[tuple[int, ...], int] = {}

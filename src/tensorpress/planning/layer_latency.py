@@ -62,12 +62,12 @@ class LayerTimer:
 
     Examples
     --------
-    >>> from tensorpress.schemes.layer_spec import describe
+    >>> from tensorpress.schemes.layer_spec import describe_layer
     >>> from tensorpress.schemes.registry import scheme
     >>> layer, shapes = nn.Linear(30, 20), [torch.Size([8, 30])]
     >>> timer = LayerTimer(layer.weight, [torch.zeros(8, 30)])
-    >>> ms = timer.pressed(scheme("channel_svd"), describe(layer), [(2,), (4,), (9,)], shapes)
-    >>> len(ms), timer.dense(describe(layer), shapes) > 0
+    >>> ms = timer.pressed(scheme("channel_svd"), describe_layer(layer), [(2,), (4,), (9,)], shapes)
+    >>> len(ms), timer.dense(describe_layer(layer), shapes) > 0
     (3, True)
     """
 

@@ -41,7 +41,7 @@ def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> 
     Examples
     --------
     >>> names = ["conv1", "layer1.conv1", "layer1.conv2"]
-    >>> matching("layer1.*", names, {}), match_names("re:.*conv1", names, {})
+    >>> match_names("layer1.*", names, {}), match_names("re:.*conv1", names, {})
     (['layer1.conv1', 'layer1.conv2'], ['conv1', 'layer1.conv1'])
     """
     names = list(names)

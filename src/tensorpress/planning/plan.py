@@ -43,8 +43,8 @@ class Plan:
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> layer = SchemePlan("fc", "channel_svd", describe(nn.Linear(30, 20)), (4,))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> layer = SchemePlan("fc", "channel_svd", describe_layer(nn.Linear(30, 20)), (4,))
     >>> plan = Plan("channel_svd", (layer,), other_params=20)
     >>> plan.dense_params, plan.params, plan.macs
     (620, 220, None)

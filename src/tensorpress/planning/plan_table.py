@@ -35,8 +35,8 @@ def layer_table(layers: Sequence[PlannedLayer], sums: Sequence[Sums]) -> list[st
     --------
     >>> from torch import nn
     >>> from tensorpress.schemes.layer_plan import SchemePlan
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> layer = SchemePlan("fc", "channel_svd", describe(nn.Linear(30, 20)), (4,))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> layer = SchemePlan("fc", "channel_svd", describe_layer(nn.Linear(30, 20)), (4,))
     >>> for line in layer_table([layer], [Sums("total", 600, 200, None, None)]):
     ...     print(line)
     layer  scheme       weight  ranks  dense  stored

@@ -73,10 +73,10 @@ def round_in_order(
     Examples
     --------
     >>> from copy import deepcopy
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> dense = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     >>> model, quantizer = deepcopy(dense), StepQuantizer(-8)
-    >>> held = hold([torch.randn(50, 3)], dense)
+    >>> held = collect_batches([torch.randn(50, 3)], dense)
     >>> found = round_in_order(model, dense, {"0": quantizer, "1": quantizer}, held, seed=0)
     >>> list(found), torch.equal(quantizer.values(found["0"].symbols), model[0].weight)
     (['0', '1'], True)

@@ -114,7 +114,7 @@ def choose(values: Tensor, weight: float, price: float, costs: SymbolCosts) -> T
     Examples
     --------
     >>> costs = SymbolCosts.of(torch.tensor([0, 0, 0, 1, -1]))
-    >>> choose(torch.tensor([0.6, 0.9]).double(), 1.0, 0.2, costs).tolist()
+    >>> choose_modes(torch.tensor([0.6, 0.9]).double(), 1.0, 0.2, costs).tolist()
     [0.0, 1.0]
     """
     size = values.abs()

@@ -59,9 +59,10 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
 
     Examples
     --------
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.BatchNorm1d(1))
-    >>> mean, variance = norm_statistics(net, hold([torch.tensor([[1.0], [3.0]])], net))["0"]
+    >>> batches = collect_batches([torch.tensor([[1.0], [3.0]])], net)
+    >>> mean, variance = norm_statistics(net, batches)["0"]
     >>> float(mean), float(variance)
     (2.0, 2.0)
     """

@@ -65,7 +65,7 @@ def sample_columns(columns: int) -> Tensor:
 
     Examples
     --------
-    >>> some_of(3).tolist(), len(sample_columns(5000))
+    >>> sample_columns(3).tolist(), len(sample_columns(5000))
     ([0, 1, 2], 256)
     """
     return torch.linspace(0, columns - 1, min(columns, COLUMNS)).round().long()

@@ -44,9 +44,9 @@ def lockstep(
 
     Examples
     --------
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1))
-    >>> for name, inputs in lockstep(net, ["0", "1"], hold([torch.ones(1, 2)], net)):
+    >>> for name, inputs in lockstep(net, ["0", "1"], collect_batches([torch.ones(1, 2)], net)):
     ...     _ = net[0].weight.data.fill_(3.0)  # the second layer will see it
     ...     print(name, inputs)
     0 [tensor([[1., 1.]])]

@@ -58,9 +58,9 @@ def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict
 
     Examples
     --------
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
-    >>> found = find_next_ops(net, ["0"], hold([torch.ones(1, 1, 5, 5)], net)[0])["0"]
+    >>> found = find_next_ops(net, ["0"], collect_batches([torch.ones(1, 1, 5, 5)], net)[0])["0"]
     >>> found.norm is net[1], found.relu
     (True, True)
     """

@@ -67,9 +67,9 @@ def sample_responses(
 
     Examples
     --------
-    >>> from tensorpress.calibrate.batches import hold
+    >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
-    >>> held = hold([torch.ones(2, 1, 5, 5)], net)
+    >>> held = collect_batches([torch.ones(2, 1, 5, 5)], net)
     >>> sample_responses(net, ["0"], held, Positions(100, seed=0))["0"].shape
     torch.Size([18, 1, 4])
     """

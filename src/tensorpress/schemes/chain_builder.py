@@ -30,8 +30,8 @@ class PressedLayer(nn.Sequential, Composed):
 
     Examples
     --------
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> spec, stages = describe(nn.Linear(6, 4)), (Stage(1, 2, 6), Stage(1, 4, 2))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> spec, stages = describe_layer(nn.Linear(6, 4)), (Stage(1, 2, 6), Stage(1, 4, 2))
     >>> PressedLayer(spec, stages, scheme="channel_svd", ranks=(2,), like=torch.empty(0))
     PressedLayer(
       channel_svd, ranks=(2,)
@@ -90,8 +90,8 @@ def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> li
 
     Examples
     --------
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> spec = describe(nn.Conv2d(8, 16, 3, stride=(2, 1), padding=1))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> spec = describe_layer(nn.Conv2d(8, 16, 3, stride=(2, 1), padding=1))
     >>> build_chain(spec, [Stage(1, 4, 8, (0,)), Stage(1, 16, 4, (1,))], like=torch.empty(0))
     ... # doctest: +NORMALIZE_WHITESPACE
     [Conv2d(8, 4, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0), bias=False),
@@ -109,8 +109,8 @@ def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
 
     Examples
     --------
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> dense_layer(describe(nn.Linear(3, 2)), like=torch.empty(0))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> dense_layer(describe_layer(nn.Linear(3, 2)), like=torch.empty(0))
     Linear(in_features=3, out_features=2, bias=True)
     """
     if spec.inputs_first:

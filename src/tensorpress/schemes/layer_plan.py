@@ -112,8 +112,9 @@ class SchemePlan:
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> layer = SchemePlan("fc", "channel_svd", describe(nn.Linear(30, 20)), (4,), (Call((1,)),))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> spec = describe_layer(nn.Linear(30, 20))
+    >>> layer = SchemePlan("fc", "channel_svd", spec, (4,), (Call((1,)),))
     >>> layer.factor_params, layer.macs, layer.dense_macs
     (200, 200, 600)
     """

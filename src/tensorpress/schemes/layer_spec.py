@@ -253,7 +253,7 @@ def layer_class(layer: nn.Module) -> type[nn.Module] | None:
 
     Examples
     --------
-    >>> kind_of(nn.Conv2d(2, 3, 1)), layer_class(nn.Bilinear(2, 3, 4))
+    >>> layer_class(nn.Conv2d(2, 3, 1)), layer_class(nn.Bilinear(2, 3, 4))
     (<class 'torch.nn.modules.conv.Conv2d'>, None)
     """
     for kind in type(layer).__mro__:

@@ -79,8 +79,8 @@ def scheme(name: str) -> Scheme:
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> scheme("tucker2").largest_ranks(describe(nn.Conv2d(8, 16, 3)))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> scheme("tucker2").largest_ranks(describe_layer(nn.Conv2d(8, 16, 3)))
     (8, 16)
     """
     if name not in LAYER_SCHEMES:

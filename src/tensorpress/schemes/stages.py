@@ -65,8 +65,8 @@ def macs(spec: LayerSpec, stages: Sequence[Stage], sizes: Sizes) -> int:
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer_spec import describe
-    >>> spec = describe(nn.Conv2d(3, 8, 3))
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> spec = describe_layer(nn.Conv2d(3, 8, 3))
     >>> macs(spec, [dense_stage(spec)], (10, 10))
     13824
     """
