@@ -43,7 +43,7 @@ class Bench:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "time_passes", self.pass_times)
             patch.setattr(
-                module, "latencies", lambda *given: [t[0] for t in self.pass_times(*given)]
+                module, "measure_latencies", lambda *given: [t[0] for t in self.pass_times(*given)]
             )
             return fit_latency(
                 self.build, Timed(DENSE_MS), X, target, relative=relative, lowest=lowest

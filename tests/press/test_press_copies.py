@@ -45,7 +45,7 @@ def alive(monkeypatch):
             self.refs = [weakref.ref(module.weight) for module in net if hasattr(module, "weight")]
 
     found = Alive()
-    decomposed = one_by_one.decomposed
+    decomposed = one_by_one.decompose_weight
 
     def spy(layer, weight):
         found.append(sum(ref() is not None for ref in found.refs))
@@ -150,7 +150,7 @@ def test_nothing_is_touched_where_a_later_layer_cannot_be_pressed():
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_what_fails_midway_says_how_far_the_model_is_pressed(monkeypatch, inplace):
-    net, decomposed = stack(), one_by_one.decomposed
+    net, decomposed = stack(), one_by_one.decompose_weight
 
     def failing(layer, weight):
         if layer.name == "2":
