@@ -21,6 +21,7 @@ from tensorpress.measure import count_params
 from tensorpress.models.zoo import network
 from tensorpress.planning import LayerPlan, Plan
 from tensorpress.press.press import press
+from tensorpress.schemes.layer_spec import weight_spec
 from tensorpress.schemes.reshape_modes import Shape, align_modes
 from tensorpress.train import TrainConfig, evaluate, fit
 from tensorpress.utils.atomic_files import write_atomically
@@ -100,14 +101,13 @@ def experiments() -> dict[str, tuple[Shapes, bool]]:
 
 def paper_plan(model: torch.nn.Module, shapes: Shapes, shared: bool) -> Plan:
     """Return the plan of a table's row; its ranks may exceed small modes, as the paper's do."""
-    layers = []
+    layers, scheme = [], "scada_tucker" if shared else "ada_tucker"
     for name, (modes, ranks) in shapes.items():
         weight = model.get_submodule(name).weight
         shape = tuple(weight.shape)
-        layers.append(
-            LayerPlan(name, shape, *align_modes(shape, modes, ranks), "shared" if shared else "own")
-        )
-    return Plan("scada_tucker" if shared else "ada_tucker", tuple(layers))
+        aligned, sides = align_modes(shape, modes, ranks)
+        layers.append(LayerPlan(name, scheme, weight_spec(shape), sides, {"modes": aligned}))
+    return Plan(scheme, tuple(layers))
 
 
 @cache

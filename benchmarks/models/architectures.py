@@ -29,7 +29,6 @@ from torch.utils._pytree import tree_leaves
 import tensorpress as tp
 from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
 from tensorpress.measure import count_macs, count_params
-from tensorpress.planning import LayerPlan
 from tensorpress.utils.atomic_files import write_atomically
 
 RESULTS = Path(__file__).parents[2] / "results" / "architectures.json"
@@ -61,10 +60,7 @@ def plan_for(way: str, network: Network, model: nn.Module, x: Tensor) -> tp.Plan
 
 def at_full_rank(plan: tp.Plan) -> tp.Plan:
     """Return a plan with the ranks at which every layer is exact."""
-    layers = []
-    for layer in plan.layers:
-        assert not isinstance(layer, LayerPlan)
-        layers.append(replace(layer, ranks=tp.scheme(layer.scheme).largest_ranks(layer.spec)))
+    layers = (replace(x, ranks=x.method.largest_ranks(x.spec)) for x in plan.layers)
     return replace(plan, layers=tuple(layers))
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from tensorpress.schemes.layer_spec import describe_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.registry import rank_schemes
 
 LAYERS: dict[str, nn.Module] = {
     "Linear": nn.Linear(64, 32),
@@ -26,7 +26,7 @@ def schemes_table() -> str:
     """Return a row a scheme: ✓ for a kind of layer that it takes, a footnote for one it refuses."""
     notes: list[str] = []
     rows = [f"| scheme | form | {' | '.join(LAYERS)} |", "|---|---|" + ":-:|" * len(LAYERS)]
-    for name, scheme in LAYER_SCHEMES.items():
+    for name, scheme in rank_schemes().items():
         cells = []
         for layer in LAYERS.values():
             reason = scheme.refusal(describe_layer(layer))

@@ -17,7 +17,7 @@ from tensorpress.errors import (
 from tensorpress.export.onnx import check_onnx, export_onnx
 from tensorpress.measure import measure
 from tensorpress.models.loading import load_model
-from tensorpress.planning import LayerPlan, Plan, SchemePlan, plan
+from tensorpress.planning import LayerPlan, Plan, plan
 from tensorpress.press.factor_norms import factor_norms
 from tensorpress.press.press import materialize, press
 from tensorpress.press.unpress import unpress
@@ -39,7 +39,6 @@ __all__ = [
     "LayerPlan",
     "ModelMismatchError",
     "Plan",
-    "SchemePlan",
     "StepQuantizer",
     "TensorPressError",
     "UniformQuantizer",

@@ -5,7 +5,7 @@ from tpz_models import LENET5, pressed
 
 import tensorpress as tp
 from tensorpress.codec.adaptive_coder import Stream
-from tensorpress.codec.header import CORES, describe
+from tensorpress.codec.header import describe
 from tensorpress.codec.model_tensors import stored_tensors
 from tensorpress.codec.named_header import pack, unpack
 from tensorpress.codec.zoo_header import (
@@ -18,8 +18,7 @@ from tensorpress.codec.zoo_header import (
 )
 from tensorpress.models.zoo import NETWORKS, build
 from tensorpress.planning import plan_from_model
-from tensorpress.schemes.layer_plan import Core
-from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.registry import rank_schemes
 
 
 @given(data=st.data())
@@ -64,7 +63,6 @@ def test_networks_of_the_zoo_are_described_in_few_bytes() -> None:
 
 def test_every_network_scheme_and_core_has_a_number_that_stays() -> None:
     assert set(NETWORK_NUMBERS) == set(NETWORKS)
-    assert set(SCHEME_NUMBERS) == set(LAYER_SCHEMES)
-    assert set(CORES) == set(Core.__args__)
+    assert set(SCHEME_NUMBERS) == set(rank_schemes())
     assert NETWORK_NUMBERS[:5] == ("lenet5", "lenet300100", "fc1024", "cifar-cnn", "resnet20")
     assert SCHEME_NUMBERS[:3] == ("channel_svd", "spatial_svd", "spatial_svd_horizontal")

@@ -17,7 +17,7 @@ from tpz_models import forged_own, forged_zoo, own, pressed, saved
 import tensorpress as tp
 from tensorpress.codec import container, named_header
 from tensorpress.codec.adaptive_coder import Stream
-from tensorpress.codec.header import PackedLayer, PackedScheme, PackedTucker
+from tensorpress.codec.header import PackedLayer
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 
 REFUSED = (CorruptFileError, ModelMismatchError)
@@ -62,29 +62,43 @@ def test_every_altered_byte_and_every_truncation_is_found(tmp_path: Path) -> Non
 
 HUGE = (1 << 31) - 1
 IP2, MODES = (100, 300), (20, 15, 10, 10)
+
+
+def tucker(
+    ranks: Any,
+    *,
+    modes: Any = MODES,
+    scheme: str = "ada_tucker",
+    name: str = "ip2",
+    shape: Any = IP2,
+    **flags: bool,
+) -> PackedLayer:
+    return PackedLayer(name, shape, scheme, ranks, {"modes": modes, **flags})
+
+
 ZOO_LAYERS: dict[str, list[PackedLayer]] = {
-    "ranks zero": [PackedTucker("ip2", IP2, MODES, (0, 0, 0, 0), "own")],
-    "ranks negative": [PackedTucker("ip2", IP2, MODES, (3, -5, 3, 3), "own")],
-    "ranks huge": [PackedTucker("ip2", IP2, MODES, (1 << 22,) * 4, "own")],
-    "ranks large": [PackedTucker("ip2", IP2, MODES, (100,) * 4, "own")],
-    "diagonal of unequal ranks": [PackedTucker("ip2", IP2, MODES, (3, 3, 3, 4), "diagonal")],
-    "diagonal huge": [PackedTucker("ip2", IP2, MODES, (1 << 22,) * 4, "diagonal")],
-    "reduced beyond the modes": [PackedTucker("ip2", IP2, MODES, (3, 3, 11, 3), "reduced")],
+    "ranks zero": [tucker((0, 0, 0, 0))],
+    "ranks negative": [tucker((3, -5, 3, 3))],
+    "ranks huge": [tucker((1 << 22,) * 4)],
+    "ranks large": [tucker((100,) * 4)],
+    "diagonal of unequal ranks": [tucker((3, 3, 3, 4), diagonal=True)],
+    "diagonal huge": [tucker((1 << 22,) * 4, diagonal=True)],
+    "reduced beyond the modes": [tucker((3, 3, 11, 3), reduced=True)],
     "shared cores of two shapes": [
-        PackedTucker("ip2", IP2, MODES, (3, 3, 3, 3), "shared"),
-        PackedTucker("ip3", (10, 100), (10, 10, 10, 1), (3, 3, 3, 2), "shared"),
+        tucker((3, 3, 3, 3), scheme="scada_tucker"),
+        tucker(
+            (3, 3, 3, 2), modes=(10, 10, 10, 1), scheme="scada_tucker", name="ip3", shape=(10, 100)
+        ),
     ],
-    "more modes than anything has": [
-        PackedTucker("ip2", IP2, (*MODES, *[1] * 20), (1,) * 24, "own")
-    ],
-    "scheme ranks zero": [PackedScheme("ip2", IP2, "tucker2", (0, 3))],
-    "scheme ranks too large": [PackedScheme("ip2", IP2, "tucker2", (101, 3))],
-    "scheme ranks huge": [PackedScheme("ip2", IP2, "tucker2", (1 << 22, 1 << 22))],
-    "scheme ranks too few": [PackedScheme("ip2", IP2, "tucker2", (3,))],
-    "scheme ranks too many": [PackedScheme("ip2", IP2, "tucker2", (3, 3, 3))],
-    "scheme ranks without end": [PackedScheme("ip2", IP2, "tucker2", (1,) * 10_000)],
-    "a scheme that cannot take it": [PackedScheme("ip2", IP2, "spatial_svd", (3,))],
-    "other tensors": [PackedScheme("ip2", IP2, "channel_svd", (3,))],
+    "more modes than anything has": [tucker((1,) * 24, modes=(*MODES, *[1] * 20))],
+    "scheme ranks zero": [PackedLayer("ip2", IP2, "tucker2", (0, 3))],
+    "scheme ranks too large": [PackedLayer("ip2", IP2, "tucker2", (101, 3))],
+    "scheme ranks huge": [PackedLayer("ip2", IP2, "tucker2", (1 << 22, 1 << 22))],
+    "scheme ranks too few": [PackedLayer("ip2", IP2, "tucker2", (3,))],
+    "scheme ranks too many": [PackedLayer("ip2", IP2, "tucker2", (3, 3, 3))],
+    "scheme ranks without end": [PackedLayer("ip2", IP2, "tucker2", (1,) * 10_000)],
+    "a scheme that cannot take it": [PackedLayer("ip2", IP2, "spatial_svd", (3,))],
+    "other tensors": [PackedLayer("ip2", IP2, "channel_svd", (3,))],
 }
 
 

@@ -18,9 +18,7 @@ from tensorpress.planning import plan_from_model
 def told(model: nn.Module) -> tuple[StoredLayer, ...]:
     """What an inspection should say of the pressed layers of a model."""
     return tuple(
-        StoredLayer(
-            *(p.name, p.scheme, p.shape, getattr(p, "modes", ()), p.ranks, getattr(p, "core", ""))
-        )
+        StoredLayer(p.name, p.scheme, p.shape, p.ranks, p.options)
         for p in plan_from_model(model).layers
     )
 

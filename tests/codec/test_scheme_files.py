@@ -19,11 +19,9 @@ from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMism
 from tensorpress.models.zoo import build
 from tensorpress.planning import plan_from_model
 from tensorpress.schemes.layer_spec import describe_layer as describe_layer
-from tensorpress.schemes.press_layer import press_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES
-from tensorpress.schemes.tensor_train import TrainOfMatrix
+from tensorpress.schemes.registry import SCHEMES, rank_schemes
 
-SCHEMES = list(LAYER_SCHEMES)
+NAMES = list(rank_schemes())
 
 
 def pressed(dense: nn.Module, scheme: str, ranks: Any = 0.4, **options: Any) -> nn.Module:
@@ -47,7 +45,7 @@ def several() -> nn.Module:
 
 
 @pytest.mark.parametrize("network", ["lenet5", "resnet20"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", NAMES)
 def test_zoo_networks_come_back_as_quantized(tmp_path: Path, network: str, scheme: str) -> None:
     torch.manual_seed(0)
     model = pressed(build(network), scheme)
@@ -58,7 +56,7 @@ def test_zoo_networks_come_back_as_quantized(tmp_path: Path, network: str, schem
     assert all(parameter.requires_grad for parameter in again.parameters())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_own_models_come_back_as_quantized(tmp_path: Path, scheme: str, dtype: torch.dtype) -> None:
     dense = several().to(dtype)
@@ -116,10 +114,10 @@ def test_a_module_in_several_places_is_stored_once(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30)
-@given(scheme=st.sampled_from(SCHEMES), fraction=st.floats(0.01, 1.0))
+@given(scheme=st.sampled_from(NAMES), fraction=st.floats(0.01, 1.0))
 def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
     dense = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(30, 20))
-    taken = [LAYER_SCHEMES[scheme].refusal(describe_layer(layer)) is None for layer in dense]
+    taken = [SCHEMES[scheme].refusal(describe_layer(layer)) is None for layer in dense]
     given = {str(k): {"ranks": fraction} for k, fits in enumerate(taken) if fits}
     model = tp.press(dense, tp.plan(dense, scheme=scheme, overrides=given), start="kaiming")
     description = describe(model, None, stored_tensors(model))
@@ -131,7 +129,19 @@ def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
 ROWS = {
     "unknown scheme": ["fc", [30, 40], "tuker2", [3, 3]],
     "scheme without a name": ["fc", [30, 40], "", [3, 3]],
-    "scheme of another form": ["fc", [30, 40], "ada_tucker", [3, 3]],
+    "scheme that needs modes": ["fc", [30, 40], "ada_tucker", [3, 3]],
+    "an unknown option": ["fc", [30, 40], "tucker2", [3, 3], {"modes": [30, 40]}],
+    "option of another type": ["fc", [30, 40], "ada_tucker", [3, 3], {"modes": "original"}],
+    "option without end": ["fc", [30, 40], "ada_tucker", [3, 3], {"modes": [1] * 100_000}],
+    "modes zero": ["fc", [30, 40], "ada_tucker", [3, 3], {"modes": [0, 1200]}],
+    "modes nested": ["fc", [30, 40], "ada_tucker", [3, 3], {"modes": [[30], [40]]}],
+    "modes of another weight": ["fc", [30, 40], "ada_tucker", [3, 3], {"modes": [30, 41]}],
+    "modes of many axes": ["fc", [2] * 16, "ada_tucker", [3, 3], {"modes": [256, 256]}],
+    "modes that do not fit": [
+        *("fc", [30, 40], "tensor_train", 3),
+        {"row_modes": [5, 5], "column_modes": [8, 5]},
+    ],
+    "options a list": ["fc", [30, 40], "ada_tucker", [3, 3], ["modes", [30, 40]]],
     "module as scheme": ["fc", [30, 40], "os.system", 3],
     "method as scheme": ["fc", [30, 40], "__class__", 3],
     "scheme is bytes": ["fc", [30, 40], b"tucker2", [3, 3]],
@@ -225,11 +235,17 @@ def test_a_model_that_is_not_the_network_it_is_said_to_be(
     assert not list(tmp_path.iterdir())
 
 
-def test_modes_of_ones_own_are_refused(tmp_path: Path) -> None:
-    scheme = TrainOfMatrix("tensor_train", "", (4, 16), (16, 4))
-    model = nn.Sequential(press_layer(nn.Linear(64, 64), scheme, 2))
-    with pytest.raises(ModelMismatchError, match="layer '0' is not what tensor_train makes"):
-        tp.save(model, tmp_path / "a.tpz")
+@pytest.mark.parametrize("network", ["lenet300100", None])
+@pytest.mark.parametrize("scheme", ["tensor_train", "tt_weight"])
+def test_options_are_in_the_file(tmp_path: Path, scheme: str, network: str | None) -> None:
+    dense = build("lenet300100")
+    options = {"row_modes": [10, 10], "column_modes": [15, 20]}
+    model = pressed(dense, scheme, overrides={"ip2": {"ranks": 3, **options}})
+    again = tp.load(saved(model, tmp_path, network=network), dense)
+    assert_holds(again, expected(model))
+    made = plan_from_model(again).layers
+    assert made == plan_from_model(model).layers
+    assert made[1].options == {"row_modes": (10, 10), "column_modes": (15, 20)}
 
 
 def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

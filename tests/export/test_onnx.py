@@ -18,6 +18,7 @@ from tensorpress.errors import (
 from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
 from tensorpress.planning import LayerPlan, Plan
 from tensorpress.press.press import press
+from tensorpress.schemes.layer_spec import weight_spec
 from tensorpress.schemes.press_layer import press_layer
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -86,10 +87,13 @@ def test_layers_pressed_in_every_way_compute_the_same_at_any_batch(tmp_path):
 def factorized():
     """Weights in every kind of factors: cores of their own, diagonal, shared, and a train."""
     net = seeded(lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(5))))
-    cores = ("own", "diagonal", "shared", "shared")
+    kinds = [("ada_tucker", {}), ("ada_tucker", {"diagonal": True}), *[("scada_tucker", {})] * 2]
     layers = tuple(
-        LayerPlan(str(place), (64, 64), (16, 16, 16), (3, 3, 3), core)
-        for place, core in enumerate(cores)
+        LayerPlan(
+            *(str(place), scheme, weight_spec((64, 64)), (3, 3, 3)),
+            {"modes": (16, 16, 16), **flags},
+        )
+        for place, (scheme, flags) in enumerate(kinds)
     )
     pressed = press(net, Plan("ada_tucker", layers))
     pressed[4] = press_layer(pressed[4], "tt_weight", 3)

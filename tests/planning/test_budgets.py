@@ -55,7 +55,7 @@ def test_each_layer_of_a_core_of_its_own_has_ranks_within_its_modes():
 def test_a_shared_core_has_one_shape():
     made = plan(zoo.build("resnet20"), scheme="scada_tucker", budget="params=20_000")
     assert {layer.ranks for layer in made.layers} == {made.shared_core}
-    assert {layer.core for layer in made.layers} == {"shared"}
+    assert {layer.scheme for layer in made.layers} == {"scada_tucker"}
 
 
 def test_skipped_layers_keep_their_parameters():

@@ -10,7 +10,7 @@ from tensorpress.measure import count_params
 from tensorpress.planning import layer_latency
 from tensorpress.planning.layer_latency import LayerTimer, fill_randomly
 from tensorpress.schemes.layer_spec import LayerSpec, describe_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
+from tensorpress.schemes.registry import rank_schemes, scheme
 
 LINEAR = describe_layer(nn.Linear(96, 64, bias=False))
 CONV = describe_layer(nn.Conv2d(16, 24, 3, padding=1))
@@ -225,7 +225,7 @@ def test_every_scheme_is_timed_for_real(layer: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(layer_latency, "REPEATS", 3)
     module, shape = LAYERS[layer]
     spec, timer = describe_layer(module), timer_of()
-    for found in LAYER_SCHEMES.values():
+    for found in rank_schemes().values():
         if found.refusal(spec) is not None:
             continue
         largest = found.largest_ranks(spec)

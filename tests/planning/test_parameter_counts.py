@@ -13,6 +13,7 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.models import zoo
 from tensorpress.planning import plan_from_model
+from tensorpress.schemes.layer_spec import weight_spec
 
 USUAL = {
     "conv1": ((25, 20), (5, 5)),
@@ -27,13 +28,16 @@ SMALLER = USUAL | {
 }
 
 
-def pressed(name, layers, core="own"):
+def pressed(name, layers, scheme="ada_tucker", **flags):
     """Press a network without decomposing its weights; the plan must count as the model does."""
     model = zoo.build(name)
     shapes = {key: tuple(model.get_submodule(key).weight.shape) for key in layers}
-    plans = tuple(LayerPlan(key, shapes[key], *given, core) for key, given in layers.items())
+    plans = tuple(
+        LayerPlan(key, scheme, weight_spec(shapes[key]), ranks, {"modes": modes, **flags})
+        for key, (modes, ranks) in layers.items()
+    )
     dense = count_params(model)
-    plan = Plan("ada_tucker", plans, {}, dense - sum(layer.dense_params for layer in plans))
+    plan = Plan(scheme, plans, {}, dense - sum(layer.dense_params for layer in plans))
     press(model, plan, start="glorot", inplace=True)
     assert count_params(model) == plan.params
     assert plan_from_model(model).layers == plans
@@ -156,7 +160,7 @@ def test_table_9(c):
     totals = {"conv1": 31 * c, "conv2": 80 * c, "ip1": 105 * c, "ip2": 52 * c}
     assert {p.name: p.factor_params - c**4 for p in plan.layers} == totals
     assert count_params(ada) == 4 * c**4 + 268 * c + 580
-    scada, plan = pressed("lenet5", layers, core="shared")
+    scada, plan = pressed("lenet5", layers, "scada_tucker")
     assert {p.name: p.factor_params for p in plan.layers} == totals
     assert count_params(scada) == c**4 + 268 * c + 580
 

@@ -16,7 +16,8 @@ from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.measure.cost import count_macs
 from tensorpress.models import zoo
 from tensorpress.planning import LayerPlan
-from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.layer_spec import weight_spec
+from tensorpress.schemes.registry import rank_schemes
 
 IMAGE = torch.zeros(1, 1, 28, 28)
 
@@ -46,7 +47,7 @@ def test_a_plan_is_the_same_after_writing_and_reading(mixed, tmp_path, suffix):
 
 @settings(max_examples=25)
 @given(
-    scheme=st.sampled_from(sorted(LAYER_SCHEMES)),
+    scheme=st.sampled_from(sorted(rank_schemes())),
     fraction=st.floats(0.05, 0.3),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
@@ -92,9 +93,10 @@ def test_the_id_tells_what_is_done_and_nothing_else(mixed):
 
 
 def test_a_plan_is_plain_data():
-    made = Plan("ada_tucker", (LayerPlan("a", (4, 6), (6, 4), (2, 2)),), {"b": "tied"}, 10, 40)
+    layer = LayerPlan("a", "ada_tucker", weight_spec((4, 6)), (2, 2), {"modes": (6, 4)})
+    made = Plan("ada_tucker", (layer,), {"b": "tied"}, 10, 40)
     assert made.to_dict() == {
-        "format": "tensorpress-plan 1",
+        "format": "tensorpress-plan 2",
         "id": made.id,
         "scheme": "ada_tucker",
         "params": 10 + 4 + 20,
@@ -103,14 +105,30 @@ def test_a_plan_is_plain_data():
         "layers": {
             "a": {
                 "scheme": "ada_tucker",
-                "shape": [4, 6],
-                "modes": [6, 4],
                 "ranks": [2, 2],
-                "core": "own",
+                "weight": {"kind": "weight", "inputs": 6, "outputs": 4},
+                "options": {"modes": [6, 4]},
             }
         },
         "kept": {"b": "tied"},
     }
+
+
+@pytest.mark.parametrize(
+    ("core", "scheme", "flags"),
+    [
+        ("own", "ada_tucker", {}),
+        ("shared", "scada_tucker", {}),
+        ("diagonal", "ada_tucker", {"diagonal": True}),
+        ("reduced", "ada_tucker", {"reduced": True}),
+    ],
+)
+def test_files_of_format_1_are_read(core, scheme, flags):
+    old = {"scheme": scheme, "shape": [4, 6], "modes": [6, 4], "ranks": [2, 2], "core": core}
+    read = Plan.from_dict({"format": "tensorpress-plan 1", "layers": {"a": old}})
+    options = {"modes": (6, 4), **flags}
+    assert read.layers == (LayerPlan("a", scheme, weight_spec((4, 6)), (2, 2), options),)
+    assert Plan.from_dict(read.to_dict()).layers == read.layers
 
 
 def test_a_plan_written_by_hand_needs_only_layers():
@@ -136,12 +154,17 @@ def changed(made, **layer):
         ({"ranks": [0, 3]}, r"layers.conv2.ranks.0: .*greater than or equal to 1"),
         ({"ranks": [21, 3]}, "layer 'conv2': rank 1 of .21, 3. must be from 1 to 20"),
         ({"ranks": [3]}, "layer 'conv2': expected 2 ranks"),
-        ({"weight": None}, "layer 'conv2': tucker2 needs weight"),
+        ({"weight": None}, "layers.conv2.weight: "),
+        ({"options": {"modes": [9]}}, "layer 'conv2': unknown key 'modes'"),
         ({"weight": {"kind": "Conv2d", "inputs": 3}}, "layers.conv2.weight.outputs: .*required"),
-        ({"scheme": "ada_tucker"}, "layer 'conv2': ada_tucker needs shape and modes"),
+        ({"scheme": "ada_tucker"}, "layer 'conv2': .* modes are needed"),
         (
-            {"scheme": "ada_tucker", "shape": [50, 20, 5, 5], "modes": [9, 9]},
+            {"scheme": "ada_tucker", "options": {"modes": [9, 9]}},
             "layer 'conv2': .*81 entries",
+        ),
+        (
+            {"scheme": "ada_tucker", "options": {"modes": [50, 500], "diagonal": 1}},
+            "layer 'conv2': diagonal is of type bool",
         ),
     ],
 )

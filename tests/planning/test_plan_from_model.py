@@ -9,20 +9,18 @@ from tensorpress.models import zoo
 from tensorpress.planning import plan_from_model
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES
-from tensorpress.schemes.tensor_train import TrainOfMatrix
-from tensorpress.schemes.tt_weight import TTWeightScheme
+from tensorpress.schemes.registry import rank_schemes, scheme
 
 
 @pytest.mark.parametrize("start", ["hooi", "kaiming"])
-@pytest.mark.parametrize("scheme", LAYER_SCHEMES)
-def test_every_scheme(scheme, start):
+@pytest.mark.parametrize("name", rank_schemes())
+def test_every_scheme(name, start):
     model = nn.Sequential(
         nn.Conv2d(4, 8, 3, stride=2), nn.Linear(30, 20), nn.Embedding(50, 12, padding_idx=1)
     ).to(torch.bfloat16)
-    made = plan(model, scheme=scheme, ranks=0.3)
+    made = plan(model, scheme=name, ranks=0.3)
     read = plan_from_model(press(model, made, start=start))
-    assert (read.scheme, read.layers, read.other_params) == (scheme, made.layers, made.other_params)
+    assert (read.scheme, read.layers, read.other_params) == (name, made.layers, made.other_params)
     assert read.params == made.params
 
 
@@ -45,18 +43,20 @@ def test_a_subclass_with_a_rebuilt_weight():
     assert plan_from_model(press(model, made)).layers == made.layers
 
 
-@pytest.mark.parametrize(
-    "pressed",
-    [
-        press_layer(nn.Linear(64, 64), TrainOfMatrix("tensor_train", "", (4, 16), (16, 4)), 2),
-        press_layer(nn.Linear(64, 64), TrainOfMatrix("tensor_train", "", (2, 4, 8), (8, 4, 2)), 2),
-        press_layer(nn.Linear(64, 64), TTWeightScheme("tt_weight", "", (4, 16), (16, 4)), 2),
-        # The same cores stand for another matrix.
-        press_layer(nn.Linear(64, 64), TTWeightScheme("tt_weight", "", (2, 4, 8), (8, 4, 2)), 2),
-        press_layer(nn.Conv2d(8, 8, 3), ChannelSVD("channel_svd", "", "in"), 2),
-    ],
-)
-def test_other_modes_than_those_of_the_scheme_are_told(pressed):
+@pytest.mark.parametrize("name", ["tensor_train", "tt_weight"])
+@pytest.mark.parametrize("rows", [(4, 16), (2, 4, 8)])
+def test_modes_of_ones_own_are_options(name, rows):
+    options = {"row_modes": rows, "column_modes": rows[::-1]}
+    model = nn.Sequential(nn.Linear(64, 64))
+    made = plan(model, scheme=name, overrides={"0": {"ranks": 2, **options}})
+    assert made.layers[0].options == options
+    assert plan_from_model(press(model, made)).layers == made.layers
+    single = press_layer(model[0], scheme(name, options), 2)
+    assert plan_from_model(nn.Sequential(single)).layers == made.layers
+
+
+def test_a_scheme_of_another_kind_than_its_name_says_is_told():
+    pressed = press_layer(nn.Conv2d(8, 8, 3), ChannelSVD("channel_svd", "", "in"), 2)
     with pytest.raises(ModelMismatchError, match=r"layer '0' is not what .* makes of its ranks"):
         plan_from_model(nn.Sequential(pressed))
 

@@ -12,6 +12,7 @@ from torch import nn
 from tensorpress import LayerPlan, Plan, plan, press
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.press import parallel
+from tensorpress.schemes.layer_spec import weight_spec
 
 SCHEMES = {"0": "tucker2", "1": "tt_weight", "2": "cp", "5": "tensor_train"}
 
@@ -32,6 +33,10 @@ def model():
     return net.to(torch.bfloat16, memory_format=torch.channels_last).eval()
 
 
+def shared(name, shape):
+    return LayerPlan(name, "scada_tucker", weight_spec(shape), (5, 5), {"modes": shape})
+
+
 @pytest.fixture(scope="module")
 def made(model):
     """A plan of layers that are decomposed alone, and of two that share a core."""
@@ -39,8 +44,8 @@ def made(model):
         name: plan(model, scheme=scheme, ranks=0.4, targets=(name,)).layers[0]
         for name, scheme in SCHEMES.items()
     }
-    found["4"] = LayerPlan("4", (32, 24), (32, 24), (5, 5), "shared")
-    found["6"] = LayerPlan("6", (16, 20), (16, 20), (5, 5), "shared")
+    found["4"] = shared("4", (32, 24))
+    found["6"] = shared("6", (16, 20))
     return Plan("mixed", tuple(found[key] for key in sorted(found)))
 
 

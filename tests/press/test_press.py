@@ -9,8 +9,10 @@ from tensorpress.decompose import hooi
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.models import zoo
+from tensorpress.schemes.base import initial_std
+from tensorpress.schemes.layer_spec import weight_spec
 from tensorpress.schemes.parametrization import stored_factors
-from tensorpress.schemes.tucker_weight import initial_std, tucker_weight
+from tensorpress.schemes.tucker_weight import tucker_weight
 
 SCHEMES = ["ada_tucker", "scada_tucker"]
 STARTS = ["hooi", "glorot", "kaiming"]
@@ -28,6 +30,10 @@ def net():
 @pytest.fixture
 def x():
     return torch.randn(4, 3, 6, 6)
+
+
+def tucker(name, shape, modes=None, ranks=(2, 2)):
+    return LayerPlan(name, "ada_tucker", weight_spec(shape), ranks, {"modes": modes or shape})
 
 
 def factors(module):
@@ -63,7 +69,7 @@ def test_inplace_presses_the_model_itself(net):
 
 def test_the_start_is_the_best_decomposition(net):
     modes, ranks = (20, 12, 16), (4, 4, 4)
-    made = Plan("ada_tucker", (LayerPlan("4", (20, 192), modes, ranks),))
+    made = Plan("ada_tucker", (tucker("4", (20, 192), modes, ranks),))
     pressed = press(net, made)
     expected = hooi(net[4].weight.reshape(modes), ranks).relative_error
     assert weight_errors(pressed, net, ["4"]) == pytest.approx([expected], rel=1e-4)
@@ -192,9 +198,9 @@ def test_an_unknown_start_names_the_known_ones(net):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (LayerPlan("9", (4, 6), (4, 6), (2, 2)), "'9', which this model does not have"),
-        (LayerPlan("4", (20, 100), (20, 100), (2, 2)), "a weight 20×192 .* expects 20×100"),
-        (LayerPlan("2", (20, 100), (20, 100), (2, 2)), "no plain weight"),
+        (tucker("9", (4, 6)), "'9', which this model does not have"),
+        (tucker("4", (20, 100)), "a weight 20×192 .* expects 20×100"),
+        (tucker("2", (20, 100)), "no plain weight"),
     ],
 )
 def test_a_plan_for_another_model_is_refused(net, layer, message):

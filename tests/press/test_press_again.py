@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress import LayerPlan, ModelMismatchError, Plan, SchemePlan, materialize, plan, press
+from tensorpress import LayerPlan, ModelMismatchError, Plan, materialize, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.press.unpress import unpress
-from tensorpress.schemes.layer_spec import describe_layer
+from tensorpress.schemes.layer_spec import describe_layer, weight_spec
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
+from tensorpress.schemes.registry import rank_schemes, scheme
 
-SCHEMES = [name for name in LAYER_SCHEMES if name not in ("cp_nls", "cp_corrected")]
+SCHEMES = [name for name in rank_schemes() if name not in ("cp_nls", "cp_corrected")]
 
 
 @pytest.fixture
@@ -30,9 +30,9 @@ def x():
     return torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def tucker(name, ranks, core="own"):
+def tucker(name, ranks, scheme="ada_tucker"):
     shape, modes = {"0": ((12, 3, 3, 3), (12, 27)), "3": ((20, 48), (20, 48))}[name]
-    return LayerPlan(name, shape, modes, ranks, core)
+    return LayerPlan(name, scheme, weight_spec(shape), ranks, {"modes": modes})
 
 
 def bent(pressed):
@@ -64,7 +64,7 @@ def test_unpressing_keeps_shared_layers_shared(x):
     layer = nn.Linear(20, 20)
     pressed = press(
         nn.Sequential(layer, nn.Sequential(layer)),
-        Plan("channel_svd", (SchemePlan("0", "channel_svd", describe_layer(layer), (4,)),)),
+        Plan("channel_svd", (LayerPlan("0", "channel_svd", describe_layer(layer), (4,)),)),
     )
     dense = unpress(pressed)
     assert type(dense[0]) is nn.Linear
@@ -137,7 +137,7 @@ def test_random_starts_of_a_pressed_model_keep_its_biases(net):
 
 def test_layers_that_a_plan_does_not_name_stay_as_they_are(net):
     first = press(net, plan(net, scheme="tucker2", ranks=0.8))
-    only = Plan("channel_svd", (SchemePlan("3", "channel_svd", describe_layer(net[3]), (3,)),))
+    only = Plan("channel_svd", (LayerPlan("3", "channel_svd", describe_layer(net[3]), (3,)),))
     twice = press(first, only)
     assert (twice[0].scheme, twice[3].scheme) == ("tucker2", "channel_svd")
     assert all(map(torch.equal, twice[0].parameters(), first[0].parameters()))
@@ -145,7 +145,7 @@ def test_layers_that_a_plan_does_not_name_stay_as_they_are(net):
 
 
 def test_one_of_two_layers_leaves_a_shared_core(net, x):
-    both = (tucker("0", (6, 6), "shared"), tucker("3", (6, 6), "shared"))
+    both = (tucker("0", (6, 6), "scada_tucker"), tucker("3", (6, 6), "scada_tucker"))
     first = press(net, Plan("scada_tucker", both))
     before = first(x)
     twice = press(first, Plan("channel_svd", (tucker("3", (3, 3)),)))
@@ -179,7 +179,7 @@ def test_hooks_on_a_rebuilt_weight_stay_with_their_layer_or_are_named(net, x):
 
 
 def planned(net, name, ranks):
-    return SchemePlan(name, "channel_svd", describe_layer(net.get_submodule(name)), ranks)
+    return LayerPlan(name, "channel_svd", describe_layer(net.get_submodule(name)), ranks)
 
 
 def test_a_pressed_layer_that_is_another_one_is_refused(net):
@@ -187,14 +187,14 @@ def test_a_pressed_layer_that_is_another_one_is_refused(net):
     other = planned(nn.Sequential(nn.Conv2d(3, 12, 3)), "0", (4,))
     with pytest.raises(ModelMismatchError, match=r"'0' has stride \(2, 2\) .* expects \(1, 1\)"):
         press(pressed, Plan("channel_svd", (other,)))
-    longer = SchemePlan("0", "channel_svd", describe_layer(nn.Linear(5, 6)), (2,))
+    longer = LayerPlan("0", "channel_svd", describe_layer(nn.Linear(5, 6)), (2,))
     with pytest.raises(ModelMismatchError, match=r"'0' has a weight 12×3×3×3 .* expects 6×5"):
         press(pressed, Plan("channel_svd", (longer,)))
 
 
 def test_the_inner_layers_of_a_pressed_one_are_not_pressed(net):
     pressed = press(net, plan(net, scheme="tucker2", ranks=0.8))
-    inner = SchemePlan("0.1", "channel_svd", describe_layer(pressed[0][1]), (2,))
+    inner = LayerPlan("0.1", "channel_svd", describe_layer(pressed[0][1]), (2,))
     with pytest.raises(ModelMismatchError, match=r"'0\.1' is a part of '0', which is pressed"):
         press(pressed, Plan("channel_svd", (inner,)))
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress import LayerPlan, ModelMismatchError, Plan, SchemePlan, plan, press
+from tensorpress import LayerPlan, ModelMismatchError, Plan, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.press import parallel as one_by_one
-from tensorpress.schemes.layer_spec import describe_layer
+from tensorpress.schemes.layer_spec import describe_layer, weight_spec
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.tucker_weight import tucker_weight
 
@@ -30,10 +30,14 @@ def planned(net, name, only=None):
     return Plan(name, tuple(_layer(net, key, name) for key in names))
 
 
+def tucker(key):
+    return LayerPlan(key, "ada_tucker", weight_spec((16, 16)), (3, 3), {"modes": (16, 16)})
+
+
 def _layer(net, key, name):
     if name == "ada_tucker":
-        return LayerPlan(key, (16, 16), (16, 16), (3, 3))
-    return SchemePlan(key, name, describe_layer(net.get_submodule(key)), (3,))
+        return tucker(key)
+    return LayerPlan(key, name, describe_layer(net.get_submodule(key)), (3,))
 
 
 @pytest.fixture
@@ -114,7 +118,7 @@ class Tied(nn.Module):
 
 def test_what_is_tied_stays_tied_in_the_copy():
     net = Tied()
-    pressed = press(net, Plan("ada_tucker", (LayerPlan("other", (16, 16), (16, 16), (3, 3)),)))
+    pressed = press(net, Plan("ada_tucker", (tucker("other"),)))
     assert pressed.second.weight is pressed.first.weight
     assert pressed.same is pressed.scale
     assert pressed.norm.bias is pressed.other.bias

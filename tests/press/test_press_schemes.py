@@ -10,15 +10,16 @@ from torch import nn
 from tensorpress import ModelMismatchError, Plan, materialize, plan, press
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
-from tensorpress.planning import SchemePlan
+from tensorpress.planning import LayerPlan
 from tensorpress.press.press import build_skeleton
+from tensorpress.schemes.base import initial_std
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
-from tensorpress.schemes.tucker_weight import initial_std, tucker_weight
+from tensorpress.schemes.registry import rank_schemes, scheme
+from tensorpress.schemes.tucker_weight import tucker_weight
 
-SCHEMES = [name for name in LAYER_SCHEMES if not name.startswith("cp_")]  # slower cp
+SCHEMES = [name for name in rank_schemes() if not name.startswith("cp_")]  # slower cp
 
 
 def part(name: str) -> float:
@@ -227,7 +228,7 @@ def test_what_cannot_be_decomposed_names_the_layer(net):
 
 def planned(name, ranks=(2, 2), **changed):
     spec = replace(describe_layer(nn.Conv2d(3, 12, 3, stride=2)), **changed)
-    return Plan("tucker2", (SchemePlan(name, "tucker2", spec, ranks),))
+    return Plan("tucker2", (LayerPlan(name, "tucker2", spec, ranks),))
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from tensorpress.models.zoo import build
 from tensorpress.planning import plan_from_model
 from tensorpress.press.zero_ranks import drop_zero_ranks
 from tensorpress.schemes.chain_builder import PressedLayer
-from tensorpress.schemes.layer_spec import spec_of, to_canonical
+from tensorpress.schemes.layer_spec import spec_of, to_canonical, weight_spec
 from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.registry import rank_schemes
 from tensorpress.schemes.tensor_train import TrainOfMatrix
 
 
@@ -151,11 +151,11 @@ def test_trains_lose_indices(scheme: str, dense: nn.Module, ranks: object) -> No
     assert found == {"0": tuple(r - gone for r, gone in zip(before, lost, strict=True))}
 
 
-def tucker(core: str = "own") -> nn.Module:
+def tucker(scheme: str = "ada_tucker", **flags: bool) -> nn.Module:
     """Two layers whose weights are rebuilt from Tucker factors."""
     dense = nn.Sequential(nn.Linear(24, 12), nn.Linear(12, 24))
     layers = [
-        LayerPlan(name, shape, modes, (3, 3, 3), core)  # type: ignore[arg-type]
+        LayerPlan(name, scheme, weight_spec(shape), (3, 3, 3), {"modes": modes, **flags})
         for name, shape, modes in (("0", (12, 24), (6, 6, 8)), ("1", (24, 12), (8, 6, 6)))
     ]
     return seeded(press(dense, Plan("ada_tucker", tuple(layers)), start="kaiming"))
@@ -175,7 +175,7 @@ def test_ranks_of_a_tucker_weight_go_by_columns_and_by_slices_of_the_core() -> N
 
 
 def test_a_diagonal_core_loses_a_component_with_any_of_its_columns() -> None:
-    model = tucker("diagonal")
+    model = tucker(diagonal=True)
     with torch.no_grad():
         factors(model, "0")[0][1] = 0
         factors(model, "1")[2][:, 2] = 0
@@ -184,7 +184,7 @@ def test_a_diagonal_core_loses_a_component_with_any_of_its_columns() -> None:
 
 
 def test_a_shared_core_loses_what_is_zero_or_no_layer_uses() -> None:
-    model = tucker("shared")
+    model = tucker("scada_tucker")
     with torch.no_grad():
         factors(model, "0")[1][:, 0] = 0  # the other layer has use for it
         for name in ("0", "1"):
@@ -195,7 +195,7 @@ def test_a_shared_core_loses_what_is_zero_or_no_layer_uses() -> None:
     assert not factors(model, "0")[1][:, 0].any()
 
 
-@pytest.mark.parametrize("scheme", [*LAYER_SCHEMES, "ada_tucker", "scada_tucker"])
+@pytest.mark.parametrize("scheme", [*rank_schemes(), "ada_tucker", "scada_tucker"])
 def test_shrunk_networks_are_pressed_ones(scheme: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = build("lenet5")

@@ -27,7 +27,7 @@ def test_channels_that_carry_no_signal_are_not_kept(
         conv.weight.mul_(scale[:, None, None])
     pressed = press_layer(conv, "low_rank_sparse", (2, 2))
     assert isinstance(pressed, LowRankSparseLayer)
-    assert pressed.chosen().tolist() == [[0, 1]] * groups
+    assert pressed.selection().tolist() == [[0, 1]] * groups
     kernel = to_working_precision(layer_kernel(conv, describe_layer(conv)))
     power = torch.tensor([1e-4] * 2 + [1.0] * 4 + [9.0] * 2).double().repeat_interleave(9)
     second = torch.diag(power).expand(groups, -1, -1)
@@ -39,7 +39,7 @@ def test_channels_that_carry_no_signal_are_not_kept(
     before = error(pressed.kernels())
     caplog.set_level(logging.INFO, "tensorpress.press")
     kernels = choose_channels(pressed, "conv", kernel, second)
-    assert pressed.chosen().tolist() == [[6, 7]] * groups
+    assert pressed.selection().tolist() == [[6, 7]] * groups
     assert error(kernels) < 0.7 * before
     assert caplog.text.count("layer conv: ADMM ended after") == groups
 
@@ -53,4 +53,4 @@ def test_a_choice_that_responses_do_not_beat_stays() -> None:
     assert isinstance(pressed, LowRankSparseLayer)
     kernel = to_working_precision(layer_kernel(conv, describe_layer(conv)))
     choose_channels(pressed, "conv", kernel, torch.eye(6).double()[None])
-    assert pressed.chosen().tolist() == [[2]]
+    assert pressed.selection().tolist() == [[2]]

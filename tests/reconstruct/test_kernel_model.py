@@ -95,7 +95,7 @@ def pressed(name: str, ranks: tuple[int, ...], groups: int, chosen: list[int]) -
     conv = torch.nn.Conv2d(6 * groups, 8 * groups, 3, groups=groups)
     layer = scheme(name).skeleton(describe_layer(conv), ranks, like=conv.weight)
     assert isinstance(layer, PrunedLayer)
-    layer.keep(torch.tensor([chosen] * groups))
+    layer.select(torch.tensor([chosen] * groups))
     return layer
 
 

@@ -15,7 +15,7 @@ from tensorpress.planning import SCHEMES
 from tensorpress.ranks.rules import NAMES
 from tensorpress.runs.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
 from tensorpress.runs.recipe_plan import plan_recipe
-from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.registry import rank_schemes
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 DEMO = Path(__file__).parents[2] / "src" / "tensorpress" / "runs" / "demo.yaml"
@@ -103,7 +103,7 @@ recipes = st.fixed_dictionaries(
             optional={"skip": st.lists(name)},
         )
         | st.fixed_dictionaries(
-            {"scheme": st.sampled_from(sorted(LAYER_SCHEMES)), "ranks": ranks},
+            {"scheme": st.sampled_from(sorted(rank_schemes())), "ranks": ranks},
             optional={"overrides": st.dictionaries(name, entry), "start": st.just("kaiming")},
         )
         | st.fixed_dictionaries(

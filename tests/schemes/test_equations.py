@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from tensorpress import LayerPlan, Plan, press
 from tensorpress.decompose import tucker_to_tensor
+from tensorpress.schemes.layer_spec import weight_spec
 from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
@@ -115,7 +116,10 @@ def test_equation_9():
     """The gradient of a shared core is the sum of those that cores of the layers' own would get."""
     net = nn.Sequential(nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
     layers = [("0", (6, 12), (6, 12)), ("2", (6, 6), (6, 6)), ("4", (1, 6), (6, 1))]
-    shared = tuple(LayerPlan(name, shape, modes, (3, 3), "shared") for name, shape, modes in layers)
+    shared = tuple(
+        LayerPlan(name, "scada_tucker", weight_spec(shape), (3, 3), {"modes": modes})
+        for name, shape, modes in layers
+    )
     net = press(net.double(), Plan("scada_tucker", shared), start="glorot")
     x = draw(5, 12)
     net(x).square().sum().backward()

@@ -15,9 +15,9 @@ from tensorpress.measure import count_macs, count_params
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
+from tensorpress.schemes.registry import rank_schemes, scheme
 
-NAMES = tuple(LAYER_SCHEMES)
+NAMES = tuple(rank_schemes())
 ITERATIVE = ("cp", "cp_nls", "cp_corrected", "tucker2")
 """Schemes whose fit ends by a tolerance, which a stack meets together."""
 

@@ -13,7 +13,7 @@ from tensorpress.schemes.layer_spec import (
     refuse_layer,
 )
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
+from tensorpress.schemes.registry import rank_schemes, scheme
 
 Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
 INPUTS, OUTPUTS = 12, 30
@@ -32,7 +32,7 @@ def both():
 
 def takers():
     spec = describe_layer(Conv1D(OUTPUTS, INPUTS))
-    return [name for name in LAYER_SCHEMES if scheme(name).refusal(spec) is None]
+    return [name for name in rank_schemes() if scheme(name).refusal(spec) is None]
 
 
 def test_it_is_described_as_the_linear_it_is_but_for_how_its_weight_lies():
@@ -49,7 +49,7 @@ def test_it_is_described_as_the_linear_it_is_but_for_how_its_weight_lies():
 
 def test_it_is_taken_by_the_schemes_that_take_a_linear():
     assert takers() == [
-        name for name in LAYER_SCHEMES if scheme(name).refusal(describe_layer(both()[1])) is None
+        name for name in rank_schemes() if scheme(name).refusal(describe_layer(both()[1])) is None
     ]
 
 

@@ -17,7 +17,7 @@ from tensorpress.schemes.layer_spec import (
     layer_kernel,
     refuse_layer,
 )
-from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
+from tensorpress.schemes.registry import rank_schemes, scheme
 
 KIND_NAMES = [kind.__name__ for kind in KINDS]
 old_style = pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
@@ -159,7 +159,7 @@ def test_the_refusal_shows_the_layer():
 
 def test_a_layer_without_values_has_costs_and_ranks_but_cannot_be_pressed():
     layer = nn.Conv2d(16, 32, 3, device="meta")
-    for name in LAYER_SCHEMES:
+    for name in rank_schemes():
         ranks = scheme(name).choose_ranks(layer, 0.5)
         assert scheme(name).cost(layer, ranks, (8, 8)) == scheme(name).cost(layer, 0.5, (8, 8))
         with pytest.raises(InvalidArgumentError, match="weight is on the meta device"):

@@ -33,7 +33,7 @@ def test_a_planted_sum_is_found(groups: int) -> None:
     conv = planted(nn.Conv2d(16 * groups, 12 * groups, 3, groups=groups), [2, 7, 11], 2)
     pressed = press_layer(conv, "low_rank_sparse", (3, 2))
     assert isinstance(pressed, LowRankSparseLayer)
-    assert pressed.chosen().tolist() == [[2, 7, 11]] * groups
+    assert pressed.selection().tolist() == [[2, 7, 11]] * groups
     assert pressed.kept.tolist() == [16 * g + c for g in range(groups) for c in (2, 7, 11)]
     assert pressed.relative_error < 1e-3
     x = torch.randn(2, 16 * groups, 6, 6)

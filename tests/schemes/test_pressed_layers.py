@@ -12,9 +12,9 @@ from torch.nn import functional
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
-from tensorpress.schemes.registry import LAYER_SCHEMES, scheme
+from tensorpress.schemes.registry import rank_schemes, scheme
 
-NAMES = tuple(LAYER_SCHEMES)
+NAMES = tuple(rank_schemes())
 LAYER_FORM = tuple(name for name in NAMES if scheme(name).form == "layer")
 every_scheme = pytest.mark.parametrize("name", NAMES)
 

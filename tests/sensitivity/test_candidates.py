@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 from torch import nn
 
-from tensorpress.schemes.layer_plan import SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.sensitivity.candidates import (
     bisection_order,
@@ -13,9 +13,9 @@ from tensorpress.sensitivity.candidates import (
 )
 
 
-def _group(layer: str, count: int = 3) -> list[SchemePlan]:
+def _group(layer: str, count: int = 3) -> list[LayerPlan]:
     spec = describe_layer(nn.Linear(40, 40))
-    return [SchemePlan(layer, "channel_svd", spec, (rank,)) for rank in range(1, count + 1)]
+    return [LayerPlan(layer, "channel_svd", spec, (rank,)) for rank in range(1, count + 1)]
 
 
 GROUPS = [_group("a"), _group("b")]

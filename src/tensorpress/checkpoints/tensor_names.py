@@ -14,8 +14,7 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.base import layer_bias
-from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
-from tensorpress.schemes.registry import scheme
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.formatting import format_names
 
 
@@ -27,12 +26,12 @@ class Route:
     ----------
     outputs : mapping of str to Tensor
         What it becomes, by name in the pressed model's state; on the meta device.
-    layer : LayerPlan or SchemePlan or None
+    layer : LayerPlan or None
         The layer whose weight it is, where that is pressed.
     """
 
     outputs: Mapping[str, Tensor]
-    layer: PlannedLayer | None = None
+    layer: LayerPlan | None = None
 
 
 def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
@@ -54,7 +53,7 @@ def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
     """
     if plan.shared_core is not None:
         raise InvalidArgumentError(
-            "scada_tucker shares one core among layers, so it needs all of them in memory: press "
+            f"{plan.scheme} shares one core among layers, so it needs all of them in memory: press "
             "the loaded model"
         )
     pressed = build_skeleton(deepcopy(dense), plan)
@@ -97,18 +96,11 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
     if bias is not None:  # Its values go elsewhere, and no scheme looks at them.
         module.bias = nn.Parameter(torch.zeros_like(bias, device="cpu"), requires_grad=False)
     try:
-        pressed = _pressed(layer, module).state_dict()
+        pressed = layer.method.press(module, layer.ranks).state_dict()
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
     prefix = f"{layer.name}." if layer.name else ""
     return {name: pressed[name.removeprefix(prefix)] for name in route.outputs}
-
-
-def _pressed(layer: PlannedLayer, module: nn.Module) -> nn.Module:
-    if isinstance(layer, SchemePlan):
-        return scheme(layer.scheme).press(module, layer.ranks)
-    layer.parametrization().attach(module)
-    return module
 
 
 def match_tensor_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:

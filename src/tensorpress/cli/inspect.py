@@ -20,7 +20,7 @@ from tensorpress.planning.plan import Plan
 from tensorpress.report import formatting
 from tensorpress.report.cost_table import ModelRow, model_table
 from tensorpress.schemes.layer_plan import count_call_macs
-from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.registry import rank_schemes
 from tensorpress.utils.formatting import format_shape
 
 
@@ -91,7 +91,7 @@ def _show_model(dense: DenseByName, as_json: bool) -> None:
 
 def _layer(layer: Layer) -> dict[str, Any]:
     """Return what there is to know about a layer."""
-    schemes, reason = applicable_schemes(layer, list(LAYER_SCHEMES.values()))
+    schemes, reason = applicable_schemes(layer, list(rank_schemes().values()))
     macs = count_call_macs(layer.spec(), layer.calls) if schemes and layer.calls else None
     return {
         "name": layer.name,

@@ -10,7 +10,7 @@ from tensorpress.data import DATASETS
 from tensorpress.errors import TensorPressError
 from tensorpress.models.zoo import NETWORKS
 from tensorpress.runs.recipe import read_recipe
-from tensorpress.schemes.layer_plan import SCHEMES
+from tensorpress.schemes.registry import SCHEMES
 
 MODELS = {
     "NAME": "a network of the zoo, above",
@@ -50,7 +50,7 @@ def list_command(as_json: Json = False) -> None:
     """
     recipes = {str(path): _title(path) for path in sorted(Path("recipes").glob("**/*.yaml"))}
     kinds = {
-        "schemes": dict(SCHEMES),
+        "schemes": {name: scheme.summary for name, scheme in SCHEMES.items()},
         "ranks": RANKS,
         "budgets": BUDGETS,
         "ranks with a budget": SPREADS,

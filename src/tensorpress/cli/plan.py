@@ -33,7 +33,7 @@ from tensorpress.planning.budget import parse_budget
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_table import kept_lines
 from tensorpress.report.cost_table import Cost, PlanRow, cost_table, plan_table
-from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
 from tensorpress.utils.formatting import format_shape
 
@@ -123,18 +123,16 @@ def plan_costs(plan: Plan) -> list[Cost]:
     return found
 
 
-def _row(layer: PlannedLayer) -> PlanRow:
+def _row(layer: LayerPlan) -> PlanRow:
     row = PlanRow(
         layer.name or "the model itself",
         layer.scheme,
         layer.shape,
-        layer.modes if isinstance(layer, LayerPlan) else (),
+        layer.modes,
         layer.ranks,
         layer.dense_params,
         layer.factor_params,
     )
-    if isinstance(layer, LayerPlan):
-        return row
     if layer.calls:
         row = replace(row, dense_macs=layer.dense_macs, macs=layer.macs)
     return replace(row, error=layer.error)

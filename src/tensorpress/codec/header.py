@@ -3,22 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.codec.model_tensors import distinct_state
-from tensorpress.decompose.tucker import tucker_params
-from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.models.zoo import NETWORKS
 from tensorpress.planning.layers import find_pressable
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.press import build_skeleton
-from tensorpress.schemes.layer_plan import Core, LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.layer_spec import describe_layer as describe_layer
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import LayerSpec, weight_spec
+from tensorpress.schemes.parametrization import NO_OPTIONS, Options
+from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.formatting import format_shape
 
@@ -36,26 +36,21 @@ def require(condition: bool) -> None:
         raise MalformedError
 
 
-class PackedTucker(NamedTuple):
-    """A weight in Tucker factors."""
-
-    name: str
-    shape: Shape
-    modes: Shape
-    ranks: Shape
-    core: Core
-
-
-class PackedScheme(NamedTuple):
-    """A layer pressed by a scheme of the registry."""
+class PackedLayer(NamedTuple):
+    """How a layer is pressed; ``options`` are those of the scheme, with tuples for lists."""
 
     name: str
     shape: Shape
     scheme: str
     ranks: Shape
+    options: Options = NO_OPTIONS
 
-
-PackedLayer = PackedTucker | PackedScheme
+    def plan(self, spec: LayerSpec) -> LayerPlan:
+        """Return the plan of the layer, or raise an `InvalidArgumentError` if it has none."""
+        options = scheme(self.scheme, self.options).options
+        plan = LayerPlan(self.name, self.scheme, spec, self.ranks, options)
+        plan.check()
+        return plan
 
 
 class TensorEntry(NamedTuple):
@@ -94,8 +89,6 @@ class Description:
         ------
         ModelMismatchError
             If a layer is missing, has another shape or cannot be what the file says.
-        CorruptFileError
-            If the modes and ranks fit no weight.
         """
         return plan_from_header(file, dense, self.layers)
 
@@ -133,10 +126,10 @@ def plan_from_header(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...
                 f"{format_shape(packed.shape)}; {has}"
             )
         try:
-            planned.append(_planned(dense.get_submodule(packed.name), packed))
+            spec = scheme(packed.scheme).describe(dense.get_submodule(packed.name))
+            planned.append(packed.plan(spec))
         except InvalidArgumentError as error:
-            kind = CorruptFileError if isinstance(packed, PackedTucker) else ModelMismatchError
-            raise kind(f"{file}: layer {packed.name!r}: {error}") from None
+            raise ModelMismatchError(f"{file}: layer {packed.name!r}: {error}") from None
     if not is_affordable(planned):
         raise ModelMismatchError(f"{file} holds factors far larger than the weights of this model")
     return Plan("", tuple(planned))
@@ -161,7 +154,8 @@ def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor
     table = tensor_table(tensors)
     if network is not None:
         _check_is(network, plan, table)
-    return Description(network, tuple(map(_packed, plan.layers)), table)
+    layers = (PackedLayer(x.name, x.shape, x.scheme, x.ranks, x.options) for x in plan.layers)
+    return Description(network, tuple(layers), table)
 
 
 def dense_network(name: str) -> nn.Module:
@@ -204,23 +198,6 @@ def _check_is(network: str, plan: Plan, table: Table) -> None:
             )
 
 
-def _packed(layer: PlannedLayer) -> PackedLayer:
-    if isinstance(layer, LayerPlan):
-        return PackedTucker(layer.name, layer.shape, layer.modes, layer.ranks, layer.core)
-    return PackedScheme(layer.name, layer.shape, layer.scheme, layer.ranks)
-
-
-def _planned(layer: nn.Module, packed: PackedLayer) -> PlannedLayer:
-    """Return the plan of a layer, or raise an `InvalidArgumentError` for what does not fit it."""
-    if isinstance(packed, PackedTucker):
-        tucker = LayerPlan(*packed)
-        tucker.parametrization()
-        return tucker
-    plan = SchemePlan(packed.name, packed.scheme, describe_layer(layer), packed.ranks)
-    plan.check()
-    return plan
-
-
 def _told(entry: TensorEntry | None) -> str:
     if entry is None:
         return "no more tensors"
@@ -228,45 +205,34 @@ def _told(entry: TensorEntry | None) -> str:
 
 
 def check_layers(layers: Sequence[PackedLayer]) -> None:
-    """Check that layers can be in one model and are worth their memory."""
+    """Check that layers can be in one model and are worth their memory, as far as that shows.
+
+    Of schemes that need to know no more than the weight it shows without a model.
+    """
     require(len({layer.name for layer in layers}) == len(layers))
-    tuckers = [layer for layer in layers if isinstance(layer, PackedTucker)]
-    require(len({layer.ranks for layer in tuckers if layer.core == "shared"}) <= 1)
-    require(is_affordable(LayerPlan("", t.modes, t.modes, t.ranks, t.core) for t in tuckers))
+    methods = {layer.scheme: scheme(layer.scheme) for layer in layers}
+    shared = [layer for layer in layers if methods[layer.scheme].shared]
+    require(len({(x.scheme, x.ranks) for x in shared}) == len({x.scheme for x in shared}))
+    known = [layer for layer in layers if methods[layer.scheme].of_weight]
+    try:
+        require(is_affordable([layer.plan(weight_spec(layer.shape)) for layer in known]))
+    except InvalidArgumentError:
+        raise MalformedError from None
 
 
 _ROOM = 1 << 24  # values; a shared core may be larger than the small layers that hold it
 
 
-def is_affordable(layers: Iterable[PlannedLayer]) -> bool:
+def is_affordable(layers: Iterable[LayerPlan]) -> bool:
     """Return whether neither factors nor rebuilding take much more than the weights themselves.
-
-    Layers of (s)cada_tucker are counted apart: what they need is known before there is a model.
 
     Examples
     --------
-    >>> is_affordable([LayerPlan("a", (25, 20), (25, 20), (5, 5))])
+    >>> weight, options = weight_spec((25, 20)), {"modes": (25, 20)}
+    >>> is_affordable([LayerPlan("a", "scada_tucker", weight, (5, 5), options)])
     True
-    >>> is_affordable([LayerPlan("a", (25, 20), (25, 20), (9999, 9999))])
+    >>> is_affordable([LayerPlan("a", "scada_tucker", weight, (9999, 9999), options)])
     False
     """
-    sums = {True: 0, False: 0}
-    for layer in layers:
-        sums[isinstance(layer, LayerPlan)] += _cost(layer) - 2 * layer.dense_params
-    return max(sums.values()) <= _ROOM
-
-
-def _cost(layer: PlannedLayer) -> int:
-    """Return the most values that a layer's factors, or a step of rebuilding its weight, take."""
-    if not isinstance(layer, LayerPlan):
-        return layer.factor_params
-    modes, ranks = layer.modes, layer.ranks
-    if layer.core == "diagonal":
-        half = (len(modes) + 1) // 2
-        return max(ranks) * (1 + prod(modes[:half]) + prod(modes[half:]) + sum(modes))
-    widest = prod(max(n, k) for n, k in zip(modes, ranks, strict=True))
-    return max(widest, tucker_params(modes, ranks))
-
-
-# The numbers of cores in a file are their places here: what is new goes to the end.
-CORES: tuple[Core, ...] = ("own", "shared", "diagonal", "reduced")
+    beyond = (x.method.peak_values(x.spec, x.ranks) - 2 * x.dense_params for x in layers)
+    return sum(max(values, 0) for values in beyond) <= _ROOM

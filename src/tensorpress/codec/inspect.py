@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from tensorpress.codec.decode_tensors import StoredTensor as Decoded
-from tensorpress.codec.header import PackedLayer, PackedScheme
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.static_tables import entropy_bits
 from tensorpress.codec.storage import Constant, Storage
 from tensorpress.codec.tpz_file import OpenFile, open_file
-from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.parametrization import Options
+from tensorpress.schemes.registry import scheme
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """How a layer of a file is pressed; modes and core are empty for schemes without."""
+    """How a layer of a file is pressed."""
 
     name: str
     scheme: str
     shape: tuple[int, ...]
-    modes: tuple[int, ...]
     ranks: tuple[int, ...]
-    core: str
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,9 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     opened = open_file(path)
     description = opened.description
-    layers = tuple(map(_stored, description.layers))
+    layers = tuple(
+        StoredLayer(x.name, x.scheme, x.shape, x.ranks, dict(x.options)) for x in description.layers
+    )
     decoded = opened.tensors()
     tensors = [
         StoredTensor(
@@ -142,20 +143,12 @@ def _parts(opened: OpenFile, decoded: list[Decoded]) -> dict[str, int]:
     return parts | {"values": opened.size - sum(parts.values())}
 
 
-def _stored(layer: PackedLayer) -> StoredLayer:
-    if isinstance(layer, PackedScheme):
-        return StoredLayer(layer.name, layer.scheme, layer.shape, (), layer.ranks, "")
-    scheme = LayerPlan(*layer).scheme
-    return StoredLayer(layer.name, scheme, layer.shape, layer.modes, layer.ranks, layer.core)
-
-
 def _short_name(name: str, layers: tuple[StoredLayer, ...]) -> str:
     layer, found, factor = name.partition(".parametrizations.weight.original")
     if not found:
         return name
-    if any(pressed.name == layer and pressed.core for pressed in layers):
-        return f"{layer}.core" if factor == "0" else f"{layer}.matrix{factor}"
-    return f"{layer}.core{factor}"
+    own = (scheme(pressed.scheme) for pressed in layers if pressed.name == layer)
+    return next((f"{layer}.{method.factor_name(int(factor))}" for method in own), name)
 
 
 def _told(storage: Storage) -> str:

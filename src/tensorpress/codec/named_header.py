@@ -1,31 +1,37 @@
 """The header of a model that is not in the zoo: its layers and tensors by name, in msgpack."""
 
 import zlib
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 import msgpack
 
 from tensorpress.codec.header import (
-    CORES,
     MAX_MODES,
     Description,
     MalformedError,
     PackedLayer,
-    PackedScheme,
-    PackedTucker,
     TensorEntry,
     check_layers,
     require,
 )
 from tensorpress.codec.model_tensors import DTYPES
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
-from tensorpress.schemes.layer_plan import Core
-from tensorpress.schemes.registry import LAYER_SCHEMES
+from tensorpress.schemes.parametrization import NO_OPTIONS, Options
+from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.reshape_modes import Shape
 
 MAX_HEADER_BYTES = 2 << 20
 """Largest header, uncompressed: some twenty thousand tensors, and no memory to speak of."""
+
+# The numbers of Tucker weights in files are their places here.
+CORES: tuple[tuple[str, Options], ...] = (
+    ("ada_tucker", {}),
+    ("scada_tucker", {}),
+    ("ada_tucker", {"diagonal": True}),
+    ("ada_tucker", {"reduced": True}),
+)
 
 _LARGEST = (1 << 31) - 1
 _RAW_DEFLATE = -zlib.MAX_WBITS  # without zlib's own header and checksum
@@ -67,12 +73,10 @@ def unpack(file: str, stored: bytes) -> Description:
 
     Examples
     --------
-    >>> stored = compress([[["0", [20, 30], [24, 25], 5]], []])
-    >>> unpack("a.tpz", stored).layers
-    (PackedTucker(name='0', shape=(20, 30), modes=(24, 25), ranks=(5, 5), core='own'),)
-    >>> stored = compress([[["0", [20, 30], "channel_svd", 8]], []])
-    >>> unpack("a.tpz", stored).layers
-    (PackedScheme(name='0', shape=(20, 30), scheme='channel_svd', ranks=(8,)),)
+    >>> stored = compress([[["0", [20, 30], "ada_tucker", [5, 5], {"modes": [24, 25]}]], []])
+    >>> [layer] = unpack("a.tpz", stored).layers
+    >>> layer.scheme, layer.ranks, layer.options
+    ('ada_tucker', (5, 5), {'modes': (24, 25)})
     """
     try:
         header = _decompress(stored)
@@ -87,12 +91,9 @@ def unpack(file: str, stored: bytes) -> Description:
 
 
 def _row(layer: PackedLayer) -> list[Any]:
-    ranks = layer.ranks[0] if len(set(layer.ranks)) == 1 else layer.ranks
-    if isinstance(layer, PackedScheme):
-        ranks = layer.ranks[0] if len(layer.ranks) == 1 else layer.ranks
-        return [layer.name, layer.shape, layer.scheme, ranks]
-    core = [] if layer.core == "own" else [CORES.index(layer.core)]
-    return [layer.name, layer.shape, layer.modes, ranks, *core]
+    ranks = layer.ranks[0] if len(layer.ranks) == 1 else layer.ranks
+    options = [dict(layer.options)] if layer.options else []
+    return [layer.name, layer.shape, layer.scheme, ranks, *options]
 
 
 def _decompress(stored: bytes) -> Any:
@@ -115,26 +116,52 @@ def _layer(file: str, row: Any) -> PackedLayer:
     require(type(name) is str)
     shape = _sizes(sizes)
     if isinstance(rest[0], str):
-        return PackedScheme(name, shape, *_scheme(file, *rest))
-    return PackedTucker(name, shape, *_tucker(*rest))
+        return read_layer(file, name, shape, *rest)
+    return PackedLayer(name, shape, *_tucker(*rest))
 
 
-def _tucker(modes: Any, ranks: Any, core: Any = 0) -> tuple[Shape, Shape, Core]:
+def _tucker(modes: Any, ranks: Any, core: Any = 0) -> tuple[str, Shape, Options]:
+    """Read what files had before Tucker weights were a scheme like all others."""
     sizes = _sizes(modes)
     sides = _sizes([ranks] * len(sizes) if isinstance(ranks, int) else ranks)
     require(len(sides) == len(sizes) > 0)
     require(_is_number(core, 0) and core < len(CORES))
-    return sizes, sides, CORES[core]
+    scheme, flags = CORES[core]
+    return scheme, sides, {"modes": sizes, **flags}
 
 
-def _scheme(file: str, name: str, ranks: Any, *more: Any) -> tuple[str, Shape]:
-    require(not more)
-    if name not in LAYER_SCHEMES:
+def read_layer(
+    file: str, name: str, shape: Shape, scheme: str, ranks: Any, options: Any = NO_OPTIONS
+) -> PackedLayer:
+    """Return a layer as it is in a row, which is not trusted.
+
+    Raises
+    ------
+    MalformedError
+        For what cannot be ranks or options.
+    ModelMismatchError
+        For a scheme or an option that this version does not have.
+    """
+    if scheme not in SCHEMES:
         raise ModelMismatchError(
-            f"{file} names the scheme {name[:40]!r}, which this version does not have "
-            f"(known: {', '.join(LAYER_SCHEMES)})"
+            f"{file} names the scheme {scheme[:40]!r}, which this version does not have "
+            f"(known: {', '.join(SCHEMES)})"
         )
-    return name, _sizes([ranks] if isinstance(ranks, int) else ranks)
+    require(isinstance(options, Mapping) and len(options) <= MAX_MODES)
+    for key, value in options.items():
+        if key not in SCHEMES[scheme].option_names:
+            raise ModelMismatchError(
+                f"{file}: layer {name[:40]!r} has an option of {scheme} that this version does not "
+                "have"
+            )
+        require(not isinstance(value, list) or len(value) <= MAX_MODES)
+    try:
+        plain = SCHEMES[scheme].with_options(options).options
+    except InvalidArgumentError:
+        raise MalformedError from None
+    return PackedLayer(
+        name, shape, scheme, _sizes([ranks] if isinstance(ranks, int) else ranks), plain
+    )
 
 
 def _sizes(value: Any) -> Shape:

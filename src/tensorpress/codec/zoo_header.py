@@ -2,28 +2,30 @@
 
 from collections.abc import Sequence
 from math import isqrt, prod
+from typing import Any
+
+import msgpack
 
 from tensorpress.codec.adaptive_coder import Stream
 from tensorpress.codec.container import naming
 from tensorpress.codec.header import (
-    CORES,
     MAX_MODES,
     Description,
     MalformedError,
     PackedLayer,
-    PackedScheme,
-    PackedTucker,
     check_layers,
     dense_network,
     plan_from_header,
     pressed_table,
     require,
 )
+from tensorpress.codec.named_header import CORES, read_layer
 from tensorpress.errors import CorruptFileError, ModelMismatchError
 from tensorpress.planning.layers import find_pressable
 from tensorpress.schemes.reshape_modes import Shape
 
-# The numbers of networks and schemes are their places here: what is new goes to the end.
+# The numbers of networks and schemes are their places here: what is new goes to the end. Schemes
+# without a number, and layers with options, are written by name.
 NETWORK_NUMBERS = (
     *("lenet5", "lenet300100", "fc1024", "cifar-cnn", "resnet20", "resnet32", "resnet56"),
     *("wrn28-10", "clips3d", "vgg16", "vgg16-quarter"),
@@ -34,8 +36,10 @@ SCHEME_NUMBERS = (
     *("spatial_channel_svd", "low_rank_sparse", "channel_pruning"),
 )
 
-_FIRST_SCHEME = 8  # of the numbers of what is done with a layer: 0 is dense, then come the cores
+# Of the numbers of what is done with a layer 0 is dense, then come the cores.
+_BY_NAME, _FIRST_SCHEME = 5, 8
 _LARGEST = 1 << 22
+_LARGEST_NAMED = 1 << 12  # bytes of a name with options
 
 
 def write_network(stream: Stream, description: Description) -> None:
@@ -104,22 +108,39 @@ class _Layers:
         kind = self._stream.number("layer", _kind(given))
         if kind == 0:
             return None
+        ranks = given.ranks if given else ()
         if kind <= len(CORES):
-            tucker = given if isinstance(given, PackedTucker) else None
-            modes = self._modes(shape, tucker.modes if tucker else ())
-            ranks = self._ranks(len(modes), given.ranks if given else ())
-            return PackedTucker(name, shape, modes, ranks, CORES[kind - 1])
+            modes = self._modes(shape, given.options["modes"] if given else ())
+            scheme, flags = CORES[kind - 1]
+            ranks = self._ranks(len(modes), ranks)
+            return PackedLayer(name, shape, scheme, ranks, {"modes": modes, **flags})
         number = kind - _FIRST_SCHEME
-        self._expect(number >= 0)
+        self._expect(number >= 0 or kind == _BY_NAME)
         if number >= len(SCHEME_NUMBERS):
             raise ModelMismatchError(
                 f"{self._file}: layer {name!r} has a scheme that this version does not have "
                 f"(known: {', '.join(SCHEME_NUMBERS)})"
             )
-        count = 1 + self._stream.number("ranks", len(given.ranks) - 1 if given else 0)
+        named: list[Any] = [SCHEME_NUMBERS[number], {}]
+        if kind == _BY_NAME:
+            named = self._named(given)
+        count = 1 + self._stream.number("ranks", len(ranks) - 1 if given else 0)
         self._expect(count <= MAX_MODES)
-        ranks = self._ranks(count, given.ranks if given else ())
-        return PackedScheme(name, shape, SCHEME_NUMBERS[number], ranks)
+        ranks = self._ranks(count, ranks)
+        return read_layer(self._file, name, shape, named[0], list(ranks), named[1])
+
+    def _named(self, given: PackedLayer | None) -> list[Any]:
+        """Code the name and the options of a scheme, as msgpack."""
+        data = msgpack.packb([given.scheme, dict(given.options)]) if given else b""
+        size = self._stream.number("named", len(data))
+        self._expect(size <= _LARGEST_NAMED)
+        data = bytes(self._stream.choice(256, data[k] if given else 0) for k in range(size))
+        try:
+            named = msgpack.unpackb(data, raw=False)
+        except ValueError:
+            raise MalformedError from None
+        require(isinstance(named, list) and len(named) == 2 and isinstance(named[0], str))
+        return list(named)
 
     def _expect(self, condition: bool) -> None:
         """Check what is read."""
@@ -153,8 +174,11 @@ def _kind(layer: PackedLayer | None) -> int:
     """Return 0 for a dense layer, then the cores of Tucker factors, then the schemes."""
     if layer is None:
         return 0
-    if isinstance(layer, PackedTucker):
-        return 1 + CORES.index(layer.core)
+    options = dict(layer.options)
+    if options.pop("modes", None) and (layer.scheme, options) in CORES:
+        return 1 + CORES.index((layer.scheme, options))
+    if layer.options or layer.scheme not in SCHEME_NUMBERS:
+        return _BY_NAME
     return _FIRST_SCHEME + SCHEME_NUMBERS.index(layer.scheme)
 
 

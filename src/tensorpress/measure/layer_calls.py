@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
@@ -11,24 +10,7 @@ from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
-from tensorpress.schemes.layer_spec import LayerSpec
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call of a layer, for one example.
-
-    Attributes
-    ----------
-    sizes : tuple of int
-        Spatial sizes of the input of a convolution; of a Linear or an Embedding one number, the
-        positions it is applied to.
-    times : int
-        How often it is made with these sizes.
-    """
-
-    sizes: tuple[int, ...]
-    times: int = 1
+from tensorpress.schemes.layer_spec import Call, LayerSpec
 
 
 def record_inputs(

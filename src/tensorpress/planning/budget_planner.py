@@ -16,7 +16,7 @@ from tensorpress.planning.layer_latency import LayerTimer, fill_randomly
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scores
 from tensorpress.ranks import FractionRanks
-from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import scheme as scheme_named
 
 LEAST_SHARE = 0.01
@@ -27,7 +27,7 @@ def plan_within_latency(
     limit: Budget,
     dense: DenseModel,
     ways: Ways,
-    fixed: Mapping[str, PlannedLayer],
+    fixed: Mapping[str, LayerPlan],
     rule: str | Scores,
     round_to: int,
 ) -> Spreading:
@@ -49,22 +49,22 @@ def plan_within_latency(
     """
     timer = LayerTimer(next(dense.module.parameters()), dense.inputs, round_to=round_to)
 
-    def cost(plan: SchemePlan) -> float:
+    def cost(plan: LayerPlan) -> float:
         shapes = dense.layers[plan.name].inputs
-        return timer.pressed(scheme_named(plan.scheme), plan.spec, [plan.ranks], shapes)[0]
+        return timer.pressed(plan.method, plan.spec, [plan.ranks], shapes)[0]
 
     def dense_cost(name: str) -> float:
         layer = dense.layers[name]
         return timer.dense(layer.spec(), layer.inputs)
 
-    replaced = [layer for layer in fixed.values() if isinstance(layer, SchemePlan)]
+    replaced = [layer for layer in fixed.values() if layer.calls]
     task = Task(ways, cost, {name: dense_cost(name) for name in ways}, round_to)
     found = make_choices(task, rule)
     whole = measure_latencies([dense.module], dense.inputs)[0]
     saved = sum(dense_cost(plan.name) - cost(plan) for plan in replaced)
     others = whole - saved - sum(task.dense.values())
 
-    def chosen(share: float) -> dict[str, SchemePlan]:
+    def chosen(share: float) -> dict[str, LayerPlan]:
         return found.within(max(share * whole - others, found.least))
 
     fitted = fit_latency(
@@ -78,13 +78,12 @@ def plan_within_latency(
     return chosen(fitted.at), found
 
 
-def _built(dense: DenseModel, plans: list[SchemePlan]) -> nn.Module:
+def _built(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:
     """Return the pressed model, at random values."""
     new: dict[int, nn.Module] = {}
     for plan in plans:
         layer = dense.layers[plan.name].module
-        scheme = scheme_named(plan.scheme)
-        pressed = scheme.skeleton(plan.spec, plan.ranks, like=layer.get_parameter("weight"))
+        pressed = plan.method.skeleton(plan.spec, plan.ranks, like=layer.get_parameter("weight"))
         fill_randomly(pressed)
         new[id(layer)] = pressed.train(layer.training)
     return deepcopy(dense.module, new)
@@ -98,10 +97,10 @@ def plan_within_budget(
     dense: DenseModel,
     layers: Mapping[str, Layer],
     schemes: Mapping[str, Sequence[str]],
-    fixed: Mapping[str, PlannedLayer],
+    fixed: Mapping[str, LayerPlan],
     rule: str | Scores,
     round_to: int,
-) -> tuple[dict[str, PlannedLayer], dict[str, str]]:
+) -> tuple[dict[str, LayerPlan], dict[str, str]]:
     """Choose schemes and ranks so that the whole model stays within a budget.
 
     Parameters
@@ -114,7 +113,7 @@ def plan_within_budget(
         Those that may be pressed.
     schemes : mapping of str to sequence of str
         What each of them may be pressed by.
-    fixed : mapping of str to PlannedLayer
+    fixed : mapping of str to LayerPlan
         Layers that are pressed in any case.
     rule : str or Scores
         How the budget is spread: see `tensorpress.plan`.
@@ -123,7 +122,7 @@ def plan_within_budget(
 
     Returns
     -------
-    dict of str to PlannedLayer, dict of str to str
+    dict of str to LayerPlan, dict of str to str
         The layers that are pressed, and the others with the reason.
 
     Raises
@@ -152,7 +151,7 @@ def _counted(
     limit: Budget,
     dense: DenseModel,
     ways: Ways,
-    fixed: Mapping[str, PlannedLayer],
+    fixed: Mapping[str, LayerPlan],
     rule: str | Scores,
     round_to: int,
 ) -> Spreading:
@@ -165,14 +164,14 @@ def _counted(
             f"the budget {limit} is no saving: the dense model has {total:,} {UNITS[limit.kind]}"
         )
 
-    def cost(layer: PlannedLayer) -> float:
+    def cost(layer: LayerPlan) -> float:
         if limit.kind == "macs":
-            return layer.macs if isinstance(layer, SchemePlan) else 0
+            return layer.macs
         return layer.factor_params * (layer.itemsize if limit.kind == "bytes" else 1)
 
-    def dense_cost(layer: PlannedLayer) -> float:
+    def dense_cost(layer: LayerPlan) -> float:
         if limit.kind == "macs":
-            return layer.dense_macs if isinstance(layer, SchemePlan) else 0
+            return layer.dense_macs
         return layer.dense_params * (layer.itemsize if limit.kind == "bytes" else 1)
 
     smallest = {

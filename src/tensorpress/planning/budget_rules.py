@@ -13,7 +13,7 @@ from tensorpress.planning.scores import Scores
 from tensorpress.ranks import EVBMFRanks, FixedRanks, FractionRanks, RankRule
 from tensorpress.ranks.allocation import Allocation, Option, allocate
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.layer_plan import SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 
 Spread = Literal["error", "energy", "uniform", "evbmf"]
 """How a budget is spread: see `tensorpress.plan`."""
@@ -49,11 +49,11 @@ class Task:
     """
 
     layers: Ways
-    cost: Callable[[SchemePlan], float]
+    cost: Callable[[LayerPlan], float]
     dense: Mapping[str, float]
     round_to: int = 1
 
-    def saves(self, plan: SchemePlan) -> bool:
+    def saves(self, plan: LayerPlan) -> bool:
         """Whether a layer is better pressed so than left dense."""
         return refuse_no_gain(plan) is None and self.cost(plan) < self.dense[plan.name]
 
@@ -65,14 +65,14 @@ class Choices(Protocol):
     def least(self) -> float:
         """The least that the layers can cost together."""
 
-    def within(self, available: float) -> dict[str, SchemePlan]:
+    def within(self, available: float) -> dict[str, LayerPlan]:
         """Return the plans of the layers that are pressed where at least ``least`` is available."""
 
     def unpressed(self, name: str) -> str:
         """Return why a layer is left dense."""
 
 
-Spreading = tuple[dict[str, SchemePlan], Choices]
+Spreading = tuple[dict[str, LayerPlan], Choices]
 """The plans of the layers that are pressed, and what they were chosen from."""
 
 
@@ -96,7 +96,7 @@ def make_choices(task: Task, rule: str | Scores) -> Choices:
     return _Allocated(task, _with_scores(plans, _lost_energy), "greedy")
 
 
-Scored = list[tuple[SchemePlan, float]]
+Scored = list[tuple[LayerPlan, float]]
 
 
 class _Allocated:
@@ -104,7 +104,7 @@ class _Allocated:
 
     def __init__(self, task: Task, plans: Mapping[str, Scored], by: Allocation) -> None:
         self._by = by
-        self._ways: dict[str, list[tuple[SchemePlan | None, Option]]] = {
+        self._ways: dict[str, list[tuple[LayerPlan | None, Option]]] = {
             name: [(None, Option(task.dense[name], 0.0))]
             + [(p, Option(task.cost(p), score)) for p, score in found if task.saves(p)]
             for name, found in plans.items()
@@ -114,7 +114,7 @@ class _Allocated:
     def least(self) -> float:
         return sum(min(option.cost for _, option in found) for found in self._ways.values())
 
-    def within(self, available: float) -> dict[str, SchemePlan]:
+    def within(self, available: float) -> dict[str, LayerPlan]:
         layers = [[option for _, option in found] for found in self._ways.values()]
         chosen = allocate(layers, available, by=self._by)
         picked = {
@@ -143,7 +143,7 @@ class _OneNumber:
     def least(self) -> float:
         return self._cost(self._plans(0.0))
 
-    def within(self, available: float) -> dict[str, SchemePlan]:
+    def within(self, available: float) -> dict[str, LayerPlan]:
         low, high = 0.0, 1.0
         for _ in range(STEPS):
             middle = (low + high) / 2
@@ -154,19 +154,19 @@ class _OneNumber:
     def unpressed(self, name: str) -> str:
         return NO_RANKS
 
-    def _plans(self, number: float) -> dict[str, SchemePlan]:
+    def _plans(self, number: float) -> dict[str, LayerPlan]:
         found = {
             name: plan_with_ranks(layer, scheme, self._rule_at(name, number), self._task.round_to)
             for name, (layer, [scheme]) in self._task.layers.items()
         }
         return {name: plan for name, plan in found.items() if self._task.saves(plan)}
 
-    def _cost(self, plans: Mapping[str, SchemePlan]) -> float:
+    def _cost(self, plans: Mapping[str, LayerPlan]) -> float:
         dense = (cost for name, cost in self._task.dense.items() if name not in plans)
         return sum(map(self._task.cost, plans.values())) + sum(dense)
 
 
-def _options(task: Task, name: str) -> list[SchemePlan]:
+def _options(task: Task, name: str) -> list[LayerPlan]:
     layer, schemes = task.layers[name]
     try:
         return candidate_plans(layer, schemes, task.round_to)
@@ -175,7 +175,7 @@ def _options(task: Task, name: str) -> list[SchemePlan]:
 
 
 def _with_scores(
-    plans: Mapping[str, list[SchemePlan]], score: Callable[[float], float]
+    plans: Mapping[str, list[LayerPlan]], score: Callable[[float], float]
 ) -> dict[str, Scored]:
     return {
         name: [(plan, score(plan.error or 0.0)) for plan in ways] for name, ways in plans.items()

@@ -15,7 +15,7 @@ from tensorpress.measure.layer_calls import record_inputs
 from tensorpress.planning.budget import Budget
 from tensorpress.planning.layers import Layer, Weights, find_obstacles, find_pressable, match_names
 from tensorpress.planning.plan import Plan
-from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.lazy_tensor import defer
 
 
@@ -194,14 +194,13 @@ class DenseModel:
             f"rebuilt weights save no {limit.kind}: give a budget of params or bytes"
         )
 
-    def plan(self, scheme: str, layers: Sequence[PlannedLayer], kept: Mapping[str, str]) -> Plan:
+    def plan(self, scheme: str, layers: Sequence[LayerPlan], kept: Mapping[str, str]) -> Plan:
         """Return the plan that presses some of the layers."""
-        replaced = [layer.dense_macs for layer in layers if isinstance(layer, SchemePlan)]
         return Plan(
             scheme,
             tuple(layers),
             dict(kept),
             self.params - sum(layer.dense_params for layer in layers),
             self.bytes - sum(layer.itemsize * layer.dense_params for layer in layers),
-            None if self.macs is None else self.macs - sum(replaced),
+            None if self.macs is None else self.macs - sum(layer.dense_macs for layer in layers),
         )

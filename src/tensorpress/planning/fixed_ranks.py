@@ -1,10 +1,9 @@
 """Layers that are pressed at given ranks: by entries for single layers, or all by one rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.planning.ada_tucker import check_shared, plan_given_modes
 from tensorpress.planning.layer_candidates import (
     applicable_schemes,
     plan_with_ranks,
@@ -13,17 +12,11 @@ from tensorpress.planning.layer_candidates import (
 from tensorpress.planning.layers import Layer, match_names
 from tensorpress.ranks import rank_rule
 from tensorpress.schemes.base import Ranks
-from tensorpress.schemes.layer_plan import (
-    SCHEMES,
-    TUCKER_SCHEMES,
-    LayerPlan,
-    PlannedLayer,
-    SchemePlan,
-)
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import Sizes
+from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
-
-SCHEME_KEYS = ("ranks", "scheme")
-"""What an entry for a layer may say where its scheme is one of the registry."""
+from tensorpress.utils.formatting import format_shape
 
 Entry = Mapping[str, Any]
 
@@ -55,7 +48,7 @@ def plan_fixed_ranks(
     schemes: Sequence[str],
     ranks: Ranks | None,
     round_to: int,
-) -> dict[str, PlannedLayer]:
+) -> dict[str, LayerPlan]:
     """Return the plans of the layers that have entries, smaller or not.
 
     Ranks that an entry itself says are taken as they are; those of all layers are rounded.
@@ -66,14 +59,14 @@ def plan_fixed_ranks(
         Naming the layer, for keys that are unknown, no ranks, ranks that do not fit, or a layer
         that the scheme cannot take.
     """
-    found: dict[str, PlannedLayer] = {}
+    found: dict[str, LayerPlan] = {}
     for name, entry in entries.items():
         try:
             [scheme] = layer_schemes(entry, schemes)
             found[name] = _given(layers[name], entry, scheme, ranks, round_to)
         except (InvalidArgumentError, TypeError) as error:
             raise InvalidArgumentError(f"layer {name!r}: {error}") from None
-    check_shared([layer for layer in found.values() if isinstance(layer, LayerPlan)])
+    _check_shared(found.values())
     return found
 
 
@@ -99,7 +92,7 @@ def layer_schemes(entry: Entry | None, schemes: Sequence[str]) -> Sequence[str]:
 
 def press_where_smaller(
     layers: Mapping[str, Layer], scheme: str, ranks: Ranks, round_to: int
-) -> tuple[dict[str, PlannedLayer], dict[str, str]]:
+) -> tuple[dict[str, LayerPlan], dict[str, str]]:
     """Return the layers that a scheme makes smaller, and all others with the reason.
 
     Raises
@@ -107,7 +100,7 @@ def press_where_smaller(
     InvalidArgumentError
         Naming the layer whose weight a rule cannot use.
     """
-    pressed: dict[str, PlannedLayer] = {}
+    pressed: dict[str, LayerPlan] = {}
     kept: dict[str, str] = {}
     for name, layer in layers.items():
         found = _smaller(layer, scheme, ranks, round_to)
@@ -126,23 +119,37 @@ def nothing_pressed_error(kept: Mapping[str, str]) -> InvalidArgumentError:
 
 def _given(
     layer: Layer, entry: Entry, scheme: str, ranks: Ranks | None, round_to: int
-) -> PlannedLayer:
-    if scheme in TUCKER_SCHEMES:
-        return plan_given_modes(layer.name, layer.shape, scheme, entry, layer.itemsize)
-    for key in entry:
-        if key not in SCHEME_KEYS:
-            raise unknown_name("key", key, SCHEME_KEYS)
+) -> LayerPlan:
+    named = scheme_named(scheme)
+    options = {key: value for key, value in entry.items() if key not in ("ranks", "scheme")}
     asked = entry.get("ranks", ranks)
     if asked is None:
+        named.with_options(options)
         raise InvalidArgumentError("ranks are needed")
-    form = scheme_named(scheme)
-    if form.form in layer.blocked:
-        raise InvalidArgumentError(f"it cannot be pressed by {scheme}: {layer.blocked[form.form]}")
-    form.check(layer.spec())
-    return plan_with_ranks(layer, form, rank_rule(asked), 1 if "ranks" in entry else round_to)
+    obstacle = layer.obstacle(named)
+    if obstacle is not None:
+        raise InvalidArgumentError(f"it cannot be pressed by {scheme}: {obstacle}")
+    spec = layer.spec(named)
+    method, asked = named.read_entry(spec, options, asked)
+    method.check(spec)
+    return plan_with_ranks(layer, method, rank_rule(asked), 1 if "ranks" in entry else round_to)
 
 
-def _smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> SchemePlan | str:
+def _check_shared(layers: Iterable[LayerPlan]) -> None:
+    """Raise unless all layers that share a core name the same shape for it."""
+    cores: dict[str, set[Sizes]] = {}
+    for layer in layers:
+        if layer.method.shared:
+            cores.setdefault(layer.scheme, set()).add(layer.ranks)
+    for shapes in cores.values():
+        if len(shapes) > 1:
+            raise InvalidArgumentError(
+                "a shared core has one shape, but the layers name "
+                f"{', '.join(sorted(map(format_shape, shapes)))}"
+            )
+
+
+def _smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> LayerPlan | str:
     """Return the plan of a layer, or why it stays dense."""
     form, rule = scheme_named(scheme), rank_rule(ranks)
     found, reason = applicable_schemes(layer, [form])

@@ -5,24 +5,25 @@ from dataclasses import replace
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.layers import Layer
-from tensorpress.ranks import RankRule, check_ranks
+from tensorpress.ranks import RankRule
 from tensorpress.ranks.checks import round_ranks
 from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.layer_plan import SchemePlan
-from tensorpress.schemes.layer_spec import LayerSpec
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 
 
 def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], str]:
     """Return the schemes that can take a layer, and why the others cannot."""
-    try:
-        spec = layer.spec()
-    except InvalidArgumentError as error:
-        return [], str(error)
     found, reasons = [], []
     for scheme in schemes:
-        refusal = scheme.refusal(spec)
-        if scheme.form in layer.blocked:
-            reasons.append(layer.blocked[scheme.form])
+        try:
+            refusal = scheme.refusal(layer.spec(scheme))
+        except InvalidArgumentError as error:
+            reasons.append(str(error))
+            continue
+        obstacle = layer.obstacle(scheme)
+        if obstacle is not None:
+            reasons.append(obstacle)
         elif refusal is not None:
             reasons.append(f"{scheme.name} cannot take it: {refusal}")
         else:
@@ -30,7 +31,7 @@ def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Sc
     return found, "; ".join(dict.fromkeys(reasons))
 
 
-def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int = 1) -> SchemePlan:
+def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int = 1) -> LayerPlan:
     """Return the plan of a layer at the ranks of a rule, whatever it costs.
 
     Only a rule that needs spectra looks at the weight.
@@ -40,16 +41,28 @@ def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int 
     InvalidArgumentError
         For ranks that do not fit, or values that are not there, NaN or infinite.
     """
-    spec = layer.spec()
-    spectra = scheme.spectra(spec, layer.kernel()) if rule.needs_spectra else ()
+    spec = layer.spec(scheme)
+    spectra = scheme.spectra(spec, layer.kernel(scheme)) if rule.needs_spectra else ()
     largest = scheme.largest_ranks(spec)
     chosen = rule.ranks(spectra, largest)
-    check_ranks(chosen, largest)
-    ranks = scheme.attainable(spec, round_ranks(chosen, largest, round_to))
-    return SchemePlan(layer.name, scheme.name, spec, ranks, layer.calls, itemsize=layer.itemsize)
+    scheme.check_ranks(spec, chosen)
+    return planned(layer, scheme, scheme.attainable(spec, round_ranks(chosen, largest, round_to)))
 
 
-def refuse_no_gain(plan: SchemePlan) -> str | None:
+def planned(layer: Layer, scheme: Scheme, ranks: Sizes) -> LayerPlan:
+    """Return the plan of a layer at ranks."""
+    return LayerPlan(
+        layer.name,
+        scheme.name,
+        layer.spec(scheme),
+        ranks,
+        scheme.options,
+        calls=() if scheme.of_weight else layer.calls,
+        itemsize=layer.itemsize,
+    )
+
+
+def refuse_no_gain(plan: LayerPlan) -> str | None:
     """Return why a layer is better left dense than pressed so, None where it is not.
 
     A pressed layer has fewer parameters than the dense one, and where its calls are known no more
@@ -68,7 +81,7 @@ def refuse_no_gain(plan: SchemePlan) -> str | None:
     return None
 
 
-def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) -> list[SchemePlan]:
+def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) -> list[LayerPlan]:
     """Return plans of a layer at all ranks worth considering, with their errors.
 
     Those that make it larger or multiply more are left out. The weight is decomposed once a
@@ -82,10 +95,7 @@ def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) 
     spec, kernel = layer.spec(), None
     found = []
     for scheme in _distinct(spec, schemes):
-        plans = [
-            SchemePlan(layer.name, scheme.name, spec, ranks, layer.calls, itemsize=layer.itemsize)
-            for ranks in scheme.candidates(spec, round_to)
-        ]
+        plans = [planned(layer, scheme, ranks) for ranks in scheme.candidates(spec, round_to)]
         plans = [plan for plan in plans if refuse_no_gain(plan) is None]
         if not plans:
             continue

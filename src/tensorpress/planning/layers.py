@@ -11,8 +11,15 @@ from torch.nn.utils import parametrize
 
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.measure.layer_calls import Call, layer_calls
-from tensorpress.schemes.layer_spec import LayerSpec, describe_layer, refuse_layer, weight_to_kernel
+from tensorpress.measure.layer_calls import layer_calls
+from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.layer_spec import (
+    Call,
+    LayerSpec,
+    describe_layer,
+    refuse_layer,
+    weight_to_kernel,
+)
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.reshape_modes import Shape
@@ -111,19 +118,23 @@ class Layer:
         """Bytes of a parameter."""
         return next(self.module.parameters()).element_size()
 
-    def spec(self) -> LayerSpec:
-        """Return what the layer is; see `tensorpress.schemes.layer_spec.describe_layer`."""
-        return describe_layer(self.module)
+    def spec(self, scheme: Scheme | None = None) -> LayerSpec:
+        """Return what the layer is to a scheme, or else by `describe_layer`."""
+        return describe_layer(self.module) if scheme is None else scheme.describe(self.module)
 
-    def kernel(self) -> Tensor:
-        """Return its canonical kernel in working precision.
+    def obstacle(self, scheme: Scheme) -> str | None:
+        """Return why its place in the model forbids a scheme, None where it does not."""
+        return None if scheme.of_weight else self.blocked.get(scheme.form)
+
+    def kernel(self, scheme: Scheme | None = None) -> Tensor:
+        """Return its canonical kernel in working precision, as it is to a scheme.
 
         Raises
         ------
         InvalidArgumentError
             For values that are not there, NaN or infinite.
         """
-        spec = self.spec()
+        spec = self.spec(scheme)
         weight = self.weights(self.name) if self.weights else self.module.get_parameter("weight")
         if weight.is_meta:
             raise InvalidArgumentError("its weight is on the meta device: it has no values")

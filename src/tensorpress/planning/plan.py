@@ -5,16 +5,15 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
-from tensorpress.planning.plan_file import FORMAT, PlanFile, check_layer, layer_to_dict
+from tensorpress.planning.plan_file import FORMAT, PlanFile, layer_to_dict
 from tensorpress.planning.plan_table import Sums, kept_lines, layer_table
-from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_yaml, validated
@@ -31,7 +30,7 @@ class Plan:
     ----------
     scheme : str
         What was asked for; a layer may have another one.
-    layers : tuple of LayerPlan and SchemePlan
+    layers : tuple of LayerPlan and LayerPlan
         In the order of the model.
     kept : mapping of str to str
         Layers that stay dense, with the reason.
@@ -44,14 +43,14 @@ class Plan:
     --------
     >>> from torch import nn
     >>> from tensorpress.schemes.layer_spec import describe_layer
-    >>> layer = SchemePlan("fc", "channel_svd", describe_layer(nn.Linear(30, 20)), (4,))
+    >>> layer = LayerPlan("fc", "channel_svd", describe_layer(nn.Linear(30, 20)), (4,))
     >>> plan = Plan("channel_svd", (layer,), other_params=20)
     >>> plan.dense_params, plan.params, plan.macs
     (620, 220, None)
     """
 
     scheme: str
-    layers: tuple[PlannedLayer, ...]
+    layers: tuple[LayerPlan, ...]
     kept: Mapping[str, str] = field(default_factory=dict)
     other_params: int = 0
     other_bytes: int = 0
@@ -60,7 +59,7 @@ class Plan:
     @property
     def shared_core(self) -> Shape | None:
         """Shape of the core that layers share, None where each has its own."""
-        return next((layer.ranks for layer in self.layers if _shares(layer)), None)
+        return next((layer.ranks for layer in self._sharing), None)
 
     @property
     def dense_params(self) -> int:
@@ -70,8 +69,8 @@ class Plan:
     @property
     def params(self) -> int:
         """Parameters of the pressed model: factors, a shared core once, and all others."""
-        core = prod(self.shared_core) if self.shared_core else 0
-        return self.other_params + core + sum(layer.factor_params for layer in self.layers)
+        shared = sum(layer.shared_params for layer in self._sharing)
+        return self.other_params + shared + sum(layer.factor_params for layer in self.layers)
 
     @property
     def dense_bytes(self) -> int:
@@ -81,24 +80,24 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Bytes of the pressed model's parameters and buffers."""
-        shared = next((x.itemsize for x in self.layers if _shares(x)), 0)
-        core = shared * prod(self.shared_core or ())
-        return self.other_bytes + core + sum(x.itemsize * x.factor_params for x in self.layers)
+        shared = sum(x.itemsize * x.shared_params for x in self._sharing)
+        return self.other_bytes + shared + sum(x.itemsize * x.factor_params for x in self.layers)
 
     @property
     def dense_macs(self) -> int | None:
         """Multiply-accumulates of the dense model for one example, where inputs were given."""
-        return self._with_others([layer.dense_macs for layer in self._replaced])
+        return self._with_others([layer.dense_macs for layer in self.layers])
 
     @property
     def macs(self) -> int | None:
         """Multiply-accumulates of the pressed model for one example, where inputs were given."""
-        return self._with_others([layer.macs for layer in self._replaced])
+        return self._with_others([layer.macs for layer in self.layers])
 
     @property
-    def _replaced(self) -> list[SchemePlan]:
-        """Return the layers whose multiplications change; a rebuilt weight's do not."""
-        return [layer for layer in self.layers if isinstance(layer, SchemePlan)]
+    def _sharing(self) -> list[LayerPlan]:
+        """Return the first layer of each scheme whose layers share a core."""
+        first = {layer.scheme: layer for layer in reversed(self.layers) if layer.shared_params}
+        return list(first.values())
 
     def _with_others(self, macs: list[int]) -> int | None:
         return None if self.other_macs is None else self.other_macs + sum(macs)
@@ -139,8 +138,6 @@ class Plan:
         """
         read = validated(PlanFile, content, "plan")
         layers = tuple(layer.named(name) for name, layer in read.layers.items())
-        for layer in layers:
-            check_layer(layer)
         other = read.other
         return Plan(read.scheme, layers, read.kept, other.params, other.bytes, other.macs)
 
@@ -183,9 +180,6 @@ class Plan:
         ]
         if self.shared_core:
             core = f"(shared core {format_shape(self.shared_core)})"
-            sums.insert(0, Sums(core, None, prod(self.shared_core), None, None))
+            shared = sum(layer.shared_params for layer in self._sharing)
+            sums.insert(0, Sums(core, None, shared, None, None))
         return "\n".join([*layer_table(self.layers, sums), *kept_lines(self.kept)])
-
-
-def _shares(layer: PlannedLayer) -> bool:
-    return isinstance(layer, LayerPlan) and layer.core == "shared"

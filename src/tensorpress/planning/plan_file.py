@@ -3,22 +3,21 @@
 from dataclasses import MISSING, asdict, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.measure.layer_calls import Call
-from tensorpress.schemes.layer_plan import (
-    FLOAT_BYTES,
-    SCHEMES,
-    TUCKER_SCHEMES,
-    Core,
-    LayerPlan,
-    PlannedLayer,
-    SchemePlan,
-)
-from tensorpress.schemes.layer_spec import LayerSpec
+from tensorpress.schemes.layer_plan import FLOAT_BYTES, LayerPlan
+from tensorpress.schemes.layer_spec import Call, LayerSpec, weight_spec
+from tensorpress.schemes.registry import SCHEMES, scheme
 
-FORMAT: Literal["tensorpress-plan 1"] = "tensorpress-plan 1"
+FORMAT: Literal["tensorpress-plan 2"] = "tensorpress-plan 2"
 """First line of a plan's file."""
 
 Size = Annotated[int, Field(ge=1)]
@@ -46,35 +45,47 @@ def _like(kind: type) -> Any:
 
 
 class LayerEntry(_Section):
-    """A layer of a plan: of a scheme of the registry (``weight``), or of Tucker factors."""
+    """A layer of a plan."""
 
     scheme: Annotated[str, AfterValidator(_known_scheme)]
     ranks: tuple[Size, ...]
-    weight: _like(LayerSpec) | None = None  # type: ignore[valid-type]
+    weight: _like(LayerSpec)  # type: ignore[valid-type]
+    options: dict[str, Any] = {}
     calls: tuple[_like(Call), ...] = ()  # type: ignore[valid-type]
     error: float | None = None
-    shape: tuple[Size, ...] | None = None
-    modes: tuple[Size, ...] | None = None
-    core: Core = "own"
     itemsize: Size = FLOAT_BYTES
 
-    def named(self, name: str) -> PlannedLayer:
+    @model_validator(mode="before")
+    @classmethod
+    def _convert(cls, entry: Any) -> Any:
+        """Take the keys that Tucker weights had in format 1 for spec and options."""
+        if not isinstance(entry, dict) or not {"shape", "modes"} <= entry.keys():
+            return entry
+        rest = {key: value for key, value in entry.items() if key not in ("shape", "modes", "core")}
+        core = entry.get("core", "own")
+        flags = {core: True} if core in ("diagonal", "reduced") else {}
+        spec = weight_spec(tuple(entry["shape"]))
+        return rest | {"weight": _to_dict(spec), "options": {"modes": entry["modes"], **flags}}
+
+    def named(self, name: str) -> LayerPlan:
         """Return the plan of the layer.
 
         Raises
         ------
         InvalidArgumentError
-            Where a key is missing, or the ranks do not fit the layer.
+            Naming the layer, where options or ranks do not fit it.
         """
-        if self.scheme in TUCKER_SCHEMES:
-            if self.shape is None or self.modes is None:
-                raise InvalidArgumentError(f"layer {name!r}: {self.scheme} needs shape and modes")
-            return LayerPlan(name, self.shape, self.modes, self.ranks, self.core, self.itemsize)
-        if self.weight is None:
-            raise InvalidArgumentError(f"layer {name!r}: {self.scheme} needs weight")
         spec = LayerSpec(**self.weight.model_dump())
         calls = tuple(Call(**call.model_dump()) for call in self.calls)
-        return SchemePlan(name, self.scheme, spec, self.ranks, calls, self.error, self.itemsize)
+        try:
+            options = scheme(self.scheme, self.options).options
+            layer = LayerPlan(
+                *(name, self.scheme, spec, self.ranks, options, calls, self.error, self.itemsize)
+            )
+            layer.check()
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"layer {name!r}: {error}") from None
+        return layer
 
 
 class Others(_Section):
@@ -88,7 +99,7 @@ class Others(_Section):
 class PlanFile(_Section):
     """A whole plan; what follows from its layers is not looked at."""
 
-    format: Literal["tensorpress-plan 1"] = FORMAT
+    format: Literal["tensorpress-plan 1", "tensorpress-plan 2"] = FORMAT
     layers: dict[str, LayerEntry]
     kept: dict[str, str] = {}
     other: Others = Others()
@@ -100,55 +111,43 @@ class PlanFile(_Section):
     dense_macs: Count | None = None
 
 
-def layer_to_dict(layer: PlannedLayer, *, known: bool = True) -> dict[str, Any]:
+def layer_to_dict(layer: LayerPlan, *, known: bool = True) -> dict[str, Any]:
     """Return a layer's plan as plain data, without its name.
 
     Parameters
     ----------
-    layer : LayerPlan or SchemePlan
+    layer : LayerPlan
         The layer.
     known : bool
         Whether to tell what does not change what is done: calls, predicted error, bytes.
 
     Examples
     --------
-    >>> layer_to_dict(LayerPlan("fc", (20, 30), (20, 30), (4, 5)))["modes"]
-    [20, 30]
+    >>> layer = LayerPlan("fc", "channel_svd", LayerSpec("Linear", 30, 20), (4,))
+    >>> layer_to_dict(layer)["weight"]
+    {'kind': 'Linear', 'inputs': 30, 'outputs': 20}
     """
-    if isinstance(layer, LayerPlan):
-        sizes = {key: list(getattr(layer, key)) for key in ("shape", "modes", "ranks")}
-        found: dict[str, Any] = {"scheme": layer.scheme, **sizes, "core": layer.core}
-    else:
-        found = {
-            "scheme": layer.scheme,
-            "ranks": list(layer.ranks),
-            "weight": _told(layer.spec),
-        }
-        if known and layer.calls:
-            found["calls"] = [_told(call) for call in layer.calls]
-        if known and layer.error is not None:
-            found["error"] = layer.error
+    content: dict[str, Any] = {
+        "scheme": layer.scheme,
+        "ranks": list(layer.ranks),
+        "weight": _to_dict(layer.spec),
+    }
+    if layer.options:
+        content["options"] = {name: _plain(value) for name, value in layer.options.items()}
+    if known and layer.calls:
+        content["calls"] = [_to_dict(call) for call in layer.calls]
+    if known and layer.error is not None:
+        content["error"] = layer.error
     if known and layer.itemsize != FLOAT_BYTES:
-        found["itemsize"] = layer.itemsize
-    return found
+        content["itemsize"] = layer.itemsize
+    return content
 
 
-def check_layer(layer: PlannedLayer) -> None:
-    """Raise an `InvalidArgumentError` naming the layer unless its ranks fit it."""
-    try:
-        if isinstance(layer, SchemePlan):
-            layer.check()
-        else:
-            layer.parametrization()
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
-
-
-def _told(data: Any) -> dict[str, Any]:
+def _to_dict(data: Any) -> dict[str, Any]:
     """Return a dataclass as plain data, without what is at its default."""
     defaults = {field.name: field.default for field in fields(data)}
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(data).items()
-        if value != defaults[key]
-    }
+    return {key: _plain(value) for key, value in asdict(data).items() if value != defaults[key]}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,20 +1,20 @@
 """Reading the plan back from a pressed model."""
 
-from collections.abc import Sequence
-from math import prod
-
 import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
-from tensorpress.schemes.layer_plan import Core, LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.layer_spec import layer_class, spec_of
-from tensorpress.schemes.parametrization import factorized_weight, stored_factors
-from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.registry import LAYER_SCHEMES
-from tensorpress.schemes.tt_weight import TTWeight
-from tensorpress.schemes.tucker_weight import TuckerWeight
+from tensorpress.schemes.base import layer_factors
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import layer_class
+from tensorpress.schemes.parametrization import (
+    FactorizedWeight,
+    factorized_weight,
+    stored_factors,
+)
+from tensorpress.schemes.pressed_layer import Pressed, pressed_form
+from tensorpress.schemes.registry import SCHEMES
 
 
 def plan_from_model(model: nn.Module) -> Plan:
@@ -31,67 +31,51 @@ def plan_from_model(model: nn.Module) -> Plan:
     >>> plan_from_model(nn.Linear(3, 2)).layers
     ()
     """
-    layers: list[PlannedLayer] = []
-    cores: set[int] = set()
+    layers: list[LayerPlan] = []
+    shared: dict[str, set[int]] = {}
     for name, module in model.named_modules():
-        weight = factorized_weight(module)
-        if isinstance(weight, TuckerWeight):
-            layers.append(_tucker(name, weight))
-            if weight.shared:
-                cores.add(id(stored_factors(module).original0))
-        elif isinstance(weight, TTWeight) or isinstance(module, Pressed):
-            layers.append(_of_scheme(name, module))
-    if len(cores) > 1:
-        raise ModelMismatchError(f"layers that should share one core hold {len(cores)} of them")
-    plan = Plan(_names(layers), tuple(layers))
-    stored = sum(layer.factor_params for layer in layers) + prod(plan.shared_core or (0,))
+        form = pressed_form(module)
+        if form is None:
+            continue
+        layers.append(_read_layer(name, module, form))
+        if layers[-1].method.shared:
+            shared.setdefault(form.scheme, set()).add(id(layer_factors(module)[0]))
+    for scheme, cores in shared.items():
+        if len(cores) > 1:
+            raise ModelMismatchError(
+                f"layers of {scheme} that should share one core hold {len(cores)} of them"
+            )
+    plan = Plan(", ".join(dict.fromkeys(layer.scheme for layer in layers)), tuple(layers))
     total = sum(p.numel() for p in model.parameters())
-    return Plan(plan.scheme, plan.layers, {}, total - stored)
+    return Plan(plan.scheme, plan.layers, {}, total - plan.params)
 
 
-def _tucker(name: str, weight: TuckerWeight) -> LayerPlan:
-    return LayerPlan(name, weight.shape, weight.modes, weight.ranks, _core(weight))
-
-
-def _core(weight: TuckerWeight) -> Core:
-    if weight.shared:
-        return "shared"
-    return "diagonal" if weight.diagonal else "reduced" if weight.reduced else "own"
-
-
-def _of_scheme(name: str, module: nn.Module) -> SchemePlan:
+def _read_layer(name: str, module: nn.Module, form: Pressed | FactorizedWeight) -> LayerPlan:
     """Return the plan of a layer, or raise where its scheme would build another one from it."""
-    plan = _claimed(name, module)
-    if plan is None or plan.scheme not in LAYER_SCHEMES:
-        scheme = f" {plan.scheme!r}" if plan else ""
-        raise ModelMismatchError(f"layer {name!r} is pressed by a scheme{scheme} of your own")
+    known = SCHEMES.get(form.scheme)
+    if known is None or not (
+        known.of_weight or isinstance(form, Pressed) or layer_class(module) is not None
+    ):
+        raise ModelMismatchError(
+            f"layer {name!r} is pressed by a scheme {form.scheme!r} of your own"
+        )
+    plan = LayerPlan(name, form.scheme, known.spec_of(module), form.ranks, form.options)
     if not _builds(plan, module):
         raise ModelMismatchError(
-            f"layer {name!r} is not what {plan.scheme} makes of its ranks {plan.ranks}: it has "
-            "modes of its own, or was changed"
+            f"layer {name!r} is not what {plan.scheme} makes of its ranks {plan.format_ranks()}: "
+            "it was changed, or its scheme is not the one of this name"
         )
     return plan
 
 
-def _builds(plan: SchemePlan, module: nn.Module) -> bool:
+def _builds(plan: LayerPlan, module: nn.Module) -> bool:
     """Whether the scheme of a plan builds such a layer."""
     try:
         plan.check()
     except InvalidArgumentError:
         return False
     like = torch.empty(0, device="meta")
-    expected = LAYER_SCHEMES[plan.scheme].skeleton(plan.spec, plan.ranks, like=like)
-    return _form(expected) == _form(module)
-
-
-def _claimed(name: str, module: nn.Module) -> SchemePlan | None:
-    if isinstance(module, Pressed):
-        return SchemePlan(name, module.scheme, module.spec, module.ranks)
-    weight = factorized_weight(module)
-    if not isinstance(weight, TTWeight) or layer_class(module) is None:
-        return None
-    scheme = next(s.name for s in LAYER_SCHEMES.values() if s.form == "weight")
-    return SchemePlan(name, scheme, spec_of(module), weight.ranks)
+    return _form(plan.method.skeleton(plan.spec, plan.ranks, like=like)) == _form(module)
 
 
 def _form(module: nn.Module) -> tuple[object, ...]:
@@ -100,8 +84,5 @@ def _form(module: nn.Module) -> tuple[object, ...]:
     # Of a list of parameters torch prints their types, which do not matter here.
     parts = [part for part in module.children() if not isinstance(part, nn.ParameterList)]
     printed = list(map(repr, parts)) if weight is None else [repr(weight)]
-    return printed, [(key, tuple(p.shape)) for key, p in module.named_parameters()]
-
-
-def _names(layers: Sequence[PlannedLayer]) -> str:
-    return ", ".join(dict.fromkeys(layer.scheme for layer in layers))
+    held = module if weight is None else stored_factors(module)
+    return printed, [(key, tuple(p.shape)) for key, p in held.named_parameters()]

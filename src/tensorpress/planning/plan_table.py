@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.formatting import format_shape
 
 LEFT = ("layer", "scheme", "weight", "modes", "ranks")
@@ -25,7 +25,7 @@ class Sums(NamedTuple):
     macs: int | None
 
 
-def layer_table(layers: Sequence[PlannedLayer], sums: Sequence[Sums]) -> list[str]:
+def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
     """Return lines of text: headings, a row a layer, and rows of totals.
 
     Columns that say nothing are left out: modes where no layer is reshaped, MACs where no inputs
@@ -34,17 +34,16 @@ def layer_table(layers: Sequence[PlannedLayer], sums: Sequence[Sums]) -> list[st
     Examples
     --------
     >>> from torch import nn
-    >>> from tensorpress.schemes.layer_plan import SchemePlan
+    >>> from tensorpress.schemes.layer_plan import LayerPlan
     >>> from tensorpress.schemes.layer_spec import describe_layer
-    >>> layer = SchemePlan("fc", "channel_svd", describe_layer(nn.Linear(30, 20)), (4,))
+    >>> layer = LayerPlan("fc", "channel_svd", describe_layer(nn.Linear(30, 20)), (4,))
     >>> for line in layer_table([layer], [Sums("total", 600, 200, None, None)]):
     ...     print(line)
     layer  scheme       weight  ranks  dense  stored
     fc     channel_svd  20×30   4        600     200
     total                                600     200
     """
-    counted = any(row.macs is not None for row in sums)
-    rows = [_row(layer, counted) for layer in layers] + [_sums(row) for row in sums]
+    rows = [_row(layer) for layer in layers] + [_sums(row) for row in sums]
     used = [key for key in (*LEFT, *RIGHT) if any(row.get(key) for row in rows)]
     rows.insert(0, dict(zip(used, used, strict=True)))
     widths = {key: max(len(row.get(key, "")) for row in rows) for key in used}
@@ -75,19 +74,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _row(layer: PlannedLayer, counted: bool) -> dict[str, str]:
+def _row(layer: LayerPlan) -> dict[str, str]:
     row = {
         "layer": layer.name,
         "scheme": layer.scheme,
         "weight": format_shape(layer.shape),
-        "ranks": format_shape(layer.ranks),
+        "modes": format_shape(layer.modes),
+        "ranks": layer.format_ranks(),
         "dense": _number(layer.dense_params),
         "stored": _number(layer.factor_params),
     }
-    if isinstance(layer, LayerPlan):
-        core = "" if layer.core == "own" else f" {layer.core}"
-        return row | {"modes": format_shape(layer.modes), "ranks": row["ranks"] + core}
-    if counted:
+    if layer.calls:
         row |= {"dense MACs": _number(layer.dense_macs), "MACs": _number(layer.macs)}
     return row if layer.error is None else row | {"error": f"{100 * layer.error:.1f} %"}
 

@@ -1,14 +1,12 @@
 """Planning: from schemes, ranks, a budget or single layers' entries to a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 from typing import get_args
 
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.planning.ada_tucker import plan_separate_cores, plan_shared_core
 from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.budget_planner import plan_within_budget
 from tensorpress.planning.budget_rules import Spread
@@ -21,12 +19,14 @@ from tensorpress.planning.fixed_ranks import (
     plan_fixed_ranks,
     press_where_smaller,
 )
+from tensorpress.planning.layer_candidates import planned
 from tensorpress.planning.layers import Layer, Weights
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scores
 from tensorpress.schemes.base import Ranks
-from tensorpress.schemes.layer_plan import SCHEMES, TUCKER_SCHEMES, LayerPlan, PlannedLayer
-from tensorpress.schemes.reshape_modes import smallest_params
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.registry import SCHEMES
+from tensorpress.schemes.registry import scheme as scheme_named
 
 AUTO_NAME = "auto"
 
@@ -75,10 +75,11 @@ def plan(
         and a regular expression for the whole name.
     overrides : mapping of str to mapping, optional
         A name or pattern to what is done with these layers: ``ranks``, and ``scheme`` where it is
-        not the one of all layers. For (s)cada_tucker ``modes`` (a list of sizes, or "original" for
-        the weight's own axes), ``ranks`` (a list, or one number for all modes) and optionally
-        ``diagonal: true`` (CP) or ``reduced: true`` (fewer values for the same weights; see
-        `TuckerWeight`). Where two entries name a layer, the later one holds. Without ``ranks`` for
+        not the one of all layers; and options of the scheme. For (s)cada_tucker these are ``modes``
+        (a list of sizes, or "original" for the weight's own axes) and optionally ``diagonal:
+        true`` (CP) or ``reduced: true`` (fewer values for the same weights; see `TuckerWeight`),
+        for tensor_train, tt_conv and tt_weight ``row_modes`` and ``column_modes``. Where two
+        entries name a layer, the later one holds. Without ``ranks`` for
         all and without a budget, other layers stay dense.
     budget : str, optional
         What the whole model may cost: ``params=50%``, ``bytes=10MB``, ``macs=300M`` or
@@ -116,9 +117,9 @@ def plan(
     limit = None if budget is None else parse_budget(budget)
     dense = DenseModel.of(model, example_inputs, weights)
     layers, kept = dense.chosen(targets, skip)
-    chosen: Sequence[PlannedLayer]
-    if limit is not None and schemes[0] in TUCKER_SCHEMES:
-        chosen, others = _tucker_within(limit, dense, layers, kept, schemes[0])
+    chosen: Sequence[LayerPlan]
+    if limit is not None and scheme_named(schemes[0]).joint:
+        chosen, others = _plan_together(limit, dense, layers, kept, schemes[0])
         return dense.plan(schemes[0], chosen, {**kept, **others})
     entries = match_entries(overrides or {}, layers, kept)
     everywhere = None if isinstance(ranks, Scores) or limit is not None else ranks
@@ -154,7 +155,7 @@ def check_target(
         With what the schemes take.
     """
     name = schemes[0]
-    if name in TUCKER_SCHEMES:
+    if scheme_named(name).joint:
         if ranks is not None:
             raise InvalidArgumentError(
                 f"{name} takes no ranks for all layers: give a budget of params, or overrides with "
@@ -200,7 +201,7 @@ def parse_schemes(scheme: str | Sequence[str]) -> tuple[str, ...]:
     for name in scheme:
         if name not in SCHEMES:
             raise unknown_name("scheme", name, (AUTO_NAME, *SCHEMES))
-        if name in TUCKER_SCHEMES and len(scheme) > 1:
+        if SCHEMES[name].joint and len(scheme) > 1:
             raise InvalidArgumentError(f"{name} cannot be one of several schemes to choose from")
     return tuple(dict.fromkeys(scheme))
 
@@ -210,22 +211,20 @@ def format_schemes(schemes: Sequence[str]) -> str:
     return AUTO_NAME if tuple(schemes) == AUTO else ", ".join(schemes)
 
 
-def _tucker_within(
+def _plan_together(
     limit: Budget,
     dense: DenseModel,
     layers: Mapping[str, Layer],
     kept: Mapping[str, str],
     scheme: str,
 ) -> tuple[list[LayerPlan], dict[str, str]]:
-    """Choose modes and ranks for a budget; layers too small to gain stay dense."""
-    shapes = {name: layer.shape for name, layer in layers.items()}
-    tiny = [name for name, shape in shapes.items() if smallest_params(shape) >= prod(shape)]
-    others = dict.fromkeys(tiny, "too small to be made smaller")
-    shapes = {name: shape for name, shape in shapes.items() if name not in others}
-    if not shapes:
+    """Have a scheme choose options and ranks of all layers for a budget."""
+    method = scheme_named(scheme)
+    specs = {name: layer.spec(method) for name, layer in layers.items()}
+    taken = sum(prod(layer.shape) for layer in layers.values())
+    chosen = method.allocate(specs, dense.params_within(limit) - dense.params + taken)
+    small = [name for name in layers if name not in chosen]
+    others = dict.fromkeys(small, "too small to be made smaller")
+    if not chosen:
         raise nothing_pressed_error({**kept, **others})
-    available = dense.params_within(limit) - (dense.params - sum(map(prod, shapes.values())))
-    found = (plan_shared_core if scheme == "scada_tucker" else plan_separate_cores)(
-        shapes, available
-    )
-    return [replace(x, itemsize=layers[x.name].itemsize) for x in found], others
+    return [planned(layers[name], *choice) for name, choice in chosen.items()], others

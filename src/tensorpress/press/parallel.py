@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.schemes.initialization import StartValues, decompose_weight
-from tensorpress.schemes.layer_plan import PlannedLayer
+from tensorpress.schemes.layer_plan import LayerPlan
 
 
 class _Packed(NamedTuple):
@@ -28,10 +28,10 @@ _Sent = tuple[list[_Packed], float | None]
 
 
 def decompose_each(
-    layers: Sequence[PlannedLayer],
-    weight_of: Callable[[PlannedLayer], Tensor],
+    layers: Sequence[LayerPlan],
+    weight_of: Callable[[LayerPlan], Tensor],
     processes: int = 1,
-) -> Iterator[tuple[PlannedLayer, StartValues]]:
+) -> Iterator[tuple[LayerPlan, StartValues]]:
     """Decompose the weights of layers, each by itself, and yield them as they are done.
 
     Weights are asked for when their turn comes. In several processes, which have one thread each,
@@ -39,7 +39,7 @@ def decompose_each(
 
     Parameters
     ----------
-    layers : sequence of PlannedLayer
+    layers : sequence of LayerPlan
         What to do.
     weight_of : callable
         From a layer to its dense weight; on the CPU where there are several processes.
@@ -63,10 +63,10 @@ def decompose_each(
 
 
 def _by_processes(
-    layers: Sequence[PlannedLayer], weight_of: Callable[[PlannedLayer], Tensor], processes: int
-) -> Iterator[tuple[PlannedLayer, StartValues]]:
+    layers: Sequence[LayerPlan], weight_of: Callable[[LayerPlan], Tensor], processes: int
+) -> Iterator[tuple[LayerPlan, StartValues]]:
     waiting = sorted(layers, key=lambda layer: layer.dense_params)
-    working: dict[Future[_Sent], PlannedLayer] = {}
+    working: dict[Future[_Sent], LayerPlan] = {}
     # A forked process would hang in the threads that its parent had started.
     with ProcessPoolExecutor(processes, get_context("spawn"), _one_thread) as pool:
         while waiting or working:
@@ -80,13 +80,13 @@ def _by_processes(
                 yield layer, found
 
 
-def _work(layer: PlannedLayer, weight: _Packed) -> _Sent:
+def _work(layer: LayerPlan, weight: _Packed) -> _Sent:
     """Decompose one layer's weight, in a process of its own."""
     found = decompose_weight(layer, _unpack(weight))
     return list(map(_pack, found.factors)), found.error
 
 
-def _result(future: Future[_Sent], working: Sequence[PlannedLayer]) -> StartValues:
+def _result(future: Future[_Sent], working: Sequence[LayerPlan]) -> StartValues:
     try:
         factors, error = future.result()
     except BrokenProcessPool:
@@ -100,7 +100,7 @@ def _result(future: Future[_Sent], working: Sequence[PlannedLayer]) -> StartValu
 
 
 @contextmanager
-def _naming(layer: PlannedLayer) -> Iterator[None]:
+def _naming(layer: LayerPlan) -> Iterator[None]:
     try:
         yield
     except InvalidArgumentError as error:

@@ -10,18 +10,16 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.press.unpress import check_hooks, rebuild_dense
-from tensorpress.schemes.base import layer_bias
-from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe_layer
+from tensorpress.schemes.base import Scheme, layer_bias
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import LayerSpec, describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
-from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.tt_weight import TTWeight
-from tensorpress.schemes.tucker_weight import TuckerWeight
+from tensorpress.schemes.pressed_layer import Pressed, weight_shape
 from tensorpress.utils.formatting import format_shape
 from tensorpress.utils.module_tree import count_references
 
 
-def find_layer(model: nn.Module, layer: PlannedLayer) -> nn.Module:
+def find_layer(model: nn.Module, layer: LayerPlan) -> nn.Module:
     """Return the layer that a plan names, dense or pressed.
 
     Raises
@@ -37,17 +35,16 @@ def find_layer(model: nn.Module, layer: PlannedLayer) -> nn.Module:
         raise ModelMismatchError(
             f"the plan names a layer {layer.name!r}, which this model does not have"
         ) from None
-    shape = _weight_shape(module)
+    shape = weight_shape(module)
     if shape != layer.shape:
         found = "no plain weight" if shape is None else f"a weight {format_shape(shape)}"
         raise ModelMismatchError(
             f"layer {layer.name!r} has {found} in this model; the plan expects "
             f"{format_shape(layer.shape)}"
         )
-    if isinstance(layer, SchemePlan):
-        _check_spec(module, layer)
+    _check_spec(module, layer)
     try:
-        layer.parametrization() if isinstance(layer, LayerPlan) else layer.check()
+        layer.check()
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
     return module
@@ -84,20 +81,9 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         _check_values(module, layer)
 
 
-def _weight_shape(module: nn.Module) -> Sizes | None:
-    """Return the shape of a layer's dense weight, None where it has none that can be pressed."""
-    if isinstance(module, Pressed):
-        return module.spec.weight_shape
-    held = factorized_weight(module)
-    if isinstance(held, TuckerWeight | TTWeight):
-        return held.shape
-    weight = module._parameters.get("weight")
-    return None if weight is None else tuple(weight.shape)
-
-
-def _check_spec(module: nn.Module, layer: SchemePlan) -> None:
+def _check_spec(module: nn.Module, layer: LayerPlan) -> None:
     try:
-        found = _spec(module)
+        found = _spec(module, layer.method)
     except InvalidArgumentError as error:
         raise ModelMismatchError(f"layer {layer.name!r}: {error}") from None
     for field in fields(found):
@@ -109,9 +95,9 @@ def _check_spec(module: nn.Module, layer: SchemePlan) -> None:
             )
 
 
-def _spec(module: nn.Module) -> LayerSpec:
-    if isinstance(module, Pressed):
-        return module.spec
+def _spec(module: nn.Module, scheme: Scheme) -> LayerSpec:
+    if scheme.of_weight or isinstance(module, Pressed):
+        return scheme.spec_of(module)
     return describe_layer(
         module if factorized_weight(module) is None else rebuild_dense(deepcopy(module))
     )
@@ -128,9 +114,9 @@ def _parts_of_pressed(model: nn.Module) -> dict[int, str]:
     }
 
 
-def _check_ties(module: nn.Module, layer: PlannedLayer, held_by: Counter[int]) -> None:
+def _check_ties(module: nn.Module, layer: LayerPlan, held_by: Counter[int]) -> None:
     parameters = {"weight": module._parameters.get("weight")}
-    if isinstance(layer, SchemePlan):  # the others leave the bias where it is
+    if layer.method.form == "layer":  # the others leave the bias where it is
         parameters["bias"] = layer_bias(module)
     for kind, parameter in parameters.items():
         if parameter is not None and held_by[id(parameter)] > 1:
@@ -140,7 +126,7 @@ def _check_ties(module: nn.Module, layer: PlannedLayer, held_by: Counter[int]) -
             )
 
 
-def _check_values(module: nn.Module, layer: PlannedLayer) -> None:
+def _check_values(module: nn.Module, layer: LayerPlan) -> None:
     bias = layer_bias(module)
     for parameter in module.parameters():
         kind = "bias" if parameter is bias else "weight"

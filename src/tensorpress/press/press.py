@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Literal, get_args
 
@@ -19,17 +19,11 @@ from tensorpress.press.parallel import decompose_each
 from tensorpress.press.plan_checks import check_plan, find_layer
 from tensorpress.press.unpress import dense_weight, rebuild_dense
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
-from tensorpress.schemes.initialization import (
-    StartValues,
-    build_pressed,
-    decompose_shared_core,
-    draw_factors,
-    draw_shared_core,
-)
-from tensorpress.schemes.layer_plan import LayerPlan, PlannedLayer, SchemePlan
-from tensorpress.schemes.parametrization import factorized_weight, stored_factors
+from tensorpress.schemes.base import layer_factors
+from tensorpress.schemes.initialization import StartValues, build_pressed
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.registry import scheme
 from tensorpress.utils.module_tree import Holders
 
 logger = logging.getLogger("tensorpress.press")
@@ -238,49 +232,55 @@ class _Assembly:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.done = model, 0
         self._holders = Holders(model)
-        self._core: Tensor | nn.Module | None = None
+        self._cores: dict[str, nn.Parameter] = {}
 
-    def put(self, layer: PlannedLayer, values: StartValues | None) -> None:
+    def put(self, layer: LayerPlan, values: StartValues | None) -> None:
         """Press a layer: at given values, or at any."""
         old = self.model.get_submodule(layer.name)
         new = build_pressed(layer, rebuild_dense(old), values)
         self.model = self._holders.replace(old, new)
-        if isinstance(layer, LayerPlan) and layer.core == "shared":
-            factors = stored_factors(new)
-            self._core = self._core if self._core is not None else factors.original0
-            factors.original0 = self._core
+        if layer.method.shared:
+            own = layer_factors(new)[0]
+            core = self._cores.setdefault(layer.scheme, own)
+            for part in new.modules():
+                part._parameters.update({k: core for k, p in part._parameters.items() if p is own})
         self.done += 1
 
 
 def _values(
     model: nn.Module, plan: Plan, start: Start, seed: int, processes: int
-) -> Iterator[tuple[PlannedLayer, StartValues]]:
+) -> Iterator[tuple[LayerPlan, StartValues]]:
     """Yield what every layer starts from; a layer may be replaced once it was yielded."""
 
-    def weight_of(layer: PlannedLayer) -> Tensor:
+    def weight_of(layer: LayerPlan) -> Tensor:
         return _weight(model, layer)
 
-    def weights_of(layers: Sequence[PlannedLayer]) -> list[Tensor]:
-        return list(map(weight_of, layers))
-
-    tuckers = [layer for layer in plan.layers if isinstance(layer, LayerPlan)]
-    if start == "hooi":
-        sharing = [layer for layer in tuckers if layer.core == "shared"]
-        alone = [layer for layer in plan.layers if layer not in sharing]
-        yield from decompose_each(alone, weight_of, processes)
-        yield from decompose_shared_core(sharing, weights_of(sharing))
-        return
+    alone = [layer for layer in plan.layers if not layer.method.shared]
+    sharing: dict[str, list[LayerPlan]] = {}
+    for layer in plan.layers:
+        if layer.method.shared:
+            sharing.setdefault(layer.scheme, []).append(layer)
     streams = {
         layer.name: torch.Generator().manual_seed(seed * 1_000_003 + place)
         for place, layer in enumerate(plan.layers)
     }
-    for layer in plan.layers:
-        if isinstance(layer, SchemePlan):
-            yield layer, draw_factors(layer, weight_of(layer), start, streams[layer.name])
-    yield from draw_shared_core(tuckers, weights_of(tuckers), start, streams)
+    if start == "hooi":
+        yield from decompose_each(alone, weight_of, processes)
+    else:
+        for layer in alone:
+            draw = (layer.spec, layer.ranks, weight_of(layer), start, streams[layer.name])
+            yield layer, StartValues(layer.method.draw(*draw))
+    for layers in sharing.values():
+        method, weights = layers[0].method, list(map(weight_of, layers))
+        if start == "hooi":
+            factors = method.decompose_together(layers, weights)
+        else:
+            own = [streams[layer.name] for layer in layers]
+            factors = method.draw_together(layers, weights, start, own)
+        yield from zip(layers, map(StartValues, factors), strict=True)
 
 
-def _weight(model: nn.Module, layer: PlannedLayer) -> Tensor:
+def _weight(model: nn.Module, layer: LayerPlan) -> Tensor:
     return dense_weight(model.get_submodule(layer.name))
 
 
@@ -293,8 +293,7 @@ def _copy(model: nn.Module, plan: Plan) -> nn.Module:
 def _check_root(model: nn.Module, plan: Plan) -> None:
     for layer in plan.layers:
         root = model.get_submodule(layer.name) is model
-        chain = isinstance(layer, SchemePlan) and scheme(layer.scheme).form == "layer"
-        if root and (chain or isinstance(model, Pressed)):
+        if root and (layer.method.form == "layer" or isinstance(model, Pressed)):
             raise InvalidArgumentError(
                 "the model is itself the layer to be replaced, which cannot be done in place: use "
                 "tensorpress.press_layer"

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.unpress import check_hooks
-from tensorpress.schemes.base import layer_bias
-from tensorpress.schemes.chain_builder import PressedLayer
-from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.layer_spec import Sizes, spec_of, to_canonical
-from tensorpress.schemes.parametrization import factorized_weight, stored_factors
-from tensorpress.schemes.pressed_layer import Composed, Pressed
+from tensorpress.schemes.base import layer_factors
+from tensorpress.schemes.layer_spec import Sizes
+from tensorpress.schemes.parametrization import (
+    FactorizedWeight,
+    RankFactor,
+    factorized_weight,
+    stored_factors,
+)
+from tensorpress.schemes.pressed_layer import Pressed, pressed_form
 from tensorpress.schemes.registry import scheme
-from tensorpress.schemes.tt_conv import TTConv
-from tensorpress.schemes.tt_weight import TTWeight
-from tensorpress.schemes.tucker_weight import TuckerWeight
 from tensorpress.utils.module_tree import Holders, count_references
 
 logger = logging.getLogger("tensorpress.press")
@@ -75,28 +75,20 @@ def drop_zero_ranks(model: nn.Module) -> dict[str, Sizes]:
 
 
 @dataclass(frozen=True)
-class _Factor:
-    """A factor (groups, …), and which bond each of some of its axes is: a rank's indices."""
-
-    values: Tensor
-    bonds: Mapping[int, int]
-
-
-@dataclass(frozen=True)
 class _Network:
     """The factors of a layer, or of all layers that share a core.
 
-    ``common`` are the factors that all layers hold, ``own`` those of each. ``order`` has the bond
-    of every rank: a diagonal core has several ranks and one bond.
+    ``common`` are the factors that all layers hold, ``own`` those of each. A bond is what a rank's
+    indices join; ``order`` has that of every rank: a diagonal core has several ranks and one bond.
     """
 
     layers: Mapping[str, nn.Module]
-    common: Sequence[_Factor]
-    own: Sequence[Sequence[_Factor]]
+    common: Sequence[RankFactor]
+    own: Sequence[Sequence[RankFactor]]
     order: Sizes
 
     @property
-    def factors(self) -> list[_Factor]:
+    def factors(self) -> list[RankFactor]:
         return [*self.common, *(factor for layer in self.own for factor in layer)]
 
     @property
@@ -104,7 +96,7 @@ class _Network:
         sizes = {
             bond: factor.values.shape[axis]
             for factor in self.factors
-            for axis, bond in factor.bonds.items()
+            for axis, bond in factor.ranks.items()
         }
         return tuple(sizes[bond] for bond in self.order)
 
@@ -114,12 +106,12 @@ class _Network:
         return unused | _zero(self.common, bond) if self.common else unused
 
 
-def _zero(factors: Sequence[_Factor], bond: int) -> Tensor:
+def _zero(factors: Sequence[RankFactor], bond: int) -> Tensor:
     """Return at which indices (groups, r) of a bond any factor is zero."""
     found = [
         (factor.values.movedim(axis, 1).unsqueeze(-1).flatten(2) == 0).all(2)
         for factor in factors
-        for axis, number in factor.bonds.items()
+        for axis, number in factor.ranks.items()
         if number == bond
     ]
     return torch.stack(found).any(0)
@@ -142,12 +134,12 @@ def _extent(network: _Network) -> tuple[Sizes, int]:
     return network.ranks, sum(int(factor.values.count_nonzero()) for factor in network.factors)
 
 
-def _without(factor: _Factor, bond: int, dead: Tensor) -> _Factor:
+def _without(factor: RankFactor, bond: int, dead: Tensor) -> RankFactor:
     """Return a factor without dead indices; those that have to stay become zero."""
     left = max(1, int((~dead).sum(1).max()))
     kept = dead.int().argsort(dim=1, stable=True)[:, :left].sort(1).values
     values = factor.values
-    for axis in (axis for axis, number in factor.bonds.items() if number == bond):
+    for axis in (axis for axis, number in factor.ranks.items() if number == bond):
         groups = zip(values.movedim(axis, 1), dead, kept, strict=True)
         cut = [_zeroed(group, gone)[indices] for group, gone, indices in groups]
         values = torch.stack(cut).movedim(1, axis)
@@ -161,28 +153,46 @@ def _zeroed(values: Tensor, at: Tensor) -> Tensor:
 def _networks(model: nn.Module) -> Iterator[_Network]:
     """Yield the factors of all pressed layers that can be made again from their ranks."""
     held_by = count_references(model)
-    sharing: dict[int, dict[str, nn.Module]] = {}
+    groups: dict[int, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
-        weight = factorized_weight(module)
-        if isinstance(weight, TuckerWeight) and weight.reduced:
-            logger.info("layer %s is left: its matrices have rows that are fixed", name)
-        elif isinstance(weight, TuckerWeight):
-            sharing.setdefault(id(stored_factors(module).original0), {})[name] = module
-        elif isinstance(weight, TTWeight) or isinstance(module, Pressed):
-            held = _factors(module) if isinstance(weight, TTWeight) else module.parameters()
-            if any(held_by[id(parameter)] > 1 for parameter in held):
-                logger.info("layer %s is left: others hold a parameter of it", name)
-            elif _describable(module):
-                yield _of_layer(name, module)
-            else:
-                logger.info("layer %s is left: its ranks do not say what it is", name)
-    for layers in sharing.values():
-        cores, *matrices = zip(*map(_factors, layers.values()), strict=True)
-        alone = all(held_by[id(m)] == 1 for mode in matrices for m in mode)
-        if alone and held_by[id(cores[0])] == len(layers):
-            yield _of_tuckers(layers)
+        form = pressed_form(module)
+        if form is None:
+            continue
+        if not _describable(module):
+            logger.info("layer %s is left: its ranks do not say what it is", name)
+        elif not _rank_factors(module):
+            logger.info("layer %s is left: what its ranks join is not known", name)
         else:
-            logger.info("layer %s is left: others hold a factor of it", ", ".join(layers))
+            shared = scheme(form.scheme).shared
+            groups.setdefault(id(layer_factors(module)[0] if shared else module), {})[name] = module
+    for layers in groups.values():
+        network = _network(layers)
+        core, *_ = map(layer_factors, layers.values())
+        most = {id(x): len(layers) for x in core[: len(network.common)]}
+        held = {id(x) for layer in layers.values() for x in layer_factors(layer)}
+        if any(held_by[key] > most.get(key, 1) for key in held):
+            logger.info("layer %s is left: others hold a parameter of it", ", ".join(layers))
+        else:
+            yield network
+
+
+def _network(layers: Mapping[str, nn.Module]) -> _Network:
+    """Return the factors of a layer, or of layers that share the first of them."""
+    form = pressed_form(next(iter(layers.values())))
+    assert form is not None
+    factors = list(map(_rank_factors, layers.values()))
+    bonds = sorted({bond for factor in factors[0] for bond in factor.ranks.values()})
+    order = bonds if len(bonds) == len(form.ranks) else bonds * len(form.ranks)
+    shared = int(scheme(form.scheme).shared)
+    own = [layer[shared:] for layer in factors]
+    return _Network(layers, factors[0][:shared], own, tuple(order))
+
+
+def _rank_factors(layer: nn.Module) -> list[RankFactor]:
+    form = pressed_form(layer)
+    if isinstance(form, FactorizedWeight):
+        return form.rank_factors([factor.detach() for factor in layer_factors(layer)])
+    return [] if form is None else form.rank_factors()
 
 
 def _describable(layer: nn.Module) -> bool:
@@ -191,76 +201,6 @@ def _describable(layer: nn.Module) -> bool:
         return bool(plan_from_model(layer).layers)
     except ModelMismatchError:
         return False
-
-
-def _factors(layer: nn.Module) -> list[nn.Parameter]:
-    """Return the factors of a pressed layer."""
-    bias = layer_bias(layer)
-    return [parameter for parameter in layer.parameters() if parameter is not bias]
-
-
-def _of_layer(name: str, layer: nn.Module) -> _Network:
-    if isinstance(layer, PressedLayer):
-        factors = _of_chain(layer)
-    elif isinstance(layer, PrunedLayer):
-        factors = _of_pruned(layer)
-    else:
-        factors = _of_train(layer)
-    bonds = {bond for factor in factors for bond in factor.bonds.values()}
-    return _Network({name: layer}, [], [factors], tuple(sorted(bonds)))
-
-
-def _of_chain(layer: PressedLayer) -> list[_Factor]:
-    """Return the kernels of a chain, which has a rank for each of its joints or one for all."""
-    last, groups = len(layer) - 1, layer.spec.groups
-    factors = []
-    for number, (part, stage) in enumerate(zip(layer, layer.stages, strict=True)):
-        weight = part.get_parameter("weight").detach()
-        kernel = to_canonical(weight, stage.groups, flipped=spec_of(part).flipped)
-        inner = stage.groups // groups
-        joints = {1: number} if number < last else {}
-        if inner > 1:  # depthwise: one channel in, one out, as many as the rank
-            kernel = kernel.reshape(groups, inner, *kernel.shape[3:])
-        elif number > 0:
-            joints[2] = number - 1
-        one = len(layer.ranks) == 1
-        bonds = {axis: 0 if one else joint for axis, joint in joints.items()}
-        factors.append(_Factor(kernel, bonds))
-    return factors
-
-
-def _of_pruned(layer: PrunedLayer) -> list[_Factor]:
-    """Return the kernels, whose channels are a rank as well, and after them their choice."""
-    bonds = ({2: 0}, {1: 1}, {2: 1})
-    kernels = (kernel.detach() for kernel in layer.kernels())
-    choice = layer.chosen() + 1  # zero is what stands for nothing
-    return [*map(_Factor, kernels, bonds), _Factor(choice, {1: 0})]
-
-
-def _of_train(layer: nn.Module) -> list[_Factor]:
-    """Return the TT-cores of a layer or of its weight, (1, r, …, r')."""
-    cores = [parameter.detach() for parameter in _factors(layer)]
-    if isinstance(layer, TTConv):  # its filters (r, *kernel) come first
-        cores[0] = cores[0].flatten(1).mT.unsqueeze(0)
-    factors = []
-    for number, core in enumerate(cores):
-        before = {1: number - 1} if number > 0 else {}
-        after = {core.ndim: number} if number < len(cores) - 1 else {}
-        factors.append(_Factor(core.unsqueeze(0), before | after))
-    return factors
-
-
-def _of_tuckers(layers: Mapping[str, nn.Module]) -> _Network:
-    held = [[p.detach().unsqueeze(0) for p in _factors(layer)] for layer in layers.values()]
-    weight = factorized_weight(next(iter(layers.values())))
-    assert isinstance(weight, TuckerWeight)
-    order = (0,) * len(weight.ranks) if weight.diagonal else tuple(range(len(weight.ranks)))
-    core = _Factor(held[0][0], {axis: axis - 1 for axis in range(1, held[0][0].ndim)})
-    own = [
-        [_Factor(matrix, {2: bond}) for matrix, bond in zip(matrices, order, strict=True)]
-        for _, *matrices in held
-    ]
-    return _Network(layers, [core], own, order)
 
 
 def _check_replaceable(model: nn.Module, network: _Network) -> None:
@@ -281,29 +221,20 @@ def _put(network: _Network, holders: Holders) -> None:
         if isinstance(layer, Pressed):
             holders.replace(layer, _rebuilt(layer, [f.values for f in own], network.ranks))
             continue
-        weight, held = factorized_weight(layer), stored_factors(layer)
-        assert isinstance(weight, TuckerWeight | TTWeight)
+        form, held = factorized_weight(layer), stored_factors(layer)
+        assert form is not None
         smaller = [*core, *(nn.Parameter(factor.values[0].contiguous()) for factor in own)]
-        for number, (new, old) in enumerate(zip(smaller, _factors(layer), strict=True)):
+        for number, (new, old) in enumerate(zip(smaller, layer_factors(layer), strict=True)):
             setattr(held, f"original{number}", new.requires_grad_(old.requires_grad))
-        weight.ranks = network.ranks
+        form.ranks = network.ranks
 
 
 def _rebuilt(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
     """Return a pressed layer of other ranks with given factors."""
     like, bias = next(layer.parameters()).detach(), layer.held_bias()
-    new = scheme(layer.scheme).skeleton(layer.spec, ranks, like=like)
+    new = scheme(layer.scheme, layer.options).build(layer.spec, ranks, like=like)
     assert isinstance(new, Pressed)
-    if isinstance(new, Composed):
-        old = new.kernels()
-        new.put([value.reshape(own.shape) for value, own in zip(values, old, strict=False)])
-        if isinstance(new, PrunedLayer):
-            new.keep((values[-1] - 1).clamp_min(0))
-    else:
-        first = values[0].mT if isinstance(new, TTConv) else values[0]
-        with torch.no_grad():
-            for parameter, value in zip(_factors(new), [first, *values[1:]], strict=True):
-                parameter.copy_(value.reshape(parameter.shape))
+    new.put_rank_factors(values)
     held = new.held_bias()
     if bias is not None and held is not None:
         held.data.copy_(bias)

@@ -11,14 +11,14 @@ from tensorpress.reconstruct.admm import LowRankSparse, split_ranks
 from tensorpress.reconstruct.alternating_fit import fit_kernels
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.relu_fit import COUPLING, Retarget
-from tensorpress.schemes.channel_pruning import PrunedLayer
+from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.stages import pointwise_kernel
 
 logger = logging.getLogger("tensorpress.press")
 
 
 def choose_channels(
-    layer: PrunedLayer,
+    layer: Composed,
     name: str,
     kernel: Tensor,
     second: Tensor,
@@ -31,7 +31,7 @@ def choose_channels(
 
     Parameters
     ----------
-    layer : PrunedLayer
+    layer : Composed
         Its choice of channels is changed in place, its weights are not.
     name : str
         Its name, for the log.
@@ -47,12 +47,15 @@ def choose_channels(
         behind a nonlinearity.
     """
     spec = layer.spec
-    channels, rank = (*layer.ranks, 0)[:2]  # a layer on few channels alone has no low-rank part
+    before, start = layer.selection(), layer.kernels()
+    assert before is not None
+    channels = before.shape[1]
+    rank = start[1].shape[1] if start[1:] else 0  # few channels alone have no low-rank part
     scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
     factor = pointwise_kernel(scale[..., None], spec)
     seen = Composition.of(layer).scaled(scale)
     fit = partial(fit_kernels, target=kernel, second=second, composition=seen)
-    before, by_weight = layer.chosen(), fit(layer.kernels())
+    by_weight = fit(start)
     kept = []
     for group in range(spec.groups):
         chosen, split = split_ranks(
@@ -65,12 +68,12 @@ def choose_channels(
         )
         _report(name, split)
         kept.append(chosen)
-    layer.keep(torch.stack(kept))
+    layer.select(torch.stack(kept))
     few = torch.stack([group[:, own] for group, own in zip(kernel / factor, kept, strict=True)])
-    by_responses = fit([few, *layer.kernels()[1:]])
+    by_responses = fit([few, *start[1:]])
     if by_responses.losses[-1] <= by_weight.losses[-1]:
         return by_responses.kernels
-    layer.keep(before)
+    layer.select(before)
     return by_weight.kernels
 
 

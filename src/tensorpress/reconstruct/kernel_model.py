@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tensorpress.reconstruct.regression import damped_cholesky
-from tensorpress.schemes.chain_builder import PressedLayer
-from tensorpress.schemes.channel_pruning import PrunedLayer
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.stages import compose
 
@@ -48,9 +47,10 @@ class Composition:
     def of(layer: Composed) -> "Composition":
         """Return that of a pressed layer."""
         groups = layer.spec.groups
-        if isinstance(layer, PrunedLayer):
-            return Composition(groups, layer.compose, layer.chosen)
-        return Composition(groups, None if isinstance(layer, PressedLayer) else layer.compose)
+        if layer.chained:
+            return Composition(groups)
+        chosen = None if layer.selection() is None else partial(_selection, layer)
+        return Composition(groups, layer.compose, chosen)
 
     def scaled(self, scale: Tensor) -> "Composition":
         """Return the same behind which outputs are multiplied with a scale, (groups, out)."""
@@ -137,3 +137,9 @@ class Composition:
     def _factor(self, kernel: Tensor) -> Tensor:
         assert self.scale is not None
         return self.scale.to(kernel).reshape(*self.scale.shape, *(1,) * (kernel.ndim - 2))
+
+
+def _selection(layer: Composed) -> Tensor:
+    channels = layer.selection()
+    assert channels is not None
+    return channels

@@ -30,17 +30,15 @@ from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
 from tensorpress.reconstruct.samples import Positions, inputs_in_order, sample_responses
-from tensorpress.schemes.channel_pruning import PrunedLayer
 from tensorpress.schemes.initialization import (
     StartValues,
     decompose_weight,
     factor_values,
     press_one_layer,
 )
-from tensorpress.schemes.layer_plan import PlannedLayer, SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import weight_to_kernel
 from tensorpress.schemes.pressed_layer import Composed
-from tensorpress.schemes.registry import scheme
 
 Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
 """What is fitted to data.
@@ -109,9 +107,9 @@ class Reconstruction:
     def values(
         self,
         model: nn.Module,
-        layers: Sequence[PlannedLayer],
-        weight_of: Callable[[PlannedLayer], Tensor],
-    ) -> Iterator[tuple[PlannedLayer, StartValues]]:
+        layers: Sequence[LayerPlan],
+        weight_of: Callable[[LayerPlan], Tensor],
+    ) -> Iterator[tuple[LayerPlan, StartValues]]:
         """Yield what each layer starts from, in the order in which a model calls them.
 
         A layer is to be replaced as soon as it was yielded: the inputs of those that follow come
@@ -123,7 +121,7 @@ class Reconstruction:
         norms = norm_statistics(model, self.batches) if moves else {}
         if self.kind != "norms":
             ways = self._by_inputs if self.kind == "inputs" else self._by_responses
-            fitted = [x for x in layers if isinstance(x, SchemePlan) and _can_be_fitted(model, x)]
+            fitted = [x for x in layers if _can_be_fitted(model, x)]
             by_name = {layer.name: layer for layer in fitted}
             for name, values in ways(model, by_name, weight_of):
                 yield left.pop(name), values
@@ -136,8 +134,8 @@ class Reconstruction:
     def _by_inputs(
         self,
         model: nn.Module,
-        layers: dict[str, SchemePlan],
-        weight_of: Callable[[PlannedLayer], Tensor],
+        layers: dict[str, LayerPlan],
+        weight_of: Callable[[LayerPlan], Tensor],
     ) -> Iterator[tuple[str, StartValues]]:
         moments = self.moments
         if moments is None:
@@ -152,7 +150,7 @@ class Reconstruction:
                 warn_of_few_rows(name, held.rows, second.shape[-1], second[:, some][..., some])
                 second = shrunk(second, held.rows)
                 kernels = pressed.kernels()
-                if isinstance(pressed, PrunedLayer):
+                if pressed.selection() is not None:
                     kernels = choose_channels(pressed, name, dense, second)
                 fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
                 yield name, _values(pressed, fit.kernels, weight)
@@ -160,8 +158,8 @@ class Reconstruction:
     def _by_responses(
         self,
         model: nn.Module,
-        layers: dict[str, SchemePlan],
-        weight_of: Callable[[PlannedLayer], Tensor],
+        layers: dict[str, LayerPlan],
+        weight_of: Callable[[LayerPlan], Tensor],
     ) -> Iterator[tuple[str, StartValues]]:
         positions = Positions.spread(self.batches, self.seed)
         responses = sample_responses(model, list(layers), self.batches, positions)
@@ -184,19 +182,20 @@ class Reconstruction:
     def _fit(self, name: str, pressed: Composed, dense: Tensor, data: LayerData) -> ActivatedFit:
         if self.kind == "refit":
             how: dict[str, Any] = {"places": pressed.last_places}
-        elif isinstance(pressed, PrunedLayer):
+        elif pressed.selection() is not None:
             how = {"choose": partial(choose_channels, pressed, name)}
         else:
             how = {}
         return fit_layer(pressed.kernels(), dense, data, Composition.of(pressed), **how)
 
 
-def _can_be_fitted(model: nn.Module, layer: SchemePlan) -> bool:
+def _can_be_fitted(model: nn.Module, layer: LayerPlan) -> bool:
     """Tell whether a layer is composed of kernels, and what it multiplies them with is known."""
-    if scheme(layer.scheme).form != "layer" or not can_unfold(model.get_submodule(layer.name)):
+    method = layer.method
+    if method.form != "layer" or not can_unfold(model.get_submodule(layer.name)):
         return False
     nothing = torch.empty(0, device="meta")
-    shape = scheme(layer.scheme).skeleton(layer.spec, layer.ranks, like=nothing)
+    shape = method.skeleton(layer.spec, layer.ranks, like=nothing)
     return isinstance(shape, Composed)
 
 
@@ -210,7 +209,7 @@ def _check_fits(name: str, second: Tensor, dense: Tensor) -> None:
         )
 
 
-def _decomposed(layer: SchemePlan, weight: Tensor) -> tuple[Composed, Tensor]:
+def _decomposed(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]:
     """Return the layer decomposed by its weight alone, and the dense kernel."""
     pressed = press_one_layer(layer, weight)
     assert isinstance(pressed, Composed)

@@ -12,11 +12,12 @@ import tensorpress
 from tensorpress.codec.inspect import Inspection, StoredLayer
 from tensorpress.codec.model_tensors import quantized_names, stored_tensors
 from tensorpress.measure import count_macs, measure_latencies
-from tensorpress.planning import LayerPlan, Plan, PlannedLayer, SchemePlan
+from tensorpress.planning import LayerPlan, Plan
 from tensorpress.press.press import materialize
 from tensorpress.report import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent
 from tensorpress.runs.recipe import Recipe
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.registry import scheme
 from tensorpress.train import History
 
 BINS = 61
@@ -132,7 +133,7 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
                 kind=type(module).__name__,
                 scheme=layer.scheme if layer else "dense",
                 dense_shape=tuple(weight.shape),
-                modes=layer.modes if isinstance(layer, LayerPlan) else (),
+                modes=layer.modes if layer else (),
                 ranks=layer.ranks if layer else (),
                 dense_params=weight.numel(),
                 pressed_params=params,
@@ -145,14 +146,12 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
     return rows
 
 
-def _stands_for(key: str, name: str, layer: PlannedLayer | None) -> bool:
+def _stands_for(key: str, name: str, layer: LayerPlan | None) -> bool:
     """Whether a stored tensor is a layer's weight or, without a shared core, one of its factors."""
     if layer is None:
         return key == f"{name}.weight"
-    if isinstance(layer, SchemePlan):
-        return key.startswith(f"{name}.") and not key.endswith(".bias")
-    shared = layer.core == "shared" and key.endswith("original0")
-    return key.startswith(f"{name}.parametrizations.weight.") and not shared
+    shared = layer.method.shared and key.endswith("original0")
+    return key.startswith(f"{name}.") and not key.endswith(".bias") and not shared
 
 
 def file_parts(inspection: Inspection) -> list[FilePart]:
@@ -173,7 +172,7 @@ def _part_of(name: str, layers: Sequence[StoredLayer]) -> str:
         return "biases"
     layer = next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
     if layer is not None:
-        shared = layer.core == "shared" and name.endswith("original0")
+        shared = scheme(layer.scheme).shared and name.endswith("original0")
         return "shared core" if shared else f"{layer.name}: factors"
     return f"{name.removesuffix('.weight')}: weight" if name.endswith(".weight") else "buffers"
 

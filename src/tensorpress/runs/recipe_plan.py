@@ -13,7 +13,7 @@ from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.planning.planner import parse_schemes
 from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_sections import LayerPress, Press
-from tensorpress.schemes.layer_plan import TUCKER_SCHEMES
+from tensorpress.schemes.registry import scheme
 from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
 
 
@@ -56,7 +56,7 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     section = recipe.press
     if section is None:
         return
-    if section.budget is not None and parse_schemes(section.scheme)[0] not in TUCKER_SCHEMES:
+    if section.budget is not None and not scheme(parse_schemes(section.scheme)[0]).joint:
         tried = {
             "budget": "params=99%",
             "ranks": "uniform",

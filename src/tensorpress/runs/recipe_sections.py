@@ -25,7 +25,7 @@ from tensorpress.planning.planner import AUTO_NAME, check_target, parse_schemes
 from tensorpress.press.press import Start
 from tensorpress.ranks.rules import NAMES, rank_rule
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
-from tensorpress.schemes.layer_plan import TUCKER_SCHEMES
+from tensorpress.schemes.registry import scheme
 from tensorpress.sensitivity.response_energy import RESPONSES, check_by_responses
 from tensorpress.train.config import TrainConfig
 from tensorpress.utils.config_parsing import SHORT
@@ -183,7 +183,7 @@ class Press(Section):
     @property
     def chosen_start(self) -> Start:
         """The start asked for; by default (s)cada_tucker trains from scratch, others do not."""
-        return self.start or ("kaiming" if self.scheme in TUCKER_SCHEMES else "hooi")
+        return self.start or ("kaiming" if scheme(parse_schemes(self.scheme)[0]).joint else "hooi")
 
 
 class Quantize(Section):

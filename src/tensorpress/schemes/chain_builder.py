@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib import import_module
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import (
     INPUTS_FIRST,
+    WEIGHT,
     LayerSpec,
     Sizes,
     from_canonical,
     to_canonical,
 )
+from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.stages import Stage, compose, dense_stage
 
@@ -53,6 +55,8 @@ class PressedLayer(nn.Sequential, Composed):
         self.spec, self.stages = spec, tuple(stages)
         self.scheme, self.ranks = scheme, tuple(ranks)
 
+    chained: ClassVar[bool] = True
+
     @property
     def last_places(self) -> Sizes:
         """Which of the kernels puts out what the layer puts out: the last."""
@@ -72,6 +76,22 @@ class PressedLayer(nn.Sequential, Composed):
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy canonical kernels into the chain."""
         fill_chain(list(self), kernels, None)
+
+    def rank_factors(self) -> list[RankFactor]:
+        """Return the kernels, with a rank for each joint of the chain or one for all."""
+        last, groups = len(self) - 1, self.spec.groups
+        factors = []
+        for number, (kernel, stage) in enumerate(zip(self.kernels(), self.stages, strict=True)):
+            inner = stage.groups // groups
+            joints = {1: number} if number < last else {}
+            if inner > 1:  # depthwise: one channel in, one out, as many as the rank
+                kernel = kernel.reshape(groups, inner, *kernel.shape[3:])
+            elif number > 0:
+                joints[2] = number - 1
+            one = len(self.ranks) == 1
+            ranks = {axis: 0 if one else joint for axis, joint in joints.items()}
+            factors.append(RankFactor(kernel.detach(), ranks))
+        return factors
 
     def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
         """Return kernels that stand for the same, scaled to one norm."""
@@ -105,7 +125,7 @@ def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> li
 
 
 def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
-    """Return the uninitialized dense layer that a spec describes.
+    """Return the uninitialized dense layer that a spec describes; of a weight what just holds it.
 
     Examples
     --------
@@ -113,6 +133,10 @@ def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
     >>> dense_layer(describe_layer(nn.Linear(3, 2)), like=torch.empty(0))
     Linear(in_features=3, out_features=2, bias=True)
     """
+    if spec.kind == WEIGHT:
+        layer = nn.Module()
+        layer.weight = nn.Parameter(like.new_empty(spec.weight_shape))
+        return layer
     if spec.inputs_first:
         return _inputs_first(spec, like=like)
     return build_chain(spec, [dense_stage(spec)], like=like)[0]

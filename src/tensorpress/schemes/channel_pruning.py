@@ -12,6 +12,7 @@ from tensorpress.schemes import stages as chains
 from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.chain_builder import dense_layer, fill_chain
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight, to_canonical
+from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.rank_grid import FINE
 from tensorpress.schemes.stages import dense_stage
@@ -47,15 +48,15 @@ class PrunedLayer(Composed):
         self.spec, self.ranks, self.scheme = spec, tuple(ranks), scheme
         self.few = dense_layer(narrow_spec(spec, ranks[0]), like=like)
         self.register_buffer("kept", like.new_empty(spec.groups * ranks[0], dtype=torch.int64))
-        self.keep(torch.arange(ranks[0], device=like.device).expand(spec.groups, -1))
+        self.select(torch.arange(ranks[0], device=like.device).expand(spec.groups, -1))
 
-    def keep(self, channels: Tensor) -> None:
+    def select(self, channels: Tensor) -> None:
         """Choose the channels: (groups, number), counted within each group."""
         first = torch.arange(self.spec.groups, device=channels.device)[:, None] * self.spec.in_
         self.kept.copy_((first + channels).flatten())
 
-    def chosen(self) -> Tensor:
-        """Return what `keep` was given."""
+    def selection(self) -> Tensor:
+        """Return what `select` was given."""
         return self.kept.reshape(self.spec.groups, -1) % self.spec.in_
 
     def mistake(self) -> str | None:
@@ -90,10 +91,23 @@ class PrunedLayer(Composed):
         """Return the kernel as it is."""
         return list(kernels)
 
+    def rank_factors(self) -> list[RankFactor]:
+        """Return the kernels, whose channels are a rank as well, and after them their choice."""
+        ranks = ({2: 0}, {1: 1}, {2: 1})
+        kernels = (kernel.detach() for kernel in self.kernels())
+        choice = self.selection() + 1  # zero is what stands for nothing
+        return [*map(RankFactor, kernels, ranks), RankFactor(choice, {1: 0})]
+
+    def put_rank_factors(self, values: Sequence[Tensor]) -> None:
+        """Copy in the kernels, and the choice of channels."""
+        *kernels, choice = values
+        super().put_rank_factors(kernels)
+        self.select((choice - 1).clamp_min(0))
+
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
         """Return the kernel with zeros for the other channels."""
         few, spec = kernels[0], self.spec
-        chosen = self.chosen().to(few.device)
+        chosen = self.selection().to(few.device)
         places = chosen.reshape(*few.shape[:1], 1, -1, *(1,) * spec.order).expand_as(few)
         whole = few.new_zeros(spec.groups, spec.out, spec.in_, *spec.kernel)
         return whole.scatter(2, places, few)
@@ -168,7 +182,7 @@ class ChannelPruning(Scheme):
         pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight"))
         parts = [self.split(group, *ranks) for group in kernel]
         kernels = [torch.stack(own) for own in zip(*(found for _, found in parts), strict=True)]
-        pressed.keep(torch.stack([kept for kept, _ in parts]))
+        pressed.select(torch.stack([kept for kept, _ in parts]))
         pressed.put(pressed.balanced(kernels))
         own, bias = pressed.held_bias(), layer._parameters.get("bias")
         if own is not None and bias is not None:

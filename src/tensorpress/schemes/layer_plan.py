@@ -1,34 +1,15 @@
 """How one layer is pressed: its scheme, its ranks, and what that costs; plain data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
 
-from tensorpress.decompose.tucker import tucker_params
-from tensorpress.measure.layer_calls import Call
-from tensorpress.ranks import check_ranks
-from tensorpress.schemes.layer_spec import LayerSpec
-from tensorpress.schemes.registry import LAYER_SCHEMES
-from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.layer_spec import Call, LayerSpec
+from tensorpress.schemes.parametrization import Options
+from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.schemes.stages import dense_stage, macs
-from tensorpress.schemes.tucker_weight import TuckerWeight
-
-Core = Literal["own", "shared", "diagonal", "reduced"]
-
-TUCKER_SCHEMES: Mapping[str, str] = {
-    "ada_tucker": "weights rebuilt from Tucker factors of their reshape, a core a layer "
-    "(Zhong et al. 2019)",
-    "scada_tucker": "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)",
-}
-"""The schemes that reshape weights into modes, with what they are."""
-
-SCHEMES: Mapping[str, str] = {
-    **TUCKER_SCHEMES,
-    **{name: scheme.summary for name, scheme in LAYER_SCHEMES.items()},
-}
-"""All schemes a plan can name, with what they are."""
+from tensorpress.utils.formatting import format_shape
 
 FLOAT_BYTES = 4
 """Of a parameter where nothing else is said."""
@@ -36,58 +17,6 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """How one layer's weight is stored: reshaped into ``modes``, a core of shape ``ranks``.
-
-    ``core`` is "own", "shared" (one core for all layers that say so), "diagonal" (CP) or "reduced"
-    (its own, without the freedom of its bases); ``itemsize`` are the bytes of a parameter.
-    """
-
-    name: str
-    shape: Shape
-    modes: Shape
-    ranks: Shape
-    core: Core = "own"
-    itemsize: int = field(default=FLOAT_BYTES, compare=False)
-
-    @property
-    def scheme(self) -> str:
-        """Name of the scheme."""
-        return "scada_tucker" if self.core == "shared" else "ada_tucker"
-
-    @property
-    def dense_params(self) -> int:
-        """Entries of the dense weight."""
-        return prod(self.shape)
-
-    @property
-    def factor_params(self) -> int:
-        """Values stored for this layer alone: without a shared core."""
-        if self.core == "diagonal":
-            return self.ranks[0] * (1 + sum(self.modes))
-        elsewhere = prod(self.ranks) if self.core == "shared" else 0
-        fixed = sum(k * k for k in self.ranks) if self.core == "reduced" else 0
-        return tucker_params(self.modes, self.ranks) - elsewhere - fixed
-
-    def parametrization(self) -> TuckerWeight:
-        """Return what rebuilds the weight.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If modes, ranks and core do not fit the weight or each other.
-        """
-        return TuckerWeight(
-            self.shape,
-            self.modes,
-            self.ranks,
-            diagonal=self.core == "diagonal",
-            shared=self.core == "shared",
-            reduced=self.core == "reduced",
-        )
-
-
-@dataclass(frozen=True)
-class SchemePlan:
     """How one layer is pressed by a scheme of `tensorpress.schemes.registry`.
 
     Two plans of a layer are equal where they make the same of it, whatever is known about it.
@@ -99,9 +28,11 @@ class SchemePlan:
     scheme : str
         Of the registry.
     spec : LayerSpec
-        The dense layer.
+        The dense layer, as `Scheme.describe` describes it.
     ranks : tuple of int
         In the order of the scheme's paper.
+    options : mapping
+        Options of the scheme for this layer, where they are not at their defaults.
     calls : tuple of Call
         How an example calls it; empty where it is not called, or nobody looked.
     error : float or None
@@ -114,7 +45,7 @@ class SchemePlan:
     >>> from torch import nn
     >>> from tensorpress.schemes.layer_spec import describe_layer
     >>> spec = describe_layer(nn.Linear(30, 20))
-    >>> layer = SchemePlan("fc", "channel_svd", spec, (4,), (Call((1,)),))
+    >>> layer = LayerPlan("fc", "channel_svd", spec, (4,), calls=(Call((1,)),))
     >>> layer.factor_params, layer.macs, layer.dense_macs
     (200, 200, 600)
     """
@@ -123,9 +54,21 @@ class SchemePlan:
     scheme: str
     spec: LayerSpec
     ranks: Shape
+    options: Options = field(default_factory=dict, hash=False)
     calls: tuple[Call, ...] = field(default=(), compare=False)
     error: float | None = field(default=None, compare=False)
     itemsize: int = field(default=FLOAT_BYTES, compare=False)
+
+    @property
+    def method(self) -> Scheme:
+        """The scheme with the options.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Where there is no such scheme, or it has no such options.
+        """
+        return scheme(self.scheme, self.options)
 
     @property
     def shape(self) -> Shape:
@@ -133,21 +76,31 @@ class SchemePlan:
         return self.spec.weight_shape
 
     @property
+    def modes(self) -> Shape:
+        """Sizes that the weight is reshaped into, where the plan says some."""
+        return tuple(self.options.get("modes", ()))
+
+    @property
     def dense_params(self) -> int:
         """Entries of the dense weight."""
         return prod(self.shape)
 
     @property
+    def shared_params(self) -> int:
+        """Values stored in the place of the weight that other layers hold as well."""
+        return self.method.shared_params(self.spec, self.ranks)
+
+    @property
     def factor_params(self) -> int:
-        """Values stored in the place of the weight: the bias is not counted."""
+        """Values stored in the place of the weight for this layer alone; no bias is counted."""
         bias = self.spec.outputs * self.spec.bias
-        return scheme_named(self.scheme).params(self.spec, self.ranks) - bias
+        return self.method.params(self.spec, self.ranks) - bias - self.shared_params
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of its calls, for one example."""
-        scheme = scheme_named(self.scheme)
-        return sum(c.times * scheme.macs(self.spec, self.ranks, c.sizes) for c in self.calls)
+        method = self.method
+        return sum(c.times * method.macs(self.spec, self.ranks, c.sizes) for c in self.calls)
 
     @property
     def dense_macs(self) -> int:
@@ -156,9 +109,15 @@ class SchemePlan:
 
     def check(self) -> None:
         """Raise an `InvalidArgumentError` unless the scheme takes such a layer at these ranks."""
-        scheme = scheme_named(self.scheme)
-        scheme.check(self.spec)
-        check_ranks(self.ranks, scheme.largest_ranks(self.spec))
+        method = self.method
+        method.check(self.spec)
+        method.check_ranks(self.spec, self.ranks)
+
+    def format_ranks(self) -> str:
+        """Return the ranks, and the options but modes, as tables print them."""
+        options = {name: value for name, value in self.options.items() if name != "modes"}
+        told = [n if v is True else f"{n} {_format(v)}" for n, v in options.items()]
+        return " ".join([format_shape(self.ranks), *told])
 
 
 def count_call_macs(spec: LayerSpec, calls: tuple[Call, ...]) -> int:
@@ -166,5 +125,5 @@ def count_call_macs(spec: LayerSpec, calls: tuple[Call, ...]) -> int:
     return sum(call.times * macs(spec, [dense_stage(spec)], call.sizes) for call in calls)
 
 
-PlannedLayer = LayerPlan | SchemePlan
-"""How one layer is pressed: what both kinds tell is name, scheme, shape, ranks and parameters."""
+def _format(value: object) -> str:
+    return format_shape(value) if isinstance(value, tuple) else str(value)

@@ -24,6 +24,26 @@ KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, *CONVS, *TRANSPOS
 INPUTS_FIRST = ("transformers.pytorch_utils", "Conv1D")
 """Module and name of a Linear, that of GPT-2, whose weight is held as (inputs, outputs)."""
 
+WEIGHT = "weight"
+"""The kind of a spec that knows the shape of a weight and nothing of its layer."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a layer, for one example.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Spatial sizes of the input of a convolution; of a Linear or an Embedding one number, the
+        positions it is applied to.
+    times : int
+        How often it is made with these sizes.
+    """
+
+    sizes: Sizes
+    times: int = 1
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -36,7 +56,7 @@ class LayerSpec:
     Attributes
     ----------
     kind : str
-        Name of the torch class.
+        Name of the torch class, or `WEIGHT` where nothing but the weight matters.
     inputs, outputs : int
         Channels or features; of an Embedding the number and the length of its vectors.
     groups : int
@@ -201,6 +221,25 @@ def spec_of(layer: nn.Module) -> LayerSpec:
         layer.padding_mode,
         layer.bias is not None,
     )
+
+
+def weight_spec(shape: Sizes) -> LayerSpec:
+    """Return the spec of a weight (out, in, *kernel) of whatever layer.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For fewer than two axes.
+
+    Examples
+    --------
+    >>> weight_spec((20, 10, 5, 5)).weight_shape
+    (20, 10, 5, 5)
+    """
+    if len(shape) < 2:
+        raise InvalidArgumentError(f"a weight of shape {tuple(shape)} has no two axes")
+    outputs, inputs, *kernel = shape
+    return LayerSpec(WEIGHT, inputs, outputs, kernel=tuple(kernel))
 
 
 def refuse_layer(layer: nn.Module) -> str | None:

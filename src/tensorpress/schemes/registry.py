@@ -1,8 +1,10 @@
 """The schemes by name."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from tensorpress.errors import unknown_name
+from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.schemes.ada_tucker import AdaTucker, ScadaTucker
 from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.channel_pruning import ChannelPruning
 from tensorpress.schemes.channel_svd import ChannelSVD
@@ -14,67 +16,97 @@ from tensorpress.schemes.tt_conv import TTConvScheme
 from tensorpress.schemes.tt_weight import TTWeightScheme
 from tensorpress.schemes.tucker2 import Tucker2
 
-LAYER_SCHEMES: Mapping[str, Scheme] = {
-    found.name: found
-    for found in (
-        ChannelSVD(
-            "channel_svd",
-            "a kernel with fewer filters, then 1×1; of a Linear or an Embedding the SVD "
-            "(Zhang et al. 2016)",
-        ),
-        SpatialSVD(
-            "spatial_svd", "a vertical, then a horizontal convolution (Tai et al. 2016, Theorem 1)"
-        ),
-        SpatialSVD(
-            "spatial_svd_horizontal", "a horizontal, then a vertical convolution", "horizontal"
-        ),
-        SpatialChannelSVD(
-            "spatial_channel_svd",
-            "a vertical, a horizontal and a 1×1 convolution (Zhang et al. 2016, asymmetric 3d)",
-        ),
-        ChannelSVD("tucker1_in", "1×1 to fewer channels, then a kernel (Tucker-1, input)", "in"),
-        ChannelSVD("tucker1_out", "Tucker-1 on the output mode: the same as channel_svd"),
-        Tucker2("tucker2", "1×1, a core kernel, 1×1; of a Linear A·G·Bᵀ (Kim et al. 2016)"),
-        CPLayers("cp", "1×1, a depthwise convolution a mode, 1×1, by alternating least squares"),
-        CPLayers("cp_nls", "the same by non-linear least squares (Lebedev et al. 2015)", "nls"),
-        CPLayers(
-            "cp_corrected",
-            "the same with up to 1 % more error and no large terms that cancel "
-            "(Phan et al. 2020): for fine-tuning",
-            "corrected",
-        ),
-        ChannelPruning("channel_pruning", "a kernel on few input channels (He et al. 2017)"),
-        LowRankSparse(
-            "low_rank_sparse",
-            "a kernel on few input channels plus one with fewer filters, then 1×1 (Yu et al. 2017)",
-        ),
-        TensorTrain(
-            "tensor_train",
-            "1×1, a convolution a mode, 1×1; a Linear or an Embedding as TT-matrix, contracted "
-            "without building it (Oseledets 2011, Novikov et al. 2015)",
-        ),
-        TTConvScheme(
-            "tt_conv",
-            "a few filters for all channels, then a TT-matrix over the channels "
-            "(Garipov et al. 2016)",
-        ),
-        TTWeightScheme(
-            "tt_weight",
-            "the weight rebuilt from a tensor train of its reshape "
-            "(Novikov et al. 2015, Garipov et al. 2016)",
-        ),
-    )
-}
-"""Schemes that press a layer on its own; each of them is a `Scheme`."""
+SCHEMES: dict[str, Scheme] = {}
+"""All schemes that a plan can name."""
 
 
-def scheme(name: str) -> Scheme:
-    """Return the scheme of a name.
+def register(scheme: Scheme) -> None:
+    """Make a scheme known by its name, to plans, files and the command line.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown name, with the nearest known ones.
+        If its name is taken.
+
+    Examples
+    --------
+    >>> register(ChannelSVD("channel_svd", "My own."))
+    Traceback (most recent call last):
+    tensorpress.errors.InvalidArgumentError: there is a scheme 'channel_svd' already
+    """
+    if scheme.name in SCHEMES:
+        raise InvalidArgumentError(f"there is a scheme {scheme.name!r} already")
+    SCHEMES[scheme.name] = scheme
+
+
+for _scheme in (
+    AdaTucker(
+        "ada_tucker",
+        "weights rebuilt from Tucker factors of their reshape, a core a layer (Zhong et al. 2019)",
+    ),
+    ScadaTucker(
+        "scada_tucker",
+        "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)",
+    ),
+    ChannelSVD(
+        "channel_svd",
+        "a kernel with fewer filters, then 1×1; of a Linear or an Embedding the SVD "
+        "(Zhang et al. 2016)",
+    ),
+    SpatialSVD(
+        "spatial_svd", "a vertical, then a horizontal convolution (Tai et al. 2016, Theorem 1)"
+    ),
+    SpatialSVD("spatial_svd_horizontal", "a horizontal, then a vertical convolution", "horizontal"),
+    SpatialChannelSVD(
+        "spatial_channel_svd",
+        "a vertical, a horizontal and a 1×1 convolution (Zhang et al. 2016, asymmetric 3d)",
+    ),
+    ChannelSVD("tucker1_in", "1×1 to fewer channels, then a kernel (Tucker-1, input)", "in"),
+    ChannelSVD("tucker1_out", "Tucker-1 on the output mode: the same as channel_svd"),
+    Tucker2("tucker2", "1×1, a core kernel, 1×1; of a Linear A·G·Bᵀ (Kim et al. 2016)"),
+    CPLayers("cp", "1×1, a depthwise convolution a mode, 1×1, by alternating least squares"),
+    CPLayers("cp_nls", "the same by non-linear least squares (Lebedev et al. 2015)", "nls"),
+    CPLayers(
+        "cp_corrected",
+        "the same with up to 1 % more error and no large terms that cancel "
+        "(Phan et al. 2020): for fine-tuning",
+        "corrected",
+    ),
+    ChannelPruning("channel_pruning", "a kernel on few input channels (He et al. 2017)"),
+    LowRankSparse(
+        "low_rank_sparse",
+        "a kernel on few input channels plus one with fewer filters, then 1×1 (Yu et al. 2017)",
+    ),
+    TensorTrain(
+        "tensor_train",
+        "1×1, a convolution a mode, 1×1; a Linear or an Embedding as TT-matrix, contracted "
+        "without building it (Oseledets 2011, Novikov et al. 2015)",
+    ),
+    TTConvScheme(
+        "tt_conv",
+        "a few filters for all channels, then a TT-matrix over the channels (Garipov et al. 2016)",
+    ),
+    TTWeightScheme(
+        "tt_weight",
+        "the weight rebuilt from a tensor train of its reshape "
+        "(Novikov et al. 2015, Garipov et al. 2016)",
+    ),
+):
+    register(_scheme)
+
+
+def rank_schemes() -> dict[str, Scheme]:
+    """Return the schemes that take ranks for each layer by itself."""
+    return {name: scheme for name, scheme in SCHEMES.items() if not scheme.joint}
+
+
+def scheme(name: str, options: Mapping[str, Any] | None = None) -> Scheme:
+    """Return the scheme of a name, with options of a plan.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown name, with the nearest known ones, or options that it does not have.
 
     Examples
     --------
@@ -83,6 +115,6 @@ def scheme(name: str) -> Scheme:
     >>> scheme("tucker2").largest_ranks(describe_layer(nn.Conv2d(8, 16, 3)))
     (8, 16)
     """
-    if name not in LAYER_SCHEMES:
-        raise unknown_name("scheme", name, LAYER_SCHEMES)
-    return LAYER_SCHEMES[name]
+    if name not in SCHEMES:
+        raise unknown_name("scheme", name, SCHEMES)
+    return SCHEMES[name].with_options(options or {})

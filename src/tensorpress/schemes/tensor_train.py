@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,7 @@ class TrainOfMatrix(Scheme):
 
     row_modes: Sizes = ()
     column_modes: Sizes = ()
+    option_names: ClassVar[tuple[str, ...]] = ("row_modes", "column_modes")
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse convolutions, and modes that do not fit."""
@@ -234,10 +236,22 @@ def covering_modes(size: int, order: int) -> Sizes:
 
 @dataclass(frozen=True)
 class TensorTrain(Scheme):
-    """A tensor train for any layer: a `TrainOfConvolutions`, or else a `TrainOfMatrix`."""
+    """A tensor train for any layer: a `TrainOfConvolutions`, or else a `TrainOfMatrix`.
+
+    Parameters
+    ----------
+    row_modes, column_modes : tuple of int, optional
+        Those of a `TrainOfMatrix`.
+    """
+
+    row_modes: Sizes = ()
+    column_modes: Sizes = ()
+    option_names: ClassVar[tuple[str, ...]] = ("row_modes", "column_modes")
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse what the form for this kind of layer refuses."""
+        if spec.order and self.options:
+            return "row and column modes are those of a matrix, and it has spatial modes"
         return self._form(spec).refusal(spec)
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
@@ -276,5 +290,6 @@ class TensorTrain(Scheme):
         return self._form(spec).decompose(layer, spec, kernel, ranks, spectra)
 
     def _form(self, spec: LayerSpec) -> Scheme:
-        form = TrainOfConvolutions if spec.order else TrainOfMatrix
-        return form(self.name, self.summary)
+        if spec.order:
+            return TrainOfConvolutions(self.name, self.summary)
+        return TrainOfMatrix(self.name, self.summary, self.row_modes, self.column_modes)

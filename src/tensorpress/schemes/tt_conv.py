@@ -5,17 +5,18 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_train import tt_svd
 from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.chain_builder import balance_kernels, build_chain
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.stages import Stage
-from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme
+from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme, train_factors
 
 
 class TTConv(Pressed):
@@ -72,6 +73,19 @@ class TTConv(Pressed):
         if self.bias is not None:
             product = product + self.bias
         return product.movedim(-1, axis)
+
+    def rank_factors(self) -> list[RankFactor]:
+        """Return the filters as the first core, and the other cores."""
+        first = self.filters.detach().flatten(1).mT.unsqueeze(0)
+        return train_factors([first, *(core.detach() for core in self.cores)])
+
+    def put_rank_factors(self, values: Sequence[Tensor]) -> None:
+        """Copy in the filters and cores."""
+        first, *others = values
+        with torch.no_grad():
+            self.filters.copy_(first.mT.reshape(self.filters.shape))
+            for core, value in zip(self.cores, others, strict=True):
+                core.copy_(value.reshape(core.shape))
 
     def dense_weight(self) -> Tensor:
         """Return the kernel that the cores stand for."""
@@ -149,7 +163,3 @@ class TTConvScheme(TTWeightScheme):
         pressed.load_state_dict(values)
         pressed.relative_error = train.relative_error
         return pressed
-
-    def compose(self, pressed: nn.Module) -> Tensor:
-        """Return the kernel that the cores stand for."""
-        return Scheme.compose(self, pressed)

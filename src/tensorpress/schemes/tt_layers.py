@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from tensorpress.decompose.tt_matrix import tt_rows, tt_to_matrix
 from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
 from tensorpress.schemes.layer_spec import LayerSpec, kernel_to_weight
+from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.tt_weight import train_factors
 
 
 class TTLayer(Pressed):
@@ -59,6 +61,16 @@ class TTLayer(Pressed):
         if self.spec.kind == "Embedding":
             return matrix[: self.spec.inputs].contiguous()
         return kernel_to_weight(matrix.unsqueeze(0), self.spec).contiguous()
+
+    def rank_factors(self) -> list[RankFactor]:
+        """Return the cores."""
+        return train_factors([core.detach() for core in self.cores])
+
+    def put_rank_factors(self, values: Sequence[Tensor]) -> None:
+        """Copy in the cores."""
+        with torch.no_grad():
+            for core, value in zip(self.cores, values, strict=True):
+                core.copy_(value.reshape(core.shape))
 
     def held_bias(self) -> nn.Parameter | None:
         """Return the bias, where there is one."""

@@ -1,12 +1,11 @@
 """A weight rebuilt from a tensor train of its reshape, as a torch parametrization."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from math import log, prod
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_train import (
@@ -19,17 +18,11 @@ from tensorpress.decompose.tensor_train import (
 )
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import check_ranks
-from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.chain_builder import balance_kernels, dense_layer
+from tensorpress.schemes.chain_builder import balance_kernels
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
-from tensorpress.schemes.parametrization import (
-    FactorizedWeight,
-    Factors,
-    check_shape,
-    factorized_weight,
-)
+from tensorpress.schemes.parametrization import FactorizedWeight, Factors, RankFactor
 from tensorpress.schemes.reshape_modes import balanced_modes
-from tensorpress.schemes.stages import dense_stage, macs
+from tensorpress.schemes.weight_scheme import WeightScheme
 from tensorpress.utils.formatting import format_shape
 
 USUAL_MODE = 4
@@ -83,11 +76,14 @@ class TTWeight(FactorizedWeight):
             raise InvalidArgumentError(reason)
         self.modes = paired_modes(self.shape, self.row_modes, self.column_modes)
         check_ranks(self.ranks, largest_tt_ranks(self.modes))
+        self.scheme = "tt_weight"
+        self.options = {"row_modes": self.row_modes, "column_modes": self.column_modes}
 
     @property
-    def num_params(self) -> int:
-        """Number of stored values."""
-        return tt_params(self.modes, self.ranks)
+    def factor_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the cores, (r, n, r')."""
+        ends = (1, *self.ranks, 1)
+        return list(zip(ends, self.modes, ends[1:], strict=False))
 
     def forward(self, *cores: Tensor) -> Tensor:
         """Rebuild the weight, of ``shape``, from its TT-cores (r, n, r')."""
@@ -97,14 +93,15 @@ class TTWeight(FactorizedWeight):
         rows, columns = range(1, 2 * order, 2), range(2, 2 * order + 1, 2)
         return parts.permute(*rows, *columns, 0).reshape(self.shape)
 
-    def right_inverse(self, weight: Tensor) -> Factors:
+    def decompose(self, weight: Tensor) -> Factors:
         """Decompose a dense weight by TT-SVD, all cores at one norm."""
-        if self._given is not None:
-            return self._given
-        check_shape(weight, self.shape)
         train = tt_svd(self.reshaped(weight), ranks=self.ranks)
         self.relative_error = train.relative_error
         return tuple(balance_kernels(train.cores))
+
+    def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
+        """Return the cores."""
+        return train_factors(factors)
 
     def reshaped(self, weight: Tensor) -> Tensor:
         """Return a dense weight as the tensor that is decomposed."""
@@ -117,6 +114,16 @@ class TTWeight(FactorizedWeight):
         """Return the modes and ranks as torch prints them."""
         rows, columns = format_shape(self.row_modes), format_shape(self.column_modes)
         return f"{rows} by {columns}, TT-ranks {self.ranks}"
+
+
+def train_factors(cores: Sequence[Tensor]) -> list[RankFactor]:
+    """Return the cores (r, …, r') of a train, with the ranks that join each to its neighbours."""
+    factors = []
+    for number, core in enumerate(cores):
+        before = {1: number - 1} if number > 0 else {}
+        after = {core.ndim: number} if number < len(cores) - 1 else {}
+        factors.append(RankFactor(core.unsqueeze(0), before | after))
+    return factors
 
 
 def paired_modes(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> Sizes:
@@ -137,7 +144,7 @@ def mode_mismatch(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> str | 
 
 
 @dataclass(frozen=True)
-class TTWeightScheme(Scheme):
+class TTWeightScheme(WeightScheme):
     """The weight of any layer rebuilt from a tensor train of its reshape.
 
     Parameters
@@ -148,7 +155,7 @@ class TTWeightScheme(Scheme):
 
     row_modes: Sizes = ()
     column_modes: Sizes = ()
-    form: ClassVar[Literal["layer", "weight"]] = "weight"
+    option_names: ClassVar[tuple[str, ...]] = ("row_modes", "column_modes")
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse modes that do not fit, weights that are a vector, and padding vectors."""
@@ -187,39 +194,6 @@ class TTWeightScheme(Scheme):
         modes = paired_modes(spec.weight_shape, *self.factors_of(spec))
         return tt_params(modes, ranks) + spec.outputs * spec.bias
 
-    def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return those of the dense layer; the weight is rebuilt once for all examples."""
-        return macs(spec, [dense_stage(spec)], sizes)
-
-    def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:
-        """Return the layer with cores of no value."""
-        layer = dense_layer(spec, like=like)
-        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
-        ends = (1, *ranks, 1)
-        shapes = zip(ends, weight.modes, ends[1:], strict=False)
-        weight.attach(layer, tuple(like.new_empty(shape) for shape in shapes))
-        return layer
-
-    def decompose(
-        self,
-        layer: nn.Module,
-        spec: LayerSpec,
-        kernel: Tensor,
-        ranks: Sizes,
-        spectra: Sequence[Spectrum],
-    ) -> nn.Module:
-        """Return a copy of the layer whose weight is rebuilt from its train."""
-        pressed = deepcopy(layer)
-        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
-        train = tt_svd(weight.reshaped(kernel_to_weight(kernel, spec)), ranks=ranks)
-        held = layer.get_parameter("weight")
-        weight.relative_error = train.relative_error
-        weight.attach(pressed, tuple(core.to(held) for core in balance_kernels(train.cores)))
-        return pressed
-
-    def compose(self, pressed: nn.Module) -> Tensor:
-        """Return the weight that the factors stand for."""
-        weight = pressed.weight if isinstance(factorized_weight(pressed), TTWeight) else None
-        if not isinstance(weight, Tensor):
-            raise InvalidArgumentError(f"this {type(pressed).__name__} is not of {self.name}")
-        return weight.detach()
+    def parametrization(self, spec: LayerSpec, ranks: Sizes) -> TTWeight:
+        """Return what rebuilds the weight."""
+        return TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)

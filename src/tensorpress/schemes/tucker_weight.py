@@ -13,7 +13,7 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.parametrization import (
     FactorizedWeight,
     Factors,
-    check_shape,
+    RankFactor,
     factorized_weight,
 )
 from tensorpress.schemes.reshape_modes import axes_for
@@ -83,39 +83,20 @@ class TuckerWeight(FactorizedWeight):
         super().__init__()
         self.shape, self.modes, self.ranks = tuple(shape), tuple(modes), tuple(ranks)
         self.diagonal, self.shared, self.reduced = diagonal, shared, reduced
-        self._check()
+        self.core = "diagonal" if diagonal else "reduced" if reduced else "full"
+        reason = refuse_modes(self.shape, self.modes) or refuse_ranks(
+            self.modes, self.ranks, self.core
+        )
+        if reduced and (diagonal or shared):
+            reason = "only matrices of a layer's own full core can be reduced"
+        if reason is not None:
+            raise InvalidArgumentError(reason)
+        self.scheme = "scada_tucker" if shared else "ada_tucker"
+        self.options = {"modes": self.modes} | ({} if self.core == "full" else {self.core: True})
         axes = axes_for(self.shape, self.modes)
         self.axes = axes
         self._permuted = [self.shape[axis] for axis in axes]
         self._restore = [axes.index(axis) for axis in range(len(axes))]
-
-    def _check(self) -> None:
-        if prod(self.modes) != prod(self.shape) or min(self.modes, default=0) < 1:
-            raise InvalidArgumentError(
-                f"modes {format_shape(self.modes)} have {prod(self.modes):,} entries, "
-                f"but the weight {format_shape(self.shape)} has {prod(self.shape):,}"
-            )
-        if len(self.ranks) != len(self.modes) or min(self.ranks) < 1:
-            raise InvalidArgumentError(
-                f"modes {format_shape(self.modes)} need {len(self.modes)} ranks of at least 1, "
-                f"got {format_shape(self.ranks)}"
-            )
-        if self.diagonal and len(set(self.ranks)) > 1:
-            raise InvalidArgumentError(
-                f"a diagonal core needs equal ranks, got {format_shape(self.ranks)}"
-            )
-        if self.reduced and (self.diagonal or self.shared):
-            raise InvalidArgumentError("only matrices of a layer's own full core can be reduced")
-        if self.reduced and any(k > n for k, n in zip(self.ranks, self.modes, strict=True)):
-            raise InvalidArgumentError(
-                f"ranks {format_shape(self.ranks)} exceed the modes {format_shape(self.modes)}, so "
-                "that the matrices cannot be reduced"
-            )
-
-    @property
-    def num_params(self) -> int:
-        """Number of stored values; a shared core is counted here as well."""
-        return prod(self.core_shape) + sum(map(prod, self.matrix_shapes))
 
     @property
     def core_shape(self) -> tuple[int, ...]:
@@ -135,18 +116,21 @@ class TuckerWeight(FactorizedWeight):
         product = cp_to_tensor if self.diagonal else tucker_to_tensor
         return product(core, matrices).reshape(self._permuted).permute(self._restore)
 
-    def right_inverse(self, weight: Tensor) -> Factors:
-        """Decompose a dense weight: HOOI, or alternating least squares for a diagonal core.
+    @property
+    def factor_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the core and the matrices."""
+        return [self.core_shape, *self.matrix_shapes]
 
-        Torch calls this when the parametrization is registered and when the weight is assigned.
-        """
-        if self._given is not None:
-            return self._given
-        if self.shared:
+    def right_inverse(self, weight: Tensor) -> Factors:
+        """Decompose a dense weight, unless other layers hold the core as well."""
+        if self.shared and self._given is None:
             raise InvalidArgumentError(
                 "a weight whose core other layers share cannot be assigned: materialize it first"
             )
-        check_shape(weight, self.shape)
+        return super().right_inverse(weight)
+
+    def decompose(self, weight: Tensor) -> Factors:
+        """Decompose a dense weight: HOOI, or alternating least squares for a diagonal core."""
         tensor = self.reshaped(weight)
         if self.diagonal:
             cp = cp_als(tensor, self.ranks[0])
@@ -157,6 +141,17 @@ class TuckerWeight(FactorizedWeight):
                 return _reduced(tucker.core, tucker.factors)
             core, [matrices] = balance_tucker(tucker.core, [tucker.factors])
         return core, *matrices
+
+    def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
+        """Return core and matrices; a diagonal core has one rank, and reduced matrices none."""
+        if self.reduced:  # their first rows are fixed, and never zero
+            return []
+        order = (0,) * len(self.ranks) if self.diagonal else range(len(self.ranks))
+        core, *matrices = (factor.unsqueeze(0) for factor in factors)
+        return [
+            RankFactor(core, {axis + 1: axis for axis in range(core.ndim - 1)}),
+            *(RankFactor(m, {2: rank}) for m, rank in zip(matrices, order, strict=True)),
+        ]
 
     def reshaped(self, weight: Tensor) -> Tensor:
         """Return a dense weight as the tensor (n_1, …, n_d) that is decomposed."""
@@ -197,33 +192,36 @@ class TuckerWeight(FactorizedWeight):
 
     def extra_repr(self) -> str:
         """Return the modes and the core as torch prints them."""
-        kind = "diagonal core" if self.diagonal else "reduced core" if self.reduced else "core"
-        return f"{format_shape(self.modes)}, {kind} {format_shape(self.ranks)}"
+        kind = "" if self.core == "full" else f"{self.core} "
+        return f"{format_shape(self.modes)}, {kind}core {format_shape(self.ranks)}"
+
+
+def refuse_modes(shape: Sequence[int], modes: Sequence[int]) -> str | None:
+    """Return why a weight cannot be reshaped into modes, None where it can."""
+    if prod(modes) == prod(shape) and min(modes, default=0) >= 1:
+        return None
+    return (
+        f"modes {format_shape(modes)} have {prod(modes):,} entries, "
+        f"but the weight {format_shape(shape)} has {prod(shape):,}"
+    )
+
+
+def refuse_ranks(modes: Sequence[int], ranks: Sequence[int], core: str) -> str | None:
+    """Return why modes cannot have ranks with a "full", "diagonal" or "reduced" core."""
+    told, sizes = format_shape(ranks), format_shape(modes)
+    if len(ranks) != len(modes) or min(ranks) < 1:
+        return f"modes {sizes} need {len(modes)} ranks of at least 1, got {told}"
+    if core == "diagonal" and len(set(ranks)) > 1:
+        return f"a diagonal core needs equal ranks, got {told}"
+    if core == "reduced" and any(k > n for k, n in zip(ranks, modes, strict=True)):
+        return f"ranks {told} exceed the modes {sizes}, so that the matrices cannot be reduced"
+    return None
 
 
 def tucker_weight(module: nn.Module) -> TuckerWeight | None:
     """Return the Tucker parametrization of a layer's weight, None where it has none."""
     found = factorized_weight(module)
     return found if isinstance(found, TuckerWeight) else None
-
-
-def initial_std(weight: Tensor, start: str) -> float:
-    """Return the standard deviation that Glorot's or Kaiming's initializer gives a dense weight.
-
-    Parameters
-    ----------
-    weight : Tensor
-        (out, in, *kernel) or (out, in).
-    start : {"glorot", "kaiming"}
-        Glorot & Bengio (2010): √(2/(fan_in+fan_out)); He et al. (2015): √(2/fan_in).
-
-    Examples
-    --------
-    >>> initial_std(torch.empty(30, 50), "kaiming")
-    0.2
-    """
-    fan_out, fan_in = (weight.shape[axis] * weight[0, 0].numel() for axis in (0, 1))
-    return sqrt(2 / (fan_in + fan_out)) if start == "glorot" else sqrt(2 / fan_in)
 
 
 def balance_tucker(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Factors]]:

@@ -7,10 +7,10 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.layer_candidates import applicable_schemes, candidate_plans
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scored
-from tensorpress.schemes.layer_plan import SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import scheme as scheme_named
 
-Group = list[SchemePlan]
+Group = list[LayerPlan]
 """Choices for one layer by one scheme, those of few parameters first."""
 
 
@@ -46,10 +46,10 @@ def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: 
     return [group for group in found if group]
 
 
-def _spread(plans: Sequence[SchemePlan], count: int) -> Group:
+def _spread(plans: Sequence[LayerPlan], count: int) -> Group:
     """Return the plans of least error within equal steps of the parameters."""
     best_first = sorted(plans, key=lambda plan: plan.error or 0.0)
-    picked: dict[tuple[int, ...], SchemePlan] = {}
+    picked: dict[tuple[int, ...], LayerPlan] = {}
     for step in range(1, count + 1):
         within = (p for p in best_first if p.factor_params * (count + 1) <= p.dense_params * step)
         best = next(within, None)
@@ -58,12 +58,12 @@ def _spread(plans: Sequence[SchemePlan], count: int) -> Group:
     return sorted(picked.values(), key=lambda plan: plan.factor_params)
 
 
-def job_name(choice: SchemePlan) -> str:
+def job_name(choice: LayerPlan) -> str:
     """Return the name of the job that measures a choice."""
     return f"{choice.name}|{choice.scheme}|{'x'.join(map(str, choice.ranks))}"
 
 
-def measuring_order(groups: Sequence[Group], estimates: Mapping[str, float]) -> list[SchemePlan]:
+def measuring_order(groups: Sequence[Group], estimates: Mapping[str, float]) -> list[LayerPlan]:
     """Return the choices in the order in which measuring them tells most.
 
     First the middle one of every group, then those that halve the largest gaps; of each round the
@@ -137,7 +137,7 @@ def fill_scores(
     return scores
 
 
-def _measured(choice: SchemePlan, increase: float, expected: float) -> Scored:
+def _measured(choice: LayerPlan, increase: float, expected: float) -> Scored:
     score = max(increase, LEAST * expected)
     return Scored(choice.scheme, choice.ranks, score, True, increase)
 

@@ -14,8 +14,9 @@ from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.fixed_ranks import nothing_pressed_error
 from tensorpress.planning.planner import parse_schemes
 from tensorpress.planning.scores import Scores
-from tensorpress.schemes.layer_plan import TUCKER_SCHEMES, SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.press_layer import press_layer
+from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.sensitivity.candidates import (
     fill_scores,
     job_name,
@@ -134,15 +135,15 @@ def _one_by_one(scheme: str | Sequence[str]) -> Sequence[str]:
     """Return the names of schemes; those that press layers together have no layer's score."""
     names = parse_schemes(scheme)
     for name in names:
-        if name in TUCKER_SCHEMES:
+        if scheme_named(name).joint:
             raise InvalidArgumentError(f"{name} has no ranks of single layers that could be scored")
     return names
 
 
-def _measured(model: nn.Module, judge: Judge, choice: SchemePlan) -> dict[str, float]:
+def _measured(model: nn.Module, judge: Judge, choice: LayerPlan) -> dict[str, float]:
     layer = model.get_submodule(choice.name)
     try:
-        pressed = press_layer(layer, choice.scheme, choice.ranks)
+        pressed = press_layer(layer, choice.method, choice.ranks)
         with replace_layer(model, layer, pressed) as changed:
             return judge(changed)
     except InvalidArgumentError as error:

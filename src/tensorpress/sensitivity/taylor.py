@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, model_outputs
 from tensorpress.measure.cost import evaluation_mode
-from tensorpress.schemes.layer_plan import SchemePlan
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.sensitivity.candidates import Group, job_name
 
@@ -75,8 +75,8 @@ def _pressed(model: nn.Module, groups: Sequence[Group]) -> Pressed:
     return [(model.get_submodule(name), ways) for name, ways in found.items()]
 
 
-def _way(layer: nn.Module, choice: SchemePlan) -> nn.Module:
-    return press_layer(layer, choice.scheme, choice.ranks).requires_grad_(False).eval()
+def _way(layer: nn.Module, choice: LayerPlan) -> nn.Module:
+    return press_layer(layer, choice.method, choice.ranks).requires_grad_(False).eval()
 
 
 @contextmanager
