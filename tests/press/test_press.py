@@ -133,7 +133,7 @@ def test_factors_of_a_layer_have_similar_sizes(net, scheme):
 @pytest.mark.parametrize("start", STARTS)
 def test_a_diagonal_core_beside_a_shared_one(net, x, start):
     given = {
-        "0": {"modes": [12, 27], "ranks": 4, "diagonal": True},
+        "0": {"scheme": "ada_tucker", "modes": [12, 27], "ranks": 4, "diagonal": True},
         "4": {"modes": [60, 64], "ranks": 4},
     }
     made = plan(net, scheme="scada_tucker", overrides=given)

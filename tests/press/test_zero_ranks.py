@@ -12,12 +12,13 @@ from tensorpress.measure import count_params
 from tensorpress.models.zoo import build
 from tensorpress.planning import plan_from_model
 from tensorpress.press.zero_ranks import drop_zero_ranks
+from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.chain_builder import PressedLayer
+from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.layer_spec import spec_of, to_canonical, weight_spec
 from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.schemes.registry import rank_schemes
-from tensorpress.schemes.tensor_train import TrainOfMatrix
+from tensorpress.schemes.registry import rank_schemes, scheme
 
 
 def seeded(layer: nn.Module, seed: int = 0) -> nn.Module:
@@ -271,20 +272,29 @@ def test_a_tucker_factor_that_another_layer_holds_is_left(caplog: pytest.LogCapt
 
 
 def test_reduced_tucker_factors_are_left(caplog: pytest.LogCaptureFixture) -> None:
-    model = tucker("reduced")
+    model = tucker(reduced=True)
     with torch.no_grad():
         factors(model, "0")[0][0] = 0
         factors(model, "1")[1][:, 0] = 0
     with caplog.at_level(logging.INFO, logger="tensorpress.press"):
         assert check(model, nn.Linear(24, 12)) == {}
-    assert "layer 0 is left: its matrices have rows that are fixed" in caplog.text
+    assert "layer 0 is left: what its ranks join is not known" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tensor_train", "tt_weight"])
+def test_options_stay(name: str) -> None:
+    options = {"row_modes": (2, 4), "column_modes": (4, 4)}
+    model = nn.Sequential(press_layer(nn.Linear(16, 8), scheme(name, options), 3))
+    with torch.no_grad():
+        layer_factors(model[0])[0][..., 0] = 0
+    assert drop_zero_ranks(model) == {"0": (2,)}
+    assert plan_from_model(model).layers[0].options == options
 
 
 def test_layers_that_no_plan_describes_are_left(caplog: pytest.LogCaptureFixture) -> None:
-    scheme = TrainOfMatrix("tensor_train", "", (2, 4), (4, 4))
-    model = nn.Sequential(press_layer(nn.Linear(16, 8), scheme, 3))
+    model = nn.Sequential(press_layer(nn.Linear(16, 8), ChannelSVD("mine", "My own."), 3))
     with torch.no_grad():
-        model[0].cores[0][..., 0] = 0
+        model[0][0].weight[0] = 0
     with caplog.at_level(logging.INFO, logger="tensorpress.press"):
         assert drop_zero_ranks(model) == {}
     assert "layer 0 is left: its ranks do not say what it is" in caplog.text

@@ -127,6 +127,8 @@ class _Layers:
         count = 1 + self._stream.number("ranks", len(ranks) - 1 if given else 0)
         self._expect(count <= MAX_MODES)
         ranks = self._ranks(count, ranks)
+        if given is not None:
+            return given
         return read_layer(self._file, name, shape, named[0], list(ranks), named[1])
 
     def _named(self, given: PackedLayer | None) -> list[Any]:

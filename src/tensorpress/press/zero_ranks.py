@@ -169,7 +169,7 @@ def _networks(model: nn.Module) -> Iterator[_Network]:
         network = _network(layers)
         core, *_ = map(layer_factors, layers.values())
         most = {id(x): len(layers) for x in core[: len(network.common)]}
-        held = {id(x) for layer in layers.values() for x in layer_factors(layer)}
+        held = {id(x) for layer in layers.values() for x in _replaced(layer)}
         if any(held_by[key] > most.get(key, 1) for key in held):
             logger.info("layer %s is left: others hold a parameter of it", ", ".join(layers))
         else:
@@ -186,6 +186,11 @@ def _network(layers: Mapping[str, nn.Module]) -> _Network:
     shared = int(scheme(form.scheme).shared)
     own = [layer[shared:] for layer in factors]
     return _Network(layers, factors[0][:shared], own, tuple(order))
+
+
+def _replaced(layer: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that a layer of other ranks has anew."""
+    return list(layer.parameters()) if isinstance(layer, Pressed) else layer_factors(layer)
 
 
 def _rank_factors(layer: nn.Module) -> list[RankFactor]:

@@ -71,7 +71,7 @@ class AdaTucker(WeightScheme):
         if self.reduced and (self.diagonal or self.shared):
             return "only matrices of a layer's own full core can be reduced"
         if self.diagonal and self.shared:
-            return "a diagonal core is a layer's own: use ada_tucker"
+            return "a diagonal core is a layer's own: say ada_tucker as its scheme"
         return refuse_modes(spec.weight_shape, self.modes)
 
     def read_entry(
