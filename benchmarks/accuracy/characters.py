@@ -163,11 +163,16 @@ def pressed_row(
     }
 
 
-def planned(dense: nn.Module, batches: list[Tensor], removed: int, ranks: Any) -> Plan:
+def planned(dense: nn.Module, batches: list[Tensor], removed: int, allocation: Any) -> Plan:
     """Return a plan for channel SVD of the blocks' Linears."""
     budget = f"params={100 - removed}%"
     return tp.plan(
-        dense, batches[0][:1], scheme="channel_svd", targets=BLOCKS, ranks=ranks, budget=budget
+        dense,
+        batches[0][:1],
+        scheme="channel_svd",
+        targets=BLOCKS,
+        budget=budget,
+        allocation=allocation,
     )
 
 

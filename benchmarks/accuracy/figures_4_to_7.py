@@ -121,7 +121,7 @@ def train_and_test(shapes: Shapes, shared: bool, epochs: int, seed: int) -> dict
     net = network("lenet5")
     splits = mnist()
     model = net.build()
-    pressed = press(model, paper_plan(model, shapes, shared), start="kaiming", seed=seed)
+    pressed = press(model, paper_plan(model, shapes, shared), init="kaiming", seed=seed)
     training = batches(splits.train, net.preprocess, BATCH, shuffle=True, seed=seed)
     config = TrainConfig(epochs=epochs, lr=0.005, schedule="cosine", channels_last=True, seed=seed)
     history = fit(pressed, training, config)

@@ -92,11 +92,16 @@ class Setting:
         """The first layer, which has three channels, and the last one, which is small."""
         return [name for name, _ in self.dense.named_modules() if name in KEPT]
 
-    def plan(self, speedup: float, ranks: Any) -> Plan:
+    def plan(self, speedup: float, allocation: Any) -> Plan:
         """Return a plan for channel SVD of all layers but these."""
         example, budget = self.calibration[0][:1], f"macs={100 / speedup:.4f}%"
         return tp.plan(
-            self.dense, example, scheme="channel_svd", budget=budget, ranks=ranks, skip=self.kept
+            self.dense,
+            example,
+            scheme="channel_svd",
+            skip=self.kept,
+            budget=budget,
+            allocation=allocation,
         )
 
     def row(self, plan: Plan, kind: Reconstruct | None, epochs: int) -> dict[str, Any]:

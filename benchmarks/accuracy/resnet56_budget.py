@@ -62,7 +62,7 @@ def batches(images: ImageSet) -> Batches:
 
 def by_rule(rule: str | Scores, net: nn.Module, x: Tensor, scheme: str | tuple[str, ...]) -> Plan:
     """Return the plan by a rule of the library, or by scores."""
-    return tp.plan(net, x, scheme=scheme, budget=BUDGET, ranks=rule)
+    return tp.plan(net, x, scheme=scheme, budget=BUDGET, allocation=rule)
 
 
 def ways(scored: dict[str, Scores]) -> dict[str, Way]:

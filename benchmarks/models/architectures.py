@@ -104,7 +104,7 @@ def exported(pressed: nn.Module, x: Tensor, seconds: dict[str, float]) -> dict[s
         warnings.simplefilter("always")
         path = Path(folder) / "model.onnx"
         file = timed(seconds, "onnx", lambda: export_onnx(pressed, x, path))
-        onnx = max(check_onnx(path, pressed, x), check_onnx(path, pressed, x[:1]))
+        onnx = max(check_onnx(pressed, x, path), check_onnx(pressed, x[:1], path))
     obstacles = [str(w.message).partition(": ")[2] for w in said if "batch size" in str(w.message)]
     program = timed(seconds, "export", lambda: torch.export.export(pressed, (x,)).module())
     return {

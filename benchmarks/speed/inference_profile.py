@@ -143,7 +143,7 @@ def main() -> None:
         dense = network(name)
         models = {"dense": dense}
         for budget in BUDGETS:
-            models[budget] = press(dense, plan(dense, images(1), budget=budget), start="kaiming")
+            models[budget] = press(dense, plan(dense, images(1), budget=budget), init="kaiming")
         found = {
             way: {label: where_time_goes(model.eval(), way) for label, model in models.items()}
             for way in WAYS

@@ -145,7 +145,7 @@ def planned(
         made = plan(dense, images(1), budget=budget, round_to=multiple)
     except InvalidArgumentError as error:
         return None, {"out_of_reach": str(error)}
-    return press(dense, made, start="kaiming").eval(), cost(made)
+    return press(dense, made, init="kaiming").eval(), cost(made)
 
 
 def main() -> None:

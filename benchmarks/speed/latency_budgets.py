@@ -56,7 +56,7 @@ def measured(name: str, path: str) -> None:
     """Print what a plan costs and what the network pressed by it takes."""
     model, x = case(name)
     made = Plan.read(path)
-    small = press(model, made, start="kaiming").eval()
+    small = press(model, made, init="kaiming").eval()
     dense, pressed = time_passes(
         [model, small], [x], least=21, repeats=1000, seconds=180, precision=PRECISION
     )

@@ -43,7 +43,7 @@ def pressed_by(recipe_path: str) -> tuple[nn.Module, nn.Module, tuple[int, int, 
     recipe = read_recipe(ROOT / recipe_path)
     net = network(recipe.network)
     dense = net.build()
-    return dense, press(dense, plan_recipe(dense, recipe), start="kaiming"), net.input_shape
+    return dense, press(dense, plan_recipe(dense, recipe), init="kaiming"), net.input_shape
 
 
 def rebuilt_by_tensorly(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from tensorpress.errors import (
     InvalidArgumentError,
     ModelMismatchError,
 )
-from tensorpress.planning import plan
+from tensorpress.planning import Plan, plan
 from tensorpress.press.press import press
 
 
@@ -58,7 +58,8 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, scheme):
     dense = net()
     chosen = plan(dense, scheme=scheme, **SCHEMES[scheme])
     pressed = press(dense, chosen)
-    save_checkpoint(pressed, chosen, tmp_path / "out")
+    save_checkpoint(pressed, tmp_path / "out")
+    assert Plan.read(tmp_path / "out" / "plan.json").id == chosen.id
     loaded = load_checkpoint(tmp_path / "out", net())
     found, expected = loaded.state_dict(), pressed.state_dict()
     assert found.keys() == expected.keys()
@@ -75,7 +76,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, scheme):
 
 def test_tied_weights_are_stored_once(tmp_path):
     chosen = plan(net(), scheme="channel_svd", ranks=2)
-    save_checkpoint(press(net(), chosen), chosen, tmp_path / "out")
+    save_checkpoint(press(net(), chosen), tmp_path / "out", chosen)
     names = load_file(tmp_path / "out" / "model.safetensors").keys()
     assert {"table.weight", "head.weight"} & names == {"table.weight"}
     assert not [name for name in names if name.startswith("same.1")]
@@ -84,7 +85,7 @@ def test_tied_weights_are_stored_once(tmp_path):
 def test_the_model_given_stays_as_it_is_and_its_weights_do_not_matter(tmp_path):
     chosen = plan(net(), scheme="channel_svd", ranks=2)
     pressed = press(net(), chosen)
-    save_checkpoint(pressed, chosen, tmp_path / "out")
+    save_checkpoint(pressed, tmp_path / "out", chosen)
     given = Net()
     before = {name: value.clone() for name, value in given.state_dict().items()}
     loaded = load_checkpoint(tmp_path / "out", given)
@@ -97,7 +98,7 @@ def test_a_meta_model_without_other_buffers_is_enough(tmp_path):
     dense = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30))
     chosen = plan(dense, scheme="channel_svd", ranks=2)
     pressed = press(dense, chosen).eval()
-    save_checkpoint(pressed, chosen, tmp_path / "out")
+    save_checkpoint(pressed, tmp_path / "out", chosen)
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30))
     x = torch.randn(4, 20)
@@ -106,7 +107,7 @@ def test_a_meta_model_without_other_buffers_is_enough(tmp_path):
 
 def test_a_buffer_that_has_no_values_anywhere_is_named(tmp_path):
     chosen = plan(net(), scheme="channel_svd", ranks=2)
-    save_checkpoint(press(net(), chosen), chosen, tmp_path / "out")
+    save_checkpoint(press(net(), chosen), tmp_path / "out", chosen)
     with torch.device("meta"):
         empty = Net()
     with pytest.raises(ModelMismatchError, match="'scale'"):
@@ -117,7 +118,7 @@ def test_a_buffer_that_has_no_values_anywhere_is_named(tmp_path):
 def test_types_stay_as_they_are_stored(tmp_path, dtype):
     dense = net(dtype=dtype)
     chosen = plan(dense, scheme="channel_svd", ranks=2)
-    save_checkpoint(press(dense, chosen), chosen, tmp_path / "out")
+    save_checkpoint(press(dense, chosen), tmp_path / "out", chosen)
     loaded = load_checkpoint(tmp_path / "out", net())
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert loaded.norm.num_batches_tracked.dtype == torch.int64
@@ -127,7 +128,7 @@ def test_shards_above_a_size_are_indexed_and_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(save, "SHARD_BYTES", 700)
     chosen = plan(net(), scheme="channel_svd", ranks=2)
     pressed = press(net(), chosen)
-    save_checkpoint(pressed, chosen, tmp_path / "out")
+    save_checkpoint(pressed, tmp_path / "out", chosen)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) >= 3
     x = torch.randn(2, 3, 6, 6)
@@ -139,7 +140,7 @@ def test_a_model_of_transformers_comes_back_from_its_folder_alone(tmp_path, name
     dense = MODELS[name]()
     chosen = plan(dense, scheme="channel_svd", ranks=0.3, skip=["re:.*emb.*|.*wpe|.*wte"])
     pressed = press(dense, chosen)
-    save_checkpoint(pressed, chosen, tmp_path / "out")
+    save_checkpoint(pressed, tmp_path / "out", chosen)
     loaded = load_checkpoint(tmp_path / "out")
     assert type(loaded) is type(dense)
     assert torch.equal(logits(loaded), logits(pressed))
@@ -152,14 +153,14 @@ def test_how_text_is_generated_is_kept(tmp_path):
     dense = llama()
     dense.generation_config.max_new_tokens = 7
     chosen = plan(dense, scheme="channel_svd", ranks=2, targets=["*mlp*"])
-    save_checkpoint(press(dense, chosen), chosen, tmp_path / "out")
+    save_checkpoint(press(dense, chosen), tmp_path / "out", chosen)
     assert load_checkpoint(tmp_path / "out").generation_config.max_new_tokens == 7
 
 
 @pytest.fixture
 def folder(tmp_path):
     chosen = plan(net(), scheme="channel_svd", ranks=2)
-    save_checkpoint(press(net(), chosen), chosen, tmp_path / "out")
+    save_checkpoint(press(net(), chosen), tmp_path / "out", chosen)
     return tmp_path / "out"
 
 
@@ -167,7 +168,7 @@ def test_a_folder_with_files_is_not_touched(folder):
     before = contents(folder)
     chosen = plan(net(), scheme="channel_svd", ranks=3)
     with pytest.raises(InvalidArgumentError, match="is there already"):
-        save_checkpoint(press(net(), chosen), chosen, folder)
+        save_checkpoint(press(net(), chosen), folder, chosen)
     assert contents(folder) == before
 
 
@@ -176,7 +177,7 @@ def test_what_fails_leaves_nothing(tmp_path, monkeypatch):
     pressed = press(net(), chosen)
     pressed.norm.weight = nn.Parameter(torch.empty(12, device="meta"))
     with pytest.raises(InvalidArgumentError, match=r"'norm\.weight' has no values"):
-        save_checkpoint(pressed, chosen, tmp_path / "out")
+        save_checkpoint(pressed, tmp_path / "out", chosen)
     pressed = press(net(), chosen)
 
     def full(*_: object) -> None:
@@ -184,7 +185,7 @@ def test_what_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ShardWriter, "write", full)
     with pytest.raises(InvalidArgumentError, match="no space left"):
-        save_checkpoint(pressed, chosen, tmp_path / "out")
+        save_checkpoint(pressed, tmp_path / "out", chosen)
     assert not list(tmp_path.iterdir())
 
 
@@ -192,9 +193,9 @@ def test_a_plan_of_another_pressing_is_refused(tmp_path):
     chosen = plan(net(), scheme="channel_svd", ranks=2)
     other = plan(net(), scheme="channel_svd", ranks=3)
     with pytest.raises(ModelMismatchError, match="'conv' is not pressed as the plan says"):
-        save_checkpoint(press(net(), chosen), other, tmp_path / "out")
+        save_checkpoint(press(net(), chosen), tmp_path / "out", other)
     with pytest.raises(ModelMismatchError, match="'conv' is not pressed as the plan says"):
-        save_checkpoint(net(), chosen, tmp_path / "out")
+        save_checkpoint(net(), tmp_path / "out", chosen)
 
 
 def test_missing_files_are_named(folder):

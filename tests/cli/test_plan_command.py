@@ -85,7 +85,7 @@ def test_a_plan_is_written_and_read_again(told: Told, tmp_path: Path, suffix: st
 def test_the_model_is_not_loaded_where_no_weight_matters(told: Told, refused: Refused) -> None:
     dry = ("plan", "--model", "small_nets:only_dry", "--input", "1x3x8x8")
     assert told(*dry, "--scheme", "tucker2", "--ranks", "0.5")["macs"] > 0
-    uniform = ("--budget", "params=60%", "--ranks", "uniform", "--scheme", "tucker2")
+    uniform = ("--budget", "params=60%", "--allocation", "uniform", "--scheme", "tucker2")
     assert told(*dry, *uniform)["params"] > 0
     assert "it was loaded" in refused(*dry, "--scheme", "tucker2", "--ranks", "energy:0.9")
     assert "it was loaded" in refused(*dry, "--budget", "params=60%")
@@ -122,7 +122,7 @@ def test_scores_spread_a_budget(told: Told, tmp_path: Path) -> None:
         for name, loss in (("0", 9.0), ("2", 0.1), ("6", 9.0))
     }
     Scores("loss", 1.0, scored).save(tmp_path / "scores.json")
-    words = ("--scheme", "channel_svd", "--ranks", "scores.json", "--budget", "params=80%")
+    words = ("--scheme", "channel_svd", "--allocation", "scores.json", "--budget", "params=80%")
     assert told(*NET, *words)["layers"].keys() == {"2"}
 
 
@@ -159,11 +159,13 @@ def test_a_folder_of_transformers_is_read_tensor_by_tensor(
         (["--budget", "params=3MB"], "expected a number and one of the units"),
         (["--budget", "flops=50%"], "unknown budget 'flops'"),
         (["--budget", "params=1%"], "out of reach"),
-        (["--budget", "params=50%", "--ranks", "0.5"], "give one of them"),
+        (["--budget", "params=50%", "--ranks", "0.5"], "leave one out"),
         (["--ranks", "evbfm"], "unknown rank rule 'evbfm'"),
         (["--override", "6 = 3"], "expected PATTERN: {KEY: VALUE"),
         (["--override", "9: {ranks: 3}"], "unknown layer or pattern '9'"),
-        (["--ranks", "none.json", "--budget", "params=50%"], "no scores at none.json"),
+        (["--allocation", "none.json", "--budget", "params=50%"], "no scores at none.json"),
+        (["--allocation", "unifrm", "--budget", "params=50%"], "unknown allocation 'unifrm'"),
+        (["--allocation", "uniform"], "give a budget"),
         (["--out", "nowhere/plan.yaml", "--ranks", "0.5"], "nowhere/plan.yaml cannot be written"),
     ],
 )

@@ -71,7 +71,7 @@ def test_ranks_and_factors_are_fitted_to_responses(
     told: Told, refused: Refused, tmp_path: Path, trained: nn.Module
 ) -> None:
     words = (*LENET, "--scheme", "channel_svd", "--budget", "params=15%")
-    given = (*words, "--ranks", "responses", "--calibrate", "digits")
+    given = (*words, "--allocation", "responses", "--calibrate", "digits")
     found = told("press", *given, "--reconstruct", "nonlinear", "--out", "pressed")
     assert found["plan"] == told("plan", *given)["id"]
     assert found["plan"] != told("plan", *words)["id"]
@@ -83,8 +83,8 @@ def test_ranks_and_factors_are_fitted_to_responses(
     gaps = [float((m(images) - expected).norm()) for m in (by_responses, by_weights)]
     assert gaps[0] < 0.3 * gaps[1]
     for wrong, message in {
-        ("--ranks", "responses"): "--ranks responses needs --calibrate",
-        ("--ranks", "error", "--calibrate", "digits"): "for --ranks responses only",
+        ("--allocation", "responses"): "--allocation responses needs --calibrate",
+        ("--allocation", "error", "--calibrate", "digits"): "for --allocation responses only",
     }.items():
         assert message in refused("plan", *words, *wrong)
 

@@ -29,7 +29,7 @@ def test_what_is_packed_of_an_own_model_is_read(data: st.DataObject) -> None:
     dense = nn.Sequential(nn.Linear(columns, rows), nn.ReLU(), nn.Linear(6, 6, bias=False))
     given = {"modes": [rows, columns], "ranks": ranks, **core}
     model = tp.press(
-        dense, tp.plan(dense, scheme="ada_tucker", overrides={"0": given}), start="kaiming"
+        dense, tp.plan(dense, scheme="ada_tucker", overrides={"0": given}), init="kaiming"
     )
     description = describe(model, None, stored_tensors(model))
     again = unpack("a.tpz", pack(description))

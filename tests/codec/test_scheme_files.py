@@ -26,7 +26,7 @@ NAMES = list(rank_schemes())
 
 def pressed(dense: nn.Module, scheme: str, ranks: Any = 0.4, **options: Any) -> nn.Module:
     made = tp.plan(dense, scheme=scheme, ranks=ranks, **options)
-    return tp.press(dense, made, start="kaiming")
+    return tp.press(dense, made, init="kaiming")
 
 
 def several() -> nn.Module:
@@ -119,7 +119,7 @@ def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
     dense = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(30, 20))
     taken = [SCHEMES[scheme].refusal(describe_layer(layer)) is None for layer in dense]
     given = {str(k): {"ranks": fraction} for k, fits in enumerate(taken) if fits}
-    model = tp.press(dense, tp.plan(dense, scheme=scheme, overrides=given), start="kaiming")
+    model = tp.press(dense, tp.plan(dense, scheme=scheme, overrides=given), init="kaiming")
     description = describe(model, None, stored_tensors(model))
     again = unpack("a.tpz", pack(description))
     assert again == description

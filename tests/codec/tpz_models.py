@@ -26,7 +26,7 @@ LENET5 = {
 def pressed(network: str, scheme: str = "ada_tucker", **target: object) -> nn.Module:
     torch.manual_seed(0)
     dense = build(network)
-    return tp.press(dense, tp.plan(dense, scheme=scheme, **target), start="kaiming")
+    return tp.press(dense, tp.plan(dense, scheme=scheme, **target), init="kaiming")
 
 
 def lenet5() -> nn.Module:

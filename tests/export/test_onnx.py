@@ -81,7 +81,7 @@ def test_layers_pressed_in_every_way_compute_the_same_at_any_batch(tmp_path):
     file = export_onnx(model, inputs(1), tmp_path / "layers.onnx")
     assert file.any_batch
     for batch in (1, 5):
-        assert check_onnx(file.path, model, inputs(batch)) < CLOSE
+        assert check_onnx(model, inputs(batch), file.path) < CLOSE
 
 
 def factorized():
@@ -109,7 +109,7 @@ def test_kept_factors_make_a_small_file_that_computes_the_same(tmp_path):
     assert initializer_bytes(kept.path) < 1.1 * stored + 1000
     assert initializer_bytes(rebuilt.path) >= 4 * 5 * 64 * 64
     for file in (kept, rebuilt):
-        assert check_onnx(file.path, pressed, torch.randn(3, 64)) < CLOSE
+        assert check_onnx(pressed, torch.randn(3, 64), file.path) < CLOSE
 
 
 @needs_onnx
@@ -143,7 +143,7 @@ def test_several_inputs_and_nested_outputs_are_written(tmp_path):
     file = export_onnx(model, [torch.randn(2, 4), torch.tensor(2.0)], tmp_path / "m.onnx")
     assert file.any_batch
     inputs = (torch.randn(3, 4), torch.tensor(-5.0))
-    assert check_onnx(file.path, model, inputs) < CLOSE
+    assert check_onnx(model, inputs, file.path) < CLOSE
 
 
 @needs_onnx
@@ -154,7 +154,7 @@ def test_a_model_is_written_as_it_computes_in_eval_mode_and_left_as_it_was(tmp_p
     file = export_onnx(model, torch.randn(6, 4), tmp_path / "m.onnx")
     assert [module.training for module in model] == [True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert check_onnx(file.path, model, torch.randn(6, 4)) < CLOSE
+    assert check_onnx(model, torch.randn(6, 4), file.path) < CLOSE
 
 
 class OfFixedBatch(nn.Module):
@@ -167,9 +167,9 @@ def test_a_batch_that_the_model_fixes_is_said(tmp_path):
     with pytest.warns(UserWarning, match="takes only the example's batch size: .*batch"):
         file = export_onnx(OfFixedBatch(), torch.randn(3, 4), tmp_path / "m.onnx")
     assert not file.any_batch
-    assert check_onnx(file.path, OfFixedBatch(), torch.randn(3, 4)) < CLOSE
+    assert check_onnx(OfFixedBatch(), torch.randn(3, 4), file.path) < CLOSE
     with pytest.raises(InvalidArgumentError, match=r"shapes \(4, 4\)"):
-        check_onnx(file.path, OfFixedBatch(), torch.randn(4, 4))
+        check_onnx(OfFixedBatch(), torch.randn(4, 4), file.path)
 
 
 class Undecided(nn.Module):
@@ -211,7 +211,7 @@ def test_weights_beyond_what_one_file_holds_lie_beside_it(tmp_path, monkeypatch)
     assert found.keys() == {"m.onnx", "m.onnx.data"}
     assert file.bytes == sum(found.values())
     assert found["m.onnx.data"] >= 4 * 40 * 30
-    assert check_onnx(path, net, torch.randn(3, 40)) < CLOSE
+    assert check_onnx(net, torch.randn(3, 40), path) < CLOSE
 
 
 @needs_onnx
@@ -224,23 +224,23 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_file_of_another_model_is_found_out(tmp_path):
     net, x = nn.Linear(4, 3), torch.randn(2, 4)
     file = export_onnx(net, x, tmp_path / "m.onnx")
-    assert check_onnx(file.path, nn.Linear(4, 3), x) > 0.01
+    assert check_onnx(nn.Linear(4, 3), x, file.path) > 0.01
     with pytest.raises(ModelMismatchError, match=r"outputs of shapes \[\(2, 3\)\]"):
-        check_onnx(file.path, nn.Linear(4, 5), x)
+        check_onnx(nn.Linear(4, 5), x, file.path)
     with pytest.raises(ModelMismatchError, match=r"takes 1 inputs .* not 2"):
-        check_onnx(file.path, ManyOutputs(), [x, torch.tensor(1.0)])
+        check_onnx(ManyOutputs(), [x, torch.tensor(1.0)], file.path)
     with pytest.raises(ModelMismatchError, match="does not run on the inputs"):
-        check_onnx(file.path, nn.Linear(6, 3), torch.randn(2, 6))
+        check_onnx(nn.Linear(6, 3), torch.randn(2, 6), file.path)
 
 
 @needs_onnx
 def test_what_is_no_onnx_file_is_said(tmp_path: Path):
     net, x = nn.Linear(4, 3), torch.randn(2, 4)
     with pytest.raises(DataNotFoundError, match=r"no file .*m\.onnx"):
-        check_onnx(tmp_path / "m.onnx", net, x)
+        check_onnx(net, x, tmp_path / "m.onnx")
     (tmp_path / "m.onnx").write_bytes(b"no protobuf at all")
     with pytest.raises(CorruptFileError, match=r"m\.onnx cannot be read by onnxruntime"):
-        check_onnx(tmp_path / "m.onnx", net, x)
+        check_onnx(net, x, tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -249,11 +249,8 @@ def test_a_missing_package_is_named_with_how_to_get_it(package, tmp_path, monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     do = check_onnx if package == "onnxruntime" else export_onnx
-    arguments = [nn.Linear(4, 3), torch.ones(2, 4), tmp_path / "m.onnx"]
-    if do is check_onnx:
-        arguments = [arguments[2], *arguments[:2]]
     with pytest.raises(TensorPressError, match=rf"{package}: pip install 'tensorpress\[export\]'"):
-        do(*arguments)
+        do(nn.Linear(4, 3), torch.ones(2, 4), tmp_path / "m.onnx")
 
 
 def test_a_difference_is_relative_to_the_largest_value():
@@ -271,4 +268,4 @@ def test_convolutions_of_clips_without_a_bias_are_written(tmp_path):
     x = torch.randn(2, 3, 4, 6, 6)
     for number, model in enumerate([net, press_layer(net[0], "channel_svd", 4)]):
         file = export_onnx(model, x, tmp_path / f"{number}.onnx")
-        assert check_onnx(file.path, model, x) < 1e-4
+        assert check_onnx(model, x, file.path) < 1e-4

@@ -173,7 +173,7 @@ def test_an_exported_network_computes_the_same_at_another_batch(tmp_path):
     file = export_onnx(pressed, x, tmp_path / "model.onnx")
     assert file.any_batch
     for inputs in (x, torch.cat([x, x[:1]])):
-        assert check_onnx(file.path, pressed, inputs) < CLOSE
+        assert check_onnx(pressed, inputs, file.path) < CLOSE
 
 
 def test_a_compiled_network_with_rebuilt_weights_is_one_graph():

@@ -119,7 +119,7 @@ def test_what_the_report_shows(finished: RunResult) -> None:
 
 @pytest.mark.usefixtures("no_page")
 class TestOtherRecipes:
-    def test_hooi_start_from_a_weight_file_with_distillation(
+    def test_decomposed_from_a_weight_file_with_distillation(
         self, tmp_path: Path, finished: RunResult, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         dense = build("lenet300100")
@@ -131,7 +131,7 @@ class TestOtherRecipes:
         given = recipe(
             dense=None,
             weights="dense.safetensors",
-            press={"scheme": "ada_tucker", "budget": "params=30_000", "start": "hooi"},
+            press={"scheme": "ada_tucker", "budget": "params=30_000", "init": "decompose"},
             train=distilled,
             quantize={"step": 0.1, "finetune": distilled},
         )
@@ -153,7 +153,7 @@ class TestOtherRecipes:
             dense=None,
             weights=str(tmp_path / "dense.safetensors"),
             train=None,
-            press={"scheme": "ada_tucker", "budget": "params=60_000", "start": "hooi"},
+            press={"scheme": "ada_tucker", "budget": "params=60_000", "init": "decompose"},
             quantize={"step": 0.1, "coder": "huffman"},
         )
         result = run(given, tmp_path / "run")

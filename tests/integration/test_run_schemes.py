@@ -129,7 +129,7 @@ def test_mistakes_show_before_training(
 @pytest.mark.usefixtures("no_page")
 def test_ranks_and_factors_by_responses_lose_less(tmp_path: Path) -> None:
     press: dict[str, Any] = {"scheme": "channel_svd", "budget": "macs=8%"}
-    responses = {"ranks": "responses", "calibrate": 300, "reconstruct": "nonlinear"}
+    responses = {"allocation": "responses", "calibrate": 300, "reconstruct": "nonlinear"}
     errors = []
     for name, more in {"weights": {}, "responses": responses}.items():
         result = run(recipe(press=press | more, train=None), tmp_path / name, seed=3)
@@ -139,7 +139,7 @@ def test_ranks_and_factors_by_responses_lose_less(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_page")
 def test_norms_between_factors_are_gone_in_the_file(tmp_path: Path) -> None:
-    press = {"scheme": "channel_svd", "ranks": 0.2, "start": "kaiming", "norms": True}
+    press = {"scheme": "channel_svd", "ranks": 0.2, "init": "kaiming", "norms": True}
     train = {"epochs": 12, "lr": 0.01}
     result = run(recipe(press=press, train=train), tmp_path / "run", seed=3)
     assert result.metrics["pressed"]["error"] < 70
@@ -148,9 +148,9 @@ def test_norms_between_factors_are_gone_in_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_page")
-@pytest.mark.parametrize("start", ["hooi", "kaiming"])
-def test_the_start_may_be_chosen(tmp_path: Path, start: str) -> None:
-    press = {"scheme": "tucker2", "ranks": 0.3, "start": start}
+@pytest.mark.parametrize("init", ["decompose", "kaiming"])
+def test_the_initialization_may_be_chosen(tmp_path: Path, init: str) -> None:
+    press = {"scheme": "tucker2", "ranks": 0.3, "init": init}
     result = run(recipe(press=press, quantize={"step": 0.1}), tmp_path / "run")
-    assert (result.metrics["pressed"]["start_error"] is None) == (start == "kaiming")
-    assert all((row.error is None) == (start == "kaiming") for row in result.content.layers)
+    assert (result.metrics["pressed"]["start_error"] is None) == (init == "kaiming")
+    assert all((row.error is None) == (init == "kaiming") for row in result.content.layers)

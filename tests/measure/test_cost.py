@@ -43,7 +43,7 @@ def test_a_weight_that_is_rebuilt_takes_the_same_macs(name: str, scheme: str) ->
     dense = build(name)
     params = count_params(dense) // 8
     pressed = tp.press(
-        dense, tp.plan(dense, scheme=scheme, budget=f"params={params}"), start="kaiming"
+        dense, tp.plan(dense, scheme=scheme, budget=f"params={params}"), init="kaiming"
     )
     inputs = [torch.zeros(2, *NETWORKS[name].input_shape)]
     macs = count_macs(dense, inputs)

@@ -22,7 +22,7 @@ def test_budgets_are_met_and_used(name, ratio, scheme):
     assert 0.8 * budget <= made.params <= budget
     assert made.dense_params == count_params(model)
     assert all(p.shape == model.get_submodule(p.name).weight.shape for p in made.layers)
-    assert count_params(press(model, made, start="glorot")) == made.params
+    assert count_params(press(model, made, init="glorot")) == made.params
     assert plan(model, scheme=scheme, budget=f"params={budget}") == made
 
 

@@ -72,7 +72,7 @@ def test_layers_without_a_shape_are_refused():
 def test_a_plan_is_read_back_from_the_model(name, scheme):
     model = zoo.build(name)
     made = plan(model, scheme=scheme, budget=f"params={count_params(model) // 20}")
-    read = plan_from_model(press(model, made, start="glorot"))
+    read = plan_from_model(press(model, made, init="glorot"))
     assert (read.scheme, read.layers, read.other_params) == (scheme, made.layers, made.other_params)
     assert read.params == made.params
 

@@ -38,7 +38,7 @@ def pressed(name, layers, scheme="ada_tucker", **flags):
     )
     dense = count_params(model)
     plan = Plan(scheme, plans, {}, dense - sum(layer.dense_params for layer in plans))
-    press(model, plan, start="glorot", inplace=True)
+    press(model, plan, init="glorot", inplace=True)
     assert count_params(model) == plan.params
     assert plan_from_model(model).layers == plans
     return model, plan

@@ -199,7 +199,7 @@ def test_the_table_counts_macs_where_inputs_are_given(mixed):
     total = next(line for line in lines if line.startswith("total"))
     net = zoo.build("lenet5")
     assert f"{count_macs(net, [IMAGE]):,}" in total
-    assert f"{count_macs(press(net, mixed, start='glorot'), [IMAGE]):,}" in total
+    assert f"{count_macs(press(net, mixed, init='glorot'), [IMAGE]):,}" in total
     assert lines[-1] == "kept dense: ip1 (skipped by 'ip1')"
     without = plan(net, scheme="channel_svd", ranks=0.2)
     assert without.macs is None

@@ -12,14 +12,14 @@ from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import rank_schemes, scheme
 
 
-@pytest.mark.parametrize("start", ["hooi", "kaiming"])
+@pytest.mark.parametrize("init", ["decompose", "kaiming"])
 @pytest.mark.parametrize("name", rank_schemes())
-def test_every_scheme(name, start):
+def test_every_scheme(name, init):
     model = nn.Sequential(
         nn.Conv2d(4, 8, 3, stride=2), nn.Linear(30, 20), nn.Embedding(50, 12, padding_idx=1)
     ).to(torch.bfloat16)
     made = plan(model, scheme=name, ranks=0.3)
-    read = plan_from_model(press(model, made, start=start))
+    read = plan_from_model(press(model, made, init=init))
     assert (read.scheme, read.layers, read.other_params) == (name, made.layers, made.other_params)
     assert read.params == made.params
 

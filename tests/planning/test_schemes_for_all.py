@@ -65,7 +65,7 @@ def test_parameters_are_those_of_the_pressed_model(name, fraction, channels, dat
         if layer.name != "1":
             assert layer.factor_params < layer.dense_params
     assert {layer.name for layer in made.layers} | set(made.kept) == {"0", "1", "2", "3"}
-    assert count_params(press(net, made, start="glorot")) == made.params
+    assert count_params(press(net, made, init="glorot")) == made.params
 
 
 def test_layers_that_stay_dense_say_why(lenet):

@@ -38,8 +38,8 @@ def held(model):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["params", "bytes", "macs"])
 def test_the_model_has_what_the_budget_allows(net, rule, kind):
-    made = plan(net, IMAGE, scheme="tucker2", ranks=rule, budget=f"{kind}=50%")
-    pressed = press(net, made, start="glorot")
+    made = plan(net, IMAGE, scheme="tucker2", allocation=rule, budget=f"{kind}=50%")
+    pressed = press(net, made, init="glorot")
     found = {"params": count_params(pressed), "bytes": held(pressed)}
     dense = {"params": count_params(net), "bytes": held(net), "macs": count_macs(net, [IMAGE])}
     found["macs"] = count_macs(pressed, [IMAGE])
@@ -65,7 +65,7 @@ def total_error(made, net):
 
 def test_the_least_error_is_less_than_that_of_one_fraction(net):
     best = plan(net, IMAGE, scheme="channel_svd", budget="macs=50%")
-    uniform = plan(net, IMAGE, scheme="channel_svd", budget="macs=50%", ranks="uniform")
+    uniform = plan(net, IMAGE, scheme="channel_svd", budget="macs=50%", allocation="uniform")
     errors = {}
     for name, made in (("best", best), ("uniform", uniform)):
         pressed = press(net, made)
@@ -153,15 +153,22 @@ def test_a_layer_called_twice_costs_twice():
         ({"budget": "macs=0.1%"}, r"macs=0.1% is out of reach: .* of 40,551,040 MACs"),
         ({"budget": "params=9M"}, "params=9000000 is no saving: the dense model has 269,722 param"),
         ({"budget": "latency=50"}, "one of the units %, us, ms, s"),
-        ({"budget": "macs=50%", "ranks": 0.5}, "with a budget ranks say how it is spread"),
-        ({"budget": "macs=50%", "ranks": "evbfm"}, "unknown way to spread a budget 'evbfm'"),
+        ({"budget": "macs=50%", "ranks": 0.5}, "ranks cannot be 0.5 as well: .* the allocation"),
+        ({"budget": "macs=50%", "ranks": "energy"}, "ranks cannot be 'energy' as well"),
+        ({"budget": "macs=50%", "allocation": "evbfm"}, "unknown allocation 'evbfm': did you"),
         ({"budget": "macs=50%", "scheme": ["cp", "tuker2"]}, "unknown scheme 'tuker2'"),
-        ({"budget": "macs=50%", "ranks": "uniform"}, "name one scheme"),
+        ({"budget": "macs=50%", "allocation": 0.5}, "allocation is scores or one of error"),
+        ({"budget": "macs=50%", "allocation": "uniform"}, "name one scheme"),
         ({"budget": "macs=50%", "scheme": "ada_tucker"}, "rebuilt weights save no macs"),
         ({"budget": "macs=50%", "overrides": {"conv1": {"ranks": 3}}}, "must name a scheme"),
         ({"ranks": 0.5}, "name one scheme, or give a budget"),
         ({"scheme": []}, "name a scheme"),
-        ({"ranks": Scores("loss", 0.0, {}), "scheme": "cp"}, "scores need a budget"),
+        ({"allocation": "error", "ranks": 0.5, "scheme": "cp"}, "spread: give a budget"),
+        ({"ranks": Scores("loss", 0.0, {}), "scheme": "cp"}, "ranks must be an int, a float"),
+        (
+            {"budget": "params=50%", "allocation": "error", "scheme": "ada_tucker"},
+            "ada_tucker takes no allocation",
+        ),
     ],
 )
 def test_what_cannot_be_planned(net, given, message):
@@ -184,7 +191,7 @@ def test_scores_decide_where_the_budget_goes(net):
         for name, weight in (("layer1.0.conv1", 1.0), ("layer1.0.conv2", 1e-3))
     }
     scores = Scores("loss", 0.3, layers)
-    made = plan(net, IMAGE, scheme="channel_svd", ranks=scores, budget="macs=96%")
+    made = plan(net, IMAGE, scheme="channel_svd", allocation=scores, budget="macs=96%")
     assert [layer.name for layer in made.layers] == ["layer1.0.conv2"]
     assert "no ranks" in made.kept["layer2.0.conv1"]
 

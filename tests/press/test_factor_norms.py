@@ -59,7 +59,7 @@ def test_training_from_scratch_gets_further_in_the_same_steps() -> None:
         net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
         net.append(nn.Flatten()).append(nn.Linear(8 * 16, 4))
         plan = tp.plan(net, scheme="cp", overrides={"2": {"ranks": 6}})
-        pressed = tp.press(net, plan, start="kaiming")
+        pressed = tp.press(net, plan, init="kaiming")
         for parameter in pressed[2].parameters():
             parameter.data.mul_(0.05)
         x = torch.randn(64, 1, 8, 8)

@@ -15,7 +15,7 @@ from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.tucker_weight import tucker_weight
 
 SCHEMES = ["ada_tucker", "scada_tucker"]
-STARTS = ["hooi", "glorot", "kaiming"]
+INITS = ["decompose", "glorot", "kaiming"]
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def weight_errors(pressed, dense, names):
     return [float(((a - b).norm() / b.norm()).detach()) for a, b in pairs]
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_copy_is_pressed_and_the_model_is_left_alone(net, x, scheme, start):
+def test_a_copy_is_pressed_and_the_model_is_left_alone(net, x, scheme, init):
     before = deepcopy(net.state_dict())
     made = plan(net, scheme=scheme, budget="params=600")
-    pressed = press(net, made, start=start)
+    pressed = press(net, made, init=init)
     assert pressed(x).shape == (4, 20)
     assert type(net[4]) is nn.Linear
     assert net.state_dict().keys() == before.keys()
@@ -96,29 +96,29 @@ def test_a_shared_core_is_one_parameter(net, x):
     assert core.grad is not None
 
 
-@pytest.mark.parametrize("start", ["glorot", "kaiming"])
+@pytest.mark.parametrize("init", ["glorot", "kaiming"])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_random_starts_have_the_initializers_deviation(net, scheme, start):
-    pressed = press(net, plan(net, scheme=scheme, budget="params=600"), start=start)
+def test_drawn_weights_have_the_initializers_deviation(net, scheme, init):
+    pressed = press(net, plan(net, scheme=scheme, budget="params=600"), init=init)
     for name in ("0", "4"):
         weight = pressed.get_submodule(name).weight.detach()
-        std = initial_std(weight, start)
+        std = initial_std(weight, init)
         assert float(weight.square().mean().sqrt()) == pytest.approx(std, rel=1e-4)
 
 
 def test_random_starts_follow_the_seed(net):
     made = plan(net, scheme="ada_tucker", budget="params=600")
-    first, again, other = (press(net, made, start="glorot", seed=seed) for seed in (1, 1, 2))
+    first, again, other = (press(net, made, init="glorot", seed=seed) for seed in (1, 1, 2))
     for a, b, c in zip(factors(first[4]), factors(again[4]), factors(other[4]), strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
     torch.manual_seed(123)
-    assert torch.equal(press(net, made, start="glorot", seed=1)[4].weight, first[4].weight)
+    assert torch.equal(press(net, made, init="glorot", seed=1)[4].weight, first[4].weight)
 
 
 def test_layers_of_one_shape_draw_different_factors():
     net = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30))
-    pressed = press(net, plan(net, scheme="ada_tucker", budget="params=900"), start="kaiming")
+    pressed = press(net, plan(net, scheme="ada_tucker", budget="params=900"), init="kaiming")
     assert not torch.equal(pressed[0].weight, pressed[1].weight)
 
 
@@ -130,14 +130,14 @@ def test_factors_of_a_layer_have_similar_sizes(net, scheme):
         assert sizes == pytest.approx([sizes[0]] * len(sizes), rel=1e-3)
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_a_diagonal_core_beside_a_shared_one(net, x, start):
+@pytest.mark.parametrize("init", INITS)
+def test_a_diagonal_core_beside_a_shared_one(net, x, init):
     given = {
         "0": {"scheme": "ada_tucker", "modes": [12, 27], "ranks": 4, "diagonal": True},
         "4": {"modes": [60, 64], "ranks": 4},
     }
     made = plan(net, scheme="scada_tucker", overrides=given)
-    pressed = press(net, made, start=start)
+    pressed = press(net, made, init=init)
     assert count_params(pressed) == made.params
     assert factors(pressed[0])[0].shape == (4,)
     assert pressed(x).isfinite().all()
@@ -182,17 +182,17 @@ def test_a_materialized_model_can_be_pressed_again(net, x):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("start", STARTS)
-def test_weights_that_are_not_finite_name_the_layer(net, value, start):
+@pytest.mark.parametrize("init", INITS)
+def test_weights_that_are_not_finite_name_the_layer(net, value, init):
     made = plan(net, scheme="ada_tucker", budget="params=600")
     net[4].weight.data[3, 2] = value
     with pytest.raises(InvalidArgumentError, match="layer '4': its weight has NaN or infinite"):
-        press(net, made, start=start)
+        press(net, made, init=init)
 
 
 def test_an_unknown_start_names_the_known_ones(net):
-    with pytest.raises(InvalidArgumentError, match=r"'hosvd': .*glorot, hooi, kaiming"):
-        press(net, plan(net, scheme="ada_tucker", budget="params=600"), start="hosvd")
+    with pytest.raises(InvalidArgumentError, match=r"'hosvd': .*decompose, glorot, kaiming"):
+        press(net, plan(net, scheme="ada_tucker", budget="params=600"), init="hosvd")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_plan_for_another_model_is_refused(net, layer, message):
 
 def test_double_precision_models_stay_double(net):
     pressed = press(
-        net.double(), plan(net, scheme="ada_tucker", budget="params=600"), start="glorot"
+        net.double(), plan(net, scheme="ada_tucker", budget="params=600"), init="glorot"
     )
     assert {p.dtype for p in pressed.parameters()} == {torch.float64}
 
@@ -223,7 +223,8 @@ def test_trained_weights_are_better_decomposed_than_drawn(data_root, scheme):
     made = plan(model, scheme=scheme, budget="params=5000")
     names = [layer.name for layer in made.layers]
     fitted, drawn = (
-        weight_errors(press(model, made, start=start), model, names) for start in ("hooi", "glorot")
+        weight_errors(press(model, made, init=init), model, names)
+        for init in ("decompose", "glorot")
     )
     assert all(fit < draw for fit, draw in zip(fitted, drawn, strict=True))
     assert max(fitted) < 1 < min(drawn)

@@ -129,8 +129,8 @@ def test_what_is_frozen_is_frozen_again(net, name):
 
 def test_random_starts_of_a_pressed_model_keep_its_biases(net):
     first = bent(press(net, plan(net, scheme="tucker2", ranks=0.8)))
-    twice = press(first, plan(net, scheme="channel_svd", ranks=3), start="kaiming", seed=3)
-    fresh = press(net, plan(net, scheme="channel_svd", ranks=3), start="kaiming", seed=3)
+    twice = press(first, plan(net, scheme="channel_svd", ranks=3), init="kaiming", seed=3)
+    fresh = press(net, plan(net, scheme="channel_svd", ranks=3), init="kaiming", seed=3)
     assert torch.equal(twice[0][0].weight, fresh[0][0].weight)
     assert torch.equal(twice[0][1].bias, net[0].bias + 1)
 

@@ -182,8 +182,8 @@ class Named(nn.Linear):
 def test_a_layer_whose_weight_is_rebuilt_stays_what_it_is():
     net = nn.Sequential(Named(16, 16))
     net[0].label = "changed"
-    for start in ("hooi", "kaiming"):
-        pressed = press(net, planned(net, "tt_weight"), start=start)
+    for init in ("decompose", "kaiming"):
+        pressed = press(net, planned(net, "tt_weight"), init=init)
         assert isinstance(pressed[0], Named)
         assert pressed[0].label == "changed"
 

@@ -27,7 +27,7 @@ def part(name: str) -> float:
     return 0.2 if name == "low_rank_sparse" else 0.5
 
 
-STARTS = ["hooi", "glorot", "kaiming"]
+INITS = ["decompose", "glorot", "kaiming"]
 
 
 @pytest.fixture
@@ -43,15 +43,15 @@ def x():
     return torch.randn(4, 3, 6, 6)
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_copy_is_pressed_and_the_model_is_left_alone(net, x, name, start):
+def test_a_copy_is_pressed_and_the_model_is_left_alone(net, x, name, init):
     net[3].bias.requires_grad_(False)
     net.train()
     net[3].eval()
     before = deepcopy(net.state_dict())
     made = plan(net, scheme=name, ranks=part(name))
-    pressed = press(net, made, start=start)
+    pressed = press(net, made, init=init)
     assert count_params(pressed) == made.params
     assert pressed(x).shape == (4, 20)
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
@@ -94,13 +94,13 @@ class Branches(nn.Module):
         return self.inner["other"](self.inner["last"](self.again(self.first(x))))
 
 
-@pytest.mark.parametrize("start", ["hooi", "kaiming"])
+@pytest.mark.parametrize("init", ["decompose", "kaiming"])
 @pytest.mark.parametrize("name", ["channel_svd", "tt_weight"])
-def test_a_module_held_in_several_places_stays_one(name, start):
+def test_a_module_held_in_several_places_stays_one(name, init):
     net = Branches()
     made = plan(net, scheme=name, ranks=0.2)
     assert [layer.name for layer in made.layers] == ["first", "inner.other"]
-    pressed = press(net, made, start=start)
+    pressed = press(net, made, init=init)
     assert pressed.first is pressed.again is pressed.inner["last"]
     assert pressed.first is not pressed.inner["other"]
     assert type(net.again) is nn.Linear
@@ -134,20 +134,20 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-@pytest.mark.parametrize("start", ["glorot", "kaiming"])
+@pytest.mark.parametrize("init", ["glorot", "kaiming"])
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("name", SCHEMES)
-def test_random_starts_have_the_initializers_deviation(name, kind, start, dtype):
+def test_drawn_weights_have_the_initializers_deviation(name, kind, init, dtype):
     layer = LAYERS[kind]().to(dtype)
     spec = describe_layer(layer)
     if scheme(name).refusal(spec) is not None:
         pytest.skip("the scheme does not take it")
     made = plan(nn.Sequential(layer), scheme=name, overrides={"0": {"ranks": 0.7}})
-    pressed = press(nn.Sequential(layer), made, start=start)[0]
+    pressed = press(nn.Sequential(layer), made, init=init)[0]
     weight = scheme(name).compose(pressed).double()
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 5e-3}[dtype]
     deviation = float(weight.square().mean().sqrt())
-    assert deviation == pytest.approx(initial_std(layer.weight, start), rel=tolerance)
+    assert deviation == pytest.approx(initial_std(layer.weight, init), rel=tolerance)
     assert {p.dtype for p in pressed.parameters()} == {dtype}
     if kind == "embedding" and isinstance(pressed, Pressed):
         assert not pressed(torch.tensor(3)).any()
@@ -155,25 +155,25 @@ def test_random_starts_have_the_initializers_deviation(name, kind, start, dtype)
 
 def test_random_starts_follow_the_seed(net, x):
     made = plan(net, scheme="tucker2", ranks=0.5)
-    first, again, other = (press(net, made, start="glorot", seed=seed) for seed in (1, 1, 2))
+    first, again, other = (press(net, made, init="glorot", seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first(x), again(x))
     assert not torch.equal(first(x), other(x))
     torch.manual_seed(123)
-    assert torch.equal(press(net, made, start="glorot", seed=1)(x), first(x))
+    assert torch.equal(press(net, made, init="glorot", seed=1)(x), first(x))
     assert torch.equal(first[0][2].bias, net[0].bias)
 
 
 def test_layers_of_one_shape_draw_different_factors():
     net = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30))
-    pressed = press(net, plan(net, scheme="channel_svd", ranks=4), start="kaiming")
+    pressed = press(net, plan(net, scheme="channel_svd", ranks=4), init="kaiming")
     assert not torch.equal(pressed[0][0].weight, pressed[1][0].weight)
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_schemes_of_both_kinds_in_one_model(net, x, start):
+@pytest.mark.parametrize("init", INITS)
+def test_schemes_of_both_kinds_in_one_model(net, x, init):
     given = {"3": {"scheme": "scada_tucker", "modes": [48, 20], "ranks": 6}}
     made = plan(net, scheme="tucker2", ranks=0.5, overrides=given)
-    pressed = press(net, made, start=start)
+    pressed = press(net, made, init=init)
     assert isinstance(pressed[0], Pressed)
     assert tucker_weight(pressed[3]) is not None
     assert pressed(x).isfinite().all()
@@ -208,12 +208,12 @@ def test_a_skeleton_is_what_press_builds(net, name):
     assert isinstance(net[0], Pressed) == (name not in ("tt_weight", "ada_tucker", "scada_tucker"))
 
 
-@pytest.mark.parametrize("start", STARTS)
-def test_values_that_are_not_finite_name_the_layer(net, start):
+@pytest.mark.parametrize("init", INITS)
+def test_values_that_are_not_finite_name_the_layer(net, init):
     made = plan(net, scheme="tucker2", ranks=0.5)
     net[3].weight.data[3, 2] = float("nan")
     with pytest.raises(InvalidArgumentError, match="layer '3': its weight has NaN or infinite"):
-        press(net, made, start=start)
+        press(net, made, init=init)
 
 
 def test_what_cannot_be_decomposed_names_the_layer(net):
@@ -241,10 +241,10 @@ def planned(name, ranks=(2, 2), **changed):
         (planned("0", (2,)), InvalidArgumentError, "'0': expected 2 ranks"),
     ],
 )
-@pytest.mark.parametrize("start", STARTS)
-def test_a_plan_for_another_model_is_refused(net, made, error, message, start):
+@pytest.mark.parametrize("init", INITS)
+def test_a_plan_for_another_model_is_refused(net, made, error, message, init):
     with pytest.raises(error, match=message):
-        press(net, made, inplace=True, start=start)
+        press(net, made, inplace=True, init=init)
     assert type(net[0]) is nn.Conv2d
 
 
@@ -256,11 +256,11 @@ def test_a_layer_that_became_unpressable_is_refused(net):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("name", SCHEMES)
-def test_on_a_gpu(net, x, name, start):
+def test_on_a_gpu(net, x, name, init):
     net, x = net.cuda(), x.cuda()
     rule = 0.5 if name.startswith("cp") else "evbmf"  # CP's rank is of no matrix
-    pressed = press(net, plan(net, scheme=name, ranks=rule), start=start)
+    pressed = press(net, plan(net, scheme=name, ranks=rule), init=init)
     assert {p.device.type for p in pressed.parameters()} == {"cuda"}
     assert pressed(x).isfinite().all()

@@ -159,7 +159,7 @@ def tucker(scheme: str = "ada_tucker", **flags: bool) -> nn.Module:
         LayerPlan(name, scheme, weight_spec(shape), (3, 3, 3), {"modes": modes, **flags})
         for name, shape, modes in (("0", (12, 24), (6, 6, 8)), ("1", (24, 12), (8, 6, 6)))
     ]
-    return seeded(press(dense, Plan("ada_tucker", tuple(layers)), start="kaiming"))
+    return seeded(press(dense, Plan("ada_tucker", tuple(layers)), init="kaiming"))
 
 
 def factors(model: nn.Module, name: str) -> list[nn.Parameter]:
@@ -201,7 +201,7 @@ def test_shrunk_networks_are_pressed_ones(scheme: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = build("lenet5")
     how = {"budget": "params=4000"} if "ada" in scheme else {"ranks": 3}
-    model = press(dense, plan(dense, scheme=scheme, **how), start="kaiming")
+    model = press(dense, plan(dense, scheme=scheme, **how), init="kaiming")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

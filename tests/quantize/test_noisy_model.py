@@ -22,7 +22,7 @@ def pressed(scheme: str) -> nn.Module:
         "0": {"modes": [6, 5, 6, 4], "ranks": 3},
         "2": {"modes": [6, 4, 6, 5], "ranks": 3},
     }
-    return tp.press(dense, tp.plan(dense, scheme=scheme, overrides=layers), start="kaiming")
+    return tp.press(dense, tp.plan(dense, scheme=scheme, overrides=layers), init="kaiming")
 
 
 def rounded(rated: RateModel, model: nn.Module) -> nn.Module:

@@ -237,7 +237,7 @@ def test_what_does_not_go_together_is_told(block: Block) -> None:
     with pytest.raises(InvalidArgumentError, match=r"'nonlinaer'.*nonlinear"):
         tp.press(block, plan, calibration=BATCHES, reconstruct="nonlinaer")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="draws factors at random"):
-        tp.press(block, plan, calibration=BATCHES, start="kaiming")
+        tp.press(block, plan, calibration=BATCHES, init="kaiming")
     with pytest.raises(InvalidArgumentError, match="in one process"):
         tp.press(block, plan, calibration=BATCHES, processes=2)
     with pytest.raises(InvalidArgumentError, match="batches is empty"):

@@ -35,7 +35,7 @@ def record(
     torch.manual_seed(0)
     dense = build(network).eval()
     plan = tp.plan(dense, scheme=scheme, **target)
-    pressed = tp.press(dense, plan, start="hooi" if initial else "kaiming")
+    pressed = tp.press(dense, plan, init="decompose" if initial else "kaiming")
     asked = "ranks: 0.2" if "ranks" in target else "budget: params=90000"
     tp.save(pressed, folder / "model.tpz", network=network)
     return RunRecord(

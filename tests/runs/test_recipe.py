@@ -57,6 +57,8 @@ def test_the_recipes_of_the_project(path: Path) -> None:
     assert not any("not named" in reason for reason in plan.kept.values()) or "resnet" in path.stem
 
 
+RANKS = "a list of positive numbers, one for all, a fraction, " + " or ".join(NAMES)
+
 train = st.fixed_dictionaries(
     {"epochs": st.integers(1, 500), "lr": st.floats(1e-8, 10)},
     optional={
@@ -104,7 +106,7 @@ recipes = st.fixed_dictionaries(
         )
         | st.fixed_dictionaries(
             {"scheme": st.sampled_from(sorted(rank_schemes())), "ranks": ranks},
-            optional={"overrides": st.dictionaries(name, entry), "start": st.just("kaiming")},
+            optional={"overrides": st.dictionaries(name, entry), "init": st.just("kaiming")},
         )
         | st.fixed_dictionaries(
             {
@@ -112,7 +114,7 @@ recipes = st.fixed_dictionaries(
                 "scheme": st.sampled_from(sorted(SCHEMES)),
             },
             optional={
-                "start": st.sampled_from(["hooi", "glorot", "kaiming"]),
+                "init": st.sampled_from(["decompose", "glorot", "kaiming"]),
             },
         ),
         "quantize": st.fixed_dictionaries(
@@ -174,7 +176,7 @@ def test_every_mistake_is_told_at_once_with_its_key() -> None:
         network="lenet500",
         data={"name": "digits", "validaton": 3, "augment": "shift3"},
         dense={"epochs": 0, "lr": 0.1, "distill": {"temprature": 2}},
-        press={"scheme": "ada_tuker", "budget": "many", "strat": "hooi"},
+        press={"scheme": "ada_tuker", "budget": "many", "innit": "decompose"},
         quantize={"levels": 128, "bound": float("nan"), "coder": "zip"},
     )
     mistakes = mistakes_in(text)
@@ -188,7 +190,7 @@ def test_every_mistake_is_told_at_once_with_its_key() -> None:
         ("dense.distill.temprature", "did you mean 'temperature'"),
         ("press.scheme", "did you mean 'ada_tucker' or 'scada_tucker'"),
         ("press.budget", "KIND=AMOUNT"),
-        ("press.strat", "did you mean 'start'"),
+        ("press.innit", "did you mean 'init'"),
         ("quantize.bound", "(got nan)"),
         ("quantize.coder", "'range' or 'huffman' (got 'zip')"),
     ]
@@ -212,12 +214,11 @@ def test_mistakes_in_the_shapes_of_layers() -> None:
         "ip2": {"modes": "originl", "ranks": 0},
         "ip3": {"mode": 3},
     }
-    ranks = "a list of positive numbers, one for all, a fraction, " + " or ".join(NAMES)
     assert mistakes_in(changed(press={"scheme": "ada_tucker", "overrides": layers})) == [
         "press.overrides.ip1.modes: expected a list of positive sizes, or original (got [28, 'x'])",
-        f"press.overrides.ip1.ranks: expected {ranks} (got 'big')",
+        f"press.overrides.ip1.ranks: expected {RANKS} (got 'big')",
         "press.overrides.ip2.modes: expected a list of positive sizes, or original (got 'originl')",
-        f"press.overrides.ip2.ranks: expected {ranks} (got 0)",
+        f"press.overrides.ip2.ranks: expected {RANKS} (got 0)",
         "press.overrides.ip3.mode: unknown key, did you mean 'modes'?",
     ]
 
@@ -268,15 +269,35 @@ TRAIN = {"epochs": 1, "lr": 0.1}
         ({"train": {**TRAIN, "warmup_epochs": 2}}, "train: warmup_epochs must be below epochs"),
         ({"press": {"scheme": "ada_tucker", "budget": "params=0"}}, "press.budget: "),
         (
-            {"press": {"scheme": "ada_tucker", "budget": "params=9", "start": "zeros"}},
-            "press.start: ",
+            {"press": {"scheme": "ada_tucker", "budget": "params=9", "init": "zeros"}},
+            "press.init: ",
         ),
         ({"data": {"name": "digits", "validation": -1}}, "data.validation: "),
         ({"press": "all"}, "press: "),
         ({"press": {"scheme": "tucker2"}}, "press: give a budget, ranks for tucker2, or"),
-        ({"press": {"budget": "macs=9", "ranks": 8}}, "press: with a budget ranks say how"),
-        ({"press": {"budget": "macs=9", "ranks": "energy:0.5"}}, "press: unknown way to spread"),
-        ({"press": {"ranks": "uniform"}}, "press: the ranks of auto are not the same"),
+        ({"press": {"budget": "macs=9", "ranks": 8}}, "press: the budget macs=9 decides on the"),
+        (
+            {"press": {"budget": "macs=9", "ranks": "evbmf"}},
+            "press: the budget macs=9 decides on the",
+        ),
+        (
+            {"press": {"budget": "macs=9", "ranks": "uniform"}},
+            f"press.ranks: expected {RANKS} (what spreads a budget is the allocation) (got 'unif",
+        ),
+        (
+            {"press": {"budget": "macs=9", "allocation": "energy:0.5"}},
+            "press.allocation: unknown allocation 'energy:0.5': did you mean 'energy'",
+        ),
+        (
+            {"press": {"scheme": "cp", "ranks": 2, "start": "hooi"}},
+            "press.start: unknown key, its name is now 'init'",
+        ),
+        (
+            {"press": {"scheme": "cp", "layers": {}}},
+            "press.layers: unknown key, its name is now 'overrides'",
+        ),
+        ({"press": {"ranks": "evbmf"}}, "press: the ranks of auto are not the same"),
+        ({"press": {"allocation": "energy"}}, "press: an allocation says how a budget is spread"),
         (
             {"press": {"scheme": ["cp", "ada_tucker"], "ranks": 2}},
             "press.scheme: ada_tucker cannot be",
@@ -366,20 +387,21 @@ def test_ranks_for_all_layers(ranks: Any, conv2: tuple[int, ...]) -> None:
     assert (planned["conv1"], planned["conv2"]) == ((1, 8), conv2)
 
 
-def test_the_start_is_that_of_the_scheme() -> None:
-    for press, start in [
-        ({"scheme": "tucker2", "ranks": 8}, "hooi"),
-        ({"scheme": "tucker2", "ranks": 8, "start": "glorot"}, "glorot"),
+def test_the_initialization_is_that_of_the_scheme() -> None:
+    for press, init in [
+        ({"scheme": "tucker2", "ranks": 8}, "decompose"),
+        ({"scheme": "tucker2", "ranks": 8, "init": "glorot"}, "glorot"),
         ({"scheme": "ada_tucker", "budget": "params=900"}, "kaiming"),
-        ({"scheme": "ada_tucker", "budget": "params=900", "start": "hooi"}, "hooi"),
+        ({"scheme": "ada_tucker", "budget": "params=900", "init": "decompose"}, "decompose"),
     ]:
         recipe = parse_recipe(changed(press=press))
-        assert recipe.press.chosen_start == start
-        assert ("start" in recipe.to_yaml()) == ("start" in press)
+        assert recipe.press.resolved_init == init
+        assert ("init" in recipe.to_yaml()) == ("init" in press)
 
 
 def test_ranks_by_responses_need_images_a_budget_and_a_scheme_of_theirs() -> None:
-    press = {"scheme": "channel_svd", "ranks": "responses", "budget": "macs=30%", "calibrate": 100}
+    press = {"scheme": "channel_svd", "allocation": "responses", "budget": "macs=30%"}
+    press |= {"calibrate": 100}
     recipe = parse_recipe(changed(press=press))
     assert parse_recipe(recipe.to_yaml()) == recipe
     for missing in ("budget", "calibrate"):
@@ -391,11 +413,11 @@ def test_ranks_by_responses_need_images_a_budget_and_a_scheme_of_theirs() -> Non
         parse_recipe(changed(press=press | {"overrides": {"ip1": {"ranks": "responses"}}}))
 
 
-def test_norms_between_factors_need_a_random_start_and_training() -> None:
+def test_norms_between_factors_need_drawn_factors_and_training() -> None:
     press = {"scheme": "channel_svd", "ranks": 8, "norms": True}
-    with pytest.raises(InvalidArgumentError, match="norms are for a start at random"):
+    with pytest.raises(InvalidArgumentError, match="norms are for factors drawn at random"):
         parse_recipe(changed(press=press))
-    press["start"] = "kaiming"
+    press["init"] = "kaiming"
     assert parse_recipe(changed(press=press)).press.norms
     with pytest.raises(InvalidArgumentError, match=r"press\.norms are for training"):
         parse_recipe(changed(press=press, train=None))

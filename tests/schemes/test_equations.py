@@ -120,7 +120,7 @@ def test_equation_9():
         LayerPlan(name, "scada_tucker", weight_spec(shape), (3, 3), {"modes": modes})
         for name, shape, modes in layers
     )
-    net = press(net.double(), Plan("scada_tucker", shared), start="glorot")
+    net = press(net.double(), Plan("scada_tucker", shared), init="glorot")
     x = draw(5, 12)
     net(x).square().sum().backward()
     total = stored_factors(net[0]).original0.grad

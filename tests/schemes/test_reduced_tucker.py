@@ -20,10 +20,10 @@ def model():
     return nn.Sequential(nn.Linear(18, 20), nn.ReLU(), nn.Linear(20, 3))
 
 
-def pressed(start="hooi", **changes):
+def pressed(init="decompose", **changes):
     dense = model()
     plan = tp.plan(dense, scheme="ada_tucker", overrides={"0": LAYER | changes})
-    return tp.press(dense, plan, start=start)
+    return tp.press(dense, plan, init=init)
 
 
 def test_a_decomposition_rebuilds_the_same_weight_from_fewer_values():
@@ -49,13 +49,13 @@ def test_its_map_is_locally_one_to_one_where_that_of_the_full_form_is_not():
 
 
 def test_drawn_factors_give_the_weight_the_deviation_of_the_initializer():
-    weight = pressed(start="kaiming")[0].weight
+    weight = pressed(init="kaiming")[0].weight
     assert float(weight.detach().square().mean().sqrt()) == pytest.approx((2 / 18) ** 0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("ranks", [[4, 2, 5], [10, 4, 9], [10, 1, 1]])
 def test_files_and_plans_keep_it(tmp_path, ranks):
-    net = pressed(start="kaiming", ranks=ranks)
+    net = pressed(init="kaiming", ranks=ranks)
     again = plan_from_model(net)
     assert again.layers[0].options["reduced"]
     assert type(again).from_dict(again.to_dict()) == again
@@ -69,7 +69,7 @@ def test_files_and_plans_keep_it(tmp_path, ranks):
 
 
 def test_it_trains():
-    net = pressed(start="kaiming")
+    net = pressed(init="kaiming")
     before = [p.clone() for p in net[0].parametrizations.parameters()]
     net(torch.randn(4, 18)).sum().backward()
     torch.optim.SGD(net.parameters(), lr=0.1).step()

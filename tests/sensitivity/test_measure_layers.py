@@ -180,7 +180,7 @@ def test_a_damaged_journal_is_named(net, batches, tmp_path):
 def test_a_plan_takes_what_hurts_least_within_its_budget(net, batches, rule):
     scores = sensitivity(net, batches, scheme=("channel_svd", "tucker2"), measured=10)
     scores = replace(scores, rule=rule)
-    plan = tp.plan(net, budget="params=60%", ranks=scores)
+    plan = tp.plan(net, budget="params=60%", allocation=scores)
     assert plan.params <= 0.6 * plan.dense_params
     pressed = {layer.name: layer for layer in plan.layers}
     assert "idle" in pressed

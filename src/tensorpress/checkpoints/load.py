@@ -61,9 +61,8 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     >>> from tensorpress.planning import plan
     >>> from tensorpress.press.press import press
     >>> net = nn.Sequential(nn.Linear(80, 50))
-    >>> chosen = plan(net, scheme="channel_svd", ranks=4)
     >>> folder = tempfile.mkdtemp()
-    >>> save_checkpoint(press(net, chosen), chosen, folder)
+    >>> save_checkpoint(press(net, plan(net, scheme="channel_svd", ranks=4)), folder)
     >>> load_checkpoint(folder, net)[0].ranks
     (4,)
     """

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from tensorpress.checkpoints.load import PLAN, model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
@@ -21,9 +22,7 @@ from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tenso
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
-from tensorpress.planning.fixed_ranks import Entry
-from tensorpress.planning.scores import Scores
-from tensorpress.schemes.base import Ranks
+from tensorpress.planning.planner import PlanOptions
 from tensorpress.utils.atomic_files import replace_file
 from tensorpress.utils.shared_jobs import JobFolder
 
@@ -42,17 +41,11 @@ NOT_COPIED = frozenset(
 def press_checkpoint(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    *,
     plan: Plan | None = None,
+    *,
     model: nn.Module | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
-    scheme: str | Sequence[str] = "auto",
-    ranks: Ranks | Scores | None = None,
-    targets: Sequence[str] = ("*",),
-    skip: Sequence[str] = (),
-    overrides: Mapping[str, Entry] | None = None,
-    budget: str | None = None,
-    round_to: int = 1,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """Press a checkpoint of a model that may be larger than memory.
 
@@ -73,12 +66,15 @@ def press_checkpoint(
         A new folder, an empty one, or one where the same was begun. Other files than weights are
         copied to it.
     plan : Plan, optional
-        How to press; without it, it is made from the following, as by `tensorpress.plan`.
+        How to press; without it, `tensorpress.plan` makes one from the options.
     model : nn.Module, optional
         A dense model of the architecture, on the meta device if you like. Not needed where
         ``config.json`` names a model of transformers.
-    example_inputs, scheme, ranks, targets, skip, overrides, budget, round_to
-        As for `tensorpress.plan`. Rules that look at weights read them one at a time.
+    example_inputs : Tensor or sequence of Tensor, optional
+        As for `tensorpress.plan`, where there is no plan yet.
+    **options
+        The other options of `tensorpress.plan`, where there is no plan yet: ``scheme``, ``ranks``,
+        ``budget`` and the like. Rules that look at weights read them one at a time.
 
     Returns
     -------
@@ -92,8 +88,8 @@ def press_checkpoint(
     ModelMismatchError
         If the checkpoint is not one of the model, or the plan not one for it.
     InvalidArgumentError
-        For NaN or infinite weights (naming shard and layer), a plan that cannot be made, or an
-        ``out`` that holds something else.
+        For NaN or infinite weights (naming shard and layer), a plan that cannot be made, options
+        beside a plan, or an ``out`` that holds something else.
 
     Examples
     --------
@@ -108,7 +104,7 @@ def press_checkpoint(
     >>> load_checkpoint(out, net)[0].ranks
     (5,)
     """
-    if plan is not None and not (ranks is None and overrides is None and budget is None):
+    if plan is not None and (options or example_inputs is not None):
         raise InvalidArgumentError("give either a plan or what it is made from")
     files, place = TensorFiles(source), Path(out)
     _check_folders(files.folder, place)
@@ -117,10 +113,6 @@ def press_checkpoint(
     stored = {own: name for name, own in reversed(names.items())}
     fill_parameters(dense, stored, lambda name: _empty(files, name))
     if plan is None:
-        options = {
-            **{"scheme": scheme, "ranks": ranks, "targets": targets, "skip": skip},
-            **{"overrides": overrides, "budget": budget, "round_to": round_to},
-        }
         plan = _shared_plan(files, place, dense, stored, example_inputs, options)
     work = ShardPress(files, place, dense, names, stored, route_tensors(dense, plan))
     subject = {"source": files.fingerprint, "plan": plan.id}
@@ -154,7 +146,7 @@ def _shared_plan(
     dense: nn.Module,
     stored: Mapping[str, str],
     example_inputs: Tensor | Sequence[Tensor] | None,
-    options: Mapping[str, Any],
+    options: PlanOptions,
 ) -> Plan:
     """Return the plan that the first process makes, and all others read."""
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs

@@ -24,7 +24,9 @@ SHARD_BYTES = 5 * 10**9
 UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
-def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
+def save_checkpoint(
+    model: nn.Module, folder: str | os.PathLike[str], plan: Plan | None = None
+) -> None:
     """Save a pressed model as a folder: weights, plan, and the config of a model of transformers.
 
     ``model.safetensors``, or shards of at most 5 GB and their index, in Hugging Face's layout;
@@ -34,16 +36,17 @@ def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]
     Parameters
     ----------
     model : nn.Module
-        Pressed by ``plan``.
-    plan : Plan
-        What the model was pressed by.
+        A pressed model.
     folder : path
         New or empty.
+    plan : Plan, optional
+        What the model was pressed by. Without it the plan is read from the model, which says of no
+        layer why it is dense.
 
     Raises
     ------
     ModelMismatchError
-        If the model is not pressed as the plan says.
+        If the model is not pressed as the plan says, or by what no plan can say.
     InvalidArgumentError
         If the folder has files, cannot be written, or a tensor cannot be stored (naming it).
 
@@ -53,20 +56,21 @@ def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]
     >>> from tensorpress.planning import plan
     >>> from tensorpress.press.press import press
     >>> net = nn.Sequential(nn.Linear(80, 50))
-    >>> chosen = plan(net, scheme="channel_svd", ranks=4)
     >>> folder = Path(tempfile.mkdtemp())
-    >>> save_checkpoint(press(net, chosen), chosen, folder)
+    >>> save_checkpoint(press(net, plan(net, scheme="channel_svd", ranks=4)), folder)
     >>> sorted(path.name for path in folder.iterdir())
     ['model.safetensors', 'plan.json']
     """
-    _check_pressed(model, plan)
+    pressed = plan_from_model(model)
+    if plan is not None:
+        _check_pressed(pressed, plan)
     state = model.state_dict(keep_vars=True)
     tensors = {name: state[name] for name in tied_names(model)}
     for name, tensor in tensors.items():
         _check(name, tensor)
     with _new_folder(Path(folder)) as place:
         _write_config(model, place)
-        plan.save(place / PLAN)
+        (plan or pressed).save(place / PLAN)
         split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
         for file, names in split.filename_to_tensors.items():
             held = {name: tensors[name] for name in names}
@@ -77,11 +81,11 @@ def save_checkpoint(model: nn.Module, plan: Plan, folder: str | os.PathLike[str]
             write_index(place, tensors, split.tensor_to_filename)
 
 
-def _check_pressed(model: nn.Module, plan: Plan) -> None:
-    found = {layer.name: layer for layer in plan_from_model(model).layers}
-    asked = {layer.name: layer for layer in plan.layers}
-    for name in {**asked, **found}:
-        if found.get(name) != asked.get(name):
+def _check_pressed(pressed: Plan, plan: Plan) -> None:
+    actual = {layer.name: layer for layer in pressed.layers}
+    expected = {layer.name: layer for layer in plan.layers}
+    for name in {**expected, **actual}:
+        if actual.get(name) != expected.get(name):
             raise ModelMismatchError(f"layer {name!r} is not pressed as the plan says")
 
 

@@ -44,7 +44,7 @@ def export_command(
     written = export_onnx(subject.model, taken, onnx, factors=factors)
     difference = None
     if find_spec("onnxruntime") is not None:
-        difference = check_onnx(onnx, subject.model, taken)
+        difference = check_onnx(subject.model, taken, onnx)
     if as_json:
         print_json(
             {

@@ -4,14 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from torch import Tensor, nn
 
-import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning.plan import Plan
+from tensorpress.planning.budget_rules import AllocationRule
+from tensorpress.planning.planner import PlanOptions, check_allocation
 from tensorpress.planning.scores import Scores
 from tensorpress.utils.config_parsing import parse_yaml
 
@@ -52,8 +51,16 @@ RankText = Annotated[
     typer.Option(
         "--ranks",
         "-r",
-        help="0.5 (of the largest), 8, 16x32, evbmf, evbmf:0.7 or energy:0.9. With a budget how it "
-        "is spread: error, energy, uniform, evbmf, responses (with --calibrate) or SCORES.json.",
+        help="0.5 (of the largest), 8, 16x32, evbmf, evbmf:0.7 or energy:0.9.",
+    ),
+]
+AllocationText = Annotated[
+    str | None,
+    typer.Option(
+        "--allocation",
+        "-a",
+        help="The rule by which a budget is spread: error (the default), energy, uniform, evbmf, "
+        "responses (with --calibrate) or SCORES.json.",
     ),
 ]
 BudgetText = Annotated[
@@ -95,11 +102,12 @@ ALL = ("*",)
 
 
 @dataclass(frozen=True)
-class PlanOptions:
+class PlanArguments:
     """What a plan is made from, as the command line says it."""
 
     scheme: str
     ranks: str | None
+    allocation: str | None
     budget: str | None
     targets: Sequence[str] | None
     skip: Sequence[str] | None
@@ -109,10 +117,10 @@ class PlanOptions:
     @property
     def given(self) -> bool:
         """Whether anything but the way to round was said."""
-        return self != PlanOptions("auto", None, None, None, None, None, 1)
+        return self != PlanArguments("auto", None, None, None, None, None, None, 1)
 
-    def arguments(self) -> dict[str, Any]:
-        """Return them as keyword arguments of `tensorpress.plan`.
+    def options(self) -> PlanOptions:
+        """Return the keyword arguments of `tensorpress.plan`.
 
         Raises
         ------
@@ -123,6 +131,7 @@ class PlanOptions:
         return {
             "scheme": names[0] if len(names) == 1 else names,
             "ranks": None if self.ranks is None else parse_ranks(self.ranks),
+            "allocation": None if self.allocation is None else parse_allocation(self.allocation),
             "budget": self.budget,
             "targets": tuple(self.targets or ALL),
             "skip": tuple(self.skip or ()),
@@ -130,12 +139,8 @@ class PlanOptions:
             "round_to": self.round_to,
         }
 
-    def plan(self, model: nn.Module, inputs: Sequence[Tensor] | None, **more: Any) -> Plan:
-        """Return the plan for a model."""
-        return tp.plan(model, inputs, **(self.arguments() | more))
 
-
-def parse_ranks(text: str) -> int | float | str | tuple[int, ...] | Scores:
+def parse_ranks(text: str) -> int | float | str | tuple[int, ...]:
     """Return what ``--ranks`` means.
 
     Examples
@@ -143,8 +148,6 @@ def parse_ranks(text: str) -> int | float | str | tuple[int, ...] | Scores:
     >>> [parse_ranks(text) for text in ("0.5", "8", "16x32", "16,32", "energy:0.9")]
     [0.5, 8, (16, 32), (16, 32), 'energy:0.9']
     """
-    if text.endswith(".json"):
-        return Scores.read(text)
     if re.fullmatch(r"\d+([x,]\d+)+", text):
         return tuple(map(int, re.split("[x,]", text)))
     if re.fullmatch(r"\d+", text):
@@ -153,6 +156,20 @@ def parse_ranks(text: str) -> int | float | str | tuple[int, ...] | Scores:
         return float(text)
     except ValueError:
         return text
+
+
+def parse_allocation(text: str) -> AllocationRule | Scores:
+    """Return what ``--allocation`` means: the name of a rule, or the scores of a file.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For an unknown name.
+    """
+    if text.endswith(".json"):
+        return Scores.read(text)
+    check_allocation(text)
+    return cast(AllocationRule, text)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
+import tensorpress as tp
 from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.cli.calibration_data import calibration_images
 from tensorpress.cli.model_source import DenseByName
 from tensorpress.cli.options import (
-    ALL,
     MODEL,
+    AllocationText,
     BudgetText,
     Calibrate,
     Inputs,
     Json,
     Overrides,
-    PlanOptions,
+    PlanArguments,
     RankText,
     Root,
     RoundTo,
@@ -44,6 +45,7 @@ def plan_command(
     inputs: Inputs = None,
     scheme: SchemeNames = "auto",
     ranks: RankText = None,
+    allocation: AllocationText = None,
     budget: BudgetText = None,
     targets: Targets = None,
     skip: Skip = None,
@@ -63,12 +65,12 @@ def plan_command(
 
     Example: tensorpress plan --model torchvision:resnet50 --budget macs=50% --out plan.yaml
     """
-    options = PlanOptions(scheme, ranks, budget, targets, skip, override, round_to)
+    arguments = PlanArguments(scheme, ranks, allocation, budget, targets, skip, override, round_to)
     dense = DenseByName.of(model, weights, inputs)
-    if calibrate is not None and ranks != RESPONSES:
-        raise InvalidArgumentError(f"a plan needs --calibrate for --ranks {RESPONSES} only")
+    if calibrate is not None and allocation != RESPONSES:
+        raise InvalidArgumentError(f"a plan needs --calibrate for --allocation {RESPONSES} only")
     images = None if calibrate is None else calibration_images(dense, calibrate, root)
-    plan = plan_from_options(dense, options, images)
+    plan = plan_from_arguments(dense, arguments, images)
     if out is not None:
         plan.save(out)
     if as_json:
@@ -79,25 +81,32 @@ def plan_command(
         print_line(f"plan  {out}")
 
 
-def plan_from_options(
-    dense: DenseByName, options: PlanOptions, images: Iterable[CalibrationBatch] | None = None
+def plan_from_arguments(
+    dense: DenseByName, arguments: PlanArguments, images: Iterable[CalibrationBatch] | None = None
 ) -> Plan:
     """Plan a model, which is loaded only if something depends on its values.
 
     Raises
     ------
     InvalidArgumentError
-        If ranks are to be chosen by responses and there are no images.
+        If the budget is to be spread by responses and there are no images.
     """
-    if options.ranks == RESPONSES:
+    if arguments.allocation == RESPONSES:
         if images is None:
-            raise InvalidArgumentError(f"--ranks {RESPONSES} needs --calibrate, a data set")
-        model, targets, skip = dense.loaded, options.targets or ALL, options.skip or ()
-        scores = response_energies(model, images, scheme=options.scheme, targets=targets, skip=skip)
-        return options.plan(model, dense.inputs(model), ranks=scores)
-    timed = options.budget is not None and parse_budget(options.budget).kind == "latency"
+            raise InvalidArgumentError(f"--allocation {RESPONSES} needs --calibrate, a data set")
+        model = dense.loaded
+        options = replace(arguments, allocation=None).options()
+        options["allocation"] = response_energies(
+            model,
+            images,
+            scheme=arguments.scheme,
+            targets=options["targets"],
+            skip=options["skip"],
+        )
+        return tp.plan(model, dense.inputs(model), **options)
+    timed = arguments.budget is not None and parse_budget(arguments.budget).kind == "latency"
     model = dense.loaded if timed else dense.skeleton
-    return options.plan(model, dense.inputs(model), weights=dense.weight)
+    return tp.plan(model, dense.inputs(model), **arguments.options(), weights=dense.weight)
 
 
 def show_plan(plan: Plan) -> None:

@@ -14,13 +14,14 @@ from tensorpress.checkpoints import press_checkpoint, save_checkpoint
 from tensorpress.cli.calibration_data import calibration_images
 from tensorpress.cli.model_source import DenseByName, write_origin
 from tensorpress.cli.options import (
+    AllocationText,
     BudgetText,
     Calibrate,
     Inputs,
     Json,
     Model,
     Overrides,
-    PlanOptions,
+    PlanArguments,
     RankText,
     Root,
     RoundTo,
@@ -30,7 +31,7 @@ from tensorpress.cli.options import (
     WeightFile,
 )
 from tensorpress.cli.output import print_json, print_line, print_table
-from tensorpress.cli.plan import plan_costs, plan_from_options
+from tensorpress.cli.plan import plan_costs, plan_from_arguments
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.models import load_model
@@ -61,6 +62,7 @@ def press_command(
     inputs: Inputs = None,
     scheme: SchemeNames = "auto",
     ranks: RankText = None,
+    allocation: AllocationText = None,
     budget: BudgetText = None,
     targets: Targets = None,
     skip: Skip = None,
@@ -82,9 +84,9 @@ def press_command(
     Example: tensorpress press --model torchvision:resnet50 --weights r50.safetensors
     --plan plan.yaml --out pressed
     """
-    check_reconstruction(reconstruct, calibrate is not None, "hooi", processes)
-    options = PlanOptions(scheme, ranks, budget, targets, skip, override, round_to)
-    if plan is not None and options.given:
+    check_reconstruction(reconstruct, calibrate is not None, "decompose", processes)
+    arguments = PlanArguments(scheme, ranks, allocation, budget, targets, skip, override, round_to)
+    if plan is not None and arguments.given:
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
     read = None if plan is None else Plan.read(plan)
     if checkpoint is None:
@@ -96,7 +98,7 @@ def press_command(
         images = None if calibrate is None else calibration_images(dense, calibrate, root)
         if images is not None:
             how = {"calibration": images, "reconstruct": reconstruct}
-        found = _press_model(dense, read or plan_from_options(dense, options, images), out, how)
+        found = _press_model(dense, read or plan_from_arguments(dense, arguments, images), out, how)
     else:
         if calibrate is not None:
             raise InvalidArgumentError(
@@ -109,7 +111,7 @@ def press_command(
                 "--processes"
             )
         dense = _dense_of(checkpoint, model, weights, inputs)
-        found = _press_folder(checkpoint, dense, read, options, out)
+        found = _press_folder(checkpoint, dense, read, arguments, out)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
         _show(found, out, as_json)
 
@@ -123,7 +125,7 @@ class _Pressed:
 def _press_model(dense: DenseByName, plan: Plan, out: Path, how: dict[str, Any]) -> _Pressed:
     model = dense.loaded
     pressed = tp.press(model, plan, **how)
-    save_checkpoint(pressed, plan, out)
+    save_checkpoint(pressed, out, plan)
     write_origin(out, dense.name)
     return _Pressed(plan, _measured(model, pressed, dense.inputs(model)))
 
@@ -154,15 +156,16 @@ def _dense_of(
 
 
 def _press_folder(
-    checkpoint: Path, dense: DenseByName, plan: Plan | None, options: PlanOptions, out: Path
+    checkpoint: Path, dense: DenseByName, plan: Plan | None, arguments: PlanArguments, out: Path
 ) -> _Pressed:
     """Press tensor by tensor; what depends on all weights at once is not measured."""
     model = load_model(dense.name, meta=True)
-    inputs = dense.inputs(model)
-    how: dict[str, Any] = options.arguments() if plan is None else {"plan": plan}
-    if not dense.name.startswith("hf:"):
-        how["model"] = model
-    done = press_checkpoint(checkpoint, out, example_inputs=inputs, **how)
+    named = None if dense.name.startswith("hf:") else model
+    if plan is None:
+        inputs, options = dense.inputs(model), arguments.options()
+        done = press_checkpoint(checkpoint, out, model=named, example_inputs=inputs, **options)
+    else:
+        done = press_checkpoint(checkpoint, out, plan, model=named)
     write_origin(out, dense.name)
     return _Pressed(done, plan_costs(done))
 

@@ -97,7 +97,7 @@ def export_onnx(
     >>> small = export_onnx(pressed, torch.ones(3, 64), f"{folder}/small.onnx", factors="keep")
     >>> small.any_batch, dense.bytes - small.bytes > 3 * 64 * 64
     (True, True)
-    >>> check_onnx(small.path, pressed, torch.ones(5, 64)) < 1e-4
+    >>> check_onnx(pressed, torch.ones(5, 64), small.path) < 1e-4
     True
     """
     if factors not in get_args(Factors):
@@ -138,18 +138,18 @@ def export_onnx(
 
 
 def check_onnx(
-    path: str | os.PathLike[str], model: nn.Module, inputs: Tensor | Sequence[Tensor]
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | os.PathLike[str]
 ) -> float:
     """Return how far a file in onnxruntime, on the CPU, is from the model that it was made from.
 
     Parameters
     ----------
-    path : path
-        Of an ONNX file.
     model : nn.Module
         Run in eval mode.
-    inputs : Tensor or sequence of Tensor
+    example_inputs : Tensor or sequence of Tensor
         Positional arguments of one forward pass.
+    path : path
+        Of an ONNX file.
 
     Returns
     -------
@@ -168,11 +168,11 @@ def check_onnx(
     --------
     >>> folder, net = tempfile.mkdtemp(), nn.Linear(6, 4)
     >>> file = export_onnx(net, torch.ones(2, 6), f"{folder}/net.onnx")
-    >>> check_onnx(file.path, net, torch.randn(7, 6)) < 1e-5
+    >>> check_onnx(net, torch.randn(7, 6), file.path) < 1e-5
     True
     """
     runtime = _extra("onnxruntime")
-    inputs = _as_tuple(inputs)
+    inputs = _as_tuple(example_inputs)
     if not Path(path).is_file():
         raise DataNotFoundError(f"there is no file {path}")
     options = runtime.SessionOptions()

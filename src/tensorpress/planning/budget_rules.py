@@ -15,8 +15,8 @@ from tensorpress.ranks.allocation import Allocation, Option, allocate
 from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.layer_plan import LayerPlan
 
-Spread = Literal["error", "energy", "uniform", "evbmf"]
-"""How a budget is spread: see `tensorpress.plan`."""
+AllocationRule = Literal["error", "energy", "uniform", "evbmf"]
+"""The names of the rules by which a budget is spread: see `tensorpress.plan`."""
 
 SMALLEST_ENERGY = 1e-12
 """Of a layer of which nothing is left, so that its logarithm is a number."""

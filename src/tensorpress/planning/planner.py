@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import get_args
+from typing import TypedDict, get_args
 
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.budget_planner import plan_within_budget
-from tensorpress.planning.budget_rules import Spread
+from tensorpress.planning.budget_rules import AllocationRule
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.fixed_ranks import (
     Entry,
@@ -34,12 +34,26 @@ AUTO = ("tucker2", "channel_svd", "spatial_svd", "spatial_svd_horizontal", "tuck
 """What "auto" chooses from: the schemes whose error at any ranks follows from spectra."""
 
 
+class PlanOptions(TypedDict, total=False):
+    """The options of `plan`, for functions that pass them on."""
+
+    scheme: str | Sequence[str]
+    ranks: Ranks | None
+    allocation: AllocationRule | Scores | None
+    targets: Sequence[str]
+    skip: Sequence[str]
+    overrides: Mapping[str, Entry] | None
+    budget: str | None
+    round_to: int
+
+
 def plan(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
     scheme: str | Sequence[str] = AUTO_NAME,
-    ranks: Ranks | Scores | None = None,
+    ranks: Ranks | None = None,
+    allocation: AllocationRule | Scores | None = None,
     targets: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
     overrides: Mapping[str, Entry] | None = None,
@@ -63,13 +77,14 @@ def plan(
         A name of `SCHEMES`, or several, of which every layer gets the one with the least error at
         its cost; "auto" are those whose error follows from spectra.
     ranks
-        Without a budget what `press_layer` takes: a tuple, an int, a float in (0, 1], "evbmf",
-        "evbmf:0.7", "energy:0.9" or a rule.
-        With a budget, how it is spread over the layers. "error" (by default): the least sum of the
-        layers' squared relative errors. "energy": the greatest product of kept PCA energies, by
+        The ranks of all layers, as `press_layer` takes them: a tuple, an int, a float in (0, 1],
+        "evbmf", "evbmf:0.7", "energy:0.9" or a rule. Within a budget there are none to give.
+    allocation : {"error", "energy", "uniform", "evbmf"} or Scores, optional
+        The rule by which a budget is spread over the layers. "error" (by default): the least sum of
+        the layers' squared relative errors. "energy": the greatest product of kept PCA energies, by
         the greedy rule of Zhang et al. (2016). "uniform": one fraction of the largest ranks for
-        all. "evbmf": EVBMF's ranks, all weakened or strengthened alike. Or the scores of
-        `tensorpress.sensitivity`.
+        all. "evbmf": EVBMF's ranks, all weakened or strengthened alike. Scores, from
+        `tensorpress.sensitivity`: the least loss by them.
     targets, skip : sequence of str
         Layers to press, and among them those to keep dense: names, patterns with ``*``, or ``re:``
         and a regular expression for the whole name.
@@ -111,7 +126,7 @@ def plan(
     total                                       405,510  66,020     405,000  65,510
     """
     schemes = parse_schemes(scheme)
-    check_target(schemes, ranks=ranks, budget=budget, overrides=overrides)
+    check_target(schemes, ranks=ranks, allocation=allocation, budget=budget, overrides=overrides)
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
     limit = None if budget is None else parse_budget(budget)
@@ -122,21 +137,20 @@ def plan(
         chosen, others = _plan_together(limit, dense, layers, kept, schemes[0])
         return dense.plan(schemes[0], chosen, {**kept, **others})
     entries = match_entries(overrides or {}, layers, kept)
-    everywhere = None if isinstance(ranks, Scores) or limit is not None else ranks
     if limit is None:
-        fixed = plan_fixed_ranks(layers, entries, schemes, everywhere, round_to)
+        fixed = plan_fixed_ranks(layers, entries, schemes, ranks, round_to)
     else:
         own = {name: entry for name, entry in entries.items() if "ranks" in entry}
         fixed = plan_fixed_ranks(layers, own, schemes, None, 1)
     rest = {name: layer for name, layer in layers.items() if name not in fixed}
     if limit is not None:
         allowed = {name: layer_schemes(entries.get(name), schemes) for name in rest}
-        rule = ranks if isinstance(ranks, str | Scores) else "error"
+        rule = allocation or "error"
         pressed, others = plan_within_budget(limit, dense, rest, allowed, fixed, rule, round_to)
-    elif everywhere is None:
+    elif ranks is None:
         pressed, others = {}, dict.fromkeys(rest, "not named in overrides")
     else:
-        pressed, others = press_where_smaller(rest, schemes[0], everywhere, round_to)
+        pressed, others = press_where_smaller(rest, schemes[0], ranks, round_to)
     if not fixed and not pressed:
         raise nothing_pressed_error({**kept, **others})
     found = {**fixed, **pressed}
@@ -145,9 +159,9 @@ def plan(
 
 
 def check_target(
-    schemes: Sequence[str], *, ranks: object, budget: object, overrides: object
+    schemes: Sequence[str], *, ranks: object, allocation: object, budget: object, overrides: object
 ) -> None:
-    """Raise unless what is given says how far schemes are to press; None is not given.
+    """Raise unless the options of a plan say how far schemes are to press; None is not said.
 
     Raises
     ------
@@ -161,19 +175,25 @@ def check_target(
                 f"{name} takes no ranks for all layers: give a budget of params, or overrides with "
                 "modes and ranks of their own"
             )
+        if allocation is not None:
+            raise InvalidArgumentError(
+                f"{name} takes no allocation: it has a rule of its own for a budget"
+            )
         if (budget is None) == (overrides is None):
             raise InvalidArgumentError(
                 f"give either a budget or overrides: {name} needs a number, or shapes"
             )
     elif budget is not None:
-        if not (ranks is None or isinstance(ranks, str | Scores)):
+        if ranks is not None:
             raise InvalidArgumentError(
-                f"with a budget ranks say how it is spread, not {ranks!r}: give one of them"
+                f"the budget {budget} decides on the ranks, so that ranks cannot be {ranks!r} as "
+                f"well: leave one out; the rule by which a budget is spread is the allocation "
+                f"({', '.join(get_args(AllocationRule))} or scores)"
             )
-        if isinstance(ranks, str) and ranks not in get_args(Spread):
-            raise unknown_name("way to spread a budget", ranks, get_args(Spread))
-    elif isinstance(ranks, Scores):
-        raise InvalidArgumentError("scores need a budget")
+        if not (allocation is None or isinstance(allocation, Scores)):
+            check_allocation(allocation)
+    elif allocation is not None:
+        raise InvalidArgumentError("an allocation says how a budget is spread: give a budget")
     elif ranks is None and overrides is None:
         raise InvalidArgumentError(
             f"give a budget, ranks for {format_schemes(schemes)}, or overrides with ranks of their "
@@ -184,6 +204,15 @@ def check_target(
             f"the ranks of {format_schemes(schemes)} are not the same: name one scheme, or give a "
             "budget"
         )
+
+
+def check_allocation(name: object) -> None:
+    """Raise an `InvalidArgumentError` unless a rule that spreads a budget has this name."""
+    names = get_args(AllocationRule)
+    if not isinstance(name, str):
+        raise InvalidArgumentError(f"allocation is scores or one of {', '.join(names)}: {name!r}")
+    if name not in names:
+        raise unknown_name("allocation", name, names)
 
 
 def parse_schemes(scheme: str | Sequence[str]) -> tuple[str, ...]:

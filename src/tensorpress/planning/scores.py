@@ -43,7 +43,7 @@ class Scored:
 class Scores:
     """The choices for every layer of a model, with their scores: from `tensorpress.sensitivity`.
 
-    Give them to `tensorpress.plan` as its ``ranks``, with a budget.
+    Give them to `tensorpress.plan` as the ``allocation`` of a budget.
 
     Attributes
     ----------

@@ -28,14 +28,14 @@ from tensorpress.utils.module_tree import Holders
 
 logger = logging.getLogger("tensorpress.press")
 
-Start = Literal["hooi", "glorot", "kaiming"]
+Init = Literal["decompose", "glorot", "kaiming"]
 
 
 def press(
     model: nn.Module,
     plan: Plan,
     *,
-    start: Start = "hooi",
+    init: Init = "decompose",
     seed: int = 0,
     calibration: Iterable[CalibrationBatch] | Calibration | None = None,
     reconstruct: Reconstruct | None = None,
@@ -57,11 +57,11 @@ def press(
         The model; left untouched unless ``inplace``.
     plan : Plan
         From `tensorpress.plan`, or read from a file.
-    start : {"hooi", "glorot", "kaiming"}
+    init : {"decompose", "glorot", "kaiming"}
         Decompose the model's weights (for training on, or as they are), or draw factors for
         training from scratch such that the weights they stand for have that initializer's variance.
     seed : int
-        Of the random starts, where each layer draws from its own stream, and of the positions that
+        Of the drawn factors, where each layer draws from its own stream, and of the positions that
         calibration looks at.
     calibration : iterable or Calibration, optional
         Batches of inputs, or of pairs (inputs, labels) whose labels are not looked at: inputs are a
@@ -84,8 +84,8 @@ def press(
         `tensorpress.press_layer` presses it.
     processes : int
         How many processes decompose weights, with one thread each; for models on the CPU. A script
-        that asks for several must start its work under ``if __name__ == "__main__":``. Random
-        starts and a core that layers share are found in one in any case.
+        that asks for several must start its work under ``if __name__ == "__main__":``. Factors
+        are drawn, and a core that layers share is decomposed, in one in any case.
 
     Returns
     -------
@@ -99,8 +99,8 @@ def press(
         whose parameters other layers hold as well.
     InvalidArgumentError
         For NaN or infinite weights, hooks that would be lost or ranks that do not fit (naming the
-        layer), an unknown start, several processes for weights that are not on the CPU, or what
-        does not go together with calibration.
+        layer), an unknown initialization, several processes for weights that are not on the CPU, or
+        what does not go together with calibration.
     TensorPressError
         If one of several processes is killed.
 
@@ -114,8 +114,8 @@ def press(
 
     References
     ----------
-    Zhong, Wei, Lin, Zhang (2019), "ADA-Tucker", Alg. 1 and sec. 4 (the three starts). Zhang, Zou,
-    He, Sun (2016), "Accelerating very deep convolutional networks for classification and
+    Zhong, Wei, Lin, Zhang (2019), "ADA-Tucker", Alg. 1 and sec. 4 (the initializations). Zhang,
+    Zou, He, Sun (2016), "Accelerating very deep convolutional networks for classification and
     detection" (responses, asymmetric, through the ReLU).
 
     Examples
@@ -134,18 +134,18 @@ def press(
     >>> press(pressed, plan(net, scheme="channel_svd", ranks=4))[0].ranks
     (4,)
     """
-    if start not in get_args(Start):
-        raise unknown_name("start", start, get_args(Start))
+    if init not in get_args(Init):
+        raise unknown_name("initialization", init, get_args(Init))
     check_plan(model, plan)
     if inplace:
         _check_root(model, plan)
     _check_processes(model, plan, processes)
-    check_reconstruction(reconstruct, calibration is not None, start, processes)
+    check_reconstruction(reconstruct, calibration is not None, init, processes)
     target = model if inplace else _copy(model, plan)
     began, work, console = time.perf_counter(), _Assembly(target), Console()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         if calibration is None:
-            values = _values(target, plan, start, seed, processes)
+            values = _values(target, plan, init, seed, processes)
         else:
             fit = reconstruction(target, calibration, reconstruct, seed)
             values = fit.values(target, plan.layers, lambda layer: _weight(target, layer))
@@ -248,7 +248,7 @@ class _Assembly:
 
 
 def _values(
-    model: nn.Module, plan: Plan, start: Start, seed: int, processes: int
+    model: nn.Module, plan: Plan, init: Init, seed: int, processes: int
 ) -> Iterator[tuple[LayerPlan, StartValues]]:
     """Yield what every layer starts from; a layer may be replaced once it was yielded."""
 
@@ -264,19 +264,19 @@ def _values(
         layer.name: torch.Generator().manual_seed(seed * 1_000_003 + place)
         for place, layer in enumerate(plan.layers)
     }
-    if start == "hooi":
+    if init == "decompose":
         yield from decompose_each(alone, weight_of, processes)
     else:
         for layer in alone:
-            draw = (layer.spec, layer.ranks, weight_of(layer), start, streams[layer.name])
+            draw = (layer.spec, layer.ranks, weight_of(layer), init, streams[layer.name])
             yield layer, StartValues(layer.method.draw(*draw))
     for layers in sharing.values():
         method, weights = layers[0].method, list(map(weight_of, layers))
-        if start == "hooi":
+        if init == "decompose":
             factors = method.decompose_together(layers, weights)
         else:
             own = [streams[layer.name] for layer in layers]
-            factors = method.draw_together(layers, weights, start, own)
+            factors = method.draw_together(layers, weights, init, own)
         yield from zip(layers, map(StartValues, factors), strict=True)
 
 

@@ -76,15 +76,15 @@ def reconstruction(
     return Reconstruction((), "inputs", seed, given.moments)
 
 
-def check_reconstruction(kind: str | None, calibrated: bool, start: str, processes: int) -> None:
+def check_reconstruction(kind: str | None, calibrated: bool, init: str, processes: int) -> None:
     """Raise an `InvalidArgumentError` for what does not go together."""
     if kind is not None and kind not in get_args(Reconstruct):
         raise unknown_name("reconstruct", kind, get_args(Reconstruct))
     if kind is not None and not calibrated:
         raise InvalidArgumentError(f"reconstruct={kind!r} needs calibration data")
-    if calibrated and start != "hooi":
+    if calibrated and init != "decompose":
         raise InvalidArgumentError(
-            f"start={start!r} draws factors at random: there is nothing to calibrate"
+            f"init={init!r} draws factors at random: there is nothing to calibrate"
         )
     if calibrated and processes > 1:
         raise InvalidArgumentError(

@@ -20,7 +20,7 @@ from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
 def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBatch] = ()) -> Plan:
     """Return the plan that a recipe asks for; only rank rules with a name look at the weights.
 
-    ``images`` are those that ranks by responses are chosen with.
+    ``images`` are those whose responses say how a budget is spread, where the recipe asks for that.
     """
     section = recipe.press
     if section is None:
@@ -29,16 +29,17 @@ def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBa
     overrides = {name: entry.model_dump(exclude_none=True) for name, entry in entries.items()}
     device = next(dense.parameters()).device
     example = torch.zeros(1, *network(recipe.network).input_shape, device=device)
-    ranks: Any = section.ranks
-    if ranks == RESPONSES:
+    allocation: Any = section.allocation
+    if allocation == RESPONSES:
         (scheme,) = parse_schemes(section.scheme)
         targets, skip = section.targets, section.skip
-        ranks = response_energies(dense, images, scheme=scheme, targets=targets, skip=skip)
+        allocation = response_energies(dense, images, scheme=scheme, targets=targets, skip=skip)
     return plan(
         dense,
         None if section.budget is None else example,
         scheme=section.scheme,
-        ranks=ranks,
+        ranks=section.ranks,
+        allocation=allocation,
         targets=section.targets,
         skip=section.skip,
         overrides=overrides or None,
@@ -59,7 +60,7 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     if section.budget is not None and not scheme(parse_schemes(section.scheme)[0]).joint:
         tried = {
             "budget": "params=99%",
-            "ranks": "uniform",
+            "allocation": "uniform",
             "scheme": parse_schemes(section.scheme)[0],
         }
         section = section.model_copy(update=tried)

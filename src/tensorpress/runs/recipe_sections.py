@@ -1,7 +1,8 @@
 """The sections of a recipe, checked by pydantic; every error names the key."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,9 +21,13 @@ from tensorpress.data import AUGMENTATIONS
 from tensorpress.errors import unknown_name
 from tensorpress.models.zoo import network
 from tensorpress.planning.budget import parse_budget
-from tensorpress.planning.budget_rules import Spread
-from tensorpress.planning.planner import AUTO_NAME, check_target, parse_schemes
-from tensorpress.press.press import Start
+from tensorpress.planning.planner import (
+    AUTO_NAME,
+    check_allocation,
+    check_target,
+    parse_schemes,
+)
+from tensorpress.press.press import Init
 from tensorpress.ranks.rules import NAMES, rank_rule
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.schemes.registry import scheme
@@ -55,8 +60,10 @@ def _rank_name(name: str) -> str:
     return name
 
 
-def _rank_or_spread_name(name: str) -> str:
-    return name if name in (*get_args(Spread), RESPONSES) else _rank_name(name)
+def _allocation_name(name: str) -> str:
+    if name != RESPONSES:
+        check_allocation(name)
+    return name
 
 
 def _budget(text: str) -> str:
@@ -84,18 +91,19 @@ Modes = Annotated[
 ]
 Rank = Annotated[int, Field(ge=1, strict=True)]
 RankName = Annotated[str, AfterValidator(_rank_name)]
-SpreadName = Annotated[str, AfterValidator(_rank_or_spread_name)]
+AllocationName = Annotated[str, AfterValidator(_allocation_name)]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 _RANKS = f"a list of positive numbers, one for all, a fraction, {' or '.join(NAMES)}"
-LayerRanks = Annotated[tuple[Rank, ...] | Rank | Fraction | RankName, _one_message(_RANKS)]
-Ranks = Annotated[
-    tuple[Rank, ...] | Rank | Fraction | SpreadName,
-    _one_message(f"{_RANKS}, or with a budget {', '.join(get_args(Spread))} or {RESPONSES}"),
-]
+AnyRanks = tuple[Rank, ...] | Rank | Fraction | RankName
+LayerRanks = Annotated[AnyRanks, _one_message(_RANKS)]
+Ranks = Annotated[AnyRanks, _one_message(f"{_RANKS} (what spreads a budget is the allocation)")]
 
 
 class Section(BaseModel):
     """A part of a recipe: every key is known, and nothing changes once read."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Keys of recipes written before, and what they are called now: errors name both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -144,46 +152,50 @@ class Press(Section):
 
     See `tensorpress.plan` for what goes together. With ``calibrate``, a number of training images,
     factors are fitted to responses as ``reconstruct`` says, and a budget may be spread by them:
-    ``ranks: responses``. With ``norms`` chains that start at
-    random are trained with a norm between their factors, which take it in at the end.
+    ``allocation: responses``. With ``norms`` chains whose factors are drawn are trained with a norm
+    between their factors, which take it in at the end.
     """
+
+    RENAMED = {"layers": "overrides", "start": "init"}
 
     scheme: Scheme = AUTO_NAME
     ranks: Ranks | None = None
+    allocation: AllocationName | None = None
     targets: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ()
     overrides: dict[str, LayerPress] | None = None
     budget: Annotated[str, AfterValidator(_budget)] | None = None
     round_to: Count = 1
-    start: Start | None = None
+    init: Init | None = None
     calibrate: Count | None = None
     reconstruct: Reconstruct | None = None
     norms: bool = False
 
     @model_validator(mode="after")
     def _one_target(self) -> "Press":
-        by_responses = self.ranks == RESPONSES
+        by_responses = self.allocation == RESPONSES
         if by_responses:
             if self.calibrate is None or self.budget is None:
-                raise ValueError(f"ranks: {RESPONSES} needs a budget, and calibrate, a number")
+                raise ValueError(f"allocation: {RESPONSES} needs a budget, and calibrate, a number")
             check_by_responses(", ".join(parse_schemes(self.scheme)))
         check_target(
             parse_schemes(self.scheme),
-            ranks=None if by_responses else self.ranks,
+            ranks=self.ranks,
+            allocation=None if by_responses else self.allocation,
             budget=self.budget,
             overrides=self.overrides,
         )
         check_reconstruction(
-            self.reconstruct, self.calibrate is not None, self.chosen_start, processes=1
+            self.reconstruct, self.calibrate is not None, self.resolved_init, processes=1
         )
-        if self.norms and self.chosen_start == "hooi":
-            raise ValueError("norms are for a start at random: give start: kaiming or glorot")
+        if self.norms and self.resolved_init == "decompose":
+            raise ValueError("norms are for factors drawn at random: give init: kaiming or glorot")
         return self
 
     @property
-    def chosen_start(self) -> Start:
-        """The start asked for; by default (s)cada_tucker trains from scratch, others do not."""
-        return self.start or ("kaiming" if scheme(parse_schemes(self.scheme)[0]).joint else "hooi")
+    def resolved_init(self) -> Init:
+        """The initialization; by default (s)cada_tucker trains from scratch, others do not."""
+        return self.init or ("kaiming" if scheme(parse_schemes(self.scheme)[0]).joint else "decompose")
 
 
 class Quantize(Section):

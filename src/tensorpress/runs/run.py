@@ -22,7 +22,7 @@ from tensorpress.models.zoo.splits import load_splits
 from tensorpress.planning import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.factor_norms import factor_norms
-from tensorpress.press.press import Start, press
+from tensorpress.press.press import Init, press
 from tensorpress.report import ReportContent, require_extra, write_page
 from tensorpress.runs.metrics import RunRecord, report_content, run_metrics
 from tensorpress.runs.recipe import Recipe
@@ -194,14 +194,14 @@ def _trained(
     dense = phases.dense()
     chosen = phases.planned(dense)
     section = recipe.press
-    start: Start = "hooi" if section is None else section.chosen_start
+    init: Init = "decompose" if section is None else section.resolved_init
     if section is None or section.calibrate is None:
-        pressed = press(dense, chosen, start=start, seed=seed)
+        pressed = press(dense, chosen, init=init, seed=seed)
     else:
         images, path = phases.press_images(), phases.place("train") / "pressed.pt"
         fit = {"calibration": images, "reconstruct": section.reconstruct}
-        pressed = press_once(dense, chosen, path, start=start, seed=seed, **fit)
-    initial = deepcopy(pressed) if start == "hooi" else None
+        pressed = press_once(dense, chosen, path, init=init, seed=seed, **fit)
+    initial = deepcopy(pressed) if init == "decompose" else None
     if recipe.train is not None:
         normed = section is not None and section.norms
         with factor_norms(pressed) if normed else nullcontext(pressed) as trained:

@@ -81,7 +81,7 @@ def sensitivity(
     Returns
     -------
     Scores
-        Give them to `tensorpress.plan` as ``ranks``, with a budget.
+        Give them to `tensorpress.plan` as the ``allocation`` of a budget.
 
     Raises
     ------

@@ -55,7 +55,7 @@ def response_energies(
     Returns
     -------
     Scores
-        Give them to `tensorpress.plan` as ``ranks``, with a budget.
+        Give them to `tensorpress.plan` as the ``allocation`` of a budget.
 
     Raises
     ------

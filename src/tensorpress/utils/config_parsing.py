@@ -121,6 +121,9 @@ def _did_you_mean(kind: type[BaseModel], where: list[str]) -> str:
     for part in where[:-1]:
         if part in section.model_fields:
             section = _section_in(section.model_fields[part].annotation) or section
+    renamed = getattr(section, "RENAMED", {}).get(where[-1])
+    if renamed is not None:
+        return f", its name is now {renamed!r}"
     known = list(section.model_fields)
     near = get_close_matches(where[-1], known, n=2)
     if near:
