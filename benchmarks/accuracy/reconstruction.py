@@ -152,7 +152,7 @@ def trained(name: str, data: Path, checkpoints: Path) -> nn.Module:
     recipe = read_recipe(ROOT / "recipes" / "cifar10" / f"{TRAINED_HERE[name]}.yaml")
     net, own = zoo.network(name), recipe.data
     splits = load_splits(net, own.name, data, own.validation)
-    return Phases(recipe, net, splits, checkpoints / name, seed=0).dense()
+    return Phases(recipe, net, splits, checkpoints / name, seed=0).dense_model()
 
 
 def speedup_jobs(setting: Setting) -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorpress.sweep.table import sort_variants, spread
+from tensorpress.sweep.table import format_mean, sort_variants
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -18,7 +18,7 @@ def variants_table(name: str) -> str:
         The folder of ``sweep.json`` in ``results``.
     """
     content = read(name)
-    tested = {pick["variant"]: spread(pick["test_error"]) for pick in content["picks"]}
+    tested = {pick["variant"]: format_mean(pick["test_error"]) for pick in content["picks"]}
     rows = [
         "| variant | bytes | validation error % | test error % |",
         "|---|--:|--:|--:|",

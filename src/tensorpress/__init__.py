@@ -28,7 +28,7 @@ from tensorpress.schemes.registry import scheme
 from tensorpress.sensitivity.measure_layers import sensitivity
 from tensorpress.train import finetune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Calibration",

@@ -119,7 +119,11 @@ def test_a_truncated_shard_stops_before_anything_is_written(source, tmp_path):
 def test_a_plan_or_what_it_is_made_from_but_not_both(source, tmp_path):
     chosen = plan(llama(), **HOW)
     with pytest.raises(InvalidArgumentError, match="either a plan"):
-        press_checkpoint(source, tmp_path / "out", plan=chosen, ranks=0.5)
+        press_checkpoint(source, tmp_path / "out", chosen, ranks=0.5)
+    with pytest.raises(InvalidArgumentError, match="either a plan"):
+        press_checkpoint(source, tmp_path / "out", chosen, example_inputs=torch.ones(1, 4))
+    with pytest.raises(TypeError, match="rank"):
+        press_checkpoint(source, tmp_path / "out", rank=0.5)
 
 
 def test_a_plan_of_another_model_names_the_layer(source, tmp_path):

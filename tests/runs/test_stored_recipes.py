@@ -8,7 +8,7 @@ import pytest
 
 from tensorpress.runs.recipe import Recipe
 from tensorpress.sweep.variants import apply_settings
-from tensorpress.utils.config_parsing import parse_yaml, validated
+from tensorpress.utils.config_parsing import parse_yaml, validate
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / "results").glob("*/seed*/metrics.json"))
@@ -27,15 +27,15 @@ def test_there_are_results() -> None:
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
 def test_the_recipe_of_a_run_parses(path: Path) -> None:
     content = json.loads(path.read_text())["recipe"]
-    recipe = validated(Recipe, content, "recipe")
-    assert validated(Recipe, parse_yaml(recipe.to_yaml()), "recipe") == recipe
+    recipe = validate(Recipe, content, "recipe")
+    assert validate(Recipe, parse_yaml(recipe.to_yaml()), "recipe") == recipe
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=name_of)
 def test_the_variants_of_a_sweep_parse(path: Path) -> None:
     base = recipe_of_sweep(ROOT / "sweeps" / f"{path.parent.name}.yaml")
     for variant in json.loads(path.read_text())["variants"]:
-        validated(Recipe, apply_settings(base, variant["settings"]), "recipe")
+        validate(Recipe, apply_settings(base, variant["settings"]), "recipe")
 
 
 def recipe_of_sweep(file: Path) -> Any:

@@ -48,7 +48,7 @@ def test_variants_of_which_a_run_diverged_are_not_compared() -> None:
     assert not diverged.complete
     assert names(frontier([diverged, *SOME])) == "abe"
     assert frontier([outcome("y", None)]) == []
-    assert Pick.parse("bytes<=2000").of([diverged]) is None
+    assert Pick.parse("bytes<=2000").choose([diverged]) is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_variants_of_which_a_run_diverged_are_not_compared() -> None:
     ],
 )
 def test_picks(rule: str, name: str | None) -> None:
-    found = Pick.parse(rule).of(SOME)
+    found = Pick.parse(rule).choose(SOME)
     assert (found and found.variant.name) == name
 
 
@@ -78,7 +78,7 @@ def test_a_pick_is_the_best_within_its_limit(
     outcomes = [outcome(str(place), pair) for place, pair in enumerate(numbers)]
     axis = 0 if limited == "bytes" else 1
     within = [pair for pair in numbers if pair[axis] <= limit]
-    found = Pick.parse(f"{limited}<={limit}").of(outcomes)
+    found = Pick.parse(f"{limited}<={limit}").choose(outcomes)
     if not within:
         assert found is None
     else:

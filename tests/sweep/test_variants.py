@@ -7,7 +7,7 @@ from tiny_sweeps import RECIPE, sweep_text
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
 from tensorpress.sweep import SweepFile, Variant, read_sweep
-from tensorpress.sweep.variants import apply_settings, variants
+from tensorpress.sweep.variants import apply_settings, make_variants
 
 OURS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
@@ -144,4 +144,4 @@ def test_the_example_of_the_page_can_be_run() -> None:
     page = (root / "docs" / "sweeps.md").read_text(encoding="utf-8")
     asked = SweepFile.model_validate(yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]))
     base = yaml.safe_load((root / asked.recipe).read_text(encoding="utf-8"))
-    assert len(variants(base, asked)) == 8
+    assert len(make_variants(base, asked)) == 8

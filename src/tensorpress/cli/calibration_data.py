@@ -48,30 +48,30 @@ def image_batches(
     """
     net = NETWORKS.get(subject.name or "")
     if net is not None:
-        images = _part(load_splits(net, data, root), part)
+        images = _select_images(load_splits(net, data, root), part)
         size = EVALUATION_BATCH if part == "test" else BATCH
         return net.preprocess, batches(images, net.preprocess, size, shuffle=False)
-    shape = _shape_for(subject, inputs, data)
+    shape = _input_shape(subject, inputs, data)
     preprocess = IMAGENET if shape[0] == len(IMAGENET.mean) else GREY
-    return preprocess, _resized(_part(load(data, root), part), shape[1:], preprocess)
+    return preprocess, _resize(_select_images(load(data, root), part), shape[1:], preprocess)
 
 
 def calibration_images(
     dense: DenseByName, data: str, root: Path | None
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Return batches of the training images that ranks and factors are fitted to."""
-    subject, inputs = Subject(dense.name, dense.loaded, dense.name), dense.inputs(dense.loaded)
+    subject, inputs = Subject(dense.name, dense.model, dense.name), dense.inputs(dense.model)
     return image_batches(subject, inputs, data, root, part="reconstruction")[1]
 
 
-def _part(splits: Splits, part: Part) -> ImageSet:
+def _select_images(splits: Splits, part: Part) -> ImageSet:
     if part == "test":
         return splits.test
     drawn = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
     return splits.train.subset(drawn[: DRAWN[part]])
 
 
-def _resized(
+def _resize(
     images: ImageSet, size: Sequence[int], preprocess: Preprocess
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches at another size; all at once might not fit into memory."""
@@ -80,7 +80,7 @@ def _resized(
         yield preprocess(part.images), part.labels
 
 
-def _shape_for(subject: Subject, inputs: Sequence[Tensor] | None, data: str) -> tuple[int, ...]:
+def _input_shape(subject: Subject, inputs: Sequence[Tensor] | None, data: str) -> tuple[int, ...]:
     """Return the shape of a model's input, without the batch.
 
     Raises

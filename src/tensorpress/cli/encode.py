@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.cli.calibration_data import image_batches
-from tensorpress.cli.model_source import inputs_for, open_subject
+from tensorpress.cli.model_source import find_inputs, open_subject
 from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
@@ -75,7 +75,7 @@ def encode_command(
             raise InvalidArgumentError(
                 f"--calibrate needs a model: give --model and --weights {source}"
             )
-        subject = _read(source)
+        subject = _load_tensors(source)
     else:
         if source is not None and not source.exists():
             raise DataNotFoundError(f"{source}: no such file")
@@ -83,9 +83,9 @@ def encode_command(
         subject = opened.model
         network = opened.name if opened.name in NETWORKS else None
         if calibrate is not None:
-            taken = inputs_for(opened.name, opened.model, inputs or ())
+            taken = find_inputs(opened.name, opened.model, inputs or ())
             _, calibration = image_batches(opened, taken, calibrate, root, part="calibration")
-    path = out or _beside(source, model)
+    path = out or _default_path(source, model)
     done = tp.encode(
         subject,
         path,
@@ -152,14 +152,14 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
         raise CorruptFileError(f"{path} is not a complete safetensors file: {error}") from error
 
 
-def _beside(source: Path | None, model: str | None) -> Path:
+def _default_path(source: Path | None, model: str | None) -> Path:
     if source is None:
         raise InvalidArgumentError(f"say where {model or 'the file'} goes by --out")
     if source.suffix == ".tpz":

@@ -9,7 +9,7 @@ import typer
 from torch import Tensor, nn
 
 from tensorpress.cli.calibration_data import image_batches
-from tensorpress.cli.model_source import Subject, inputs_for, open_subject
+from tensorpress.cli.model_source import Subject, find_inputs, open_subject
 from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.codec.inspect import inspect
@@ -48,7 +48,7 @@ def eval_command(
         _eval_file(source, data, root, as_json)
         return
     subject = open_subject(source, model, weights)
-    taken = inputs_for(subject.name, subject.model, inputs or ())
+    taken = find_inputs(subject.name, subject.model, inputs or ())
     if taken is not None:
         check_inputs(subject.model, taken)
     told = {"model": subject.label, **_costs(subject.model, taken)}

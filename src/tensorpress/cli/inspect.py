@@ -46,7 +46,7 @@ def inspect_command(
         return
     if source is not None and not is_dense_checkpoint(source):
         raise InvalidArgumentError(f"{source} has neither {PLAN} nor config.json: it is no model")
-    _show_model(DenseByName.of(model or str(source), None, inputs), as_json)
+    _show_model(DenseByName.parse(model or str(source), None, inputs), as_json)
 
 
 def _show_file(file: Path, as_json: bool) -> None:

@@ -47,7 +47,7 @@ class DenseByName:
     texts: Sequence[str]
 
     @staticmethod
-    def of(name: str, weights: Path | None, texts: Sequence[str] | None) -> "DenseByName":
+    def parse(name: str, weights: Path | None, texts: Sequence[str] | None) -> "DenseByName":
         """Return the model of a name, or of a folder in Hugging Face's layout."""
         named = f"hf:{name}" if Path(name).is_dir() else name
         return DenseByName(named, weights, tuple(texts or ()))
@@ -62,23 +62,23 @@ class DenseByName:
             if "meta" not in str(error.__cause__):
                 raise
             # It looks at values, when it is built or when it runs.
-            self._check(self.loaded)
-            return self.loaded
+            self._check(self.model)
+            return self.model
         return model
 
     @cached_property
-    def loaded(self) -> nn.Module:
+    def model(self) -> nn.Module:
         """The model with its values."""
         return load_by_name(self.name, self.weights)
 
     def inputs(self, model: nn.Module) -> tuple[Tensor, ...] | None:
         """Return example inputs for either of the two, None where nobody knows them."""
-        return inputs_for(self.name, model, self.texts)
+        return find_inputs(self.name, model, self.texts)
 
     def weight(self, layer: str) -> Tensor:
         """Return the weight of a layer: alone from a folder, else from the loaded model."""
         if self._stored is None:
-            return self.loaded.get_submodule(layer).get_parameter("weight")
+            return self.model.get_submodule(layer).get_parameter("weight")
         files, names = self._stored
         return files.read(names[f"{layer}.weight" if layer else "weight"])
 
@@ -150,7 +150,7 @@ def load_by_name(name: str, weights: Path | None) -> nn.Module:
     return model
 
 
-def inputs_for(
+def find_inputs(
     name: str | None, model: nn.Module, texts: Sequence[str]
 ) -> tuple[Tensor, ...] | None:
     """Return the inputs given as text, else those a model is known to take, else None."""
@@ -167,7 +167,7 @@ def require_inputs(subject: Subject, texts: Sequence[str]) -> tuple[Tensor, ...]
     InvalidArgumentError
         If nobody knows them, or it does not take them.
     """
-    inputs = inputs_for(subject.name, subject.model, texts)
+    inputs = find_inputs(subject.name, subject.model, texts)
     if inputs is None:
         raise InvalidArgumentError(
             f"nobody knows which inputs {subject.label} takes: say it by --input, as in "

@@ -115,9 +115,9 @@ class PlanArguments:
     round_to: int
 
     @property
-    def given(self) -> bool:
-        """Whether anything but the way to round was said."""
-        return self != PlanArguments("auto", None, None, None, None, None, None, 1)
+    def is_default(self) -> bool:
+        """Whether nothing was said that a plan is made from."""
+        return self == PlanArguments("auto", None, None, None, None, None, None, 1)
 
     def options(self) -> PlanOptions:
         """Return the keyword arguments of `tensorpress.plan`.

@@ -66,7 +66,7 @@ def plan_command(
     Example: tensorpress plan --model torchvision:resnet50 --budget macs=50% --out plan.yaml
     """
     arguments = PlanArguments(scheme, ranks, allocation, budget, targets, skip, override, round_to)
-    dense = DenseByName.of(model, weights, inputs)
+    dense = DenseByName.parse(model, weights, inputs)
     if calibrate is not None and allocation != RESPONSES:
         raise InvalidArgumentError(f"a plan needs --calibrate for --allocation {RESPONSES} only")
     images = None if calibrate is None else calibration_images(dense, calibrate, root)
@@ -94,7 +94,7 @@ def plan_from_arguments(
     if arguments.allocation == RESPONSES:
         if images is None:
             raise InvalidArgumentError(f"--allocation {RESPONSES} needs --calibrate, a data set")
-        model = dense.loaded
+        model = dense.model
         options = replace(arguments, allocation=None).options()
         options["allocation"] = response_energies(
             model,
@@ -105,7 +105,7 @@ def plan_from_arguments(
         )
         return tp.plan(model, dense.inputs(model), **options)
     timed = arguments.budget is not None and parse_budget(arguments.budget).kind == "latency"
-    model = dense.loaded if timed else dense.skeleton
+    model = dense.model if timed else dense.skeleton
     return tp.plan(model, dense.inputs(model), **arguments.options(), weights=dense.weight)
 
 

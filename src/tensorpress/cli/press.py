@@ -86,14 +86,14 @@ def press_command(
     """
     check_reconstruction(reconstruct, calibrate is not None, "decompose", processes)
     arguments = PlanArguments(scheme, ranks, allocation, budget, targets, skip, override, round_to)
-    if plan is not None and arguments.given:
+    if plan is not None and not arguments.is_default:
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
     read = None if plan is None else Plan.read(plan)
     if checkpoint is None:
         _check_new(out)
         if model is None:
             raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
-        dense = DenseByName.of(model, weights, inputs)
+        dense = DenseByName.parse(model, weights, inputs)
         how: dict[str, Any] = {"processes": processes}
         images = None if calibrate is None else calibration_images(dense, calibrate, root)
         if images is not None:
@@ -110,7 +110,7 @@ def press_command(
                 f"a checkpoint is pressed by as many processes as you start for {out}: leave out "
                 "--processes"
             )
-        dense = _dense_of(checkpoint, model, weights, inputs)
+        dense = _parse_dense(checkpoint, model, weights, inputs)
         found = _press_folder(checkpoint, dense, read, arguments, out)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
         _show(found, out, as_json)
@@ -123,14 +123,16 @@ class _Pressed:
 
 
 def _press_model(dense: DenseByName, plan: Plan, out: Path, how: dict[str, Any]) -> _Pressed:
-    model = dense.loaded
+    model = dense.model
     pressed = tp.press(model, plan, **how)
     save_checkpoint(pressed, out, plan)
     write_origin(out, dense.name)
-    return _Pressed(plan, _measured(model, pressed, dense.inputs(model)))
+    return _Pressed(plan, _measure_costs(model, pressed, dense.inputs(model)))
 
 
-def _measured(dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | None) -> list[Cost]:
+def _measure_costs(
+    dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | None
+) -> list[Cost]:
     models = (dense, pressed)
     costs = [
         Cost("params", *map(count_params, models)),
@@ -147,12 +149,12 @@ def _bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
-def _dense_of(
+def _parse_dense(
     checkpoint: Path, model: str | None, weights: Path | None, inputs: list[str] | None
 ) -> DenseByName:
     if weights is not None:
         raise InvalidArgumentError(f"{checkpoint} has weights of its own: leave out --weights")
-    return DenseByName.of(model or str(checkpoint), None, inputs)
+    return DenseByName.parse(model or str(checkpoint), None, inputs)
 
 
 def _press_folder(

@@ -102,25 +102,25 @@ def export_onnx(
     """
     if factors not in get_args(Factors):
         raise unknown_name("choice of factors", factors, get_args(Factors))
-    onnx, optimizer = _extra("onnx"), _extra("onnxscript.optimizer")
-    passes = _extra("onnx_ir.passes.common")
+    onnx, optimizer = _import_extra("onnx"), _import_extra("onnxscript.optimizer")
+    passes = _import_extra("onnx_ir.passes.common")
     inputs = _as_tuple(example_inputs)
     if factors == "materialize" and any(map(factorized_weight, model.modules())):
         model = materialize(model)
     target = Path(path)
-    with _beside(target) as folder:
+    with _temporary_folder(target) as folder:
         with evaluation_mode(model), torch.no_grad():
             _check_runs(model, inputs)
-            traced, obstacle = _traced(model, inputs)
+            traced, obstacle = _trace(model, inputs)
         with (
-            _quiet(),
+            _silence(),
             torch.no_grad(),
         ):  # attention is taken apart otherwise where it may be trained
             try:
                 program = torch.onnx.export(traced, dynamo=True, optimize=False, verbose=False)
             except torch.onnx.errors.OnnxExporterError as error:
                 raise InvalidArgumentError(
-                    f"ONNX cannot say this model: {_brief(_root(error))}"
+                    f"ONNX cannot say this model: {_shorten(_root_cause(error))}"
                 ) from error
             assert program is not None
             _drop_made_up_biases(program.model)
@@ -128,10 +128,10 @@ def export_onnx(
             optimizer.optimize(program.model, output_size_limit=FOLDED)
             # Torch notes down the lines of source behind every node, with this machine's paths.
             passes.ClearMetadataAndDocStringPass()(program.model)
-        with _writing(target):
+        with _write_errors(target):
             program.save(folder / target.name)
             onnx.checker.check_model(str(folder / target.name))
-            size = _put(folder, target)
+            size = _move_files(folder, target)
     if obstacle is not None:
         warnings.warn(f"{target} takes only the example's batch size: {obstacle}", stacklevel=2)
     return OnnxFile(target, size, any_batch=obstacle is None)
@@ -171,7 +171,7 @@ def check_onnx(
     >>> check_onnx(net, torch.randn(7, 6), file.path) < 1e-5
     True
     """
-    runtime = _extra("onnxruntime")
+    runtime = _import_extra("onnxruntime")
     inputs = _as_tuple(example_inputs)
     if not Path(path).is_file():
         raise DataNotFoundError(f"there is no file {path}")
@@ -180,7 +180,9 @@ def check_onnx(
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no other base
-        raise CorruptFileError(f"{path} cannot be read by onnxruntime: {_brief(error)}") from error
+        raise CorruptFileError(
+            f"{path} cannot be read by onnxruntime: {_shorten(error)}"
+        ) from error
     with evaluation_mode(model), torch.no_grad():
         expected = _check_runs(model, inputs)
     names = [value.name for value in session.get_inputs()]
@@ -188,18 +190,18 @@ def check_onnx(
         raise ModelMismatchError(f"{path} takes {len(names)} inputs ({names}), not {len(inputs)}")
     values = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
     try:
-        found = [torch.as_tensor(value) for value in session.run(None, values)]
+        outputs = [torch.as_tensor(value) for value in session.run(None, values)]
     except Exception as error:
-        raise ModelMismatchError(f"{path} does not run on the inputs: {_brief(error)}") from error
-    if [one.shape for one in found] != [one.shape for one in expected]:
+        raise ModelMismatchError(f"{path} does not run on the inputs: {_shorten(error)}") from error
+    if [one.shape for one in outputs] != [one.shape for one in expected]:
         raise ModelMismatchError(
-            f"{path} gives outputs of shapes {[tuple(one.shape) for one in found]}, the model of "
+            f"{path} gives outputs of shapes {[tuple(one.shape) for one in outputs]}, the model of "
             f"{[tuple(one.shape) for one in expected]}"
         )
-    return max(map(relative_difference, found, expected), default=0.0)
+    return max(map(relative_difference, outputs, expected), default=0.0)
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
+def relative_difference(output: Tensor, expected: Tensor) -> float:
     """Return max|a − b| / max|b|, infinite where they differ in what is not finite.
 
     Examples
@@ -207,7 +209,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
     >>> relative_difference(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 4.0]))
     0.25
     """
-    a, b = found.detach().cpu().double(), expected.detach().cpu().double()
+    a, b = output.detach().cpu().double(), expected.detach().cpu().double()
     finite = b.isfinite()
     if not torch.equal(a.isfinite(), finite):
         return float("inf")
@@ -224,7 +226,7 @@ def _as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
-def _extra(name: str) -> Any:
+def _import_extra(name: str) -> Any:
     """Import one of the packages that export needs and nothing else does."""
     try:
         return import_module(name)
@@ -242,12 +244,12 @@ def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     except Exception as error:  # whatever the user's own model raises
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise InvalidArgumentError(
-            f"the model does not run on inputs of shapes {shapes}: {_brief(error)}"
+            f"the model does not run on inputs of shapes {shapes}: {_shorten(error)}"
         ) from error
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _traced(
+def _trace(
     model: nn.Module, inputs: tuple[Tensor, ...]
 ) -> tuple[torch.export.ExportedProgram, str | None]:
     """Return the exported program and why its batch is fixed, None where it is not.
@@ -265,16 +267,16 @@ def _traced(
     for x, has in zip(twice, batched, strict=True):
         if has:
             shapes[x] = {0: batch}
-    with _quiet():
+    with _silence():
         try:
             return torch.export.export(model, twice, dynamic_shapes=shapes, strict=False), None
         except Exception as error:  # torch has many classes for what it cannot trace
-            obstacle = _brief(error)
+            obstacle = _shorten(error)
         try:
             return torch.export.export(model, inputs, strict=False), obstacle
         except Exception as error:
             raise InvalidArgumentError(
-                f"torch cannot export this model: {_brief(error)}"
+                f"torch cannot export this model: {_shorten(error)}"
             ) from error
 
 
@@ -290,20 +292,20 @@ def _drop_made_up_biases(model: Any) -> None:
             node.resize_inputs(2)
 
 
-def _brief(error: BaseException) -> str:
+def _shorten(error: BaseException) -> str:
     """Return the line of a long message that says most."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     points = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
     return (points or lines or [type(error).__name__])[0]
 
 
-def _root(error: BaseException) -> BaseException:
+def _root_cause(error: BaseException) -> BaseException:
     """Return the error behind those that only say where it was met."""
-    return error if error.__cause__ is None else _root(error.__cause__)
+    return error if error.__cause__ is None else _root_cause(error.__cause__)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Keep the exporters from warning about themselves."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
@@ -319,9 +321,9 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def _temporary_folder(target: Path) -> Iterator[Path]:
     """Yield a folder next to a file; it is removed at the end."""
-    with _writing(target):
+    with _write_errors(target):
         folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         yield Path(folder)
@@ -330,7 +332,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def _write_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -338,7 +340,7 @@ def _writing(target: Path) -> Iterator[None]:
         raise InvalidArgumentError(f"{target} cannot be written: {reason}") from error
 
 
-def _put(folder: Path, target: Path) -> int:
+def _move_files(folder: Path, target: Path) -> int:
     """Move the files of a folder beside ``target``, it last; return their bytes."""
     files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
     size = sum(file.stat().st_size for file in files)

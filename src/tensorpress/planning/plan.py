@@ -16,7 +16,7 @@ from tensorpress.planning.plan_table import Sums, kept_lines, layer_table
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
-from tensorpress.utils.config_parsing import parse_yaml, validated
+from tensorpress.utils.config_parsing import parse_yaml, validate
 from tensorpress.utils.formatting import format_shape
 
 
@@ -136,7 +136,7 @@ class Plan:
         InvalidArgumentError
             Naming the key that is missing, unknown or has a value that cannot be used.
         """
-        read = validated(PlanFile, content, "plan")
+        read = validate(PlanFile, content, "plan")
         layers = tuple(layer.named(name) for name, layer in read.layers.items())
         other = read.other
         return Plan(read.scheme, layers, read.kept, other.params, other.bytes, other.macs)

@@ -19,7 +19,7 @@ from tensorpress.runs.recipe_sections import (
     Teacher,
 )
 from tensorpress.train.config import TrainConfig
-from tensorpress.utils.config_parsing import parse_yaml, validated
+from tensorpress.utils.config_parsing import parse_yaml, validate
 
 
 class Recipe(Section):
@@ -147,4 +147,4 @@ def parse_recipe(text: str) -> Recipe:
       train.epochs: Field required
       train.epoch: unknown key, did you mean 'epochs' or 'step_epochs'?
     """
-    return validated(Recipe, parse_yaml(text), "recipe")
+    return validate(Recipe, parse_yaml(text), "recipe")

@@ -46,13 +46,13 @@ def _known_schemes(schemes: Schemes) -> Schemes:
 def _one_message(expected: str) -> WrapValidator:
     """Make the mistakes of a union's members one mistake."""
 
-    def validate(value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
-            return validated(value)
+            return handler(value)
         except ValidationError:
             raise ValueError(f"expected {expected} (got {SHORT.repr(value)})") from None
 
-    return WrapValidator(validate)
+    return WrapValidator(check)
 
 
 def _rank_name(name: str) -> str:

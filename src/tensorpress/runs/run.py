@@ -88,7 +88,7 @@ def run(
     if not (test or recipe.data.validation):
         raise InvalidArgumentError("data.validation is 0: there are no images to measure errors on")
     out = Path(folder)
-    _claim(out, recipe, seed)
+    _claim_folder(out, recipe, seed)
     net = network(recipe.network)
     try_plan(net, recipe)
     splits = load_splits(net, recipe.data.name, recipe.data.root, recipe.data.validation)
@@ -119,7 +119,7 @@ def run(
         },
         errors_on="test" if test else "validation",
         seconds=perf_counter() - started + phases.earlier_seconds,
-        example=phases.example().to(models.device),
+        example=phases.example_batch().to(models.device),
     )
     metrics = run_metrics(record)
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1).encode() + b"\n")
@@ -148,9 +148,9 @@ def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
     splits = load_splits(net, recipe.data.name, recipe.data.root, recipe.data.validation)
     phases = Phases(recipe, net, splits, folder, seed, common)
     if phase == "dense":
-        phases.dense()
+        phases.dense_model()
     else:
-        _trained(phases, recipe, seed)
+        _train_pressed(phases, recipe, seed)
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,14 @@ class _Models:
 
 def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
     """Take the network through the recipe's phases."""
-    dense, chosen, initial, pressed = _trained(phases, recipe, seed)
+    dense, chosen, initial, pressed = _train_pressed(phases, recipe, seed)
     trained = deepcopy(pressed)
     if recipe.rate is not None:
         trained_for_size = phases.train_for_size(pressed, recipe.rate, teacher=dense)
         quantizers: Quantizers = {**assign_quantizers(pressed), **trained_for_size}
         chosen = replace(plan_from_model(pressed), kept=chosen.kept)
     else:
-        quantizers = _trained_quantized(phases, pressed, recipe, dense)
+        quantizers = _train_quantized(phases, pressed, recipe, dense)
     device = next(pressed.parameters()).device
     for model in (dense, trained, initial):
         if model is not None:
@@ -187,18 +187,18 @@ def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
     return _Models(chosen, dense, initial, trained, pressed, quantizers, device)
 
 
-def _trained(
+def _train_pressed(
     phases: Phases, recipe: Recipe, seed: int
 ) -> tuple[nn.Module, Plan, nn.Module | None, nn.Module]:
     """Return the dense network, the plan, what was decomposed by it if so, and that trained."""
-    dense = phases.dense()
-    chosen = phases.planned(dense)
+    dense = phases.dense_model()
+    chosen = phases.make_plan(dense)
     section = recipe.press
     init: Init = "decompose" if section is None else section.resolved_init
     if section is None or section.calibrate is None:
         pressed = press(dense, chosen, init=init, seed=seed)
     else:
-        images, path = phases.press_images(), phases.place("train") / "pressed.pt"
+        images, path = phases.press_batches(), phases.checkpoint_folder("train") / "pressed.pt"
         fit = {"calibration": images, "reconstruct": section.reconstruct}
         pressed = press_once(dense, chosen, path, init=init, seed=seed, **fit)
     initial = deepcopy(pressed) if init == "decompose" else None
@@ -209,7 +209,7 @@ def _trained(
     return dense, chosen, initial, pressed
 
 
-def _trained_quantized(
+def _train_quantized(
     phases: Phases, model: nn.Module, recipe: Recipe, dense: nn.Module
 ) -> Quantizers:
     """Train a model with weights rounded as the recipe says; return the quantizers."""
@@ -231,7 +231,7 @@ def make_quantizers(model: nn.Module, section: Quantize) -> Quantizers:
     return assign_quantizers(model, step=section.step)
 
 
-def _claim(out: Path, recipe: Recipe, seed: int) -> None:
+def _claim_folder(out: Path, recipe: Recipe, seed: int) -> None:
     """Write the recipe into the folder, or check that it is the one of the results there."""
     text = f"# seed: {seed}\n{recipe.to_yaml()}"
     path = out / "recipe.yaml"

@@ -58,23 +58,23 @@ def press_once(dense: nn.Module, plan: Plan, path: Path, **how: Any) -> nn.Modul
         If it is of another model or plan.
     """
     if path.exists():
-        return _read(build_skeleton(deepcopy(dense), plan), path)
+        return _restore_pressed(build_skeleton(deepcopy(dense), plan), path)
     model = press(dense, plan, **how)
-    errors = {name: held.relative_error for name, held in _held(model)}
+    errors = {name: held.relative_error for name, held in _modules_with_errors(model)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(path, {"model": model.state_dict(), "errors": errors})
     return model
 
 
-def _read(model: nn.Module, path: Path) -> nn.Module:
+def _restore_pressed(model: nn.Module, path: Path) -> nn.Module:
     content = read_checkpoint(path, _KEYS)
     restore_model(path, model, content["model"])
-    for name, held in _held(model):
+    for name, held in _modules_with_errors(model):
         held.relative_error = content["errors"][name]
     return model
 
 
-def _held(model: nn.Module) -> list[tuple[str, Pressed | FactorizedWeight]]:
+def _modules_with_errors(model: nn.Module) -> list[tuple[str, Pressed | FactorizedWeight]]:
     """Return what knows how far its weight is from the dense one."""
     modules = model.named_modules()
     return [(name, x) for name, x in modules if isinstance(x, Pressed | FactorizedWeight)]
@@ -120,10 +120,10 @@ class Phases:
         self.folder, self._common = folder, common
         self.histories: dict[str, History] = {}
         self.earlier_seconds = 0.0  # of training, in processes that were interrupted
-        self._validation = self._evaluation(splits.validation)
-        self._teacher = self._given_teacher()  # before hours of training: it may not be there
+        self._validation = self._evaluation_batches(splits.validation)
+        self._teacher = self._load_teacher()  # before hours of training: it may not be there
 
-    def dense(self) -> nn.Module:
+    def dense_model(self) -> nn.Module:
         """Return the dense network with the recipe's weights, or trained as it says."""
         torch.manual_seed(self.seed)
         model = self.net.build()
@@ -133,15 +133,17 @@ class Phases:
             self.fit("dense", model, self.recipe.dense)
         return model.eval()
 
-    def planned(self, dense: nn.Module) -> Plan:
+    def make_plan(self, dense: nn.Module) -> Plan:
         """Return the plan, that of the run which is gone on with where there is one.
 
         A second one might differ, where times are measured.
         """
-        file, common = (folder / "plan.yaml" for folder in (self.folder, self.place("train")))
+        file, common = (
+            folder / "plan.yaml" for folder in (self.folder, self.checkpoint_folder("train"))
+        )
         if not file.exists():
             known = Plan.read(common) if common.exists() else None
-            (known or plan_recipe(dense, self.recipe, self.press_images())).save(file)
+            (known or plan_recipe(dense, self.recipe, self.press_batches())).save(file)
         return Plan.read(file)
 
     def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
@@ -149,7 +151,7 @@ class Phases:
         if config.distill is None:
             options.pop("teacher", None)
         else:
-            options["teacher"] = self._teacher_for(options["teacher"])
+            options["teacher"] = self._choose_teacher(options["teacher"])
         logger.info("%s: %d epochs", phase, config.epochs)
         data = self.recipe.data
         training = batches(
@@ -161,7 +163,7 @@ class Phases:
             augment=data.augment,
             variants=data.variants,
         )
-        place = self.place(phase)
+        place = self.checkpoint_folder(phase)
         place.mkdir(parents=True, exist_ok=True)
         started = perf_counter()
         history = fit(
@@ -176,7 +178,7 @@ class Phases:
         self.earlier_seconds += max(0.0, trained - (perf_counter() - started))
         self.histories[phase] = history
 
-    def place(self, phase: str) -> Path:
+    def checkpoint_folder(self, phase: str) -> Path:
         """Return the folder for a phase's checkpoints."""
         if self._common is not None and phase in COMMON_PHASES:
             return self._common / common_part(self.recipe, phase, self.seed)
@@ -194,16 +196,16 @@ class Phases:
 
         steps = {}
         if section.calibrate is not None:
-            images = self.calibration(CALIBRATION_IMAGES)
+            images = self.calibration_batches(CALIBRATION_IMAGES)
             steps = round_by_calibration(model, images, section.calibrate)
         return in_phases(model, train, tradeoff=section.tradeoff, step=section.step, steps=steps)
 
-    def press_images(self) -> Iterator[Batch]:
+    def press_batches(self) -> Iterator[Batch]:
         """Return batches of the images that the recipe presses with, none if it asks for none."""
         section = self.recipe.press
-        return self.calibration(0 if section is None else section.calibrate or 0)
+        return self.calibration_batches(0 if section is None else section.calibrate or 0)
 
-    def calibration(self, images: int) -> Iterator[Batch]:
+    def calibration_batches(self, images: int) -> Iterator[Batch]:
         """Return batches of so many training images, or a few more, as they are."""
         loader = batches(
             self.splits.train, self.net.preprocess, CALIBRATION_BATCH, shuffle=True, seed=self.seed
@@ -212,7 +214,7 @@ class Phases:
 
     def test_error(self, model: nn.Module) -> float:
         """Return the error on the test set, in per cent."""
-        loader = self._evaluation(self.splits.test)
+        loader = self._evaluation_batches(self.splits.test)
         assert loader is not None
         return evaluate(model, loader).error
 
@@ -220,11 +222,11 @@ class Phases:
         """Return the error on the validation images, in per cent."""
         return evaluate(model, self._validation).error if self._validation else None
 
-    def example(self) -> torch.Tensor:
+    def example_batch(self) -> torch.Tensor:
         """Return a batch of test images as the network takes them."""
         return self.net.preprocess(self.splits.test.images[:64])
 
-    def _teacher_for(self, dense: nn.Module) -> nn.Module:
+    def _choose_teacher(self, dense: nn.Module) -> nn.Module:
         """Return the network that others listen to: the recipe's teacher, or the dense one."""
         teacher = dense if self._teacher is None else self._teacher
         if self.recipe.data.variants is not None and not isinstance(teacher, Remembering):
@@ -232,7 +234,7 @@ class Phases:
         self._teacher = teacher
         return teacher
 
-    def _given_teacher(self) -> nn.Module | None:
+    def _load_teacher(self) -> nn.Module | None:
         given = self.recipe.teacher
         if given is None:
             return None
@@ -240,7 +242,7 @@ class Phases:
         load_weights(teacher, find_weights(given.weights, self.recipe.data.root))
         return teacher
 
-    def _evaluation(self, images: Any) -> BatchLoader | None:
+    def _evaluation_batches(self, images: Any) -> BatchLoader | None:
         if not len(images):
             return None
         return batches(images, self.net.preprocess, EVALUATION_BATCH, shuffle=False)

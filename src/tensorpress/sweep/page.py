@@ -11,7 +11,7 @@ import yaml
 
 from tensorpress.report import formatting, require_extra
 from tensorpress.report.figures import AFTER, BEFORE
-from tensorpress.sweep.table import sort_variants, spread
+from tensorpress.sweep.table import format_mean, sort_variants
 
 _REFERENCE = "#D55E00"
 
@@ -160,7 +160,7 @@ def render(content: Mapping[str, Any]) -> str:
         content=content,
         variants=sort_variants(content),
         fmt=formatting,
-        spread=spread,
+        format_mean=format_mean,
         as_yaml=_as_yaml,
         plots={"frontier": [json.loads(figure.to_json())]},
         plotlyjs=get_plotlyjs(),

@@ -95,7 +95,7 @@ class Pick:
     def __str__(self) -> str:
         return f"{self.limited}<={self.limit:g}"
 
-    def of(self, outcomes: Sequence[Outcome]) -> Outcome | None:
+    def choose(self, outcomes: Sequence[Outcome]) -> Outcome | None:
         """Return the least error within so many bytes, or the fewest bytes within such an error.
 
         Among equals it is the one with less of what is limited; None where nothing is within.

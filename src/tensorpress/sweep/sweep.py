@@ -92,7 +92,7 @@ def sweep(
 
 
 def _picked(pick: Pick, outcomes: Sequence[Outcome], folder: Path) -> Picked:
-    outcome = pick.of(outcomes)
+    outcome = pick.choose(outcomes)
     if outcome is None:
         return Picked(pick, None)
     errors = [_test_error(outcome.variant, folder / one.folder) for one in outcome.trials]

@@ -64,7 +64,7 @@ def pick_table(content: Mapping[str, Any]) -> Table:
             Text(pick["variant"]),
             formatting.count(pick["bytes"]),
             formatting.fixed(pick["validation_error"], 2),
-            spread(pick["test_error"]),
+            format_mean(pick["test_error"]),
         )
     return table
 
@@ -79,12 +79,12 @@ def sort_variants(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(content["variants"], key=place)
 
 
-def spread(errors: Mapping[str, Any]) -> str:
+def format_mean(errors: Mapping[str, Any]) -> str:
     """Write a mean and, of several runs, the standard deviation.
 
     Examples
     --------
-    >>> spread({"mean": 0.951, "sd": 0.04}), spread({"mean": 0.951, "sd": None})
+    >>> format_mean({"mean": 0.951, "sd": 0.04}), format_mean({"mean": 0.951, "sd": None})
     ('0.95 ± 0.04', '0.95')
     """
     text = formatting.fixed(errors["mean"], 2)

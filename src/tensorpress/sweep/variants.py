@@ -16,7 +16,7 @@ from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPr
 from tensorpress.models.zoo import network
 from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_plan import try_plan
-from tensorpress.utils.config_parsing import parse_yaml, validated
+from tensorpress.utils.config_parsing import parse_yaml, validate
 
 Settings = Mapping[str, Any]
 """Values by dotted key: what a variant changes in the recipe."""
@@ -72,7 +72,7 @@ class SweepFile(BaseModel):
             raise ValueError("give vary, points or both")
         return self
 
-    def asked(self) -> Iterator[tuple[str | None, Settings]]:
+    def settings(self) -> Iterator[tuple[str | None, Settings]]:
         """Yield the name that each variant is given, if any, and what it changes."""
         if self.vary:
             for values in product(*self.vary.values()):
@@ -107,21 +107,21 @@ def read_sweep(path: str | os.PathLike[str]) -> tuple[SweepFile, list[Variant]]:
         names the variant and the key.
     """
     file = Path(path)
-    content = _read(file, "sweep")
+    content = _read_yaml(file, "sweep")
     try:
-        sweep = validated(SweepFile, content, "sweep")
+        sweep = validate(SweepFile, content, "sweep")
         if isinstance(sweep.recipe, str):
-            base = _read(file.parent / sweep.recipe, "recipe")
+            base = _read_yaml(file.parent / sweep.recipe, "recipe")
         else:
             base = sweep.recipe
-        return sweep, variants(base, sweep)
+        return sweep, make_variants(base, sweep)
     except DataNotFoundError:
         raise
     except TensorPressError as error:
         raise InvalidArgumentError(f"{file}: {error}") from None
 
 
-def variants(base: Any, sweep: SweepFile) -> list[Variant]:
+def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
     """Return the variants of a recipe, which need not be complete by itself.
 
     Raises
@@ -133,17 +133,17 @@ def variants(base: Any, sweep: SweepFile) -> list[Variant]:
     --------
     >>> from tensorpress.runs.recipe import EXAMPLE
     >>> sweep = SweepFile(recipe={}, vary={"press.budget": ["params=4000", "params=3000"]})
-    >>> [variant.name for variant in variants(parse_yaml(EXAMPLE), sweep)]
+    >>> [variant.name for variant in make_variants(parse_yaml(EXAMPLE), sweep)]
     ['budget=params=4000', 'budget=params=3000']
     """
     if not isinstance(base, dict):
         raise InvalidArgumentError("a recipe is a mapping of keys, such as title and network")
     found: dict[str, Variant] = {}
     tried: set[str] = set()
-    asked = list(sweep.asked())
-    for (_, settings), name in zip(asked, _names(asked), strict=True):
+    points = list(sweep.settings())
+    for (_, settings), name in zip(points, _make_names(points), strict=True):
         try:
-            recipe = validated(Recipe, apply_settings(base, settings), "recipe")
+            recipe = validate(Recipe, apply_settings(base, settings), "recipe")
             if not recipe.data.validation:
                 raise InvalidArgumentError("data.validation must be above 0: variants are compared")
             plan = f"{recipe.network} {recipe.press}"
@@ -200,11 +200,11 @@ def _first_key(section: Mapping[str, Any], parts: list[str]) -> str:
     return parts[0]
 
 
-def _names(asked: list[tuple[str | None, Settings]]) -> list[str]:
+def _make_names(points: list[tuple[str | None, Settings]]) -> list[str]:
     """Return short names: those given, or ends of keys that tell them apart, and values."""
-    keys = list(dict.fromkeys(key for _, settings in asked for key in settings))
+    keys = list(dict.fromkeys(key for _, settings in points for key in settings))
     names: list[str] = []
-    for given, settings in asked:
+    for given, settings in points:
         parts = [f"{_ending(key, keys)}={_text(value)}" for key, value in settings.items()]
         name = given or " ".join(parts)
         taken = sum(other.partition(" #")[0] == name for other in names)
@@ -227,7 +227,7 @@ def _text(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _read(file: Path, kind: str) -> Any:
+def _read_yaml(file: Path, kind: str) -> Any:
     if not file.is_file():
         raise DataNotFoundError(f"no {kind} at {file}")
     try:

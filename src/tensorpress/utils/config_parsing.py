@@ -63,7 +63,7 @@ SHORT = reprlib.Repr()
 SHORT.maxlevel = 2  # a few aliases in YAML can stand for any number of nested lists
 
 
-def validated(kind: type[Model], content: Any, what: str) -> Model:
+def validate(kind: type[Model], content: Any, what: str) -> Model:
     """Return plain data as a pydantic model.
 
     Parameters
@@ -85,7 +85,7 @@ def validated(kind: type[Model], content: Any, what: str) -> Model:
     --------
     >>> class Point(BaseModel, extra="forbid"):
     ...     x: int
-    >>> validated(Point, {"x": 1, "xx": 2}, "point")
+    >>> validate(Point, {"x": 1, "xx": 2}, "point")
     Traceback (most recent call last):
     tensorpress.errors.InvalidArgumentError: the point has mistakes:
       xx: unknown key, did you mean 'x'?
