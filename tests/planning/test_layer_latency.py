@@ -54,14 +54,14 @@ def timer_of(dtype: torch.dtype = torch.float32, **options: int) -> LayerTimer:
 def test_ranks_that_were_not_timed_lie_on_the_line_between_those_that_were(bench: Bench) -> None:
     bench.fixed_ms = 0.7
     candidates = [(r,) for r in range(2, 65)]
-    found = timer_of().pressed(SVD, LINEAR, candidates, [ROWS])
+    found = timer_of().time_pressed(SVD, LINEAR, candidates, [ROWS])
     assert found == pytest.approx([0.7 + 160 * r / 1000 for (r,) in candidates])
 
 
 def test_below_the_smallest_rank_timed_no_time_is_saved(bench: Bench) -> None:
     timer = timer_of()
     spec, shape = describe_layer(nn.Linear(960, 640)), torch.Size([4, 960])
-    few = timer.pressed(SVD, spec, [(1,), (2,), (3,)], [shape])
+    few = timer.time_pressed(SVD, spec, [(1,), (2,), (3,)], [shape])
     smallest = min(count_params(layer) for layer in bench.seen[0][0])
     assert few == [pytest.approx(smallest / 1000)] * 3
 
@@ -78,7 +78,7 @@ def test_a_pass_that_was_disturbed_makes_no_rank_slower_than_a_larger_one(
             (9.0 if getattr(layer, "ranks", None) in disturbed else 1.0) * undisturbed(layer)
         ),
     )
-    found = timer_of().pressed(SVD, LINEAR, [(r,) for r in range(1, 65)], [ROWS])
+    found = timer_of().time_pressed(SVD, LINEAR, [(r,) for r in range(1, 65)], [ROWS])
     timed = {layer.ranks for layer in bench.seen[0][0][1:]}
     assert disturbed <= timed
     assert found == sorted(found)
@@ -87,45 +87,47 @@ def test_a_pass_that_was_disturbed_makes_no_rank_slower_than_a_larger_one(
 
 def test_dense_time_adds_up_over_calls(bench: Bench) -> None:
     timer = timer_of()
-    one = timer.dense(LINEAR, [ROWS])
+    one = timer.time_dense(LINEAR, [ROWS])
     assert one == pytest.approx(96 * 64 / 1000)
-    assert timer.dense(LINEAR, [ROWS] * 3) == pytest.approx(3 * one)
-    assert timer.dense(LINEAR, [ROWS, torch.Size([2, 5, 96])]) == pytest.approx(2 * one)
-    assert timer.dense(LINEAR, []) == 0
-    assert timer.pressed(SVD, LINEAR, [(4,), (8,)], []) == [0, 0]
+    assert timer.time_dense(LINEAR, [ROWS] * 3) == pytest.approx(3 * one)
+    assert timer.time_dense(LINEAR, [ROWS, torch.Size([2, 5, 96])]) == pytest.approx(2 * one)
+    assert timer.time_dense(LINEAR, []) == 0
+    assert timer.time_pressed(SVD, LINEAR, [(4,), (8,)], []) == [0, 0]
 
 
 def test_pressed_time_adds_up_over_calls(bench: Bench) -> None:
     timer = timer_of()
     shapes = [torch.Size([2, 16, 8, 8]), torch.Size([2, 16, 5, 7]), torch.Size([2, 16, 8, 8])]
     tucker, candidates = scheme("tucker2"), [(4, 4), (8, 12)]
-    each = [timer.pressed(tucker, CONV, candidates, [shape]) for shape in shapes]
-    assert timer.pressed(tucker, CONV, candidates, shapes) == pytest.approx(np.sum(each, axis=0))
+    each = [timer.time_pressed(tucker, CONV, candidates, [shape]) for shape in shapes]
+    assert timer.time_pressed(tucker, CONV, candidates, shapes) == pytest.approx(
+        np.sum(each, axis=0)
+    )
 
 
 def test_the_same_layer_is_timed_once(bench: Bench) -> None:
     timer = timer_of()
     same = describe_layer(nn.Linear(96, 64, bias=False))
-    first = timer.pressed(SVD, LINEAR, [(5,), (9,)], [ROWS, ROWS])
-    assert timer.pressed(SVD, same, [(9,), (5,)], [ROWS, ROWS]) == first[::-1]
-    timer.dense(same, [ROWS])
+    first = timer.time_pressed(SVD, LINEAR, [(5,), (9,)], [ROWS, ROWS])
+    assert timer.time_pressed(SVD, same, [(9,), (5,)], [ROWS, ROWS]) == first[::-1]
+    timer.time_dense(same, [ROWS])
     assert len(bench.seen) == 1
-    timer.pressed(SVD, same, [(5,)], [torch.Size([9, 96])])
-    timer.pressed(SVD, describe_layer(nn.Linear(96, 64)), [(5,)], [ROWS])
-    timer.pressed(scheme("tucker2"), LINEAR, [(5, 5)], [ROWS])
+    timer.time_pressed(SVD, same, [(5,)], [torch.Size([9, 96])])
+    timer.time_pressed(SVD, describe_layer(nn.Linear(96, 64)), [(5,)], [ROWS])
+    timer.time_pressed(scheme("tucker2"), LINEAR, [(5, 5)], [ROWS])
     assert len(bench.seen) == 4
 
 
 def test_a_faster_machine_later_does_not_make_later_schemes_faster(bench: Bench) -> None:
     timer = timer_of()
-    before = timer.pressed(SVD, LINEAR, [(32,)], [ROWS])
+    before = timer.time_pressed(SVD, LINEAR, [(32,)], [ROWS])
     bench.slowness = 0.02
-    again = timer.pressed(scheme("tucker1_out"), LINEAR, [(32,)], [ROWS])
+    again = timer.time_pressed(scheme("tucker1_out"), LINEAR, [(32,)], [ROWS])
     assert again == pytest.approx(before)
 
 
 def test_few_ranks_are_timed_and_the_largest_among_them(bench: Bench) -> None:
-    timer_of().pressed(SVD, LINEAR, [(r,) for r in range(1, 65)], [ROWS])
+    timer_of().time_pressed(SVD, LINEAR, [(r,) for r in range(1, 65)], [ROWS])
     [(layers, _)] = bench.seen
     ranks = [layer.ranks for layer in layers[1:]]
     assert len(ranks) == len(set(ranks)) == len(layer_latency.SHARES)
@@ -135,27 +137,31 @@ def test_few_ranks_are_timed_and_the_largest_among_them(bench: Bench) -> None:
 
 
 def test_ranks_that_are_timed_are_multiples(bench: Bench) -> None:
-    timer_of(round_to=16).pressed(scheme("tucker2"), CONV, [(16, 16)], [torch.Size([1, 16, 8, 8])])
+    timer_of(round_to=16).time_pressed(
+        scheme("tucker2"), CONV, [(16, 16)], [torch.Size([1, 16, 8, 8])]
+    )
     [(layers, _)] = bench.seen
     assert {layer.ranks for layer in layers[1:]} == {(16, 16), (16, 24)}
 
 
 def test_a_whole_model_is_timed_as_its_layers_are(bench: Bench) -> None:
     timer, layer = timer_of(), nn.Linear(96, 64, bias=False)
-    assert timer.whole(layer, [torch.zeros(ROWS)]) == timer.dense(describe_layer(layer), [ROWS])
+    assert timer.time_model(layer, [torch.zeros(ROWS)]) == timer.time_dense(
+        describe_layer(layer), [ROWS]
+    )
 
 
 def test_a_rebuilt_weight_takes_the_time_of_the_dense_layer(bench: Bench) -> None:
     timer = timer_of()
-    found = timer.pressed(scheme("tt_weight"), LINEAR, [(2, 2), (4, 4)], [ROWS])
-    assert found == [timer.dense(LINEAR, [ROWS])] * 2
+    found = timer.time_pressed(scheme("tt_weight"), LINEAR, [(2, 2), (4, 4)], [ROWS])
+    assert found == [timer.time_dense(LINEAR, [ROWS])] * 2
     assert [len(layers) for layers, _ in bench.seen] == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_values_are_random_and_near_one(bench: Bench, dtype: torch.dtype) -> None:
     state = torch.get_rng_state()
-    timer_of(dtype).pressed(scheme("tucker2"), CONV, [(4, 4)], [torch.Size([2, 16, 8, 8])])
+    timer_of(dtype).time_pressed(scheme("tucker2"), CONV, [(4, 4)], [torch.Size([2, 16, 8, 8])])
     assert torch.equal(torch.get_rng_state(), state)
     [(layers, x)] = bench.seen
     values = [x, *(p for layer in layers for p in layer.parameters())]
@@ -183,10 +189,10 @@ def test_layers_see_inputs_as_the_model_has_them(bench: Bench) -> None:
     shape = torch.Size([2, 16, 8, 8])
     image = torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     timer = LayerTimer(torch.zeros(1), [torch.zeros(1), image])
-    timer.dense(CONV, [shape])
-    timer.dense(LINEAR, [torch.Size([2, 3, 5, 96])])
-    timer.dense(describe_layer(nn.Embedding(30, 8)), [torch.Size([2, 7])])
-    timer_of().dense(CONV, [shape])
+    timer.time_dense(CONV, [shape])
+    timer.time_dense(LINEAR, [torch.Size([2, 3, 5, 96])])
+    timer.time_dense(describe_layer(nn.Embedding(30, 8)), [torch.Size([2, 7])])
+    timer_of().time_dense(CONV, [shape])
     inputs = [x for _, x in bench.seen]
     assert inputs[0].is_contiguous(memory_format=torch.channels_last)
     assert not inputs[0].is_contiguous()
@@ -199,7 +205,7 @@ def test_layers_see_inputs_as_the_model_has_them(bench: Bench) -> None:
 def test_volumes_in_channels_last(bench: Bench) -> None:
     clip = torch.zeros(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
     spec = describe_layer(nn.Conv3d(3, 8, 3))
-    LayerTimer(torch.zeros(1), [clip]).dense(spec, [clip.shape])
+    LayerTimer(torch.zeros(1), [clip]).time_dense(spec, [clip.shape])
     [(_, x)] = bench.seen
     assert x.is_contiguous(memory_format=torch.channels_last_3d)
     assert not x.is_contiguous()
@@ -230,11 +236,11 @@ def test_every_scheme_is_timed_for_real(layer: str, monkeypatch: pytest.MonkeyPa
             continue
         largest = found.largest_ranks(spec)
         ranks = [found.attainable(spec, (1,) * len(largest)), largest]
-        times = timer.pressed(found, spec, ranks, [torch.Size(shape)])
+        times = timer.time_pressed(found, spec, ranks, [torch.Size(shape)])
         assert len(times) == 2
         assert all(0 < ms < float("inf") for ms in times)
 
 
 def test_spec_is_all_that_is_needed() -> None:
     spec = LayerSpec("Linear", 32, 32)
-    assert timer_of().dense(spec, [torch.Size([32])]) > 0
+    assert timer_of().time_dense(spec, [torch.Size([32])]) > 0

@@ -25,8 +25,8 @@ def test_a_file_gives_the_scores_back(tmp_path):
 
 
 def test_scores_of_an_unknown_layer_are_none_at_all():
-    assert [choice.ranks for choice in SCORES.of("conv")] == [(3, 4), (6, 8)]
-    assert SCORES.of("other") == ()
+    assert [choice.ranks for choice in SCORES.choices("conv")] == [(3, 4), (6, 8)]
+    assert SCORES.choices("other") == ()
 
 
 def test_an_unknown_rule_is_an_error():

@@ -31,7 +31,7 @@ def _loss(model: nn.Module, batches: list) -> float:
 
 def test_a_score_is_the_increase_of_the_loss_when_the_layer_alone_is_pressed(net, batches):
     scores = sensitivity(net, batches, metric="loss", **FEW)
-    choice = scores.of("second")[0]
+    choice = scores.choices("second")[0]
     changed = deepcopy(net)
     changed.second = press_layer(changed.second, choice.scheme, choice.ranks)
     assert scores.dense == pytest.approx(_loss(deepcopy(net), batches))
@@ -45,7 +45,7 @@ def test_a_score_is_the_increase_of_the_loss_when_the_layer_alone_is_pressed(net
 @pytest.mark.parametrize("measured", [None, 0])
 def test_a_layer_that_hardly_matters_scores_lowest(net, batches, metric, measured):
     scores = sensitivity(net, batches, metric=metric, measured=measured, **FEW)
-    worst = {name: max(choice.score for choice in scores.of(name)) for name in scores.layers}
+    worst = {name: max(choice.score for choice in scores.choices(name)) for name in scores.layers}
     others = min(score for name, score in worst.items() if name != "idle")
     assert worst["idle"] < 0.05 * others
 
@@ -64,7 +64,7 @@ def test_of_a_linear_model_estimates_are_the_squared_distance_in_expectation():
     measured = sensitivity(net, data, **FEW)
     estimated = sensitivity(net, data, measured=0, **FEW)
     norm = float(net(data[0]).detach().square().sum(dim=1).mean())
-    for exact, guess in zip(measured.of(""), estimated.of(""), strict=True):
+    for exact, guess in zip(measured.choices(""), estimated.choices(""), strict=True):
         assert guess.score == pytest.approx(exact.increase * norm, rel=0.1)
 
 
@@ -185,7 +185,9 @@ def test_a_plan_takes_what_hurts_least_within_its_budget(net, batches, rule):
     pressed = {layer.name: layer for layer in plan.layers}
     assert "idle" in pressed
     for layer in plan.layers:
-        assert (layer.scheme, layer.ranks) in {(c.scheme, c.ranks) for c in scores.of(layer.name)}
+        assert (layer.scheme, layer.ranks) in {
+            (c.scheme, c.ranks) for c in scores.choices(layer.name)
+        }
 
 
 def test_inputs_alone_are_enough_for_similarity(net, batches):
@@ -223,12 +225,12 @@ def test_a_layer_in_two_places_is_pressed_in_both(batches):
     shared = nn.Linear(64, 64)
     net = nn.Sequential(nn.Flatten(), shared, nn.ReLU(), shared, nn.Linear(64, 10))
     scores = sensitivity(net, batches, **FEW)
-    small = press_layer(shared, SCHEME, scores.of("1")[0].ranks)
+    small = press_layer(shared, SCHEME, scores.choices("1")[0].ranks)
     pressed = nn.Sequential(net[0], small, net[2], small, net[4])
     data = torch.cat([images for images, _ in batches])
     with torch.no_grad():
         moved = (pressed(data) - net(data)).square().sum() / net(data).square().sum()
-    assert scores.of("1")[0].increase == pytest.approx(float(moved), rel=1e-3)
+    assert scores.choices("1")[0].increase == pytest.approx(float(moved), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def _show_folder(folder: Path, as_json: bool) -> None:
 
 def _show_model(dense: DenseByName, as_json: bool) -> None:
     model = dense.skeleton
-    found = DenseModel.of(model, dense.inputs(model), None)
+    found = DenseModel.from_module(model, dense.inputs(model), None)
     layers = [_layer(found.layers[name]) for name in found.layers] + [
         _kept(found, name, reason) for name, reason in found.kept.items()
     ]

@@ -34,7 +34,7 @@ class Budget:
 
     Examples
     --------
-    >>> parse_budget("macs=50%").of(3_000_000)
+    >>> parse_budget("macs=50%").resolve(3_000_000)
     1500000.0
     """
 
@@ -42,7 +42,7 @@ class Budget:
     amount: float
     relative: bool = False
 
-    def of(self, dense: float) -> float:
+    def resolve(self, dense: float) -> float:
         """Return the amount, for a dense model that costs so much."""
         return self.amount * dense if self.relative else self.amount
 

@@ -51,21 +51,21 @@ def plan_within_latency(
 
     def cost(plan: LayerPlan) -> float:
         shapes = dense.layers[plan.name].inputs
-        return timer.pressed(plan.method, plan.spec, [plan.ranks], shapes)[0]
+        return timer.time_pressed(plan.method, plan.spec, [plan.ranks], shapes)[0]
 
     def dense_cost(name: str) -> float:
         layer = dense.layers[name]
-        return timer.dense(layer.spec(), layer.inputs)
+        return timer.time_dense(layer.spec(), layer.inputs)
 
     replaced = [layer for layer in fixed.values() if layer.calls]
     task = Task(ways, cost, {name: dense_cost(name) for name in ways}, round_to)
-    found = make_choices(task, rule)
+    choices = make_choices(task, rule)
     whole = measure_latencies([dense.module], dense.inputs)[0]
     saved = sum(dense_cost(plan.name) - cost(plan) for plan in replaced)
     others = whole - saved - sum(task.dense.values())
 
     def chosen(share: float) -> dict[str, LayerPlan]:
-        return found.within(max(share * whole - others, found.least))
+        return choices.choose(max(share * whole - others, choices.least_cost))
 
     fitted = fit_latency(
         lambda share: _built(dense, [*replaced, *chosen(share).values()]),
@@ -73,9 +73,9 @@ def plan_within_latency(
         dense.inputs,
         limit.amount,
         relative=limit.relative,
-        lowest=max((others + found.least) / whole, LEAST_SHARE),
+        lowest=max((others + choices.least_cost) / whole, LEAST_SHARE),
     )
-    return chosen(fitted.at), found
+    return chosen(fitted.at), choices
 
 
 def _built(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:
@@ -142,8 +142,8 @@ def plan_within_budget(
     if limit.kind != "params" and limit.kind != "bytes" and not dense.inputs:
         raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
     spread = plan_within_latency if limit.kind == "latency" else _counted
-    pressed, ruled = spread(limit, dense, ways, fixed, rule, round_to)
-    kept |= {name: ruled.unpressed(name) for name in ways if name not in pressed}
+    pressed, choices = spread(limit, dense, ways, fixed, rule, round_to)
+    kept |= {name: choices.explain_dense(name) for name in ways if name not in pressed}
     return dict(pressed), kept
 
 
@@ -158,7 +158,7 @@ def _counted(
     """Spread a budget of what is known exactly."""
     total = {"params": dense.params, "bytes": dense.bytes, "macs": dense.macs}[limit.kind]
     assert total is not None
-    amount = limit.of(total)
+    amount = limit.resolve(total)
     if amount >= total:
         raise InvalidArgumentError(
             f"the budget {limit} is no saving: the dense model has {total:,} {UNITS[limit.kind]}"
@@ -179,11 +179,12 @@ def _counted(
         for name, (layer, schemes) in ways.items()
     }
     task = Task(ways, cost, {name: dense_cost(x) for name, x in smallest.items()}, round_to)
-    found = make_choices(task, rule)
+    choices = make_choices(task, rule)
     others = total - sum(task.dense.values()) - sum(dense_cost(x) - cost(x) for x in fixed.values())
-    if others + found.least > amount:
+    least = others + choices.least_cost
+    if least > amount:
         raise InvalidArgumentError(
             f"the budget {limit} is out of reach: with all that may be pressed at the smallest "
-            f"ranks the model has {others + found.least:,.0f} of {total:,} {UNITS[limit.kind]}"
+            f"ranks the model has {least:,.0f} of {total:,} {UNITS[limit.kind]}"
         )
-    return found.within(amount - others), found
+    return choices.choose(amount - others), choices

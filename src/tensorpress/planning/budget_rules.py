@@ -62,13 +62,13 @@ class Choices(Protocol):
     """All ways of spreading by one rule."""
 
     @property
-    def least(self) -> float:
+    def least_cost(self) -> float:
         """The least that the layers can cost together."""
 
-    def within(self, available: float) -> dict[str, LayerPlan]:
-        """Return the plans of the layers that are pressed where at least ``least`` is available."""
+    def choose(self, available: float) -> dict[str, LayerPlan]:
+        """Return the plans of the layers that are pressed; ``least_cost`` must be available."""
 
-    def unpressed(self, name: str) -> str:
+    def explain_dense(self, name: str) -> str:
         """Return why a layer is left dense."""
 
 
@@ -111,10 +111,10 @@ class _Allocated:
         }
 
     @property
-    def least(self) -> float:
+    def least_cost(self) -> float:
         return sum(min(option.cost for _, option in found) for found in self._ways.values())
 
-    def within(self, available: float) -> dict[str, LayerPlan]:
+    def choose(self, available: float) -> dict[str, LayerPlan]:
         layers = [[option for _, option in found] for found in self._ways.values()]
         chosen = allocate(layers, available, by=self._by)
         picked = {
@@ -123,7 +123,7 @@ class _Allocated:
         }
         return {name: plan for name, plan in picked.items() if plan is not None}
 
-    def unpressed(self, name: str) -> str:
+    def explain_dense(self, name: str) -> str:
         return OUTBID if len(self._ways[name]) > 1 else NO_RANKS
 
 
@@ -140,10 +140,10 @@ class _OneNumber:
         self._task, self._rule_at = task, rule_at
 
     @property
-    def least(self) -> float:
+    def least_cost(self) -> float:
         return self._cost(self._plans(0.0))
 
-    def within(self, available: float) -> dict[str, LayerPlan]:
+    def choose(self, available: float) -> dict[str, LayerPlan]:
         low, high = 0.0, 1.0
         for _ in range(STEPS):
             middle = (low + high) / 2
@@ -151,7 +151,7 @@ class _OneNumber:
             low, high = (middle, high) if fits else (low, middle)
         return self._plans(low)
 
-    def unpressed(self, name: str) -> str:
+    def explain_dense(self, name: str) -> str:
         return NO_RANKS
 
     def _plans(self, number: float) -> dict[str, LayerPlan]:
@@ -194,7 +194,7 @@ def _scored(task: Task, scores: Scores) -> dict[str, Scored]:
         known = {scheme.name: scheme for scheme in schemes}
         found[name] = [
             (plan_with_ranks(layer, known[x.scheme], FixedRanks(x.ranks)), max(x.score, 0.0))
-            for x in scores.of(name)
+            for x in scores.choices(name)
             if x.scheme in known
         ]
     return found

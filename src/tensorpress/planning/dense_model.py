@@ -113,7 +113,7 @@ class DenseModel:
     kept: Mapping[str, str]
 
     @staticmethod
-    def of(
+    def from_module(
         model: nn.Module,
         example_inputs: Tensor | Sequence[Tensor] | None,
         weights: Weights | None,
@@ -147,7 +147,7 @@ class DenseModel:
         }
         if inputs:
             batch = inputs[0].shape[0]
-            layers = {name: layer.called(batch) for name, layer in layers.items()}
+            layers = {name: layer.with_calls(batch) for name, layer in layers.items()}
         held = [*model.parameters(), *model.buffers()]
         return DenseModel(
             model,
@@ -159,7 +159,7 @@ class DenseModel:
             kept,
         )
 
-    def chosen(
+    def select_layers(
         self, targets: Sequence[str], skip: Sequence[str]
     ) -> tuple[dict[str, Layer], dict[str, str]]:
         """Return the layers to press, and the others with the reason.
@@ -183,13 +183,13 @@ class DenseModel:
             kept = dict.fromkeys(found, f"skipped by {pattern!r}") | kept
         return {name: layer for name, layer in self.layers.items() if name not in kept}, kept
 
-    def params_within(self, limit: Budget) -> int:
+    def max_params(self, limit: Budget) -> int:
         """Return how many parameters a budget allows, where those saved are of one kind."""
         if limit.kind == "params":
-            return int(limit.of(self.params))
+            return int(limit.resolve(self.params))
         if limit.kind == "bytes":
             itemsize = max(layer.itemsize for layer in self.layers.values())
-            return self.params - int(-(-(self.bytes - limit.of(self.bytes)) // itemsize))
+            return self.params - int(-(-(self.bytes - limit.resolve(self.bytes)) // itemsize))
         raise InvalidArgumentError(
             f"rebuilt weights save no {limit.kind}: give a budget of params or bytes"
         )

@@ -66,8 +66,9 @@ class LayerTimer:
     >>> from tensorpress.schemes.registry import scheme
     >>> layer, shapes = nn.Linear(30, 20), [torch.Size([8, 30])]
     >>> timer = LayerTimer(layer.weight, [torch.zeros(8, 30)])
-    >>> ms = timer.pressed(scheme("channel_svd"), describe_layer(layer), [(2,), (4,), (9,)], shapes)
-    >>> len(ms), timer.dense(describe_layer(layer), shapes) > 0
+    >>> spec, candidates = describe_layer(layer), [(2,), (4,), (9,)]
+    >>> ms = timer.time_pressed(scheme("channel_svd"), spec, candidates, shapes)
+    >>> len(ms), timer.time_dense(spec, shapes) > 0
     (3, True)
     """
 
@@ -80,7 +81,7 @@ class LayerTimer:
         self._dense: dict[tuple[LayerSpec, torch.Size], float] = {}
         self._curves: dict[tuple[str, LayerSpec, torch.Size], _Curve] = {}
 
-    def dense(self, spec: LayerSpec, shapes: Sequence[torch.Size]) -> float:
+    def time_dense(self, spec: LayerSpec, shapes: Sequence[torch.Size]) -> float:
         """Return the milliseconds of all calls of a dense layer in one forward pass.
 
         Parameters
@@ -92,7 +93,7 @@ class LayerTimer:
         """
         return sum(times * self._dense_ms(spec, shape) for shape, times in Counter(shapes).items())
 
-    def pressed(
+    def time_pressed(
         self,
         scheme: Scheme,
         spec: LayerSpec,
@@ -113,7 +114,7 @@ class LayerTimer:
             Of its inputs, a call each, the batch included.
         """
         if scheme.form == "weight":
-            return [self.dense(spec, shapes)] * len(candidates)
+            return [self.time_dense(spec, shapes)] * len(candidates)
         total = np.zeros(len(candidates))
         for shape, times in Counter(shapes).items():
             macs = [_macs(scheme, spec, ranks, shape) for ranks in candidates]
@@ -121,7 +122,7 @@ class LayerTimer:
             total += times * self._dense_ms(spec, shape) * ratios
         return [float(ms) for ms in total]
 
-    def whole(self, model: nn.Module, inputs: Sequence[Tensor]) -> float:
+    def time_model(self, model: nn.Module, inputs: Sequence[Tensor]) -> float:
         """Return the milliseconds of a forward pass of a model, measured as layers are.
 
         What layers take is a part of this, and not of a median by the clock on the wall.

@@ -107,7 +107,7 @@ class Layer:
     weights: Weights | None = None
     calls: tuple[Call, ...] = ()
 
-    def called(self, batch: int) -> "Layer":
+    def with_calls(self, batch: int) -> "Layer":
         """Return the layer with the calls that its inputs are, for so many examples."""
         if refuse_layer(self.module) is not None:
             return self

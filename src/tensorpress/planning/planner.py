@@ -130,8 +130,8 @@ def plan(
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
     limit = None if budget is None else parse_budget(budget)
-    dense = DenseModel.of(model, example_inputs, weights)
-    layers, kept = dense.chosen(targets, skip)
+    dense = DenseModel.from_module(model, example_inputs, weights)
+    layers, kept = dense.select_layers(targets, skip)
     chosen: Sequence[LayerPlan]
     if limit is not None and scheme_named(schemes[0]).joint:
         chosen, others = _plan_together(limit, dense, layers, kept, schemes[0])
@@ -251,7 +251,7 @@ def _plan_together(
     method = scheme_named(scheme)
     specs = {name: layer.spec(method) for name, layer in layers.items()}
     taken = sum(prod(layer.shape) for layer in layers.values())
-    chosen = method.allocate(specs, dense.params_within(limit) - dense.params + taken)
+    chosen = method.allocate(specs, dense.max_params(limit) - dense.params + taken)
     small = [name for name in layers if name not in chosen]
     others = dict.fromkeys(small, "too small to be made smaller")
     if not chosen:

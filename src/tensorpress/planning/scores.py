@@ -73,7 +73,7 @@ class Scores:
         if self.rule not in get_args(Rule):
             raise unknown_name("rule", self.rule, get_args(Rule))
 
-    def of(self, layer: str) -> tuple[Scored, ...]:
+    def choices(self, layer: str) -> tuple[Scored, ...]:
         """Return the choices for a layer, none for one that was not scored."""
         return self.layers.get(layer, ())
 

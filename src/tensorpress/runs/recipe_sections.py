@@ -195,7 +195,8 @@ class Press(Section):
     @property
     def resolved_init(self) -> Init:
         """The initialization; by default (s)cada_tucker trains from scratch, others do not."""
-        return self.init or ("kaiming" if scheme(parse_schemes(self.scheme)[0]).joint else "decompose")
+        joint = scheme(parse_schemes(self.scheme)[0]).joint
+        return self.init or ("kaiming" if joint else "decompose")
 
 
 class Quantize(Section):

@@ -107,7 +107,7 @@ def sensitivity(
         )
     held = collect_batches(batches, model)
     judge = Judge(model, held, metric)
-    layers, kept = DenseModel.of(model, None, None).chosen(targets, skip)
+    layers, kept = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     groups = make_candidates(layers, _one_by_one(scheme), candidates)
     if not groups:
         raise nothing_pressed_error(kept)

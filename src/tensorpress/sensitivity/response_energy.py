@@ -77,7 +77,7 @@ def response_energies(
     """
     check_by_responses(scheme)
     chosen = scheme_named(scheme)
-    layers, _ = DenseModel.of(model, None, None).chosen(targets, skip)
+    layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     if not isinstance(batches, Calibration):
         batches = Calibration.of(model, batches, seed=seed)
     found = {}
