@@ -1,4 +1,16 @@
-"""Smaller neural networks by tensor decomposition, in files as small as the information in them."""
+"""Smaller neural networks by tensor decomposition, in files as small as the information in them.
+
+A model is planned (`plan`), pressed (`press`), trained (`finetune`) and saved. There are three ways
+to save one:
+
+- `save` writes one ``.tpz`` file, quantized and entropy coded: the smallest, for models that are
+  finished; `load` builds the model from it.
+- `save_checkpoint` writes a folder of safetensors in Hugging Face's layout with the values as they
+  are, for models that are trained on, served, or too large for one file; `load_checkpoint` is the
+  way back.
+- `encode` rounds any model, or the state dict of a safetensors file, to a number of bits or bytes
+  without training; `decode` returns the tensors by name.
+"""
 
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.checkpoints.load import load_checkpoint
@@ -30,39 +42,46 @@ from tensorpress.train import finetune
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "Calibration",
-    "CorruptFileError",
-    "DataNotFoundError",
-    "Encoded",
-    "InvalidArgumentError",
+__all__ = [  # noqa: RUF022 - by task
+    # plan
     "LayerPlan",
-    "ModelMismatchError",
     "Plan",
+    "plan",
+    "scheme",
+    "sensitivity",
+    # press
+    "materialize",
+    "press",
+    "press_checkpoint",
+    "press_layer",
+    "unpress",
+    "unpress_layer",
+    # calibrate
+    "Calibration",
+    # train
+    "factor_norms",
+    "finetune",
+    "train_for_size",
+    # save, load, export
+    "Encoded",
     "StepQuantizer",
-    "TensorPressError",
     "UniformQuantizer",
     "check_onnx",
     "decode",
     "encode",
     "export_onnx",
-    "factor_norms",
-    "finetune",
     "inspect",
     "load",
     "load_checkpoint",
-    "load_model",
-    "materialize",
-    "measure",
-    "plan",
-    "press",
-    "press_checkpoint",
-    "press_layer",
     "save",
     "save_checkpoint",
-    "scheme",
-    "sensitivity",
-    "train_for_size",
-    "unpress",
-    "unpress_layer",
+    # build and measure models
+    "load_model",
+    "measure",
+    # errors
+    "CorruptFileError",
+    "DataNotFoundError",
+    "InvalidArgumentError",
+    "ModelMismatchError",
+    "TensorPressError",
 ]
