@@ -36,7 +36,7 @@ def batches(seed: int = 0, count: int = 4) -> list[Tensor]:
 
 
 def test_a_file_has_all_of_it_and_shared_moments_once(tmp_path: Path) -> None:
-    found = tp.Calibration.of(Attention(), batches())
+    found = tp.Calibration.collect(Attention(), batches())
     found.save(tmp_path / "a.calibration")
     again = tp.Calibration.read(tmp_path / "a.calibration")
     assert list(again.moments) == ["query", "key", "mix"]
@@ -52,7 +52,7 @@ def test_a_file_has_all_of_it_and_shared_moments_once(tmp_path: Path) -> None:
 def test_pressing_by_it_is_pressing_by_the_batches() -> None:
     model = Attention()
     plan = tp.plan(model, scheme="channel_svd", ranks=2)
-    kept = tp.press(model, plan, calibration=tp.Calibration.of(model, batches()))
+    kept = tp.press(model, plan, calibration=tp.Calibration.collect(model, batches()))
     direct = tp.press(model, plan, calibration=batches(), reconstruct="inputs")
     for one, other in zip(kept.parameters(), direct.parameters(), strict=True):
         torch.testing.assert_close(one, other)
@@ -61,7 +61,7 @@ def test_pressing_by_it_is_pressing_by_the_batches() -> None:
 def test_what_it_cannot_say_is_told() -> None:
     model = Attention()
     plan = tp.plan(model, scheme="channel_svd", ranks=2)
-    found = tp.Calibration.of(model, batches())
+    found = tp.Calibration.collect(model, batches())
     with pytest.raises(InvalidArgumentError, match="'nonlinear' needs batches"):
         tp.press(model, plan, calibration=found, reconstruct="nonlinear")
     wide = Attention(width=9)
@@ -80,7 +80,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_processes_add_their_sums_up(tmp_path: Path) -> None:
     multiprocessing.spawn(_collect, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    whole = tp.Calibration.of(Attention(), batches(0) + batches(1))
+    whole = tp.Calibration.collect(Attention(), batches(0) + batches(1))
     for rank in range(2):
         found = tp.Calibration.read(tmp_path / str(rank))
         for name, held in whole.moments.items():
@@ -94,5 +94,5 @@ def _collect(rank: int, folder: str) -> Any:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    tp.Calibration.of(Attention(), batches(rank)).save(f"{folder}/{rank}")
+    tp.Calibration.collect(Attention(), batches(rank)).save(f"{folder}/{rank}")
     distributed.destroy_process_group()

@@ -30,7 +30,7 @@ class Calibration:
     --------
     >>> import torch, tempfile
     >>> net = nn.Sequential(nn.Linear(20, 10))
-    >>> found = Calibration.of(net, [torch.randn(100, 20)])
+    >>> found = Calibration.collect(net, [torch.randn(100, 20)])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     found.save(f"{folder}/net.calibration")
     ...     again = Calibration.read(f"{folder}/net.calibration")
@@ -41,7 +41,7 @@ class Calibration:
     moments: Mapping[str, Moments]
 
     @staticmethod
-    def of(
+    def collect(
         model: nn.Module, batches: Iterable[CalibrationBatch], *, seed: int = 0
     ) -> "Calibration":
         """Collect them, in one pass over batches as `tensorpress.press` takes them.

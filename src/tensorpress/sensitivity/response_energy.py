@@ -79,7 +79,7 @@ def response_energies(
     chosen = scheme_named(scheme)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     if not isinstance(batches, Calibration):
-        batches = Calibration.of(model, batches, seed=seed)
+        batches = Calibration.collect(model, batches, seed=seed)
     found = {}
     for name, layer in layers.items():
         held = batches.moments.get(name)
