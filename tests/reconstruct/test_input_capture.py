@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import collect_batches
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.reconstruct.input_capture import lockstep
+from tensorpress.reconstruct.input_capture import capture_inputs
 
 
 class Net(nn.Module):
@@ -44,7 +44,7 @@ def seen(model: nn.Module, name: str) -> list[Tensor]:
 
 def test_inputs_are_those_of_passes_one_after_the_other() -> None:
     model = Net()
-    stops = dict(lockstep(model, NAMES, collect_batches(BATCHES, model)))
+    stops = dict(capture_inputs(model, NAMES, collect_batches(BATCHES, model)))
     assert list(stops) == NAMES
     for name, inputs in stops.items():
         for found, expected in zip(inputs, seen(model, name), strict=True):
@@ -53,7 +53,7 @@ def test_inputs_are_those_of_passes_one_after_the_other() -> None:
 
 def test_a_layer_that_was_replaced_is_seen_by_those_after_it() -> None:
     model = Net()
-    for name, inputs in lockstep(model, NAMES, collect_batches(BATCHES, model)):
+    for name, inputs in capture_inputs(model, NAMES, collect_batches(BATCHES, model)):
         for found, expected in zip(inputs, seen(model, name), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
         if name != "third":
@@ -64,7 +64,7 @@ def test_a_layer_that_was_replaced_is_seen_by_those_after_it() -> None:
 def test_nothing_is_left_behind(stops: int) -> None:
     model = Net().train()
     layers = list(model.children())
-    walk = lockstep(model, NAMES, collect_batches(BATCHES, model))
+    walk = capture_inputs(model, NAMES, collect_batches(BATCHES, model))
     with torch.autocast("cpu", dtype=torch.float16):
         for _ in range(stops):
             next(walk)
@@ -86,7 +86,7 @@ def test_an_error_of_the_model_comes_through() -> None:
 
     model = Broken()
     with pytest.raises(RuntimeError, match="broken"):
-        list(lockstep(model, ["first", "second"], collect_batches(BATCHES, model)))
+        list(capture_inputs(model, ["first", "second"], collect_batches(BATCHES, model)))
     assert torch.is_grad_enabled()
     assert "forward" not in model.first.__dict__
 
@@ -98,7 +98,7 @@ def test_orders_that_differ_are_told() -> None:
 
     model = Either()
     with pytest.raises(InvalidArgumentError, match=r"different orders \('first' and 'second'"):
-        list(lockstep(model, ["first", "second"], collect_batches(BATCHES, model)))
+        list(capture_inputs(model, ["first", "second"], collect_batches(BATCHES, model)))
 
 
 def test_a_layer_that_is_called_no_more_is_told() -> None:
@@ -108,7 +108,7 @@ def test_a_layer_that_is_called_no_more_is_told() -> None:
             return self.second(x) if bool((x != 0).any()) else x
 
     model = Sometimes()
-    walk = lockstep(model, ["first", "second"], collect_batches(BATCHES, model))
+    walk = capture_inputs(model, ["first", "second"], collect_batches(BATCHES, model))
     next(walk)
     for parameter in model.first.parameters():
         parameter.data.zero_()

@@ -90,6 +90,11 @@ def digest(batches: Iterable[Batch]) -> str:
     )
 
 
+def run_model(model: nn.Module, batch: Batch) -> Any:
+    """Run a forward pass and return whatever the model returns."""
+    return model(*batch.inputs, **batch.named)
+
+
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     """Return the outputs of a model, float32 at least: a Tensor, or its ``logits``.
 
@@ -98,7 +103,7 @@ def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     InvalidArgumentError
         Where it returns something else.
     """
-    found = model(*batch.inputs, **batch.named)
+    found = run_model(model, batch)
     found = getattr(found, "logits", found)
     if not isinstance(found, Tensor) or not found.is_floating_point():
         raise InvalidArgumentError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.calibrate.patches import can_unfold
 from tensorpress.measure.cost import evaluation_mode
 
@@ -73,8 +73,8 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
                     hook = module.register_forward_hook(watch(name, axis))
                     stack.callback(hook.remove)
         for batch in batches:
-            model_outputs(dense, batch)
-            model_outputs(model, batch)
+            run_model(dense, batch)
+            run_model(model, batch)
         for name, moved in shifts.items():
             bias = model.get_submodule(name).get_parameter("bias")
             bias.add_(torch.stack(moved).mean(0).to(bias))

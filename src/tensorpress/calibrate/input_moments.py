@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.calibrate.patches import can_unfold, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
@@ -111,7 +111,7 @@ def input_moments(
 
     with _looking(layers, look), evaluation_mode(model), torch.no_grad():
         for batch in batches:
-            model_outputs(model, batch)
+            run_model(model, batch)
     for name, moments in found.items():
         if not all(bool(torch.isfinite(block).all()) for block in moments.blocks):
             raise InvalidArgumentError(
@@ -155,7 +155,7 @@ def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> di
         first.setdefault(name, leader)
 
     with _looking(layers, look), evaluation_mode(model), torch.no_grad():
-        model_outputs(model, batch)
+        run_model(model, batch)
     once = {name for name, times in calls.items() if times == 1}
     return {name: leader if {name, leader} <= once else name for name, leader in first.items()}
 

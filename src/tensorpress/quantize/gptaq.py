@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.quantize.gptq import Feedback, polish
@@ -141,7 +141,7 @@ def _in_one_order(model: nn.Module, names: Sequence[str], batches: Sequence[Batc
             stack.callback(model.get_submodule(name).register_forward_hook(hook(name)).remove)
         for batch in batches:
             calls.clear()
-            model_outputs(model, batch)
+            run_model(model, batch)
             orders.append([name for name in calls if calls.count(name) == 1])
     once = set.intersection(*map(set, orders))
     kept = [[name for name in order if name in once] for order in orders]

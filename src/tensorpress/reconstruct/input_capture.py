@@ -1,32 +1,36 @@
-"""Forward passes of several batches, side by side, that wait for each other at every layer."""
+"""The inputs of a model's layers, one layer after the other, while layers are being replaced."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
-from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.reconstruct.op_tape import DivergedError, OpTape
 
 
-def lockstep(
+def capture_inputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 ) -> Iterator[tuple[str, list[Tensor]]]:
-    """Run the forward passes of batches through a model, and stop all of them at each layer.
+    """Yield the inputs of layers in the order in which a model calls them.
 
-    While they wait, layers may be replaced: the passes go on with what stands in the model then.
-    So every layer can be fitted to what those before it leave, for the price of one pass over the
-    batches; held in memory are the activations of all of them. Passes take turns on one thread.
+    Once a layer was yielded it may be replaced or changed, and the layers after it are given what
+    it then makes of its inputs. So every layer can be fitted to what those before it leave.
+
+    A hook on the next layer records its input and ends the pass with an exception, so that every
+    context that the model's forward has entered is left again. The next pass runs the model's
+    Python from the start, and its operations from where the one before it has stopped (`OpTape`):
+    for all layers together they are carried out once. A pass that a tape cannot continue is
+    computed from the start for each layer, with the same result.
 
     Parameters
     ----------
     model : nn.Module
-        Run in eval mode.
+        Run in eval mode, without gradients.
     names : sequence of str
         Layers that every batch calls once, in the same order.
     batches : sequence of Batch
@@ -46,122 +50,104 @@ def lockstep(
     --------
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1))
-    >>> for name, inputs in lockstep(net, ["0", "1"], collect_batches([torch.ones(1, 2)], net)):
+    >>> batches = collect_batches([torch.ones(1, 2)], net)
+    >>> for name, inputs in capture_inputs(net, ["0", "1"], batches):
     ...     _ = net[0].weight.data.fill_(3.0)  # the second layer will see it
     ...     print(name, inputs)
     0 [tensor([[1., 1.]])]
     1 [tensor([[6., 6.]])]
     """
     passes = [_Pass(model, batch) for batch in batches]
+    done: set[str] = set()
+    for _ in names:
+        with torch.no_grad(), evaluation_mode(model), _hooks(model, names, done) as hooks:
+            stops = [one.advance(hooks) for one in passes]
+        reached = {name for name, _ in stops}
+        if len(reached) > 1:
+            raise InvalidArgumentError(
+                "batches call layers in different orders "
+                f"({' and '.join(sorted(map(repr, reached)))} at the same place), so they "
+                "cannot be fitted one after the other"
+            )
+        done |= reached
+        inputs = [x for _, x in stops]
+        del stops
+        yield reached.pop(), inputs
+        del inputs  # or it would be held while the passes go on
+
+
+class _Stop(BaseException):
+    """Ends a pass; no `Exception`, so that models that catch those do not catch it."""
+
+
+class _Hooks:
+    """Hooks that stop a pass at the first layer that is not done.
+
+    Attributes
+    ----------
+    tape : OpTape or None
+        That of the pass that runs.
+    stop : tuple of str and Tensor, or None
+        Where it has stopped: the layer and its input.
+    """
+
+    def __init__(self, done: set[str]) -> None:
+        self.tape: OpTape | None = None
+        self.stop: tuple[str, Tensor] | None = None
+        self._done = done
+
+    def on(self, name: str) -> Callable[..., None]:
+        """Return the hook of a layer."""
+
+        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            if name in self._done or self.stop is not None:
+                return
+            if self.tape is not None:
+                self.tape.stop()
+            self.stop = name, (*arguments, *keywords.values())[0]
+            raise _Stop
+
+        return hook
+
+
+@contextmanager
+def _hooks(model: nn.Module, names: Sequence[str], done: set[str]) -> Iterator[_Hooks]:
+    """Put hooks on all layers, for a while.
+
+    Those that are done keep one that does nothing, as stock modules of torch take another path
+    where no hooks are.
+    """
+    hooks = _Hooks(done)
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
         for name in names:
-            stack.enter_context(_stopping(model, name, model.get_submodule(name)))
-        stack.callback(_end, passes)
-        for _ in names:
-            reached = {one.resume() for one in passes}
-            if len(reached) > 1:
-                raise InvalidArgumentError(
-                    "batches call layers in different orders "
-                    f"({' and '.join(sorted(map(repr, reached)))} at the same place), so they "
-                    "cannot be fitted one after the other"
-                )
-            yield reached.pop(), [one.given for one in passes]
-
-
-class _Run(greenlet):
-    """What a pass runs in."""
+            layer = model.get_submodule(name)
+            handle = layer.register_forward_pre_hook(hooks.on(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield hooks
 
 
 class _Pass:
-    """One forward pass: it runs until a layer stops it."""
-
-    given: Tensor
+    """The forward pass of one batch, which goes from layer to layer."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self._run = _Run(lambda: model_outputs(model, batch))
-        self._state = replace(_State.now(), grad=False)
+        self._model, self._batch = model, batch
+        self._tape: OpTape | None = OpTape()
 
-    def resume(self) -> str:
-        """Go on to the next layer, and return its name."""
-        found = self._within(self._run.switch)
-        if self._run.dead:
+    def advance(self, hooks: _Hooks) -> tuple[str, Tensor]:
+        """Go on to the next layer, and return its name and input."""
+        if self._tape is not None:
+            with suppress(Exception, DivergedError):
+                return self._run(hooks)
+            self._tape = None  # an error of the model's own will come again
+        return self._run(hooks)
+
+    def _run(self, hooks: _Hooks) -> tuple[str, Tensor]:
+        hooks.tape, hooks.stop = self._tape, None
+        with suppress(_Stop), self._tape or nullcontext():
+            run_model(self._model, self._batch)
+        if hooks.stop is None:
             raise InvalidArgumentError(
                 "a batch calls fewer layers once others are pressed: they cannot be fitted one "
                 "after the other"
             )
-        name, self.given = found
-        return str(name)
-
-    def end(self) -> None:
-        """Leave the pass where it is."""
-        if self._run:
-            self._within(lambda: self._run.throw(GreenletExit))
-
-    def _within(self, call: Callable[[], Any]) -> Any:
-        """Let the pass run in its own state of torch."""
-        outside = _State.now()
-        self._state.apply()
-        try:
-            return call()
-        finally:
-            self._state = _State.now()
-            outside.apply()
-
-
-_DEVICES = ("cpu", "cuda")
-
-
-@dataclass(frozen=True)
-class _State:
-    """What torch keeps for a thread and contexts change: passes that take turns need each its own.
-
-    ``autocast`` has whether it is on, and the dtype, of each device.
-    """
-
-    grad: bool
-    autocast: tuple[tuple[bool, torch.dtype], ...]
-
-    @staticmethod
-    def now() -> "_State":
-        """Return the present state."""
-        autocast = (
-            (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-            for device in _DEVICES
-        )
-        return _State(torch.is_grad_enabled(), tuple(autocast))
-
-    def apply(self) -> None:
-        """Make this the present state."""
-        torch.set_grad_enabled(self.grad)
-        for device, (enabled, dtype) in zip(_DEVICES, self.autocast, strict=True):
-            torch.set_autocast_enabled(device, enabled)
-            torch.set_autocast_dtype(device, dtype)
-
-
-@contextmanager
-def _stopping(model: nn.Module, name: str, layer: nn.Module) -> Iterator[None]:
-    """Have a layer stop the pass that calls it, once, and then be what stands in its place."""
-    own, dense = layer.__dict__.get("forward"), layer.forward
-
-    def forward(*given: Any, **named: Any) -> Any:
-        run = getcurrent()
-        if not isinstance(run, _Run) or run.parent is None:  # a call that is none of the passes
-            return dense(*given, **named)
-        run.parent.switch((name, (*given, *named.values())[0]))
-        now = model.get_submodule(name)
-        return dense(*given, **named) if now is layer else now(*given, **named)
-
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            layer.__dict__.pop("forward", None)
-        else:
-            layer.forward = own
-
-
-def _end(passes: Sequence[_Pass]) -> None:
-    for one in passes:
-        one.end()
+        return hooks.stop

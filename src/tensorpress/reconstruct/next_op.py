@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.measure.cost import evaluation_mode
 
 _RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
@@ -76,7 +76,7 @@ def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict
                 hook = module.register_forward_pre_hook(watch.entering)
                 stack.callback(hook.remove)
         with watch:
-            model_outputs(model, batch)
+            run_model(model, batch)
     return {name: watch.following(name) for name in layers}
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.calibrate.patches import unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
-from tensorpress.reconstruct.input_capture import lockstep
+from tensorpress.reconstruct.input_capture import capture_inputs
 from tensorpress.schemes.layer_spec import CONVS
 
 ROWS = 20_000
@@ -99,7 +99,7 @@ def sample_responses(
             layer = model.get_submodule(name)
             stack.callback(layer.register_forward_hook(looking(name, layer)).remove)
         for batch in batches:
-            model_outputs(model, batch)
+            run_model(model, batch)
     return {name: torch.cat(rows) for name, rows in found.items() if len(rows) == len(batches)}
 
 
@@ -127,16 +127,17 @@ def inputs_in_order(
     InvalidArgumentError
         For inputs that are not finite, or batches that call layers in different orders.
     """
-    for name, inputs in lockstep(model, names, batches):
+    for name, inputs in capture_inputs(model, names, batches):
         layer = model.get_submodule(name)
         with torch.no_grad():
-            found = [
+            parts = [
                 unfold_inputs(
                     layer, batch.unpadded(layer, x), positions.most, positions.random(number)
                 ).float()
                 for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))
             ]
-        rows = torch.cat(found)
+        rows = torch.cat(parts)
+        del inputs, parts  # or they would be held while the passes go on
         if not bool(torch.isfinite(rows).all()):
             raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
         yield name, rows
