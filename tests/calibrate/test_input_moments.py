@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,3 +121,16 @@ def test_the_model_is_left_as_it_was() -> None:
     assert net.training
     assert not net[0]._forward_pre_hooks
     assert int(net[1].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)])
+def test_contexts_of_the_model_do_not_reach_the_sums(context: Any) -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            with context:
+                return super().forward(x)
+
+    net, x = Net(nn.Linear(3, 2)), torch.randn(9, 3)
+    moments = input_moments(net, collect_batches([x, x], net))["0"]
+    torch.testing.assert_close(moments.blocks[0][0], 2 * (x.T @ x).double())
+    assert not moments.blocks[0].is_inference()

@@ -47,3 +47,18 @@ def test_layers_that_are_not_called_have_none() -> None:
     net.other = nn.Linear(2, 2)
     net.forward = lambda x: net[0](x)  # type: ignore[method-assign]
     assert set(weight_gradients(net, collect_batches([torch.ones(1, 2)], net))) == {"0"}
+
+
+def test_layers_that_run_without_gradients_have_none() -> None:
+    class Frozen(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x = self[0](x)
+            with torch.inference_mode():
+                x = self[1](x)
+            result: torch.Tensor = self[2](x)
+            return result
+
+    net = Frozen(*(nn.Linear(2, 2) for _ in range(3)))
+    gradients = weight_gradients(net, collect_batches([torch.ones(5, 2)], net))
+    assert gradients.keys() == {"2"}

@@ -1,6 +1,7 @@
 """Calibration batches as they are held: inputs in the form that the model takes, and labels."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,27 @@ def digest(batches: Iterable[Batch]) -> str:
         for tensor in (*batch.inputs, *dict(sorted(batch.named.items())).values(), batch.labels)
         if tensor is not None
     )
+
+
+@contextmanager
+def outside_contexts() -> Iterator[None]:
+    """Compute in a hook as outside of the model's forward, whatever contexts that has entered.
+
+    That is without gradients, inference mode, autocast and function modes.
+
+    Examples
+    --------
+    >>> with torch.autocast("cpu", torch.bfloat16), outside_contexts():
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.float32
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch._C._DisableAutocast(),
+        torch._C.DisableTorchFunction(),
+    ):
+        yield
 
 
 def run_model(model: nn.Module, batch: Batch) -> Any:

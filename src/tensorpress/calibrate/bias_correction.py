@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.batches import Batch, outside_contexts, run_model
 from tensorpress.calibrate.patches import can_unfold
 from tensorpress.measure.cost import evaluation_mode
 
@@ -49,12 +49,14 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
     shifts: dict[str, list[Tensor]] = {}
 
     def note(name: str, axis: int) -> Callable[..., None]:
+        @outside_contexts()
         def hook(_: nn.Module, __: Any, found: Tensor) -> None:
             means.setdefault(name, []).append(_mean(found, axis))
 
         return hook
 
     def shift(name: str, axis: int) -> Callable[..., Tensor]:
+        @outside_contexts()
         def hook(_: nn.Module, __: Any, found: Tensor) -> Tensor:
             moved = means[name].pop(0) - _mean(found, axis)
             shifts.setdefault(name, []).append(moved)

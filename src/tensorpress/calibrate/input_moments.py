@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.batches import Batch, outside_contexts, run_model
 from tensorpress.calibrate.patches import can_unfold, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
@@ -147,9 +147,12 @@ def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> di
 
     def look(name: str, x: Tensor) -> None:
         calls[name] += 1
-        key = (id(x), x._version, *_geometry(layers[name]))
+        version = None if x.is_inference() else x._version  # which those do not have
+        key = (id(x), version, *_geometry(layers[name]))
         held, leader = seen.get(key, (None, name))
-        if held is None or held() is not x:  # the number of one that is gone may come again
+        if (
+            held is None or version is None or held() is not x
+        ):  # the number of one that is gone may come again
             leader = name
             seen[key] = (weakref.ref(x), name)
         first.setdefault(name, leader)
@@ -168,6 +171,7 @@ def _geometry(layer: nn.Module) -> tuple[Any, ...]:
 @contextmanager
 def _looking(layers: dict[str, nn.Module], look: Callable[[str, Tensor], None]) -> Iterator[None]:
     def watch(name: str) -> Callable[..., None]:
+        @outside_contexts()
         def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             look(name, (*given, *named.values())[0])
 

@@ -50,6 +50,8 @@ def weight_gradients(
             x = (*given, *named.values())[0].detach()
             # A leaf where no gradient comes from before, and nothing changes it in place.
             onward = found + torch.zeros((), dtype=found.dtype, requires_grad=True)
+            if not onward.requires_grad:  # in a part of the model that runs without gradients
+                return found
 
             @torch.no_grad()
             def backward(gradient: Tensor) -> None:

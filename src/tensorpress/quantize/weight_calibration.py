@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2, sqrt
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -133,8 +134,10 @@ def calibrated_weights(
 
     Noise in a weight moves the model's outputs by its gradient and the layer's responses by their
     gain; the quotient g is what squared errors of responses count. A rounding error counts its
-    pivot p in them, so that steps are as 1/√(g·p). A tensor that is no weight of a layer with known
-    inputs has the mean step of the others, each relative to the root mean square of its values.
+    pivot p in them, so that steps are as 1/√(g·p). A layer of which no gradient is seen, as models
+    may run parts of themselves without gradients, has the mean log of g. A tensor that is no weight
+    of a layer with known inputs has the mean step of the others, each relative to the root mean
+    square of its values.
 
     Raises
     ------
@@ -154,10 +157,14 @@ def calibrated_weights(
         name: gradients.get(layer, 0.0) / (responses[name].gain(tensors[name]) or 1.0)
         for name, layer in known.items()
     }
-    least = _LEAST_SENSITIVE * (max(sensitivities.values()) or 1.0)
+    seen = [value for value in sensitivities.values() if value > 0]
+    unseen = fmean(map(log2, seen)) if seen else 0.0
+    least = _LEAST_SENSITIVE * max(seen, default=1.0)
     found = {}
     for name, response in responses.items():
-        log_step = -(log2(max(sensitivities[name], least)) + response.log_pivot) / 2
+        sensitivity = sensitivities[name]
+        log_sensitivity = log2(max(sensitivity, least)) if sensitivity else unseen
+        log_step = -(log_sensitivity + response.log_pivot) / 2
         alone = held_by[id(tensors[name])] == 1 and len(response.moments) == 1
         found[name] = Weight(
             name, tensors[name], log_step, response, known[name] if alone else None

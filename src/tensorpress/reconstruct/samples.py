@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.batches import Batch, outside_contexts, run_model
 from tensorpress.calibrate.patches import unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
@@ -78,6 +78,7 @@ def sample_responses(
     def looking(name: str, layer: nn.Module) -> Callable[..., None]:
         groups = layer.groups if isinstance(layer, CONVS) else 1
 
+        @outside_contexts()
         def hook(_: nn.Module, __: Any, out: Tensor) -> None:
             if isinstance(layer, CONVS):
                 order = len(layer.kernel_size)
@@ -88,7 +89,8 @@ def sample_responses(
                 random = positions.random(batch=len(before))
                 chosen = torch.randint(len(rows), (positions.most,), generator=random)
                 rows = rows[chosen.to(rows.device)]
-            before.append(rows.reshape(len(rows), groups, -1).float())
+            rows = rows.to(torch.float32, copy=True)  # what follows may change it in place
+            before.append(rows.reshape(len(rows), groups, -1))
 
         return hook
 
