@@ -34,7 +34,7 @@ from tensorpress.planning.scores import Scores
 from tensorpress.sensitivity import sensitivity
 from tensorpress.train import evaluate
 from tensorpress.utils.atomic_files import write_atomically
-from tensorpress.utils.shared_jobs import JobFolder
+from tensorpress.utils.jobs import JobFolder
 
 RESULT = Path(__file__).parents[2] / "results" / "resnet56_budget.json"
 WEIGHTS = "cifar10_resnet/resnet56.safetensors"
@@ -150,7 +150,9 @@ def compared(
         scheme, _, way = name.partition(": ")
         return row(net, x, found[way], scheme, data)
 
-    return JobFolder(journal, about).run(names, do, title=f"plans on {about['images']}")
+    return JobFolder(journal, about).run(
+        {name: (name,) for name in names}, do, title=f"plans on {about['images']}"
+    )
 
 
 def main() -> None:

@@ -1,10 +1,9 @@
-"""Killed in the middle, and shared by processes: the files are the same."""
+"""Killed in the middle, and on executors: the files are the same."""
 
 import multiprocessing
 import os
 import signal
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -33,28 +32,23 @@ def _start(*arguments: object) -> "multiprocessing.process.BaseProcess":
     return process
 
 
-def _work(source: Path, out: Path, log: Path, tensors: int | None) -> None:
-    """Press, telling which shards; die after so many tensors."""
+def _work(source: Path, out: Path, tensors: int) -> None:
+    """Press, and die after so many tensors."""
     pressed, left = ShardPress._pressed, tensors
 
     def counted(self: ShardPress, name: str) -> object:
         nonlocal left
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        left = None if left is None else left - 1
-        if name == self.files.files[self.files.tensors[name].file][0]:
-            with log.open("a") as file:
-                file.write(self.files.tensors[name].file + "\n")
-        time.sleep(0.002)
+        left -= 1
         return pressed(self, name)
 
     ShardPress._pressed = counted  # type: ignore[method-assign, assignment]
     press_checkpoint(source, out, **HOW)
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_files(source, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["tensorpress.checkpoints.press_checkpoint"], "STALE_AFTER", 0.5)
-    killed = _start(source, tmp_path / "out", tmp_path / "log", 7)
+def test_killed_in_the_middle_it_goes_on_to_the_same_files(source, expected, tmp_path):
+    killed = _start(source, tmp_path / "out", 7)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     done = [path.name for path in (tmp_path / "out").glob("model*.safetensors")]
@@ -82,12 +76,20 @@ def test_stopped_by_an_error_it_goes_on_at_once(source, expected, tmp_path, monk
     assert contents(tmp_path / "out") == expected
 
 
-def test_two_processes_press_every_shard_once_to_the_same_files(source, expected, tmp_path):
-    log = tmp_path / "log"
-    workers = [_start(source, tmp_path / "out", log, None) for _ in range(2)]
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    shards = sorted(name for name in expected if name.endswith(".safetensors"))
-    assert sorted(log.read_text().splitlines()) == shards
+def test_several_processes_write_the_same_files(source, expected, tmp_path):
+    press_checkpoint(source, tmp_path / "out", processes=2, **HOW)
+    assert contents(tmp_path / "out") == expected
+
+
+def test_threads_of_an_executor_write_the_same_files(source, expected, tmp_path):
+    with ThreadPoolExecutor(3) as executor:
+        press_checkpoint(source, tmp_path / "out", executor=executor, **HOW)
+    assert contents(tmp_path / "out") == expected
+
+
+def test_a_damaged_result_is_pressed_again(source, expected, tmp_path):
+    press_checkpoint(source, tmp_path / "out", **HOW)
+    path = next((tmp_path / "out").glob(".press/shards/model*.json"))
+    path.write_text("{")
+    press_checkpoint(source, tmp_path / "out", **HOW)
     assert contents(tmp_path / "out") == expected

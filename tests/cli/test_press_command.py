@@ -128,15 +128,6 @@ def test_a_checkpoint_of_transformers_says_itself_what_it_is(told: Told, tmp_pat
     )
 
 
-def test_only_one_of_torchruns_processes_speaks(
-    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    said = shell("press", "--model", "small_nets:net", *SVD, "--out", "pressed")
-    assert (said.code, said.out) == (0, "")
-    assert (tmp_path / "pressed" / "model.safetensors").is_file()
-
-
 def test_what_a_user_can_get_wrong(refused: Refused, tmp_path: Path, trained: nn.Module) -> None:
     assert "give a model by --model" in refused("press", *SVD, "--out", "x")
     assert "no plan at none.yaml" in refused("press", *LENET, "--plan", "none.yaml", "--out", "x")
@@ -144,8 +135,8 @@ def test_what_a_user_can_get_wrong(refused: Refused, tmp_path: Path, trained: nn
     assert "is not a folder" in refused("press", "nowhere", "--model", "lenet5", *SVD, "--out", "x")
     both = refused("press", "nowhere", *LENET, *SVD, "--out", "x")
     assert "has weights of its own" in both
-    words = ("press", "nowhere", *SVD, "--out", "x", "--processes", "2")
-    assert "leave out --processes" in refused(*words)
+    words = ("press", *LENET, *SVD, "--out", "x", "--cluster", "no address")
+    assert "no Dask scheduler answers at no address" in refused(*words)
     assert not (tmp_path / "x").exists()
 
 

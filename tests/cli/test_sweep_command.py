@@ -1,13 +1,14 @@
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from command_line import Outcome
-from tensorpress.utils.shared_jobs import JobFolder
+from tensorpress.utils.jobs import JobFolder
 
 RECIPE = """
 title: LeNet-300-100 on digits
@@ -23,14 +24,18 @@ quantize: {step: 0.5}
 def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A sweep whose runs take no time: a file's bytes are 100 for each rank."""
 
-    def in_turn(_: Path, tasks: Mapping[str, Any], jobs: JobFolder, processes: int) -> None:
-        def do(job: str) -> dict[str, float]:
-            rank = tasks[job].recipe.press.ranks
-            return {"bytes": 100 * rank + processes, "validation_error": 50 / rank}
+    def run_task(task: Any, *_: object) -> dict[str, float]:
+        rank = task.recipe.press.ranks
+        return {"bytes": 100 * rank + 3, "validation_error": 50 / rank}
 
-        jobs.run(list(tasks), do, title="")
+    @contextmanager
+    def this_process(processes: int, _: object) -> Iterator[None]:
+        assert processes in (2, 3)
+        yield None
 
-    monkeypatch.setattr("tensorpress.sweep.trials._in_processes", in_turn)
+    monkeypatch.setattr("tensorpress.sweep.trials._run_task", run_task)
+    monkeypatch.setattr("tensorpress.sweep.trials._train_part", lambda *_: None)
+    monkeypatch.setattr(sys.modules["tensorpress.sweep.sweep"], "open_executor", this_process)
     monkeypatch.setattr(sys.modules["tensorpress.sweep.sweep"], "_test_error", lambda *_: 7.0)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "sweep.yaml").write_text("recipe: recipe.yaml\nvary: {press.ranks: [2, 8]}\n")

@@ -1,4 +1,4 @@
-"""Pressing in several processes: shared work, one result."""
+"""Pressing on executors: the result is that of one process."""
 
 import subprocess
 import sys
@@ -64,18 +64,15 @@ def test_several_processes_find_what_one_finds(model, made):
     assert all(p.requires_grad for p in two.parameters())
 
 
-class InThreads(ThreadPoolExecutor):
-    def __init__(self, count, *_):
-        super().__init__(count)
-
-
-def test_a_layer_that_cannot_be_decomposed_is_named(made, monkeypatch):
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", InThreads)  # which start at once
+def test_a_layer_that_cannot_be_decomposed_is_named(made):
     layers = [layer for layer in made.layers if layer.name in ("0", "1")]
     weights = {layer.name: torch.ones(layer.shape) for layer in layers}
     weights["1"][0, 0] = float("nan")
-    with pytest.raises(InvalidArgumentError, match=r"layer '1': .*NaN"):
-        list(parallel.decompose_each(layers, lambda layer: weights[layer.name], 2))
+    with (
+        ThreadPoolExecutor(2) as executor,
+        pytest.raises(InvalidArgumentError, match=r"layer '1': .*NaN"),
+    ):
+        list(parallel.decompose_each(layers, lambda layer: weights[layer.name], executor))
 
 
 SCRIPT = """

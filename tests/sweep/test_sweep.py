@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -53,10 +55,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do the work of a sweep's processes in this one, without the page of every run."""
 
-    def in_turn(out: Path, tasks: Mapping[str, Any], *_: object) -> None:
-        trials._do(out, tasks)
+    @contextmanager
+    def this_process(*_: object) -> Iterator[None]:
+        yield None
 
-    monkeypatch.setattr("tensorpress.sweep.trials._in_processes", in_turn)
+    monkeypatch.setattr(sys.modules["tensorpress.sweep.sweep"], "open_executor", this_process)
     monkeypatch.setattr("tensorpress.runs.run.write_page", lambda *_: None)
 
 
@@ -222,7 +225,7 @@ def test_seeds_and_processes_are_checked(
 SCRIPT = """
 from tensorpress.sweep import read_sweep, sweep
 if __name__ == "__main__":
-    sweep(*read_sweep("sweep.yaml"), "out", processes=1)
+    sweep(*read_sweep("sweep.yaml"), "out", processes=2)
 """
 
 
@@ -237,13 +240,10 @@ def test_a_killed_sweep_takes_its_processes_along_and_goes_on(
     while not list(out.glob("**/dense.pt")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
-    [claim] = out.glob("**/*.claim")
-    assert int(claim.read_text().split()[1]) != process.pid
+    workers = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while claim.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not claim.exists()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
     assert not list(out.glob("runs/*/model.tpz"))
     with caplog.at_level(logging.INFO, logger="tensorpress.train"):
         content = sweep(*read_sweep(tmp_path / "sweep.yaml"), out)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing_extensions import Unpack
 
 from tensorpress.checkpoints.load import PLAN, model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
-from tensorpress.checkpoints.press_shard import ShardJobs, ShardPress
+from tensorpress.checkpoints.press_shard import ShardPress, press_shard
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
 from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
@@ -24,13 +26,12 @@ from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
 from tensorpress.planning.planner import PlanOptions
 from tensorpress.utils.atomic_files import replace_file
-from tensorpress.utils.shared_jobs import JobFolder
+from tensorpress.utils.executors import open_executor
+from tensorpress.utils.jobs import JobFolder
+from tensorpress.utils.progress import ByteProgress
 
 JOBS = ".press"
 """The folder, in the one that is written, of what is done so far."""
-
-STALE_AFTER = 60.0
-"""Seconds after which the shard of a process that was killed is taken over."""
 
 NOT_COPIED = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -45,6 +46,8 @@ def press_checkpoint(
     *,
     model: nn.Module | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
+    processes: int = 1,
+    executor: Executor | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Press a checkpoint of a model that may be larger than memory.
@@ -53,9 +56,7 @@ def press_checkpoint(
     that memory holds a few times the largest of them. Every shard becomes a pressed shard of the
     same name, in the same types; `load_checkpoint` loads the result.
 
-    The same call made again after it was stopped goes on with the shards that are not done. Made by
-    several processes, on one machine or on several that see the folder, they share the shards; all
-    return when all are done. A process that was killed is waited for for a minute.
+    The same call made again after it was stopped goes on with the shards that are not done.
 
     Parameters
     ----------
@@ -72,6 +73,12 @@ def press_checkpoint(
         ``config.json`` names a model of transformers.
     example_inputs : Tensor or sequence of Tensor, optional
         As for `tensorpress.plan`, where there is no plan yet.
+    processes : int
+        How many shards are pressed at a time, each by a process with one thread. A script that asks
+        for several must start its work under ``if __name__ == "__main__":``.
+    executor : Executor, optional
+        Where shards are pressed, in place of processes: any `concurrent.futures.Executor`, such as
+        that of a Dask client, whose workers see both folders.
     **options
         The other options of `tensorpress.plan`, where there is no plan yet: ``scheme``, ``ranks``,
         ``budget`` and the like. Rules that look at weights read them one at a time.
@@ -113,17 +120,34 @@ def press_checkpoint(
     stored = {own: name for name, own in reversed(names.items())}
     fill_parameters(dense, stored, lambda name: _empty(files, name))
     if plan is None:
-        plan = _shared_plan(files, place, dense, stored, example_inputs, options)
+        plan = _stored_plan(files, place, dense, stored, example_inputs, options)
     work = ShardPress(files, place, dense, names, stored, route_tensors(dense, plan))
     subject = {"source": files.fingerprint, "plan": plan.id}
-    jobs = ShardJobs(place / JOBS / "shards", subject, stale_after=STALE_AFTER)
-    sizes = {
-        shard: sum(files.tensors[name].bytes for name in held)
-        for shard, held in files.files.items()
-    }
-    jobs.press(sizes, work.press)
+    jobs = JobFolder(place / JOBS / "shards", subject)
+    with open_executor(processes, executor) as workers:
+        _press_shards(work, jobs, workers)
     _finish(work, plan, jobs.results())
     return plan
+
+
+def _press_shards(work: ShardPress, jobs: JobFolder, executor: Executor | None) -> None:
+    """Press the shards that are not done."""
+    sizes = {
+        shard: sum(work.files.tensors[name].bytes for name in names)
+        for shard, names in work.files.files.items()
+    }
+    done = jobs.results()
+    with ByteProgress(sum(sizes.values())) as progress:
+        for shard in done:
+            progress.end(shard, sizes[shard])
+        left = [shard for shard in sizes if shard not in done]
+        if executor is None:
+            results = jobs.iterate({shard: (shard, progress) for shard in left}, work.press)
+        else:
+            data = pickle.dumps(work)
+            results = jobs.iterate({shard: (data, shard) for shard in left}, press_shard, executor)
+        for shard, _ in results:
+            progress.end(shard, sizes[shard])
 
 
 def _check_folders(source: Path, out: Path) -> None:
@@ -140,7 +164,7 @@ def _empty(files: TensorFiles, name: str) -> Tensor:
     return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
 
 
-def _shared_plan(
+def _stored_plan(
     files: TensorFiles,
     out: Path,
     dense: nn.Module,
@@ -148,7 +172,7 @@ def _shared_plan(
     example_inputs: Tensor | Sequence[Tensor] | None,
     options: PlanOptions,
 ) -> Plan:
-    """Return the plan that the first process makes, and all others read."""
+    """Return the plan that was made when the work began."""
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     inputs = None if inputs is None else [x.to("meta") for x in inputs]
     told = {key: repr(value) for key, value in options.items()}
@@ -156,16 +180,16 @@ def _shared_plan(
     subject = {"source": files.fingerprint, **told}
     digest = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
     # What cannot be planned is asked for again in other words, which must not be refused.
-    jobs = JobFolder(out / JOBS / f"plan-{digest}", subject, stale_after=STALE_AFTER)
+    jobs = JobFolder(out / JOBS / f"plan-{digest}", subject)
 
     def weight(layer: str) -> Tensor:
         return files.read(stored[f"{layer}.weight" if layer else "weight"])
 
-    def planned(_: str) -> dict[str, Any]:
+    def planned() -> dict[str, Any]:
         made = make_plan(dense, inputs, **options, weights=weight)
         return replace(made, kept={**made.kept, **_loose_tensors(dense)}).to_dict()
 
-    return Plan.from_dict(jobs.run(["plan"], planned, title="planning")["plan"])
+    return Plan.from_dict(jobs.run({"plan": ()}, planned, title="planning")["plan"])
 
 
 def _loose_tensors(model: nn.Module) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Pressing the shards of a checkpoint, each once, by any number of processes."""
+"""Pressing one shard of a checkpoint, tensor by tensor."""
 
-import time
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,36 +12,8 @@ from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.checkpoints.safetensors_writer import open_shard_writer
 from tensorpress.checkpoints.tensor_names import Route, press_weight
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.utils.progress import ByteProgress
-from tensorpress.utils.shared_jobs import JobFolder
-
-WAIT = 0.5
-"""Seconds between looks at shards that other processes press."""
-
-
-class ShardJobs(JobFolder):
-    """Shards as jobs, with progress by bytes."""
-
-    def press(self, sizes: Mapping[str, int], do: Callable[[str, ByteProgress], int]) -> None:
-        """Press every shard that is free, and wait for those that others press.
-
-        Parameters
-        ----------
-        sizes : mapping of str to int
-            Bytes of each shard.
-        do : callable
-            Presses a shard, telling the progress of every byte, and returns the bytes written.
-        """
-        left = dict(sizes)
-        with ByteProgress(sum(sizes.values())) as progress:
-            while left:
-                before = len(left)
-                for shard in list(left):
-                    if self._attempt(shard, lambda name: do(name, progress)):
-                        progress.end(shard, left.pop(shard))
-                if len(left) == before:
-                    progress.wait()
-                    time.sleep(WAIT)
 
 
 @dataclass(frozen=True)
@@ -80,7 +52,7 @@ class ShardPress:
             for output, tensor in self.ways[self.names[name]].outputs.items()
         }
 
-    def press(self, shard: str, progress: ByteProgress) -> int:
+    def press(self, shard: str, progress: ByteProgress | None = None) -> int:
         """Press a shard tensor by tensor, and return the size of the pressed one in bytes.
 
         Raises
@@ -90,14 +62,16 @@ class ShardPress:
         ModelMismatchError
             Where tensors that the model ties differ.
         """
-        progress.begin(shard)
+        if progress is not None:
+            progress.begin(shard)
         for leftover in self.out.glob(f".{shard}.*.tmp"):  # of whoever was killed here
             leftover.unlink(missing_ok=True)
         with open_shard_writer(self.out / shard, self.outputs(shard)) as writer:
             for name in self.files.files[shard]:
                 for output, values in self._pressed(name).items():
                     writer.write(output, values)
-                progress.advance(self.files.tensors[name].bytes)
+                if progress is not None:
+                    progress.advance(self.files.tensors[name].bytes)
         return (self.out / shard).stat().st_size
 
     def _first(self, name: str) -> str | None:
@@ -126,3 +100,10 @@ class ShardPress:
         except InvalidArgumentError as error:
             path = self.files.folder / self.files.tensors[name].file
             raise InvalidArgumentError(f"{path}: {error}") from None
+
+
+def press_shard(data: bytes, shard: str) -> int:
+    """Press a shard in a worker, by a pickled `ShardPress`; see `ShardPress.press`."""
+    mend_torchvision()  # which a model of transformers may import
+    work: ShardPress = pickle.loads(data)
+    return work.press(shard)

@@ -98,6 +98,16 @@ Calibrate = Annotated[
     typer.Option(help="Data set to whose training images the model responds: cifar10."),
 ]
 
+Processes = Annotated[
+    int, typer.Option(help="Processes that work at the same time, with one thread each.", min=1)
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Scheduler of a Dask cluster that does the work, in place of --processes.",
+    ),
+]
 ALL = ("*",)
 
 

@@ -17,11 +17,13 @@ from tensorpress.cli.options import (
     AllocationText,
     BudgetText,
     Calibrate,
+    Cluster,
     Inputs,
     Json,
     Model,
     Overrides,
     PlanArguments,
+    Processes,
     RankText,
     Root,
     RoundTo,
@@ -36,9 +38,11 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.models import load_model
 from tensorpress.planning.plan import Plan
+from tensorpress.planning.planner import PlanOptions
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.report import formatting
 from tensorpress.report.cost_table import Cost, cost_table
+from tensorpress.utils.executors import connect_cluster
 
 PlanFile = Annotated[
     Path | None,
@@ -51,7 +55,7 @@ def press_command(
         Path | None,
         typer.Argument(
             help="Folder of a checkpoint in Hugging Face's layout, pressed tensor by tensor "
-            "without being loaded. Several processes may press it together."
+            "without being loaded."
         ),
     ] = None,
     *,
@@ -68,9 +72,8 @@ def press_command(
     skip: Skip = None,
     override: Overrides = None,
     round_to: RoundTo = 1,
-    processes: Annotated[
-        int, typer.Option(help="Processes that decompose at the same time.", min=1)
-    ] = 1,
+    processes: Processes = 1,
+    cluster: Cluster = None,
     calibrate: Calibrate = None,
     reconstruct: Annotated[
         Reconstruct | None,
@@ -84,7 +87,8 @@ def press_command(
     Example: tensorpress press --model torchvision:resnet50 --weights r50.safetensors
     --plan plan.yaml --out pressed
     """
-    check_reconstruction(reconstruct, calibrate is not None, "decompose", processes)
+    parallel = processes > 1 or cluster is not None
+    check_reconstruction(reconstruct, calibrate is not None, "decompose", parallel)
     arguments = PlanArguments(scheme, ranks, allocation, budget, targets, skip, override, round_to)
     if plan is not None and not arguments.is_default:
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
@@ -94,26 +98,25 @@ def press_command(
         if model is None:
             raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
         dense = DenseByName.parse(model, weights, inputs)
-        how: dict[str, Any] = {"processes": processes}
         images = None if calibrate is None else calibration_images(dense, calibrate, root)
-        if images is not None:
-            how = {"calibration": images, "reconstruct": reconstruct}
-        found = _press_model(dense, read or plan_from_arguments(dense, arguments, images), out, how)
+        made = read or plan_from_arguments(dense, arguments, images)
+        with connect_cluster(cluster) as executor:
+            how: dict[str, Any] = {"processes": processes, "executor": executor}
+            if images is not None:
+                how = {"calibration": images, "reconstruct": reconstruct}
+            result = _press_model(dense, made, out, how)
     else:
         if calibrate is not None:
             raise InvalidArgumentError(
                 "a checkpoint is pressed tensor by tensor, and --calibrate needs to run the model: "
                 f"give --model hf:{checkpoint}"
             )
-        if processes > 1:
-            raise InvalidArgumentError(
-                f"a checkpoint is pressed by as many processes as you start for {out}: leave out "
-                "--processes"
-            )
         dense = _parse_dense(checkpoint, model, weights, inputs)
-        found = _press_folder(checkpoint, dense, read, arguments, out)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
-        _show(found, out, as_json)
+        options = read or arguments.options()
+        with connect_cluster(cluster) as executor:
+            how = {"processes": processes, "executor": executor}
+            result = _press_folder(checkpoint, dense, options, out, how)
+    _show(result, out, as_json)
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,20 @@ def _parse_dense(
 
 
 def _press_folder(
-    checkpoint: Path, dense: DenseByName, plan: Plan | None, arguments: PlanArguments, out: Path
+    checkpoint: Path,
+    dense: DenseByName,
+    plan: Plan | PlanOptions,
+    out: Path,
+    how: dict[str, Any],
 ) -> _Pressed:
     """Press tensor by tensor; what depends on all weights at once is not measured."""
     model = load_model(dense.name, meta=True)
     named = None if dense.name.startswith("hf:") else model
-    if plan is None:
-        inputs, options = dense.inputs(model), arguments.options()
-        done = press_checkpoint(checkpoint, out, model=named, example_inputs=inputs, **options)
+    if isinstance(plan, Plan):
+        done = press_checkpoint(checkpoint, out, plan, model=named, **how)
     else:
-        done = press_checkpoint(checkpoint, out, plan, model=named)
+        how |= {"example_inputs": dense.inputs(model), **plan}
+        done = press_checkpoint(checkpoint, out, model=named, **how)
     write_origin(out, dense.name)
     return _Pressed(done, plan_costs(done))
 

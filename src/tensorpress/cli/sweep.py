@@ -5,19 +5,19 @@ from typing import Annotated
 
 import typer
 
-from tensorpress.cli.options import Json
+from tensorpress.cli.options import Cluster, Json, Processes
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.sweep import Pick, read_sweep, sweep
 from tensorpress.sweep.table import pick_table, variant_table
+from tensorpress.utils.executors import connect_cluster
 
 
 def sweep_command(
     file: Annotated[Path, typer.Argument(help="What to vary in which recipe, in YAML.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs.")],
-    processes: Annotated[
-        int, typer.Option(help="Runs at a time, with one thread each.", min=1)
-    ] = 2,
+    processes: Processes = 2,
+    cluster: Cluster = None,
     seeds: Annotated[
         str, typer.Option(help="Every variant is run with each of them: 0,1,2.")
     ] = "0",
@@ -40,7 +40,16 @@ def sweep_command(
     picks = [Pick.parse(text) for text in pick or ()]
     numbers = parse_seeds(seeds)
     asked, variants = read_sweep(file)
-    found = sweep(asked, variants, out, seeds=numbers, picks=picks, processes=processes)
+    with connect_cluster(cluster) as executor:
+        found = sweep(
+            asked,
+            variants,
+            out,
+            seeds=numbers,
+            picks=picks,
+            processes=processes,
+            executor=executor,
+        )
     if as_json:
         print_json(found)
         return

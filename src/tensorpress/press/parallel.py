@@ -1,10 +1,7 @@
-"""Decomposing the layers of a plan one by one, in this process or in several at once."""
+"""Decomposing the layers of a plan one by one, in this process or on an executor."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import get_context
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.initialization import StartValues, decompose_weight
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.utils.executors import run_jobs
 
 
 class _Packed(NamedTuple):
@@ -24,87 +22,54 @@ class _Packed(NamedTuple):
     dtype: torch.dtype
 
 
-_Sent = tuple[list[_Packed], float | None]
-
-
 def decompose_each(
     layers: Sequence[LayerPlan],
-    weight_of: Callable[[LayerPlan], Tensor],
-    processes: int = 1,
+    layer_weight: Callable[[LayerPlan], Tensor],
+    executor: Executor | None = None,
 ) -> Iterator[tuple[LayerPlan, StartValues]]:
     """Decompose the weights of layers, each by itself, and yield them as they are done.
 
-    Weights are asked for when their turn comes. In several processes, which have one thread each,
-    the largest come first, and about as many weights as there are processes are held twice.
+    Weights are asked for when their turn comes. On an executor the largest layers come first, and
+    about as many weights as there are workers are in memory twice.
 
     Parameters
     ----------
     layers : sequence of LayerPlan
-        What to do.
-    weight_of : callable
-        From a layer to its dense weight; on the CPU where there are several processes.
-    processes : int
-        How many decompose; one is this one.
+        What to decompose.
+    layer_weight : callable
+        From a layer to its dense weight; on the CPU where there is an executor.
+    executor : Executor, optional
+        Where weights are decomposed; without it, in this process.
 
     Raises
     ------
     InvalidArgumentError
         Naming the layer that cannot be decomposed.
     TensorPressError
-        If a process ends before its work does.
+        If a worker ends before its job does.
     """
-    if min(processes, len(layers)) > 1:
-        yield from _by_processes(layers, weight_of, min(processes, len(layers)))
+    if executor is None:
+        for layer in layers:
+            yield layer, _decompose(layer, layer_weight(layer))
         return
-    for layer in layers:
-        with _naming(layer):
-            found = decompose_weight(layer, weight_of(layer))
-        yield layer, found
+    by_name = {layer.name: layer for layer in layers}
+    largest_first = sorted(layers, key=lambda layer: -layer.dense_params)
+    jobs = ((layer.name, (layer, _pack(layer_weight(layer)))) for layer in largest_first)
+    for name, (factors, error) in run_jobs(executor, _decompose_packed, jobs):
+        yield by_name[name], StartValues(tuple(map(_unpack, factors)), error)
 
 
-def _by_processes(
-    layers: Sequence[LayerPlan], weight_of: Callable[[LayerPlan], Tensor], processes: int
-) -> Iterator[tuple[LayerPlan, StartValues]]:
-    waiting = sorted(layers, key=lambda layer: layer.dense_params)
-    working: dict[Future[_Sent], LayerPlan] = {}
-    # A forked process would hang in the threads that its parent had started.
-    with ProcessPoolExecutor(processes, get_context("spawn"), _one_thread) as pool:
-        while waiting or working:
-            while waiting and len(working) <= processes:  # one more, so that nobody waits for work
-                layer = waiting.pop()
-                working[pool.submit(_work, layer, _pack(weight_of(layer)))] = layer
-            for future in wait(working, return_when=FIRST_COMPLETED).done:
-                layer = working.pop(future)
-                with _naming(layer):
-                    found = _result(future, [layer, *working.values()])
-                yield layer, found
-
-
-def _work(layer: LayerPlan, weight: _Packed) -> _Sent:
-    """Decompose one layer's weight, in a process of its own."""
-    found = decompose_weight(layer, _unpack(weight))
-    return list(map(_pack, found.factors)), found.error
-
-
-def _result(future: Future[_Sent], working: Sequence[LayerPlan]) -> StartValues:
+def _decompose(layer: LayerPlan, weight: Tensor) -> StartValues:
     try:
-        factors, error = future.result()
-    except BrokenProcessPool:
-        names = ", ".join(sorted(repr(layer.name) for layer in working))
-        raise TensorPressError(
-            f"a process ended before its work on {names} did. Either memory ran out: use fewer "
-            "processes. Or this is a script that does not start its work under `if __name__ == "
-            '"__main__":`, as Python asks of scripts that use several processes'
-        ) from None
-    return StartValues(tuple(map(_unpack, factors)), error)
-
-
-@contextmanager
-def _naming(layer: LayerPlan) -> Iterator[None]:
-    try:
-        yield
+        return decompose_weight(layer, weight)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
+
+
+def _decompose_packed(layer: LayerPlan, weight: _Packed) -> tuple[list[_Packed], float | None]:
+    """Decompose one layer's weight, in a worker."""
+    values = _decompose(layer, _unpack(weight))
+    return list(map(_pack, values.factors)), values.error
 
 
 def _pack(tensor: Tensor) -> _Packed:
@@ -114,7 +79,3 @@ def _pack(tensor: Tensor) -> _Packed:
 
 def _unpack(packed: _Packed) -> Tensor:
     return torch.from_numpy(packed.values).view(packed.dtype)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)

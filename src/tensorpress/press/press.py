@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from copy import deepcopy
 from typing import Literal, get_args
 
@@ -24,6 +25,7 @@ from tensorpress.schemes.initialization import StartValues, build_pressed
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.utils.executors import open_executor
 from tensorpress.utils.module_tree import Holders
 
 logger = logging.getLogger("tensorpress.press")
@@ -41,6 +43,7 @@ def press(
     reconstruct: Reconstruct | None = None,
     inplace: bool = False,
     processes: int = 1,
+    executor: Executor | None = None,
 ) -> nn.Module:
     """Press the layers a plan names: replace them by chains of layers, or their weights by factors.
 
@@ -86,6 +89,9 @@ def press(
         How many processes decompose weights, with one thread each; for models on the CPU. A script
         that asks for several must start its work under ``if __name__ == "__main__":``. Factors
         are drawn, and a core that layers share is decomposed, in one in any case.
+    executor : Executor, optional
+        Where weights are decomposed, in place of processes: any `concurrent.futures.Executor`,
+        such as that of a Dask client or `mpi4py.futures.MPIPoolExecutor`.
 
     Returns
     -------
@@ -139,13 +145,17 @@ def press(
     check_plan(model, plan)
     if inplace:
         _check_root(model, plan)
-    _check_processes(model, plan, processes)
-    check_reconstruction(reconstruct, calibration is not None, init, processes)
+    parallel = processes != 1 or executor is not None
+    _check_devices(model, plan, parallel)
+    check_reconstruction(reconstruct, calibration is not None, init, parallel)
     target = model if inplace else _copy(model, plan)
     began, work, console = time.perf_counter(), _Assembly(target), Console()
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    with (
+        open_executor(processes, executor) as workers,
+        Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
+    ):
         if calibration is None:
-            values = _values(target, plan, init, seed, processes)
+            values = _values(target, plan, init, seed, workers)
         else:
             fit = reconstruction(target, calibration, reconstruct, seed)
             values = fit.values(target, plan.layers, lambda layer: _weight(target, layer))
@@ -248,7 +258,7 @@ class _Assembly:
 
 
 def _values(
-    model: nn.Module, plan: Plan, init: Init, seed: int, processes: int
+    model: nn.Module, plan: Plan, init: Init, seed: int, executor: Executor | None
 ) -> Iterator[tuple[LayerPlan, StartValues]]:
     """Yield what every layer starts from; a layer may be replaced once it was yielded."""
 
@@ -265,7 +275,7 @@ def _values(
         for place, layer in enumerate(plan.layers)
     }
     if init == "decompose":
-        yield from decompose_each(alone, weight_of, processes)
+        yield from decompose_each(alone, weight_of, executor)
     else:
         for layer in alone:
             draw = (layer.spec, layer.ranks, weight_of(layer), init, streams[layer.name])
@@ -300,12 +310,10 @@ def _check_root(model: nn.Module, plan: Plan) -> None:
             )
 
 
-def _check_processes(model: nn.Module, plan: Plan, processes: int) -> None:
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise InvalidArgumentError(f"processes are a number of at least 1, got {processes!r}")
+def _check_devices(model: nn.Module, plan: Plan, parallel: bool) -> None:
     for layer in plan.layers:
         device = next(model.get_submodule(layer.name).parameters()).device
-        if processes > 1 and device.type != "cpu":
+        if parallel and device.type != "cpu":
             raise InvalidArgumentError(
                 f"several processes press weights on the CPU only, and layer {layer.name!r} is on "
                 f"{device}: use one process, or move the model"

@@ -76,7 +76,7 @@ def reconstruction(
     return Reconstruction((), "inputs", seed, given.moments)
 
 
-def check_reconstruction(kind: str | None, calibrated: bool, init: str, processes: int) -> None:
+def check_reconstruction(kind: str | None, calibrated: bool, init: str, parallel: bool) -> None:
     """Raise an `InvalidArgumentError` for what does not go together."""
     if kind is not None and kind not in get_args(Reconstruct):
         raise unknown_name("reconstruct", kind, get_args(Reconstruct))
@@ -86,7 +86,7 @@ def check_reconstruction(kind: str | None, calibrated: bool, init: str, processe
         raise InvalidArgumentError(
             f"init={init!r} draws factors at random: there is nothing to calibrate"
         )
-    if calibrated and processes > 1:
+    if calibrated and parallel:
         raise InvalidArgumentError(
             "with calibration each layer is fitted after the one before it, in one process"
         )

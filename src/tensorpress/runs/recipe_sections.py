@@ -186,7 +186,7 @@ class Press(Section):
             overrides=self.overrides,
         )
         check_reconstruction(
-            self.reconstruct, self.calibrate is not None, self.resolved_init, processes=1
+            self.reconstruct, self.calibrate is not None, self.resolved_init, parallel=False
         )
         if self.norms and self.resolved_init == "decompose":
             raise ValueError("norms are for factors drawn at random: give init: kaiming or glorot")

@@ -1,10 +1,15 @@
 """How much a model loses when its layers are pressed: measured on data, one layer at a time."""
 
 import os
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack
+from functools import lru_cache
 from hashlib import sha256
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 
 from torch import nn
 
@@ -25,8 +30,10 @@ from tensorpress.sensitivity.candidates import (
 )
 from tensorpress.sensitivity.metrics import Judge, Metric
 from tensorpress.sensitivity.taylor import estimate_losses
+from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.executors import open_executor
+from tensorpress.utils.jobs import JobFolder
 from tensorpress.utils.module_tree import replace_layer
-from tensorpress.utils.shared_jobs import JobFolder
 from tensorpress.utils.tensor_hash import fingerprint
 
 
@@ -41,6 +48,8 @@ def sensitivity(
     skip: Sequence[str] = (),
     journal: str | os.PathLike[str] | None = None,
     measured: int | None = None,
+    processes: int = 1,
+    executor: Executor | None = None,
 ) -> Scores:
     """Score how much a model loses by pressing each layer, for a plan within a budget.
 
@@ -70,13 +79,17 @@ def sensitivity(
     targets, skip : sequence of str
         As for `tensorpress.plan`.
     journal : path, optional
-        A folder that holds every measurement, so that an interrupted run goes on, and several
-        processes or machines that run the same call share the work (see
-        `tensorpress.utils.shared_jobs`). It is for
-        one model and one set of batches; of the three named metrics it holds all.
+        A folder that holds every measurement, so that an interrupted run goes on. It is for one
+        model and one set of batches; of the three named metrics it holds all.
     measured : int, optional
         How many choices are measured, by default all; 0 for the estimates alone. Choices are taken
         in the order in which they tell most.
+    processes : int
+        How many processes measure, with one thread each. A script that asks for several must start
+        its work under ``if __name__ == "__main__":``.
+    executor : Executor, optional
+        Where choices are measured, in place of processes: any `concurrent.futures.Executor`, such
+        as that of a Dask client. Its workers read the model from the journal, which they must see.
 
     Returns
     -------
@@ -113,19 +126,21 @@ def sensitivity(
         raise nothing_pressed_error(kept)
     by_job = {job_name(choice): choice for group in groups for choice in group}
 
-    def measure(name: str) -> dict[str, float]:
-        return _measured(model, judge, by_job[name])
-
-    def estimate(_: str) -> dict[str, float]:
-        return estimate_losses(model, held, groups)
-
     with ExitStack() as stack:
-        folder = journal or stack.enter_context(TemporaryDirectory())
+        workers = stack.enter_context(open_executor(processes, executor))
+        folder = Path(journal or stack.enter_context(TemporaryDirectory()))
         jobs = JobFolder(folder, _subject(model, held, judge))
         first = f"estimates|{sha256(repr(sorted(by_job)).encode()).hexdigest()[:16]}"
-        expected = jobs.run([first], estimate, title="estimates")[first]
-        wanted = measuring_order(groups, expected)[:measured]
-        jobs.run([job_name(choice) for choice in wanted], measure, title="sensitivity")
+        arguments = (model, held, groups)
+        expected = jobs.run({first: arguments}, estimate_losses, title="estimates")[first]
+        names = list(map(job_name, measuring_order(groups, expected)[:measured]))
+        if workers is None:
+            choices = {name: (model, judge, by_job[name]) for name in names}
+            jobs.run(choices, _measure, title="sensitivity")
+        else:
+            source = str(_write_model(folder, model, judge))
+            sources = {name: (source, by_job[name]) for name in names}
+            jobs.run(sources, _measure_stored, title="sensitivity", executor=workers)
         found = jobs.results()
     scores = fill_scores(groups, _increases(found, judge), expected)
     return Scores(judge.name, judge.dense[judge.name], scores)
@@ -140,7 +155,37 @@ def _one_by_one(scheme: str | Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _measured(model: nn.Module, judge: Judge, choice: LayerPlan) -> dict[str, float]:
+MODEL = "model.pickle"
+"""The model and its batches, for workers; written anew by every call that has workers."""
+
+_ONE_AT_A_TIME = Lock()
+
+
+def _write_model(folder: Path, model: nn.Module, judge: Judge) -> Path:
+    try:
+        data = pickle.dumps((model, judge))
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"the model or the metric cannot be sent to other processes: {error}"
+        ) from None
+    write_atomically(folder / MODEL, data)
+    return (folder / MODEL).absolute()
+
+
+@lru_cache(maxsize=1)
+def _read_model(path: str, modified: int) -> tuple[nn.Module, Judge]:
+    model, judge = pickle.loads(Path(path).read_bytes())
+    return model, judge
+
+
+def _measure_stored(path: str, choice: LayerPlan) -> dict[str, float]:
+    """Measure a choice in a worker, which changes its copy of the model for as long."""
+    with _ONE_AT_A_TIME:
+        model, judge = _read_model(path, Path(path).stat().st_mtime_ns)
+        return _measure(model, judge, choice)
+
+
+def _measure(model: nn.Module, judge: Judge, choice: LayerPlan) -> dict[str, float]:
     layer = model.get_submodule(choice.name)
     try:
         pressed = press_layer(layer, choice.method, choice.ranks)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,6 +22,7 @@ from tensorpress.sweep.trials import run_trials
 from tensorpress.sweep.variants import SweepFile, Variant
 from tensorpress.train import evaluate
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.executors import open_executor
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def sweep(
     seeds: Sequence[int] = (0,),
     picks: Sequence[Pick] = (),
     processes: int = 2,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Run all variants of a recipe, compare them on validation images, and test those picked.
 
@@ -61,6 +64,9 @@ def sweep(
     processes : int
         How many runs at a time, with one thread each. A script that calls this must start its work
         under ``if __name__ == "__main__":``.
+    executor : Executor, optional
+        Where the runs take place, in place of processes: any `concurrent.futures.Executor`, such as
+        that of a Dask client, whose workers see the folder ``out``.
 
     Returns
     -------
@@ -79,10 +85,9 @@ def sweep(
     require_extra()
     if not seeds or len(set(seeds)) < len(seeds):
         raise InvalidArgumentError(f"seeds are different numbers, at least one, got {list(seeds)}")
-    if processes < 1:
-        raise InvalidArgumentError(f"processes are a number of at least 1, got {processes}")
     folder = Path(out)
-    outcomes = run_trials(variants, folder, seeds=seeds, processes=processes)
+    with open_executor(processes, executor) as workers:
+        outcomes = run_trials(variants, folder, seeds=seeds, executor=workers)
     picked = [_picked(pick, outcomes, folder) for pick in picks]
     content = _content(file, outcomes, picked)
     text = json.dumps(content, indent=1, default=str) + "\n"

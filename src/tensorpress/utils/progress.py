@@ -1,7 +1,6 @@
 """How far a checkpoint is: a bar of bytes on a terminal, log lines elsewhere."""
 
 import logging
-import os
 from time import perf_counter
 from types import TracebackType
 
@@ -21,9 +20,8 @@ logger = logging.getLogger("tensorpress.checkpoints")
 class ByteProgress:
     """Progress by bytes read, as a context manager around the work.
 
-    On a terminal a bar shows bytes, throughput and the time left; of processes that torchrun
-    started, the first shows it. Every shard is one line at level INFO of the logger
-    ``tensorpress.checkpoints``.
+    On a terminal a bar shows bytes, throughput and the time left. Every shard is one line at level
+    INFO of the logger ``tensorpress.checkpoints``.
 
     Parameters
     ----------
@@ -33,7 +31,6 @@ class ByteProgress:
 
     def __init__(self, total: int) -> None:
         console = Console()
-        first = os.environ.get("RANK", "0") == "0"
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -41,7 +38,7 @@ class ByteProgress:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=not (first and console.is_terminal),
+            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("pressing", total=total)
         self._begun, self._read = perf_counter(), 0
@@ -65,17 +62,13 @@ class ByteProgress:
         self._begun, self._read = perf_counter(), 0
         self._bar.update(self._task, description=f"pressing {shard}")
 
-    def wait(self) -> None:
-        """Show that all shards that are left are being pressed by others."""
-        self._bar.update(self._task, description="waiting for other processes")
-
     def advance(self, size: int) -> None:
         """Report that a tensor of this many bytes is done."""
         self._read += size
         self._bar.advance(self._task, size)
 
     def end(self, shard: str, size: int) -> None:
-        """Report that a shard of this many bytes is done, by this process or another."""
+        """Report that a shard of this many bytes is done, here, in another process or before."""
         self._bar.advance(self._task, size - self._read)
         if self._read:
             seconds = perf_counter() - self._begun

@@ -1,0 +1,202 @@
+"""Jobs whose results are files, so that what was interrupted goes on where it stopped."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.executors import run_jobs
+
+logger = logging.getLogger("tensorpress.jobs")
+
+SUBJECT = "subject.json"
+
+
+class JobFolder:
+    """A folder that holds the result of every finished job, one JSON file each.
+
+    Only the process that calls `run` writes to it. A result is there complete or not at all.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is not there.
+    subject : mapping of str to JSON value
+        What the jobs are about. A folder holds the results of one subject.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the folder is about something else (naming what differs) or cannot be written.
+    CorruptFileError
+        If its subject cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = JobFolder(tempfile.mkdtemp(), {"task": "lengths"})
+    >>> folder.run({"three": ("three",), "fifteen": ("fifteen",)}, len, title="lengths")
+    {'three': 5, 'fifteen': 7}
+    >>> folder.results() == {'three': 5, 'fifteen': 7}
+    True
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], subject: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        text = json.dumps(dict(subject), sort_keys=True, indent=1)
+        self._about = sha256(text.encode()).hexdigest()[:12]
+        with _name_unwritable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / SUBJECT
+            if not path.exists():
+                write_atomically(path, text.encode())
+        self._check_subject(_read_object(path), json.loads(text))
+
+    def results(self) -> dict[str, Any]:
+        """Return the results of the jobs that are done, by name.
+
+        A damaged result is left out with a warning, and its job will be done again.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a result of another subject.
+        """
+        results = {}
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name == SUBJECT:
+                continue
+            try:
+                entry = self._read_entry(path)
+            except CorruptFileError as error:
+                logger.warning("%s: its job is done again", error)
+            else:
+                results[entry["job"]] = entry["result"]
+        return results
+
+    def run(
+        self,
+        jobs: Mapping[str, tuple[Any, ...]],
+        function: Callable[..., Any],
+        *,
+        title: str,
+        executor: Executor | None = None,
+        describe: Callable[[str, Any], str] = lambda name, result: f"{name} done",
+    ) -> dict[str, Any]:
+        """Do every job whose result is not there, and return all results.
+
+        Parameters
+        ----------
+        jobs : mapping of str to tuple
+            The arguments of each job by its name, the first to do first.
+        function : callable
+            From the arguments of a job to a JSON value.
+        title : str
+            What the progress bar, and each line of the logger ``tensorpress.jobs``, says.
+        executor : Executor, optional
+            Where jobs run; without it, in this process. See `tensorpress.utils.executors`.
+        describe : callable
+            From a job's name and result to what the logger says of it.
+
+        Returns
+        -------
+        dict
+            From each name to its result, in the order of ``jobs``.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a result is no JSON value or the folder cannot be written.
+        TensorPressError
+            If a worker ends before its job does.
+
+        Whatever a job raises is raised here; the results of finished jobs stay.
+        """
+        results = self.results()
+        done = {name: results[name] for name in jobs if name in results}
+        left = {name: arguments for name, arguments in jobs.items() if name not in done}
+        console = Console()
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(title, total=len(jobs), completed=len(done))
+            for name, result in self.iterate(left, function, executor):
+                done[name] = result
+                bar.update(task, completed=len(done))
+                text = describe(name, result)
+                logger.info("%s: %s, %d of %d", title, text, len(done), len(jobs))
+        return {name: done[name] for name in jobs}
+
+    def iterate(
+        self,
+        jobs: Mapping[str, tuple[Any, ...]],
+        function: Callable[..., Any],
+        executor: Executor | None = None,
+    ) -> Iterator[tuple[str, Any]]:
+        """Do jobs, whatever results are there, and yield each result once it is written.
+
+        Parameters and errors are those of `run`.
+        """
+        for name, result in run_jobs(executor, function, jobs.items()):
+            yield name, self._write_entry(name, result)
+
+    def _path(self, name: str) -> Path:
+        """Return the file of a job: a readable beginning, and a digest that tells it apart."""
+        readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60].strip("-")
+        return self.folder / f"{readable}.{sha256(name.encode()).hexdigest()[:12]}.json"
+
+    def _write_entry(self, name: str, result: Any) -> Any:
+        """Write a result and return it as a later call will read it."""
+        entry = {"job": name, "about": self._about, "result": result}
+        try:
+            text = json.dumps(entry, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"the result of job {name!r}: {error}") from None
+        path = self._path(name)
+        with _name_unwritable(path):
+            write_atomically(path, text.encode())
+        return json.loads(text)["result"]
+
+    def _read_entry(self, path: Path) -> dict[str, Any]:
+        entry = _read_object(path)
+        if not {"job", "about", "result"} <= entry.keys():
+            raise CorruptFileError(f"{path} is not the result of a job")
+        if entry["about"] != self._about:
+            raise InvalidArgumentError(f"{path} is the result of a job about something else")
+        return entry
+
+    def _check_subject(self, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        for key in sorted({*stored, *expected}):
+            if stored.get(key) != expected.get(key):
+                raise InvalidArgumentError(
+                    f"{self.folder} holds jobs about something else: {key!r} is "
+                    f"{stored.get(key)!r} there and {expected.get(key)!r} here; give another folder"
+                )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not complete JSON: {error}; delete it") from None
+    if not isinstance(content, dict):
+        raise CorruptFileError(f"{path} is not the result of a job")
+    return content
+
+
+@contextmanager
+def _name_unwritable(path: Path) -> Iterator[None]:
+    """Say which file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidArgumentError(f"{path} cannot be written: {error.strerror or error}") from None
