@@ -168,10 +168,10 @@ class AdaTucker(WeightScheme):
         )
 
     def draw(
-        self, spec: LayerSpec, ranks: Sizes, weight: Tensor, start: str, generator: torch.Generator
+        self, spec: LayerSpec, ranks: Sizes, weight: Tensor, init: str, generator: torch.Generator
     ) -> Factors:
         """Draw core and matrices, of one deviation as far as that gives the weight its own."""
-        tucker, std = self.parametrization(spec, ranks), initial_std(weight, start)
+        tucker, std = self.parametrization(spec, ranks), initial_std(weight, init)
         core = tucker.draw_core(tucker.balanced_std(std), generator)
         return tucker.draw(std, core, weight, generator)
 
@@ -206,12 +206,12 @@ class ScadaTucker(AdaTucker):
         self,
         layers: Sequence[PlannedLayer],
         weights: Sequence[Tensor],
-        start: str,
+        init: str,
         generators: Sequence[torch.Generator],
     ) -> list[Factors]:
         """Draw the core of the first layer, at the geometric mean of the deviations of all."""
         tuckers = _tuckers(layers)
-        stds = [initial_std(weight, start) for weight in weights]
+        stds = [initial_std(weight, init) for weight in weights]
         core_stds = [tucker.balanced_std(std) for tucker, std in zip(tuckers, stds, strict=True)]
         cores = list(map(TuckerWeight.draw_core, tuckers, core_stds, generators))
         common = prod(std ** (1 / len(layers)) for std in core_stds)

@@ -364,7 +364,7 @@ class Scheme(ABC):
         return self._signed(self.skeleton(spec, ranks, like=like))
 
     def draw(
-        self, spec: LayerSpec, ranks: Sizes, weight: Tensor, start: str, generator: torch.Generator
+        self, spec: LayerSpec, ranks: Sizes, weight: Tensor, init: str, generator: torch.Generator
     ) -> Factors:
         """Draw all factors of a layer from one normal distribution.
 
@@ -378,7 +378,7 @@ class Scheme(ABC):
             Its ranks.
         weight : Tensor
             Gives shape, dtype and device.
-        start : {"glorot", "kaiming"}
+        init : {"glorot", "kaiming"}
             See `initial_std`.
         generator : torch.Generator
             On the CPU.
@@ -397,7 +397,7 @@ class Scheme(ABC):
             for part in pressed.modules():
                 if isinstance(part, nn.Embedding) and part.padding_idx is not None:
                     part.weight[part.padding_idx].zero_()
-            self._scale(pressed, initial_std(weight, start))
+            self._scale(pressed, initial_std(weight, init))
         buffers = (buffer.to(weight.device) for buffer in pressed.buffers())
         return (*(factor.detach().to(weight) for factor in factors), *buffers)
 
@@ -411,7 +411,7 @@ class Scheme(ABC):
         self,
         layers: Sequence["PlannedLayer"],
         weights: Sequence[Tensor],
-        start: str,
+        init: str,
         generators: Sequence[torch.Generator],
     ) -> list[Factors]:
         """Draw the factors of layers that share the first of them; see `draw`."""
@@ -520,14 +520,14 @@ class LayerScheme(Scheme):
         return pressed
 
 
-def initial_std(weight: Tensor, start: str) -> float:
+def initial_std(weight: Tensor, init: str) -> float:
     """Return the standard deviation that Glorot's or Kaiming's initializer gives a dense weight.
 
     Parameters
     ----------
     weight : Tensor
         (out, in, *kernel) or (out, in).
-    start : {"glorot", "kaiming"}
+    init : {"glorot", "kaiming"}
         Glorot & Bengio (2010): √(2/(fan_in+fan_out)); He et al. (2015): √(2/fan_in).
 
     Examples
@@ -536,7 +536,7 @@ def initial_std(weight: Tensor, start: str) -> float:
     0.2
     """
     fan_out, fan_in = (weight.shape[axis] * weight[0, 0].numel() for axis in (0, 1))
-    return sqrt(2 / (fan_in + fan_out)) if start == "glorot" else sqrt(2 / fan_in)
+    return sqrt(2 / (fan_in + fan_out)) if init == "glorot" else sqrt(2 / fan_in)
 
 
 def _option(name: str, value: Any, default: Any) -> Any:
