@@ -68,7 +68,7 @@ def plan_within_latency(
         return choices.choose(max(share * whole - others, choices.least_cost))
 
     fitted = fit_latency(
-        lambda share: _built(dense, [*replaced, *chosen(share).values()]),
+        lambda share: _build_random(dense, [*replaced, *chosen(share).values()]),
         dense.module,
         dense.inputs,
         limit.amount,
@@ -78,7 +78,7 @@ def plan_within_latency(
     return chosen(fitted.at), choices
 
 
-def _built(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:
+def _build_random(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:
     """Return the pressed model, at random values."""
     new: dict[int, nn.Module] = {}
     for plan in plans:
@@ -141,13 +141,13 @@ def plan_within_budget(
             kept[name] = reason
     if limit.kind != "params" and limit.kind != "bytes" and not dense.inputs:
         raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
-    spread = plan_within_latency if limit.kind == "latency" else _counted
+    spread = plan_within_latency if limit.kind == "latency" else _plan_within_count
     pressed, choices = spread(limit, dense, ways, fixed, rule, round_to)
     kept |= {name: choices.explain_dense(name) for name in ways if name not in pressed}
     return dict(pressed), kept
 
 
-def _counted(
+def _plan_within_count(
     limit: Budget,
     dense: DenseModel,
     ways: Ways,

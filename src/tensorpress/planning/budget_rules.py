@@ -85,15 +85,15 @@ def make_choices(task: Task, rule: str | Scores) -> Choices:
         For a layer whose weight the rule cannot use, or several schemes where it says ranks of one.
     """
     if isinstance(rule, Scores):
-        return _Allocated(task, _scored(task, rule), rule.rule)
+        return _Allocated(task, _plans_of_scores(task, rule), rule.rule)
     if rule == "uniform":
         return _OneNumber(task, lambda _, number: FractionRanks(max(number, 1e-9)))
     if rule == "evbmf":
         return _evbmf(task)
-    plans = {name: _options(task, name) for name in task.layers}
+    plans = {name: _list_plans(task, name) for name in task.layers}
     if rule == "error":
-        return _Allocated(task, _with_scores(plans, lambda error: error**2), "total")
-    return _Allocated(task, _with_scores(plans, _lost_energy), "greedy")
+        return _Allocated(task, _score_plans(plans, lambda error: error**2), "total")
+    return _Allocated(task, _score_plans(plans, _lost_energy), "greedy")
 
 
 Scored = list[tuple[LayerPlan, float]]
@@ -166,7 +166,7 @@ class _OneNumber:
         return sum(map(self._task.cost, plans.values())) + sum(dense)
 
 
-def _options(task: Task, name: str) -> list[LayerPlan]:
+def _list_plans(task: Task, name: str) -> list[LayerPlan]:
     layer, schemes = task.layers[name]
     try:
         return candidate_plans(layer, schemes, task.round_to)
@@ -174,7 +174,7 @@ def _options(task: Task, name: str) -> list[LayerPlan]:
         raise InvalidArgumentError(f"layer {name!r}: {error}") from None
 
 
-def _with_scores(
+def _score_plans(
     plans: Mapping[str, list[LayerPlan]], score: Callable[[float], float]
 ) -> dict[str, Scored]:
     return {
@@ -187,7 +187,7 @@ def _lost_energy(error: float) -> float:
     return -log(max(1 - error**2, SMALLEST_ENERGY))
 
 
-def _scored(task: Task, scores: Scores) -> dict[str, Scored]:
+def _plans_of_scores(task: Task, scores: Scores) -> dict[str, Scored]:
     """Return the plans that were scored, of those schemes that a layer may have."""
     found: dict[str, Scored] = {}
     for name, (layer, schemes) in task.layers.items():

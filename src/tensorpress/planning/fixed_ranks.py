@@ -63,7 +63,7 @@ def plan_fixed_ranks(
     for name, entry in entries.items():
         try:
             [scheme] = layer_schemes(entry, schemes)
-            found[name] = _given(layers[name], entry, scheme, ranks, round_to)
+            found[name] = _plan_entry(layers[name], entry, scheme, ranks, round_to)
         except (InvalidArgumentError, TypeError) as error:
             raise InvalidArgumentError(f"layer {name!r}: {error}") from None
     _check_shared(found.values())
@@ -103,7 +103,7 @@ def press_where_smaller(
     pressed: dict[str, LayerPlan] = {}
     kept: dict[str, str] = {}
     for name, layer in layers.items():
-        found = _smaller(layer, scheme, ranks, round_to)
+        found = _plan_if_smaller(layer, scheme, ranks, round_to)
         if isinstance(found, str):
             kept[name] = found
         else:
@@ -117,7 +117,7 @@ def nothing_pressed_error(kept: Mapping[str, str]) -> InvalidArgumentError:
     return InvalidArgumentError(f"the model has no layer that can be pressed{reasons}")
 
 
-def _given(
+def _plan_entry(
     layer: Layer, entry: Entry, scheme: str, ranks: Ranks | None, round_to: int
 ) -> LayerPlan:
     named = scheme_named(scheme)
@@ -149,7 +149,7 @@ def _check_shared(layers: Iterable[LayerPlan]) -> None:
             )
 
 
-def _smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> LayerPlan | str:
+def _plan_if_smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> LayerPlan | str:
     """Return the plan of a layer, or why it stays dense."""
     form, rule = scheme_named(scheme), rank_rule(ranks)
     found, reason = applicable_schemes(layer, [form])

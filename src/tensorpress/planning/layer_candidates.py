@@ -46,10 +46,12 @@ def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int 
     largest = scheme.largest_ranks(spec)
     chosen = rule.ranks(spectra, largest)
     scheme.check_ranks(spec, chosen)
-    return planned(layer, scheme, scheme.attainable(spec, round_ranks(chosen, largest, round_to)))
+    return plan_layer(
+        layer, scheme, scheme.attainable(spec, round_ranks(chosen, largest, round_to))
+    )
 
 
-def planned(layer: Layer, scheme: Scheme, ranks: Sizes) -> LayerPlan:
+def plan_layer(layer: Layer, scheme: Scheme, ranks: Sizes) -> LayerPlan:
     """Return the plan of a layer at ranks."""
     return LayerPlan(
         layer.name,
@@ -95,7 +97,7 @@ def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) 
     spec, kernel = layer.spec(), None
     found = []
     for scheme in _distinct(spec, schemes):
-        plans = [planned(layer, scheme, ranks) for ranks in scheme.candidates(spec, round_to)]
+        plans = [plan_layer(layer, scheme, ranks) for ranks in scheme.candidates(spec, round_to)]
         plans = [plan for plan in plans if refuse_no_gain(plan) is None]
         if not plans:
             continue

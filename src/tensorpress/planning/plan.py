@@ -12,7 +12,7 @@ import yaml
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning.plan_file import FORMAT, PlanFile, layer_to_dict
-from tensorpress.planning.plan_table import Sums, kept_lines, layer_table
+from tensorpress.planning.plan_table import Sums, format_kept, layer_table
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
@@ -137,7 +137,7 @@ class Plan:
             Naming the key that is missing, unknown or has a value that cannot be used.
         """
         read = validate(PlanFile, content, "plan")
-        layers = tuple(layer.named(name) for name, layer in read.layers.items())
+        layers = tuple(layer.to_layer_plan(name) for name, layer in read.layers.items())
         other = read.other
         return Plan(read.scheme, layers, read.kept, other.params, other.bytes, other.macs)
 
@@ -182,4 +182,4 @@ class Plan:
             core = f"(shared core {format_shape(self.shared_core)})"
             shared = sum(layer.shared_params for layer in self._sharing)
             sums.insert(0, Sums(core, None, shared, None, None))
-        return "\n".join([*layer_table(self.layers, sums), *kept_lines(self.kept)])
+        return "\n".join([*layer_table(self.layers, sums), *format_kept(self.kept)])

@@ -67,7 +67,7 @@ class LayerEntry(_Section):
         spec = weight_spec(tuple(entry["shape"]))
         return rest | {"weight": _to_dict(spec), "options": {"modes": entry["modes"], **flags}}
 
-    def named(self, name: str) -> LayerPlan:
+    def to_layer_plan(self, name: str) -> LayerPlan:
         """Return the plan of the layer.
 
         Raises

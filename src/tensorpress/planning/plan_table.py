@@ -55,12 +55,12 @@ def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
     ]
 
 
-def kept_lines(kept: Mapping[str, str]) -> list[str]:
+def format_kept(kept: Mapping[str, str]) -> list[str]:
     """Return a line for each reason to keep layers dense, with their names.
 
     Examples
     --------
-    >>> kept_lines({"a": "it is small", "b": "it is small"})
+    >>> format_kept({"a": "it is small", "b": "it is small"})
     ['kept dense: a, b (it is small)']
     """
     reasons: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ from tensorpress.planning.fixed_ranks import (
     plan_fixed_ranks,
     press_where_smaller,
 )
-from tensorpress.planning.layer_candidates import planned
+from tensorpress.planning.layer_candidates import plan_layer
 from tensorpress.planning.layers import Layer, Weights
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scores
@@ -256,4 +256,4 @@ def _plan_together(
     others = dict.fromkeys(small, "too small to be made smaller")
     if not chosen:
         raise nothing_pressed_error({**kept, **others})
-    return [planned(layers[name], *choice) for name, choice in chosen.items()], others
+    return [plan_layer(layers[name], *choice) for name, choice in chosen.items()], others

@@ -64,8 +64,8 @@ class ScaleNorm(nn.Module):
 def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
     """Train a pressed model with a norm between the factors of every chain.
 
-    Where factors were drawn, their product, and so their gradients, vary by orders of magnitude; norms
-    between them hold the scale, as between layers.
+    Where factors were drawn, their product, and so their gradients, vary by orders of magnitude;
+    norms between them hold the scale, as between layers.
 
     Parameters
     ----------

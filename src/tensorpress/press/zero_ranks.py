@@ -63,7 +63,7 @@ def drop_zero_ranks(model: nn.Module) -> dict[str, Sizes]:
     """
     changes = []
     for network in _networks(model):
-        smaller = _shrunk(network)
+        smaller = _shrink(network)
         if smaller.ranks != network.ranks:
             changes.append(smaller)
     for network in changes:
@@ -117,14 +117,14 @@ def _zero(factors: Sequence[RankFactor], bond: int) -> Tensor:
     return torch.stack(found).any(0)
 
 
-def _shrunk(network: _Network) -> _Network:
+def _shrink(network: _Network) -> _Network:
     """Return a network without the indices that stand for nothing."""
     while True:
         before = network
         for bond in sorted(set(network.order)):
             dead = network.dead(bond)
-            common = [_without(factor, bond, dead) for factor in network.common]
-            own = [[_without(factor, bond, dead) for factor in layer] for layer in network.own]
+            common = [_drop_dead(factor, bond, dead) for factor in network.common]
+            own = [[_drop_dead(factor, bond, dead) for factor in layer] for layer in network.own]
             network = replace(network, common=common, own=own)
         if _extent(network) == _extent(before):
             return network
@@ -134,19 +134,19 @@ def _extent(network: _Network) -> tuple[Sizes, int]:
     return network.ranks, sum(int(factor.values.count_nonzero()) for factor in network.factors)
 
 
-def _without(factor: RankFactor, bond: int, dead: Tensor) -> RankFactor:
+def _drop_dead(factor: RankFactor, bond: int, dead: Tensor) -> RankFactor:
     """Return a factor without dead indices; those that have to stay become zero."""
     left = max(1, int((~dead).sum(1).max()))
     kept = dead.int().argsort(dim=1, stable=True)[:, :left].sort(1).values
     values = factor.values
     for axis in (axis for axis, number in factor.ranks.items() if number == bond):
         groups = zip(values.movedim(axis, 1), dead, kept, strict=True)
-        cut = [_zeroed(group, gone)[indices] for group, gone, indices in groups]
+        cut = [_zero_at(group, gone)[indices] for group, gone, indices in groups]
         values = torch.stack(cut).movedim(1, axis)
     return replace(factor, values=values)
 
 
-def _zeroed(values: Tensor, at: Tensor) -> Tensor:
+def _zero_at(values: Tensor, at: Tensor) -> Tensor:
     return values.masked_fill(at.reshape(-1, *(1,) * (values.ndim - 1)), 0)
 
 
@@ -169,7 +169,7 @@ def _networks(model: nn.Module) -> Iterator[_Network]:
         network = _network(layers)
         core, *_ = map(layer_factors, layers.values())
         most = {id(x): len(layers) for x in core[: len(network.common)]}
-        held = {id(x) for layer in layers.values() for x in _replaced(layer)}
+        held = {id(x) for layer in layers.values() for x in _new_parameters(layer)}
         if any(held_by[key] > most.get(key, 1) for key in held):
             logger.info("layer %s is left: others hold a parameter of it", ", ".join(layers))
         else:
@@ -188,7 +188,7 @@ def _network(layers: Mapping[str, nn.Module]) -> _Network:
     return _Network(layers, factors[0][:shared], own, tuple(order))
 
 
-def _replaced(layer: nn.Module) -> list[nn.Parameter]:
+def _new_parameters(layer: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that a layer of other ranks has anew."""
     return list(layer.parameters()) if isinstance(layer, Pressed) else layer_factors(layer)
 
@@ -224,7 +224,7 @@ def _put(network: _Network, holders: Holders) -> None:
     core = [nn.Parameter(factor.values[0].contiguous()) for factor in network.common]
     for layer, own in zip(network.layers.values(), network.own, strict=True):
         if isinstance(layer, Pressed):
-            holders.replace(layer, _rebuilt(layer, [f.values for f in own], network.ranks))
+            holders.replace(layer, _rebuild(layer, [f.values for f in own], network.ranks))
             continue
         form, held = factorized_weight(layer), stored_factors(layer)
         assert form is not None
@@ -234,7 +234,7 @@ def _put(network: _Network, holders: Holders) -> None:
         form.ranks = network.ranks
 
 
-def _rebuilt(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
+def _rebuild(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
     """Return a pressed layer of other ranks with given factors."""
     like, bias = next(layer.parameters()).detach(), layer.held_bias()
     new = scheme(layer.scheme, layer.options).build(layer.spec, ranks, like=like)

@@ -42,11 +42,11 @@ def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: 
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"layer {name!r}: {error}") from None
         by_scheme = [[plan for plan in plans if plan.scheme == scheme] for scheme in schemes]
-        found += [_spread(alike, count) for alike in by_scheme]
+        found += [_select_evenly(alike, count) for alike in by_scheme]
     return [group for group in found if group]
 
 
-def _spread(plans: Sequence[LayerPlan], count: int) -> Group:
+def _select_evenly(plans: Sequence[LayerPlan], count: int) -> Group:
     """Return the plans of least error within equal steps of the parameters."""
     best_first = sorted(plans, key=lambda plan: plan.error or 0.0)
     picked: dict[tuple[int, ...], LayerPlan] = {}
