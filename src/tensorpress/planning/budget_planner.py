@@ -180,7 +180,9 @@ def _plan_within_count(
     }
     task = Task(ways, cost, {name: dense_cost(x) for name, x in smallest.items()}, round_to)
     choices = make_choices(task, rule)
-    others = total - sum(task.dense.values()) - sum(dense_cost(x) - cost(x) for x in fixed.values())
+    # With a core that fixed layers share, which is the cost of no one of them.
+    with_fixed = getattr(dense.plan("", list(fixed.values()), {}), limit.kind)
+    others = with_fixed - sum(task.dense.values())
     least = others + choices.least_cost
     if least > amount:
         raise InvalidArgumentError(
