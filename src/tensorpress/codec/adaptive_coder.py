@@ -165,26 +165,32 @@ class Stream:
 
     def finish(self) -> bytes:
         """Return the shortest stream that what was written can be read from."""
-        low, high, position = (int(self._state[at]) for at in (LOW, HIGH, POSITION))
-        for zeros in range(8 * _STATE_BYTES, -1, -8):
-            point = -(-low >> zeros) << zeros
-            if point <= high:
-                break
-        kept = _STATE_BYTES - zeros // 8
-        return bytes(self._buffer[:position]) + point.to_bytes(_STATE_BYTES, "big")[:kept]
+        settled = bytes(self._buffer[: int(self._state[POSITION])])
+        return settled + self._shortest_end()
 
     def end(self) -> None:
-        """Check that all was read, and that there was enough.
+        """Check that all was read: the stream is what `finish` gives for these values.
 
         Raises
         ------
         CorruptFileError
-            If not.
+            If it ends early, or goes on.
         """
-        if self._state[POSITION] > len(self._buffer) + _STATE_BYTES:
+        settled = int(self._state[POSITION]) - _STATE_BYTES
+        rest, end = self._buffer[settled:], self._shortest_end()
+        if len(rest) < len(end):
             raise CorruptFileError("the coded values end early")
-        if self._state[POSITION] < len(self._buffer):
+        if rest != end:
             raise CorruptFileError("there are data after the coded values")
+
+    def _shortest_end(self) -> bytes:
+        """Return the fewest bytes that, after those settled, lie in the coder's interval."""
+        low, high = int(self._state[LOW]), int(self._state[HIGH])
+        for zeros in range(8 * _STATE_BYTES, -1, -8):
+            point = -(-low >> zeros) << zeros
+            if point <= high:
+                break
+        return point.to_bytes(_STATE_BYTES, "big")[: _STATE_BYTES - zeros // 8]
 
     def _make_room(self, size: int = _ROOM) -> None:
         if self.writing:

@@ -55,7 +55,7 @@ def encode_range(arrays: Sequence[Symbols], priors: Sequence[Prior]) -> bytes:
 
 
 def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> list[Symbols]:
-    """Decode what `encode` returned.
+    """Decode what `encode_range` returned.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
     Raises
     ------
     CorruptFileError
-        If the stream cannot come from `encode` with these tables, or holds more symbols. Not every
-        damage shows: the file's checksum is there for that.
+        If the stream is not what `encode_range` returns for any symbols with these tables. Damage
+        that leaves other symbols is for the file's checksum to find.
     """
     coded = sum(n for n, prior in zip(sizes, priors, strict=True) if len(prior.counts) > 1)
     if len(data) > (_MOST_BYTES * (coded + 2) if coded else 0):
@@ -88,6 +88,9 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
             arrays.append(indices)
         else:
             arrays.append(np.full(size, prior.lowest, np.int32))
+    # The decoder does not say how far it has read; the encoder is as fast, and exact.
+    if encode_range(arrays, priors) != data:
+        raise CorruptFileError("there are data after the coded values, or they are damaged")
     return arrays
 
 
