@@ -129,3 +129,17 @@ def test_of_files(tmp_path: Path, tabled: nn.Module, part: str, coder: str, extr
         for read in (lambda p=path, d=dense: tp.load(p, d), lambda p=path: tp.inspect(p)):
             with pytest.raises(CorruptFileError, match=r"model\.tpz: "):
                 read()
+
+
+@pytest.mark.parametrize("coder", ["range", "huffman"])
+def test_of_tables_within_a_file(
+    tmp_path: Path, tabled: nn.Module, coder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Longer(BitWriter):
+        def to_bytes(self) -> bytes:
+            return super().to_bytes() + b"\0"
+
+    monkeypatch.setattr("tensorpress.codec.encode_tensors.BitWriter", Longer)
+    path = saved(tabled, tmp_path, quantizer=tp.UniformQuantizer(8192, 4096.0), coder=coder)
+    with pytest.raises(CorruptFileError, match=r"model\.tpz: there are data after the end"):
+        tp.inspect(path)
