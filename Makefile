@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint install
+.PHONY: demo test lint mutants install
 
 demo: install  ## Press LeNet-5 on embedded data, about two minutes.
 	$(BIN)/tensorpress demo --out demo
@@ -15,6 +15,9 @@ lint: install  ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutants: install  ## Small faults put into the code, and how many of them its tests see: 15 minutes.
+	$(BIN)/python -m benchmarks.mutation
 
 install: $(READY)
 
