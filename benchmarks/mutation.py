@@ -20,9 +20,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -33,6 +33,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "results" / "mutation.json"
+RESULTS = ("killed", "timeout", "survived", "not run")
 PACKAGES = ("planning", "reconstruct", "codec", "ranks")
 
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
@@ -190,10 +191,10 @@ def _quiet(target: Any, *arguments: Any) -> None:
         target(*arguments)
 
 
-def measure(package: str, source: Path, count: int, seed: int) -> dict[str, Any]:
+def measure(package: str, copy: Path, count: int, seed: int) -> dict[str, Any]:
     """Return how many of a random choice of mutants of a package its tests see."""
-    folder, tests = source / "tensorpress" / package, ROOT / "tests" / package
-    record = source / "record.json"
+    folder, tests = copy / "src" / "tensorpress" / package, Path("tests", package)
+    record = copy / "record.json"
     in_process(_record, tests, folder, record)
     code, seconds, lines = json.loads(record.read_text())
     if code:
@@ -217,7 +218,7 @@ def measure(package: str, source: Path, count: int, seed: int) -> dict[str, Any]
     return {
         "mutants": len(mutants),
         "sampled": len(chosen),
-        **{key: results[key] for key in ("killed", "timeout", "survived", "not run")},
+        **{key: results[key] for key in RESULTS},
         "score": round(seen / len(chosen), 3),
         "survivors": survivors,
     }
@@ -256,8 +257,8 @@ def test_mutant(path: Path, mutant: Mutant, names: Sequence[str], seconds: dict[
         return "not run"
     source = path.read_bytes()
     path.write_bytes(mutate(source, mutant))
-    for folder in path.parents[1].rglob("__pycache__"):  # compiled code, too, if of other files
-        shutil.rmtree(folder)
+    for compiled in path.parents[1].rglob("__pycache__"):  # of files that call this one, too
+        shutil.rmtree(compiled)
     try:
         code = in_process(_test, names, seconds=20 + 4 * sum(seconds[name] for name in names))
     finally:
@@ -275,6 +276,24 @@ def diff(source: bytes, mutant: Mutant) -> list[str]:
     ]
 
 
+@contextmanager
+def working_copy() -> Iterator[Path]:
+    """Yield a folder with the code and its tests, where they are imported from."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for folder in ("src", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        os.chdir(copy)
+        sys.path.insert(0, str(copy / "src"))
+        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONPATH": sys.path[0], "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ |= {"OMP_NUM_THREADS": "1"}
+        os.environ.pop("TENSORPRESS_DATA", None)  # tests on real data are not there everywhere
+        yield copy
+
+
 def main() -> None:
     """Test mutants of packages, and write how many were seen."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -283,38 +302,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    os.chdir(ROOT)
-    sys.dont_write_bytecode = True
-    with tempfile.TemporaryDirectory() as name:
-        source = Path(name)
-        shutil.copytree(
-            ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
-        )
-        sys.path.insert(0, name)
-        os.environ.update(PYTHONPATH=name, PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-        os.environ.pop("TENSORPRESS_DATA", None)  # tests on real data are not there everywhere
+    out, start = options.out.resolve(), perf_counter()
+    with working_copy() as copy:
         import hypothesis  # noqa: F401
         import torch  # noqa: F401  once, not in every process
 
-        start = perf_counter()
         packages = {
-            package: measure(package, source, options.count, options.seed)
+            package: measure(package, copy, options.count, options.seed)
             for package in options.package or PACKAGES
         }
-    total: defaultdict[str, int] = defaultdict(int)
-    for result in packages.values():
-        for key in ("sampled", "killed", "timeout", "survived", "not run"):
-            total[key] += result[key]
+    total = {key: sum(found[key] for found in packages.values()) for key in ("sampled", *RESULTS)}
     score = round((total["killed"] + total["timeout"]) / total["sampled"], 3)
-    content = {
-        "seed": options.seed,
-        "minutes": round((perf_counter() - start) / 60, 1),
-        **total,
-        "score": score,
-        "packages": packages,
-    }
-    options.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    print(f"{score:.1%} of {total['sampled']} mutants are seen: {options.out}")
+    minutes = round((perf_counter() - start) / 60, 1)
+    content = {"seed": options.seed, "minutes": minutes, **total, "score": score}
+    text = json.dumps({**content, "packages": packages}, indent=1, ensure_ascii=False)
+    out.write_text(text + "\n")
+    print(f"{score:.1%} of {total['sampled']} mutants are seen: {out}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ RULES: dict[str, Callable[[list[float]], float]] = {
 @pytest.mark.parametrize("rule", RULES)
 def test_no_other_ranks_are_better(rule: str, pair: tuple[str, str], share: int) -> None:
     net = nn.Sequential(*(layer(SPECTRA[name], place) for place, name in enumerate(pair)))
-    made = tp.plan(net, scheme="channel_svd", budget=f"params={share}%", ranks=rule)
+    made = tp.plan(net, scheme="channel_svd", budget=f"params={share}%", allocation=rule)
     ranks = {str(place): SIZE for place in range(2)} | {x.name: x.ranks[0] for x in made.layers}
     errors = [squared_errors(SPECTRA[name]) for name in pair]
     best = min(

@@ -69,7 +69,12 @@ def test_the_whole_model_takes_the_budget_and_hardly_less(
 @pytest.mark.parametrize("rule", ["error", "energy", "uniform", "evbmf"])
 def test_by_any_rule(net: nn.Module, kind: str, rule: str) -> None:
     made = tp.plan(
-        net, X, scheme="channel_svd", ranks=rule, budget=f"{kind}=45%", overrides=FIXED["low rank"]
+        net,
+        X,
+        scheme="channel_svd",
+        allocation=rule,
+        budget=f"{kind}=45%",
+        overrides=FIXED["low rank"],
     )
     measure = MEASURES[kind]
     assert 0.44 <= measure(tp.press(net, made)) / measure(net) <= 0.45
