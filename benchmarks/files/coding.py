@@ -94,7 +94,7 @@ def huffman(arrays: Arrays) -> int:
     """Return the bytes of arrays, each with its own code, and of the codes."""
     writer, size = BitWriter(), 0
     for _, symbols in arrays:
-        code = HuffmanCode.of(symbols)
+        code = HuffmanCode.from_symbols(symbols)
         code.write(writer)
         size += len(code.encode(symbols))
     return len(writer.to_bytes()) + size

@@ -23,7 +23,7 @@ def read(data: bytes, symbols: Symbols, shape: tuple[int, ...], expect: int = 0)
     stream = Stream(data)
     stream.expect(expect)
     found = stream.symbols(shape, nearest_scale(symbols))
-    stream.end()
+    stream.check_end()
     return found
 
 
@@ -61,7 +61,7 @@ def test_numbers_come_back(wanted: list[tuple[str, int]]) -> None:
     again = Stream(data)
     assert [called(again, kind) for kind, _ in wanted] == [value for _, value in wanted]
     assert again.bits == pytest.approx(stream.bits)
-    again.end()
+    again.check_end()
 
 
 @given(
@@ -141,7 +141,7 @@ def test_what_is_undone_leaves_no_trace() -> None:
     stream = Stream()
     mark = stream.mark()
     stream.symbols((10, 10), 3, laplace((10, 10), 90.0, seed=1))
-    stream.back_to(mark)
+    stream.rewind(mark)
     stream.symbols((10, 10), nearest_scale(symbols), symbols)
     assert stream.finish() == written(symbols, (10, 10))
 
@@ -153,7 +153,7 @@ def test_any_bytes_are_read_or_refused(data: bytes, expect: int, scale: int) -> 
     stream.expect(expect)
     try:
         found = stream.symbols((9, 3, 3, 3), scale)
-        stream.end()
+        stream.check_end()
     except CorruptFileError:
         return
     assert found.shape == (243,)
@@ -178,12 +178,12 @@ def test_without_numba_it_is_slow_and_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_tables_are_what_they_should_be() -> None:
-    stretch, squash, logarithms, shares = (np.array(table) for table in tables())
+    stretch, squash, logarithms, reciprocals = (np.array(table) for table in tables())
     x = np.arange(-2048, 2048)
     logistic = 65536 / (1 + np.exp(-x / 256))
     assert np.abs(squash - logistic.clip(32, 65504)).max() <= 1
     p = (np.arange(4096) + 0.5) / 4096
     assert np.abs(stretch - (256 * np.log(p / (1 - p))).clip(-2047, 2047)).max() <= 1
     assert np.abs(logarithms[1:] - 8 * np.log2(np.arange(1, 4096))).max() <= 0.51
-    assert (shares[1:] == 65536 // np.arange(1, 1024)).all()
+    assert (reciprocals[1:] == 65536 // np.arange(1, 1024)).all()
     assert len(initial_state()) > 100_000

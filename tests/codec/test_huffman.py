@@ -48,7 +48,7 @@ def test_skewed_counts_give_the_longest_code_words() -> None:
 @given(symbol_lists, st.binary(max_size=3))
 def test_symbols_are_decoded_and_the_code_is_read_back(values: list[int], after: bytes) -> None:
     symbols = np.array(values, np.int32)
-    code = HuffmanCode.of(symbols)
+    code = HuffmanCode.from_symbols(symbols)
     writer = BitWriter()
     code.write(writer)
     code = HuffmanCode.read(BitReader(writer.to_bytes()), reach=50)
@@ -70,13 +70,13 @@ def test_code_words_are_canonical() -> None:
 def test_long_arrays_cross_the_borders_of_chunks() -> None:
     rng = np.random.default_rng(0)
     symbols = np.round(rng.laplace(0, 20, 700_000)).astype(np.int32)
-    code = HuffmanCode.of(symbols)
+    code = HuffmanCode.from_symbols(symbols)
     assert np.array_equal(code.decode(code.encode(symbols), symbols.size)[0], symbols)
 
 
 def test_a_single_symbol_needs_no_bits() -> None:
     symbols = np.full(9, -4, np.int32)
-    code = HuffmanCode.of(symbols)
+    code = HuffmanCode.from_symbols(symbols)
     assert code.encode(symbols) == b""
     assert code.decode(b"rest", 9)[0].tolist() == [-4] * 9
 
@@ -86,7 +86,7 @@ def test_damaged_streams_give_symbols_of_the_code_or_are_refused(
     values: list[int], choice: st.DataObject
 ) -> None:
     symbols = np.array(values, np.int32)
-    code = HuffmanCode.of(symbols)
+    code = HuffmanCode.from_symbols(symbols)
     data = choice.draw(st.binary(max_size=400))
     try:
         decoded, size = code.decode(data, symbols.size)
@@ -98,7 +98,7 @@ def test_damaged_streams_give_symbols_of_the_code_or_are_refused(
 
 def test_truncated_streams_and_stray_bits_are_refused() -> None:
     symbols = np.array([0, 1, 2, 3, 3] * 9, np.int32)
-    code = HuffmanCode.of(symbols)
+    code = HuffmanCode.from_symbols(symbols)
     data = code.encode(symbols)
     for size in range(len(data)):
         with pytest.raises(CorruptFileError, match="end early"):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorpress.codec.bit_io import BitReader
-from tensorpress.codec.raw_values import PlainStorage, exact_storage, from_bytes, to_bytes
+from tensorpress.codec.raw_values import RawStorage, exact_storage, from_bytes, to_bytes
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 DTYPES = [
@@ -13,7 +13,7 @@ DTYPES = [
 ]  # fmt: skip
 
 
-def round_trip(tensor: torch.Tensor, storage: PlainStorage) -> torch.Tensor:
+def round_trip(tensor: torch.Tensor, storage: RawStorage) -> torch.Tensor:
     reader = BitReader(to_bytes(tensor, storage))
     again = from_bytes(reader, storage, tuple(tensor.shape), tensor.dtype)
     reader.finish()
@@ -91,7 +91,7 @@ def test_half_refuses_what_float16_cannot_hold(bad: float) -> None:
     ],
 )
 def test_bytes_that_do_not_fit_are_refused(
-    data: bytes, storage: PlainStorage, shape: tuple[int, ...], dtype: torch.dtype, reason: str
+    data: bytes, storage: RawStorage, shape: tuple[int, ...], dtype: torch.dtype, reason: str
 ) -> None:
     with pytest.raises(CorruptFileError, match=reason):
         from_bytes(BitReader(data), storage, shape, dtype)

@@ -4,7 +4,7 @@ from constriction import stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorpress.codec.static_coder import _model, decode_range, encode_range
+from tensorpress.codec.static_coder import _categorical, decode_range, encode_range
 from tensorpress.codec.static_tables import Prior, parametric_prior
 from tensorpress.errors import CorruptFileError
 
@@ -22,7 +22,7 @@ def draw(rng: np.random.Generator, prior: Prior, size: int) -> np.ndarray:
 def test_the_coder_uses_exactly_the_counts_of_the_table(code: int) -> None:
     """Decode the first and the last of the 2**24 quantiles of every symbol."""
     prior = parametric_prior(code, 40)
-    model = _model(prior)
+    model = _categorical(prior)
     ends = np.cumsum(prior.counts)
     quantile = (2**64 - 1) >> 24
     for i, (start, end) in enumerate(zip(ends - prior.counts, ends, strict=True)):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tensorpress.codec.adaptive_coder import Stream
-from tensorpress.codec.decode_tensors import StoredTensor, decode_tensors
+from tensorpress.codec.decode_tensors import DecodedTensor, decode_tensors
 from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.static_tables import entropy_bits
@@ -70,7 +70,7 @@ def encoded(
 
 def round_trip(
     tensors: list[torch.Tensor], quantizers: Quantizers, coder: Coder = "range"
-) -> list[StoredTensor]:
+) -> list[DecodedTensor]:
     stream, payload = encoded(tensors, quantizers, coder)
     return decode_tensors(Stream(stream), payload, *meta(tensors), coder)
 

@@ -1,4 +1,4 @@
-"""One stream of numbers and symbols, written or read by the same calls."""
+"""The adaptive arithmetic coder: one stream of numbers and symbols, written or read alike."""
 
 import warnings
 from collections.abc import Callable
@@ -8,35 +8,32 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tensorpress.codec import binary_coder, context_model
 from tensorpress.codec.binary_coder import HIGH, LOW, MODE, POSITION, VALUE, WRITING
-from tensorpress.codec.bit_io import unzigzag, zigzag
+from tensorpress.codec.bit_io import Symbols, unzigzag, zigzag
 from tensorpress.codec.context_tables import NUMBER_COUNTERS, NUMBERS, initial_state
 from tensorpress.errors import CorruptFileError
 
-Symbols = NDArray[np.int32]
-
 SCALES = 63
-"""Number of the scales from which a tensor's expected magnitude can start."""
+"""Number of scales: initial expected magnitudes of a tensor, half an octave apart."""
 
 _STATE_BYTES = 4
 _MANY, _VERY_MANY = 1 << 14, 1 << 17  # symbols: a compiler pays; plain Python takes many seconds
-_ROOM = 1 << 10  # bytes that any number fits in
+_ROOM = 1 << 10  # bytes: more than any number takes
 
 
 class Stream:
-    """An adaptive arithmetic coder, of what is to be written or, given `data`, of what is read.
+    """An adaptive arithmetic coder that writes a stream or, if `data` is passed, reads one.
 
-    Every method takes the value to write and returns it; in reading, what it is given does not
-    matter, and what the stream holds is returned. So one description of a format serves both
-    directions. Integers only: the same on every machine.
+    Every method takes the value to write and returns it; in reading, the argument is ignored and
+    the value in the stream is returned. So one description of a format serves both directions. The
+    coder computes with integers only, and its streams are the same on every machine.
 
     Parameters
     ----------
     data : bytes, optional
-        What `finish` returned. Not trusted.
+        A stream that `finish` returned. It is not trusted.
 
     References
     ----------
@@ -59,7 +56,7 @@ class Stream:
     def __init__(self, data: bytes | None = None) -> None:
         self._buffer = bytearray(_ROOM) if data is None else bytearray(data)
         self.writing = data is None
-        """Whether values are taken, rather than found."""
+        """Whether the stream is written, not read."""
         self._state: Any = list(initial_state())
         self._names: dict[str, int] = {}
         self._code: Callable[..., bool] = context_model.code_symbols
@@ -72,17 +69,25 @@ class Stream:
 
     @property
     def bits(self) -> float:
-        """Information coded so far, in bits."""
+        """The information coded so far, in bits."""
         settled = int(self._state[POSITION]) - (0 if self.writing else _STATE_BYTES)
         return 8 * (settled + _STATE_BYTES) - log2(int(self._state[HIGH] - self._state[LOW]) + 1)
 
     def number(self, name: str, value: int = 0) -> int:
-        """Code a number from 0 to 2**24 - 2; numbers of a name should be alike, and best small."""
+        """Code a number from 0 to 2**24 - 2.
+
+        The coder learns from the numbers of one name how long the next will be.
+
+        Raises
+        ------
+        ValueError
+            For the 65th name.
+        """
         self._make_room()
         index = self._names.setdefault(name, len(self._names))
         if index >= NUMBERS:
             raise ValueError(f"there are counters for {NUMBERS} kinds of numbers, not for more")
-        first = context_model.NAMED + index * NUMBER_COUNTERS
+        first = context_model.NUMBER_START + index * NUMBER_COUNTERS
         return binary_coder.code_number(self._state, self._buffer, first, value)
 
     def signed(self, name: str, value: int = 0) -> int:
@@ -90,8 +95,9 @@ class Stream:
         return unzigzag(self.number(name, zigzag(value)))
 
     def choice(self, count: int, value: int = 0) -> int:
-        """Code one of `count` equally likely numbers from 0; `count` is at most 2**16."""
+        """Code one of `count` equally likely numbers from 0 on; `count` is at most 2**16."""
         self._make_room()
+        # Bisection: does the number lie in the upper half? P = upper half / count.
         low = 0
         while count > 1:
             half = count // 2
@@ -101,7 +107,7 @@ class Stream:
         return low
 
     def word(self, value: int = 0) -> int:
-        """Code 32 bits that are nothing in particular."""
+        """Code any 32 bits, as they are."""
         high = self.choice(1 << 16, value >> 16)
         return high << 16 | self.choice(1 << 16, value & 0xFFFF)
 
@@ -113,12 +119,17 @@ class Stream:
         Parameters
         ----------
         shape : tuple of int
-            Its rows, its columns or channels, and its places in the plane: symbols that are
-            near in it, or in one row or column, are expected to be alike.
+            Shape of the tensor: rows, columns or channels, places in the plane. Symbols that are
+            near in it, or in one row or column, are expected to be of like magnitude.
         scale : int
-            `nearest_scale` the symbols: half octaves of the magnitude that is expected at first.
+            Initial expected magnitude, in half octaves; `nearest_scale` returns the best.
         symbols : ndarray of int32, optional
-            As many as the shape has; in reading none.
+            The symbols in row-major order, shape (size,); not needed in reading.
+
+        Returns
+        -------
+        ndarray of int32
+            The symbols, shape (size,).
 
         Raises
         ------
@@ -132,14 +143,14 @@ class Stream:
         mark = self.mark()
         while True:
             self._make_room(room)
-            found = self._run(symbols, shape, scale)
+            result = self._run(symbols, shape, scale)
             if self._state[POSITION] <= len(self._buffer):
-                return found
-            self.back_to(mark)
+                return result
+            self.rewind(mark)  # the buffer was too small: once more with a larger one
             room *= 4
 
     def expect(self, symbols: int) -> None:
-        """Use compiled code if so many symbols are to come that it pays; the bytes are the same.
+        """Prepare for so many symbols: use compiled code if it pays; the bytes are the same.
 
         Warns if it would, but numba is not installed.
         """
@@ -156,25 +167,25 @@ class Stream:
             )
 
     def mark(self) -> Any:
-        """Return where the coder stands, to come `back_to` it."""
+        """Return the coder's state, for `rewind`."""
         return self._state.copy()
 
-    def back_to(self, mark: Any) -> None:
-        """Undo all that was written since."""
+    def rewind(self, mark: Any) -> None:
+        """Undo all that was written since `mark` returned this state."""
         self._state = mark.copy()
 
     def finish(self) -> bytes:
-        """Return the shortest stream that what was written can be read from."""
+        """Return the shortest stream from which all that was written can be read."""
         settled = bytes(self._buffer[: int(self._state[POSITION])])
         return settled + self._shortest_end()
 
-    def end(self) -> None:
+    def check_end(self) -> None:
         """Check that all was read: the stream is what `finish` gives for these values.
 
         Raises
         ------
         CorruptFileError
-            If it ends early, or goes on.
+            If bytes are missing, or left.
         """
         settled = int(self._state[POSITION]) - _STATE_BYTES
         rest, end = self._buffer[settled:], self._shortest_end()
@@ -186,6 +197,8 @@ class Stream:
     def _shortest_end(self) -> bytes:
         """Return the fewest bytes that, after those settled, lie in the coder's interval."""
         low, high = int(self._state[LOW]), int(self._state[HIGH])
+        # Any point of the interval will do: take the one with the most trailing zero bytes, which
+        # need not be written.
         for zeros in range(8 * _STATE_BYTES, -1, -8):
             point = -(-low >> zeros) << zeros
             if point <= high:
@@ -193,6 +206,7 @@ class Stream:
         return point.to_bytes(_STATE_BYTES, "big")[: _STATE_BYTES - zeros // 8]
 
     def _make_room(self, size: int = _ROOM) -> None:
+        """Grow the buffer to hold `size` more bytes; in reading, check that it has not ended."""
         if self.writing:
             missing = self._state[POSITION] + size - len(self._buffer)
             if missing > 0:
@@ -201,17 +215,19 @@ class Stream:
             raise CorruptFileError("the coded values end early")
 
     def _run(self, symbols: Symbols, shape: tuple[int, ...], scale: int) -> Symbols:
-        sizes = _sizes(shape)
+        """Code symbols from the present state on, in plain Python or compiled."""
+        sizes = _plane_sizes(shape)
         means = [0] * (4 + 2 * (sizes[1] + sizes[2] * sizes[3]))
-        means[:2] = (362 if scale % 2 else 256) << scale // 2, context_model.TRUST
+        # The tensor's initial mean magnitude: 2^(scale / 2 - 8), 16 bits after the point.
+        means[:2] = (362 if scale % 2 else 256) << scale // 2, context_model.INITIAL_AGE
         if self._code is context_model.code_symbols:
             values: Any = symbols.tolist()
-            enough = self._code(self._state, self._buffer, values, sizes, means)
+            complete = self._code(self._state, self._buffer, values, sizes, means)
         else:
             values = symbols.astype(np.int64)
             buffer = np.frombuffer(self._buffer, np.uint8)
-            enough = self._code(self._state, buffer, values, sizes, np.array(means, np.int64))
-        if not enough:
+            complete = self._code(self._state, buffer, values, sizes, np.array(means, np.int64))
+        if not complete:
             raise CorruptFileError("the coded values end early")
         return np.array(values, np.int32)
 
@@ -219,13 +235,16 @@ class Stream:
 def nearest_scale(symbols: Symbols) -> int:
     """Return the scale nearest to the mean magnitude of symbols, from 0 to 62.
 
+    Scale s stands for a mean magnitude of 2**(s / 2 - 8).
+
     Examples
     --------
     >>> nearest_scale(np.array([0, 0], np.int32)), nearest_scale(np.array([-4, 4], np.int32))
     (0, 20)
     """
     total = int(np.abs(symbols).sum(dtype=np.int64))
-    mean = max((total << 16) // max(symbols.size, 1), context_model.LEAST)
+    mean = max((total << 16) // max(symbols.size, 1), context_model.MIN_MEAN)
+    # round(2 (log2 mean + 8)), from eighths of octaves: 64 is the logarithm of 2^-8.
     return min(context_model.logarithm(initial_state(), mean) - 64 + 2 >> 2, SCALES - 1)
 
 
@@ -251,8 +270,8 @@ def _compiled() -> Callable[..., bool] | None:
     return found
 
 
-def _sizes(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return rows, channels, height and width."""
+def _plane_sizes(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return the rows, channels, height and width of a tensor's shape."""
     if len(shape) < 4:
         rows, channels, width = (*shape, 1, 1, 1)[:3]
         return rows, channels, 1, width

@@ -1,29 +1,31 @@
-"""Binary arithmetic coding under adaptive probabilities, mixed in the logistic domain.
+"""Binary arithmetic coding under adaptive probabilities that are mixed in the logistic domain.
 
-All is integers in lists or arrays, for plain Python and numba. Every function codes in both
-directions: it takes the bit to write or returns the one it reads, as ``state[MODE]`` says.
-Nothing here allocates, and nothing leaves 64 bits.
+All functions work on integers in lists or arrays, so that plain Python and numba run the same
+code. Every function codes in both directions: it writes the bit it is passed or returns the bit it
+reads, as ``state[MODE]`` says. Nothing here allocates memory, and no integer exceeds 64 bits.
 """
 
 from typing import Any
 
 Ints = Any  # a list of int or an array of int64: indexed by numba and plain Python alike
 
-# Where things are in `state`.
+# Layout of `state`: the coder's interval, work space, lookup tables, mixer weights, counters.
 LOW, HIGH, VALUE, POSITION, MODE = range(5)
 SLOTS, STRETCHED, NEAR, FILTER = 8, 16, 24, 32
-STRETCH, SQUASH, LOGARITHMS, SHARES = (64 + 4096 * k for k in range(4))
-MIXER = SHARES + 1024
-COUNTERS = MIXER + 512  # a probability and a count each
+STRETCH, SQUASH, LOGARITHMS, RECIPROCALS = (64 + 4096 * k for k in range(4))
+MIXER = RECIPROCALS + 1024
+COUNTERS = MIXER + 512  # each counter is a probability times 2**16 and a number of bits seen
 
-WRITING = 1  # in `MODE`
-LIMIT = 255  # what a counter's memory grows to
-RATE = 4  # of the mixer
-LONGEST_NUMBER = 24  # bits after the first
+WRITING = 1  # the value of `MODE` in writing; 0 in reading
+MAX_COUNT = 255  # number of bits that a counter's probability averages over in the long run
+MIXER_RATE = 4
+MAX_NUMBER_BITS = 24  # binary digits of a number after its first
+HALF = 1 << 15  # probability 1/2
 
 
 def code_bit(state: Ints, buffer: Ints, p: int, bit: int) -> int:
     """Code a bit that is 1 with probability p / 2**16, 0 < p < 2**16."""
+    # The bit 1 takes the lower part [low, m] of the interval, m = low + (high - low) p / 2^16.
     low, high = state[LOW], state[HIGH]
     middle = low + ((high - low) * p >> 16)
     if state[MODE] != WRITING:
@@ -32,14 +34,15 @@ def code_bit(state: Ints, buffer: Ints, p: int, bit: int) -> int:
         high = middle
     else:
         low = middle + 1
-    while (low ^ high) >> 24 == 0:  # the first byte is settled
+    # Where both ends have the same first byte, it is settled: shift it out, and one byte in.
+    while (low ^ high) >> 24 == 0:
         position = state[POSITION]
         if state[MODE] == WRITING:
             if position < len(buffer):
                 buffer[position] = high >> 24
         else:
-            following = buffer[position] if position < len(buffer) else 0
-            state[VALUE] = (state[VALUE] << 8 & 0xFFFFFFFF) | following
+            next_byte = buffer[position] if position < len(buffer) else 0
+            state[VALUE] = (state[VALUE] << 8 & 0xFFFFFFFF) | next_byte
         state[POSITION] = position + 1
         low = low << 8 & 0xFFFFFFFF
         high = (high << 8 & 0xFFFFFFFF) | 255
@@ -47,26 +50,30 @@ def code_bit(state: Ints, buffer: Ints, p: int, bit: int) -> int:
     return bit
 
 
-def learn(state: Ints, i: int, bit: int) -> None:
-    """Move a counter towards a bit, by one part in as many as it has seen."""
+def update_counter(state: Ints, i: int, bit: int) -> None:
+    """Move the probability p of counter `i`, which has seen n bits, by (bit - p) / (n + 1)."""
     at = COUNTERS + 2 * i
     p, count = state[at], state[at + 1]
-    rate = state[SHARES + 1 + count]
+    rate = state[RECIPROCALS + 1 + count]  # 2^16 / (n + 1)
     state[at] = p + ((65535 - p) * rate >> 16) if bit else p - (p * rate >> 16)
-    if count < LIMIT:
+    if count < MAX_COUNT:
         state[at + 1] = count + 1
 
 
-def code_counted(state: Ints, buffer: Ints, i: int, bit: int) -> int:
-    """Code a bit under one counter."""
+def code_bit_by_counter(state: Ints, buffer: Ints, i: int, bit: int) -> int:
+    """Code a bit under the probability of counter `i`, and update the counter."""
     p = min(max(state[COUNTERS + 2 * i], 64), 65536 - 64)
     bit = code_bit(state, buffer, p, bit)
-    learn(state, i, bit)
+    update_counter(state, i, bit)
     return bit
 
 
-def code_mixed(state: Ints, buffer: Ints, weights: int, inputs: int, bit: int) -> int:
-    """Code a bit under the counters in `SLOTS`, mixed in the logistic domain."""
+def code_bit_by_mixer(state: Ints, buffer: Ints, weights: int, inputs: int, bit: int) -> int:
+    """Code a bit under a mix of the first `inputs` counters whose numbers are in `SLOTS`.
+
+    `weights` is where the mixer's weights begin. They and the counters are updated.
+    """
+    # p = squash(sum_k w_k stretch(p_k)), with stretch(p) = ln(p / (1 - p)) and squash its inverse.
     dot = 0
     for k in range(inputs):
         stretched = state[STRETCH + (state[COUNTERS + 2 * state[SLOTS + k]] >> 4)]
@@ -74,22 +81,28 @@ def code_mixed(state: Ints, buffer: Ints, weights: int, inputs: int, bit: int) -
         dot += state[MIXER + weights + k] * stretched
     p = state[SQUASH + min(max((dot >> 16) + 2048, 0), 4095)]
     bit = code_bit(state, buffer, p, bit)
-    error = ((bit << 16) - p) * RATE
+    # Gradient descent on the bit's code length: w_k += rate * (bit - p) * stretch(p_k).
+    error = ((bit << 16) - p) * MIXER_RATE
     for k in range(inputs):
         state[MIXER + weights + k] += state[STRETCHED + k] * error + (1 << 17) >> 18
-        learn(state, state[SLOTS + k], bit)
+        update_counter(state, state[SLOTS + k], bit)
     return bit
 
 
 def code_number(state: Ints, buffer: Ints, first: int, number: int) -> int:
-    """Code a number from 0 to 2**24 - 2, in the Exp-Golomb way with counters for its length."""
+    """Code a number n from 0 to 2**24 - 2 in an Exp-Golomb code.
+
+    The 24 counters from number `first` on code how many digits n + 1 has.
+    """
+    # In unary: the number of binary digits of n + 1 after its leading 1.
     width = 0
-    while width < LONGEST_NUMBER:
+    while width < MAX_NUMBER_BITS:
         longer = 1 if number + 1 >> width + 1 else 0
-        if not code_counted(state, buffer, first + width, longer):
+        if not code_bit_by_counter(state, buffer, first + width, longer):
             break
         width += 1
-    found = 1
+    # Those digits, the highest first, each with probability 1/2.
+    digits = 1
     for k in range(width):
-        found = found << 1 | code_bit(state, buffer, 32768, number + 1 >> width - 1 - k & 1)
-    return found - 1
+        digits = digits << 1 | code_bit(state, buffer, HALF, number + 1 >> width - 1 - k & 1)
+    return digits - 1

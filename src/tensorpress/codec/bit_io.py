@@ -7,11 +7,14 @@ from numpy.typing import NDArray
 
 from tensorpress.errors import CorruptFileError
 
+Symbols = NDArray[np.int32]
+"""Signed numbers of quantization levels; 0 stands for the value 0."""
+
 _VARINT_GROUPS = 10  # ten groups of seven bits hold every 64-bit integer
 
 
 def zigzag(n: int) -> int:
-    """Map signed to unsigned integers, small magnitudes first: 0, -1, 1, -2, 2 → 0, 1, 2, 3, 4.
+    """Return the unsigned integer of a signed one: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4.
 
     Examples
     --------
@@ -33,7 +36,7 @@ def unzigzag(n: int) -> int:
 
 
 def varint_bits(n: int) -> int:
-    """Return the bits that `BitWriter.varint` takes for `n`.
+    """Return the number of bits that `BitWriter.varint` takes for `n`.
 
     Examples
     --------
@@ -44,10 +47,11 @@ def varint_bits(n: int) -> int:
 
 
 def level_codes(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Return the numbers that code integers which vary little from one to the next, zeros aside.
+    """Return codes for non-negative integers that, zeros aside, vary little from one to the next.
 
-    Zero is 1. Any other is 0 if it equals the non-zero one before (0 at the start), and else 1 plus
-    the zigzagged difference. In unary, a code takes one bit more than its value.
+    The code of a zero is 1. The code of any other integer is 0 if the integer equals the non-zero
+    one before it (0 at the start), and otherwise 1 plus the zigzagged difference to that. Written
+    in unary, a code takes one bit more than its value.
 
     Examples
     --------
@@ -62,7 +66,7 @@ def level_codes(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
 
 
 class BitWriter:
-    """Append integers of any width, most significant bit first.
+    """A writer that appends integers of any width, most significant bit first.
 
     Examples
     --------
@@ -78,7 +82,7 @@ class BitWriter:
 
     @property
     def size(self) -> int:
-        """Number of bits written."""
+        """The number of bits written."""
         return sum(map(len, self._digits))
 
     def bits(self, value: int, width: int) -> None:
@@ -103,14 +107,14 @@ class BitWriter:
             self.unary(code)
 
     def to_bytes(self) -> bytes:
-        """Return everything written, filled up with zero bits to whole bytes."""
+        """Return all that was written, padded with zero bits to whole bytes."""
         digits = "".join(self._digits)
         size = -(-len(digits) // 8)
         return int(digits.ljust(8 * size, "0") or "0", 2).to_bytes(size, "big")
 
 
 class BitReader:
-    """Read back what `BitWriter` wrote, from bytes that nobody vouches for.
+    """A reader of what `BitWriter` wrote, from bytes that are not trusted.
 
     Every method raises `CorruptFileError` where the bytes end early or hold a value out of bounds.
 
@@ -128,12 +132,12 @@ class BitReader:
 
     @property
     def position(self) -> int:
-        """Number of bits read."""
+        """The number of bits read."""
         return self._position
 
     @property
     def bytes_read(self) -> int:
-        """Number of bytes of which at least one bit has been read."""
+        """The number of bytes of which at least one bit has been read."""
         return -(-self._position // 8)
 
     def bits(self, width: int) -> int:
@@ -166,20 +170,20 @@ class BitReader:
 
     def levels(self, count: int, limit: int) -> list[int]:
         """Read `count` integers from 0 to `limit` that `BitWriter.levels` wrote."""
-        levels, before = [], 0
+        levels, previous = [], 0
         for _ in range(count):
             code = self.unary(2 * limit + 1)
             if code == 1:
                 levels.append(0)
                 continue
-            before += unzigzag(code - 1) if code else 0
-            if not 0 < before <= limit:
+            previous += unzigzag(code - 1) if code else 0
+            if not 0 < previous <= limit:
                 raise CorruptFileError(f"a number in the tables is not in 0..{limit}")
-            levels.append(before)
+            levels.append(previous)
         return levels
 
     def take(self, count: int) -> bytes:
-        """Read `count` whole bytes; only at a byte boundary."""
+        """Read `count` whole bytes; the position must be at the start of a byte."""
         start = self._position // 8
         if count > len(self._data) - start:
             raise CorruptFileError("the data end early")
@@ -187,7 +191,7 @@ class BitReader:
         return self._data[start : start + count]
 
     def finish(self) -> None:
-        """Check that nothing is left but the zero bits that fill the last byte."""
-        left = 8 * len(self._data) - self._position
-        if left >= 8 or self.bits(left):
+        """Check that nothing is left but the zero bits that pad the last byte."""
+        remaining = 8 * len(self._data) - self._position
+        if remaining >= 8 or self.bits(remaining):
             raise CorruptFileError("there are data after the end")

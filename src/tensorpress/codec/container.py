@@ -1,8 +1,8 @@
-"""The container of a `.tpz` file: a stream and a payload, checked and written atomically.
+"""The container of a `.tpz` file: a stream and a payload, with a checksum, written atomically.
 
-Layout: ``TPZ``, the format version (1 byte), the CRC-32 of all that follows (4 bytes, little
-endian), the stream, the payload. If there is a payload, 128 is added to the version, and the
-length of the stream (varint) stands before it.
+Layout: ``TPZ``, the format version (1 byte), a CRC-32 (4 bytes, little endian) of the version and
+of all that follows, the stream, the payload. If there is a payload, 128 is added to the version,
+and the length of the stream (varint) precedes the stream.
 """
 
 import os
@@ -19,20 +19,20 @@ from tensorpress.utils.atomic_files import write_atomically
 MAGIC = b"TPZ"
 VERSION = 2
 
-_PREFIX = len(MAGIC) + 1 + 4
-_PAYLOAD = 128  # in the byte of the version
+_PREFIX = len(MAGIC) + 1 + 4  # bytes before the stream
+_PAYLOAD_FLAG = 128  # in the byte of the version
 
 
 @dataclass(frozen=True)
 class Container:
-    """What a file holds.
+    """The content of a file.
 
     Attributes
     ----------
     stream, payload : bytes
         The two parts.
     size : int
-        Bytes of the whole file.
+        The size of the whole file in bytes.
     """
 
     stream: bytes
@@ -46,14 +46,14 @@ def write(path: str | os.PathLike[str], stream: bytes, payload: bytes) -> int:
     Parameters
     ----------
     path : path-like
-        The file. Its folder must exist.
+        The file to write or replace. Its folder must exist.
     stream, payload : bytes
-        Of any length; an empty payload takes nothing.
+        The two parts, of any length; an empty payload takes no bytes.
 
     Returns
     -------
     int
-        Bytes of the file.
+        The size of the file in bytes.
 
     Raises
     ------
@@ -73,26 +73,21 @@ def write(path: str | os.PathLike[str], stream: bytes, payload: bytes) -> int:
     if payload:
         length.varint(len(stream))
     body = b"".join([length.to_bytes() if payload else b"", stream, payload])
-    version = bytes([VERSION | _PAYLOAD if payload else VERSION])
+    version = bytes([VERSION | _PAYLOAD_FLAG if payload else VERSION])
     data = b"".join([MAGIC, version, _checksum(version + body), body])
     write_atomically(path, data)
     return len(data)
 
 
 def read(path: str | os.PathLike[str]) -> Container:
-    """Read a file that `write` wrote, after checking all of it.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
+    """Read a file that `write` wrote, and check all of it.
 
     Raises
     ------
     DataNotFoundError
         If there is no such file, or it cannot be read.
     CorruptFileError
-        If it is not a `.tpz` file, of another version, truncated or altered.
+        If the file is not a `.tpz` file, has another version, or was truncated or altered.
     """
     try:
         data = Path(path).read_bytes()
@@ -100,13 +95,13 @@ def read(path: str | os.PathLike[str]) -> Container:
         raise DataNotFoundError(f"{path}: no such file") from error
     except OSError as error:
         raise DataNotFoundError(f"{path} cannot be read: {error.strerror}") from error
-    with naming(path):
+    with name_file_in_errors(path):
         return _parse(data)
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put a file's name before the message of every `CorruptFileError` in the block."""
+def name_file_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add a file's name to the message of every `CorruptFileError` that the block raises."""
     try:
         yield
     except CorruptFileError as error:
@@ -114,11 +109,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _parse(data: bytes) -> Container:
+    """Return the parts of a file's bytes."""
     if not data.startswith(MAGIC):
         raise CorruptFileError("this is not a .tpz file")
     if len(data) < _PREFIX:
         raise CorruptFileError("the file is truncated")
-    version = data[len(MAGIC)] & ~_PAYLOAD
+    version = data[len(MAGIC)] & ~_PAYLOAD_FLAG
     if version != VERSION:
         raise CorruptFileError(
             f"the file has format version {version}, this TensorPress reads {VERSION}"
@@ -126,7 +122,7 @@ def _parse(data: bytes) -> Container:
     body = data[_PREFIX:]
     if _checksum(data[len(MAGIC) : len(MAGIC) + 1] + body) != data[_PREFIX - 4 : _PREFIX]:
         raise CorruptFileError("the checksum is wrong: the file is truncated or altered")
-    if not data[len(MAGIC)] & _PAYLOAD:
+    if not data[len(MAGIC)] & _PAYLOAD_FLAG:
         return Container(body, b"", len(data))
     reader = BitReader(body)
     stream = reader.take(reader.varint())
@@ -134,4 +130,5 @@ def _parse(data: bytes) -> Container:
 
 
 def _checksum(data: bytes) -> bytes:
+    """Return the CRC-32 of bytes, little endian."""
     return zlib.crc32(data).to_bytes(4, "little")

@@ -1,46 +1,51 @@
-"""How the adaptive coder sees a symbol: what is around it, and how large it should be.
+"""The context model of the adaptive coder: how a symbol becomes bits, and what predicts each bit.
 
-Integers in lists or arrays, for plain Python and numba; see `tensorpress.codec.binary_coder`.
+A symbol is coded as a sequence of bits: whether it is zero, its sign, and its magnitude in unary.
+Counters predict every bit, each picked by another context: by how large the symbol is expected to
+be, judged by the symbols around it, in its row and in its column, and by a linear prediction of its
+value. All functions work on integers in lists or arrays; see `tensorpress.codec.binary_coder`.
+"Logarithm" means 8 log2 of a number with 16 bits after the point, so that 128 is that of 1.
 """
 
 from typing import Any
 
 from tensorpress.codec.binary_coder import (
     FILTER,
+    HALF,
     LOGARITHMS,
     MODE,
     NEAR,
     POSITION,
-    SHARES,
+    RECIPROCALS,
     SLOTS,
     WRITING,
     Ints,
     code_bit,
-    code_counted,
-    code_mixed,
+    code_bit_by_counter,
+    code_bit_by_mixer,
     code_number,
 )
 
-BINS = 24  # 0: is it zero? j: does the magnitude go on beyond j?
-LONGEST = 20  # bins coded in unary; what is left of a magnitude follows as a number
-LEVELS = 40  # of an expected magnitude, four to the octave
-ONE_LEVEL = 24  # the level of an expected magnitude of 1
-ONE = 128  # eighths of an octave of a 1 in fixed point, 16 bits after the point
-SPREADS, PREDICTIONS = 5, 24  # contexts: of expected magnitudes; of the prediction and its sign
-TABLE = 2 * LEVELS * BINS  # counters of a context: for symbols that are shifted, or not
-SIGNS = (SPREADS + PREDICTIONS) * TABLE  # where other counters begin
-LOW_BITS, RESTS = SIGNS + 512, SIGNS + 528
-NAMED = RESTS + 24  # and from here on, those of numbers
-INPUTS = 6  # of the mixer
-SIGN_SET = 2 * BINS  # the set of mixer weights for signs; one for each bin before
-SETS = SIGN_SET + 1
+BINS = 24  # bits of a symbol that have counters; 0: is it zero? j: is the magnitude beyond j?
+MAX_UNARY = 20  # bits of a magnitude in unary; the rest of a larger one follows as a number
+LEVELS = 40  # classes of expected magnitudes, four to the octave
+LEVEL_OF_ONE = 24  # the class of an expected magnitude of 1
+LOG_OF_ONE = 128
+ESTIMATES, PREDICTIONS = 5, 24  # contexts by expected magnitude, and by the prediction
+TABLE_SIZE = 2 * LEVELS * BINS  # counters of a context: for symbols without and with low bits
+SIGN_START = (ESTIMATES + PREDICTIONS) * TABLE_SIZE  # first counter of signs, and so on
+LOW_BIT_START, ESCAPE_START = SIGN_START + 512, SIGN_START + 528
+NUMBER_START = ESCAPE_START + 24
+MIXER_INPUTS = 6
+SIGN_WEIGHTS = 2 * BINS  # number of the mixer's weights for signs; those before are for bins
+WEIGHT_SETS = SIGN_WEIGHTS + 1
 NEIGHBOURS = 8
 
-LARGEST = ONE + 8 * 23  # logarithm of the largest expected magnitude
-MOST = 1 << 23  # largest magnitude, so that nothing read from a damaged file leaves 64 bits
-LEAST = 256  # smallest expected magnitude, 16 bits after the point
-TRUST = 12  # symbols that a mean is worth at its start
-LONG, SHORT = 1000, 250  # symbols that means go back: of the tensor and a place; a row, a column
+MAX_LOG = LOG_OF_ONE + 8 * 23  # of an expected magnitude
+MAX_MAGNITUDE = 1 << 23  # so that nothing read from a damaged file leaves 64 bits
+MIN_MEAN = 256  # smallest expected magnitude, 16 bits after the point
+INITIAL_AGE = 12  # number of symbols that a mean's initial value counts for
+LONG_MEMORY, SHORT_MEMORY = 1000, 250  # symbols that means average over in the long run
 
 
 def logarithm(state: Ints, value: int) -> int:
@@ -52,33 +57,35 @@ def logarithm(state: Ints, value: int) -> int:
     return int(eighths + state[LOGARITHMS + value])
 
 
-def level(eighths: int) -> int:
-    """Return the level of an expected magnitude, 0 to 39."""
-    return min(max((eighths - ONE >> 1) + ONE_LEVEL, 0), LEVELS - 1)
+def magnitude_level(eighths: int) -> int:
+    """Return the class, 0 to 39, of an expected magnitude by its logarithm."""
+    return min(max((eighths - LOG_OF_ONE >> 1) + LEVEL_OF_ONE, 0), LEVELS - 1)
 
 
-def trit(symbol: int) -> int:
-    """Return 1 for a positive symbol, 2 for a negative, 0 for zero."""
+def sign_class(symbol: int) -> int:
+    """Return 1 for a positive symbol, 2 for a negative one, 0 for zero."""
     return 1 if symbol > 0 else (2 if symbol < 0 else 0)
 
 
-def look_around(state: Ints, symbols: Ints, i: int, at: Any, sizes: Any) -> int:
-    """Put the symbols around number `i` in `NEAR` and return their weighted magnitude.
+def gather_neighbours(state: Ints, symbols: Ints, i: int, index: Any, sizes: Any) -> int:
+    """Copy the eight neighbours of symbol `i` to `NEAR`; return their weighted magnitude.
 
-    They are those to the left, above, above left, in the channel before and the row before,
-    above right, two to the left and two above. The magnitude is times the sum of the weights,
-    which is in the lowest 8 bits.
+    They are the symbols to the left, above, above left, in the channel before and the row before,
+    above right, two to the left and two above. The returned number packs the weighted sum of
+    magnitudes and, in the lowest 8 bits, the sum of the weights.
     """
-    row, channel, y, x = at
+    row, channel, y, x = index
     channels, height, width = sizes
     plane = height * width
     for k in range(NEIGHBOURS):
         state[NEAR + k] = 0
     total, weight = 0, 0
+    # In the row of the plane: left (weight 3), two to the left (0).
     if x > 0:
         state[NEAR] = symbols[i - 1]
         total, weight = total + 3 * abs(state[NEAR]), weight + 3
         state[NEAR + 6] = symbols[i - 2] if x > 1 else 0
+    # In the rows above: above (3), two above (0), above left (1), above right (1).
     if y > 0:
         state[NEAR + 1] = symbols[i - width]
         total, weight = total + 3 * abs(state[NEAR + 1]), weight + 3
@@ -89,11 +96,13 @@ def look_around(state: Ints, symbols: Ints, i: int, at: Any, sizes: Any) -> int:
         if x < width - 1:
             state[NEAR + 5] = symbols[i - width + 1]
             total, weight = total + abs(state[NEAR + 5]), weight + 1
+    # At the same place: one channel before (2), two channels before (1).
     if channel > 0:
         state[NEAR + 3] = symbols[i - plane]
         total, weight = total + 2 * abs(state[NEAR + 3]), weight + 2
         if channel > 1:
             total, weight = total + abs(symbols[i - 2 * plane]), weight + 1
+    # At the same place and channel: one row before (2), two rows before (1).
     if row > 0:
         state[NEAR + 4] = symbols[i - channels * plane]
         total, weight = total + 2 * abs(state[NEAR + 4]), weight + 2
@@ -103,7 +112,7 @@ def look_around(state: Ints, symbols: Ints, i: int, at: Any, sizes: Any) -> int:
 
 
 def predict(state: Ints) -> int:
-    """Return the expected symbol, 16 bits after the point."""
+    """Return the expected symbol, sum_k f_k s_k over neighbours s, 16 bits after the point."""
     total = 0
     for k in range(NEIGHBOURS):
         state[NEAR + k] = min(max(state[NEAR + k], -32767), 32767)
@@ -111,147 +120,170 @@ def predict(state: Ints) -> int:
     return total
 
 
-def correct(state: Ints, error: int, mean: int) -> None:
-    """Move the filter against its error: normalized least mean squares."""
-    power = ((mean >> 8) * (mean >> 8) >> 4) + (1 << 12)
+def update_filter(state: Ints, error: int, mean: int) -> None:
+    """Adapt the filter f by normalized least mean squares.
+
+    With e the prediction's error, s the neighbours and m the mean magnitude of the tensor:
+    f_k += e s_k / (512 (m² + 1)).
+    """
+    power = ((mean >> 8) * (mean >> 8) >> 4) + (1 << 12)  # 2^12 (m^2 + 1)
     for k in range(NEIGHBOURS):
         if state[NEAR + k] != 0:
-            moved = state[FILTER + k] + error * state[NEAR + k] * 8 // power
-            state[FILTER + k] = min(max(moved, -131072), 131072)
+            weight = state[FILTER + k] + error * state[NEAR + k] * 8 // power
+            state[FILTER + k] = min(max(weight, -131072), 131072)
 
 
 def code_sign(state: Ints, buffer: Ints, prediction: int, place: int, bit: int) -> int:
-    """Code the sign of a symbol; `prediction` is its level and its sign."""
-    first, second = trit(state[NEAR]), trit(state[NEAR + 1])
-    state[SLOTS] = SIGNS + prediction
-    state[SLOTS + 1] = SIGNS + 64 + 9 * first + 3 * second + trit(state[NEAR + 2])
+    """Code the sign of a symbol, 1 for positive.
+
+    `prediction` is the strength of the predicted value, 0 to 7, times two, and its sign.
+    """
+    # Four contexts: the prediction; signs of near neighbours; of others; prediction and place.
+    left, above = sign_class(state[NEAR]), sign_class(state[NEAR + 1])
+    state[SLOTS] = SIGN_START + prediction
+    state[SLOTS + 1] = SIGN_START + 64 + 9 * left + 3 * above + sign_class(state[NEAR + 2])
     state[SLOTS + 2] = (
-        SIGNS
+        SIGN_START
         + 128
-        + 27 * trit(state[NEAR + 6])
-        + 9 * trit(state[NEAR + 7])
-        + 3 * trit(state[NEAR + 5])
-        + first
+        + 27 * sign_class(state[NEAR + 6])
+        + 9 * sign_class(state[NEAR + 7])
+        + 3 * sign_class(state[NEAR + 5])
+        + left
     )
-    state[SLOTS + 3] = SIGNS + 256 + 12 * prediction + place
-    return code_mixed(state, buffer, SIGN_SET * INPUTS, 4, bit)
+    state[SLOTS + 3] = SIGN_START + 256 + 12 * prediction + place
+    return code_bit_by_mixer(state, buffer, SIGN_WEIGHTS * MIXER_INPUTS, 4, bit)
 
 
 def code_magnitude(state: Ints, buffer: Ints, levels: Any, kind: int, shift: int, rest: int) -> int:
-    """Code a magnitude less one: what is above `shift` bits in unary, then those bits."""
+    """Code a magnitude less one: its high bits in unary, then its lowest `shift` bits."""
     half = LEVELS * BINS if shift > 0 else 0
     weights = BINS if shift > 0 else 0
-    above, j = rest >> shift, 1
-    while j <= LONGEST:
-        for k in range(SPREADS):
-            state[SLOTS + k] = k * TABLE + half + levels[k] * BINS + j
-        state[SLOTS + SPREADS] = kind * TABLE + half + levels[0] * BINS + j
-        on = code_mixed(state, buffer, (weights + j) * INPUTS, INPUTS, 1 if above >= j else 0)
-        if not on:
+    # Unary: bit j says whether the high bits are at least j, up to MAX_UNARY.
+    high, j = rest >> shift, 1
+    while j <= MAX_UNARY:
+        for k in range(ESTIMATES):
+            state[SLOTS + k] = k * TABLE_SIZE + half + levels[k] * BINS + j
+        state[SLOTS + ESTIMATES] = kind * TABLE_SIZE + half + levels[0] * BINS + j
+        longer = 1 if high >= j else 0
+        mixer = (weights + j) * MIXER_INPUTS
+        if not code_bit_by_mixer(state, buffer, mixer, MIXER_INPUTS, longer):
             break
         j += 1
-    found = j - 1
-    if found == LONGEST:
-        found += code_number(state, buffer, RESTS, above - LONGEST)
-    group = min(found, 3) * 4
+    magnitude = j - 1
+    # Escape: what is left of a larger one.
+    if magnitude == MAX_UNARY:
+        magnitude += code_number(state, buffer, ESCAPE_START, high - MAX_UNARY)
+    # Low bits: the first two by counters, by the high bits and each other; then at 1/2.
+    group = min(magnitude, 3) * 4
     for k in range(shift):
         bit = rest >> shift - 1 - k & 1
         if k == 0:
-            bit = code_counted(state, buffer, LOW_BITS + group, bit)
+            bit = code_bit_by_counter(state, buffer, LOW_BIT_START + group, bit)
             group += 1 + bit
         elif k == 1:
-            bit = code_counted(state, buffer, LOW_BITS + group, bit)
+            bit = code_bit_by_counter(state, buffer, LOW_BIT_START + group, bit)
         else:
-            bit = code_bit(state, buffer, 32768, bit)
-        found = found << 1 | bit
-    return min(found, MOST - 1)
+            bit = code_bit(state, buffer, HALF, bit)
+        magnitude = magnitude << 1 | bit
+    return min(magnitude, MAX_MAGNITUDE - 1)
 
 
 def code_symbol(
     state: Ints,
     buffer: Ints,
-    spreads: Any,
+    estimates: Any,
     prediction: int,
     place: int,
     symbol: int,
 ) -> int:
     """Code a symbol: whether it is zero, its sign, its magnitude.
 
-    `spreads` are logarithms of its expected magnitude, the best first, from what is around it,
-    from its row, from its column, and the mean of the first two.
+    `estimates` are logarithms of its expected magnitude E, the best first; `prediction` is its
+    expected value, 16 bits after the point; `place` is its place in the plane, at most 11.
     """
-    shift = max(spreads[0] - ONE - 4 >> 3, 0) if spreads[0] >= ONE + 12 else 0
+    # Bits below the expected magnitude say little: floor(log2 E - 1/2) of them are low bits.
+    best = estimates[0]
+    shift = max(best - LOG_OF_ONE - 4 >> 3, 0)
     half = LEVELS * BINS if shift > 0 else 0
-    relative = logarithm(state, abs(prediction) + 1) - spreads[0]
+    # Strength of the prediction p: octaves of |p| / E, from below 1/8 (0) to 8 and more (7).
+    relative = logarithm(state, abs(prediction) + 1) - best
     strength = min(max(relative + 32 >> 3, 0), 7) if prediction != 0 else 0
     side = 1 if prediction > 0 else 0
-    for k in range(SPREADS):
-        state[SLOTS + k] = k * TABLE + half + level(spreads[k]) * BINS
-    state[SLOTS + SPREADS] = (SPREADS + 3 * strength) * TABLE + half + level(spreads[0]) * BINS
-    first = BINS * INPUTS if shift > 0 else 0
-    some = code_mixed(state, buffer, first, INPUTS, 1 if symbol != 0 else 0)
-    if not some:
+    # Is it zero? Five contexts by the estimates, one by the prediction's strength.
+    for k in range(ESTIMATES):
+        state[SLOTS + k] = k * TABLE_SIZE + half + magnitude_level(estimates[k]) * BINS
+    state[SLOTS + ESTIMATES] = (
+        (ESTIMATES + 3 * strength) * TABLE_SIZE + half + magnitude_level(best) * BINS
+    )
+    mixer = BINS * MIXER_INPUTS if shift > 0 else 0
+    nonzero = 1 if symbol != 0 else 0
+    if not code_bit_by_mixer(state, buffer, mixer, MIXER_INPUTS, nonzero):
         return 0
     positive = code_sign(state, buffer, 2 * strength + side, place, 1 if symbol > 0 else 0)
-    agrees = (1 if positive == side else 2) if strength > 0 else 0
-    down = 8 * shift
+    # The magnitude, by the estimates without the low bits, and by whether the sign was predicted.
+    agreement = (1 if positive == side else 2) if strength > 0 else 0
+    low = 8 * shift
     levels = (
-        level(spreads[0] - down),
-        level(spreads[1] - down),
-        level(spreads[2] - down),
-        level(spreads[3] - down),
-        level(spreads[4] - down),
+        magnitude_level(estimates[0] - low),
+        magnitude_level(estimates[1] - low),
+        magnitude_level(estimates[2] - low),
+        magnitude_level(estimates[3] - low),
+        magnitude_level(estimates[4] - low),
     )
-    kind = SPREADS + 3 * strength + agrees
+    kind = ESTIMATES + 3 * strength + agreement
     magnitude = 1 + code_magnitude(state, buffer, levels, kind, shift, abs(symbol) - 1)
     return magnitude if positive else -magnitude
 
 
-def follow(state: Ints, means: Ints, at: int, magnitude: int, longest: int) -> None:
-    """Move a mean magnitude towards the next one; its age is behind it."""
+def update_mean(state: Ints, means: Ints, at: int, magnitude: int, memory: int) -> None:
+    """Move a mean m of n symbols by (magnitude - m) / (n + 1); n grows up to `memory`."""
     mean, age = means[at], means[at + 1]
-    moved = mean + ((magnitude - mean) * state[SHARES + 1 + age] >> 16)
-    means[at] = max(moved, LEAST)
-    means[at + 1] = min(age + 1, longest)
+    mean += (magnitude - mean) * state[RECIPROCALS + 1 + age] >> 16
+    means[at] = max(mean, MIN_MEAN)
+    means[at + 1] = min(age + 1, memory)
 
 
 def code_symbols(state: Ints, buffer: Ints, symbols: Ints, sizes: Any, means: Ints) -> bool:
     """Code the symbols of a tensor of rows, channels, height and width; False if bytes ran out.
 
-    `means` holds pairs of a mean magnitude and the symbols it is worth: of the tensor, of the
-    row, of each column and of each place in the plane. All begin with the tensor's.
+    `means` holds pairs of a mean magnitude and the number of symbols it averages over: of the
+    tensor, of the row, of each column and of each place in the plane. All start as the tensor's.
     """
     rows, channels, height, width = sizes
     plane = (channels, height, width)
     i = 0
     for row in range(rows):
-        means[2], means[3] = means[0], TRUST
+        means[2], means[3] = means[0], INITIAL_AGE
         for channel in range(channels):
             column = 4 + 2 * channel
             if row == 0:
-                means[column], means[column + 1] = means[0], TRUST
+                means[column], means[column + 1] = means[0], INITIAL_AGE
             for y in range(height):
                 for x in range(width):
                     at = 4 + 2 * (channels + y * width + x)
                     if row == 0 and channel == 0:
-                        means[at], means[at + 1] = means[0], TRUST
-                    around = look_around(state, symbols, i, (row, channel, y, x), plane)
+                        means[at], means[at + 1] = means[0], INITIAL_AGE
+                    around = gather_neighbours(state, symbols, i, (row, channel, y, x), plane)
                     prediction = predict(state)
+                    # By neighbours, with the tensor's mean of weight 2: (sum w |s| + 2 m) / (W + 2)
                     near = ((around >> 8 << 16) + 2 * means[0]) // ((around & 255) + 2)
                     local = logarithm(state, near)
-                    lines = logarithm(state, means[2]), logarithm(state, means[column])
-                    best = lines[0] + lines[1] + logarithm(state, means[at])
-                    best = min(max(best - 2 * logarithm(state, means[0]), 0), LARGEST)
-                    spreads = (best, local, lines[0], lines[1], best + local >> 1)
+                    # By the product of a row's, a column's and a place's factor:
+                    # log m_row + log m_column + log m_place - 2 log m
+                    by_row, by_column = logarithm(state, means[2]), logarithm(state, means[column])
+                    best = by_row + by_column + logarithm(state, means[at])
+                    best = min(max(best - 2 * logarithm(state, means[0]), 0), MAX_LOG)
+                    estimates = (best, local, by_row, by_column, best + local >> 1)
                     place = min(y * width + x, 11)
-                    found = code_symbol(state, buffer, spreads, prediction, place, symbols[i])
-                    symbols[i] = found
-                    magnitude = abs(found) << 16
-                    follow(state, means, 0, magnitude, LONG)
-                    follow(state, means, 2, magnitude, SHORT)
-                    follow(state, means, column, magnitude, SHORT)
-                    follow(state, means, at, magnitude, LONG)
-                    correct(state, (found << 16) - prediction, means[0])
+                    symbol = code_symbol(state, buffer, estimates, prediction, place, symbols[i])
+                    symbols[i] = symbol
+                    # Learn from the symbol.
+                    magnitude = abs(symbol) << 16
+                    update_mean(state, means, 0, magnitude, LONG_MEMORY)
+                    update_mean(state, means, 2, magnitude, SHORT_MEMORY)
+                    update_mean(state, means, column, magnitude, SHORT_MEMORY)
+                    update_mean(state, means, at, magnitude, LONG_MEMORY)
+                    update_filter(state, (symbol << 16) - prediction, means[0])
                     i += 1
         if state[MODE] != WRITING and state[POSITION] > len(buffer) + 4:
             return False

@@ -1,65 +1,69 @@
-"""What the adaptive coder starts from and looks up, computed in integers alone."""
+"""Lookup tables and initial state of the adaptive coder, computed in integers alone."""
 
 from functools import cache
 from math import isqrt
 
-from tensorpress.codec.binary_coder import COUNTERS, HIGH, STRETCH
+from tensorpress.codec.binary_coder import COUNTERS, HALF, HIGH, STRETCH
 from tensorpress.codec.context_model import (
     BINS,
-    INPUTS,
+    ESTIMATES,
+    LEVEL_OF_ONE,
     LEVELS,
-    NAMED,
-    ONE_LEVEL,
+    MIXER_INPUTS,
+    NUMBER_START,
     PREDICTIONS,
-    SETS,
-    SIGN_SET,
-    SPREADS,
+    SIGN_WEIGHTS,
+    WEIGHT_SETS,
 )
 
 NUMBERS, NUMBER_COUNTERS = 64, 24
 """Kinds of numbers that a coder tells apart, and counters of each."""
 
 _OCTAVE_PARTS = (65536, 77936, 92682, 110218)  # 2**(k / 4), 16 bits after the point
-_CONFIDENCE = 16  # what a counter's first probability counts for, in bits seen
-_LITTLE_CONFIDENCE = 1
+_SYMBOL_COUNT = 16  # number of bits that the initial probability of a symbol's counter counts for
+_NUMBER_COUNT = 1
 _LOGISTIC_BITS = 60
 _DECAY = 1148426689630428644  # exp(-1 / 256), 60 bits after the point
 
 
 @cache
 def tables() -> tuple[list[int], ...]:
-    """Return four tables: stretch, squash, logarithms and shares.
+    """Return four tables: stretch, squash, logarithms and reciprocals.
 
     ``squash[2048 + x]`` is 2**16 / (1 + exp(-x / 256)), from 32 to 2**16 - 32; ``stretch[p]`` is
     the least x from -2047 to 2047 for which that is no less than 16 p + 8; ``logarithms[n]`` is
-    8 log2(n), rounded; ``shares[n]`` is 2**16 / n, rounded down.
+    8 log2(n), rounded; ``reciprocals[n]`` is 2**16 / n, rounded down.
     """
-    wide = _LOGISTIC_BITS - 16
-    squash = [min(max(_logistic(x) >> wide, 32), 65536 - 32) for x in range(-2048, 2048)]
+    extra_bits = _LOGISTIC_BITS - 16
+    squash = [min(max(_logistic(x) >> extra_bits, 32), 65536 - 32) for x in range(-2048, 2048)]
+    # The inverse of the logistic function at (p + 1/2) / 4096: x only rises with p.
     stretch, x = [], -2047
     for p in range(4096):
         while x < 2047 and _logistic(x) < (2 * p + 1) << _LOGISTIC_BITS - 13:
             x += 1
         stretch.append(x)
-    logarithms = [0, *(_eighths(n) for n in range(1, 4096))]
-    shares = [65536, *(65536 // n for n in range(1, 1024))]
-    return stretch, squash, logarithms, shares
+    # 8 log2(n), rounded: half the number of binary digits of n^16.
+    logarithms = [0, *((n**16).bit_length() // 2 for n in range(1, 4096))]
+    reciprocals = [65536, *(65536 // n for n in range(1, 1024))]
+    return stretch, squash, logarithms, reciprocals
 
 
 @cache
 def initial_state() -> tuple[int, ...]:
     """Return the state of a coder that has coded nothing: work space, tables, mixer, counters."""
-    mixer = [65536 * 17 // 100] * (SETS * INPUTS)
-    mixer[SIGN_SET * INPUTS :] = [65536 * 2 // 5] * INPUTS
-    probabilities = _first_table() * (SPREADS + PREDICTIONS)
-    probabilities += [32768] * (NAMED + NUMBERS * NUMBER_COUNTERS - len(probabilities))
+    # Mixer weights, 16 bits after the point: 0.17 for each of six inputs, 0.4 for four of signs.
+    mixer = [65536 * 17 // 100] * (WEIGHT_SETS * MIXER_INPUTS)
+    mixer[SIGN_WEIGHTS * MIXER_INPUTS :] = [65536 * 2 // 5] * MIXER_INPUTS
+    # Probabilities: those of the geometric distribution for symbols, 1/2 for all else.
+    probabilities = _initial_table() * (ESTIMATES + PREDICTIONS)
+    probabilities += [HALF] * (NUMBER_START + NUMBERS * NUMBER_COUNTERS - len(probabilities))
     state = [0] * STRETCH
     state[HIGH] = 0xFFFFFFFF
     for table in (*tables(), mixer):
         state += table
     state += [0] * (COUNTERS - len(state))
     for i, p in enumerate(probabilities):
-        state += p, _CONFIDENCE if i < NAMED else _LITTLE_CONFIDENCE
+        state += p, _SYMBOL_COUNT if i < NUMBER_START else _NUMBER_COUNT
     return tuple(state)
 
 
@@ -74,34 +78,32 @@ def _powers() -> list[int]:
 
 def _logistic(x: int) -> int:
     """Return 1 / (1 + exp(-x / 256)), 60 bits after the point."""
+    # exp(-|x|) / (1 + exp(-|x|)) for negative x, and 1 minus that for positive x.
     one, power = 1 << _LOGISTIC_BITS, _powers()[abs(x)]
     small = (power << _LOGISTIC_BITS) // (one + power)
     return one - small if x >= 0 else small
 
 
-def _eighths(n: int) -> int:
-    """Return 8 log2(n), rounded: the bits of n**16, halved."""
-    return (n**16).bit_length() // 2
-
-
 @cache
-def _first_table() -> list[int]:
+def _initial_table() -> list[int]:
     """Return the probabilities of a context for symbols of two-sided geometric distribution.
 
     With E the mean magnitude and θ = (√(1 + E²) - 1) / E, a symbol is not zero with probability
-    2θ / (1 + θ) and goes on with θ. Of shifted symbols, what is above the shift goes on with
-    (2E - 1) / (2E + 1), about exp(-1 / E).
+    2θ / (1 + θ), and each further unary bit is 1 with probability θ. Where symbols have low bits,
+    the unary bits of the high bits are 1 with probability (2E - 1) / (2E + 1), about exp(-1 / E).
     """
+    # E of each level: 2^((level - level of 1) / 4), 40 bits after the point.
     means = []
     for level in range(LEVELS):
-        octave, part = divmod(level - ONE_LEVEL, len(_OCTAVE_PARTS))
-        means.append(_OCTAVE_PARTS[part] << 24 + octave)  # 40 bits after the point
+        octave, part = divmod(level - LEVEL_OF_ONE, len(_OCTAVE_PARTS))
+        means.append(_OCTAVE_PARTS[part] << 24 + octave)
     one = 1 << 40
+    # Probabilities, 16 bits after the point: θ; 2θ / (1 + θ); (2E - 1) / (2E + 1).
     ratios = [((isqrt(one**2 + mean**2) - one) << 16) // mean for mean in means]
-    some = [(2 * ratio << 16) // (65536 + ratio) for ratio in ratios]
-    shifted = [max((2 * mean - one << 16) // (2 * mean + one), 0) for mean in means]
+    nonzero = [(2 * ratio << 16) // (65536 + ratio) for ratio in ratios]
+    high_ratios = [max((2 * mean - one << 16) // (2 * mean + one), 0) for mean in means]
     table = []
-    for on in (ratios, shifted):
+    for longer in (ratios, high_ratios):
         for level in range(LEVELS):
-            table += [some[level], *[on[level]] * (BINS - 1)]
+            table += [nonzero[level], *[longer[level]] * (BINS - 1)]
     return [min(max(p, 64), 65536 - 64) for p in table]

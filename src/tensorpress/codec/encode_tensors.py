@@ -1,4 +1,4 @@
-"""Lists of tensors into a stream and a payload: how each is stored, and the values."""
+"""Encoding lists of tensors into a stream and a payload: how each is stored, and its values."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorpress.codec.adaptive_coder import Stream, Symbols, nearest_scale
-from tensorpress.codec.bit_io import BitWriter
+from tensorpress.codec.adaptive_coder import Stream, nearest_scale
+from tensorpress.codec.bit_io import BitWriter, Symbols
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.raw_values import exact_storage, to_bytes
 from tensorpress.codec.static_coder import MAX_COUNTS, MAX_REACH, encode_huffman, encode_range
@@ -24,10 +24,11 @@ from tensorpress.codec.storage import (
 )
 from tensorpress.errors import InvalidArgumentError
 
-_LARGE, _SAMPLE = 1 << 22, 1 << 20  # values: static tables are faster; what their gain is seen on
-_NONE: Symbols = np.empty(0, np.int32)
-_WORTH = 0.99  # of the static size, for a large tensor
-_STATIC_START = 40  # bits that the first static table costs beside what it saves
+_LARGE = 1 << 22  # values of a tensor above which adaptive coding must gain to be worth its time
+_SAMPLE = 1 << 20  # values of a large tensor that its gain is estimated on
+_MAX_RATIO = 0.99  # of the adaptive size by the static one, for a large tensor
+_STATIC_START = 40  # bits that a file's first static table costs on top
+_NO_SYMBOLS: Symbols = np.empty(0, np.int32)
 
 
 def encode_tensors(
@@ -41,30 +42,30 @@ def encode_tensors(
     Parameters
     ----------
     stream : Stream
-        Where the numbers go that say how each is stored, and the values that are coded
+        The stream that receives how each tensor is stored, and the values that are coded
         adaptively.
     tensors : sequence of Tensor
-        Any shapes, types and devices.
+        Tensors of any shapes, types and devices.
     quantizers : sequence of UniformQuantizer, StepQuantizer, "half" or None
-        One for each tensor: quantize it; store it as float16; or keep every bit. A tensor that
-        holds one float32 number alone, or zeros in integers, is stored as that, unquantized;
-        a single number that is neither 0 nor 1, and two of them, as was asked.
+        One entry a tensor: quantize it, store it as float16, or keep every bit. A tensor whose
+        values are all one float32 number, or all 0 or all 1 in integers, is stored as that number;
+        but one or two values that are neither 0 nor 1 are stored as the entry says.
     coder : {"range", "huffman"}
-        Coder of the quantized values. Range coding is adaptive, or by a table a tensor
-        where that is smaller, or a large tensor gains less than 1 %; one Huffman code serves all
-        tensors with the same quantizer.
+        The coder of the quantized values. Range coding is adaptive; where a probability table makes
+        a tensor smaller, or adaptive coding of a large tensor gains less than 1 %, it is by a
+        table. One Huffman code serves all tensors with the same quantizer.
 
     Returns
     -------
     bytes
-        The payload: what is not in the stream. Shapes and types are in neither;
+        The payload: all that is not in the stream. Shapes and types are in neither;
         `tensorpress.codec.decode_tensors.decode_tensors` needs them.
 
     Raises
     ------
     InvalidArgumentError
-        If the arguments do not fit together, or a tensor cannot be stored as asked; the message
-        gives its number, from 0.
+        If the arguments do not fit together, or a tensor cannot be stored as its entry says; the
+        message gives its index, from 0.
 
     Examples
     --------
@@ -90,25 +91,25 @@ def encode_tensors(
 
 
 class _Encoder:
-    """Tensors on their way into a stream and a payload."""
+    """The parts of a stream and a payload while tensors are added to them."""
 
     def __init__(self, stream: Stream, coder: Coder, values: int) -> None:
         self._stream, self._coder = stream, coder
         stream.expect(values)
         self._storages = StorageCoder(stream)
-        self._plain: list[bytes] = []
+        self._raw: list[bytes] = []
         self._tables = BitWriter()
         self._groups: dict[Quantizer, list[Symbols]] = {}
         self._static: list[tuple[Symbols, Prior]] = []
         self._histograms: list[Prior] = []
 
-    def add(self, tensor: Tensor, asked: Quantizer | Literal["half"] | None) -> None:
+    def add(self, tensor: Tensor, quantizer: Quantizer | Literal["half"] | None) -> None:
         """Encode one more tensor."""
         shape = tuple(tensor.shape)
-        storage, symbols = _stored(tensor, asked)
+        storage, symbols = _quantize(tensor, quantizer)
         self._storages.code(tensor.dtype, shape, storage)
         if isinstance(storage, str):
-            self._plain.append(to_bytes(tensor, storage))
+            self._raw.append(to_bytes(tensor, storage))
         elif not isinstance(storage, Constant) and symbols.size:
             if self._coder == "huffman":
                 self._groups.setdefault(storage, []).append(symbols)
@@ -123,23 +124,24 @@ class _Encoder:
         tables = self._tables.to_bytes() if self._groups or self._static else b""
         if tables:
             self._stream.number("tables", len(tables))
-        return b"".join([*self._plain, tables, streams])
+        return b"".join([*self._raw, tables, streams])
 
     def _add_range(self, quantizer: Quantizer, symbols: Symbols, shape: tuple[int, ...]) -> None:
         """Code symbols adaptively, or by a table if that is better."""
         reach = quantizer_reach(quantizer, int(np.abs(symbols).max()))
-        static = self._static_bits(symbols, reach) + (0 if self._static else _STATIC_START)
+        static_bits = self._static_bits(symbols, reach) + (0 if self._static else _STATIC_START)
         stream, mark = self._stream, self._stream.mark()
+        # Adaptively first, and undone if a table takes fewer bits.
         if symbols.size <= _LARGE or self._gains(symbols, shape, reach):
             start = stream.bits
             stream.number("static", 0)
             scale = nearest_scale(symbols)
             self._storages.scale(shape, scale)
             stream.symbols(shape, scale, symbols)
-            if stream.bits - start <= static:
+            if stream.bits - start <= static_bits:
                 return
-            stream.back_to(mark)
-            self._storages.forget_scale(shape)
+            stream.rewind(mark)
+            self._storages.undo_scale(shape)
         stream.number("static", 1)
         if isinstance(quantizer, StepQuantizer):
             stream.number("reach", reach)
@@ -151,44 +153,48 @@ class _Encoder:
             )
 
     def _static_bits(self, symbols: Symbols, reach: int) -> float:
+        """Return the bits that symbols and their best table would take."""
         if reach > MAX_REACH:
             return float("inf")
         return write_prior(BitWriter(), symbols, reach, list(self._histograms))[1]
 
     def _gains(self, symbols: Symbols, shape: tuple[int, ...], reach: int) -> bool:
         """Return whether the first rows of a large tensor are much smaller coded adaptively."""
-        rows = _SAMPLE // (symbols.size // shape[0])
-        sample = symbols[: rows * (symbols.size // shape[0])]
+        row_size = symbols.size // shape[0]
+        rows = _SAMPLE // row_size
+        sample = symbols[: rows * row_size]
         if not sample.size:
             return False
         stream, mark = self._stream, self._stream.mark()
         start = stream.bits
         stream.symbols((rows, *shape[1:]), nearest_scale(sample), sample)
-        adaptive = stream.bits - start
-        stream.back_to(mark)
-        return adaptive < _WORTH * self._static_bits(sample, reach)
+        adaptive_bits = stream.bits - start
+        stream.rewind(mark)
+        return adaptive_bits < _MAX_RATIO * self._static_bits(sample, reach)
 
 
-def _stored(tensor: Tensor, asked: Quantizer | Literal["half"] | None) -> tuple[Storage, Symbols]:
+def _quantize(
+    tensor: Tensor, quantizer: Quantizer | Literal["half"] | None
+) -> tuple[Storage, Symbols]:
     """Return how a tensor is stored, and its symbols if it is quantized."""
-    constant = _constant(tensor)
+    constant = _constant_value(tensor)
     if constant is not None:
-        return Constant(constant), _NONE
-    if asked is None or asked == "half":
-        return asked or exact_storage(tensor), _NONE
-    if isinstance(asked, UniformQuantizer):
+        return Constant(constant), _NO_SYMBOLS
+    if quantizer is None or quantizer == "half":
+        return quantizer or exact_storage(tensor), _NO_SYMBOLS
+    if isinstance(quantizer, UniformQuantizer):
         # The levels are the same for both roundings: one entry in the list of quantizers.
-        storage: Quantizer = replace(asked, rounding="nearest")
-        symbols = asked.indices(tensor) - asked.levels // 2
+        storage: Quantizer = replace(quantizer, rounding="nearest")
+        symbols = quantizer.indices(tensor) - quantizer.levels // 2
     else:
-        storage, symbols = asked, asked.symbols(tensor)
+        storage, symbols = quantizer, quantizer.symbols(tensor)
     if symbols.numel() and not bool(symbols.any()):
-        return Constant(0.0), _NONE
+        return Constant(0.0), _NO_SYMBOLS
     return storage, symbols.cpu().reshape(-1).numpy()
 
 
-def _constant(tensor: Tensor) -> float | None:
-    """Return the float32 number that all values of a tensor equal, if it pays to say so."""
+def _constant_value(tensor: Tensor) -> float | None:
+    """Return the float32 number that all values of a tensor equal; None if it does not pay."""
     if tensor.is_complex() or not tensor.numel():
         return None
     value = float(tensor.detach().reshape(-1)[0])

@@ -1,4 +1,4 @@
-"""What is in a `.tpz` file, tensor by tensor and by part."""
+"""Inspection of a `.tpz` file: its layers, its tensors, and the bytes of each part."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tensorpress.codec.decode_tensors import StoredTensor as Decoded
+from tensorpress.codec.decode_tensors import DecodedTensor
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.static_tables import entropy_bits
 from tensorpress.codec.storage import Constant, Storage
@@ -18,11 +18,25 @@ from tensorpress.schemes.registry import scheme
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file.
+    """A tensor of a file.
 
-    ``short_name`` has "core" and "matrix k" for the factors of a weight, "core k" for a train;
-    ``bytes`` is its share of the file, its table included; ``entropy`` is the empirical
-    entropy of its quantized values in bits a value, None where it is not quantized.
+    Attributes
+    ----------
+    name : str
+        Name in the model's ``state_dict``.
+    short_name : str
+        The name with "core" and "matrix k" for the factors of a weight, "core k" for those of a
+        tensor train.
+    shape : tuple of int
+        Shape of the tensor.
+    dtype : str
+        Type of its values, such as "float32".
+    storage : str
+        How it is stored, such as "step 0.0312".
+    bytes : float
+        Its share of the file, its part of the tables included.
+    entropy : float or None
+        Empirical entropy of its quantized values in bits a value; None if it is not quantized.
     """
 
     name: str
@@ -35,18 +49,18 @@ class StoredTensor:
 
     @property
     def count(self) -> int:
-        """Number of values."""
+        """The number of values."""
         return prod(self.shape)
 
     @property
     def bits_per_value(self) -> float:
-        """Bits of the file a value."""
+        """The bits of the file per value."""
         return 8 * self.bytes / max(self.count, 1)
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """How a layer of a file is pressed."""
+    """A pressed layer of a file."""
 
     name: str
     scheme: str
@@ -57,10 +71,25 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Content of a `.tpz` file, from `inspect`.
+    """The content of a `.tpz` file, from `inspect`.
 
-    ``parts`` adds up to ``size``: "container" with the checksum, "header" with network and plan,
-    "tables" with quantizers and priors, "values".
+    Attributes
+    ----------
+    file : str
+        Name of the file.
+    size : int
+        Bytes of the file.
+    network : str or None
+        Name of the network in the zoo.
+    coder : str
+        Coder of the quantized values, "range" or "huffman".
+    layers : tuple of StoredLayer
+        The pressed layers.
+    tensors : tuple of StoredTensor
+        All tensors.
+    parts : dict of str to int
+        Bytes of each part, of sum `size`: "container" with the checksum, "header" with network and
+        plan, "tables" with quantizers and probability tables, "values".
     """
 
     file: str
@@ -72,7 +101,7 @@ class Inspection:
     parts: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data for JSON."""
+        """Return the inspection as plain data for JSON."""
         return {
             "file": self.file,
             "bytes": self.size,
@@ -85,17 +114,12 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Read what is in a file, by tensor and by part; no model is needed.
-
-    Parameters
-    ----------
-    path : path-like
-        A `.tpz` file.
+    """Return the layers, tensors and sizes of a `.tpz` file; no model is needed.
 
     Raises
     ------
     CorruptFileError, DataNotFoundError, ModelMismatchError
-        As `load` does.
+        As `tensorpress.load` does.
 
     Examples
     --------
@@ -103,8 +127,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     >>> from tensorpress.codec.save_load import save
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     size = save(torch.nn.Linear(40, 30), pathlib.Path(folder) / "a.tpz")
-    ...     found = inspect(pathlib.Path(folder) / "a.tpz")
-    >>> [tensor.name for tensor in found.tensors], size == sum(found.parts.values())
+    ...     inspection = inspect(pathlib.Path(folder) / "a.tpz")
+    >>> [tensor.name for tensor in inspection.tensors], size == sum(inspection.parts.values())
     (['weight', 'bias'], True)
     """
     opened = open_file(path)
@@ -116,11 +140,11 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     tensors = [
         StoredTensor(
             *(entry.name, _short_name(entry.name, layers), entry.shape, entry.dtype),
-            storage=_told(found.storage),
-            bytes=(found.table_bits + found.value_bits) / 8,
-            entropy=_entropy(found),
+            storage=_format_storage(tensor.storage),
+            bytes=(tensor.table_bits + tensor.value_bits) / 8,
+            entropy=_entropy(tensor),
         )
-        for entry, found in zip(description.tensors, decoded, strict=True)
+        for entry, tensor in zip(description.tensors, decoded, strict=True)
     ]
     return Inspection(
         opened.name,
@@ -133,8 +157,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     )
 
 
-def _parts(opened: OpenFile, decoded: list[Decoded]) -> dict[str, int]:
-    """Return the bytes of each part, fractions of bytes being with the values."""
+def _parts(opened: OpenFile, decoded: list[DecodedTensor]) -> dict[str, int]:
+    """Return the bytes of each part; fractions of bytes are counted with the values."""
     parts = {
         "container": opened.container_bytes,
         "header": round(opened.header_bits / 8),
@@ -144,14 +168,14 @@ def _parts(opened: OpenFile, decoded: list[Decoded]) -> dict[str, int]:
 
 
 def _short_name(name: str, layers: tuple[StoredLayer, ...]) -> str:
-    layer, found, factor = name.partition(".parametrizations.weight.original")
-    if not found:
+    layer, separator, factor = name.partition(".parametrizations.weight.original")
+    if not separator:
         return name
-    own = (scheme(pressed.scheme) for pressed in layers if pressed.name == layer)
-    return next((f"{layer}.{method.factor_name(int(factor))}" for method in own), name)
+    schemes = (scheme(pressed.scheme) for pressed in layers if pressed.name == layer)
+    return next((f"{layer}.{method.factor_name(int(factor))}" for method in schemes), name)
 
 
-def _told(storage: Storage) -> str:
+def _format_storage(storage: Storage) -> str:
     if isinstance(storage, UniformQuantizer):
         return f"{storage.levels + 1} levels ±{storage.bound:.3g}"
     if isinstance(storage, StepQuantizer):
@@ -161,7 +185,7 @@ def _told(storage: Storage) -> str:
     return {"raw": "exact", "half": "float16", "integers": "integers"}[storage]
 
 
-def _entropy(tensor: Decoded) -> float | None:
+def _entropy(tensor: DecodedTensor) -> float | None:
     if tensor.symbols is None or not tensor.symbols.size:
         return None
     return entropy_bits(torch.from_numpy(tensor.symbols))

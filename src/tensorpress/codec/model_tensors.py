@@ -1,4 +1,4 @@
-"""What of a model a `.tpz` file stores, and how finely."""
+"""The tensors of a model that a `.tpz` file stores, and how finely."""
 
 from collections.abc import Mapping
 
@@ -26,7 +26,7 @@ _UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.Uninitialize
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return what a file stores, in order: parameters and persistent buffers, shared ones once.
+    """Return the tensors that a file stores: parameters and persistent buffers, shared ones once.
 
     Raises
     ------
@@ -39,10 +39,10 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     >>> list(stored_tensors(nn.Linear(3, 2)))
     ['weight', 'bias']
     """
-    found = distinct_state(model)
-    for name, tensor in found.items():
-        _check(name, tensor)
-    return found
+    tensors = distinct_state(model)
+    for name, tensor in tensors.items():
+        check_storable(name, tensor)
+    return tensors
 
 
 def distinct_state(model: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def distinct_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def quantized_names(model: nn.Module) -> list[str]:
-    """Return the names of the parameters that are quantized: floating, and not of a norm.
+    """Return the names of the quantized parameters: those in floating point that are not a norm's.
 
     Examples
     --------
@@ -78,15 +78,15 @@ def quantized_names(model: nn.Module) -> list[str]:
 
 
 def assign_quantizers(model: nn.Module, *, step: float = 1 / 32) -> dict[str, StepQuantizer]:
-    """Return a quantizer for every quantized parameter, fitted to its size.
+    """Return a quantizer for every quantized parameter, its step in proportion to the values.
 
     Parameters
     ----------
     model : nn.Module
-        Pressed or not.
+        A model, pressed or not.
     step : float
         Quantization step in units of the parameter's root mean square, to within 5 %; the relative
-        error that rounding adds is about ``step / √12``.
+        error of rounding is about ``step / √12``.
 
     Raises
     ------
@@ -99,13 +99,24 @@ def assign_quantizers(model: nn.Module, *, step: float = 1 / 32) -> dict[str, St
     True
     """
     tensors = stored_tensors(model)
-    found = {}
+    quantizers = {}
     for name in quantized_names(model):
         try:
-            found[name] = _fitted(tensors[name].detach().double(), step)
+            quantizers[name] = _fit_quantizer(tensors[name].detach().double(), step)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"tensor {name!r}: {error}") from None
-    return found
+    return quantizers
+
+
+def check_storable(name: str, tensor: object) -> None:
+    """Raise an `InvalidArgumentError` that names a tensor which no file can hold."""
+    if not isinstance(tensor, Tensor):
+        raise InvalidArgumentError(f"{name!r} is state other than a tensor, which is not stored")
+    if tensor.is_meta or isinstance(tensor, _UNINITIALIZED):
+        raise InvalidArgumentError(f"tensor {name!r} has no values yet")
+    if tensor.dtype not in DTYPES.values() or tensor.layout is not torch.strided:
+        kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which a .tpz file cannot hold")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -115,22 +126,12 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise InvalidArgumentError(f"tensor {name!r} has NaN or infinite values")
 
 
-def _fitted(values: Tensor, step: float) -> StepQuantizer:
+def _fit_quantizer(values: Tensor, step: float) -> StepQuantizer:
     if not bool(torch.isfinite(values).all()):
         raise InvalidArgumentError("NaN or infinite values cannot be quantized")
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest > torch.finfo(torch.float32).max:
         raise InvalidArgumentError(f"{largest:g} is more than float32 can hold: not quantized")
     rms = float(values.square().mean().sqrt()) if values.numel() else 0.0
-    # Less than any normal float32 counts as zero.
+    # A root mean square below all normal float32 numbers counts as zero.
     return StepQuantizer.nearest(step * (rms if rms >= torch.finfo(torch.float32).tiny else 1.0))
-
-
-def _check(name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise InvalidArgumentError(f"{name!r} is state other than a tensor, which is not stored")
-    if tensor.is_meta or isinstance(tensor, _UNINITIALIZED):
-        raise InvalidArgumentError(f"tensor {name!r} has no values yet")
-    if tensor.dtype not in DTYPES.values() or tensor.layout is not torch.strided:
-        kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
-        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which a .tpz file cannot hold")

@@ -1,4 +1,4 @@
-"""The two quantizers of values: a symmetric grid of levels, and all multiples of a step."""
+"""The two quantizers: a symmetric grid of levels, and all multiples of a step."""
 
 from dataclasses import dataclass
 from math import floor, isfinite, ldexp, log2
@@ -14,26 +14,40 @@ Rounding = Literal["nearest", "floor"]
 MAX_LEVELS = 1 << 16
 """Largest Q; beyond it, 16-bit floating point stores as much in no more space."""
 
+MIN_CODE, MAX_CODE = -1024, 1023
+MAX_SYMBOL = 1 << 23
+"""Largest magnitude of a symbol: up to it, float32 tells every level from the next."""
+
+PER_OCTAVE = 8
+"""Number of steps on the grid from a step to its double."""
+
+# 2 ** (k / 8), written out: computed here, it might differ by a bit from machine to machine.
+_MANTISSAS = (
+    *(1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096),
+    *(1.4142135623730951, 1.5422108254079407, 1.681792830507429, 1.8340080864093424),
+)
+_BLOCK = 1 << 16  # values that fit into a cache
+
 
 @dataclass(frozen=True)
 class UniformQuantizer:
-    """Uniform quantizer with the Q + 1 levels -b, -b + 2b/Q, …, 0, …, b.
+    """A uniform quantizer with the Q + 1 levels -b, -b + 2b/Q, …, 0, …, b.
 
     A value w is clipped to [-b, b] and becomes
 
         w_q = -b + floor((clip(w, -b, b) + b) · Q / 2b) · 2b/Q
 
-    with ``rounding="floor"``, the formula as printed, which is biased by half a step towards -b;
-    ``rounding="nearest"`` takes the nearest level instead (ties to the even symbol). A value that
-    already is a level, in the precision of its tensor, stays it under both.
+    with ``rounding="floor"``, the formula of the paper, which is biased by half a step towards -b;
+    ``rounding="nearest"`` takes the nearest level instead (ties to the even symbol). Both leave a
+    value that is a level, in the precision of its tensor, as it is.
 
     Parameters
     ----------
     levels : int
-        Q, even so that 0 is a level, from 2 to 65536.
+        The number Q of steps from -b to b, from 2 to 65536; even, so that 0 is a level.
     bound : float
-        b > 0, in the units of the values. It is rounded to float32, the precision in which a file
-        keeps it, so that training, encoding and decoding use the same levels.
+        The largest level b > 0, in the units of the values. It is rounded to float32, the precision
+        in which a file stores it, so that training, encoding and decoding use the same levels.
     rounding : {"nearest", "floor"}
         How a value between two levels is rounded.
 
@@ -71,18 +85,18 @@ class UniformQuantizer:
                 f"rounding must be 'nearest' or 'floor', not {self.rounding!r}"
             )
         try:
-            stored: float = unpack("<f", pack("<f", self.bound))[0]
+            bound: float = unpack("<f", pack("<f", self.bound))[0]
         except OverflowError:
-            stored = float("inf")
-        if not (isfinite(stored) and stored > 0):
+            bound = float("inf")
+        if not (isfinite(bound) and bound > 0):
             raise InvalidArgumentError(
                 f"bound must be a positive finite number in float32, not {self.bound}"
             )
-        object.__setattr__(self, "bound", stored)
+        object.__setattr__(self, "bound", bound)
 
     @property
     def step(self) -> float:
-        """Distance 2b/Q between two levels."""
+        """The distance 2b/Q between two levels."""
         return 2 * self.bound / self.levels
 
     def indices(self, t: Tensor) -> Tensor:
@@ -91,12 +105,12 @@ class UniformQuantizer:
         Parameters
         ----------
         t : Tensor
-            Floating point, any shape, finite.
+            Finite floating-point values, any shape.
 
         Returns
         -------
         Tensor
-            int32, the shape of `t`, from 0 (level -b) over Q/2 (level 0) to Q (level b).
+            int32 numbers from 0 (level -b) over Q/2 (level 0) to Q (level b), the shape of `t`.
 
         Raises
         ------
@@ -117,10 +131,10 @@ class UniformQuantizer:
         return nearest.to(torch.int32) + self.levels // 2
 
     def values(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the levels with the given numbers.
+        """Return the levels with these numbers.
 
-        Each is computed in float64 by one exact product and one division, and then cast: the
-        result is the same on every machine.
+        Each is computed in float64 by one exact product and one division, and then cast, so that
+        the result is the same on every machine.
 
         Parameters
         ----------
@@ -132,7 +146,7 @@ class UniformQuantizer:
         Returns
         -------
         Tensor
-            The shape of `indices`.
+            The levels, the shape of `indices`.
         """
         return self._values(indices.double() - self.levels // 2).to(dtype)
 
@@ -144,33 +158,18 @@ class UniformQuantizer:
         return self.values(self.indices(t), t.dtype)
 
 
-MIN_CODE, MAX_CODE = -1024, 1023
-MAX_SYMBOL = 1 << 23
-"""Largest magnitude of a symbol: up to it, float32 tells every level from the next."""
-
-_BLOCK = 1 << 16  # values: what a cache holds
-PER_OCTAVE = 8
-"""Steps of the grid from a step to its double."""
-
-# 2 ** (k / 8), written out: computed here, it might differ by a bit from machine to machine.
-_MANTISSAS = (
-    *(1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096),
-    *(1.4142135623730951, 1.5422108254079407, 1.681792830507429, 1.8340080864093424),
-)
-
-
 @dataclass(frozen=True)
 class StepQuantizer:
-    """Uniform quantizer whose levels are all multiples of the step 2**(code / 8).
+    """A uniform quantizer whose levels are all multiples of the step 2**(code / 8).
 
     A value w becomes ``step * round(w / step)``, ties to the even multiple; nothing is clipped.
-    The multiple is the value's symbol, which is what a file stores. Steps lie on a grid of
-    9 %, so that one costs a file about a byte, or nothing beside an equal one.
+    A file stores the multiple, the symbol of the value. Steps are 9 % apart, so that a step takes
+    about a byte in a file, and next to nothing after an equal one.
 
     Parameters
     ----------
     code : int
-        Eighths of an octave, from -1024 to 1023.
+        Base-2 logarithm of the step in eighths, from -1024 to 1023.
 
     Raises
     ------
@@ -212,7 +211,7 @@ class StepQuantizer:
 
     @property
     def step(self) -> float:
-        """Distance of two levels, the same on every machine."""
+        """The distance of two levels, the same on every machine."""
         octave, eighth = divmod(self.code, PER_OCTAVE)
         return ldexp(_MANTISSAS[eighth], octave)
 
@@ -222,18 +221,18 @@ class StepQuantizer:
         Parameters
         ----------
         t : Tensor
-            Floating point, any shape, finite.
+            Finite floating-point values, any shape.
 
         Returns
         -------
         Tensor
-            int32, the shape of `t`, from -2**23 to 2**23.
+            int32 numbers from -2**23 to 2**23, the shape of `t`.
 
         Raises
         ------
         InvalidArgumentError
-            If `t` is not floating point, holds NaN or an infinity, or has values of more than
-            2**23 steps or whose level its type cannot hold.
+            If `t` is not floating point, holds NaN or an infinity, has a value of more than 2**23
+            steps, or a value whose level its type cannot hold.
         """
         if not t.is_floating_point():
             raise InvalidArgumentError(f"only floating-point tensors are quantized, not {t.dtype}")
@@ -253,7 +252,7 @@ class StepQuantizer:
         return (t.detach().double() / self.step).round().to(torch.int32)
 
     def values(self, symbols: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the levels with the given symbols: one product in float64, then cast.
+        """Return the levels of symbols, each computed by one product in float64 and then cast.
 
         Parameters
         ----------
@@ -265,14 +264,14 @@ class StepQuantizer:
         Returns
         -------
         Tensor
-            The shape of `symbols`.
+            The levels, the shape of `symbols`.
         """
         flat = symbols.reshape(-1)
-        found = torch.empty(flat.shape, dtype=dtype, device=symbols.device)
+        result = torch.empty(flat.shape, dtype=dtype, device=symbols.device)
         for start in range(0, len(flat), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            found[part] = flat[part].double() * self.step
-        return found.reshape(symbols.shape)
+            block = slice(start, start + _BLOCK)
+            result[block] = flat[block].double() * self.step
+        return result.reshape(symbols.shape)
 
     def __call__(self, t: Tensor) -> Tensor:
         """Return `t` with every value replaced by its level, in the type of `t`."""

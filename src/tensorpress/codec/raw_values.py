@@ -10,34 +10,33 @@ from torch import Tensor
 from tensorpress.codec.bit_io import BitReader, BitWriter, unzigzag, zigzag
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
-PlainStorage = Literal["raw", "half", "integers"]
-PLAIN_STORAGES: tuple[PlainStorage, ...] = ("raw", "half", "integers")
+RawStorage = Literal["raw", "half", "integers"]
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
-_FEW = 64  # values; "integers" is for counters and the like, "raw" is faster for many
+_MAX_INTEGERS = 64  # values: "integers" is for counters and the like, "raw" is faster for many
 
 
-def exact_storage(tensor: Tensor) -> PlainStorage:
-    """Return the shorter of the storages that keep every bit of a tensor.
+def exact_storage(tensor: Tensor) -> RawStorage:
+    """Return the shorter of the two storages that keep every bit of a tensor.
 
     Examples
     --------
     >>> exact_storage(torch.tensor(938)), exact_storage(torch.tensor(0.5))
     ('integers', 'raw')
     """
-    if tensor.dtype in _INTEGERS and tensor.numel() <= _FEW:
+    if tensor.dtype in _INTEGERS and tensor.numel() <= _MAX_INTEGERS:
         raw_size = tensor.numel() * tensor.element_size()
         return "integers" if len(to_bytes(tensor, "integers")) < raw_size else "raw"
     return "raw"
 
 
-def to_bytes(tensor: Tensor, storage: PlainStorage) -> bytes:
+def to_bytes(tensor: Tensor, storage: RawStorage) -> bytes:
     """Return the values of a tensor as bytes, in row-major order.
 
     Parameters
     ----------
     tensor : Tensor
-        Any shape, type and device.
+        A tensor of any shape, type and device.
     storage : {"raw", "half", "integers"}
         "raw" keeps every bit, eight booleans to a byte; "half" is for floating point and casts to
         float16; "integers" takes one byte for each value from -64 to 63, two from -8192 to 8191, …
@@ -72,9 +71,20 @@ def to_bytes(tensor: Tensor, storage: PlainStorage) -> bytes:
 
 
 def from_bytes(
-    reader: BitReader, storage: PlainStorage, shape: tuple[int, ...], dtype: torch.dtype
+    reader: BitReader, storage: RawStorage, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """Read a tensor that `to_bytes` stored.
+
+    Parameters
+    ----------
+    reader : BitReader
+        The bytes, which are not trusted.
+    storage : {"raw", "half", "integers"}
+        How the tensor was stored.
+    shape : tuple of int
+        Shape of the tensor.
+    dtype : torch.dtype
+        Type of the tensor.
 
     Raises
     ------
@@ -89,7 +99,7 @@ def from_bytes(
     """
     count = prod(shape)
     if storage == "integers":
-        return _integers(reader, count, dtype).reshape(shape)
+        return _read_integers(reader, count, dtype).reshape(shape)
     if storage == "half":
         if not dtype.is_floating_point:
             raise CorruptFileError(f"a tensor of {dtype} cannot have been stored as float16")
@@ -104,13 +114,14 @@ def from_bytes(
 
 
 def _view(data: bytes, dtype: torch.dtype) -> Tensor:
+    """Return a tensor of shape (values,) with these bytes."""
     if not data:
         return torch.empty(0, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype)
 
 
-def _integers(reader: BitReader, count: int, dtype: torch.dtype) -> Tensor:
-    if dtype not in _INTEGERS or count > _FEW:
+def _read_integers(reader: BitReader, count: int, dtype: torch.dtype) -> Tensor:
+    if dtype not in _INTEGERS or count > _MAX_INTEGERS:
         raise CorruptFileError(f"{count} values of {dtype} cannot have been stored as integers")
     values = [unzigzag(reader.varint()) for _ in range(count)]
     limits = torch.iinfo(dtype)

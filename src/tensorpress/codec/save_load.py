@@ -1,4 +1,4 @@
-"""Saving and loading pressed models: what of a model is in a `.tpz` file, and how it comes back."""
+"""Saving models to `.tpz` files, and loading them."""
 
 import os
 from collections.abc import Mapping
@@ -43,33 +43,34 @@ def save(
     Parameters
     ----------
     model : nn.Module
-        Pressed or not. A parameter held by several layers is written once.
+        A model, pressed or not. A parameter that several layers share is written once.
     path : path-like
         The file to write or replace.
     network : str, optional
-        The name in `tensorpress.models.zoo` of the network that the model is. The file then carries
-        the name, loads without a model, and needs no table of names and shapes.
+        The name of the model's network in `tensorpress.models.zoo`. The file then carries the name,
+        loads without a model, and needs no table of names and shapes.
     quantizer : UniformQuantizer, StepQuantizer or mapping, optional
-        One for all floating parameters other than those of norms, or one for each by name
-        (`assign_quantizers`), and for any other floating tensor. By default steps of a 32nd of each
-        parameter's root mean square.
+        One quantizer for all floating-point parameters other than those of norms, or one for each
+        of them by name, and for any other floating-point tensor. By default `assign_quantizers`
+        sets steps of 1/32 of each parameter's root mean square.
     norms : {"half", "float32"}
         How parameters of normalization layers, and floating buffers, are stored.
     coder : {"range", "huffman"}
-        Entropy coder: adaptive range coding, the smaller, or Huffman codes as in the paper.
+        The entropy coder: adaptive range coding, which gives smaller files, or Huffman codes as in
+        the ADA-Tucker paper.
 
     Returns
     -------
     int
-        Size of the file in bytes.
+        The size of the file in bytes.
 
     Raises
     ------
     ModelMismatchError
-        If the model is not the zoo network it is said to be, or a layer is pressed in a way that
+        If the model is not the network that `network` names, or a layer is pressed in a way that
         no plan describes, such as by a scheme of your own.
     InvalidArgumentError
-        For values that cannot be stored, such as NaN; the message names the tensor.
+        If a tensor has values that cannot be stored, such as NaN; the message names the tensor.
 
     Examples
     --------
@@ -88,31 +89,36 @@ def save(
         check_finite(name, tensor)
     name_in_zoo = None if network is None else zoo_network(network).name
     description = describe(model, name_in_zoo, tensors)
-    given = _quantizers(model, tensors, quantizer)
-    storages = [given.get(name) or _exact(name, t, norms) for name, t in tensors.items()]
+    quantizers = _quantizers(model, tensors, quantizer)
+    storages = [
+        quantizers.get(name) or _norm_storage(name, tensor, norms)
+        for name, tensor in tensors.items()
+    ]
     detached = [tensor.detach() for tensor in tensors.values()]
     return write_file(path, description, detached, storages, coder)
 
 
 def _quantizers(
-    model: nn.Module, tensors: Mapping[str, Tensor], given: Quantizer | Quantizers | None
+    model: nn.Module, tensors: Mapping[str, Tensor], quantizer: Quantizer | Quantizers | None
 ) -> Quantizers:
-    names = quantized_names(model)
-    if given is None:
+    """Return the quantizer of every quantized tensor by name."""
+    if quantizer is None:
         return assign_quantizers(model)
-    if isinstance(given, (UniformQuantizer, StepQuantizer)):
-        return dict.fromkeys(names, given)
+    names = quantized_names(model)
+    if isinstance(quantizer, (UniformQuantizer, StepQuantizer)):
+        return dict.fromkeys(names, quantizer)
     floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
-    for name in given:
+    for name in quantizer:
         if name not in floating:
             raise unknown_name("tensor to quantize", name, floating)
-    missing = [name for name in names if name not in given]
+    missing = [name for name in names if name not in quantizer]
     if missing:
         raise InvalidArgumentError(f"there is no quantizer for {', '.join(map(repr, missing))}")
-    return given
+    return quantizer
 
 
-def _exact(name: str, tensor: Tensor, norms: Norms) -> Literal["half"] | None:
+def _norm_storage(name: str, tensor: Tensor, norms: Norms) -> Literal["half"] | None:
+    """Return how a tensor that is not quantized is stored: as float16, or exactly."""
     if norms == "float32" or tensor.dtype not in (torch.float32, torch.float64):
         return None
     if not bool(torch.isfinite(tensor.half()).all()):
@@ -131,13 +137,13 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
         The file. It is not trusted: nothing in it is executed, and the only thing it can
         name is a network of `tensorpress.models.zoo`.
     model : nn.Module, optional
-        A dense model of the saved one's architecture, whatever its weights; left untouched. Needed
-        unless the file carries the name of a zoo network.
+        A dense model of the saved model's architecture, whatever its weights; it is left untouched.
+        It is needed unless the file carries the name of a zoo network.
 
     Returns
     -------
     nn.Module
-        On the CPU, in eval mode.
+        The model, on the CPU and in eval mode.
 
     Raises
     ------
@@ -146,11 +152,19 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     DataNotFoundError
         If there is no such file.
     ModelMismatchError
-        If the model does not fit the file, or none is given and the file names no network.
+        If the model does not fit the file, or `model` is None and the file names no network.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     size = save(nn.Linear(3, 2), f"{folder}/a.tpz")
+    ...     load(f"{folder}/a.tpz", nn.Linear(3, 2))
+    Linear(in_features=3, out_features=2, bias=True)
     """
     opened = open_file(path)
     description = opened.description
-    dense = _dense(opened.name, description.network, model)
+    dense = _dense_model(opened.name, description.network, model)
     pressed = build_skeleton(dense, description.plan_for(opened.name, dense))
     tensors = stored_tensors(pressed)
     description.check_tensors(opened.name, tensors)
@@ -162,12 +176,12 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     return pressed.cpu().eval()
 
 
-def _dense(file: str, network: str | None, model: nn.Module | None) -> nn.Module:
-    """Return a dense model of the right architecture that nobody else holds."""
+def _dense_model(file: str, network: str | None, model: nn.Module | None) -> nn.Module:
+    """Return a new dense model of the file's architecture."""
     if model is not None:
         if plan_from_model(model).layers:
             raise ModelMismatchError(f"the model given for {file} is pressed: give a dense one")
-        stored_tensors(model)  # says so where one has no values yet
+        stored_tensors(model)  # raises where a tensor has no values yet
         return deepcopy(model)
     if network is None:
         raise ModelMismatchError(

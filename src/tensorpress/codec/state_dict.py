@@ -1,4 +1,4 @@
-"""Named tensors without a model in a `.tpz` file: a state dict in, a state dict out."""
+"""Saving and loading named tensors, such as a state dict, without a model."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tensorpress.codec.header import Description, tensor_table
-from tensorpress.codec.model_tensors import DTYPES, check_finite
+from tensorpress.codec.model_tensors import check_finite, check_storable
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.codec.save_load import load
 from tensorpress.codec.tpz_file import open_file, write_file
@@ -25,22 +25,22 @@ def save_tensors(
     Parameters
     ----------
     tensors : mapping of str to Tensor
-        Such as a ``state_dict``.
+        Tensors by name, such as a ``state_dict``.
     path : path-like
         The file to write or replace.
     quantizers : mapping of str to StepQuantizer
-        Of the tensors to quantize. Of the others, float32 and float64 tensors are stored as float16
-        where that can hold them, and all else exactly.
+        The quantizers of the tensors to quantize. Other float32 and float64 tensors are stored as
+        float16 if all their values are finite in it, and all else exactly.
 
     Returns
     -------
     int
-        Bytes of the file.
+        The size of the file in bytes.
 
     Raises
     ------
     InvalidArgumentError
-        Naming a tensor that cannot be stored, or a quantizer of no tensor.
+        If a tensor cannot be stored or a quantizer has no tensor; the message names it.
 
     Examples
     --------
@@ -54,22 +54,20 @@ def save_tensors(
     for name in quantizers:
         if name not in tensors:
             raise InvalidArgumentError(f"there is a quantizer for {name!r}, but no such tensor")
-    for name, tensor in tensors.items():
-        check_storable(name, tensor)
-    storages = [quantizers.get(name) or _plain(tensor) for name, tensor in tensors.items()]
+    check_tensors(tensors)
+    storages = [quantizers.get(name) or _half_storage(tensor) for name, tensor in tensors.items()]
     description = Description(None, (), tensor_table(dict(tensors)))
     detached = [tensor.detach() for tensor in tensors.values()]
     return write_file(path, description, detached, storages, "range")
 
 
-def check_storable(name: str, tensor: object) -> None:
-    """Raise an `InvalidArgumentError` that names what no file can hold."""
-    if not isinstance(name, str) or not isinstance(tensor, Tensor):
-        raise InvalidArgumentError(f"{name!r} is {type(tensor).__name__}, not a Tensor by its name")
-    if tensor.is_meta or tensor.layout is not torch.strided or tensor.dtype not in DTYPES.values():
-        kind = "without values" if tensor.is_meta else f"{tensor.dtype} and {tensor.layout}"
-        raise InvalidArgumentError(f"tensor {name!r} is {kind}: it cannot be stored")
-    check_finite(name, tensor)
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    """Raise an `InvalidArgumentError` that names a tensor which no file can hold."""
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f"the name of a tensor must be a string, not {name!r}")
+        check_storable(name, tensor)
+        check_finite(name, tensor)
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -78,14 +76,14 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Parameters
     ----------
     path : path-like
-        A file of `save_tensors`, or of a model. It is not trusted, and what is allocated is bounded
-        by its size.
+        A file of `save_tensors`, or of a model. It is not trusted; its size bounds the memory that
+        is allocated.
 
     Returns
     -------
     dict of str to Tensor
-        On the CPU. Of a network of the zoo the ``state_dict``, of any other pressed model the
-        factors under the names they have in it.
+        The tensors, on the CPU: the ``state_dict`` of a zoo network, and the factors of any other
+        pressed model under the names they have in it.
 
     Raises
     ------
@@ -101,6 +99,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return {name: tensor.values for name, tensor in zip(names, opened.tensors(), strict=True)}
 
 
-def _plain(tensor: Tensor) -> Literal["half"] | None:
+def _half_storage(tensor: Tensor) -> Literal["half"] | None:
+    """Return "half" for a tensor that float16 can hold, None for one that is stored exactly."""
     floats = tensor.dtype in (torch.float32, torch.float64)
     return "half" if floats and bool(torch.isfinite(tensor.half()).all()) else None

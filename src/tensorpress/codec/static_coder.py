@@ -1,21 +1,24 @@
-"""Range coding and Huffman coding of symbols by tables that do not adapt."""
+"""Range coding and Huffman coding of symbols by static tables, which do not adapt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from constriction import stream
-from numpy.typing import NDArray
 
-from tensorpress.codec.bit_io import BitReader, BitWriter
+from tensorpress.codec.bit_io import BitReader, BitWriter, Symbols
 from tensorpress.codec.huffman import HuffmanCode
 from tensorpress.codec.static_tables import Prior, read_prior
 from tensorpress.errors import CorruptFileError
 
-Symbols = NDArray[np.int32]
+MAX_COUNTS = 1 << 24
+"""Most counts in all probability tables of a file, so that reading them takes bounded memory."""
+
+MAX_REACH = 1 << 15
+"""Largest symbol of a probability table."""
 
 _STATE_BYTES = 8  # of the encoder's interval
-_MOST_BYTES = 4  # of one symbol: the rarest takes 24 bits and a little for rounding
+_MAX_SYMBOL_BYTES = 4  # the rarest symbol takes 24 bits and a little for rounding
 
 
 def encode_range(arrays: Sequence[Symbols], priors: Sequence[Prior]) -> bytes:
@@ -24,14 +27,14 @@ def encode_range(arrays: Sequence[Symbols], priors: Sequence[Prior]) -> bytes:
     Parameters
     ----------
     arrays : sequence of ndarray of int32
-        Rank 1. Every symbol has an entry in the table of its array.
+        Arrays of shape (size,). Every symbol has an entry in the table of its array.
     priors : sequence of Prior
-        One for each array.
+        The table of each array.
 
     Returns
     -------
     bytes
-        The stream: about the sum of the symbols' information, and less than a byte more on average.
+        The stream. On average it is less than a byte longer than the symbols' information.
 
     References
     ----------
@@ -50,8 +53,8 @@ def encode_range(arrays: Sequence[Symbols], priors: Sequence[Prior]) -> bytes:
     encoder = stream.queue.RangeEncoder()
     for symbols, prior in zip(arrays, priors, strict=True):
         if symbols.size and len(prior.counts) > 1:
-            encoder.encode(symbols - np.int32(prior.lowest), _model(prior))
-    return _shortest(encoder)
+            encoder.encode(symbols - np.int32(prior.lowest), _categorical(prior))
+    return _shortest_bytes(encoder)
 
 
 def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> list[Symbols]:
@@ -62,9 +65,14 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
     data : bytes
         The stream.
     sizes : sequence of int
-        Number of symbols of each array.
+        The number of symbols of each array.
     priors : sequence of Prior
-        The tables they were encoded with.
+        The table of each array.
+
+    Returns
+    -------
+    list of ndarray of int32
+        The arrays, each of shape (size,).
 
     Raises
     ------
@@ -73,7 +81,7 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
         that leaves other symbols is for the file's checksum to find.
     """
     coded = sum(n for n, prior in zip(sizes, priors, strict=True) if len(prior.counts) > 1)
-    if len(data) > (_MOST_BYTES * (coded + 2) if coded else 0):
+    if len(data) > (_MAX_SYMBOL_BYTES * (coded + 2) if coded else 0):
         raise CorruptFileError("there are data after the coded values")
     words = np.frombuffer(data.ljust(-(-len(data) // 4) * 4, b"\0"), ">u4").astype(np.uint32)
     decoder = stream.queue.RangeDecoder(words)
@@ -81,7 +89,7 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
     for size, prior in zip(sizes, priors, strict=True):
         if size and len(prior.counts) > 1:
             try:
-                indices = decoder.decode(_model(prior), size)
+                indices = decoder.decode(_categorical(prior), size)
             except AssertionError as error:  # what constriction raises for an impossible stream
                 raise CorruptFileError("the coded values are damaged") from error
             indices += np.int32(prior.lowest)
@@ -94,27 +102,25 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
     return arrays
 
 
-def _model(prior: Prior) -> stream.model.Categorical:
-    """Return the model whose counts are exactly those of the table.
+def _categorical(prior: Prior) -> stream.model.Categorical:
+    """Return constriction's model with exactly the counts of the table.
 
-    With ``perfect=False``, constriction gives each of n symbols one count and shares the other
-    2**24 - n out in proportion to the probabilities: counts less one leave nothing to round.
+    With ``perfect=False``, constriction gives each of n symbols one count and distributes the other
+    2**24 - n in proportion to the probabilities. Passed the counts less one, it rounds nothing.
     """
     return stream.model.Categorical((prior.counts - 1).astype(np.float64), perfect=False)
 
 
-def _shortest(encoder: stream.queue.RangeEncoder) -> bytes:
-    """Return the shortest bytes that decode correctly when followed by zeros.
-
-    Any point of the encoder's final interval does; the one with most trailing zero bytes is taken.
-    """
+def _shortest_bytes(encoder: stream.queue.RangeEncoder) -> bytes:
+    """Return the shortest bytes that decode correctly when followed by zeros."""
     data: bytes = encoder.get_compressed().astype(">u4").tobytes()
     words, (low, width) = encoder.pos()
     head, tail = data[: 4 * words], data[4 * words :]
-    sealed = int.from_bytes(tail.ljust(_STATE_BYTES, b"\0"), "big")
+    final = int.from_bytes(tail.ljust(_STATE_BYTES, b"\0"), "big")
     limit, end = 1 << (8 * _STATE_BYTES), low + width
-    if sealed < low:  # the interval spans a carry, and constriction has carried into the head
+    if final < low:  # the interval spans a carry, and constriction has carried into the head
         low, end = 0, end - limit
+    # Any point of [low, end) will do: take the one with the most trailing zero bytes.
     for zeros in range(8 * _STATE_BYTES, -1, -8):
         point = -(-low >> zeros) << zeros
         if point < min(end, limit):
@@ -123,16 +129,19 @@ def _shortest(encoder: stream.queue.RangeEncoder) -> bytes:
     return (head + last).rstrip(b"\0")
 
 
-MAX_COUNTS = 1 << 24
-"""Most counts in all probability tables of a file, so that reading them takes bounded memory."""
-
-MAX_REACH = 1 << 15
-"""Largest symbol of a probability table."""
-
-
 @dataclass(frozen=True)
-class Tabled:
-    """Symbols of a tensor, the table they were coded by, and the bits that it takes."""
+class TableSymbols:
+    """The symbols of a tensor that were coded by a static table.
+
+    Attributes
+    ----------
+    symbols : ndarray of int32
+        Shape (size,).
+    table_bits : float
+        Bits of the file that the table takes; a tensor's share of a table for several.
+    table : Prior or HuffmanCode
+        The table.
+    """
 
     symbols: Symbols
     table_bits: float
@@ -140,16 +149,16 @@ class Tabled:
 
     @property
     def value_bits(self) -> float:
-        """Bits that the symbols take; counted when asked for, which takes as long as decoding."""
+        """The bits that the symbols take, counted on access, which takes as long as decoding."""
         return self.table.bits(self.symbols)
 
 
 def encode_huffman(writer: BitWriter, groups: Sequence[Sequence[Symbols]]) -> bytes:
-    """Return the streams of groups of arrays, a code for each group, which goes to `writer`."""
+    """Encode groups of arrays, each group by one Huffman code that is written to `writer`."""
     streams = []
     for group in groups:
         pooled = np.concatenate(group)
-        code = HuffmanCode.of(pooled)
+        code = HuffmanCode.from_symbols(pooled)
         code.write(writer)
         streams.append(code.encode(pooled))
     return b"".join(streams)
@@ -157,32 +166,55 @@ def encode_huffman(writer: BitWriter, groups: Sequence[Sequence[Symbols]]) -> by
 
 def decode_huffman(
     tables: BitReader, data: bytes, groups: Sequence[tuple[int, Sequence[int]]]
-) -> list[list[Tabled]]:
-    """Decode groups, each given by its largest symbol and the sizes of its arrays.
+) -> list[list[TableSymbols]]:
+    """Decode what `encode_huffman` returned.
+
+    Parameters
+    ----------
+    tables : BitReader
+        The codes.
+    data : bytes
+        The streams.
+    groups : sequence of (int, sequence of int)
+        The largest symbol of each group, and the sizes of its arrays.
+
+    Returns
+    -------
+    list of list of TableSymbols
+        The arrays of each group.
 
     Raises
     ------
     CorruptFileError
-        If the bytes are not those of such groups.
+        If the bytes cannot come from `encode_huffman` with such groups.
     """
-    found = []
+    result = []
     for reach, sizes in groups:
         start = tables.position
         code = HuffmanCode.read(tables, reach)
-        table = (tables.position - start) / max(sum(sizes), 1)
-        pooled, used = code.decode(data, sum(sizes))
-        data = data[used:]
+        table_bits = (tables.position - start) / max(sum(sizes), 1)  # a value
+        pooled, size = code.decode(data, sum(sizes))
+        data = data[size:]
         arrays = np.split(pooled, np.cumsum(sizes)[:-1])
-        found.append([Tabled(a, table * a.size, code) for a in arrays])
+        result.append([TableSymbols(a, table_bits * a.size, code) for a in arrays])
     if data:
         raise CorruptFileError("there are data after the coded values")
-    return found
+    return result
 
 
 def decode_static(
     tables: BitReader, data: bytes, arrays: Sequence[tuple[int, int]]
-) -> list[Tabled]:
-    """Decode arrays of symbols, each given by its largest symbol and its size.
+) -> list[TableSymbols]:
+    """Decode arrays of symbols that were range coded by one probability table each.
+
+    Parameters
+    ----------
+    tables : BitReader
+        The tables, as `write_prior` wrote them.
+    data : bytes
+        The stream of `encode_range`.
+    arrays : sequence of (int, int)
+        The largest symbol of each array, and its size.
 
     Raises
     ------
@@ -200,4 +232,4 @@ def decode_static(
         if counts > MAX_COUNTS:
             raise CorruptFileError(f"the probability tables have more than {MAX_COUNTS:,} counts")
     symbols = decode_range(data, [size for _, size in arrays], priors)
-    return [Tabled(*each) for each in zip(symbols, table_bits, priors, strict=True)]
+    return [TableSymbols(*each) for each in zip(symbols, table_bits, priors, strict=True)]

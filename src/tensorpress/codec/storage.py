@@ -1,4 +1,4 @@
-"""How each tensor is stored: the numbers that come before its values."""
+"""How each tensor of a file is stored, and the numbers in the stream that say so."""
 
 from dataclasses import dataclass
 from struct import pack, unpack
@@ -8,7 +8,7 @@ import torch
 
 from tensorpress.codec.adaptive_coder import SCALES, Stream
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
-from tensorpress.codec.raw_values import PlainStorage
+from tensorpress.codec.raw_values import RawStorage
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 Coder = Literal["range", "huffman"]
@@ -17,44 +17,59 @@ CODERS: tuple[Coder, ...] = ("range", "huffman")
 
 @dataclass(frozen=True)
 class Constant:
-    """One float32 number in all places."""
+    """The storage of a tensor whose values are all one float32 number."""
 
     value: float
 
 
 Quantizer = UniformQuantizer | StepQuantizer
-Storage = Quantizer | Constant | PlainStorage
-"""Quantized, with how values were rounded unsaid; one number; or plain."""
+Storage = Quantizer | Constant | RawStorage
+"""A tensor is quantized, one number, or stored without entropy coding."""
 
+# Kinds of storage in the stream.
 _STEP, _ZERO, _ONE, _UNIFORM, _CONSTANT = 0, 1, 2, 4, 7
-_PLAIN: dict[int, PlainStorage] = {3: "half", 5: "raw", 6: "integers"}
+_RAW: dict[int, RawStorage] = {3: "half", 5: "raw", 6: "integers"}
 _KINDS = 8
 
 
 class StorageCoder:
-    """Write or read how one tensor after the other is stored.
+    """A coder that writes or reads how one tensor after the other is stored.
 
-    Steps and scales are told by what they differ from those before them, of tensors of one
-    axis and of more apart.
+    Steps and scales are coded as differences from the ones before, separately for tensors of one
+    axis and for tensors of more.
 
     Examples
     --------
     >>> writer = Stream()
-    >>> told = StorageCoder(writer).code(torch.float32, (3, 2), StepQuantizer(-40))
+    >>> storage = StorageCoder(writer).code(torch.float32, (3, 2), StepQuantizer(-40))
     >>> StorageCoder(Stream(writer.finish())).code(torch.float32, (3, 2))
     StepQuantizer(code=-40)
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._before = {"steps": -40, "step": -40, "scales": 20, "scale": 20}
-        self._scale_before = 0
+        self._last = {"steps": -40, "step": -40, "scales": 20, "scale": 20}
+        self._undo = 0
         self._uniform: list[UniformQuantizer] = []
 
     def code(
         self, dtype: torch.dtype, shape: tuple[int, ...], storage: Storage | None = None
     ) -> Storage:
-        """Code the storage of a tensor; in reading, None is given.
+        """Code the storage of a tensor.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            Type of the tensor.
+        shape : tuple of int
+            Shape of the tensor.
+        storage : Storage, optional
+            How the tensor is stored; not needed in reading.
+
+        Returns
+        -------
+        Storage
+            How the tensor is stored.
 
         Raises
         ------
@@ -71,14 +86,14 @@ class StorageCoder:
             raise CorruptFileError(f"a tensor of {dtype} cannot have been quantized")
         try:
             if kind == _STEP:
-                given = storage.code if isinstance(storage, StepQuantizer) else 0
-                return StepQuantizer(self._near(f"step{plural}", given))
+                code = storage.code if isinstance(storage, StepQuantizer) else 0
+                return StepQuantizer(self._code_difference(f"step{plural}", code))
             if kind == _UNIFORM:
                 return self._uniform_quantizer(storage)
         except InvalidArgumentError as error:
             raise CorruptFileError(f"a quantizer is damaged: {error}") from error
-        if kind in _PLAIN:
-            return _PLAIN[kind]
+        if kind in _RAW:
+            return _RAW[kind]
         if kind != _CONSTANT:
             return Constant(float(kind == _ONE))
         return Constant(self._float(storage.value if isinstance(storage, Constant) else 0.0))
@@ -86,48 +101,52 @@ class StorageCoder:
     def scale(self, shape: tuple[int, ...], scale: int = 0) -> int:
         """Code the scale of a tensor's symbols."""
         name = "scales" if len(shape) > 1 else "scale"
-        self._scale_before = self._before[name]
-        scale = self._near(name, scale)
+        self._undo = self._last[name]
+        scale = self._code_difference(name, scale)
         if not 0 <= scale < SCALES:
             raise CorruptFileError(f"{scale} is no scale of symbols")
         return scale
 
-    def forget_scale(self, shape: tuple[int, ...]) -> None:
-        """Undo the last `scale`, of a tensor of this shape, as the stream has been."""
-        self._before["scales" if len(shape) > 1 else "scale"] = self._scale_before
+    def undo_scale(self, shape: tuple[int, ...]) -> None:
+        """Undo the last `scale`, of a tensor of this shape, after the stream was rewound."""
+        self._last["scales" if len(shape) > 1 else "scale"] = self._undo
 
-    def _near(self, name: str, value: int) -> int:
-        """Code a number by how much it is more than the one before of its name."""
-        self._before[name] += self._stream.signed(name, value - self._before[name])
-        return self._before[name]
+    def _code_difference(self, name: str, value: int) -> int:
+        """Code a number by its difference from the last one of its name."""
+        self._last[name] += self._stream.signed(name, value - self._last[name])
+        return self._last[name]
 
     def _uniform_quantizer(self, storage: Storage | None) -> UniformQuantizer:
+        """Code a uniform quantizer by its index in the list of those before, or as a new one."""
         known = self._uniform
-        given = storage if isinstance(storage, UniformQuantizer) else None
-        index = known.index(given) if given in known else len(known)
+        quantizer = storage if isinstance(storage, UniformQuantizer) else None
+        index = known.index(quantizer) if quantizer in known else len(known)
         index = self._stream.number("quantizer", index)
         if index < len(known):
             return known[index]
-        half = self._stream.number("levels", given.levels // 2 if given else 0)
-        known.append(UniformQuantizer(2 * half, self._float(given.bound if given else 0.0)))
+        half = self._stream.number("levels", quantizer.levels // 2 if quantizer else 0)
+        bound = self._float(quantizer.bound if quantizer else 0.0)
+        known.append(UniformQuantizer(2 * half, bound))
         return known[-1]
 
     def _float(self, value: float) -> float:
+        """Code a float32 number."""
         word = self._stream.word(int.from_bytes(pack(">f", value), "big"))
-        found: float = unpack(">f", word.to_bytes(4, "big"))[0]
-        return found
+        result: float = unpack(">f", word.to_bytes(4, "big"))[0]
+        return result
 
 
 def _kind(storage: Storage) -> int:
+    """Return the number of a storage's kind."""
     if isinstance(storage, StepQuantizer):
         return _STEP
     if isinstance(storage, UniformQuantizer):
         return _UNIFORM
     if isinstance(storage, Constant):
         return {0.0: _ZERO, 1.0: _ONE}.get(storage.value, _CONSTANT)
-    return next(kind for kind, plain in _PLAIN.items() if plain == storage)
+    return next(kind for kind, raw in _RAW.items() if raw == storage)
 
 
 def quantizer_reach(quantizer: Quantizer, largest: int) -> int:
-    """Return the largest symbol: of the quantizer, or if that has none, `largest`."""
+    """Return the largest symbol of a uniform quantizer, and `largest` for any other."""
     return quantizer.levels // 2 if isinstance(quantizer, UniformQuantizer) else largest

@@ -1,4 +1,4 @@
-"""Writing a description and tensors to a `.tpz` file, and opening one."""
+"""A `.tpz` file as a whole: its header, the coder, and the tensors."""
 
 import os
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tensorpress.codec import container, named_header, zoo_header
 from tensorpress.codec.adaptive_coder import Stream
-from tensorpress.codec.decode_tensors import StoredTensor, decode_tensors
+from tensorpress.codec.decode_tensors import DecodedTensor, decode_tensors
 from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.header import Description
 from tensorpress.codec.model_tensors import DTYPES
 from tensorpress.codec.storage import CODERS, Coder, Quantizer
 from tensorpress.errors import CorruptFileError, unknown_name
 
-_BELIEVED, _BELIEVED_PER_BYTE = 1 << 22, 1 << 12
+_MAX_VALUES, _MAX_VALUES_PER_BYTE = 1 << 22, 1 << 12  # that a file may claim without a zoo network
 
 
 def write_file(
@@ -27,7 +27,26 @@ def write_file(
     quantizers: Sequence[Quantizer | Literal["half"] | None],
     coder: Coder,
 ) -> int:
-    """Write a file and return its size in bytes; see `encode_tensors`."""
+    """Write a `.tpz` file.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write or replace.
+    description : Description
+        The header: network, plan and table of tensors.
+    tensors : sequence of Tensor
+        The tensors of the description's table, in order.
+    quantizers : sequence of UniformQuantizer, StepQuantizer, "half" or None
+        How each tensor is stored; see `tensorpress.codec.encode_tensors.encode_tensors`.
+    coder : {"range", "huffman"}
+        The coder of the quantized values.
+
+    Returns
+    -------
+    int
+        The size of the file in bytes.
+    """
     if coder not in CODERS:
         raise unknown_name("coder", coder, CODERS)
     stream, header = Stream(), b""
@@ -49,13 +68,15 @@ class OpenFile:
     Attributes
     ----------
     name : str
-        Of the file.
-    size, header_bits : int, float
-        Bytes of the file, and bits of its header.
+        Name of the file.
+    size : int
+        Bytes of the file.
+    header_bits : float
+        Bits of the header.
     description : Description
-        What it says of its model.
+        The header: network, plan and table of tensors.
     coder : {"range", "huffman"}
-        Of the quantized values.
+        The coder of the quantized values.
     container_bytes : int
         Bytes of magic, version, checksum and lengths.
     """
@@ -69,22 +90,23 @@ class OpenFile:
     _stream: Stream
     _payload: bytes
 
-    def tensors(self) -> list[StoredTensor]:
-        """Return the tensors of the description, once.
+    def tensors(self) -> list[DecodedTensor]:
+        """Decode the tensors of the description; this can be done once.
 
         Raises
         ------
         CorruptFileError
-            If the file does not hold them, or far too few bytes for so many.
+            If the file does not hold them, or is far too small for so many.
         """
         table = self.description.tensors
         values = sum(prod(entry.shape) for entry in table)
-        if self.description.network is None and values > _BELIEVED + _BELIEVED_PER_BYTE * self.size:
+        limit = _MAX_VALUES + _MAX_VALUES_PER_BYTE * self.size
+        if self.description.network is None and values > limit:
             raise CorruptFileError(
                 f"{self.name}: {self.size} bytes are said to hold {values:,} values"
             )
         shapes, dtypes = [entry.shape for entry in table], [DTYPES[entry.dtype] for entry in table]
-        with container.naming(self.name):
+        with container.name_file_in_errors(self.name):
             return decode_tensors(self._stream, self._payload, shapes, dtypes, self.coder)
 
 
@@ -98,7 +120,7 @@ def open_file(path: str | os.PathLike[str]) -> OpenFile:
     """
     content, name = container.read(path), os.fspath(path)
     stream, payload = Stream(content.stream), content.payload
-    with container.naming(path):
+    with container.name_file_in_errors(path):
         network = zoo_header.read_network(name, stream)
         size = stream.number("header") if network is None else 0
         if size > len(payload):
@@ -107,12 +129,19 @@ def open_file(path: str | os.PathLike[str]) -> OpenFile:
         description = named_header.unpack(name, payload[:size])
     else:
         description = zoo_header.read_layers(name, stream, network)
-    with container.naming(path):
+    with container.name_file_in_errors(path):
         coder = stream.number("coder")
         if coder >= len(CODERS):
             raise CorruptFileError(f"{coder} is no entropy coder")
     bits = stream.bits + 8 * size
-    around = content.size - len(content.stream) - len(payload)
+    container_bytes = content.size - len(content.stream) - len(payload)
     return OpenFile(
-        name, content.size, bits, description, CODERS[coder], around, stream, payload[size:]
+        name=name,
+        size=content.size,
+        header_bits=bits,
+        description=description,
+        coder=CODERS[coder],
+        container_bytes=container_bytes,
+        _stream=stream,
+        _payload=payload[size:],
     )

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 
 from tensorpress.codec.adaptive_coder import Stream
-from tensorpress.codec.container import naming
+from tensorpress.codec.container import name_file_in_errors
 from tensorpress.codec.header import (
     MAX_MODES,
     Description,
@@ -87,7 +87,7 @@ def read_layers(file: str, stream: Stream, network: str) -> Description:
     dense = dense_network(network)
     shapes, _ = find_pressable(dense)
     coder = _Layers(stream, file)
-    with naming(file):
+    with name_file_in_errors(file):
         try:
             found = [coder.code(name, shape) for name, shape in shapes.items()]
             layers = tuple(layer for layer in found if layer is not None)

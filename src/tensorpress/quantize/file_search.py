@@ -17,7 +17,7 @@ from tensorpress.calibrate.bias_correction import correct_biases
 from tensorpress.codec.model_tensors import check_finite, stored_tensors
 from tensorpress.codec.quantizers import MAX_SYMBOL, StepQuantizer
 from tensorpress.codec.save_load import save
-from tensorpress.codec.state_dict import check_storable, save_tensors
+from tensorpress.codec.state_dict import check_tensors, save_tensors
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.fold_batch_norm import merge_statistics
 from tensorpress.quantize.gptaq import round_in_order
@@ -136,8 +136,7 @@ class StateCoding(Coding):
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            check_storable(name, tensor)
+        check_tensors(tensors)
         self._tensors = dict(tensors)
         super().__init__(tensors, plain_weights(_matrices(tensors)))
 
