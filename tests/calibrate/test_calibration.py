@@ -38,7 +38,7 @@ def batches(seed: int = 0, count: int = 4) -> list[Tensor]:
 def test_a_file_has_all_of_it_and_shared_moments_once(tmp_path: Path) -> None:
     found = tp.Calibration.collect(Attention(), batches())
     found.save(tmp_path / "a.calibration")
-    again = tp.Calibration.read(tmp_path / "a.calibration")
+    again = tp.Calibration.load(tmp_path / "a.calibration")
     assert list(again.moments) == ["query", "key", "mix"]
     assert again.moments["query"] is again.moments["key"]
     for name, held in found.moments.items():
@@ -73,16 +73,16 @@ def test_what_it_cannot_say_is_told() -> None:
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(CorruptFileError, match="is no file of calibration data"):
-        tp.Calibration.read(tmp_path / "a")
+        tp.Calibration.load(tmp_path / "a")
     with pytest.raises(DataNotFoundError, match="there is no file"):
-        tp.Calibration.read(tmp_path / "b")
+        tp.Calibration.load(tmp_path / "b")
 
 
 def test_processes_add_their_sums_up(tmp_path: Path) -> None:
     multiprocessing.spawn(_collect, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     whole = tp.Calibration.collect(Attention(), batches(0) + batches(1))
     for rank in range(2):
-        found = tp.Calibration.read(tmp_path / str(rank))
+        found = tp.Calibration.load(tmp_path / str(rank))
         for name, held in whole.moments.items():
             assert found.moments[name].rows == held.rows
             for one, other in zip(found.moments[name].blocks, held.blocks, strict=True):

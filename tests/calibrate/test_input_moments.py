@@ -36,7 +36,7 @@ def test_rows_times_the_weight_are_the_layer(layer: nn.Module, shape: tuple[int,
 def test_moments_give_the_mean_squared_response(layer: nn.Module, shape: tuple[int, ...]) -> None:
     net, x = nn.Sequential(layer), torch.randn(shape)
     found = input_moments(net, collect_batches([x, x], net))["0"]
-    [second] = found.second()
+    [second] = found.means()
     kernel = (
         layer.get_parameter("weight").detach().double().reshape(len(second), -1, second.shape[-1])
     )
@@ -53,7 +53,7 @@ def test_other_modules_have_no_rows() -> None:
 
 def test_a_choice_of_positions_is_drawn_from_all() -> None:
     conv, x = nn.Conv2d(1, 1, 1), torch.arange(400.0).reshape(1, 1, 20, 20)
-    rows = unfold_inputs(conv, x, most=200, random=torch.Generator().manual_seed(0))
+    rows = unfold_inputs(conv, x, max_rows=200, random=torch.Generator().manual_seed(0))
     assert rows.shape == (200, 1, 1)
     assert rows.min() < 40
     assert rows.max() > 360
@@ -75,7 +75,7 @@ def test_layers_that_are_given_the_same_tensor_hold_one_sum() -> None:
     found = input_moments(net, collect_batches([x], net))
     assert found["q"] is found["k"]
     assert found["q"] is not found["out"]
-    torch.testing.assert_close(found["k"].second()[0][0], (x.T @ x / 8).double())
+    torch.testing.assert_close(found["k"].means()[0][0], (x.T @ x / 8).double())
 
 
 class Repeated(nn.Module):
@@ -96,9 +96,9 @@ def test_a_layer_that_is_called_twice_sees_both_inputs() -> None:
 
 
 def test_wide_layers_have_moments_within_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments_file, "WIDEST", 4)
+    monkeypatch.setattr(moments_file, "MAX_COLUMNS", 4)
     net, x = nn.Sequential(nn.Linear(10, 2)), torch.randn(7, 10)
-    blocks = input_moments(net, collect_batches([x], net))["0"].second()
+    blocks = input_moments(net, collect_batches([x], net))["0"].means()
     assert [block.shape for block in blocks] == [(1, 4, 4), (1, 4, 4), (1, 2, 2)]
     torch.testing.assert_close(blocks[1][0], (x[:, 4:8].T @ x[:, 4:8] / 7).double())
 

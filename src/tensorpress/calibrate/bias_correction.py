@@ -1,4 +1,4 @@
-"""Giving the channels of a changed model the mean outputs they had before."""
+"""Bias correction: the channels of a rounded model get the mean outputs of the dense one."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,26 +14,31 @@ from tensorpress.measure.cost import evaluation_mode
 
 
 def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) -> list[str]:
-    """Shift the biases of a model so that its channels have the means of another's, in place.
+    """Shift the biases of a model in place so that its channels have a dense model's mean outputs.
 
-    Rounding a weight moves the mean of what its layer puts out, and layers after it see inputs
-    they were not trained on. In one pass over the batches the output of every layer and batch norm
-    with a bias is shifted to the mean it has in the dense model, the layers before it being shifted
-    already; the biases take the shifts.
+    Rounding a weight moves the mean of its layer's outputs, and later layers receive inputs they
+    were not trained on. In one pass over the batches the output of every layer and batch norm with
+    a bias is shifted to the mean it has in the dense model, while the layers before it are shifted
+    already. The mean shift over batches is then added to the bias.
 
     Parameters
     ----------
     model : nn.Module
-        Of the same architecture as `dense`.
+        A model of the same architecture as `dense`.
     dense : nn.Module
-        What the means are taken from.
+        The model whose mean outputs are matched.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.collect_batches`.
+        Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
 
     Returns
     -------
     list of str
         The names of the modules whose bias was shifted.
+
+    References
+    ----------
+    Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV
+    2019, section 4.2, with data.
 
     Examples
     --------
@@ -48,42 +53,42 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
     means: dict[str, list[Tensor]] = {}
     shifts: dict[str, list[Tensor]] = {}
 
-    def note(name: str, axis: int) -> Callable[..., None]:
+    def record_mean(name: str, axis: int) -> Callable[..., None]:
         @outside_contexts()
-        def hook(_: nn.Module, __: Any, found: Tensor) -> None:
-            means.setdefault(name, []).append(_mean(found, axis))
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            means.setdefault(name, []).append(_channel_means(output, axis))
 
         return hook
 
-    def shift(name: str, axis: int) -> Callable[..., Tensor]:
+    def shift_output(name: str, axis: int) -> Callable[..., Tensor]:
         @outside_contexts()
-        def hook(_: nn.Module, __: Any, found: Tensor) -> Tensor:
-            moved = means[name].pop(0) - _mean(found, axis)
-            shifts.setdefault(name, []).append(moved)
-            shape = [1] * found.ndim
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            shift = means[name].pop(0) - _channel_means(output, axis)
+            shifts.setdefault(name, []).append(shift)
+            shape = [1] * output.ndim
             shape[axis] = -1
-            return found + moved.reshape(shape).to(found.dtype)
+            return output + shift.reshape(shape).to(output.dtype)
 
         return hook
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        for net, watch in ((dense, note), (model, shift)):
-            stack.enter_context(evaluation_mode(net))
-            for name, module in net.named_modules():
-                if (axis := _channels(module)) is not None:
-                    hook = module.register_forward_hook(watch(name, axis))
+        for network, make_hook in ((dense, record_mean), (model, shift_output)):
+            stack.enter_context(evaluation_mode(network))
+            for name, module in network.named_modules():
+                if (axis := _channel_axis(module)) is not None:
+                    hook = module.register_forward_hook(make_hook(name, axis))
                     stack.callback(hook.remove)
         for batch in batches:
             run_model(dense, batch)
             run_model(model, batch)
-        for name, moved in shifts.items():
+        for name, values in shifts.items():
             bias = model.get_submodule(name).get_parameter("bias")
-            bias.add_(torch.stack(moved).mean(0).to(bias))
+            bias.add_(torch.stack(values).mean(0).to(bias))
     return list(shifts)
 
 
-def _channels(module: nn.Module) -> int | None:
+def _channel_axis(module: nn.Module) -> int | None:
     """Return the axis of the channels of a module with a bias of its own, None for any other."""
     if module._parameters.get("bias") is None:
         return None
@@ -94,5 +99,6 @@ def _channels(module: nn.Module) -> int | None:
     return -1 if isinstance(module, nn.Linear) else -len(module.get_parameter("weight").shape) + 1
 
 
-def _mean(found: Tensor, axis: int) -> Tensor:
-    return found.movedim(axis, -1).flatten(0, -2).mean(0, dtype=torch.float64)
+def _channel_means(output: Tensor, axis: int) -> Tensor:
+    """Return the mean of each channel, shape (channels,)."""
+    return output.movedim(axis, -1).flatten(0, -2).mean(0, dtype=torch.float64)

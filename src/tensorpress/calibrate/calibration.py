@@ -1,4 +1,4 @@
-"""What calibration data say of a model's layers, kept in a file."""
+"""Calibration of a model, collected from data once and stored in a file."""
 
 import json
 import os
@@ -19,22 +19,23 @@ FORMAT = "tensorpress-calibration 1"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Second moments of the inputs of a model's layers: collected once, used as often as wanted.
+    """Second moments of the inputs of a model's layers, collected once and used many times.
 
     Attributes
     ----------
-    moments : mapping from str to Moments
-        By the names of Linear layers and convolutions; layers with one input share theirs.
+    moments : mapping of str to Moments
+        The moments by the names of Linear layers and convolutions; layers with one input share one
+        object.
 
     Examples
     --------
     >>> import torch, tempfile
     >>> net = nn.Sequential(nn.Linear(20, 10))
-    >>> found = Calibration.collect(net, [torch.randn(100, 20)])
+    >>> calibration = Calibration.collect(net, [torch.randn(100, 20)])
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     found.save(f"{folder}/net.calibration")
-    ...     again = Calibration.read(f"{folder}/net.calibration")
-    >>> again.moments["0"].rows
+    ...     calibration.save(f"{folder}/net.calibration")
+    ...     loaded = Calibration.load(f"{folder}/net.calibration")
+    >>> loaded.moments["0"].rows
     100
     """
 
@@ -44,56 +45,70 @@ class Calibration:
     def collect(
         model: nn.Module, batches: Iterable[CalibrationBatch], *, seed: int = 0
     ) -> "Calibration":
-        """Collect them, in one pass over batches as `tensorpress.press` takes them.
+        """Collect the moments in one pass over batches.
 
-        Where `torch.distributed` is running, as under torchrun or accelerate, each process gives
-        batches of its own, and all get the sums.
+        If `torch.distributed` is initialized, as under torchrun or accelerate, each process passes
+        its own batches, and all get the sums over all processes.
+
+        Parameters
+        ----------
+        model : nn.Module
+            A model; it is run in eval mode.
+        batches : iterable
+            Calibration data, as for `tensorpress.press`.
+        seed : int
+            Seed of the choice of positions.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are no batches, or an input of a layer is not finite; the message names it.
         """
         return Calibration(input_moments(model, collect_batches(batches, model), seed=seed))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: 8n² bytes for a layer of n columns."""
-        first: dict[int, str] = {}
+        """Write a safetensors file, with 8n² bytes for a layer of n columns."""
+        leaders: dict[int, str] = {}  # the first layer of each object
         layers = {}
-        for name, held in self.moments.items():
-            leader = first.setdefault(id(held), name)
-            layers[name] = {"as": leader, "rows": held.rows, "blocks": len(held.blocks)}
+        for name, moments in self.moments.items():
+            leader = leaders.setdefault(id(moments), name)
+            layers[name] = {"as": leader, "rows": moments.rows, "blocks": len(moments.blocks)}
         tensors = {
             f"{name}.{number}": block.contiguous()
-            for name in first.values()
+            for name in leaders.values()
             for number, block in enumerate(self.moments[name].blocks)
         }
         metadata = {"format": FORMAT, "layers": json.dumps(layers)}
         write_atomically(path, safetensors.torch.save(tensors, metadata))
 
     @staticmethod
-    def read(path: str | os.PathLike[str]) -> "Calibration":
-        """Read what `save` has written.
+    def load(path: str | os.PathLike[str]) -> "Calibration":
+        """Read a file that `save` wrote.
 
         Raises
         ------
         DataNotFoundError
-            Where there is no such file.
+            If there is no such file.
         CorruptFileError
-            For a file that is something else, or damaged.
+            If the file is not one of calibration data, or is damaged.
         """
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise CorruptFileError(f"{os.fspath(path)} is no file of calibration data")
-                held: dict[str, Moments] = {}
-                found = {}
-                for name, about in json.loads(metadata["layers"]).items():
-                    leader = about["as"]
-                    if leader not in held:
-                        blocks = [file.get_tensor(f"{leader}.{k}") for k in range(about["blocks"])]
-                        held[leader] = Moments(blocks, about["rows"])
-                    found[name] = held[leader]
+                by_leader: dict[str, Moments] = {}
+                moments = {}
+                for name, layer in json.loads(metadata["layers"]).items():
+                    leader = layer["as"]
+                    if leader not in by_leader:
+                        blocks = [file.get_tensor(f"{leader}.{k}") for k in range(layer["blocks"])]
+                        by_leader[leader] = Moments(blocks, layer["rows"])
+                    moments[name] = by_leader[leader]
         except FileNotFoundError:
             raise DataNotFoundError(f"there is no file {os.fspath(path)}") from None
         except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CorruptFileError(
                 f"{os.fspath(path)} is no file of calibration data, or damaged: {error}"
             ) from error
-        return Calibration(found)
+        return Calibration(moments)

@@ -1,4 +1,4 @@
-"""Second moments of the inputs of layers, added up batch by batch."""
+"""Second moments of the inputs of layers, summed batch by batch."""
 
 import weakref
 from collections import Counter
@@ -15,34 +15,34 @@ from tensorpress.calibrate.patches import can_unfold, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 
-WIDEST = 8192
-"""Most columns of a block: a layer with more has moments within blocks of so many.
+MAX_COLUMNS = 8192
+"""Largest number of columns of a block; a layer with more has moments within several blocks.
 
-A 3×3 convolution of 512 channels, as in ResNets and VGG, has 4,608.
+A 3×3 convolution of 512 channels, as in ResNets and VGG, has 4,608 columns.
 """
 
-ROWS = 8192
-"""Positions of a batch that are looked at: a random choice where there are more."""
+MAX_ROWS = 8192
+"""Largest number of positions of a batch that are used; a random choice if there are more."""
 
 
 @dataclass
 class Moments:
-    """Moments of the vectors that a layer multiplies its weight with.
+    """Sums of second moments of the vectors that a layer multiplies its weight with.
 
     Attributes
     ----------
     blocks : list of Tensor
-        Sums of x xᵀ over rows, float64 on the CPU, of consecutive columns: each of shape
-        (groups, columns, columns).
+        Sums of x xᵀ over vectors x, one block for every 8,192 consecutive columns or fewer; float64
+        on the CPU, each of shape (groups, columns, columns).
     rows : int
-        How many vectors were added up.
+        The number of vectors.
     """
 
     blocks: list[Tensor]
     rows: int = 0
 
-    def second(self) -> list[Tensor]:
-        """Return the mean of x xᵀ, block by block."""
+    def means(self) -> list[Tensor]:
+        """Return the mean of x xᵀ for each block, shape (groups, columns, columns)."""
         return [block / max(self.rows, 1) for block in self.blocks]
 
     def add(self, rows: Tensor) -> None:
@@ -50,15 +50,16 @@ class Moments:
         columns = rows.movedim(0, -1)  # (groups, columns, rows)
         start = 0
         for block in self.blocks:
+            # H += X Xᵀ, in float32 within a batch and in float64 over batches
             part = columns[:, start : start + block.shape[-1]].float()
             block += (part @ part.mT).to(block)
             start += block.shape[-1]
         self.rows += len(rows)
 
     @staticmethod
-    def none(groups: int, columns: int) -> "Moments":
+    def zeros(groups: int, columns: int) -> "Moments":
         """Return the sums over no vectors."""
-        widths = [min(WIDEST, columns - start) for start in range(0, columns, WIDEST)]
+        widths = [min(MAX_COLUMNS, columns - start) for start in range(0, columns, MAX_COLUMNS)]
         return Moments([torch.zeros(groups, n, n, dtype=torch.float64) for n in widths])
 
 
@@ -67,118 +68,127 @@ def input_moments(
 ) -> dict[str, Moments]:
     """Return the second moments of the inputs of every Linear and convolution that is called.
 
-    Sums are held in float64, for a layer of n columns 8n² bytes, in blocks of at most 8,192
-    columns; layers that are given one and the same tensor, such as the projections of an
-    attention, hold one `Moments`.
+    For a layer of n columns they take 8n² bytes, or less in blocks of at most 8,192 columns. Layers
+    that receive one and the same tensor, such as the projections of an attention, share one
+    `Moments` object.
 
     Parameters
     ----------
     model : nn.Module
-        On any device; run in eval mode without gradients.
+        A model on any device; it is run in eval mode without gradients.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.collect_batches`.
+        Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
     seed : int
-        Of the choice of positions.
+        Seed of the choice of positions.
+
+    Returns
+    -------
+    dict of str to Moments
+        The moments by the names of the layers.
 
     Raises
     ------
     InvalidArgumentError
-        Where an input or its square is not finite, naming the layer.
+        If an input or its square is not finite; the message names the layer.
 
     Examples
     --------
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Linear(2, 3))
-    >>> found = input_moments(net, collect_batches([torch.tensor([[1.0, 2.0], [3.0, 0.0]])], net))
-    >>> found["0"].second()[0].tolist()
+    >>> moments = input_moments(net, collect_batches([torch.tensor([[1.0, 2.0], [3.0, 0.0]])], net))
+    >>> moments["0"].means()[0].tolist()
     [[[5.0, 1.0], [1.0, 2.0]]]
     """
     layers = {name: layer for name, layer in model.named_modules() if can_unfold(layer)}
     leaders = _leaders(model, batches[0], layers)
     random = torch.Generator().manual_seed(seed)
-    found: dict[str, Moments] = {}
+    moments: dict[str, Moments] = {}
 
-    def look(name: str, x: Tensor) -> None:
+    def add(name: str, x: Tensor) -> None:
         if leaders.get(name, name) != name:
             return
         layer = layers[name]
-        rows = unfold_inputs(layer, batch.unpadded(layer, x), ROWS, random)
+        rows = unfold_inputs(layer, batch.unpadded(layer, x), MAX_ROWS, random)
         if not bool(torch.isfinite(rows).all()):
             raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
-        if name not in found:
-            found[name] = Moments.none(*rows.shape[1:])
-        found[name].add(rows)
+        if name not in moments:
+            moments[name] = Moments.zeros(*rows.shape[1:])
+        moments[name].add(rows)
 
-    with _looking(layers, look), evaluation_mode(model), torch.no_grad():
+    with _input_hooks(layers, add), evaluation_mode(model), torch.no_grad():
         for batch in batches:
             run_model(model, batch)
-    for name, moments in found.items():
-        if not all(bool(torch.isfinite(block).all()) for block in moments.blocks):
+    for name, sums in moments.items():
+        if not all(bool(torch.isfinite(block).all()) for block in sums.blocks):
             raise InvalidArgumentError(
-                f"inputs of layer {name!r} are too large: their squares are no finite numbers"
+                f"inputs of layer {name!r} are too large: their squares are not finite"
             )
     if distributed.is_available() and distributed.is_initialized():
-        _add_up_over_processes(found)
-    return {name: found[leader] for name, leader in leaders.items() if leader in found}
+        _sum_over_processes(moments)
+    return {name: moments[leader] for name, leader in leaders.items() if leader in moments}
 
 
-def _add_up_over_processes(found: dict[str, Moments]) -> None:
-    """Replace the sums of each process by those over all of them."""
-    everywhere: list[list[str]] = [[]] * distributed.get_world_size()
-    distributed.all_gather_object(everywhere, list(found))
-    if any(names != list(found) for names in everywhere):
+def _sum_over_processes(moments: dict[str, Moments]) -> None:
+    """Replace the sums of each process by the sums over all processes."""
+    names: list[list[str]] = [[]] * distributed.get_world_size()
+    distributed.all_gather_object(names, list(moments))
+    if any(other != list(moments) for other in names):
         raise InvalidArgumentError("processes call different layers: their sums cannot be added up")
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    for moments in found.values():
-        rows = torch.tensor(moments.rows, device=device)
+    for sums in moments.values():
+        rows = torch.tensor(sums.rows, device=device)
         distributed.all_reduce(rows)
-        moments.rows = int(rows)
-        for block in moments.blocks:
+        sums.rows = int(rows)
+        for block in sums.blocks:
             total = block.to(device)
             distributed.all_reduce(total)
             block.copy_(total)
 
 
 def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> dict[str, str]:
-    """Return for every layer that is called the first one that is given the same rows."""
-    seen: dict[tuple[Any, ...], tuple[Any, str]] = {}
-    first: dict[str, str] = {}
+    """Return for every layer that is called the first layer that receives the same vectors."""
+    inputs: dict[tuple[Any, ...], tuple[Any, str]] = {}
+    leaders: dict[str, str] = {}
     calls: Counter[str] = Counter()
 
-    def look(name: str, x: Tensor) -> None:
+    def record(name: str, x: Tensor) -> None:
         calls[name] += 1
-        version = None if x.is_inference() else x._version  # which those do not have
+        version = None if x.is_inference() else x._version  # inference tensors have no version
         key = (id(x), version, *_geometry(layers[name]))
-        held, leader = seen.get(key, (None, name))
-        if (
-            held is None or version is None or held() is not x
-        ):  # the number of one that is gone may come again
+        reference, leader = inputs.get(key, (None, name))
+        # A tensor may have the id of one that has been freed since.
+        if reference is None or version is None or reference() is not x:
             leader = name
-            seen[key] = (weakref.ref(x), name)
-        first.setdefault(name, leader)
+            inputs[key] = (weakref.ref(x), name)
+        leaders.setdefault(name, leader)
 
-    with _looking(layers, look), evaluation_mode(model), torch.no_grad():
+    with _input_hooks(layers, record), evaluation_mode(model), torch.no_grad():
         run_model(model, batch)
     once = {name for name, times in calls.items() if times == 1}
-    return {name: leader if {name, leader} <= once else name for name, leader in first.items()}
+    return {name: leader if {name, leader} <= once else name for name, leader in leaders.items()}
 
 
 def _geometry(layer: nn.Module) -> tuple[Any, ...]:
+    """Return all that decides how inputs are unfolded to vectors."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return tuple(getattr(layer, name, None) for name in names)
 
 
 @contextmanager
-def _looking(layers: dict[str, nn.Module], look: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def watch(name: str) -> Callable[..., None]:
+def _input_hooks(
+    layers: dict[str, nn.Module], callback: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Call a function with name and input of every layer that is called in the block."""
+
+    def make_hook(name: str) -> Callable[..., None]:
         @outside_contexts()
-        def hook(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            look(name, (*given, *named.values())[0])
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            callback(name, (*args, *kwargs.values())[0])
 
         return hook
 
     with ExitStack() as stack:
         for name, layer in layers.items():
-            hook = layer.register_forward_pre_hook(watch(name), with_kwargs=True)
+            hook = layer.register_forward_pre_hook(make_hook(name), with_kwargs=True)
             stack.callback(hook.remove)
         yield

@@ -1,4 +1,4 @@
-"""The vectors that a layer multiplies its weight with: inputs of a Linear, patches of a conv."""
+"""Patches: the vectors that a Linear or a convolution multiplies its weight with."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def can_unfold(module: nn.Module) -> bool:
-    """Return whether `unfold_inputs` knows a module: a Linear or a convolution of stock torch.
+    """Return whether a module is a Linear or a convolution of torch, as `unfold_inputs` needs.
 
     Examples
     --------
@@ -25,25 +25,26 @@ def can_unfold(module: nn.Module) -> bool:
 
 
 def unfold_inputs(
-    layer: nn.Module, x: Tensor, most: int | None = None, random: torch.Generator | None = None
+    layer: nn.Module, x: Tensor, max_rows: int | None = None, random: torch.Generator | None = None
 ) -> Tensor:
     """Return the vectors that the rows of a layer's weight are multiplied with.
 
     Parameters
     ----------
     layer : nn.Module
-        One that `can_unfold`.
+        A layer for which `can_unfold` is true.
     x : Tensor
-        Its input.
-    most : int, optional
-        Take a random choice of so many positions where there are more.
+        The layer's input, shape (..., columns) for a Linear, (batch, channels, ...) or
+        (channels, ...) for a convolution.
+    max_rows : int, optional
+        Number of positions that are drawn at random if there are more.
     random : torch.Generator, optional
-        Where the choice comes from.
+        The generator that draws them.
 
     Returns
     -------
     Tensor
-        Shape (positions, groups, columns): the columns are those of ``weight.flatten(1)``.
+        Tensor of shape (positions, groups, columns), with the columns of ``weight.flatten(1)``.
 
     Examples
     --------
@@ -55,28 +56,27 @@ def unfold_inputs(
     """
     if not isinstance(layer, CONVS):
         rows = x.reshape(-1, 1, x.shape[-1])
-        return rows if most is None or len(rows) <= most else rows[_some(len(rows), most, random)]
+        if max_rows is None or len(rows) <= max_rows:
+            return rows
+        return rows[torch.randint(len(rows), (max_rows,), generator=random)]
     order = len(layer.kernel_size)
     if x.ndim == order + 1:
         x = x[None]
-    patches = _windows(layer, x)  # (batch, *positions, channels, *kernel), a view
-    places = patches.shape[: order + 1]
-    if most is not None and places.numel() > most:
-        chosen = torch.unravel_index(_some(places.numel(), most, random).to(x.device), places)
-        patches = patches[chosen]
+    patches = _windows(layer, x)
+    positions = patches.shape[: order + 1]
+    if max_rows is not None and positions.numel() > max_rows:
+        flat = torch.randint(positions.numel(), (max_rows,), generator=random)
+        patches = patches[torch.unravel_index(flat.to(x.device), positions)]
     return patches.reshape(-1, layer.groups, layer.weight[0].numel())
 
 
 def _windows(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-    around = layer._reversed_padding_repeated_twice
+    """Return a view of shape (batch, *positions, channels, *kernel)."""
+    padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    if any(around):
-        x = functional.pad(x, around, mode=mode)
+    if any(padding):
+        x = functional.pad(x, padding, mode=mode)
     for axis, size in enumerate(layer.kernel_size):
         reach = layer.dilation[axis] * (size - 1) + 1
         x = x.unfold(2 + axis, reach, layer.stride[axis])[..., :: layer.dilation[axis]]
     return x.movedim(1, len(layer.kernel_size) + 1)
-
-
-def _some(count: int, most: int, random: torch.Generator | None) -> Tensor:
-    return torch.randint(count, (most,), generator=random)

@@ -1,4 +1,4 @@
-"""How much the outputs of a model move with the weights of its layers: a backward pass."""
+"""Gradients of a model's outputs by the weights of its layers, by backward passes."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,26 +18,32 @@ def weight_gradients(
 ) -> dict[str, float]:
     r"""Return the squared norm of the derivative of a model's outputs by the weight of each layer.
 
-    For a random :math:`v` of unit variance :math:`E\,‖J^T v‖^2 = ‖J‖_F^2`, J being the derivative
-    of one example's outputs by the weight: noise of variance s in every weight of the layer moves
-    the outputs by :math:`s ‖J‖_F^2`, squared, on average. Positions of a convolution add up before
-    they are squared. Returned is the mean over examples; labels are not looked at.
+    Let J be the derivative of one example's outputs by the weight. Noise of variance s in every
+    element of the weight changes the outputs by :math:`s ‖J‖_F^2`, squared, on average. For a
+    random direction :math:`v` of unit variance, :math:`E\,‖J^T v‖^2 = ‖J‖_F^2` (Hutchinson's
+    estimator), which takes one backward pass. The result is the mean over examples; labels are not
+    used.
 
     Parameters
     ----------
     model : nn.Module
-        Run in eval mode; its parameters collect no gradients.
+        A model; it is run in eval mode, and its parameters collect no gradients.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.collect_batches`.
+        Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
     seed : int
-        Of the random directions.
+        Seed of the random directions.
+
+    Returns
+    -------
+    dict of str to float
+        The squared norms by the names of the layers.
 
     Examples
     --------
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.Identity())
-    >>> found = weight_gradients(net, collect_batches([torch.ones(4000, 2)], net))
-    >>> abs(found["0"] - 6) < 0.5
+    >>> norms = weight_gradients(net, collect_batches([torch.ones(4000, 2)], net))
+    >>> abs(norms["0"] - 6) < 0.5
     True
     """
     layers = {name: layer for name, layer in model.named_modules() if can_unfold(layer)}
@@ -45,51 +51,52 @@ def weight_gradients(
     sums: dict[str, float] = {}
     examples = 0
 
-    def watch(name: str, layer: nn.Module) -> Callable[..., Tensor]:
-        def forward(_: nn.Module, given: Any, named: Any, found: Tensor) -> Tensor:
-            x = (*given, *named.values())[0].detach()
-            # A leaf where no gradient comes from before, and nothing changes it in place.
-            onward = found + torch.zeros((), dtype=found.dtype, requires_grad=True)
-            if not onward.requires_grad:  # in a part of the model that runs without gradients
-                return found
+    def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
+        def forward(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            x = (*args, *kwargs.values())[0].detach()
+            # A new tensor that requires a gradient, even if the layer's inputs do not.
+            result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
+            if not result.requires_grad:  # in a part of the model that runs without gradients
+                return output
 
             @torch.no_grad()
             def backward(gradient: Tensor) -> None:
-                sums[name] = sums.get(name, 0.0) + _energy(layer, x, gradient)
+                sums[name] = sums.get(name, 0.0) + _sum_squared_norms(layer, x, gradient)
 
-            onward.register_hook(backward)  # type: ignore[no-untyped-call]
-            return onward
+            result.register_hook(backward)  # type: ignore[no-untyped-call]
+            return result
 
         return forward
 
-    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
-        for parameter, required in asked:
-            stack.callback(parameter.requires_grad_, required)
+        for parameter in model.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
         for name, layer in layers.items():
-            hook = layer.register_forward_hook(watch(name, layer), with_kwargs=True)
+            hook = layer.register_forward_hook(make_hook(name, layer), with_kwargs=True)
             stack.callback(hook.remove)
         for batch in batches:
             with torch.enable_grad():
-                found = model_outputs(model, batch)
-                direction = torch.randn(found.shape, generator=random).to(found)
-                along = (found * direction).sum()
-                if along.requires_grad:
-                    torch.autograd.backward(along)
+                # The gradient of v · f(x) by a weight is Jᵀ v.
+                output = model_outputs(model, batch)
+                direction = torch.randn(output.shape, generator=random).to(output)
+                product = (output * direction).sum()
+                if product.requires_grad:
+                    torch.autograd.backward(product)
             examples += len(batch)
     return {name: total / examples for name, total in sums.items()}
 
 
-def _energy(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:
+def _sum_squared_norms(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:
     """Return the sum over examples of the squared norm of the weight's gradient."""
     groups = layer.groups if isinstance(layer, CONVS) else 1
     total = 0.0
-    for one, slope in zip(x, gradient, strict=True):
-        rows = unfold_inputs(layer, one)  # (positions, groups, columns)
-        by_position = slope.flatten(1).T if isinstance(layer, CONVS) else slope
-        by_position = by_position.reshape(len(rows), groups, -1)
-        product = by_position.permute(1, 2, 0).float() @ rows.permute(1, 0, 2).float()
+    for x_one, gradient_one in zip(x, gradient, strict=True):
+        rows = unfold_inputs(layer, x_one)  # (positions, groups, columns)
+        slopes = gradient_one.flatten(1).T if isinstance(layer, CONVS) else gradient_one
+        slopes = slopes.reshape(len(rows), groups, -1)
+        # dW_g = sum over positions p of slope_pg x_pgᵀ: they add up before they are squared.
+        product = slopes.permute(1, 2, 0).float() @ rows.permute(1, 0, 2).float()
         total += float(product.square().sum(dtype=torch.float64))
     return total

@@ -144,7 +144,7 @@ class Reconstruction:
             if name in layers and len(held.blocks) == 1:
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
-                second = held.second()[0].to(dense)
+                second = held.means()[0].to(dense)
                 _check_fits(name, second, dense)
                 some = sample_columns(second.shape[-1]).to(second.device)
                 warn_of_few_rows(name, held.rows, second.shape[-1], second[:, some][..., some])

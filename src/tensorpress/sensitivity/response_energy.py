@@ -86,7 +86,7 @@ def response_energies(
         if held is None or len(held.blocks) > 1 or not applicable_schemes(layer, [chosen])[0]:
             continue
         kernel = layer.kernel().flatten(2)
-        shares = energy_shares(kernel, held.second()[0].to(kernel))
+        shares = energy_shares(kernel, held.means()[0].to(kernel))
         found[name] = tuple(
             Scored(scheme, (rank,), -log(max(shares[rank - 1], _LEAST)), measured=False)
             for (rank,) in chosen.candidates(layer.spec())
