@@ -33,7 +33,7 @@ from tensorpress.planning import LayerPlan, Plan, plan
 from tensorpress.press.factor_norms import factor_norms
 from tensorpress.press.press import materialize, press
 from tensorpress.press.unpress import unpress
-from tensorpress.quantize.encode import Encoded, decode, encode
+from tensorpress.quantize.encode import EncodeResult, decode, encode
 from tensorpress.quantize.train_for_size import train_for_size
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
@@ -63,7 +63,7 @@ __all__ = [  # noqa: RUF022 - by task
     "finetune",
     "train_for_size",
     # save, load, export
-    "Encoded",
+    "EncodeResult",
     "StepQuantizer",
     "UniformQuantizer",
     "check_onnx",

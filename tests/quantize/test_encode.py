@@ -9,9 +9,9 @@ import tensorpress as tp
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.codec.state_dict import load_tensors, save_tensors
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
-from tensorpress.quantize.file_search import Coding
+from tensorpress.quantize.file_search import FileSearch
 from tensorpress.quantize.fold_batch_norm import merge_statistics
-from tensorpress.quantize.rounded_model import Attempt
+from tensorpress.quantize.rounded_model import RoundedModel
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def test_few_values_fill_sizes_at_which_all_of_them_differ(path: Path, bits: int
 
 def test_no_file_is_made_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    make = Coding._make
+    make = FileSearch._write_data
 
-    def counted(self: Coding, attempt: Attempt) -> None:
+    def counted(self: FileSearch, attempt: RoundedModel) -> None:
         made.append((attempt.base, attempt.cost))
         make(self, attempt)
 
-    monkeypatch.setattr(Coding, "_make", counted)
+    monkeypatch.setattr(FileSearch, "_write_data", counted)
     signs = torch.randn(40, 25, generator=torch.Generator().manual_seed(0)).sign()
     assert tp.encode({"weight": signs}, path, size=130).bytes < 100  # a bit a value, or nothing
     assert len(set(made)) == len(made) <= 2
@@ -224,8 +224,8 @@ def test_a_norm_that_is_not_finite_is_named(path: Path) -> None:
         ({"bits": float("nan")}, "bits must be positive"),
         ({"target_error": 1.5}, "between 0 and 1"),
         ({"size": 60}, "too few"),
-        ({"bits": 3, "calibration": [torch.zeros(1, 2)]}, "give one, not tensors"),
-        ({"bits": 3, "network": "lenet5"}, "give one, not tensors"),
+        ({"bits": 3, "calibration": [torch.zeros(1, 2)]}, "need a model as source"),
+        ({"bits": 3, "network": "lenet5"}, "need a model as source"),
     ],
 )
 def test_budgets_that_cannot_be_met(path: Path, arguments: dict[str, Any], message: str) -> None:

@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tensorpress.codec.static_tables import entropy_bits
 from tensorpress.quantize.gptq import Feedback, damp, polish
 from tensorpress.quantize.rate_distortion import (
     SymbolCosts,
-    choose,
+    choose_symbols,
     coded_bits,
-    ideal_bits,
     round_values,
 )
 
@@ -19,6 +19,11 @@ def moments(columns: int, correlation: float) -> Tensor:
     return torch.eye(columns).double() * (1 - correlation) + correlation
 
 
+def ideal_bits(symbols: Tensor) -> float:
+    """The empirical entropy of all symbols together, in bits."""
+    return symbols.numel() * entropy_bits(symbols)
+
+
 def response_error(values: Tensor, symbols: Tensor, h: Tensor) -> float:
     lost = values.double() - symbols.double()
     return float((lost @ h * lost).sum())
@@ -26,12 +31,12 @@ def response_error(values: Tensor, symbols: Tensor, h: Tensor) -> float:
 
 def test_bits_of_all_symbols_are_about_their_entropy() -> None:
     symbols = torch.randint(-3, 4, (4000,), generator=torch.Generator().manual_seed(0))
-    found = float(SymbolCosts.of(symbols)(symbols).sum())
+    found = float(SymbolCosts.from_symbols(symbols)(symbols).sum())
     assert found == pytest.approx(ideal_bits(symbols), rel=0.01)
 
 
 def test_symbols_outside_the_table_cost_what_the_last_does() -> None:
-    costs = SymbolCosts.of(torch.tensor([0, 1, -1]))
+    costs = SymbolCosts.from_symbols(torch.tensor([0, 1, -1]))
     assert costs(torch.tensor(10**6)) == costs.bits[-1]
 
 
@@ -56,12 +61,12 @@ def test_a_finer_step_costs_a_bit_more_a_value_where_no_symbol_repeats() -> None
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.floats(0.001, 1.0))
 def test_no_other_symbol_near_is_better(numbers: list[float], price: float) -> None:
     values = torch.tensor(numbers).double()
-    costs = SymbolCosts.of(values.round())
+    costs = SymbolCosts.from_symbols(values.round())
 
     def cost(symbols: Tensor) -> Tensor:
         return 2.0 * (values - symbols).square() + price * costs(symbols)
 
-    chosen = cost(choose(values, 2.0, price, costs))
+    chosen = cost(choose_symbols(values, 2.0, price, costs))
     nearest = values.round()
     for other in (nearest, nearest - nearest.sign(), torch.zeros_like(values)):
         assert bool((chosen <= cost(other) + 1e-9).all())
@@ -89,14 +94,14 @@ def test_a_price_is_better_than_larger_steps() -> None:
 def test_feedback_without_correlation_is_nearest_rounding() -> None:
     values = 3 * torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
     h = torch.diag(torch.tensor([1.0, 3.0, 0.5, 2.0, 9.0]))
-    assert torch.equal(Feedback.of(h).round(values), values.round().int())
+    assert torch.equal(Feedback.from_moments(h).round(values), values.round().int())
 
 
 @pytest.mark.parametrize("columns", [9, 300])
 def test_feedback_loses_less_of_the_responses(columns: int) -> None:
     values = torch.randn(20, columns, generator=torch.Generator().manual_seed(0))
     h = moments(columns, 0.8)
-    symbols = Feedback.of(h).round(values)
+    symbols = Feedback.from_moments(h).round(values)
     assert symbols.dtype == torch.int32
     assert response_error(values, symbols, h) < 0.4 * response_error(values, values.round(), h)
 
@@ -105,7 +110,7 @@ def test_error_of_the_responses_is_that_of_the_pivots() -> None:
     values = 40 * torch.randn(400, 30, generator=torch.Generator().manual_seed(0))
     a = torch.randn(60, 30, generator=torch.Generator().manual_seed(1)).double()
     h = a.T @ a / 60
-    feedback = Feedback.of(h, damping=0.0)
+    feedback = Feedback.from_moments(h, damping=0.0)
     expected = 400 * float(feedback.pivots.sum()) / 12
     found = response_error(values, feedback.round(values), h)
     assert found == pytest.approx(expected, rel=0.05)
@@ -114,7 +119,7 @@ def test_error_of_the_responses_is_that_of_the_pivots() -> None:
 
 def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = 2 * torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
-    feedback = Feedback.of(moments(40, 0.6))
+    feedback = Feedback.from_moments(moments(40, 0.6))
     whole = feedback.round(values, 0.05)
     monkeypatch.setattr("tensorpress.quantize.gptq._COLUMNS", 7)
     assert torch.equal(feedback.round(values, 0.05), whole)
@@ -122,13 +127,13 @@ def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_price_saves_bits_with_feedback_too() -> None:
     values = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
-    feedback = Feedback.of(moments(40, 0.5))
+    feedback = Feedback.from_moments(moments(40, 0.5))
     assert ideal_bits(feedback.round(values, 0.2)) < 0.95 * ideal_bits(feedback.round(values))
 
 
 def test_rows_of_zeros_change_nothing_for_others() -> None:
     values = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
-    feedback = Feedback.of(moments(20, 0.5))
+    feedback = Feedback.from_moments(moments(20, 0.5))
     dead = torch.zeros(2, 20)
     symbols = feedback.round(torch.cat([values[:3], dead, values[3:]]))
     assert not symbols[3:5].any()
@@ -138,19 +143,19 @@ def test_rows_of_zeros_change_nothing_for_others() -> None:
 
 def test_inputs_that_are_always_zero_or_rank_deficient_are_no_trouble() -> None:
     values = torch.randn(4, 6)
-    assert torch.equal(Feedback.of(torch.zeros(6, 6)).round(values), values.round().int())
+    assert torch.equal(Feedback.from_moments(torch.zeros(6, 6)).round(values), values.round().int())
     one = torch.ones(6, 6)
-    assert bool(torch.isfinite(Feedback.of(one).upper).all())
+    assert bool(torch.isfinite(Feedback.from_moments(one).upper).all())
     dead = torch.eye(6).double()
     dead[2, 2] = 0
-    assert bool(torch.isfinite(Feedback.of(dead).upper).all())
+    assert bool(torch.isfinite(Feedback.from_moments(dead).upper).all())
 
 
 @given(st.integers(1, 40), st.floats(0.0, 0.95), st.integers(0, 1000))
 def test_polished_symbols_lose_no_more(columns: int, correlation: float, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     values, h = torch.randn(5, columns, generator=random).double(), moments(columns, correlation)
-    first = Feedback.of(h).round(values)
+    first = Feedback.from_moments(h).round(values)
     found = polish(first, values, h)
     assert response_error(values, found, damp(h)) <= response_error(values, first, damp(h))
     again = polish(found, values, h)

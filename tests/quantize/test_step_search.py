@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.quantize.step_search import Search, first_base
+from tensorpress.quantize.step_search import Search, initial_base
 
 
 @dataclass
@@ -40,7 +40,7 @@ def test_a_budget_below_any_cost_is_an_error() -> None:
 def test_first_steps_are_about_right() -> None:
     sizes = [(1000, 3.0), (10, -2.0)]
     bits = sum(n * max(2 + size - 1.0, 0) for n, size in sizes)
-    assert first_base(bits, sizes) == pytest.approx(1.0, abs=0.2)
+    assert initial_base(bits, sizes) == pytest.approx(1.0, abs=0.2)
 
 
 def test_a_budget_that_is_never_used_up_ends_at_the_finest_steps() -> None:

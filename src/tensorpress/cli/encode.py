@@ -19,7 +19,7 @@ from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 from tensorpress.models.zoo import NETWORKS
-from tensorpress.quantize.encode import Encoded
+from tensorpress.quantize.encode import EncodeResult
 from tensorpress.report import formatting
 from tensorpress.utils.atomic_files import replace_file
 from tensorpress.utils.formatting import format_shape
@@ -167,7 +167,7 @@ def _default_path(source: Path | None, model: str | None) -> Path:
     return source.with_name(source.name.removesuffix(".safetensors") + ".tpz")
 
 
-def _table(done: Encoded) -> Table:
+def _table(done: EncodeResult) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("tensor", overflow="fold")
     table.add_column("shape", no_wrap=True)

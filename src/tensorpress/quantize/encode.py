@@ -1,4 +1,4 @@
-"""Models and state dicts to a budget without training, and back."""
+"""Encoding of models and state dicts to a budget without training, and decoding."""
 
 import logging
 import os
@@ -13,30 +13,30 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.codec.state_dict import load_tensors
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.quantize.file_search import Coding, ModelCoding, StateCoding
+from tensorpress.quantize.file_search import FileSearch, ModelFileSearch, StateFileSearch
 from tensorpress.quantize.rounded_model import RoundedTensor
 from tensorpress.utils.atomic_files import write_atomically
 
-_NAMED_AT_MOST = 3  # tensors in a warning
+_MAX_NAMES = 3  # of tensors in a warning
 
 logger = logging.getLogger("tensorpress.quantize")
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """What `encode` did.
+class EncodeResult:
+    """Size and error of a file that `encode` wrote.
 
     Attributes
     ----------
     bytes : int
-        Of the whole file.
+        Bytes of the whole file.
     bits_per_value : float
-        Of the whole file, by values stored.
+        Bits of the whole file per value stored.
     error : float
-        Relative root mean square error over all rounded tensors together, without data; with
+        Relative root mean square error: without data of all rounded tensors together, with
         calibration the root mean square of the tensors' errors.
     tensors : tuple of RoundedTensor
-        In the order of the file.
+        The rounded tensors, in the order of the file.
     """
 
     bytes: int
@@ -45,7 +45,7 @@ class Encoded:
     tensors: tuple[RoundedTensor, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data for JSON."""
+        """Return the result as plain data for JSON."""
         return asdict(self)
 
 
@@ -59,122 +59,130 @@ def encode(
     network: str | None = None,
     calibration: Iterable[CalibrationBatch] | None = None,
     seed: int = 0,
-) -> Encoded:
-    """Write a model or named tensors to a `.tpz` file to a budget, without training.
+) -> EncodeResult:
+    """Write a model or named tensors to a `.tpz` file within a budget, without training.
 
     Weights, all tensors of two axes or more, are rounded to multiples of a step and entropy coded;
-    biases and norms likewise at steps fine enough not to matter. Of tensors without a model, those
-    of fewer axes are stored as float16. Without data all weights have one step. With calibration,
-    steps follow what noise in each layer does to the model's outputs, rounding errors are made up
-    for by the columns not yet rounded, by layers not yet rounded (not for a target error) and by
-    biases.
+    biases and norms are rounded at steps so fine that they do not matter. Of tensors without a
+    model, those of fewer axes are stored as float16. Without data all weights have one step. With
+    calibration, the step of each layer follows from what noise in it does to the model's outputs,
+    and rounding errors are compensated by the columns not yet rounded, by layers not yet rounded
+    (not for a target error) and by biases.
 
     Parameters
     ----------
     source : nn.Module or mapping of str to Tensor
-        Pressed or not; left untouched. Of a model statistics of batch norms are merged into their
-        weights and biases, which changes nothing it computes in eval mode.
+        A model or tensors by name, pressed or not; it is left untouched. In the file, a model's
+        batch norms have their statistics merged into their weights and biases, which does not
+        change what the model computes in eval mode.
     path : path-like
         The file to write or replace.
     target_error : float, optional
-        Largest relative error over all weights, see `Encoded`. One of the three must be given.
+        Largest relative error over all weights; see `EncodeResult`. Exactly one of `target_error`,
+        `bits` and `size` is needed.
     bits : float, optional
-        Most bits a value, of the whole file.
+        Largest number of bits per value, for the whole file.
     size : int, optional
-        Most bytes of the whole file.
+        Largest size of the file in bytes.
     network : str, optional
-        Name of the network in `tensorpress.models.zoo` that a model is, as for `tensorpress.save`.
+        Name of the model's network in `tensorpress.models.zoo`, as for `tensorpress.save`.
     calibration : iterable, optional
-        Batches a model is run on: Tensors, or pairs of inputs and labels; a few hundred examples.
-        Labels are not looked at.
+        Batches that a model is run on: Tensors, or pairs of inputs and labels; a few hundred
+        examples suffice. Labels are not used.
     seed : int
-        Of the choice of positions and directions that are looked at in calibration.
+        Seed of the choices of positions and directions in calibration.
 
     Returns
     -------
-    Encoded
-        Bytes, bits, errors.
+    EncodeResult
+        Size and errors of the file.
 
     Raises
     ------
     InvalidArgumentError
-        For a budget that is none or cannot be met, tensors that cannot be stored (naming them),
-        calibration without a model, or a file that cannot be written.
+        If there is not exactly one budget or it cannot be met, a tensor cannot be stored (the
+        message names it), calibration comes without a model, or the file cannot be written.
     ModelMismatchError
-        If the model is not the zoo network it is said to be.
+        If the model is not the network that `network` names.
 
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     done = encode(net, f"{folder}/a.tpz", size=2500)
+    ...     result = encode(net, f"{folder}/a.tpz", size=2500)
     ...     values = decode(f"{folder}/a.tpz")
-    >>> 2400 < done.bytes <= 2500, list(values)
+    >>> 2400 < result.bytes <= 2500, list(values)
     (True, ['0.weight', '0.bias', '2.weight', '2.bias'])
     """
-    _check(path, target_error, bits, size)
-    coding = _coding(source, network, calibration, seed)
+    _check_budget(path, target_error, bits, size)
+    search = _file_search(source, network, calibration, seed)
     if target_error is not None:
-        found = coding.within_error(target_error)
+        rounded = search.search_error(target_error)
     else:
-        found = coding.within_size(int((bits or 0) * coding.values / 8) if size is None else size)
-    write_atomically(path, found.data)
-    written = len(found.data)
-    table = tuple(found.table())
-    _warn_of_lost(table, path)
-    return Encoded(written, 8 * written / max(coding.values, 1), found.error, table)
+        limit = int((bits or 0) * search.values / 8) if size is None else size
+        rounded = search.search_size(limit)
+    write_atomically(path, rounded.data)
+    table = tuple(rounded.table())
+    _warn_of_zeros(table, path)
+    written = len(rounded.data)
+    return EncodeResult(written, 8 * written / max(search.values, 1), rounded.error, table)
 
 
 def decode(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors of a `.tpz` file by name, as `tensorpress.codec.load_tensors` does."""
+    """Return the tensors of a `.tpz` file by name.
+
+    See `tensorpress.codec.state_dict.load_tensors`.
+    """
     return load_tensors(path)
 
 
-def _warn_of_lost(table: Sequence[RoundedTensor], path: str | os.PathLike[str]) -> None:
-    """Say which tensors have nothing but zeros left."""
-    lost = [tensor.name for tensor in table if tensor.zeros == 1 and tensor.error > 0]
-    if lost:
-        more = ", …" if len(lost) > _NAMED_AT_MOST else ""
+def _warn_of_zeros(table: Sequence[RoundedTensor], path: str | os.PathLike[str]) -> None:
+    """Log which tensors have been rounded to nothing but zeros."""
+    names = [tensor.name for tensor in table if tensor.zeros == 1 and tensor.error > 0]
+    if names:
+        more = ", …" if len(names) > _MAX_NAMES else ""
         logger.warning(
             "%s: nothing is left of %d of %d tensors, all of whose values are rounded to zero: "
             "%s%s; a larger budget would keep some",
             os.fspath(path),
-            len(lost),
+            len(names),
             len(table),
-            ", ".join(lost[:_NAMED_AT_MOST]),
+            ", ".join(names[:_MAX_NAMES]),
             more,
         )
 
 
-def _coding(
+def _file_search(
     source: nn.Module | Mapping[str, Tensor],
     network: str | None,
     calibration: Iterable[CalibrationBatch] | None,
     seed: int,
-) -> Coding:
+) -> FileSearch:
+    """Return the search for the file of a model or of tensors."""
     if isinstance(source, nn.Module):
         batches = None if calibration is None else collect_batches(calibration, source)
-        return ModelCoding(source, network, batches, seed)
+        return ModelFileSearch(source, network, batches, seed)
     if calibration is not None or network is not None:
-        raise InvalidArgumentError("calibration and network are of a model: give one, not tensors")
+        raise InvalidArgumentError("calibration and network need a model as source, not tensors")
     if not isinstance(source, Mapping):
         raise InvalidArgumentError(
             f"a model or tensors by name can be encoded, not {type(source).__name__}"
         )
-    return StateCoding(source)
+    return StateFileSearch(source)
 
 
-def _check(
+def _check_budget(
     path: str | os.PathLike[str], error: float | None, bits: float | None, size: int | None
 ) -> None:
-    given = {"target_error": error, "bits": bits, "size": size}
-    said = {name: value for name, value in given.items() if value is not None}
-    if len(said) != 1:
+    """Check that there is exactly one budget, in its range, and a folder for the file."""
+    options = {"target_error": error, "bits": bits, "size": size}
+    budgets = {name: value for name, value in options.items() if value is not None}
+    if len(budgets) != 1:
         raise InvalidArgumentError("give one of target_error, bits and size")
-    [(name, value)] = said.items()
+    [(name, value)] = budgets.items()
     if not isfinite(value) or value <= 0 or (name == "target_error" and value >= 1):
-        reach = "between 0 and 1" if name == "target_error" else "positive"
-        raise InvalidArgumentError(f"{name} must be {reach}, not {value}")
+        condition = "between 0 and 1" if name == "target_error" else "positive"
+        raise InvalidArgumentError(f"{name} must be {condition}, not {value}")
     if not Path(path).absolute().parent.is_dir():
         raise InvalidArgumentError(f"{os.fspath(path)} cannot be written: its folder is missing")

@@ -1,4 +1,4 @@
-"""What is rounded of a model or of named tensors, and how a file is made of it."""
+"""The search for the file of a model or state dict that fills a budget."""
 
 import tempfile
 from abc import ABC, abstractmethod
@@ -21,8 +21,8 @@ from tensorpress.codec.state_dict import check_tensors, save_tensors
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.fold_batch_norm import merge_statistics
 from tensorpress.quantize.gptaq import round_in_order
-from tensorpress.quantize.rounded_model import Attempt
-from tensorpress.quantize.step_search import USED, Search, first_base
+from tensorpress.quantize.rounded_model import RoundedModel
+from tensorpress.quantize.step_search import MIN_USE, Search, initial_base
 from tensorpress.quantize.weight_calibration import (
     Weight,
     calibrated_weights,
@@ -32,107 +32,117 @@ from tensorpress.quantize.weight_calibration import (
 )
 
 PRICE = 0.04
-"""What a bit is worth in squared steps, without data. It is less than the squared error alone would
-say: weights that are more often rounded towards zero than away from it weaken the responses. With
-feedback nearest rounding did better (docs/coding.md)."""
+"""The price of a bit in squared steps, without data. It is lower than for the least squared error:
+weights that are rounded towards zero more often than away from it weaken the responses. With
+feedback of errors, a price of 0 did better (docs/coding.md)."""
 
-_FINER = -4.0  # log2 of the relative steps of vectors by those of weights
-_FINEST, _COARSEST = -10.0, -4.0
-_LOWEST, _RANGE = -18.0, 26.0  # log2 of the finest relative steps of weights, and octaves above
+_VECTOR_OFFSET = -4.0  # log2 of the relative steps of vectors less that of weights
+_MIN_VECTOR_STEP, _MAX_VECTOR_STEP = -10.0, -4.0  # log2, relative to the root mean square
+_MIN_STEP, _STEP_RANGE = -18.0, 26.0  # log2 of the finest relative step of weights; octaves above
 _HALVINGS = 16
-_FILES, _AIM, _EXTRA = 5, 0.997, 0.03  # files written, share of a budget aimed at and first guess
+_MAX_FILES = 5  # written in one search
+_TARGET_USE, _INITIAL_EXTRA = 0.997, 0.03  # shares of a budget: aimed at; for all but the symbols
 
 
-class Coding(ABC):
-    """A model or tensors on the way to a file."""
+class FileSearch(ABC):
+    """A search for the steps of a model's or state dict's weights that fill a budget.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        All tensors of the file.
+    weights : sequence of Weight
+        The tensors that are rounded.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], weights: Sequence[Weight]) -> None:
         self.values = sum(tensor.numel() for tensor in tensors.values())
         self._weights = weights
-        self._price = 0.0 if any(weight.response for weight in weights) else PRICE
-        self._relative = mean_log_step(weights) if weights else 0.0
-        self._count = sum(int(weight.values.count_nonzero()) for weight in weights)
-        self._lowest = _LOWEST - self._relative
+        self._price = 0.0 if any(weight.inputs for weight in weights) else PRICE
+        self._log_step = mean_log_step(weights) if weights else 0.0
+        self._nonzeros = sum(int(weight.values.count_nonzero()) for weight in weights)
+        self._lowest = _MIN_STEP - self._log_step
         self._sizes = [(w.values.numel(), log2(rms(w.values)) - w.log_step) for w in weights]
 
     @abstractmethod
-    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
-        """Write a file: `relative` is the log2 of the steps of vectors by their size."""
+    def _write(self, rounded: RoundedModel, path: Path, vector_step: float) -> None:
+        """Write a file; `vector_step` is log2 of the steps of vectors by their root mean square."""
 
-    def _refined(self, attempt: Attempt) -> Attempt:
-        """Return an attempt at the same steps by what takes too long to search with."""
-        return attempt
+    def _refine(self, rounded: RoundedModel) -> RoundedModel:
+        """Return the weights rounded at the same steps by a method too slow for the search."""
+        return rounded
 
-    def within_size(self, limit: int) -> Attempt:
-        """Return the best attempt whose file has at most so many bytes.
+    def search_size(self, limit: int) -> RoundedModel:
+        """Return the weights at the finest steps whose file has at most so many bytes.
 
-        What symbols take is estimated (`coded_bits`); files are written to learn what is missing.
+        The bytes of symbols are estimated (`coded_bits`); files are written to measure all others.
 
         Raises
         ------
         InvalidArgumentError
-            If there is none.
+            If there is no such file.
         """
         best, last = None, None
         smallest = maxsize
-        start, extra = first_base(8.0 * limit, self._sizes), _EXTRA * limit
-        for _ in range(_FILES):
-            aim = max(_AIM * limit - extra, 0.0)
-            search = Search(self._rounded, aim, max(self._count, 1) / 8, self._lowest)
-            found = search.run(start, self._price)
-            if last is not None and (found.base, found.cost) == (last.base, last.cost):
-                break  # and so would all that follow
-            made = self._refined(found)
-            self._make(made)
-            size, last = len(made.data), found
+        start, extra = initial_base(8.0 * limit, self._sizes), _INITIAL_EXTRA * limit
+        for _ in range(_MAX_FILES):
+            # Steps at which the symbols take what the rest of the last file left of the budget.
+            target = max(_TARGET_USE * limit - extra, 0.0)
+            slope = max(self._nonzeros, 1) / 8  # a bit for each value that is not zero, in bytes
+            result = Search(self._round, target, slope, self._lowest).run(start, self._price)
+            if last is not None and (result.base, result.cost) == (last.base, last.cost):
+                break  # all further results would be the same
+            refined = self._refine(result)
+            self._write_data(refined)
+            size, last = len(refined.data), result
             smallest = min(size, smallest)
             if size <= limit and (best is None or size > len(best.data)):
-                best = made
-            enough = USED * limit <= size <= limit
-            if enough or found.base <= self._lowest or (aim == 0 and best is None):
+                best = refined
+            enough = MIN_USE * limit <= size <= limit
+            if enough or result.base <= self._lowest or (target == 0 and best is None):
                 break
-            start, extra = found.base, size - found.cost
+            start, extra = result.base, size - result.cost
         if best is None:
             raise InvalidArgumentError(
                 f"{limit:,} bytes are too few: the smallest file found has {smallest:,}"
             )
         return best
 
-    def within_error(self, limit: float) -> Attempt:
-        """Return the attempt of the coarsest steps whose error is at most `limit`."""
+    def search_error(self, limit: float) -> RoundedModel:
+        """Return the weights at the coarsest steps whose relative error is at most `limit`."""
         low = self._lowest
-        high, best = low + _RANGE, self._rounded(low, self._price)
+        high, best = low + _STEP_RANGE, self._round(low, self._price)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            found = self._rounded(middle, self._price)
-            if found.error <= limit:
-                low, best = middle, found
-                if found.error >= USED * limit:
+            result = self._round(middle, self._price)
+            if result.error <= limit:
+                low, best = middle, result
+                if result.error >= MIN_USE * limit:
                     break
             else:
                 high = middle
-        self._make(best)
+        self._write_data(best)
         return best
 
-    def _rounded(self, base: float, price: float) -> Attempt:
-        return Attempt.at(self._weights, base, price)
+    def _round(self, base: float, price: float) -> RoundedModel:
+        return RoundedModel.from_weights(self._weights, base, price)
 
-    def _make(self, attempt: Attempt) -> None:
-        """Write the file of an attempt, with the biases that suit it."""
-        relative = attempt.base + self._relative + _FINER
+    def _write_data(self, rounded: RoundedModel) -> None:
+        """Write the file of rounded weights and store its bytes with them."""
+        vector_step = rounded.base + self._log_step + _VECTOR_OFFSET
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "a.tpz")
-            self._write(attempt, path, max(_FINEST, min(relative, _COARSEST)))
-            attempt.data = path.read_bytes()
+            self._write(rounded, path, max(_MIN_VECTOR_STEP, min(vector_step, _MAX_VECTOR_STEP)))
+            rounded.data = path.read_bytes()
 
 
-class StateCoding(Coding):
-    """Named tensors: those of two axes or more are rounded, the others stored as they are.
+class StateFileSearch(FileSearch):
+    """A search for named tensors: those of two axes or more are rounded, others stored as they are.
 
     Raises
     ------
     InvalidArgumentError
-        Naming a tensor that cannot be stored.
+        If a tensor cannot be stored; the message names it.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -140,18 +150,29 @@ class StateCoding(Coding):
         self._tensors = dict(tensors)
         super().__init__(tensors, plain_weights(_matrices(tensors)))
 
-    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
-        rounded = {w.name: attempt.values(w) for w in self._weights}
-        save_tensors({**self._tensors, **rounded}, path, attempt.quantizers)
+    def _write(self, rounded: RoundedModel, path: Path, vector_step: float) -> None:
+        values = {w.name: rounded.values(w) for w in self._weights}
+        save_tensors({**self._tensors, **values}, path, rounded.quantizers)
 
 
-class ModelCoding(Coding):
-    """A model: its weights are rounded, its vectors finely so.
+class ModelFileSearch(FileSearch):
+    """A search for a model: its weights are rounded, and its vectors at much finer steps.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; it is left untouched.
+    network : str or None
+        Name of its network in the zoo.
+    batches : sequence of Batch or None
+        Calibration data.
+    seed : int
+        Seed of the choices of positions and directions in calibration.
 
     Raises
     ------
     InvalidArgumentError
-        Naming a tensor that cannot be stored.
+        If a tensor cannot be stored; the message names it.
     """
 
     def __init__(
@@ -159,7 +180,7 @@ class ModelCoding(Coding):
     ) -> None:
         for name, tensor in stored_tensors(model).items():
             check_finite(name, tensor)
-        self._dense, self._network, self._batches = model, network, batches
+        self._model, self._network, self._batches = model, network, batches
         self._seed = seed
         self._merged = deepcopy(model).eval()
         merge_statistics(self._merged)
@@ -171,43 +192,50 @@ class ModelCoding(Coding):
             weights = calibrated_weights(self._merged, matrices, batches, seed)
         super().__init__(tensors, weights)
 
-    def _refined(self, attempt: Attempt) -> Attempt:
+    def _refine(self, rounded: RoundedModel) -> RoundedModel:
         if self._batches is None:
-            return attempt
-        of_layer = {w.layer: w.name for w in self._weights if w.layer is not None}
-        quantizers = {layer: attempt.quantizers[name] for layer, name in of_layer.items()}
-        model = self._rounded_model(attempt)
-        found = round_in_order(
-            model, self._merged, quantizers, self._batches, self._seed, attempt.price
+            return rounded
+        names = {w.layer: w.name for w in self._weights if w.layer is not None}
+        quantizers = {layer: rounded.quantizers[name] for layer, name in names.items()}
+        layers = round_in_order(
+            self._copy_model(rounded),
+            self._merged,
+            quantizers,
+            self._batches,
+            self._seed,
+            rounded.price,
         )
-        symbols = {of_layer[layer]: one.symbols for layer, one in found.items()}
-        squares = {of_layer[layer]: (one.lost, one.size) for layer, one in found.items()}
+        symbols = {names[name]: layer.symbols for name, layer in layers.items()}
+        errors = {names[name]: (layer.lost, layer.size) for name, layer in layers.items()}
         return replace(
-            attempt, symbols=attempt.symbols | symbols, squares=attempt.squares | squares
+            rounded,
+            symbols=rounded.symbols | symbols,
+            squared_errors=rounded.squared_errors | errors,
         )
 
-    def _rounded_model(self, attempt: Attempt) -> nn.Module:
-        rounded = deepcopy(self._merged)
-        tensors = stored_tensors(rounded)
+    def _copy_model(self, rounded: RoundedModel) -> nn.Module:
+        """Return a copy of the model with rounded weights."""
+        model = deepcopy(self._merged)
+        tensors = stored_tensors(model)
         with torch.no_grad():
             for weight in self._weights:
-                tensors[weight.name].copy_(attempt.values(weight))
-        return rounded
+                tensors[weight.name].copy_(rounded.values(weight))
+        return model
 
-    def _write(self, attempt: Attempt, path: Path, relative: float) -> None:
-        rounded = self._rounded_model(attempt)
-        tensors = stored_tensors(rounded)
+    def _write(self, rounded: RoundedModel, path: Path, vector_step: float) -> None:
+        model = self._copy_model(rounded)
         if self._batches is not None:
-            correct_biases(rounded, self._dense, self._batches)
+            correct_biases(model, self._model, self._batches)
         vectors = {
-            name: _fine(tensor, relative)
-            for name, tensor in tensors.items()
-            if tensor.is_floating_point() and name not in attempt.quantizers
+            name: _vector_quantizer(tensor, vector_step)
+            for name, tensor in stored_tensors(model).items()
+            if tensor.is_floating_point() and name not in rounded.quantizers
         }
-        save(rounded, path, network=self._network, quantizer={**vectors, **attempt.quantizers})
+        save(model, path, network=self._network, quantizer={**vectors, **rounded.quantizers})
 
 
 def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the floating-point tensors of two axes or more that are not empty."""
     return {
         name: tensor
         for name, tensor in tensors.items()
@@ -215,9 +243,9 @@ def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _fine(tensor: Tensor, relative: float) -> StepQuantizer:
-    """Return a quantizer of a vector, by the log2 of its step in root mean squares."""
+def _vector_quantizer(tensor: Tensor, log_step: float) -> StepQuantizer:
+    """Return a quantizer of a vector by log2 of its step in root mean squares."""
     if not tensor.numel():
         return StepQuantizer(0)
-    most = float(tensor.detach().double().abs().max())
-    return StepQuantizer.nearest(max(rms(tensor) * 2.0**relative, 2 * most / MAX_SYMBOL))
+    largest = float(tensor.detach().double().abs().max())
+    return StepQuantizer.nearest(max(rms(tensor) * 2.0**log_step, 2 * largest / MAX_SYMBOL))

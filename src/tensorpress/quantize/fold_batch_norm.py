@@ -1,4 +1,4 @@
-"""Batch norms in as few numbers as they need."""
+"""Folding the statistics of batch norms into their weights and biases."""
 
 import torch
 from torch import nn
@@ -9,16 +9,16 @@ from tensorpress.utils.module_tree import count_references
 
 
 def merge_statistics(model: nn.Module) -> list[str]:
-    """Put the running statistics of batch norms into their weights and biases, in place.
+    """Merge the running statistics of batch norms into their weights and biases, in place.
 
-    In eval mode the model computes the same, to rounding; mean 0 and variance 1 cost a file
-    nothing. Layers stay as they are: folded into them as well, scales would differ from channel to
-    channel, and one step for all of a layer would lose more.
+    In eval mode the model computes the same up to rounding errors; a mean of 0 and a variance of 1
+    take next to nothing in a file. The norms are not folded into the layers before them: their
+    channels would then differ in scale, and one step for all channels would lose more.
 
     Parameters
     ----------
     model : nn.Module
-        Norms without parameters or statistics, or that share them, are left alone.
+        A model. Norms without parameters or statistics, or that share them, are left as they are.
 
     Returns
     -------
@@ -28,7 +28,7 @@ def merge_statistics(model: nn.Module) -> list[str]:
     Raises
     ------
     InvalidArgumentError
-        Naming a norm with values that are not finite.
+        If a norm has values that are not finite; the message names it.
 
     Examples
     --------
@@ -37,14 +37,14 @@ def merge_statistics(model: nn.Module) -> list[str]:
     >>> merge_statistics(norm), norm.running_mean.tolist(), round(norm.bias[0].item(), 3)
     ([''], [0.0, 0.0], -3.0)
     """
-    held_by = count_references(model)
+    references = count_references(model)
     changed = []
     for name, norm in model.named_modules():
         if not isinstance(norm, _BatchNorm):
             continue
         names = ("weight", "bias", "running_mean", "running_var")
-        held = [getattr(norm, key, None) for key in names]
-        if any(tensor is None or held_by[id(tensor)] != 1 for tensor in held):
+        tensors = [getattr(norm, key, None) for key in names]
+        if any(tensor is None or references[id(tensor)] != 1 for tensor in tensors):
             continue
         _merge(name, norm)
         changed.append(name)
@@ -55,10 +55,12 @@ def merge_statistics(model: nn.Module) -> list[str]:
 def _merge(name: str, norm: _BatchNorm) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    # y = scale x + shift, with scale = γ / √(σ² + ε) and shift = β - scale μ
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - scale * norm.running_mean.double()
     if not bool((scale + shift).isfinite().all()):
         raise InvalidArgumentError(f"norm {name!r} has NaN or infinite values")
+    # For μ = 0 and σ² = 1: γ = scale √(1 + ε), β = shift
     norm.weight.copy_(scale * (1 + norm.eps) ** 0.5)
     norm.bias.copy_(shift)
     norm.running_mean.zero_()

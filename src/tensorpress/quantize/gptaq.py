@@ -117,7 +117,7 @@ def _rounded(values: Tensor, second: Tensor, price: float) -> Tensor:
     """Return symbols of kernels in steps, group by group."""
     found = []
     for part, moments in zip(values, second, strict=True):
-        first = Feedback.of(moments).round(part, price)
+        first = Feedback.from_moments(moments).round(part, price)
         found.append(polish(first, part, moments, price))
     return torch.stack(found)
 

@@ -1,71 +1,79 @@
-"""Rounding a weight column by column, what follows making up for the errors of what came before."""
+"""GPTQ: rounding a weight column by column, later columns compensating errors of earlier ones."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tensorpress.quantize.rate_distortion import SymbolCosts, choose
+from tensorpress.quantize.rate_distortion import SymbolCosts, choose_symbols
 
 DAMPING = 0.01
-"""What is added to the diagonal of the moments, relative to its mean."""
+"""Share of the mean diagonal of the moments that is added to the diagonal."""
 
-_COLUMNS = 128  # whose effect on all later columns is one matrix product
+_COLUMNS = 128  # columns of a block, whose effect on all later ones is one matrix product
 _SWEEPS = 3  # after which hardly a symbol changes
 
 
 @dataclass(frozen=True)
 class Feedback:
-    r"""The order of a weight's columns, and how the error of each is passed on.
+    r"""The order in which a weight's columns are rounded, and how each error is passed on.
 
     With :math:`H = E\,x x^T` the mean squared error of the responses :math:`Wx` is
-    :math:`tr\,(W-Q)\,H\,(W-Q)^T`. Rounded in an order in which each column is first corrected by
-    the best linear estimate of the errors made already, this is :math:`\sum_j p_j e_j^2` with the
-    pivots p of H in that order and the rounding errors e (GPTQ, Frantar et al., ICLR 2023; the
-    LDL view is that of QuIP, Chee et al., NeurIPS 2023).
+    :math:`tr\,(W-Q)\,H\,(W-Q)^T`. If each column, before it is rounded, is corrected by the best
+    linear estimate from the errors made already, that is :math:`\sum_j p_j e_j^2` with the rounding
+    errors e and the pivots p of H in the order of rounding.
 
     Attributes
     ----------
     order : Tensor
-        The columns, those with the largest moments first.
+        Indices of the columns, those with the largest moments first, shape (columns,).
     upper : Tensor
-        Upper triangular U with UᵀU the inverse of the damped H in that order, float64.
+        Upper triangular U with UᵀU the inverse of the damped H in that order, float64, shape
+        (columns, columns).
+
+    References
+    ----------
+    Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained
+    transformers", ICLR 2023, algorithm 1; Chee et al., "QuIP: 2-bit quantization of large language
+    models with guarantees", NeurIPS 2023, for the view as an LDL decomposition.
     """
 
     order: Tensor
     upper: Tensor
 
     @staticmethod
-    def of(moments: Tensor, damping: float = DAMPING) -> "Feedback":
-        """Return the feedback by second moments.
+    def from_moments(moments: Tensor, damping: float = DAMPING) -> "Feedback":
+        """Return the feedback for a layer whose inputs have these second moments.
 
         Parameters
         ----------
         moments : Tensor
-            E x xᵀ, shape (columns, columns), finite.
+            Second moments E x xᵀ, shape (columns, columns), finite.
         damping : float
-            Added to the diagonal, relative to its mean.
+            Share of the mean diagonal that is added to the diagonal.
 
         Examples
         --------
-        >>> feedback = Feedback.of(torch.diag(torch.tensor([1.0, 4.0]).double()), damping=0.0)
+        >>> h = torch.diag(torch.tensor([1.0, 4.0]).double())
+        >>> feedback = Feedback.from_moments(h, damping=0.0)
         >>> feedback.order.tolist(), feedback.pivots.tolist()
         ([1, 0], [4.0, 1.0])
         """
         h = damp(moments, damping)
         order = moments.diagonal().argsort(descending=True, stable=True)
         h = h[order][:, order]
+        # H = L Lᵀ, and from it U with UᵀU = H^-1.
         lower = torch.linalg.cholesky(h)
         return Feedback(order, torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True))
 
     @property
     def pivots(self) -> Tensor:
-        """What a squared error of each column counts, in that order."""
+        """The weight p_j = 1 / U_jj² of each column's squared error, in the order of rounding."""
         return self.upper.diagonal().square().reciprocal()
 
     @property
     def mean_pivot(self) -> float:
-        """Their geometric mean."""
+        """The geometric mean of the pivots."""
         return float(self.pivots.log().mean().exp())
 
     def round(self, values: Tensor, price: float = 0.0) -> Tensor:
@@ -76,67 +84,71 @@ class Feedback:
         values : Tensor
             The weight in steps, shape (rows, columns).
         price : float
-            Of a bit, in squared steps of a column with the mean pivot; see `choose`.
+            The price of a bit, in squared steps of a column with the mean pivot; see
+            `tensorpress.quantize.rate_distortion.choose_symbols`.
 
         Returns
         -------
         Tensor
-            int32, the shape of `values`.
+            int32 symbols, shape (rows, columns).
 
         Examples
         --------
         >>> h = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
-        >>> Feedback.of(h).round(torch.tensor([[0.4, 0.4]])).tolist()
+        >>> Feedback.from_moments(h).round(torch.tensor([[0.4, 0.4]])).tolist()
         [[0, 1]]
         """
         values = values.double()
-        costs = SymbolCosts.of(values.round()) if price else None
+        costs = SymbolCosts.from_symbols(values.round()) if price else None
         weights = self.pivots / self.mean_pivot
-        alive = values.any(dim=1)  # rows of zeros stay so, and cost no time
-        ahead = values[alive][:, self.order]
-        found = torch.empty_like(ahead)
-        count = ahead.shape[1]
-        for start in range(0, count, _COLUMNS):
-            stop = min(start + _COLUMNS, count)
-            part, errors = ahead[:, start:stop], []
+        nonzero = values.any(dim=1)  # rows of zeros stay so, and cost no time
+        remaining = values[nonzero][:, self.order]  # corrected for the errors so far
+        result = torch.empty_like(remaining)
+        columns = remaining.shape[1]
+        for start in range(0, columns, _COLUMNS):
+            stop = min(start + _COLUMNS, columns)
+            block, errors = remaining[:, start:stop], []
             for j in range(stop - start):
                 row = self.upper[start + j]
-                column = part[:, j]
+                column = block[:, j]
+                # q_j: the nearest symbol to w_j, or the one that is worth its bits.
                 if costs is None:
                     symbols = column.round()
                 else:
-                    symbols = choose(column, float(weights[start + j]), price, costs)
+                    symbols = choose_symbols(column, float(weights[start + j]), price, costs)
+                result[:, start + j] = symbols
+                # e_j = (w_j - q_j) / U_jj; w_k -= e_j U_jk for later columns k of the block.
                 error = (column - symbols) / row[start + j]
-                found[:, start + j] = symbols
-                part[:, j + 1 :].addr_(error, row[start + j + 1 : stop], alpha=-1)
+                block[:, j + 1 :].addr_(error, row[start + j + 1 : stop], alpha=-1)
                 errors.append(error)
-            ahead[:, stop:] -= torch.stack(errors, 1) @ self.upper[start:stop, stop:]
+            # The same for all columns after the block: W -= E U.
+            remaining[:, stop:] -= torch.stack(errors, 1) @ self.upper[start:stop, stop:]
         symbols = torch.zeros(values.shape, dtype=torch.int32)
-        symbols[alive] = found[:, self.order.argsort()].to(torch.int32)
+        symbols[nonzero] = result[:, self.order.argsort()].to(torch.int32)
         return symbols
 
 
 def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0) -> Tensor:
-    """Return symbols of less error than given ones, by changing one after the other.
+    """Return symbols of less error, by coordinate descent from initial ones.
 
-    Each becomes the level that is best while all others of its row stay, column after column, three
-    times over: the error of the responses falls with every change.
+    Each symbol becomes the one that is best while all others of its row stay, column after column,
+    in three sweeps: the error of the responses falls with every change.
 
     Parameters
     ----------
     symbols : Tensor
-        Shape (rows, columns).
+        The initial symbols, shape (rows, columns).
     values : Tensor
-        The weight in steps.
+        The weight in steps, shape (rows, columns).
     moments : Tensor
-        E x xᵀ, shape (columns, columns); damped as for feedback.
+        Second moments E x xᵀ, shape (columns, columns); they are damped as for feedback.
     price : float
-        As for `Feedback.round`.
+        The price of a bit, as for `Feedback.round`.
 
     Returns
     -------
     Tensor
-        int32.
+        int32 symbols, shape (rows, columns).
 
     References
     ----------
@@ -149,28 +161,34 @@ def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0)
     [[1, 0]]
     """
     h = damp(moments)
-    weights = h.diagonal() / Feedback.of(moments).mean_pivot if price else h.diagonal()
-    found = symbols.double()
-    costs = SymbolCosts.of(found) if price else None
-    pull = (values.double() - found) @ h  # of each symbol towards less error
+    weights = h.diagonal()
+    if price:
+        weights = weights / Feedback.from_moments(moments).mean_pivot
+    result = symbols.double()
+    costs = SymbolCosts.from_symbols(result) if price else None
+    # Half the negative gradient of tr (W - Q) H (W - Q)ᵀ by Q: G = (W - Q) H.
+    gradient = (values.double() - result) @ h
     for _ in range(_SWEEPS):
         for start in range(0, len(h), _COLUMNS):
-            part = slice(start, start + _COLUMNS)
-            near, within, before = pull[:, part].clone(), h[part, part], found[:, part].clone()
-            for j in range(len(within)):
-                best = before[:, j] + near[:, j] / within[j, j]
+            block = slice(start, start + _COLUMNS)
+            local, h_block = gradient[:, block].clone(), h[block, block]
+            previous = result[:, block].clone()
+            for j in range(len(h_block)):
+                # The minimum over q_j alone is at q_j + g_j / H_jj; round it.
+                best = previous[:, j] + local[:, j] / h_block[j, j]
                 if costs is None:
                     best = best.round()
                 else:
-                    best = choose(best, float(weights[start + j]), price, costs)
-                found[:, start + j] = best
-                near.addr_(best - before[:, j], within[j], alpha=-1)
-            pull -= (found[:, part] - before) @ h[part]
-    return found.to(torch.int32)
+                    best = choose_symbols(best, float(weights[start + j]), price, costs)
+                result[:, start + j] = best
+                # G -= dq_j H_j, within the block at once, for all columns after it.
+                local.addr_(best - previous[:, j], h_block[j], alpha=-1)
+            gradient -= (result[:, block] - previous) @ h[block]
+    return result.to(torch.int32)
 
 
 def damp(moments: Tensor, damping: float = DAMPING) -> Tensor:
-    """Return moments, float64, with a share of their mean diagonal added to the diagonal."""
+    """Return moments in float64 with a share of their mean diagonal added to the diagonal."""
     h = moments.double()
     eye = torch.eye(len(h), dtype=torch.float64)
     mean = float(h.diagonal().mean())

@@ -1,4 +1,4 @@
-"""Laplace distributions of learned scale, as a differentiable price of coded values in bits."""
+"""Laplace priors of learned scale: a differentiable estimate of the bits of coded values."""
 
 from collections.abc import Sequence
 from math import log, prod
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 _LN2 = log(2)
+_MIN_SCALE = 0.05  # in steps; below it almost all values are zero and cost nothing
+_VALUES_PER_SCALE = 32  # least number for rows and columns to have scales of their own
 
 
 def laplace_bits(steps: Tensor, log_scale: Tensor) -> Tensor:
@@ -14,21 +16,21 @@ def laplace_bits(steps: Tensor, log_scale: Tensor) -> Tensor:
 
     .. math:: -\log_2 [F(v + \tfrac12) - F(v - \tfrac12)]
 
-    with F the distribution function of a Laplace distribution of mean 0 and scale b. At integers
-    this is the length of their code; in between it is what noise of a uniform distribution on
-    ±½ in place of rounding makes of it, and has a gradient.
+    Here F is the distribution function of a Laplace distribution of mean 0 and scale b. At integers
+    this is the length of an ideal code. Between integers it is the information of values with
+    uniform noise on ±½ in place of rounding, and has a gradient.
 
     Parameters
     ----------
     steps : Tensor
-        v, values in units of their quantization steps, any shape.
+        Values v in units of their quantization steps, any shape.
     log_scale : Tensor
-        ln b, b in the same units; broadcasts with ``steps``.
+        ln b, with b in the same units; it broadcasts with ``steps``.
 
     Returns
     -------
     Tensor
-        Non-negative, the shape of ``steps``.
+        Non-negative bits, the shape of ``steps``.
 
     References
     ----------
@@ -43,32 +45,37 @@ def laplace_bits(steps: Tensor, log_scale: Tensor) -> Tensor:
     [1.0, 2.415, 6.415]
     """
     rate = torch.exp(-log_scale)  # 1 / b
-    size = steps.abs()
+    magnitude = steps.abs()
     half = rate / 2
-    # Beyond ½ the mass is exp(-|v|/b) sinh(1/2b), without cancellation for any b.
-    log_sinh = half + torch.log(-torch.expm1(-rate)) - log(2)
-    outer = (size * rate - log_sinh) / _LN2
-    # Within, 1 - exp(-1/2b) cosh(v/b), split so that no exponential is of a positive number.
-    near = torch.clamp(size, max=0.5)
-    beyond = torch.exp((near - 0.5) * rate) + torch.exp(-(near + 0.5) * rate)
-    inner = -torch.log1p(-beyond / 2) / _LN2
-    return torch.where(size < 0.5, inner, outer)
-
-
-_SMALLEST_SCALE = 0.05  # in steps; below it almost all values are zero and cost nothing
-_VALUES_A_SCALE = 32  # least, for rows and columns to have scales of their own
+    # For |v| >= 1/2: P = exp(-|v|/b) sinh(1/2b), with
+    # ln sinh(1/2b) = 1/2b + ln(1 - exp(-1/b)) - ln 2, which does not cancel for any b.
+    log_sinh = half + torch.log(-torch.expm1(-rate)) - _LN2
+    outer = (magnitude * rate - log_sinh) / _LN2
+    # For |v| < 1/2: P = 1 - exp(-1/2b) cosh(v/b), written as
+    # 1 - (exp((|v| - 1/2)/b) + exp(-(|v| + 1/2)/b)) / 2, so that no exponent is positive.
+    inside = torch.clamp(magnitude, max=0.5)
+    tails = torch.exp((inside - 0.5) * rate) + torch.exp(-(inside + 0.5) * rate)
+    inner = -torch.log1p(-tails / 2) / _LN2
+    return torch.where(magnitude < 0.5, inner, outer)
 
 
 class LaplacePriors(nn.Module):
-    """A scale for every tensor and, in large ones, a factor for every row and every column.
+    """A learned scale for every tensor and, in large ones, a factor for every row and column.
 
-    A file's coder learns how large the values of a row and of a column are while it reads them, so
-    that these factors are not stored; there are only as many as it can learn.
+    The coder of a file learns how large the values of a row and of a column are while it decodes
+    them, so that these factors are not stored; only tensors large enough for that have them.
 
     Parameters
     ----------
     tensors : sequence of Tensor
-        Values in steps, at which the scales start. Dimension 0 are rows, dimension 1 columns.
+        Values in steps, by which the scales are initialized. Axis 0 are rows, axis 1 columns.
+
+    Attributes
+    ----------
+    scales : nn.Parameter
+        Logarithms of the scales, shape (tensors,).
+    factors : nn.Parameter
+        Logarithms of the factors of rows and columns, shape (factors,).
 
     Examples
     --------
@@ -81,44 +88,54 @@ class LaplacePriors(nn.Module):
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
-        owners, places, scales = [], [], []
+        owners, indices, scales = [], [], []
         factors = [torch.empty(0)]
         for number, tensor in enumerate(tensors):
-            sizes = tensor.detach().abs().cpu().float()
-            scales.append(sizes.mean().clamp(min=_SMALLEST_SCALE))
+            # b_t = E|v|, the scale of maximum likelihood
+            magnitudes = tensor.detach().abs().cpu().float()
+            scales.append(magnitudes.mean().clamp(min=_MIN_SCALE))
             owners.append(torch.full((tensor.numel(),), number))
-            if not _is_large(tensor):
-                places.append(torch.zeros(2, tensor.numel(), dtype=torch.long))
+            if not _has_factors(tensor):
+                indices.append(torch.zeros(2, tensor.numel(), dtype=torch.long))
                 continue
-            places.append(_places(tensor.shape, first=1 + sum(map(len, factors))))
-            sides = sizes.flatten(2).mean(2) if tensor.ndim > 2 else sizes
-            means = torch.cat([sides.mean(1), sides.mean(0)])
-            factors.append((means / scales[-1]).clamp(min=_SMALLEST_SCALE).log())
+            # r_i = E_j|v_ij| / b_t for rows, c_j = E_i|v_ij| / b_t for columns
+            indices.append(_factor_indices(tensor.shape, first=1 + sum(map(len, factors))))
+            matrix = magnitudes.flatten(2).mean(2) if tensor.ndim > 2 else magnitudes
+            means = torch.cat([matrix.mean(1), matrix.mean(0)])
+            factors.append((means / scales[-1]).clamp(min=_MIN_SCALE).log())
         self.scales = nn.Parameter(torch.stack(scales).log())
         self.factors = nn.Parameter(torch.cat(factors))
         self.register_buffer("_owners", torch.cat(owners), persistent=False)
-        self.register_buffer("_places", torch.cat(places, dim=1), persistent=False)
+        self.register_buffer("_indices", torch.cat(indices, dim=1), persistent=False)
 
     def bits(self, values: Tensor) -> Tensor:
-        """Return the information of all values in steps, flat and one tensor after the other."""
+        """Return the information of all values in bits.
+
+        Parameters
+        ----------
+        values : Tensor
+            The values of all tensors in steps, one tensor after the other, shape (values,).
+        """
+        # ln b_ij = ln b_t + ln r_i + ln c_j
         log_scales = self.scales[self.get_buffer("_owners")]
         if self.factors.numel():
             factors = torch.cat([self.factors.new_zeros(1), self.factors])
-            row, column = self.get_buffer("_places")
+            row, column = self.get_buffer("_indices")
             log_scales = log_scales + factors[row] + factors[column]
         return laplace_bits(values, log_scales).sum()
 
 
-def _is_large(tensor: Tensor) -> bool:
+def _has_factors(tensor: Tensor) -> bool:
+    """Return whether a tensor has enough values for a scale of each row and column."""
     if tensor.ndim < 2:
         return False
-    return tensor.numel() >= _VALUES_A_SCALE * (tensor.shape[0] + tensor.shape[1])
+    return tensor.numel() >= _VALUES_PER_SCALE * (tensor.shape[0] + tensor.shape[1])
 
 
-def _places(shape: torch.Size, first: int) -> Tensor:
-    """Return where the factors of each value's row and column are, shape (2, values).
+def _factor_indices(shape: torch.Size, first: int) -> Tensor:
+    """Return the indices of the factors of each value's row and column, shape (2, values).
 
-    Place 0 is that of a factor 1, for tensors without.
+    `first` is the index of the first row's factor. Index 0 is the factor 1, for other tensors.
     """
     rows, columns, *inner = shape
     sides = torch.meshgrid(torch.arange(rows), rows + torch.arange(columns), indexing="ij")

@@ -1,4 +1,4 @@
-"""A model whose parameters are rounded to learned steps, and what it costs to code them."""
+"""A model with noise in place of rounding, with learned steps and the bits of its parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,35 +12,39 @@ from tensorpress.codec.quantizers import PER_OCTAVE, StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.laplace_prior import LaplacePriors
 
-_SMALLEST_RMS = 1e-3  # for the first step of a tensor of zeros, such as a fresh bias
+_MIN_RMS = 1e-3  # for the initial step of a tensor of zeros, such as a new bias
 
 
 class RateModel(nn.Module):
     """A model with a learned quantization step and prior for every parameter it trains.
 
-    Called, it computes what the model computes with quantized parameters: in evaluation mode, and
-    in training with ``hard``, rounded to multiples of their steps, which are themselves rounded to
-    the grid of `StepQuantizer`; gradients pass straight through. In training without ``hard``,
-    uniform noise of one step's width stands in for rounding, so that the cost is smooth. After a
-    call, `bits` is what the parameters of that call cost.
+    A call computes the model's output with quantized parameters. In evaluation mode, and in
+    training with ``hard``, they are rounded to multiples of their steps, which are themselves
+    rounded to the grid of `StepQuantizer`; gradients pass straight through. In training without
+    ``hard``, uniform noise of one step's width replaces rounding, so that the cost is smooth. After
+    a call, `bits` is the information of the parameters of that call.
 
-    Parameters are all that require a gradient, whether weights, factors, biases or of norms; one
-    that several layers hold is quantized and paid for once. Statistics of batch norms are frozen
-    (`tensorpress.quantize.fold_batch_norm.merge_statistics` beforehand makes them free).
+    All parameters that require a gradient are quantized, whether they are weights, factors, biases
+    or those of norms; one that several layers share counts once. Statistics of batch norms are
+    frozen; `tensorpress.quantize.fold_batch_norm.merge_statistics` makes them cost nothing.
 
     Parameters
     ----------
     model : nn.Module
-        Dense or pressed; its parameters are the latent values and are trained in place.
+        A model, dense or pressed. Its parameters are the latent values and are trained in place.
     step : float
-        First step of each parameter, in units of its root mean square.
+        Initial step of each parameter, in units of its root mean square.
     steps : mapping of str to float, optional
-        First steps of some parameters by name, as they are.
+        Initial steps of some parameters by name, in the units of their values.
 
     Attributes
     ----------
     hard : bool
-        Round in training as well.
+        Whether parameters are rounded in training as well.
+    names : list of str
+        The names of the quantized parameters.
+    bits : Tensor
+        The information of the last call's parameters, in bits, shape ().
 
     Raises
     ------
@@ -50,7 +54,8 @@ class RateModel(nn.Module):
     References
     ----------
     Oktay, Ballé, Singh and Shrivastava, "Scalable model compression by entropy penalized
-    reparameterization", ICLR 2020; Esser et al., "Learned step size quantization", ICLR 2020.
+    reparameterization", ICLR 2020, section 2; Esser et al., "Learned step size quantization", ICLR
+    2020.
 
     Examples
     --------
@@ -69,23 +74,24 @@ class RateModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.hard = model, False
-        chosen = {n: t for n, t in stored_tensors(model).items() if t.requires_grad}
-        if not chosen:
+        latent = {n: t for n, t in stored_tensors(model).items() if t.requires_grad}
+        if not latent:
             raise InvalidArgumentError("the model has no parameter that requires a gradient")
-        for name, tensor in chosen.items():
+        for name, tensor in latent.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise InvalidArgumentError(f"parameter {name!r} has NaN or infinite values")
-        self.names, self._latent = list(chosen), chosen
-        given = steps or {}
-        first = [given.get(name) or _rms(t) * step for name, t in chosen.items()]
-        self.steps = nn.Parameter(torch.tensor(first).log())
-        latent = [t.detach() / s for t, s in zip(chosen.values(), first, strict=True)]
-        self.priors = LaplacePriors(latent)
-        counts = torch.tensor([t.numel() for t in chosen.values()])
-        owners = torch.repeat_interleave(torch.arange(len(chosen)), counts)
+        self.names, self._latent = list(latent), latent
+        steps = steps or {}
+        initial = [steps.get(name) or _rms(t) * step for name, t in latent.items()]
+        self.steps = nn.Parameter(torch.tensor(initial).log())
+        in_steps = [t.detach() / s for t, s in zip(latent.values(), initial, strict=True)]
+        self.priors = LaplacePriors(in_steps)
+        # The number of the parameter that each value of all of them, flat, belongs to.
+        counts = torch.tensor([t.numel() for t in latent.values()])
+        owners = torch.repeat_interleave(torch.arange(len(latent)), counts)
         self.register_buffer("_owners", owners, persistent=False)
         self.bits = torch.zeros(())
-        self.to(next(iter(chosen.values())).device)
+        self.to(next(iter(latent.values())).device)
 
     def train(self, mode: bool = True) -> "RateModel":
         """Set the mode of all modules but batch norms, whose statistics stay as they are."""
@@ -97,10 +103,10 @@ class RateModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's output with quantized parameters."""
-        return functional_call(self.model, self._quantized(), args, kwargs)
+        return functional_call(self.model, self._quantize(), args, kwargs)
 
     def quantizers(self) -> dict[str, StepQuantizer]:
-        """Return the quantizer of every parameter, by name, as a file stores it."""
+        """Return the quantizer of every parameter by name, as a file stores it."""
         steps = self.steps.detach().double().exp().tolist()
         return {n: StepQuantizer.nearest(s) for n, s in zip(self.names, steps, strict=True)}
 
@@ -112,17 +118,19 @@ class RateModel(nn.Module):
                 parameter.copy_(quantizers[name](parameter))
         return quantizers
 
-    def _quantized(self) -> dict[str, Tensor]:
-        """Return the quantized parameters by name, and leave their cost in ``bits``."""
+    def _quantize(self) -> dict[str, Tensor]:
+        """Return the quantized parameters by name, and set ``bits`` to their information."""
         flat = torch.cat([tensor.reshape(-1) for tensor in self._latent.values()])
         owners = self.get_buffer("_owners")
         noisy = self.training and not self.hard
-        log_steps = self.steps if noisy else _on_grid(self.steps)
+        log_steps = self.steps if noisy else _round_to_grid(self.steps)
         steps = log_steps.exp()[owners]
+        # v = w / s; v + u with u uniform on ±1/2, or round(v) with the gradient of v
         values = flat / steps
         noise = torch.rand_like(values) - 0.5 if noisy else (values.round() - values).detach()
         values = values + noise
         self.bits = self.priors.bits(values)
+        # w = s v
         sizes = [tensor.numel() for tensor in self._latent.values()]
         parts = torch.split(values * steps, sizes)
         return {
@@ -132,11 +140,12 @@ class RateModel(nn.Module):
 
 
 def _rms(tensor: Tensor) -> float:
-    return max(float(tensor.detach().double().square().mean().sqrt()), _SMALLEST_RMS)
+    """Return the root mean square of a tensor's values, at least 0.001."""
+    return max(float(tensor.detach().double().square().mean().sqrt()), _MIN_RMS)
 
 
-def _on_grid(log_steps: Tensor) -> Tensor:
-    """Return logarithms of steps rounded to the grid, with the gradient of the given ones."""
+def _round_to_grid(log_steps: Tensor) -> Tensor:
+    """Return logarithms of steps rounded to multiples of ln 2 / 8, with the gradient of 1."""
     unit = torch.log(torch.tensor(2.0)) / PER_OCTAVE
     rounded = (log_steps / unit).round() * unit
     return log_steps + (rounded - log_steps).detach()

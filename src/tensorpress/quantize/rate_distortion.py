@@ -1,4 +1,4 @@
-"""Rounding to the symbol that is worth its bits, and estimates of what symbols cost."""
+"""Rate-distortion rounding: to the symbol that is worth its bits, and what symbols cost."""
 
 from dataclasses import dataclass
 from math import inf
@@ -6,27 +6,26 @@ from math import inf
 import torch
 from torch import Tensor
 
-from tensorpress.codec.static_tables import entropy_bits
-
-_REACH = 1 << 15
-"""Symbols further out than that are taken to cost what the last in the table does."""
+_REACH = 1 << 15  # a larger symbol costs as much as this one
+_PASSES = 2  # how often costs are fitted to the symbols chosen with the costs before
+_OFFSETS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)  # of candidates, towards zero
 
 
 @dataclass(frozen=True)
 class SymbolCosts:
-    """Bits that an entropy coder which knows how often each symbol occurs would spend.
+    """The bits that an entropy coder would spend if it knew how often each symbol occurs.
 
     Attributes
     ----------
     bits : Tensor
-        float64, of the sizes 0 … r of symbols.
+        Bits of a symbol of magnitude 0, 1, … r, float64, shape (r + 1,).
     """
 
     bits: Tensor
 
     @staticmethod
-    def of(symbols: Tensor) -> "SymbolCosts":
-        """Return the costs by the histogram of some symbols; signs are taken to be alike.
+    def from_symbols(symbols: Tensor) -> "SymbolCosts":
+        """Return the costs by the histogram of symbols; both signs are taken to be equally likely.
 
         Parameters
         ----------
@@ -35,15 +34,17 @@ class SymbolCosts:
 
         Examples
         --------
-        >>> costs = SymbolCosts.of(torch.tensor([0, 0, 0, 0, 0, 0, 1, -1]))
+        >>> costs = SymbolCosts.from_symbols(torch.tensor([0, 0, 0, 0, 0, 0, 1, -1]))
         >>> bool(costs(torch.tensor(0)) < costs(torch.tensor(1)))
         True
         """
-        size = symbols.abs().flatten().clamp(max=_REACH).long()
-        counts = torch.bincount(size, minlength=int(size.max()) + 3).double()
-        either = counts / 2
-        either[0] = counts[0]
-        masses = either + 0.1
+        magnitudes = symbols.abs().flatten().clamp(max=_REACH).long()
+        counts = torch.bincount(magnitudes, minlength=int(magnitudes.max()) + 3).double()
+        # m_s: the count of symbol s, with that of a magnitude split between the signs, plus 0.1.
+        masses = counts / 2
+        masses[0] = counts[0]
+        masses += 0.1
+        # bits_s = -log2(m_s / (m_0 + 2 sum_{s > 0} m_s))
         return SymbolCosts(-(masses / (2 * masses.sum() - masses[0])).log2())
 
     def __call__(self, symbols: Tensor) -> Tensor:
@@ -51,23 +52,12 @@ class SymbolCosts:
         return self.bits[symbols.abs().clamp(max=len(self.bits) - 1).long()]
 
 
-def ideal_bits(symbols: Tensor) -> float:
-    """Return the number of symbols times their empirical entropy, in bits.
-
-    Examples
-    --------
-    >>> ideal_bits(torch.tensor([0, 1, 2, 2]))
-    6.0
-    """
-    return symbols.numel() * entropy_bits(symbols)
-
-
 def coded_bits(symbols: Tensor) -> float:
-    """Return about how many bits an adaptive coder spends on symbols.
+    """Return an estimate of the bits that an adaptive coder spends on symbols.
 
-    Their entropy, but for those that occur once: nothing is known of them in advance, so they are
-    taken to be coded by how many binary digits they have, and then digit by digit. Without that the
-    finest steps, where all values differ, would cost nothing more than fine ones.
+    It is their entropy, except for symbols that occur once. A coder cannot know those in advance:
+    they are counted as coded by their number of binary digits, and then digit by digit. Otherwise
+    the finest steps, where all values differ, would cost no more than fine ones.
 
     Examples
     --------
@@ -77,50 +67,50 @@ def coded_bits(symbols: Tensor) -> float:
     (12.0, 24.0)
     """
     values, counts = torch.unique(symbols, return_counts=True)
+    # Classes: each symbol that occurs more often, and the numbers of digits of the others.
     once = counts == 1
     digits = values[once].abs().double().frexp().exponent
     masses = torch.cat([counts[~once], torch.bincount(digits.long())]).double()
     masses = masses[masses > 0]
-    # A symbol's first digit is 1; its sign takes the place of it.
+    # sum_c m_c log2(n / m_c) + digits; a first digit is always 1, and the sign takes its place.
     return float((masses * (symbols.numel() / masses).log2()).sum() + digits.sum())
 
 
-PASSES = 2
-"""How often costs are fitted to the symbols chosen with the costs before."""
-
-_CLOSER = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)  # to zero than the nearest symbol
-
-
-def choose(values: Tensor, weight: float, price: float, costs: SymbolCosts) -> Tensor:
+def choose_symbols(values: Tensor, weight: float, price: float, costs: SymbolCosts) -> Tensor:
     """Return the symbol that minimizes weight · (value - symbol)² + price · bits, for each value.
 
     Parameters
     ----------
     values : Tensor
-        In steps, float64.
+        Values in steps, float64, any shape.
     weight : float
-        What a squared step of error counts.
+        The weight of a squared error of one step.
     price : float
-        Of a bit, in squared steps.
+        The price of a bit, in squared steps.
     costs : SymbolCosts
-        The bits.
+        The bits of each symbol.
 
     Returns
     -------
     Tensor
-        float64, whole numbers: the nearest symbol, one of the two before it on the way to zero,
-        or zero.
+        Whole numbers in float64, the shape of `values`: the nearest symbol, one of the next two
+        towards zero, or zero.
 
     Examples
     --------
-    >>> costs = SymbolCosts.of(torch.tensor([0, 0, 0, 1, -1]))
-    >>> choose_modes(torch.tensor([0.6, 0.9]).double(), 1.0, 0.2, costs).tolist()
+    >>> costs = SymbolCosts.from_symbols(torch.tensor([0, 0, 0, 1, -1]))
+    >>> choose_symbols(torch.tensor([0.6, 0.9]).double(), 1.0, 0.2, costs).tolist()
     [0.0, 1.0]
     """
-    size = values.abs()
-    tried = (size.round() - _CLOSER.view(-1, *(1,) * size.dim())).clamp(min=0)
-    cost = (size - tried).square_().mul_(weight).add_(costs(tried), alpha=price)
-    return tried.gather(0, cost.min(0, keepdim=True).indices).squeeze(0).copysign(values)
+    magnitudes = values.abs()
+    # Candidates along a new first axis: |q| = round(|w|) - 0, 1, 2, and 0.
+    offsets = _OFFSETS.view(-1, *(1,) * magnitudes.dim())
+    candidates = (magnitudes.round() - offsets).clamp(min=0)
+    # weight (|w| - |q|)² + price bits(q)
+    objective = (magnitudes - candidates).square_().mul_(weight)
+    objective.add_(costs(candidates), alpha=price)
+    best = objective.min(0, keepdim=True).indices
+    return candidates.gather(0, best).squeeze(0).copysign(values)
 
 
 def round_values(values: Tensor, price: float = 0.0) -> Tensor:
@@ -129,14 +119,14 @@ def round_values(values: Tensor, price: float = 0.0) -> Tensor:
     Parameters
     ----------
     values : Tensor
-        In steps, floating point, any shape.
+        Values in steps, floating point, any shape.
     price : float
-        Of a bit, in squared steps; at high rates a bit is worth ln 2 / 6 ≈ 0.116.
+        The price of a bit, in squared steps; at high rates a bit is worth ln 2 / 6 ≈ 0.116.
 
     Returns
     -------
     Tensor
-        int32.
+        int32 symbols, the shape of `values`.
 
     Examples
     --------
@@ -144,8 +134,9 @@ def round_values(values: Tensor, price: float = 0.0) -> Tensor:
     [0, -2]
     """
     values = values.double()
-    found = values.round()
-    chosen = found != 0  # what is nearest to zero becomes zero at any price
-    for _ in range(PASSES if price and chosen.any() else 0):
-        found[chosen] = choose(values[chosen], 1.0, price, SymbolCosts.of(found))
-    return found.to(torch.int32)
+    symbols = values.round()
+    nonzero = symbols != 0  # a value that is nearest to zero becomes zero at any price
+    for _ in range(_PASSES if price and nonzero.any() else 0):
+        costs = SymbolCosts.from_symbols(symbols)
+        symbols[nonzero] = choose_symbols(values[nonzero], 1.0, price, costs)
+    return symbols.to(torch.int32)

@@ -1,4 +1,4 @@
-"""All weights rounded at some steps: symbols, what is lost, and the file they make."""
+"""The rounded weights of a model or state dict: symbols, errors, and the file they make."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,18 +8,21 @@ from math import sqrt
 from torch import Tensor
 
 from tensorpress.codec.quantizers import StepQuantizer
-from tensorpress.quantize.rate_distortion import coded_bits, ideal_bits
+from tensorpress.codec.static_tables import entropy_bits
+from tensorpress.quantize.rate_distortion import coded_bits
 from tensorpress.quantize.weight_calibration import Weight
 
 
 @dataclass(frozen=True)
 class RoundedTensor:
-    """A tensor that was rounded.
+    """Step, entropy and error of a tensor that was rounded.
 
     Attributes
     ----------
-    name, shape
-        As given.
+    name : str
+        Name of the tensor.
+    shape : tuple of int
+        Shape of the tensor.
     step : float
         Distance of two levels.
     entropy : float
@@ -28,8 +31,8 @@ class RoundedTensor:
         Share of its values that became zero.
     error : float
         Relative root mean square error: of the layer's responses if the encoder was calibrated and
-        knows its inputs (where it was rounded in order, those that layers before it leave), else of
-        the values.
+        knows the layer's inputs (after GPTAQ, the inputs that the rounded layers before it
+        produce), otherwise of the values.
     """
 
     name: str
@@ -41,21 +44,25 @@ class RoundedTensor:
 
 
 @dataclass
-class Attempt:
-    """Symbols of all weights at some base and price.
+class RoundedModel:
+    """The symbols of all weights at one base of all steps and one price of a bit.
 
     Attributes
     ----------
     weights : sequence of Weight
-        What was rounded.
-    base, price : float
-        log2 of the base of all steps, and of a bit in squared steps.
-    quantizers, symbols : dict
-        By name.
-    squares : dict
-        Squared error and squared norm of each; see `Weight.lost`.
+        The weights before rounding.
+    base : float
+        log2 of the base of all steps.
+    price : float
+        The price of a bit, in squared steps.
+    quantizers : dict of str to StepQuantizer
+        The quantizer of each weight.
+    symbols : dict of str to Tensor
+        The symbols of each weight, int32.
+    squared_errors : dict of str to (float, float)
+        Squared error and squared norm of each weight; see `Weight.squared_error`.
     data : bytes
-        The file, once it was made.
+        The file, once it was written.
     """
 
     weights: Sequence[Weight]
@@ -63,46 +70,58 @@ class Attempt:
     price: float
     quantizers: dict[str, StepQuantizer]
     symbols: dict[str, Tensor]
-    squares: dict[str, tuple[float, float]]
+    squared_errors: dict[str, tuple[float, float]]
     data: bytes = b""
 
     @staticmethod
-    def at(weights: Sequence[Weight], base: float, price: float) -> "Attempt":
-        """Round all weights."""
+    def from_weights(weights: Sequence[Weight], base: float, price: float) -> "RoundedModel":
+        """Round all weights.
+
+        Parameters
+        ----------
+        weights : sequence of Weight
+            The weights.
+        base : float
+            log2 of the base of all steps.
+        price : float
+            The price of a bit, in squared steps.
+        """
         quantizers = {w.name: w.quantizer(base) for w in weights}
         symbols = {w.name: w.symbols(quantizers[w.name], price) for w in weights}
-        attempt = Attempt(weights, base, price, quantizers, symbols, {})
+        rounded = RoundedModel(weights, base, price, quantizers, symbols, {})
         for w in weights:
-            attempt.squares[w.name] = w.lost(attempt.values(w))
-        return attempt
+            rounded.squared_errors[w.name] = w.squared_error(rounded.values(w))
+        return rounded
 
     def values(self, weight: Weight) -> Tensor:
-        """Return a weight's rounded values."""
+        """Return the rounded values of a weight."""
         symbols = self.symbols[weight.name]
         return self.quantizers[weight.name].values(symbols, weight.values.dtype)
 
     @cached_property
     def cost(self) -> float:
-        """About how many bytes the symbols take."""
+        """An estimate of the bytes that the symbols take."""
         return sum(map(coded_bits, self.symbols.values())) / 8
 
     @property
     def error(self) -> float:
-        """Relative error over all weights: see `tensorpress.quantize.encode.Encoded`."""
-        pairs = list(self.squares.values())
-        if any(weight.response is not None for weight in self.weights):
-            return sqrt(sum(lost / (of or 1.0) for lost, of in pairs) / max(len(pairs), 1))
-        return sqrt(sum(lost for lost, _ in pairs) / (sum(of for _, of in pairs) or 1.0))
+        """The relative error over all weights: see `tensorpress.quantize.encode.EncodeResult`."""
+        pairs = list(self.squared_errors.values())
+        if any(weight.inputs is not None for weight in self.weights):
+            # The root mean square over weights of their relative errors.
+            return sqrt(sum(error / (norm or 1.0) for error, norm in pairs) / max(len(pairs), 1))
+        # The relative error of all values together.
+        return sqrt(sum(error for error, _ in pairs) / (sum(norm for _, norm in pairs) or 1.0))
 
     def table(self) -> Iterable[RoundedTensor]:
-        """Return what became of each weight."""
+        """Return step, entropy and error of each weight."""
         for w in self.weights:
-            symbols, (lost, of) = self.symbols[w.name], self.squares[w.name]
+            symbols, (error, norm) = self.symbols[w.name], self.squared_errors[w.name]
             yield RoundedTensor(
                 w.name,
                 tuple(symbols.shape),
                 self.quantizers[w.name].step,
-                ideal_bits(symbols) / symbols.numel(),
+                entropy_bits(symbols),
                 1 - float(symbols.count_nonzero()) / symbols.numel(),
-                sqrt(lost / (of or 1.0)),
+                sqrt(error / (norm or 1.0)),
             )

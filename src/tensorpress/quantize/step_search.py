@@ -1,4 +1,4 @@
-"""Finding the steps and the price of a bit that fill a budget."""
+"""A search for the steps, and the price of a bit, that fill a budget."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,63 +7,65 @@ from typing import Generic, Protocol, TypeVar
 
 from tensorpress.errors import InvalidArgumentError
 
-USED = 0.99
+MIN_USE = 0.99
 """Share of a budget that is enough."""
 
-_FILLED = 0.995  # where a search stops
+_TARGET_USE = 0.995  # share of the limit at which a search stops
 _ATTEMPTS = 40
-_CLOSE = 1 / 64  # octaves between steps that fit and steps that do not
-_FLATTEST = 1 / 4  # slope that is believed, of the one given
-_MOST = 0.6  # squared steps that a bit may be worth
+_MIN_GAP = 1 / 64  # octaves between steps that fit and steps that do not
+_MIN_SLOPE = 1 / 4  # of a secant, relative to the expected slope
+_MAX_PRICE = 0.6  # squared steps per bit
 
 
-class Measured(Protocol):
-    """What an attempt measures."""
+class HasCost(Protocol):
+    """A result whose cost a budget limits."""
 
     @property
     def cost(self) -> float:
-        """What the budget limits."""
+        """The cost, in the unit of the budget."""
 
 
-Found = TypeVar("Found", bound=Measured)
+Result = TypeVar("Result", bound=HasCost)
 
 
 @dataclass
-class Search(Generic[Found]):
-    """A search for the attempt of the largest cost within a limit.
+class Search(Generic[Result]):
+    """A search for the result of the largest cost within a limit.
 
     Attributes
     ----------
     attempt : callable
-        Takes the log2 of the base of all steps and the price of a bit; costs fall with both.
+        A function of the log2 of the base of all steps and the price of a bit in squared steps; the
+        cost of its result falls with both.
     limit : float
-        What the cost must not exceed.
+        The largest cost.
     slope : float
-        By how much the cost is expected to fall where steps double. The search learns how much it
-        does, and believes no less than a quarter of this.
+        How much the cost is expected to fall where steps double. The search estimates the slope
+        from the results, but not below a quarter of this.
     lowest : float
         log2 of the finest base.
     """
 
-    attempt: Callable[[float, float], Found]
+    attempt: Callable[[float, float], Result]
     limit: float
     slope: float
     lowest: float
 
-    def run(self, start: float, price: float) -> Found:
-        """Return the best attempt within the limit.
+    def run(self, start: float, price: float) -> Result:
+        """Return the best result within the limit.
 
         Parameters
         ----------
         start : float
             log2 of the base to begin with.
         price : float
-            Of a bit; raised only to fill what two neighbouring steps leave.
+            The price of a bit in squared steps; it is raised only to use what remains of the limit
+            between two neighbouring steps.
 
         Raises
         ------
         InvalidArgumentError
-            If nothing that was tried is within the limit.
+            If no result is within the limit.
 
         Examples
         --------
@@ -73,81 +75,87 @@ class Search(Generic[Found]):
         >>> 995 <= 10 * Search(attempt, 100.0, 100.0, -20.0).run(0.0, 0.0).cost <= 1000
         True
         """
-        fine: tuple[float, Found] | None = None
-        coarse: tuple[float, Found] | None = None
+        # The bracket: the last base whose result is above the limit, the last one within it.
+        fine: tuple[float, Result] | None = None
+        coarse: tuple[float, Result] | None = None
         base = max(start, self.lowest)
         slope = self.slope
         for _ in range(_ATTEMPTS):
-            before = fine or coarse
-            found = self.attempt(base, price)
-            if before is not None and base != before[0]:
-                secant = (before[1].cost - found.cost) / (base - before[0])
-                slope = max(secant, _FLATTEST * self.slope)
-            if found.cost <= self.limit:
-                coarse = (base, found)
-                if found.cost >= _FILLED * self.limit or base <= self.lowest:
-                    return found
+            last = fine or coarse
+            result = self.attempt(base, price)
+            # secant: (c_last - c) / (b - b_last)
+            if last is not None and base != last[0]:
+                secant = (last[1].cost - result.cost) / (base - last[0])
+                slope = max(secant, _MIN_SLOPE * self.slope)
+            if result.cost <= self.limit:
+                coarse = (base, result)
+                if result.cost >= _TARGET_USE * self.limit or base <= self.lowest:
+                    return result
             else:
-                fine = (base, found)
-            if fine is not None and coarse is not None and coarse[0] - fine[0] < _CLOSE:
+                fine = (base, result)
+            if fine is not None and coarse is not None and coarse[0] - fine[0] < _MIN_GAP:
                 break
-            base = max(self._next(base, found, slope, fine, coarse), self.lowest)
+            base = max(self._next_base(base, result, slope, fine, coarse), self.lowest)
         if coarse is None:
-            raise InvalidArgumentError(f"no file within {self.limit:,.0f} was found")
-        return coarse[1] if fine is None else self._filled(fine[0], price, coarse[1])
+            raise InvalidArgumentError(f"no file within {self.limit:,.0f} bytes was found")
+        return coarse[1] if fine is None else self._search_price(fine[0], price, coarse[1])
 
-    def _next(
+    def _next_base(
         self,
         base: float,
-        found: Found,
+        result: Result,
         slope: float,
-        fine: tuple[float, Found] | None,
-        coarse: tuple[float, Found] | None,
+        fine: tuple[float, Result] | None,
+        coarse: tuple[float, Result] | None,
     ) -> float:
-        aim = self.limit * (1 + _FILLED) / 2
+        """Return the base to try next: by the slope, or within the bracket by interpolation."""
+        target = self.limit * (1 + _TARGET_USE) / 2
+        # b + (c - target) / slope, at most four octaves away and a little beyond the target
         if fine is None or coarse is None:
-            move = (found.cost - aim) / slope
+            move = (result.cost - target) / slope
             return base + max(min(move, 4.0), -4.0) + (0.05 if move > 0 else -0.05)
+        # b_low + (b_high - b_low) (c_low - target) / (c_low - c_high), away from both ends
         (low, above), (high, below) = fine, coarse
-        share = (above.cost - aim) / (above.cost - below.cost)
+        share = (above.cost - target) / (above.cost - below.cost)
         return low + (high - low) * max(min(share, 0.9), 0.1)
 
-    def _filled(self, base: float, price: float, best: Found) -> Found:
-        """Return what fits at steps that are slightly too fine where a bit is worth more."""
-        low, high = price, _MOST
+    def _search_price(self, base: float, price: float, best: Result) -> Result:
+        """Return the best result at steps that are slightly too fine, bisecting a higher price."""
+        low, high = price, _MAX_PRICE
         for _ in range(6):
             middle = (low + high) / 2
-            found = self.attempt(base, middle)
-            if found.cost > self.limit:
+            result = self.attempt(base, middle)
+            if result.cost > self.limit:
                 low = middle
                 continue
             high = middle
-            if found.cost > best.cost:
-                best = found
-            if found.cost >= _FILLED * self.limit:
+            if result.cost > best.cost:
+                best = result
+            if result.cost >= _TARGET_USE * self.limit:
                 break
         return best
 
 
-def first_base(bits: float, sizes: list[tuple[int, float]]) -> float:
+def initial_base(bits: float, sizes: list[tuple[int, float]]) -> float:
     """Return the log2 of the base at which tensors take about so many bits together.
 
     Parameters
     ----------
     bits : float
-        For all of them.
+        The bits of all tensors together.
     sizes : list of (int, float)
-        Of each the number of values, and the log2 of their root mean square in steps where the base
-        is 1. A value of a normal distribution takes two bits more than that.
+        Of each tensor the number of values, and the log2 of their root mean square in steps where
+        the base is 1. A value of a normal distribution takes about two bits more than that.
 
     Examples
     --------
-    >>> round(first_base(3000.0, [(1000, 0.0)]), 1)
+    >>> round(initial_base(3000.0, [(1000, 0.0)]), 1)
     -0.8
     """
+    # Bisection of sum_t n_t log2(1 + 2^(2 + log2 rms_t - base)) = bits, which falls with the base.
     low, high = -140.0, 140.0
     for _ in range(40):
         base = (low + high) / 2
-        needed = sum(count * log2(1 + 2 ** min(2 + size - base, 60.0)) for count, size in sizes)
-        low, high = (base, high) if needed > bits else (low, base)
+        estimate = sum(count * log2(1 + 2 ** min(2 + size - base, 60.0)) for count, size in sizes)
+        low, high = (base, high) if estimate > bits else (low, base)
     return high

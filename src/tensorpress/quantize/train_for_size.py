@@ -1,4 +1,4 @@
-"""Training for the sum of loss and coded bits: with noise instead of rounding, then rounded."""
+"""Training for the sum of loss and coded bits: first with noise, then with rounding."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -22,24 +22,24 @@ from tensorpress.train.epoch import Penalty
 def round_by_calibration(
     model: nn.Module, batches: Iterable[CalibrationBatch], size: int
 ) -> dict[str, float]:
-    """Round a model in place to a file of a size, without training.
+    """Round a model in place to the values that `tensorpress.encode` would store.
 
-    What training for size starts from where there are trained weights: the steps that data ask
-    for, and values that make up for each other's rounding errors.
+    Training for size starts here if a model is trained already: with steps that follow from
+    calibration data, and values that compensate each other's rounding errors.
 
     Parameters
     ----------
     model : nn.Module
-        Trained, dense or pressed.
+        A trained model, dense or pressed.
     batches : iterable
-        As for `tensorpress.encode`.
+        Calibration data, as for `tensorpress.encode`.
     size : int
-        Bytes of the file.
+        Size of the file in bytes.
 
     Returns
     -------
-    dict
-        The step of every tensor that was rounded, by name: the weights, and finer ones of vectors.
+    dict of str to float
+        The step of every tensor that was rounded, weights and vectors, by name.
 
     Raises
     ------
@@ -50,21 +50,21 @@ def round_by_calibration(
         path = Path(folder, "start.tpz")
         encode(model, path, size=size, calibration=batches)
         opened = open_file(path)
-        entries, stored = opened.description.tensors, opened.tensors()
-    found = {entry.name: one for entry, one in zip(entries, stored, strict=True)}
-    # A parameter that several layers hold is in the file once, and is one here.
-    model.load_state_dict({name: one.values for name, one in found.items()}, strict=False)
+        names = [entry.name for entry in opened.description.tensors]
+        tensors = dict(zip(names, opened.tensors(), strict=True))
+    # A parameter that several layers share is in the file once, hence strict=False.
+    model.load_state_dict({name: tensor.values for name, tensor in tensors.items()}, strict=False)
     return {
-        name: one.storage.step
-        for name, one in found.items()
-        if isinstance(one.storage, StepQuantizer)
+        name: tensor.storage.step
+        for name, tensor in tensors.items()
+        if isinstance(tensor.storage, StepQuantizer)
     }
 
 
 Phase = Callable[[str, RateModel, Penalty], None]
-"""Trains in a phase, "noise" or "hard", with a penalty that is added to the loss of every step."""
+"""A training of a phase, "noise" or "hard", with a penalty to add to the loss of every step."""
 
-_BITS_OF_A_KILOBYTE = 8000
+_BITS_PER_KILOBYTE = 8000
 
 
 def train_for_size(
@@ -84,38 +84,39 @@ def train_for_size(
     """Train a model in place for the sum of its loss and the bytes that its parameters take.
 
     Statistics of batch norms are merged into their weights and biases, and frozen. Parameters,
-    steps and priors are then trained together, first with noise in place of rounding, then
-    rounded. At the end the parameters are rounded for good, and ranks of zeros are dropped.
+    steps and priors are then trained together, first with noise in place of rounding, then with
+    rounding. At the end the parameters are rounded for good, and ranks of zeros are dropped.
 
     Parameters
     ----------
     model : nn.Module
-        A classifier, dense or pressed, best trained already. All parameters that require a
-        gradient are quantized and pay for their bits.
+        A classifier, dense or pressed, preferably trained already. All parameters that require a
+        gradient are quantized, and their bits are part of the objective.
     train_batches, validation, teacher
         As for `tensorpress.train.fit`.
     tradeoff : float
-        Loss that a kilobyte (1,000 bytes) is worth: larger gives smaller files.
+        The loss that a kilobyte (1,000 bytes) is worth: larger values give smaller files.
     hard, noise : TrainConfig
-        How each phase is trained; without ``noise`` it is rounded from the start.
+        How the phases with rounding and with noise are trained; without ``noise``, parameters are
+        rounded from the start.
     step : float
-        First step of each parameter, in units of its root mean square.
+        Initial step of each parameter, in units of its root mean square.
     calibration : iterable, optional
-        Batches by which a trained model is rounded before: see `round_by_calibration`.
+        Batches by which a trained model is rounded first: see `round_by_calibration`.
     size : int, optional
-        To how many bytes; given exactly when ``calibration`` is.
+        Size of the rounded model's file in bytes; needed exactly with ``calibration``.
     checkpoints : path, optional
-        A folder for the checkpoints of both phases; an interrupted training goes on from there.
+        A folder for the checkpoints of both phases, from which an interrupted training resumes.
 
     Returns
     -------
-    dict
-        The quantizer of every parameter trained, for `tensorpress.save`.
+    dict of str to StepQuantizer
+        The quantizer of every trained parameter, for `tensorpress.save`.
 
     Raises
     ------
     InvalidArgumentError
-        For a tradeoff that is not positive, and as `RateModel` and `tensorpress.train.fit` do.
+        If the tradeoff is not positive, and as `RateModel` and `tensorpress.train.fit` do.
 
     Examples
     --------
@@ -132,11 +133,11 @@ def train_for_size(
         raise InvalidArgumentError("give both calibration and size, or neither")
     configs = {"noise": noise, "hard": hard}
 
-    def train(phase: str, rated: RateModel, penalty: Penalty) -> None:
+    def train(phase: str, rate_model: RateModel, penalty: Penalty) -> None:
         config = configs[phase]
         if config is not None:
             fit(
-                rated,
+                rate_model,
                 train_batches,
                 config,
                 validation=validation,
@@ -148,10 +149,10 @@ def train_for_size(
     steps = {}
     if calibration is not None and size is not None:
         steps = round_by_calibration(model, calibration, size)
-    return in_phases(model, train, tradeoff=tradeoff, step=step, steps=steps)
+    return train_in_phases(model, train, tradeoff=tradeoff, step=step, steps=steps)
 
 
-def in_phases(
+def train_in_phases(
     model: nn.Module,
     train: Phase,
     *,
@@ -159,14 +160,38 @@ def in_phases(
     step: float,
     steps: Mapping[str, float],
 ) -> dict[str, StepQuantizer]:
-    """Carry `train_for_size` out with a training of the caller's."""
+    """Train a model for size with a training function of the caller's.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, trained in place.
+    train : callable
+        A function that trains a phase; see `Phase`.
+    tradeoff : float
+        The loss that a kilobyte (1,000 bytes) is worth.
+    step : float
+        Initial step of each parameter, in units of its root mean square.
+    steps : mapping of str to float
+        Initial steps of some parameters by name, in the units of their values.
+
+    Returns
+    -------
+    dict of str to StepQuantizer
+        The quantizer of every trained parameter.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the tradeoff is not positive, and as `RateModel` does.
+    """
     if not tradeoff > 0:
         raise InvalidArgumentError(f"the tradeoff must be positive, not {tradeoff}")
     merge_statistics(model)
-    rated = RateModel(model, step=step, steps=steps)
+    rate_model = RateModel(model, step=step, steps=steps)
     for phase in ("noise", "hard"):
-        rated.hard = phase == "hard"
-        train(phase, rated, lambda: rated.bits * (tradeoff / _BITS_OF_A_KILOBYTE))
-    quantizers = rated.round_()
+        rate_model.hard = phase == "hard"
+        train(phase, rate_model, lambda: rate_model.bits * (tradeoff / _BITS_PER_KILOBYTE))
+    quantizers = rate_model.round_()
     drop_zero_ranks(model)
     return quantizers

@@ -1,4 +1,4 @@
-"""The tensors to round: at which steps relative to each other, how, and what is lost."""
+"""The weights to round, and what calibration data say of them: relative steps and errors."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,40 +17,48 @@ from tensorpress.quantize.gptq import Feedback
 from tensorpress.quantize.rate_distortion import round_values
 from tensorpress.utils.module_tree import count_references
 
-_MOST_SYMBOLS = 1 << 20  # on either side of zero
-_LEAST_SENSITIVE = 1e-6  # of the most sensitive layer
+_MAX_SYMBOL = 1 << 20
+_MIN_SENSITIVITY = 1e-6  # relative to that of the most sensitive layer
 
 
 @dataclass(frozen=True)
-class Response:
-    """What is known of a layer's inputs: second moments and feedback by block of columns and group.
+class InputStatistics:
+    """Second moments of a layer's inputs, and the feedback of rounding errors by them.
 
-    ``moments`` are those of `tensorpress.calibrate.input_moments.Moments.second`.
+    Attributes
+    ----------
+    moments : sequence of Tensor
+        Means of x xᵀ by block of columns, each of shape (groups, columns, columns); see
+        `tensorpress.calibrate.input_moments.Moments.means`.
+    feedback : sequence of sequence of Feedback
+        The feedback of each block and group.
     """
 
     moments: Sequence[Tensor]
     feedback: Sequence[Sequence[Feedback]]
 
     @staticmethod
-    def of(moments: Moments) -> "Response":
-        """Return it for the inputs of a layer."""
-        second = moments.second()
-        return Response(second, [[Feedback.of(h) for h in block] for block in second])
+    def from_moments(moments: Moments) -> "InputStatistics":
+        """Return the statistics of a layer's inputs from sums over batches."""
+        means = moments.means()
+        feedback = [[Feedback.from_moments(h) for h in block] for block in means]
+        return InputStatistics(means, feedback)
 
     @property
     def log_pivot(self) -> float:
-        """Mean log2 of what a squared error of a column counts."""
+        """The mean log2 of the pivots, the weights of a column's squared error."""
         logs = [f.pivots.log2() for block in self.feedback for f in block]
         return float(torch.cat(logs).mean())
 
     def gain(self, values: Tensor) -> float:
         """Return the mean squared response, summed over outputs, to noise of unit variance."""
+        # outputs * tr H, summed over groups and blocks
         outputs = len(values) // len(self.moments[0])
         return outputs * sum(float(h.diagonal(dim1=1, dim2=2).sum()) for h in self.moments)
 
     def round(self, values: Tensor, price: float) -> Tensor:
         """Return symbols for a weight in steps, shape (outputs, ...)."""
-        kernel, parts, start = self._grouped(values), [], 0
+        kernel, parts, start = self._group(values), [], 0
         for block in self.feedback:
             stop = start + len(block[0].order)
             pairs = zip(block, kernel[:, :, start:stop], strict=True)
@@ -60,14 +68,16 @@ class Response:
 
     def energy(self, values: Tensor) -> float:
         """Return the mean squared response of a weight of that shape, summed over outputs."""
-        kernel, total, start = self._grouped(values.double()), 0.0, 0
+        # tr W H Wᵀ, summed over groups and blocks
+        kernel, total, start = self._group(values.double()), 0.0, 0
         for h in self.moments:
             part = kernel[:, :, start : start + h.shape[-1]]
             total += float((part @ h * part).sum())
             start += h.shape[-1]
         return total
 
-    def _grouped(self, values: Tensor) -> Tensor:
+    def _group(self, values: Tensor) -> Tensor:
+        """Return a weight in the shape (groups, outputs of a group, columns)."""
         return values.detach().cpu().reshape(len(self.moments[0]), -1, values[0].numel())
 
 
@@ -78,51 +88,47 @@ class Weight:
     Attributes
     ----------
     name : str
-        Its name.
+        Name of the tensor.
     values : Tensor
-        Floating point, not empty.
+        Floating-point values, at least one, any shape.
     log_step : float
-        log2 of its step where the base of all steps is 1.
-    response : Response or None
-        What is known of its inputs.
+        log2 of the tensor's step where the base of all steps is 1.
+    inputs : InputStatistics or None
+        Statistics of its layer's inputs.
     layer : str or None
-        The layer that it is the weight of, and of no other, if its moments are whole.
+        The only layer whose weight the tensor is, if its moments are in one block.
     """
 
     name: str
     values: Tensor
     log_step: float
-    response: Response | None = None
+    inputs: InputStatistics | None = None
     layer: str | None = None
 
     def quantizer(self, base: float) -> StepQuantizer:
-        """Return its quantizer where the log2 of the base of all steps is `base`."""
-        least = float(self.values.detach().abs().max()) / _MOST_SYMBOLS
-        return StepQuantizer.nearest(max(2.0 ** (base + self.log_step), least))
+        """Return the tensor's quantizer where the log2 of the base of all steps is `base`."""
+        smallest = float(self.values.detach().abs().max()) / _MAX_SYMBOL
+        return StepQuantizer.nearest(max(2.0 ** (base + self.log_step), smallest))
 
     def symbols(self, quantizer: StepQuantizer, price: float) -> Tensor:
-        """Return its symbols, int32."""
+        """Return the tensor's symbols, int32, where a bit has a price in squared steps."""
         values = self.values.detach().cpu().double() / quantizer.step
-        if self.response is None:
+        if self.inputs is None:
             return round_values(values, price)
-        return self.response.round(values, price)
+        return self.inputs.round(values, price)
 
-    def lost(self, rounded: Tensor) -> tuple[float, float]:
-        """Return squared error and squared norm: of the responses if its inputs are known."""
+    def squared_error(self, rounded: Tensor) -> tuple[float, float]:
+        """Return squared error and squared norm: of the responses if the inputs are known."""
         values = self.values.detach().cpu().double()
-        measure = self._squared if self.response is None else self.response.energy
+        measure = _squared_norm if self.inputs is None else self.inputs.energy
         return measure(rounded.double() - values), measure(values)
-
-    @staticmethod
-    def _squared(values: Tensor) -> float:
-        return float(values.square().sum())
 
 
 def plain_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
-    """Return tensors to round at one step for all.
+    """Return weights that are all rounded at one step.
 
-    At a given rate that is what makes the sum of squared errors least: a bit more for any of them
-    takes away as much error as a bit more for any other.
+    Of all steps that take the same bits, equal ones make the sum of squared errors smallest: one
+    bit more for any tensor lowers the error as much as one bit more for any other.
     """
     return [Weight(name, values, 0.0) for name, values in tensors.items()]
 
@@ -130,14 +136,26 @@ def plain_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
 def calibrated_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], batches: Sequence[Batch], seed: int
 ) -> list[Weight]:
-    """Return tensors of a model to round by what batches of data say about its layers.
+    """Return the weights of a model with steps relative to each other from calibration data.
 
-    Noise in a weight moves the model's outputs by its gradient and the layer's responses by their
-    gain; the quotient g is what squared errors of responses count. A rounding error counts its
-    pivot p in them, so that steps are as 1/√(g·p). A layer of which no gradient is seen, as models
-    may run parts of themselves without gradients, has the mean log of g. A tensor that is no weight
-    of a layer with known inputs has the mean step of the others, each relative to the root mean
-    square of its values.
+    Noise of variance s in a layer's weight changes the model's outputs by s times the squared norm
+    of their gradient, and the layer's responses by s times their gain: the quotient g is the weight
+    of the responses' squared errors. In those, a rounding error of a column has its pivot p as
+    weight, so that steps are proportional to 1/√(g·p). A layer without a gradient, because the
+    model runs it without gradients, has the geometric mean of g over the others. A tensor that is
+    not the weight of a layer with known inputs has the mean step of the others, relative to the
+    root mean square of values.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model; it is run in eval mode.
+    tensors : mapping of str to Tensor
+        The tensors to round, which are parameters of the model.
+    batches : sequence of Batch
+        Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
+    seed : int
+        Seed of the choice of positions and directions.
 
     Raises
     ------
@@ -146,44 +164,51 @@ def calibrated_weights(
     """
     moments = input_moments(model, batches, seed=seed)
     gradients = weight_gradients(model, batches, seed=seed)
-    held_by = count_references(model)
+    references = count_references(model)
     by_tensor = {id(model.get_submodule(n).get_parameter("weight")): n for n in moments}
-    layers = {name: by_tensor.get(id(tensor)) for name, tensor in tensors.items()}
-    known = {name: layer for name, layer in layers.items() if layer is not None}
-    if not known:
+    # The names of tensors that are weights of layers with known inputs, with those layers.
+    layers = {
+        name: by_tensor[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_tensor
+    }
+    if not layers:
         raise InvalidArgumentError("no Linear or convolution with a weight to round is called")
-    responses = {name: Response.of(moments[layer]) for name, layer in known.items()}
+    statistics = {
+        name: InputStatistics.from_moments(moments[layer]) for name, layer in layers.items()
+    }
+    # g = |gradient|² / gain, not less than 1e-6 of the largest; the mean log where it is not known
     sensitivities = {
-        name: gradients.get(layer, 0.0) / (responses[name].gain(tensors[name]) or 1.0)
-        for name, layer in known.items()
+        name: gradients.get(layer, 0.0) / (statistics[name].gain(tensors[name]) or 1.0)
+        for name, layer in layers.items()
     }
-    seen = [value for value in sensitivities.values() if value > 0]
-    unseen = fmean(map(log2, seen)) if seen else 0.0
-    least = _LEAST_SENSITIVE * max(seen, default=1.0)
-    found = {}
-    for name, response in responses.items():
+    positive = [value for value in sensitivities.values() if value > 0]
+    mean_log_sensitivity = fmean(map(log2, positive)) if positive else 0.0
+    smallest = _MIN_SENSITIVITY * max(positive, default=1.0)
+    weights = {}
+    for name, inputs in statistics.items():
         sensitivity = sensitivities[name]
-        log_sensitivity = log2(max(sensitivity, least)) if sensitivity else unseen
-        log_step = -(log_sensitivity + response.log_pivot) / 2
-        alone = held_by[id(tensors[name])] == 1 and len(response.moments) == 1
-        found[name] = Weight(
-            name, tensors[name], log_step, response, known[name] if alone else None
-        )
-    relative = mean_log_step(found.values())
-    rest = {
-        name: Weight(name, values, relative + log2(rms(values)))
-        for name, values in tensors.items()
-        if name not in found
-    }
-    return [found.get(name) or rest[name] for name in tensors]
+        log_sensitivity = log2(max(sensitivity, smallest)) if sensitivity else mean_log_sensitivity
+        # log2 step = -(log2 g + mean log2 p) / 2
+        log_step = -(log_sensitivity + inputs.log_pivot) / 2
+        alone = references[id(tensors[name])] == 1 and len(inputs.moments) == 1
+        layer = layers[name] if alone else None
+        weights[name] = Weight(name, tensors[name], log_step, inputs, layer)
+    relative = mean_log_step(weights.values())
+    for name, values in tensors.items():
+        if name not in layers:
+            weights[name] = Weight(name, values, relative + log2(rms(values)))
+    return [weights[name] for name in tensors]
 
 
 def mean_log_step(weights: Collection[Weight]) -> float:
-    """Return the mean log2 of steps relative to the root mean square of the values."""
+    """Return the mean over values of log2(step / root mean square of the tensor)."""
     total = sum(w.values.numel() for w in weights)
     return sum(w.values.numel() * (w.log_step - log2(rms(w.values))) for w in weights) / total
 
 
 def rms(values: Tensor) -> float:
-    """Return the root mean square of a tensor's values, 1 where all are zero."""
+    """Return the root mean square of a tensor's values, 1 if all are zero."""
     return sqrt(float(values.detach().double().square().mean())) or 1.0
+
+
+def _squared_norm(values: Tensor) -> float:
+    return float(values.square().sum())

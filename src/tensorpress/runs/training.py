@@ -21,7 +21,7 @@ from tensorpress.models.zoo.splits import find_weights
 from tensorpress.planning import Plan
 from tensorpress.press.press import build_skeleton, press
 from tensorpress.quantize.noisy_model import RateModel
-from tensorpress.quantize.train_for_size import in_phases, round_by_calibration
+from tensorpress.quantize.train_for_size import round_by_calibration, train_in_phases
 from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_plan import plan_recipe
 from tensorpress.runs.recipe_sections import Rate
@@ -198,7 +198,9 @@ class Phases:
         if section.calibrate is not None:
             images = self.calibration_batches(CALIBRATION_IMAGES)
             steps = round_by_calibration(model, images, section.calibrate)
-        return in_phases(model, train, tradeoff=section.tradeoff, step=section.step, steps=steps)
+        return train_in_phases(
+            model, train, tradeoff=section.tradeoff, step=section.step, steps=steps
+        )
 
     def press_batches(self) -> Iterator[Batch]:
         """Return batches of the images that the recipe presses with, none if it asks for none."""
