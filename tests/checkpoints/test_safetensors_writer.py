@@ -6,7 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tensorpress.checkpoints.safetensors_writer import CODES, open_shard_writer
+from tensorpress.checkpoints.safetensors_writer import (
+    CODES,
+    divide_into_shards,
+    open_shard_writer,
+)
 from tensorpress.errors import InvalidArgumentError
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -73,3 +77,17 @@ def test_a_disk_without_room_is_an_error_and_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_are_divided_in_order_into_files_within_the_limit():
+    sizes = {"a": 10, "b": 6, "huge": 40, "c": 16, "d": 8, "e": 8}
+    values = {name: torch.empty(size, dtype=torch.uint8) for name, size in sizes.items()}
+    shards = divide_into_shards(values, 16)
+    assert list(shards.values()) == [["a", "b"], ["huge"], ["c"], ["d", "e"]]
+    assert list(shards)[1] == "model-00002-of-00004.safetensors"
+
+
+def test_a_model_within_the_limit_is_one_file():
+    values = dict.fromkeys("ab", torch.empty(2))
+    assert divide_into_shards(values, 16) == {"model.safetensors": ["a", "b"]}
+    assert len(divide_into_shards(values, 15)) == 2

@@ -83,7 +83,6 @@ SHAPES = [(600,), (30, 20), (6, 5, 20), (5, 4, 5, 6), (5, 4, 2, 5, 3), (1, 600),
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [0.1, 2.0, 5000.0])
 def test_compiled_code_writes_and_reads_the_same(shape: tuple[int, ...], scale: float) -> None:
-    pytest.importorskip("numba")
     symbols = laplace(shape, scale)
     data = written(symbols, shape)
     assert written(symbols, shape, COMPILED) == data
@@ -91,7 +90,6 @@ def test_compiled_code_writes_and_reads_the_same(shape: tuple[int, ...], scale: 
 
 
 def test_outliers_in_compiled_code() -> None:
-    pytest.importorskip("numba")
     symbols = laplace((40, 40), 0.3)
     symbols[::100] = [(-1) ** k * (1 << 23) for k in range(16)]
     data = written(symbols, (40, 40), COMPILED)
@@ -168,13 +166,6 @@ def test_truncation_and_extension_are_found() -> None:
             read(data[:size], symbols, (20, 20))
     with pytest.raises(CorruptFileError, match="after the coded values"):
         read(data + bytes(5), symbols, (20, 20))
-
-
-def test_without_numba_it_is_slow_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_compiled", lambda: None)
-    Stream().expect(1 << 16)
-    with pytest.warns(UserWarning, match=r"1,048,576 values .* pip install tensorpress\[fast\]"):
-        Stream().expect(1 << 20)
 
 
 def test_tables_are_what_they_should_be() -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import gzip
 
 import pytest
@@ -24,6 +25,13 @@ def test_digits_are_complete_and_the_parts_disjoint():
     assert (rows(*parts)[1] == 1).all()
     assert digits.train.images.min() == 0
     assert digits.train.images.max() == 255
+
+
+def test_digits_are_those_of_scikit_learn_in_its_order():
+    digits = load("digits")
+    pixels = [part.images.numpy().tobytes() for part in (digits.train, digits.test)]
+    assert [hashlib.sha256(part).hexdigest()[:16] for part in pixels] == ["6814ee925cf0c102", "3640f4c6fac83c98"]
+    assert digits.train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
 
 
 def test_digits_test_part_is_stratified():

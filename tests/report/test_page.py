@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.report import LayerRow, ReportContent, render, write_page
 
 HOSTILE = '</script><script>alert("x")</script><b>&'
@@ -64,12 +64,6 @@ def test_values_that_are_not_finite_leave_gaps(lenet):
     page = render(dataclasses.replace(lenet, metrics=metrics))
     data = page[page.index('id="plots"') :]
     assert "NaN" not in data.split("</script>")[0]
-
-
-def test_missing_extra_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("tensorpress.report.page.find_spec", lambda name: None)
-    with pytest.raises(TensorPressError, match=r'pip install "tensorpress\[report\]"'):
-        render(ReportContent("x"))
 
 
 def test_written_page_is_the_rendered_one(tmp_path, page, lenet):

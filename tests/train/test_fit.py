@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from tensorpress.data.digits import read_digits
 from tensorpress.errors import DivergedError, InvalidArgumentError
 from tensorpress.train import Distillation, StraightThrough, TrainConfig, evaluate, finetune, fit
 from tensorpress.train import progress as progress_module
@@ -20,10 +20,7 @@ SGD = TrainConfig(epochs=2, lr=0.1, optimizer="sgd")
 @pytest.fixture(scope="module")
 def digits():
     """Real 8x8 digits, as (training, validation) data sets."""
-    data = load_digits()
-    inputs = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(data.target)
-    return TensorDataset(inputs[:1400], labels[:1400]), TensorDataset(inputs[1400:], labels[1400:])
+    return tuple(TensorDataset(part.images / 255, part.labels) for part in read_digits())
 
 
 def conv_net(seed=0):

@@ -44,7 +44,7 @@ class ShardWriter:
         self._begins, end = {}, 0
         for name in names:
             tensor, begin = tensors[name], end
-            end += tensor.numel() * tensor.dtype.itemsize
+            end += _count_bytes(tensor)
             header[name] = {
                 "dtype": CODES[tensor.dtype],
                 "shape": list(tensor.shape),
@@ -110,6 +110,45 @@ def open_shard_writer(
             raise InvalidArgumentError(f"{next(iter(writer.missing))!r} was not written to {path}")
 
 
+def divide_into_shards(tensors: Mapping[str, Tensor], limit: int) -> dict[str, list[str]]:
+    """Return the names of the tensors in each file of a model, in their order.
+
+    A tensor goes into the last file unless that would then be larger than the limit; a tensor that
+    is larger by itself gets a file of its own. Files are named as in Hugging Face's layout.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        All tensors; only shapes and types are looked at.
+    limit : int
+        The size of a file in bytes, without its header.
+
+    Examples
+    --------
+    >>> tensors = {name: torch.empty(4) for name in "abc"}
+    >>> divide_into_shards(tensors, 100)
+    {'model.safetensors': ['a', 'b', 'c']}
+    >>> list(divide_into_shards(tensors, 32))
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    """
+    shards: list[list[str]] = []
+    room = 0
+    for name, tensor in tensors.items():
+        size = _count_bytes(tensor)
+        if not shards or size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    count = len(shards)
+    return {
+        f"model-{number:05d}-of-{count:05d}.safetensors": names
+        for number, names in enumerate(shards, 1)
+    }
+
+
 def write_index(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str, str]) -> None:
     """Write the file that names the shard of every tensor.
 
@@ -122,7 +161,11 @@ def write_index(folder: Path, tensors: Mapping[str, Tensor], files: Mapping[str,
     files : mapping of str to str
         The file of each.
     """
-    total = sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
+    total = sum(map(_count_bytes, tensors.values()))
     places = {name: files[name] for name in sorted(tensors)}
     content = {"metadata": {"total_size": total}, "weight_map": places}
     write_atomically(folder / INDEX, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _count_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.dtype.itemsize

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
-from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 
 from tensorpress.checkpoints.load import PLAN
 from tensorpress.checkpoints.meta_model import tied_names
-from tensorpress.checkpoints.safetensors_writer import CODES, open_shard_writer, write_index
+from tensorpress.checkpoints.safetensors_writer import (
+    CODES,
+    divide_into_shards,
+    open_shard_writer,
+    write_index,
+)
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
@@ -71,14 +75,16 @@ def save_checkpoint(
     with _new_folder(Path(folder)) as place:
         _write_config(model, place)
         (plan or pressed).save(place / PLAN)
-        split = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_BYTES)
-        for file, names in split.filename_to_tensors.items():
-            held = {name: tensors[name] for name in names}
-            with open_shard_writer(place / file, held) as shard:
-                for name, tensor in held.items():
+        shards = divide_into_shards(tensors, SHARD_BYTES)
+        for file, names in shards.items():
+            part = {name: tensors[name] for name in names}
+            with open_shard_writer(place / file, part) as shard:
+                for name, tensor in part.items():
                     shard.write(name, tensor)
-        if split.is_sharded:
-            write_index(place, tensors, split.tensor_to_filename)
+        if len(shards) > 1:
+            write_index(
+                place, tensors, {name: file for file, names in shards.items() for name in names}
+            )
 
 
 def _check_pressed(pressed: Plan, plan: Plan) -> None:

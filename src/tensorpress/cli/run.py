@@ -35,7 +35,7 @@ def run_command(
 
 
 def demo(out: Out = DEMO, seed: Seed = 0, as_json: Json = False) -> None:
-    """Press LeNet-5 on scikit-learn's digits, in about two minutes; nothing is downloaded.
+    """Press LeNet-5 on the digits of UCI, in about two minutes; nothing is downloaded.
 
     Example: tensorpress demo --out demo
     """

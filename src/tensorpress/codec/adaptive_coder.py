@@ -1,6 +1,5 @@
 """The adaptive arithmetic coder: one stream of numbers and symbols, written or read alike."""
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 from math import log2, prod
@@ -19,8 +18,8 @@ SCALES = 63
 """Number of scales: initial expected magnitudes of a tensor, half an octave apart."""
 
 _STATE_BYTES = 4
-_MANY, _VERY_MANY = 1 << 14, 1 << 17  # symbols: a compiler pays; plain Python takes many seconds
-_ROOM = 1 << 10  # bytes: more than any number takes
+_MANY = 1 << 14  # symbols, from which on importing a compiler pays
+_ROOM = 1 << 10  # bytes that any number fits in
 
 
 class Stream:
@@ -150,21 +149,9 @@ class Stream:
             room *= 4
 
     def expect(self, symbols: int) -> None:
-        """Prepare for so many symbols: use compiled code if it pays; the bytes are the same.
-
-        Warns if it would, but numba is not installed.
-        """
-        if symbols < _MANY:
-            return
-        code = _compiled()
-        if code is not None:
-            self._state, self._code = np.array(self._state, np.int64), code
-        elif symbols >= _VERY_MANY:
-            warnings.warn(
-                f"{symbols:,} values are coded in plain Python, which is slow: "
-                "pip install tensorpress[fast]",
-                stacklevel=2,
-            )
+        """Use compiled code if so many symbols are to come that it pays; the bytes are the same."""
+        if symbols >= _MANY:
+            self._state, self._code = np.array(self._state, np.int64), _compile_code_symbols()
 
     def mark(self) -> Any:
         """Return the coder's state, for `rewind`."""
@@ -249,12 +236,10 @@ def nearest_scale(symbols: Symbols) -> int:
 
 
 @cache
-def _compiled() -> Callable[..., bool] | None:
-    """Return `code_symbols`, compiled with all that it calls, or None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
+def _compile_code_symbols() -> Callable[..., bool]:
+    """Return `code_symbols`, compiled with all that it calls."""
+    import numba  # here, because small files need no compiler
+
     names: dict[str, Any] = {"__name__": context_model.__name__}
     for module in (binary_coder, context_model):
         for name, function in vars(module).items():

@@ -70,7 +70,7 @@ def _idx_data_set(name: str, description: str, url: str) -> DataSet:
 _KNOWN = (
     DataSet(
         "digits",
-        "1,797 handwritten digits that come with scikit-learn; every third one is test",
+        "1,797 handwritten digits of UCI, which come with the package; every third one is test",
         shape=(1, 8, 8),
         classes=10,
         read=lambda root: read_digits(),

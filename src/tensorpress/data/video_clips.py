@@ -1,4 +1,4 @@
-"""Clips of a handwritten digit that moves, generated from scikit-learn's digits."""
+"""Clips of a handwritten digit that moves, generated from the digits of UCI."""
 
 import numpy as np
 import numpy.typing as npt

@@ -5,7 +5,7 @@ through JSON, so a report can be rebuilt without the run that made it.
 """
 
 from tensorpress.report.content import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent
-from tensorpress.report.page import render, require_extra, write_page
+from tensorpress.report.page import render, write_page
 from tensorpress.report.tables import headline_table, layer_table
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "headline_table",
     "layer_table",
     "render",
-    "require_extra",
     "write_page",
 ]

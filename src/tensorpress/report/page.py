@@ -3,10 +3,8 @@
 import json
 import os
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from tensorpress.errors import TensorPressError
 from tensorpress.report import formatting
 from tensorpress.report.content import ReportContent
 from tensorpress.report.tables import headline_cells
@@ -35,18 +33,12 @@ def render(content: ReportContent) -> str:
     content
         What to show. Numbers that are missing are shown as "–", plots without data are left out.
 
-    Raises
-    ------
-    TensorPressError
-        If plotly or jinja2, the extra ``report``, is not installed.
-
     Examples
     --------
     >>> page = render(ReportContent("LeNet-5 & co", metrics={"file": {"bytes": 2104}}))
     >>> "LeNet-5 &amp; co" in page and "2,104" in page
     True
     """
-    require_extra()
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -86,22 +78,6 @@ def render(content: ReportContent) -> str:
     )
 
 
-def require_extra() -> None:
-    """Raise an error that says what to install if a page cannot be made.
-
-    Raises
-    ------
-    TensorPressError
-        If plotly or jinja2, the extra ``report``, is not installed.
-    """
-    for module in ("jinja2", "plotly"):
-        if find_spec(module) is None:
-            raise TensorPressError(
-                f"the HTML report needs {module}, which is not installed: "
-                'pip install "tensorpress[report]"'
-            )
-
-
 def write_page(content: ReportContent, path: str | os.PathLike[str]) -> None:
     """Write the page to a file, which is complete or not there at all.
 
@@ -116,8 +92,6 @@ def write_page(content: ReportContent, path: str | os.PathLike[str]) -> None:
     ------
     InvalidArgumentError
         If the file cannot be written.
-    TensorPressError
-        If the extra ``report`` is not installed.
 
     Examples
     --------

@@ -23,7 +23,7 @@ from tensorpress.planning import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.factor_norms import factor_norms
 from tensorpress.press.press import Init, press
-from tensorpress.report import ReportContent, require_extra, write_page
+from tensorpress.report import ReportContent, write_page
 from tensorpress.runs.metrics import RunRecord, report_content, run_metrics
 from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_plan import try_plan
@@ -82,7 +82,6 @@ def run(
         For anything a user can cause; see the parts called.
     """
     started = perf_counter()
-    require_extra()  # before hours of training, as the trial of the plan
     if not 0 <= seed < 1 << 32:
         raise InvalidArgumentError(f"the seed must be from 0 to {(1 << 32) - 1}, not {seed}")
     if not (test or recipe.data.validation):

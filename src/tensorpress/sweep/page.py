@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import jinja2
 import plotly.graph_objects as go
 import yaml
+from plotly.offline import get_plotlyjs
 
-from tensorpress.report import formatting, require_extra
+from tensorpress.report import formatting
 from tensorpress.report.figures import AFTER, BEFORE
 from tensorpress.sweep.table import format_mean, sort_variants
 
@@ -125,11 +127,6 @@ def render(content: Mapping[str, Any]) -> str:
     content
         What `tensorpress.sweep.sweep` returns.
 
-    Raises
-    ------
-    TensorPressError
-        If plotly or jinja2, the extra ``report``, is not installed.
-
     Examples
     --------
     >>> sweep = {"title": "LeNet-5 & co", "network": "lenet5", "data": "mnist", "seeds": [0]}
@@ -137,12 +134,6 @@ def render(content: Mapping[str, Any]) -> str:
     >>> "LeNet-5 &amp; co" in page
     True
     """
-    require_extra()
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
-    from tensorpress.sweep.page import frontier_figure
-
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(
             [

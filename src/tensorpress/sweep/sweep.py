@@ -14,7 +14,6 @@ from tensorpress.data import batches
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.zoo import network
 from tensorpress.models.zoo.splits import load_splits
-from tensorpress.report import require_extra
 from tensorpress.runs.training import EVALUATION_BATCH
 from tensorpress.sweep.page import render
 from tensorpress.sweep.picks import Outcome, Pick, frontier
@@ -80,9 +79,8 @@ def sweep(
     InvalidArgumentError
         For no seeds, a seed twice, processes below 1, or a folder that holds something else.
     TensorPressError
-        For what a run ends with, naming the variant; or without the extra ``report``.
+        For what a run ends with, naming the variant.
     """
-    require_extra()
     if not seeds or len(set(seeds)) < len(seeds):
         raise InvalidArgumentError(f"seeds are different numbers, at least one, got {list(seeds)}")
     folder = Path(out)
