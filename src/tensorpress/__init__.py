@@ -12,13 +12,11 @@ to save one:
   without training; `decode` returns the tensors by name.
 """
 
-from tensorpress.calibrate.calibration import Calibration
-from tensorpress.checkpoints.load import load_checkpoint
-from tensorpress.checkpoints.press_checkpoint import press_checkpoint
-from tensorpress.checkpoints.save import save_checkpoint
-from tensorpress.codec.inspect import inspect
-from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
-from tensorpress.codec.save_load import load, save
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from tensorpress.errors import (
     CorruptFileError,
     DataNotFoundError,
@@ -26,19 +24,28 @@ from tensorpress.errors import (
     ModelMismatchError,
     TensorPressError,
 )
-from tensorpress.export.onnx import check_onnx, export_onnx
-from tensorpress.measure import measure
-from tensorpress.models.loading import load_model
-from tensorpress.planning import LayerPlan, Plan, plan
-from tensorpress.press.factor_norms import factor_norms
-from tensorpress.press.press import materialize, press
-from tensorpress.press.unpress import unpress
-from tensorpress.quantize.encode import EncodeResult, decode, encode
-from tensorpress.quantize.train_for_size import train_for_size
-from tensorpress.schemes.press_layer import press_layer, unpress_layer
-from tensorpress.schemes.registry import scheme
-from tensorpress.sensitivity.measure_layers import sensitivity
-from tensorpress.train import finetune
+
+if TYPE_CHECKING:
+    from tensorpress.calibrate.calibration import Calibration
+    from tensorpress.checkpoints.load import load_checkpoint
+    from tensorpress.checkpoints.press_checkpoint import press_checkpoint
+    from tensorpress.checkpoints.save import save_checkpoint
+    from tensorpress.codec.inspect import inspect
+    from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
+    from tensorpress.codec.save_load import load, save
+    from tensorpress.export.onnx import check_onnx, export_onnx
+    from tensorpress.measure import measure
+    from tensorpress.models.loading import load_model
+    from tensorpress.planning import LayerPlan, Plan, plan
+    from tensorpress.press.factor_norms import factor_norms
+    from tensorpress.press.press import materialize, press
+    from tensorpress.press.unpress import unpress
+    from tensorpress.quantize.encode import EncodeResult, decode, encode
+    from tensorpress.quantize.train_for_size import train_for_size
+    from tensorpress.schemes.press_layer import press_layer, unpress_layer
+    from tensorpress.schemes.registry import scheme
+    from tensorpress.sensitivity.measure_layers import sensitivity
+    from tensorpress.train import finetune
 
 __version__ = "0.2.0"
 
@@ -85,3 +92,65 @@ __all__ = [  # noqa: RUF022 - by task
     "ModelMismatchError",
     "TensorPressError",
 ]
+
+_HOMES = {
+    "LayerPlan": "tensorpress.planning",
+    "Plan": "tensorpress.planning",
+    "plan": "tensorpress.planning",
+    "scheme": "tensorpress.schemes.registry",
+    "sensitivity": "tensorpress.sensitivity.measure_layers",
+    "materialize": "tensorpress.press.press",
+    "press": "tensorpress.press.press",
+    "press_checkpoint": "tensorpress.checkpoints.press_checkpoint",
+    "press_layer": "tensorpress.schemes.press_layer",
+    "unpress": "tensorpress.press.unpress",
+    "unpress_layer": "tensorpress.schemes.press_layer",
+    "Calibration": "tensorpress.calibrate.calibration",
+    "factor_norms": "tensorpress.press.factor_norms",
+    "finetune": "tensorpress.train",
+    "train_for_size": "tensorpress.quantize.train_for_size",
+    "EncodeResult": "tensorpress.quantize.encode",
+    "StepQuantizer": "tensorpress.codec.quantizers",
+    "UniformQuantizer": "tensorpress.codec.quantizers",
+    "check_onnx": "tensorpress.export.onnx",
+    "decode": "tensorpress.quantize.encode",
+    "encode": "tensorpress.quantize.encode",
+    "export_onnx": "tensorpress.export.onnx",
+    "inspect": "tensorpress.codec.inspect",
+    "load": "tensorpress.codec.save_load",
+    "load_checkpoint": "tensorpress.checkpoints.load",
+    "save": "tensorpress.codec.save_load",
+    "save_checkpoint": "tensorpress.checkpoints.save",
+    "load_model": "tensorpress.models.loading",
+    "measure": "tensorpress.measure",
+}
+"""The module of every public name, which is imported when the name is first used.
+
+So `import tensorpress` and the help of the command line do not wait for torch.
+"""
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name from its module (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """A package whose `press` is the function, also after its subpackage of that name is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Python binds a submodule in its package once it is imported; a public name goes before.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

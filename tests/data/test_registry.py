@@ -1,5 +1,5 @@
-import hashlib
 import gzip
+import hashlib
 
 import pytest
 import torch
@@ -30,7 +30,8 @@ def test_digits_are_complete_and_the_parts_disjoint():
 def test_digits_are_those_of_scikit_learn_in_its_order():
     digits = load("digits")
     pixels = [part.images.numpy().tobytes() for part in (digits.train, digits.test)]
-    assert [hashlib.sha256(part).hexdigest()[:16] for part in pixels] == ["6814ee925cf0c102", "3640f4c6fac83c98"]
+    hashes = [hashlib.sha256(part).hexdigest()[:16] for part in pixels]
+    assert hashes == ["6814ee925cf0c102", "3640f4c6fac83c98"]
     assert digits.train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
 
 
