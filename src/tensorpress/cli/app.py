@@ -3,21 +3,44 @@
 import logging
 import os
 import sys
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
-from tensorpress.cli.encode import decode_command, encode_command
-from tensorpress.cli.eval import eval_command
-from tensorpress.cli.export import export_command
-from tensorpress.cli.inspect import inspect_command
-from tensorpress.cli.list import list_command
-from tensorpress.cli.output import print_error
-from tensorpress.cli.plan import plan_command
-from tensorpress.cli.press import press_command
-from tensorpress.cli.run import demo, run_command
-from tensorpress.cli.sweep import sweep_command
+from tensorpress import __version__
+from tensorpress.cli.output import print_error, print_line
 from tensorpress.errors import TensorPressError
+
+COMMANDS = {
+    "plan": ("plan:plan_command", "Show what would be pressed, and what that saves."),
+    "press": ("press:press_command", "Press a model by a plan into a folder of safetensors."),
+    "eval": ("eval:eval_command", "Measure what a model costs, and its error on a data set."),
+    "encode": ("encode:encode_command", "Round and entropy code a model or a file to a budget."),
+    "decode": ("encode:decode_command", "Write the tensors of a .tpz file as safetensors."),
+    "inspect": ("inspect:inspect_command", "Show what is in a file, a folder or a model."),
+    "export": ("export:export_command", "Write a model as an ONNX file."),
+    "run": ("run:run_command", "Carry out a recipe: train, press, quantize, save, report."),
+    "sweep": ("sweep:sweep_command", "Run variants of a recipe, and compare their files."),
+    "demo": ("run:demo", "Press LeNet-5 on 1,797 digits in about two minutes."),
+    "list": ("list:list_command", "List schemes, rules, networks, data sets and recipes."),
+}
+"""The function of every command, in the modules beside this one, and its line in the help."""
+
+
+class LazyCommand(TyperCommand):
+    """A command whose module is imported when it is called, so that the list of them is quick."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
+        """Return the context of the command in its module, with its parameters."""
+        place, _ = COMMANDS[self.name or ""]
+        module, name = place.split(":")
+        single = typer.Typer(add_completion=False)
+        single.command(self.name)(getattr(import_module(f"tensorpress.cli.{module}"), name))
+        return typer.main.get_command(single).make_context(info_name, args, *more, **extra)
+
 
 app = typer.Typer(
     help="Press neural networks by tensor decomposition into the smallest files.",
@@ -25,18 +48,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+for _name, (_, _line) in COMMANDS.items():
+    app.command(_name, cls=LazyCommand, help=_line)(lambda: None)
 
-app.command("plan")(plan_command)
-app.command("press")(press_command)
-app.command("eval")(eval_command)
-app.command("encode")(encode_command)
-app.command("decode")(decode_command)
-app.command("inspect")(inspect_command)
-app.command("export")(export_command)
-app.command("run")(run_command)
-app.command("sweep")(sweep_command)
-app.command("demo")(demo)
-app.command("list")(list_command)
+
+def print_version(show: bool) -> None:
+    """Print the version and stop, where the option is given."""
+    if show:
+        print_line(f"tensorpress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def set_up(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Press neural networks by tensor decomposition into the smallest files."""
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ from rich.table import Table
 from tensorpress.cli.options import Json
 from tensorpress.cli.output import print_json, print_table
 from tensorpress.data import DATASETS
-from tensorpress.errors import TensorPressError
 from tensorpress.models.zoo import NETWORKS
-from tensorpress.runs.recipe import read_recipe
+from tensorpress.runs.library import list_library
 from tensorpress.schemes.registry import SCHEMES
+from tensorpress.utils.config_parsing import parse_yaml
 
 MODELS = {
     "NAME": "a network of the zoo, above",
@@ -44,11 +44,10 @@ SPREADS = {
 
 
 def list_command(as_json: Json = False) -> None:
-    """List schemes, rank rules, budgets, networks, data sets and the recipes in this folder.
+    """List schemes, rank rules, budgets, networks, data sets, recipes and sweeps.
 
     Example: tensorpress list
     """
-    recipes = {str(path): _title(path) for path in sorted(Path("recipes").glob("**/*.yaml"))}
     kinds = {
         "schemes": {name: scheme.summary for name, scheme in SCHEMES.items()},
         "ranks": RANKS,
@@ -57,7 +56,8 @@ def list_command(as_json: Json = False) -> None:
         "networks": {name: net.description for name, net in NETWORKS.items()},
         "models": MODELS,
         "data sets": {name: data.description for name, data in DATASETS.items()},
-        "recipes": recipes,
+        "recipes": {name: _title(path) for name, path in list_library("recipe").items()},
+        "sweeps": {name: _describe(path) for name, path in list_library("sweep").items()},
     }
     if as_json:
         print_json(kinds)
@@ -67,12 +67,13 @@ def list_command(as_json: Json = False) -> None:
         table.add_column(overflow="fold")
         for name, description in entries.items():
             table.add_row(name, description)
-        if entries:
-            print_table(table)
+        print_table(table)
 
 
 def _title(path: Path) -> str:
-    try:
-        return read_recipe(path).title
-    except TensorPressError:
-        return "has mistakes, which tensorpress run shows"
+    return str(parse_yaml(path.read_text(encoding="utf-8"))["title"])
+
+
+def _describe(path: Path) -> str:
+    recipe = parse_yaml(path.read_text(encoding="utf-8"))["recipe"]
+    return f"variants of {Path(recipe).stem}"

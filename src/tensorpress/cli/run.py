@@ -10,18 +10,25 @@ from rich.console import Console
 from tensorpress.cli.options import Json
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.report import headline_table, layer_table
+from tensorpress.runs.library import find_in_library
 from tensorpress.runs.recipe import parse_recipe, read_recipe
 from tensorpress.runs.run import RunResult, run
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Of every random number.", min=0, max=2**32 - 1)]
 
-DEMO = Path("demo")
+DEMO, RUNS = Path("demo"), Path("runs")
 
 
 def run_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, in YAML.")],
-    out: Out,
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A recipe, in YAML, or the name of one that tensorpress list shows."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the results; runs/NAME if not given."),
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -29,9 +36,10 @@ def run_command(
 
     An interrupted run goes on where it stopped when it is started again with the same folder.
 
-    Example: tensorpress run recipes/mnist/lenet5-ada.yaml --out runs/lenet5
+    Example: tensorpress run lenet5-ada --out runs/lenet5
     """
-    _show(run(read_recipe(recipe), out, seed=seed), as_json)
+    path = find_in_library("recipe", recipe)
+    _show(run(read_recipe(path), out or RUNS / path.stem, seed=seed), as_json)
 
 
 def demo(out: Out = DEMO, seed: Seed = 0, as_json: Json = False) -> None:

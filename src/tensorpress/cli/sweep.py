@@ -7,15 +7,26 @@ import typer
 
 from tensorpress.cli.options import Cluster, Json, Processes
 from tensorpress.cli.output import print_json, print_line, print_table
+from tensorpress.cli.run import RUNS
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.runs.library import find_in_library
 from tensorpress.sweep import Pick, read_sweep, sweep
 from tensorpress.sweep.table import pick_table, variant_table
 from tensorpress.utils.executors import connect_cluster
 
 
 def sweep_command(
-    file: Annotated[Path, typer.Argument(help="What to vary in which recipe, in YAML.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for all runs.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="What to vary in which recipe, in YAML, or the name of one that tensorpress list "
+            "shows."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for all runs; runs/NAME if not given."),
+    ] = None,
     processes: Processes = 2,
     cluster: Cluster = None,
     seeds: Annotated[
@@ -39,12 +50,14 @@ def sweep_command(
     """
     picks = [Pick.parse(text) for text in pick or ()]
     numbers = parse_seeds(seeds)
-    asked, variants = read_sweep(file)
+    path = find_in_library("sweep", file)
+    folder = out or RUNS / path.stem
+    asked, variants = read_sweep(path)
     with connect_cluster(cluster) as executor:
         found = sweep(
             asked,
             variants,
-            out,
+            folder,
             seeds=numbers,
             picks=picks,
             processes=processes,
@@ -57,7 +70,7 @@ def sweep_command(
     if found["picks"]:
         print_line("")
         print_table(pick_table(found))
-    print_line(f"page    {(out / 'sweep.html').resolve().as_uri()}")
+    print_line(f"page    {(folder / 'sweep.html').resolve().as_uri()}")
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -1,0 +1,51 @@
+"""The recipes and sweeps that come with TensorPress, by the names of their files."""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from tensorpress.errors import unknown_name
+
+Kind = Literal["recipe", "sweep"]
+
+
+def list_library(kind: Kind) -> dict[str, Path]:
+    """Return the files of a kind by name, those of a checkout where the package lies in one.
+
+    Examples
+    --------
+    >>> list_library("recipe")["lenet5-ada"].parts[-2:]
+    ('mnist', 'lenet5-ada.yaml')
+    """
+    package = Path(str(resources.files("tensorpress")))
+    inside, checkout = (place / f"{kind}s" for place in (package, package.parents[1]))
+    folder = inside if inside.is_dir() else checkout
+    return {path.stem: path for path in sorted(folder.glob("**/*.yaml"))}
+
+
+def find_in_library(kind: Kind, name: str | os.PathLike[str]) -> Path:
+    """Return the path of a file, or that of the recipe or sweep of a name.
+
+    What ends with ``.yaml`` or ``.yml``, names a folder, or is there as a file, is a path; it need
+    not exist.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is none of that name; it says which are nearest.
+
+    Examples
+    --------
+    >>> find_in_library("recipe", "my/recipe.yaml").as_posix()
+    'my/recipe.yaml'
+    >>> find_in_library("sweep", "resnet20-forms").name
+    'resnet20-forms.yaml'
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+        return path
+    files = list_library(kind)
+    if str(name) not in files:
+        raise unknown_name(kind, str(name), files)
+    return files[str(name)]
