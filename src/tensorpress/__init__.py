@@ -145,7 +145,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """A package whose `press` stays the function when its subpackage of that name is imported."""
+    """A package whose `press` is the function, also once the subpackage `press` is imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
         # Python binds a submodule in its package once it is imported; a public name goes before.

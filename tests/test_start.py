@@ -1,0 +1,67 @@
+"""What is imported when: nothing heavy before it is needed, and every public name in the end."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tensorpress as tp
+
+HEAVY = ("torch", "numba", "plotly", "accelerate", "sklearn", "scipy", "huggingface_hub")
+
+
+def run_python(*words: str) -> str:
+    """Run Python in a process of its own, which must end well; return what it prints."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"]], ids=str)
+def test_the_command_line_is_there_without_torch(words: list[str]) -> None:
+    code = f"""
+import sys
+from tensorpress.cli import main
+sys.argv = ["tensorpress", *{words}]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("imported:", [name for name in {HEAVY} if name in sys.modules])
+"""
+    out = run_python("-c", code)
+    assert "imported: []" in out
+    assert ("sweep" if words == ["--help"] else f"tensorpress {tp.__version__}") in out
+
+
+def test_import_tensorpress_waits_for_nothing() -> None:
+    code = f"import sys, tensorpress\nprint([name for name in {HEAVY} if name in sys.modules])"
+    assert run_python("-c", code) == "[]\n"
+
+
+def test_functions_come_before_subpackages_of_their_name() -> None:
+    code = """
+import tensorpress.press.press, tensorpress.measure.cost, tensorpress.sensitivity.metrics
+import tensorpress as tp
+print(callable(tp.press), callable(tp.measure), callable(tp.sensitivity))
+"""
+    assert run_python("-c", code) == "True True True\n"
+
+
+def test_every_public_name_is_there_and_is_what_type_checkers_see() -> None:
+    tree = ast.parse(Path(tp.__file__).read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    places = {alias.name: node.module for node in imports for alias in node.names}
+    assert places == tp._HOMES
+    assert len(tp.__all__) == len(set(tp.__all__))
+    for name in tp.__all__:
+        assert callable(getattr(tp, name))
+    assert set(tp.__all__) <= set(dir(tp))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'tensorpress' has no attribute 'pres'"):
+        _ = tp.pres  # type: ignore[attr-defined]
