@@ -190,4 +190,4 @@ def test_checkpoints(tmp_path: Path, refused: Call, finished: RunResult) -> None
     (folder / "checkpoints" / "train.pt").write_bytes(b"PK damaged")
     write(tmp_path / "a.yaml")
     message = refused("run", tmp_path / "a.yaml", "--out", folder, "--seed", 3)
-    assert "train.pt: not a training checkpoint, or a damaged one" in message
+    assert "train.pt is not a training checkpoint, or is damaged" in message

@@ -45,7 +45,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_truncated_file_is_named(good, tmp_path_factory, where):
     path = tmp_path_factory.mktemp("cut") / "run.pt"
     path.write_bytes(good[: int(where * len(good))])
-    with pytest.raises(CorruptFileError, match=r"run\.pt: not a training checkpoint"):
+    with pytest.raises(CorruptFileError, match=r"run\.pt is not a training checkpoint"):
         read_checkpoint(path)
 
 

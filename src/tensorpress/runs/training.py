@@ -30,7 +30,7 @@ from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.train import History, TrainConfig, evaluate, fit
 from tensorpress.train.batches import Batch
 from tensorpress.train.checkpoint import read_checkpoint, restore_model, write_checkpoint
-from tensorpress.train.distillation import Remembering
+from tensorpress.train.distillation import CachedTeacher
 from tensorpress.train.epoch import Penalty
 
 _KEYS = {"model", "errors"}
@@ -231,8 +231,8 @@ class Phases:
     def _choose_teacher(self, dense: nn.Module) -> nn.Module:
         """Return the network that others listen to: the recipe's teacher, or the dense one."""
         teacher = dense if self._teacher is None else self._teacher
-        if self.recipe.data.variants is not None and not isinstance(teacher, Remembering):
-            teacher = Remembering(teacher)
+        if self.recipe.data.variants is not None and not isinstance(teacher, CachedTeacher):
+            teacher = CachedTeacher(teacher)
         self._teacher = teacher
         return teacher
 

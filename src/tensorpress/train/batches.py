@@ -1,4 +1,4 @@
-"""Batches for one process among several, epoch by epoch."""
+"""Training and evaluation batches, shared among the processes of a run."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -16,17 +16,16 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TrainBatches:
-    """The batches of a training run that belong to this process.
+    """The batches of a training run that this process trains on.
 
     With several processes each takes a share of the batches of every epoch, the same number in
-    all of them: a data loader is sharded by accelerate, of any other iterable process r takes
-    every n-th batch from the r-th on. The batch of an optimizer step is therefore n of the
-    given batches.
+    all of them: accelerate shards a data loader; of any other iterable process r takes every n-th
+    batch from the r-th on. An optimizer step therefore sees n batches of the source.
 
     Parameters
     ----------
-    source
-        Iterable of (inputs, labels) with a length, iterated once per epoch.
+    source : iterable
+        An iterable of (inputs, labels) with a length, iterated once per epoch.
 
     Raises
     ------
@@ -64,27 +63,30 @@ class TrainBatches:
             self._length = len(self._shard)
 
     def __len__(self) -> int:
-        """Return the batches of an epoch in this process."""
+        """Return the number of batches of an epoch in this process."""
         return self._length
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch (from 0), after telling its number to the loader."""
-        parts = _parts(self._source)
+        """Return an iterator over the batches of one epoch, counted from 0.
+
+        The loader, its dataset and its samplers are told the number through ``set_epoch``.
+        """
+        parts = _loader_parts(self._source)
         for part in parts if self._shard is self._source else [self._shard, *parts]:
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(index)
         if self._shard is not self._source or processes().num_processes == 1:
             return iter(self._shard)
-        return islice(self._source, *_strided(self._length))
+        return islice(self._source, *_stride(self._length))
 
     def generators(self) -> list[torch.Generator]:
-        """Return the random generators that the loader owns; they are part of a checkpoint."""
-        found = (getattr(part, "generator", None) for part in _parts(self._source))
-        return list(dict.fromkeys(g for g in found if isinstance(g, torch.Generator)))
+        """Return the random generators of the loader, which are part of a checkpoint."""
+        generators = (getattr(part, "generator", None) for part in _loader_parts(self._source))
+        return list(dict.fromkeys(g for g in generators if isinstance(g, torch.Generator)))
 
 
 def evaluation_shard(batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Return the batches this process evaluates: over all processes, each exactly once.
+    """Return the batches that this process evaluates; together the processes see each batch once.
 
     Examples
     --------
@@ -95,19 +97,28 @@ def evaluation_shard(batches: Iterable[Batch]) -> Iterable[Batch]:
     if state.num_processes == 1:
         return batches
     if isinstance(batches, DataLoader):
-        # Where the loader shuffles, accelerate draws a seed: here the same in all processes, and
-        # without a trace in the random numbers of a run.
+        # If the loader shuffles, accelerate draws a seed: here it is the same in all processes and
+        # leaves the random numbers of the run as they are.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             shard: Iterable[Batch] = prepare_data_loader(
                 batches, put_on_device=False, even_batches=False, dispatch_batches=False
             )
         return shard
-    return islice(batches, *_strided(None))
+    return islice(batches, *_stride(None))
 
 
 def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Batch:
-    """Return inputs and labels on a device, images in channels-last format if asked for.
+    """Return the inputs and labels of a batch on a device.
+
+    Parameters
+    ----------
+    batch : sequence of two Tensor
+        Inputs and labels.
+    device : torch.device
+        The device.
+    channels_last : bool
+        Whether images, inputs of four axes, get the channels-last memory format.
 
     Raises
     ------
@@ -131,21 +142,21 @@ def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> 
             f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
         )
     if channels_last and inputs.ndim == 4:
-        # Not contiguous(), which leaves the strides of a single channel as they are and with
-        # them the format of everything after.
+        # Not contiguous(), which does not change the strides of a single channel, and thereby
+        # decides the format of everything after.
         inputs = inputs.to(memory_format=torch.channels_last)
     return inputs, labels
 
 
-def _strided(length: int | None) -> tuple[int, int | None, int]:
-    """Return start, stop and step of this process in a stream that all processes read."""
+def _stride(length: int | None) -> tuple[int, int | None, int]:
+    """Return start, stop and step of this process's batches in an iterable that all iterate."""
     state = processes()
     stop = None if length is None else length * state.num_processes
     return state.process_index, stop, state.num_processes
 
 
-def _parts(loader: Any) -> list[Any]:
-    """Return a loader and the objects it draws its order and its examples from."""
+def _loader_parts(loader: Any) -> list[Any]:
+    """Return a loader, its dataset and its samplers."""
     sampler, batch_sampler = (getattr(loader, a, None) for a in ("sampler", "batch_sampler"))
     parts = [loader, getattr(loader, "dataset", None), sampler, batch_sampler]
     parts += [getattr(part, "sampler", None) for part in (sampler, batch_sampler)]

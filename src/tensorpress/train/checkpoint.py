@@ -1,4 +1,4 @@
-"""Training checkpoints: the state of an interrupted run, written to one file and restored."""
+"""Training checkpoints: the state of a run in one file, from which it resumes."""
 
 import json
 import random
@@ -21,33 +21,28 @@ TRAINING = {"epoch", "model", "optimizer", "scaler", "history", "random", "confi
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Replace a checkpoint in one step: at every instant the file is the old or the new one.
+    """Write a checkpoint atomically: at every instant the file is the old or the new one.
 
-    Parameters
-    ----------
-    path
-        The file.
-    content
-        Tensors and plain values under the names that `read_checkpoint` expects.
+    The content is tensors and plain values under the keys that `read_checkpoint` expects.
     """
     with replace_file(path) as temporary:
         torch.save(content, temporary)
 
 
 def read_checkpoint(path: Path, keys: Set[str] = TRAINING) -> dict[str, Any]:
-    """Return the content of a checkpoint, on the CPU; no code in the file is run.
+    """Return the content of a checkpoint, on the CPU; no code in the file is executed.
 
     Parameters
     ----------
-    path
+    path : Path
         The file.
-    keys
-        The names in it.
+    keys : set of str
+        The keys that it must have.
 
     Raises
     ------
     CorruptFileError
-        If the file is truncated, altered or has other names.
+        If the file is truncated, altered or has other keys.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -55,29 +50,29 @@ def read_checkpoint(path: Path, keys: Set[str] = TRAINING) -> dict[str, Any]:
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # what damaged bytes raise in two parsers is open-ended
+    except Exception as error:  # two parsers raise errors of any class on damaged bytes
         raise CorruptFileError(
-            f"{path}: not a training checkpoint, or a damaged one ({type(error).__name__})"
+            f"{path} is not a training checkpoint, or is damaged ({type(error).__name__})"
         ) from error
     if not isinstance(content, dict) or set(content) != keys:
-        raise CorruptFileError(f"{path}: not a training checkpoint, or a damaged one")
+        raise CorruptFileError(f"{path} is not a training checkpoint, or is damaged")
     return content
 
 
 def check_same_config(path: Path, saved: str, current: str) -> None:
-    """Refuse to continue a run under another configuration.
+    """Check that a run resumes under the configuration it was started with.
 
     Parameters
     ----------
-    path
+    path : Path
         The checkpoint, for the message.
-    saved, current
-        Configurations as JSON objects.
+    saved, current : str
+        The two configurations as JSON objects.
 
     Raises
     ------
     InvalidArgumentError
-        If they differ; the message names every key that does, with both values.
+        If they differ; the message names every key that differs, with both values.
 
     Examples
     --------
@@ -86,25 +81,34 @@ def check_same_config(path: Path, saved: str, current: str) -> None:
     tensorpress.errors.InvalidArgumentError: run.pt: checkpoint of another configuration: \
 lr is 0.1 there and 0.2 here
     """
-    there, here = _flat(json.loads(saved)), _flat(json.loads(current))
-    different = [
+    there, here = _flatten(json.loads(saved)), _flatten(json.loads(current))
+    differences = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in dict.fromkeys([*there, *here])
         if there.get(key) != here.get(key)
     ]
-    if different:
+    if differences:
         raise InvalidArgumentError(
-            f"{path}: checkpoint of another configuration: {', '.join(different)}"
+            f"{path}: checkpoint of another configuration: {', '.join(differences)}"
         )
 
 
 def restore_model(path: Path, model: nn.Module, state: dict[str, Any]) -> None:
     """Load the state of a checkpoint into a model.
 
+    Parameters
+    ----------
+    path : Path
+        The checkpoint, for the message.
+    model : nn.Module
+        The model, changed in place.
+    state : dict
+        The checkpoint's ``state_dict``.
+
     Raises
     ------
     ModelMismatchError
-        If the model has other parameters or buffers than the checkpoint; one is named.
+        If the model has other parameters or buffers than the checkpoint; the message names one.
     """
     current = model.state_dict()
     for name in dict.fromkeys([*state, *current]):
@@ -121,13 +125,7 @@ def restore_model(path: Path, model: nn.Module, state: dict[str, Any]) -> None:
 
 
 def random_state(generators: list[torch.Generator]) -> dict[str, Any]:
-    """Return the state of every random number generator of this process.
-
-    Parameters
-    ----------
-    generators
-        Further generators in use, such as those of a data loader.
-    """
+    """Return the state of all random number generators of this process, and of `generators`."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global one is what users use)
     return {
         "python": random.getstate(),
@@ -139,7 +137,7 @@ def random_state(generators: list[torch.Generator]) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
-    """Set every random number generator to a state that `random_state` returned."""
+    """Set all random number generators to a state that `random_state` returned."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -150,28 +148,32 @@ def restore_random_state(state: dict[str, Any], generators: list[torch.Generator
         generator.set_state(generator_state)
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested keys joined by dots."""
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a dictionary without nesting, with keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+        flat |= _flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
 
 
 class RunCheckpoint:
-    """Saves a run after an epoch, and brings it back to that point.
+    """The checkpoint of a run: it saves the run after an epoch and resumes it from there.
 
     Parameters
     ----------
-    path
-        The file, or None for a run that is not saved.
-    model, optimizer, scaler
-        What changes in a run.
-    settings
-        What must be the same when a run goes on; plain values that JSON can hold.
-    generators
-        Random generators of the data loader.
+    path : path-like or None
+        The file; None for a run that is not saved.
+    model : nn.Module
+        The model.
+    optimizer : torch.optim.Optimizer
+        The optimizer.
+    scaler : torch.amp.GradScaler
+        The scaler of the loss.
+    settings : dict
+        The settings that must be the same when the run resumes; plain values of JSON.
+    generators : list of torch.Generator
+        The random generators of the data loader.
 
     Raises
     ------
@@ -197,7 +199,7 @@ class RunCheckpoint:
             self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> History:
-        """Restore what the file holds, if there is one; return the epochs done so far.
+        """Restore the state of the file, if there is one, and return the history of its epochs.
 
         Raises
         ------
@@ -224,7 +226,7 @@ class RunCheckpoint:
         return History.from_json(content["history"])
 
     def save(self, history: History) -> None:
-        """Replace the file by the present state; the main process does, all must call."""
+        """Write the present state; the main process writes, but all processes must call."""
         if self._path is None:
             return
         random = gather_object([random_state(self._generators)])

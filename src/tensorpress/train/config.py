@@ -1,4 +1,4 @@
-"""What a training run may be told: one frozen, serializable record."""
+"""The configuration of a training run: one frozen, serializable record."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,15 +13,15 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Distillation(BaseModel):
-    """How much a student listens to its teacher.
+    """Weight and temperature of knowledge distillation.
 
     Attributes
     ----------
-    weight
-        Share of the teacher's term in the loss, in [0, 1]; the labels get the rest.
-    temperature
-        Temperature of both softmax functions, > 0; higher shows more of what the teacher
-        thinks of the wrong classes.
+    weight : float
+        Share of the teacher's term in the loss, in [0, 1]; the labels' term has the rest.
+    temperature : float
+        Temperature of both softmax functions, > 0; a higher one gives more weight to the teacher's
+        probabilities of the wrong classes.
 
     See Also
     --------
@@ -39,38 +39,40 @@ class TrainConfig(BaseModel):
 
     Attributes
     ----------
-    epochs
+    epochs : int
         Passes over the training batches, at least 1.
-    lr
+    lr : float
         Peak learning rate, > 0.
-    bias_lr
-        Learning rate of biases, in units of ``lr``. Large rates, which factors of small values
-        want, drive the biases of hidden units to where a ReLU is off for good.
-    optimizer
-        ``"adam"``, ``"adamw"`` or ``"sgd"``.
-    weight_decay
-        Decay of parameters with two or more dimensions; biases and norms get none.
-    momentum
+    bias_lr : float
+        Learning rate of biases, in units of ``lr``. Factors of small values need large rates, which
+        would drive the biases of hidden units to where a ReLU stays off.
+    optimizer : {"adam", "adamw", "sgd"}
+        The optimizer.
+    weight_decay : float
+        Decay of parameters with two or more axes; biases and norms have none.
+    momentum : float
         Momentum of ``"sgd"``, in [0, 1); the other optimizers do not use it.
-    schedule
-        ``"constant"``, ``"cosine"`` (to zero) or ``"step"``.
-    warmup_epochs
-        Length of the linear warm-up in epochs, may be fractional.
-    step_epochs, step_factor
-        ``"step"`` multiplies the learning rate by ``step_factor`` every ``step_epochs`` epochs.
-    precision
-        ``"no"`` (the model's own), ``"bf16"`` or ``"fp16"`` automatic mixed precision.
-    clip_norm
-        Largest Euclidean norm of the whole gradient, or None for no limit.
-    distill
-        Weight and temperature of knowledge distillation, or None.
-    label_smoothing
-        Share of the target spread evenly over all classes, in [0, 1).
-    channels_last
-        Give images to the model in the channels-last memory format, often faster; convolutions
-        follow the format of their input, also where their weight is rebuilt from factors.
-    seed
-        Seed of every random number of the run.
+    schedule : {"constant", "cosine", "step"}
+        Course of the learning rate; ``"cosine"`` ends at zero.
+    warmup_epochs : float
+        Length of the linear warm-up in epochs, which may be fractional.
+    step_epochs : int or None
+        Epochs between two steps of the schedule ``"step"``.
+    step_factor : float
+        Factor of the learning rate at each step of the schedule ``"step"``.
+    precision : {"no", "bf16", "fp16"}
+        Type of automatic mixed precision; ``"no"`` leaves the model's own.
+    clip_norm : float or None
+        Largest Euclidean norm of the whole gradient; None for no limit.
+    distill : Distillation or None
+        Weight and temperature of knowledge distillation.
+    label_smoothing : float
+        Share of the target that is spread evenly over all classes, in [0, 1).
+    channels_last : bool
+        Whether the model gets images in the channels-last memory format, which is often faster.
+        Convolutions follow the format of their input, also if their weight is rebuilt from factors.
+    seed : int
+        Seed of all random numbers of the run.
 
     Examples
     --------
@@ -112,12 +114,7 @@ class TrainConfig(BaseModel):
 
 
 def train_config(**options: Any) -> TrainConfig:
-    """Return the configuration of the given options, or one clear error.
-
-    Parameters
-    ----------
-    **options
-        The attributes of `TrainConfig`.
+    """Return a `TrainConfig` with these options, or raise one clear error.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Losses with and without a teacher, and a teacher that remembers its answers."""
+"""Losses with and without knowledge distillation, and a teacher whose outputs are cached."""
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +8,20 @@ from tensorpress.train.config import TrainConfig
 from tensorpress.utils.tensor_hash import fingerprint
 
 
-class Remembering(nn.Module):
-    """A network whose outputs are kept, and given again for the same inputs.
+class CachedTeacher(nn.Module):
+    """A frozen network whose outputs are computed once for each batch, without gradients.
 
-    For a frozen teacher and images that come again: its outputs are a small part of what it would
-    cost to compute them. Without gradients.
+    Batches are recognized by a hash of their inputs. Caching pays where the same batches come in
+    every epoch: the memory for outputs is small compared with the time to compute them.
 
     Parameters
     ----------
     network : nn.Module
-        Maps a batch to outputs; stays in evaluation mode.
+        A network in evaluation mode that maps a batch to outputs.
 
     Examples
     --------
-    >>> teacher = Remembering(nn.Linear(2, 3))
+    >>> teacher = CachedTeacher(nn.Linear(2, 3))
     >>> first = teacher(torch.ones(4, 2))
     >>> _ = nn.init.zeros_(teacher.network.weight)
     >>> torch.equal(teacher(torch.ones(4, 2)), first), torch.equal(teacher(torch.ones(5, 2)), first)
@@ -31,30 +31,30 @@ class Remembering(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._known: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs for a batch."""
         key = fingerprint([inputs])
-        if key not in self._known:
+        if key not in self._outputs:
             with torch.no_grad():
-                self._known[key] = self.network(inputs)
-        return self._known[key]
+                self._outputs[key] = self.network(inputs)
+        return self._outputs[key]
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     r"""Return :math:`T^2 \, \mathrm{KL}(p_T \,\|\, q_T)`, averaged over the batch.
 
     :math:`p_T` and :math:`q_T` are the softmax of the teacher's and the student's logits at
-    temperature :math:`T`. The factor :math:`T^2` keeps the size of the gradient independent of
+    temperature :math:`T`. The factor :math:`T^2` makes the size of the gradient independent of
     the temperature.
 
     Parameters
     ----------
-    logits, teacher_logits
-        Shape (N, classes).
-    temperature
-        :math:`T > 0`.
+    logits, teacher_logits : Tensor
+        Logits of student and teacher, shape (examples, classes).
+    temperature : float
+        The temperature :math:`T > 0`.
 
     References
     ----------
@@ -79,14 +79,14 @@ def training_loss(
 
     Parameters
     ----------
-    logits
-        Shape (N, classes). Half precision is computed in float32.
-    labels
-        Class indices, shape (N,).
-    config
-        Its ``distill`` and ``label_smoothing`` are used.
-    teacher_logits
-        Shape (N, classes); needed when ``config.distill`` is set.
+    logits : Tensor
+        Logits, shape (examples, classes); those in half precision are converted to float32.
+    labels : Tensor
+        Class indices, shape (examples,).
+    config : TrainConfig
+        The configuration, of which ``distill`` and ``label_smoothing`` matter.
+    teacher_logits : Tensor, optional
+        The teacher's logits, shape (examples, classes); needed if ``config.distill`` is set.
 
     Examples
     --------
@@ -104,5 +104,5 @@ def training_loss(
 
 
 def to_float32(values: Tensor) -> Tensor:
-    """Return half-precision values in float32 and all others as they are."""
+    """Return half-precision values in float32, and all others as they are."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

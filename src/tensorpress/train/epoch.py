@@ -1,4 +1,4 @@
-"""One pass over the training batches, the inner loop of `fit`."""
+"""The inner loop of `fit`: one pass over the training batches."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tensorpress.errors import DivergedError, InvalidArgumentError
 from tensorpress.train.batches import TrainBatches, to_device
 from tensorpress.train.config import TrainConfig
 from tensorpress.train.distillation import training_loss
-from tensorpress.train.evaluate import checked_logits, count_wrong
+from tensorpress.train.evaluate import check_logits, count_wrong
 from tensorpress.train.optimizers import build_optimizer, learning_rate, set_learning_rate
 from tensorpress.train.progress import ProgressReport
 
@@ -26,8 +26,8 @@ _STEPS_BETWEEN_READS = 20
 
 
 @dataclass
-class _Tally:
-    """Sums over the examples of an epoch, and those of single steps that are not read yet."""
+class _EpochSums:
+    """Sums over the examples of an epoch, and those of single steps still on the device."""
 
     loss: float = 0.0
     penalty: float = 0.0
@@ -37,21 +37,21 @@ class _Tally:
 
 
 class EpochRunner:
-    """Everything a training step needs, set up once for a run.
+    """A runner of training epochs, set up once for a run.
 
     Parameters
     ----------
-    model
+    model : nn.Module
         The model on its device, in training mode.
-    teacher
-        The teacher on the same device, in evaluation mode, or None.
-    weights
-        Makes the context that forward and backward passes run in.
-    penalty
-        What is added to the loss of a step, or None.
-    config
+    teacher : nn.Module or None
+        The teacher on the same device, in evaluation mode.
+    weights : callable
+        A function that returns the context of a step's forward and backward pass.
+    penalty : callable or None
+        A function that returns a term to add to the loss of a step.
+    config : TrainConfig
         The configuration of the run.
-    accelerator
+    accelerator : Accelerator
         The processes of the run.
     """
 
@@ -76,50 +76,61 @@ class EpochRunner:
             self._network = DistributedDataParallel(model, device_ids=device_ids)
 
     def run(self, epoch: int, batches: TrainBatches, progress: ProgressReport) -> dict[str, float]:
-        """Train for one epoch (from 0).
+        """Train for one epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch, from 0.
+        batches : TrainBatches
+            The batches of this process.
+        progress : ProgressReport
+            The report of the run's progress.
 
         Returns
         -------
-        dict
-            ``train_loss``, the mean objective, ``penalty``, its part that is one, if any, and
-            ``train_error`` in per cent, over the examples of all processes; ``lr``, the learning
-            rate of the last step.
+        dict of str to float
+            ``train_loss``, the mean objective, ``penalty``, the mean of the penalty if there is
+            one, and ``train_error`` in per cent, over the examples of all processes; ``lr``, the
+            learning rate of the last step.
 
         Raises
         ------
         DivergedError
             If a loss is not finite; the message names the epoch, the step and the learning rate.
+        InvalidArgumentError
+            If the batches have no example.
         """
         config, steps = self._config, len(batches)
         device = self._accelerator.device
-        every = 1 if device.type == "cpu" else _STEPS_BETWEEN_READS
-        tally, step, lr = _Tally(), 0, config.lr
+        interval = 1 if device.type == "cpu" else _STEPS_BETWEEN_READS
+        sums, step, lr = _EpochSums(), 0, config.lr
         for step, batch in enumerate(batches.epoch(epoch), start=1):
             inputs, labels = to_device(batch, device, config.channels_last)
             lr = learning_rate(config, epoch * steps + step - 1, steps)
             set_learning_rate(self.optimizer, lr)
-            tally.unread.append(self._step(inputs, labels))
-            if step % every == 0 or step == steps:
-                self._read(tally, epoch, step, steps)
-                progress.step(epoch, step, tally.loss / tally.examples)
-        self._read(tally, epoch, step, steps)
+            sums.unread.append(self._step(inputs, labels))
+            if step % interval == 0 or step == steps:
+                self._read(sums, epoch, step, steps)
+                progress.step(epoch, step, sums.loss / sums.examples)
+        self._read(sums, epoch, step, steps)
         self.optimizer.zero_grad(set_to_none=True)
-        if not tally.examples:
-            raise InvalidArgumentError(f"train_batches gave no example in epoch {epoch + 1}")
-        penalty = {} if self._penalty is None else {"penalty": tally.penalty / tally.examples}
+        if not sums.examples:
+            raise InvalidArgumentError(f"train_batches has no example in epoch {epoch + 1}")
+        penalty = {} if self._penalty is None else {"penalty": sums.penalty / sums.examples}
         return penalty | {
-            "train_loss": tally.loss / tally.examples,
-            "train_error": 100 * tally.wrong / tally.examples,
+            "train_loss": sums.loss / sums.examples,
+            "train_error": 100 * sums.wrong / sums.examples,
             "lr": lr,
         }
 
     def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Take one optimizer step; return sums of loss, penalty, wrong and examples."""
+        """Take one optimizer step; return the sums of loss, penalty, errors and examples."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._weights(self._model):
             with self._autocast():
-                logits = checked_logits(self._network(inputs), labels)
-            loss = training_loss(logits, labels, self._config, self._teach(inputs, labels))
+                logits = check_logits(self._network(inputs), labels)
+            loss = training_loss(logits, labels, self._config, self._teacher_logits(inputs, labels))
             penalty = torch.zeros_like(loss) if self._penalty is None else self._penalty()
             loss = loss + penalty
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -133,11 +144,11 @@ class EpochRunner:
             count = torch.full_like(loss, len(labels))
             return torch.stack([loss * count, penalty * count, wrong, count])
 
-    def _teach(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
+    def _teacher_logits(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
         if self._teacher is None:
             return None
         with torch.no_grad(), self._autocast():
-            return checked_logits(self._teacher(inputs), labels)
+            return check_logits(self._teacher(inputs), labels)
 
     def _autocast(self) -> AbstractContextManager[object]:
         precision = self._config.precision
@@ -145,23 +156,23 @@ class EpochRunner:
         device_type = self._accelerator.device.type
         return torch.autocast(device_type, dtype=dtype, enabled=precision != "no")
 
-    def _read(self, tally: _Tally, epoch: int, step: int, steps: int) -> None:
-        """Move the unread sums of the last steps, over all processes, to the host."""
-        if not tally.unread:
+    def _read(self, sums: _EpochSums, epoch: int, step: int, steps: int) -> None:
+        """Add up the unread sums of the last steps over all processes, on the host."""
+        if not sums.unread:
             return
-        table = torch.stack(tally.unread)
+        table = torch.stack(sums.unread)
         if self._accelerator.num_processes > 1:
             table = self._accelerator.reduce(table, "sum")
-        first = step - len(tally.unread) + 1
-        tally.unread.clear()
-        for at, (loss, penalty, wrong, examples) in enumerate(table.tolist(), start=first):
+        first = step - len(sums.unread) + 1
+        sums.unread.clear()
+        for number, (loss, penalty, wrong, examples) in enumerate(table.tolist(), start=first):
             if not math.isfinite(loss):
-                lr = learning_rate(self._config, epoch * steps + at - 1, steps)
+                lr = learning_rate(self._config, epoch * steps + number - 1, steps)
                 raise DivergedError(
-                    f"the loss is {loss} in epoch {epoch + 1}, step {at} of {steps}, at learning "
-                    f"rate {lr:.3g}: try a lower lr"
+                    f"the loss is {loss} in epoch {epoch + 1}, step {number} of {steps}, at "
+                    f"learning rate {lr:.3g}: try a lower lr"
                 )
-            tally.loss += loss
-            tally.penalty += penalty
-            tally.wrong += wrong
-            tally.examples += examples
+            sums.loss += loss
+            sums.penalty += penalty
+            sums.wrong += wrong
+            sums.examples += examples

@@ -1,4 +1,4 @@
-"""Loss and error of a classifier, exact over all examples."""
+"""Evaluation of a classifier: loss and error, exact over all examples."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -19,16 +19,16 @@ from tensorpress.train.processes import processes
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier does on a data set.
+    """Loss and error of a classifier on a data set.
 
     Attributes
     ----------
-    loss
+    loss : float
         Mean cross entropy in nats.
-    error
+    error : float
         Misclassified examples in per cent.
-    examples
-        How many examples were seen.
+    examples : int
+        The number of examples.
     """
 
     loss: float
@@ -41,23 +41,23 @@ def evaluate(
 ) -> Evaluation:
     """Return loss and error of a classifier over all examples, whatever the batch sizes.
 
-    Runs in evaluation mode, without gradients, on the device the model is on; every module is
-    in its former mode afterwards. With several processes the batches are shared out, each
-    example is counted once, and every process gets the result over all of them.
+    The model runs in evaluation mode, without gradients, on its device; every module is in its
+    former mode afterwards. With several processes each evaluates a share of the batches, every
+    example counts once, and all processes get the same result.
 
     Parameters
     ----------
-    model
-        Maps inputs to logits of shape (N, classes).
-    batches
-        Iterable of (inputs, labels), labels being class indices of shape (N,).
-    channels_last
-        Give images to the model in the channels-last memory format, often faster.
+    model : nn.Module
+        A classifier, which maps inputs to logits of shape (examples, classes).
+    batches : iterable
+        Pairs (inputs, labels); labels are class indices of shape (examples,).
+    channels_last : bool
+        Whether the model gets images in the channels-last memory format, which is often faster.
 
     Raises
     ------
     InvalidArgumentError
-        If there is no example, or a batch or the output of the model has another form.
+        If there is no example, or a batch or the model's output is not as described.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def evaluate(
     with training_mode(model, False), torch.no_grad():
         for batch in evaluation_shard(batches):
             inputs, labels = to_device(batch, device, channels_last)
-            logits = checked_logits(model(inputs), labels)
+            logits = check_logits(model(inputs), labels)
             losses.append(functional.cross_entropy(to_float32(logits), labels, reduction="sum"))
             wrong += count_wrong(logits, labels)
             examples += len(labels)
@@ -86,7 +86,7 @@ def evaluate(
 
 @contextmanager
 def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set training or evaluation mode, and give every module its own mode back at the end."""
+    """Set a model's mode for the length of a block; at the end every module has its former one."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -101,13 +101,14 @@ def count_wrong(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(dim=1) != labels).sum()
 
 
-def checked_logits(output: object, labels: Tensor) -> Tensor:
-    """Return the output of a classifier if it fits labels of shape (N,).
+def check_logits(output: object, labels: Tensor) -> Tensor:
+    """Return the output of a classifier after checking it against the labels.
 
     Raises
     ------
     InvalidArgumentError
-        If it is not a tensor of shape (N, classes), or the labels are not N class indices.
+        If the output is not a tensor of shape (examples, classes), or the labels are not class
+        indices of shape (examples,).
     """
     if labels.ndim != 1 or labels.is_floating_point():
         raise InvalidArgumentError(
@@ -123,6 +124,7 @@ def checked_logits(output: object, labels: Tensor) -> Tensor:
 
 
 def _sum_over_processes(*values: float) -> tuple[float, ...]:
+    """Return the sum of each value over all processes."""
     state = processes()
     if state.num_processes == 1:
         return values

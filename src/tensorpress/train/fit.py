@@ -36,40 +36,40 @@ def fit(
 ) -> History:
     """Train a classifier in place.
 
-    The model is moved to the device of the process and otherwise left as it was given: not
-    wrapped, its modules in their former modes.
-    Started by ``accelerate launch`` or ``torchrun``, the same call trains data-parallel, every
-    process taking its share of the batches.
+    The model is moved to the device of the process. It is not wrapped, and afterwards its modules
+    are in their former modes. In a program that ``accelerate launch`` or ``torchrun`` started, the
+    same call trains data-parallel, with a share of the batches in every process.
 
     Parameters
     ----------
-    model
-        Maps inputs to logits of shape (N, classes).
-    train_batches
-        Iterable of (inputs, labels) with a length, such as a DataLoader. If it, its dataset or
-        its sampler has ``set_epoch``, that is called with the number of every epoch, from 0.
-    config
+    model : nn.Module
+        A classifier, which maps inputs to logits of shape (examples, classes).
+    train_batches : iterable
+        Pairs (inputs, labels) with a length, such as a DataLoader. If it, its dataset or its
+        sampler has ``set_epoch``, that is called with the number of every epoch, from 0.
+    config : TrainConfig
         The configuration of the run.
-    validation
-        Iterable of (inputs, labels), evaluated in full precision after every epoch.
-    teacher
-        The model to distill from, given exactly when ``config.distill`` is set.
-    weights
-        Makes a context for every training step's forward and backward pass and for validation,
-        such as `StraightThrough` does for quantization-aware training.
-    penalty
-        Called after the model in every training step, and its result added to the loss.
-    checkpoint
-        File that is replaced after every epoch. If it exists the run goes on from there; on a
-        CPU the final weights are bit-identical to those of an uninterrupted run.
-    on_epoch
-        Called with the metrics of every finished epoch, in the main process, after the
+    validation : iterable, optional
+        Pairs (inputs, labels), on which the model is evaluated in full precision after every epoch.
+    teacher : nn.Module, optional
+        The model to distill from; needed exactly if ``config.distill`` is set.
+    weights : callable, optional
+        A function of the model that returns a context for the forward and backward pass of every
+        training step and for validation, such as `StraightThrough` for quantization-aware training.
+    penalty : callable, optional
+        A function that is called after the model in every training step, and whose result is added
+        to the loss.
+    checkpoint : path-like, optional
+        A file that is replaced after every epoch. If it exists, the run resumes from it; on a CPU
+        the final weights are then bit-identical to those of an uninterrupted run.
+    on_epoch : callable, optional
+        A function that is called with the metrics of every epoch, in the main process, after the
         checkpoint is written.
 
     Returns
     -------
     History
-        Of all epochs, those before a resume included.
+        The metrics of all epochs, those before a resume included.
 
     Raises
     ------
@@ -100,10 +100,10 @@ def fit(
     accelerator = _data_parallel_accelerator()
     set_seed(config.seed, device_specific=True)
     batches = TrainBatches(train_batches)
-    weights = weights or _as_they_are
-    with _prepared(model, teacher, accelerator.device):
+    weights = weights or _null_context
+    with _training_setup(model, teacher, accelerator.device):
         runner = EpochRunner(model, teacher, weights, penalty, config, accelerator)
-        saved = RunCheckpoint(
+        run_checkpoint = RunCheckpoint(
             checkpoint,
             model,
             runner.optimizer,
@@ -112,7 +112,7 @@ def fit(
             | {"batches per epoch": len(batches), "processes": accelerator.num_processes},
             batches.generators(),
         )
-        history = saved.resume()
+        history = run_checkpoint.resume()
         main = accelerator.is_main_process
         done = len(history.epochs)
         with ProgressReport(config.epochs, len(batches), done, silent=not main) as progress:
@@ -121,16 +121,16 @@ def fit(
                 metrics = runner.run(epoch, batches, progress)
                 if validation is not None:
                     with weights(model):
-                        after = evaluate(model, validation, channels_last=config.channels_last)
-                    metrics |= {"validation_loss": after.loss, "validation_error": after.error}
-                finished = EpochMetrics(
+                        result = evaluate(model, validation, channels_last=config.channels_last)
+                    metrics |= {"validation_loss": result.loss, "validation_error": result.error}
+                epoch_metrics = EpochMetrics(
                     epoch=epoch + 1, **metrics, seconds=time.perf_counter() - start
                 )
-                history.epochs.append(finished)
-                saved.save(history)
-                progress.epoch(finished)
+                history.epochs.append(epoch_metrics)
+                run_checkpoint.save(history)
+                progress.epoch(epoch_metrics)
                 if on_epoch is not None and main:
-                    on_epoch(finished)
+                    on_epoch(epoch_metrics)
     return history
 
 
@@ -144,21 +144,24 @@ def finetune(
     teacher: nn.Module | None = None,
     **config: Any,
 ) -> History:
-    """Train a pressed model for some epochs, with Adam unless told otherwise.
-
-    A convenience over `fit`, for everyday use.
+    """Train a pressed model for some epochs, by default with Adam.
 
     Parameters
     ----------
     model, train_batches, validation, teacher
-        As for `fit`.
+        As for `tensorpress.train.fit`, which this calls.
     epochs, lr, **config
-        The attributes of `TrainConfig`.
+        The attributes of `tensorpress.train.TrainConfig`.
+
+    Returns
+    -------
+    History
+        The metrics of all epochs.
 
     Raises
     ------
     InvalidArgumentError
-        As `fit` does, and for an unknown or unusable option.
+        As `tensorpress.train.fit` does, and if an option is unknown or out of range.
 
     Examples
     --------
@@ -172,9 +175,10 @@ def finetune(
 
 
 def _data_parallel_accelerator() -> Accelerator:
-    processes()  # joined before the accelerator, which would look for GPUs only
-    # Mixed precision is our own: accelerate's is one setting for all runs of a process, and it
-    # stays behind in the model's forward.
+    """Return the accelerator of the launched processes, each of which has the whole model."""
+    processes()  # before the accelerator, which would look for GPUs only
+    # Without accelerate's mixed precision, which is one setting for all runs of a process and
+    # remains in the model's forward.
     accelerator = Accelerator()
     whole_models = {kind for kind in DistributedType if kind.name.startswith("MULTI_")}
     if accelerator.distributed_type not in whole_models | {DistributedType.NO}:
@@ -186,8 +190,10 @@ def _data_parallel_accelerator() -> Accelerator:
 
 
 @contextmanager
-def _prepared(model: nn.Module, teacher: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """Put model and teacher on the device, and in their modes for the length of a run."""
+def _training_setup(
+    model: nn.Module, teacher: nn.Module | None, device: torch.device
+) -> Iterator[None]:
+    """Move model and teacher to the device, and set their modes for the length of the block."""
     with ExitStack() as stack:
         for network, training in ((model, True), (teacher, False)):
             if network is not None:
@@ -196,5 +202,5 @@ def _prepared(model: nn.Module, teacher: nn.Module | None, device: torch.device)
         yield
 
 
-def _as_they_are(_: nn.Module) -> AbstractContextManager[None]:
+def _null_context(_: nn.Module) -> AbstractContextManager[None]:
     return nullcontext()

@@ -1,4 +1,4 @@
-"""What a run reports, epoch by epoch."""
+"""The history of a training run: its metrics, epoch by epoch."""
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -6,23 +6,25 @@ from tensorpress.errors import CorruptFileError
 
 
 class EpochMetrics(BaseModel):
-    """The numbers of one epoch.
+    """The metrics of one epoch.
 
     Attributes
     ----------
-    epoch
-        Counted from 1.
-    train_loss
+    epoch : int
+        Number of the epoch, from 1.
+    train_loss : float
         Mean of the training objective, measured while the model changes.
-    penalty
-        The part of it that depends on the parameters alone; None where there is none.
-    train_error
+    penalty : float or None
+        Mean of the objective's penalty; None without one.
+    train_error : float
         Misclassified training examples in per cent, measured while the model changes.
-    validation_loss, validation_error
-        Mean cross entropy and error in per cent after the epoch; None without validation.
-    lr
+    validation_loss : float or None
+        Mean cross entropy in nats after the epoch; None without validation.
+    validation_error : float or None
+        Misclassified examples in per cent after the epoch; None without validation.
+    lr : float
         Learning rate of the last step.
-    seconds
+    seconds : float
         Wall-clock time of training and validation.
     """
 
@@ -50,7 +52,7 @@ class EpochMetrics(BaseModel):
 
 
 class History(BaseModel):
-    """The epochs of a run, first to last.
+    """The metrics of all epochs of a run, in order.
 
     Examples
     --------
@@ -85,4 +87,6 @@ class History(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the text"
-            raise CorruptFileError(f"not a training history: {where}: {first['msg']}") from None
+            raise CorruptFileError(
+                f"the text is not a training history: {where}: {first['msg']}"
+            ) from None

@@ -8,27 +8,31 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.config import TrainConfig
 
-_SHARE = "share"  # of the learning rate, which a parameter group has
+_SHARE = "share"  # key of a parameter group's share of the learning rate
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimizer of the parameters that require a gradient.
 
-    Weight decay goes to parameters of two or more dimensions only: decaying biases and the
-    scales of normalization layers costs accuracy and regularizes nothing (He et al. 2019,
-    "Bag of Tricks", section 3.1).
+    Only parameters of two or more axes decay: decay of biases and of the scales of normalization
+    layers lowers the accuracy.
 
     Parameters
     ----------
-    model
-        The model, already on its device. A parameter shared by several modules counts once.
-    config
-        Names the optimizer and its numbers.
+    model : nn.Module
+        The model, already on its device. A parameter that several modules share counts once.
+    config : TrainConfig
+        The configuration, with the optimizer and its hyperparameters.
 
     Raises
     ------
     InvalidArgumentError
         If no parameter requires a gradient.
+
+    References
+    ----------
+    He et al., "Bag of tricks for image classification with convolutional neural networks", CVPR
+    2019, section 3.1.
 
     Examples
     --------
@@ -60,22 +64,24 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of one optimizer step.
 
-    A pure function of progress, so that a resumed run needs no scheduler state. Warm-up rises
-    linearly and reaches the peak on its last step; ``"cosine"`` falls from the end of warm-up
-    to zero at the end of the run; ``"step"`` counts its epochs from the start of the run.
+    It is a pure function of the step, so that a resumed run needs no scheduler state. During
+    warm-up it rises linearly and reaches the peak on the last step. The schedule ``"cosine"`` falls
+    from the end of warm-up to zero at the end of the run; ``"step"`` counts its epochs from the
+    start of the run.
 
     Parameters
     ----------
-    config
-        Schedule and length of the run.
-    step
-        Optimizer steps taken before this one.
-    steps_per_epoch
-        Optimizer steps in an epoch.
+    config : TrainConfig
+        The configuration, with schedule and length of the run.
+    step : int
+        The number of optimizer steps before this one.
+    steps_per_epoch : int
+        The number of optimizer steps in an epoch.
 
     References
     ----------
-    Cosine annealing without restarts: Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5.
+    Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017, eq. 5,
+    for cosine annealing, here without restarts.
 
     Examples
     --------
@@ -85,6 +91,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     rate = config.lr * min(1.0, (step + 1) / warmup) if warmup else config.lr
+    # lr (1 + cos(π t)) / 2, with t from 0 to 1 after warm-up
     if config.schedule == "cosine":
         progress = max(0, step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
         return rate * (1 + math.cos(math.pi * min(1.0, progress))) / 2
@@ -94,7 +101,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group of an optimizer its share of a learning rate."""
+    """Set the learning rate of every parameter group in proportion to its share."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[_SHARE]
 

@@ -1,4 +1,4 @@
-"""The processes a run is shared among."""
+"""The processes of a run that ``accelerate launch`` or ``torchrun`` has started."""
 
 import torch
 from accelerate import PartialState
@@ -6,16 +6,16 @@ from accelerate.utils import parse_flag_from_env
 
 
 def processes() -> PartialState:
-    """Return the state of the launched processes, joining them on first use.
+    """Return the state of the launched processes, which the first call connects.
 
-    One process if the program was not started by ``accelerate launch`` or ``torchrun``.
+    There is one process unless ``accelerate launch`` or ``torchrun`` started the program.
 
     Examples
     --------
     >>> processes().process_index
     0
     """
-    # Left to itself accelerate looks for several processes on CPUs only when told to, and else
-    # takes each of them for a single one.
+    # By default, accelerate looks for several processes on CPUs only if a flag says so, and
+    # otherwise takes each of them for the only one.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu)

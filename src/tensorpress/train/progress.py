@@ -1,4 +1,4 @@
-"""How a run tells where it is: a bar on a terminal, log lines elsewhere."""
+"""The progress report of a run: a bar on a terminal, log lines elsewhere."""
 
 import logging
 from types import TracebackType
@@ -13,20 +13,22 @@ logger = logging.getLogger("tensorpress.train")
 
 
 class ProgressReport:
-    """Progress of a whole run, as a context manager around it.
+    """A report of a run's progress, as a context manager around the run.
 
-    On a terminal a bar shows epoch, batch, loss, last validation error and the time left for
-    the whole run. Elsewhere, and in the log in any case, every epoch is one line at level INFO
-    of the logger ``tensorpress.train``.
+    On a terminal a bar shows epoch, batch, loss, last validation error and the time left for the
+    whole run. On a terminal and elsewhere, the logger ``tensorpress.train`` gets one line of level
+    INFO for every epoch.
 
     Parameters
     ----------
-    epochs, steps
-        Epochs of the run and steps of an epoch.
-    done
-        Epochs done by an earlier, interrupted run.
-    silent
-        Report nothing, as all processes but the main one do.
+    epochs : int
+        Epochs of the run.
+    steps : int
+        Steps of an epoch.
+    done : int
+        Epochs that an earlier, interrupted run has done.
+    silent : bool
+        Whether nothing is reported, as in all processes but the main one.
     """
 
     def __init__(self, epochs: int, steps: int, done: int = 0, silent: bool = False) -> None:
@@ -57,7 +59,7 @@ class ProgressReport:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave the bar as it is."""
+        """Stop the bar."""
         self._bar.stop()
 
     def step(self, epoch: int, step: int, loss: float) -> None:
@@ -75,9 +77,8 @@ class ProgressReport:
         logger.info("%s", metrics)
 
     def _fields(self, epoch: int, step: int, loss: str = "–") -> dict[str, Any]:
-        shown = min(epoch + 1, self._epochs)
         return {
-            "epoch": f"{shown}/{self._epochs}",
+            "epoch": f"{min(epoch + 1, self._epochs)}/{self._epochs}",
             "batch": f"{step}/{self._steps}",
             "loss": loss,
         }

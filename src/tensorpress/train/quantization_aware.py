@@ -10,18 +10,17 @@ from tensorpress.errors import InvalidArgumentError, unknown_name
 
 
 class StraightThrough:
-    """Swap parameters for their quantized values for the length of a ``with`` block.
+    """The straight-through estimator: a context in which parameters have their quantized values.
 
-    The forward and the backward pass run inside the block and see the quantized values; the
-    optimizer step runs after it and moves the latent full-precision ones. The gradient taken
-    at the quantized point is thus applied to the latent point as it is, the straight-through
-    estimator, also where a quantizer clips.
+    The forward and the backward pass run inside the context and use the quantized values; the
+    optimizer step runs after it and updates the latent values in full precision. The gradient at
+    the quantized point is thus applied to the latent point, also where a quantizer clips.
 
     Parameters
     ----------
-    quantize
+    quantize : mapping of str to callable
         A quantizer for each parameter name: a function of the values that returns values of
-        the same shape, dtype and device. A parameter shared by several modules is quantized
+        the same shape, dtype and device. A parameter that several modules share is quantized
         once, by the quantizer of the first of its names in the mapping.
 
     References
@@ -45,9 +44,9 @@ class StraightThrough:
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[None]:
-        """Hold quantized values in the parameters of a model until the block ends.
+        """Set the parameters of a model to their quantized values until the block ends.
 
-        Afterwards, also after an exception, every parameter holds its very own tensor again.
+        Afterwards, also after an exception, every parameter has its latent tensor again.
 
         Raises
         ------
@@ -58,9 +57,9 @@ class StraightThrough:
         latent: list[tuple[nn.Parameter, Tensor]] = []
         try:
             for parameter, name, quantizer in self._targets(model):
-                quantized = self._quantized(parameter, name, quantizer)
+                values = self._quantize(parameter, name, quantizer)
                 latent.append((parameter, parameter.data))
-                parameter.data = quantized
+                parameter.data = values
             yield
         finally:
             for parameter, values in latent:
@@ -69,6 +68,7 @@ class StraightThrough:
     def _targets(
         self, model: nn.Module
     ) -> list[tuple[nn.Parameter, str, Callable[[Tensor], Tensor]]]:
+        """Return every parameter to quantize once, with its name and quantizer."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         targets: dict[nn.Parameter, tuple[str, Callable[[Tensor], Tensor]]] = {}
         for name, quantizer in self.quantize.items():
@@ -78,9 +78,10 @@ class StraightThrough:
         return [(parameter, *target) for parameter, target in targets.items()]
 
     @staticmethod
-    def _quantized(
+    def _quantize(
         parameter: nn.Parameter, name: str, quantizer: Callable[[Tensor], Tensor]
     ) -> Tensor:
+        """Return the quantized values of a parameter after checking their shape and type."""
         with torch.no_grad():
             # A copy, so that a quantizer that works in place cannot reach the latent values.
             quantized = quantizer(parameter.detach().clone())

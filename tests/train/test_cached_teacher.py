@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.train import TrainConfig, fit
-from tensorpress.train.distillation import Remembering
+from tensorpress.train.distillation import CachedTeacher
 
 
 class Counting(nn.Module):
@@ -27,13 +27,13 @@ def test_a_student_learns_the_same_and_the_teacher_is_asked_once_a_batch() -> No
     for wrapped in (False, True):
         torch.manual_seed(1)
         student, teacher = nn.Linear(4, 2), Counting()
-        fit(student, batches, config, teacher=Remembering(teacher) if wrapped else teacher)
+        fit(student, batches, config, teacher=CachedTeacher(teacher) if wrapped else teacher)
         assert teacher.asked == (3 if wrapped else 15)
         students.append(student)
     torch.testing.assert_close(students[0].weight, students[1].weight, rtol=0, atol=0)
 
 
 def test_other_shapes_of_the_same_values_are_other_inputs() -> None:
-    teacher = Remembering(nn.Identity())
+    teacher = CachedTeacher(nn.Identity())
     assert teacher(torch.zeros(2, 6)).shape == (2, 6)
     assert teacher(torch.zeros(3, 4)).shape == (3, 4)
