@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from tensorly.decomposition import parafac
 from torch import Tensor
 
-from tensorpress.decompose.cp import CP, cp_als, cp_nls, cp_to_tensor, max_cp_rank
+from tensorpress.decompose import CP, cp_als, cp_nls, cp_to_tensor, max_cp_rank
 from tensorpress.utils.atomic_files import write_atomically
 
 RESULT = Path(__file__).parents[2] / "results" / "cp_vs_tensorly.json"

@@ -34,8 +34,8 @@ from benchmarks.decompose.decompose_cases import Shape
 from tensorly.decomposition import tensor_train
 from torch import Tensor, nn
 
+from tensorpress.decompose import attainable_tt_ranks, largest_tt_ranks, tt_svd
 from tensorpress.decompose.svd import truncated_svd
-from tensorpress.decompose.tensor_train import attainable_tt_ranks, largest_tt_ranks, tt_svd
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.tensor_train import TrainOfMatrix

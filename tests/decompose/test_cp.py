@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorly.decomposition import parafac
 
-from tensorpress.decompose.cp import CP, cp_als, cp_nls, cp_to_tensor, max_cp_rank
-from tensorpress.decompose.cp_als import cp_starts, slice_start
-from tensorpress.decompose.cp_mttkrp import Halves, hadamard
+from tensorpress.decompose import CP, cp_als, cp_nls, cp_to_tensor, max_cp_rank
+from tensorpress.decompose.cp_als import decompose_slices, initialize_cp
+from tensorpress.decompose.cp_mttkrp import HalvedTensor, hadamard
 from tensorpress.errors import InvalidArgumentError
 
 BOTH = pytest.mark.parametrize("decompose", [cp_als, cp_nls])
@@ -22,13 +22,13 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
-def planted(shape, rank):
+def plant_terms(shape, rank):
     factors = [draw(n, rank, seed=i) for i, n in enumerate(shape)]
     return cp_to_tensor(torch.ones(rank, dtype=torch.float64), factors)
 
 
-def measured(tensor, found):
-    return float((tensor - found.to_tensor()).norm() / tensor.norm())
+def measure_error(tensor, result):
+    return float((tensor - result.to_tensor()).norm() / tensor.norm())
 
 
 def kernel():
@@ -42,19 +42,19 @@ def kernel():
     ("shape", "rank"), [((6, 7, 8), 3), ((8, 6, 5, 4), 3), ((9, 8), 3), ((4, 5, 4, 3, 3), 2)]
 )
 def test_planted_terms_are_found(decompose, shape, rank):
-    tensor = planted(shape, rank)
-    found = decompose(tensor, rank, max_iter=1000, tol=1e-12)
-    assert measured(tensor, found) < 1e-9
-    assert found.converged
+    tensor = plant_terms(shape, rank)
+    result = decompose(tensor, rank, max_iter=1000, tol=1e-12)
+    assert measure_error(tensor, result) < 1e-9
+    assert result.converged
 
 
 @pytest.mark.parametrize(("shape", "rank"), [((6, 7, 8), 3), ((12, 10, 7), 5), ((7, 6, 5, 4), 3)])
 @pytest.mark.parametrize("noise", [0.3, 3.0])
 @pytest.mark.parametrize("init", ["svd", "random"])
 def test_no_worse_than_tensorly(shape, rank, noise, init):
-    tensor = planted(shape, rank) + noise * draw(*shape, seed=9)
-    theirs = parafac(tensor.numpy(), rank, n_iter_max=200, tol=1e-9, init=init, random_state=0)
-    error = tl.norm(tensor.numpy() - tl.cp_to_tensor(theirs)) / tl.norm(tensor.numpy())
+    tensor = plant_terms(shape, rank) + noise * draw(*shape, seed=9)
+    reference = parafac(tensor.numpy(), rank, n_iter_max=200, tol=1e-9, init=init, random_state=0)
+    error = tl.norm(tensor.numpy() - tl.cp_to_tensor(reference)) / tl.norm(tensor.numpy())
     # What is mostly noise has many minima, of about the same error.
     assert cp_als(tensor, rank).relative_error <= (1 + 2e-3) * error
 
@@ -64,12 +64,12 @@ def test_no_worse_than_tensorly(shape, rank, noise, init):
 def test_results_are_well_formed_and_errors_measured(shape, data):
     rank = data.draw(st.integers(1, max_cp_rank(shape)))
     tensor = draw(*shape)
-    found = cp_als(tensor, rank, max_iter=10)
-    assert found.weights.shape == (rank,)
-    assert bool((found.weights >= 0).all())
-    assert found.relative_error == pytest.approx(measured(tensor, found), abs=1e-9)
-    assert found.num_params == rank * (1 + sum(shape))
-    for factor in found.factors:
+    result = cp_als(tensor, rank, max_iter=10)
+    assert result.weights.shape == (rank,)
+    assert bool((result.weights >= 0).all())
+    assert result.relative_error == pytest.approx(measure_error(tensor, result), abs=1e-9)
+    assert result.num_params == rank * (1 + sum(shape))
+    for factor in result.factors:
         norms = factor.norm(dim=0)
         assert bool(((norms - 1).abs() < 1e-9).logical_or(norms == 0).all())
 
@@ -78,19 +78,19 @@ def test_results_are_well_formed_and_errors_measured(shape, data):
 @settings(max_examples=25, deadline=None)
 def test_the_largest_rank_reproduces_the_tensor(shape):
     tensor = draw(*shape)
-    found = cp_als(tensor, max_cp_rank(shape))
-    assert measured(tensor, found) < 1e-13
-    assert found.converged
+    result = cp_als(tensor, max_cp_rank(shape))
+    assert measure_error(tensor, result) < 1e-13
+    assert result.converged
 
 
 @pytest.mark.parametrize("shape", [(9, 7), (7, 9), (7, 1, 9), (1, 7, 9, 1)])
 def test_a_matrix_gets_its_singular_value_decomposition(shape):
     tensor = draw(*shape)
     values = np.linalg.svd(tensor.squeeze().numpy(), compute_uv=False)
-    found = cp_als(tensor, 3)
-    np.testing.assert_allclose(np.sort(found.weights.numpy())[::-1], values[:3], atol=1e-10)
+    result = cp_als(tensor, 3)
+    np.testing.assert_allclose(np.sort(result.weights.numpy())[::-1], values[:3], atol=1e-10)
     expected = np.sqrt((values[3:] ** 2).sum() / (values**2).sum())
-    assert found.relative_error == pytest.approx(expected, abs=1e-10)
+    assert result.relative_error == pytest.approx(expected, abs=1e-10)
 
 
 def test_modes_of_size_one_change_nothing():
@@ -100,13 +100,13 @@ def test_modes_of_size_one_change_nothing():
     assert [tuple(f.shape) for f in padded.factors] == [(6, 3), (1, 3), (5, 3), (4, 3), (1, 3)]
 
 
-def test_a_single_value():
-    found = cp_als(torch.tensor([[-3.0]]), 1)
-    assert float(found.to_tensor()) == pytest.approx(-3)
+def test_a_tensor_of_one_value():
+    result = cp_als(torch.tensor([[-3.0]]), 1)
+    assert float(result.to_tensor()) == pytest.approx(-3)
 
 
 def test_the_order_of_the_modes_does_not_matter():
-    tensor = planted((7, 6, 5), 2) + 0.1 * draw(7, 6, 5, seed=9)
+    tensor = plant_terms((7, 6, 5), 2) + 0.1 * draw(7, 6, 5, seed=9)
     errors = [
         cp_als(tensor.permute(order), 2, tol=1e-10).relative_error
         for order in permutations(range(3))
@@ -116,14 +116,14 @@ def test_the_order_of_the_modes_does_not_matter():
 
 @given(st.integers(1, 70), st.integers(1, 12))
 @settings(max_examples=10, deadline=None)
-def test_the_error_never_grows_with_sweeps(sweeps, rank):
+def test_the_error_of_als_never_grows_with_sweeps(sweeps, rank):
     errors = [
         cp_als(kernel(), rank, max_iter=n, tol=0).relative_error for n in (sweeps, sweeps + 3)
     ]
     assert errors[1] <= errors[0] + 1e-12
 
 
-def test_the_error_never_grows_with_steps():
+def test_the_error_of_nls_never_grows_with_steps():
     start = cp_als(kernel(), 6, max_iter=3)
     errors = [
         cp_nls(kernel(), 6, max_iter=n, tol=0, start=start).relative_error for n in range(1, 9)
@@ -133,24 +133,24 @@ def test_the_error_never_grows_with_steps():
 
 
 @pytest.mark.parametrize("rank", [4, 12])
-def test_jointly_is_no_worse_than_alternating(rank):
+def test_nls_is_no_worse_than_als(rank):
     assert cp_nls(kernel(), rank, max_iter=10).relative_error <= (
         cp_als(kernel(), rank).relative_error + 1e-12
     )
 
 
-def test_going_on_from_a_result_never_loses():
+def test_starting_from_a_result_lowers_the_error():
     first = cp_als(kernel(), 8, max_iter=5)
     on = cp_als(kernel(), 8, max_iter=20, start=first)
     assert on.relative_error < first.relative_error
 
 
-def test_a_start_may_leave_signs_and_norms_anywhere():
-    tensor = 5 * planted((6, 1, 5, 4), 2)
+def test_a_start_may_have_any_signs_and_norms():
+    tensor = 5 * plant_terms((6, 1, 5, 4), 2)
     factors = [draw(n, 2, seed=20 + i) for i, n in enumerate(tensor.shape)]
     start = CP(torch.tensor([-3.0, 1e-3]).double(), tuple(factors), 1.0, 0, False)
-    found = cp_als(tensor, 2, tol=1e-12, max_iter=1000, start=start)
-    assert found.relative_error < 1e-9
+    result = cp_als(tensor, 2, tol=1e-12, max_iter=1000, start=start)
+    assert result.relative_error < 1e-9
 
 
 def test_the_result_is_always_the_same():
@@ -161,64 +161,66 @@ def test_the_result_is_always_the_same():
 
 @given(SHAPES.filter(lambda s: len(s) > 2 and len(set(s)) == len(s)), st.data())
 @settings(max_examples=25, deadline=None)
-def test_slices_lose_the_discarded_energy(shape, data):
+def test_the_error_of_slices_is_the_discarded_energy(shape, data):
     tensor = draw(*shape)
     rank = data.draw(st.integers(1, max_cp_rank(shape)))
     *_, a, b = sorted(range(len(shape)), key=lambda mode: shape[mode])
     slices = tensor.movedim((a, b), (-2, -1)).flatten(0, -3).numpy()
     values = np.sort(np.linalg.svd(slices, compute_uv=False).flatten())[::-1]
-    rebuilt = cp_to_tensor(torch.ones(rank).double(), slice_start(tensor, rank))
+    rebuilt = cp_to_tensor(torch.ones(rank).double(), decompose_slices(tensor, rank))
     lost = float((tensor - rebuilt).square().sum())
     assert lost == pytest.approx((values[rank:] ** 2).sum(), abs=1e-10)
 
 
-def test_turning_the_small_modes_first_gathers_energy():
+def test_rotating_the_small_modes_lowers_the_error_of_slices():
     fixed = draw(8, 7, 1, 1) * draw(1, 1, 3, 1) * draw(1, 1, 1, 3)
     tensor = fixed + 0.01 * draw(8, 7, 3, 3, seed=3)
-    plain, turned, *_ = [cp_to_tensor(torch.ones(7).double(), f) for f in cp_starts(tensor, 7)]
+    plain, turned, *_ = [cp_to_tensor(torch.ones(7).double(), f) for f in initialize_cp(tensor, 7)]
     assert float((tensor - turned).norm()) < 0.2 * float((tensor - plain).norm())
 
 
 @given(SHAPES, st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
-def test_products_by_halves_are_those_of_the_unfoldings(shape, rank):
+def test_mttkrps_by_halves_agree_with_tensorly(shape, rank):
     tensor = draw(*shape)
     factors = [draw(n, rank, seed=i) for i, n in enumerate(shape)]
-    for mode, image in enumerate(Halves(tensor).images(factors)):
+    for mode, mttkrp in enumerate(HalvedTensor(tensor).compute_mttkrps(factors)):
         arrays = [factor.numpy() for factor in factors]
         expected = tl.tenalg.unfolding_dot_khatri_rao(tensor.numpy(), (None, arrays), mode)
-        np.testing.assert_allclose(image.numpy(), expected, atol=1e-9)
+        np.testing.assert_allclose(mttkrp.numpy(), expected, atol=1e-9)
 
 
-def test_runs_share_products_and_do_not_mix():
+def test_stacked_runs_have_separate_mttkrps():
     tensor, runs = draw(4, 3, 5), [[draw(n, 2, seed=10 * r + n) for n in (4, 3, 5)] for r in (0, 1)]
     stacked = [torch.stack(pair, dim=1) for pair in zip(*runs, strict=True)]
-    halves = Halves(tensor)
-    for mode, image in enumerate(halves.images(stacked)):
+    halves = HalvedTensor(tensor)
+    for mode, mttkrp in enumerate(halves.compute_mttkrps(stacked)):
         for run, factors in enumerate(runs):
-            torch.testing.assert_close(image[:, run], halves.images(factors)[mode])
+            torch.testing.assert_close(mttkrp[:, run], halves.compute_mttkrps(factors)[mode])
 
 
-def test_cancelling_errors_are_measured():
+def test_errors_lost_in_cancellation_are_measured():
     factors = [draw(n, 2, seed=n) for n in (5, 4, 3)]
     tensor = cp_to_tensor(torch.ones(2).double(), factors)
-    halves = Halves(tensor / tensor.norm())
+    halves = HalvedTensor(tensor / tensor.norm())
     factors[0] = factors[0] / tensor.norm() * (1 + 1e-9)
     products = hadamard([factor.mT @ factor for factor in factors])
-    error2 = halves.error2(factors, products, halves.images(factors)[halves.modes[1][-1]])
+    error2 = halves.squared_error(
+        factors, products, halves.compute_mttkrps(factors)[halves.modes[1][-1]]
+    )
     assert float(error2) == pytest.approx(1e-18, rel=1e-5)
 
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes_come_back_in_their_own(decompose, dtype):
-    tensor = planted((5, 4, 3), 2).to(dtype)
-    found = decompose(tensor, 2)
-    assert {found.weights.dtype, *(f.dtype for f in found.factors)} == {dtype}
+    tensor = plant_terms((5, 4, 3), 2).to(dtype)
+    result = decompose(tensor, 2)
+    assert {result.weights.dtype, *(f.dtype for f in result.factors)} == {dtype}
     assert (
-        measured(
+        measure_error(
             tensor.double(),
-            CP(found.weights.double(), tuple(f.double() for f in found.factors), 0, 0, True),
+            CP(result.weights.double(), tuple(f.double() for f in result.factors), 0, 0, True),
         )
         < 0.05
     )
@@ -227,16 +229,16 @@ def test_other_dtypes_come_back_in_their_own(decompose, dtype):
 @BOTH
 @pytest.mark.parametrize("shape", [(4, 3, 2), (4, 3), (1, 1, 1)])
 def test_a_zero_tensor_has_no_error(decompose, shape):
-    found = decompose(torch.zeros(shape), 1)
-    assert found.relative_error == 0
-    assert float(found.to_tensor().abs().max()) == 0
+    result = decompose(torch.zeros(shape), 1)
+    assert result.relative_error == 0
+    assert float(result.to_tensor().abs().max()) == 0
 
 
 @BOTH
 def test_a_zero_tensor_from_a_start(decompose):
     start = cp_als(draw(4, 3, 2), 2)
-    found = decompose(torch.zeros(4, 3, 2), 2, start=start)
-    assert float(found.to_tensor().abs().max()) < 1e-6
+    result = decompose(torch.zeros(4, 3, 2), 2, start=start)
+    assert float(result.to_tensor().abs().max()) < 1e-6
 
 
 @BOTH
@@ -252,9 +254,11 @@ def test_constants_and_missing_directions(decompose):
 def test_results_stay_on_the_device(decompose, device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    found = decompose(kernel().to(device), 4, max_iter=25)
-    assert {found.weights.device.type, *(f.device.type for f in found.factors)} == {device}
-    assert found.relative_error == pytest.approx(decompose(kernel(), 4, max_iter=25).relative_error)
+    result = decompose(kernel().to(device), 4, max_iter=25)
+    assert {result.weights.device.type, *(f.device.type for f in result.factors)} == {device}
+    assert result.relative_error == pytest.approx(
+        decompose(kernel(), 4, max_iter=25).relative_error
+    )
 
 
 @BOTH
@@ -297,7 +301,7 @@ def test_terms_too_large_for_the_dtype_are_an_error():
 
 @BOTH
 def test_results_can_be_trained(decompose):
-    found = decompose(kernel(), 3, max_iter=3)
-    trained = [factor.requires_grad_() for factor in found.factors]
-    cp_to_tensor(found.weights, trained).square().sum().backward()
+    result = decompose(kernel(), 3, max_iter=3)
+    trained = [factor.requires_grad_() for factor in result.factors]
+    cp_to_tensor(result.weights, trained).square().sum().backward()
     assert all(factor.grad is not None for factor in trained)

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tensorpress.decompose.cp import CP, cp_als, cp_correct, cp_nls, cp_to_tensor
+from tensorpress.decompose import CP, cp_als, cp_correct, cp_nls, cp_to_tensor
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -11,31 +11,31 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def border():
+def make_border_rank_tensor():
     """A tensor of rank 3 that terms of rank 2 approach as closely as one likes, by cancelling."""
     a, b = torch.eye(2, dtype=torch.float64)
     terms = [(a, a, b), (a, b, a), (b, a, a)]
     return sum(torch.einsum("i,j,k->ijk", *term) for term in terms)
 
 
-def measured(tensor, cp):
+def measure_error(tensor, cp):
     return float((tensor - cp.to_tensor()).norm() / tensor.norm())
 
 
 @pytest.mark.parametrize("decompose", [cp_als, cp_nls])
 def test_a_tensor_of_lower_border_rank_makes_terms_cancel(decompose):
-    start = cp_als(border(), 2, max_iter=5)
-    long = decompose(border(), 2, max_iter=300, tol=0, start=start)
+    start = cp_als(make_border_rank_tensor(), 2, max_iter=5)
+    long = decompose(make_border_rank_tensor(), 2, max_iter=300, tol=0, start=start)
     assert long.relative_error < 0.2 * start.relative_error
     assert long.degeneracy > max(50, 5 * start.degeneracy)
 
 
 def test_correction_bounds_the_terms_of_a_degenerate_decomposition():
-    cp = cp_nls(border(), 2, max_iter=300, tol=0)
+    cp = cp_nls(make_border_rank_tensor(), 2, max_iter=300, tol=0)
     bound = 0.1
     assert cp.relative_error < bound
-    corrected = cp_correct(cp, border(), max_error=bound)
-    assert measured(border(), corrected) <= bound * (1 + 1e-8)
+    corrected = cp_correct(cp, make_border_rank_tensor(), max_error=bound)
+    assert measure_error(make_border_rank_tensor(), corrected) <= bound * (1 + 1e-8)
     assert corrected.sensitivity < 0.2 * cp.sensitivity
     assert corrected.degeneracy < 0.1 * cp.degeneracy
 
@@ -46,16 +46,16 @@ def test_the_bound_holds_and_sensitivity_does_not_rise(shape, rank, room):
     tensor = draw(*shape)
     cp = cp_als(tensor, rank, max_iter=15)
     corrected = cp_correct(cp, tensor, max_error=room * cp.relative_error)
-    assert measured(tensor, corrected) <= room * cp.relative_error * (1 + 1e-8)
-    assert corrected.relative_error == pytest.approx(measured(tensor, corrected), abs=1e-9)
+    assert measure_error(tensor, corrected) <= room * cp.relative_error * (1 + 1e-8)
+    assert corrected.relative_error == pytest.approx(measure_error(tensor, corrected), abs=1e-9)
     assert corrected.sensitivity <= cp.sensitivity * (1 + 1e-12)
 
 
-def test_the_own_error_is_the_bound_unless_another_is_given():
+def test_the_error_of_the_decomposition_is_the_default_bound():
     tensor = draw(8, 7, 6)
     cp = cp_als(tensor, 6, max_iter=10)
     corrected = cp_correct(cp, tensor)
-    assert measured(tensor, corrected) <= cp.relative_error * (1 + 1e-8)
+    assert measure_error(tensor, corrected) <= cp.relative_error * (1 + 1e-8)
     assert corrected.sensitivity < cp.sensitivity
 
 
@@ -117,13 +117,13 @@ def test_values_that_are_not_finite_are_refused():
 
 
 def test_a_corrected_decomposition_is_less_hurt_by_noise():
-    tensor = border()
+    tensor = make_border_rank_tensor()
     cp = cp_nls(tensor, 2, max_iter=300, tol=0)
     corrected = cp_correct(cp, tensor, max_error=0.1)
 
-    def hurt(found: CP) -> float:
+    def hurt(result: CP) -> float:
         ones = torch.ones(2).double()
-        noisy = [f + 1e-3 * draw(*f.shape, seed=i) for i, f in enumerate(found.spread())]
-        return float((cp_to_tensor(ones, noisy) - found.to_tensor()).norm())
+        noisy = [f + 1e-3 * draw(*f.shape, seed=i) for i, f in enumerate(result.absorb_weights())]
+        return float((cp_to_tensor(ones, noisy) - result.to_tensor()).norm())
 
     assert hurt(corrected) < hurt(cp)

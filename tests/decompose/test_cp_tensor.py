@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensorpress.decompose.cp import CP, cp_sensitivity, cp_to_tensor, max_cp_rank
+from tensorpress.decompose import CP, cp_sensitivity, cp_to_tensor, max_cp_rank
 
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def cp_of(weights, factors):
+def make_cp(weights, factors):
     return CP(weights, tuple(factors), 0.0, 0, True)
 
 
@@ -29,33 +29,33 @@ def test_rebuilding_is_tensorlys(shape, rank):
     torch.testing.assert_close(cp_to_tensor(weights, factors), torch.from_numpy(expected))
 
 
-def test_the_factors_with_the_weights_spread_stand_for_the_same_tensor():
-    cp = cp_of(draw(3).abs(), [orthonormal(n, 3, n) for n in (4, 5, 6)])
-    spread = cp.spread()
-    torch.testing.assert_close(cp_to_tensor(torch.ones(3).double(), spread), cp.to_tensor())
-    norms = torch.stack([factor.norm(dim=0) for factor in spread])
+def test_factors_that_absorb_the_weights_give_the_same_tensor():
+    cp = make_cp(draw(3).abs(), [orthonormal(n, 3, n) for n in (4, 5, 6)])
+    factors = cp.absorb_weights()
+    torch.testing.assert_close(cp_to_tensor(torch.ones(3).double(), factors), cp.to_tensor())
+    norms = torch.stack([factor.norm(dim=0) for factor in factors])
     torch.testing.assert_close(norms, norms[:1].expand(3, -1))
 
 
 def test_orthogonal_terms_are_not_degenerate():
-    cp = cp_of(draw(3).abs(), [orthonormal(n, 3, n) for n in (4, 5, 6)])
+    cp = make_cp(draw(3).abs(), [orthonormal(n, 3, n) for n in (4, 5, 6)])
     assert cp.degeneracy == pytest.approx(1)
 
 
 def test_equal_terms_have_the_least_degeneracy():
     factors = [orthonormal(n, 1, n).expand(-1, 4) for n in (4, 5, 6)]
-    assert cp_of(torch.ones(4).double(), factors).degeneracy == pytest.approx(1 / 4)
+    assert make_cp(torch.ones(4).double(), factors).degeneracy == pytest.approx(1 / 4)
 
 
 def test_terms_that_cancel_are_degenerate():
     close = torch.tensor([[1.0, 1.0], [0.0, 0.01]], dtype=torch.float64)
     close = close / close.norm(dim=0)
     signed = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
-    assert cp_of(torch.ones(2).double(), [close, signed]).degeneracy > 1e4
+    assert make_cp(torch.ones(2).double(), [close, signed]).degeneracy > 1e4
 
 
 def test_a_zero_decomposition_is_not_degenerate():
-    cp = cp_of(torch.zeros(2), [torch.zeros(3, 2), torch.zeros(4, 2)])
+    cp = make_cp(torch.zeros(2), [torch.zeros(3, 2), torch.zeros(4, 2)])
     assert (cp.degeneracy, cp.sensitivity) == (1.0, 0.0)
 
 
@@ -71,12 +71,12 @@ def test_sensitivity_is_the_expected_squared_error_of_noisy_factors(shape):
         noisy = cp_to_tensor(ones, [f + e for f, e in zip(factors, noise, strict=True)])
         errors.append(float((noisy - clean).square().sum()) / deviation**2)
     mean = sum(errors) / trials
-    spread = math.sqrt(sum((e - mean) ** 2 for e in errors)) / trials
-    assert abs(mean - cp_sensitivity(factors)) < 5 * spread
+    standard_error = math.sqrt(sum((e - mean) ** 2 for e in errors)) / trials
+    assert abs(mean - cp_sensitivity(factors)) < 5 * standard_error
 
 
 def test_the_sensitivity_of_a_decomposition_follows_from_its_weights():
-    cp = cp_of(torch.tensor([3.0, 1.0]).double(), [orthonormal(n, 2, n) for n in (4, 5, 6)])
+    cp = make_cp(torch.tensor([3.0, 1.0]).double(), [orthonormal(n, 2, n) for n in (4, 5, 6)])
     assert cp.sensitivity == pytest.approx((4 + 5 + 6) * (3 ** (4 / 3) + 1))
 
 

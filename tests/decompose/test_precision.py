@@ -12,12 +12,12 @@ DEVICES = [
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_values_are_kept_in_float64(dtype, device):
+def test_values_are_converted_to_float64(dtype, device):
     values = torch.tensor([[1.5, -2.0], [0.0, 0.25]], dtype=dtype, device=device)
-    found = to_working_precision(values)
-    assert found.dtype == torch.float64
-    assert found.device == values.device
-    assert found.tolist() == values.tolist()
+    result = to_working_precision(values)
+    assert result.dtype == torch.float64
+    assert result.device == values.device
+    assert result.tolist() == values.tolist()
 
 
 def test_float64_is_not_copied():
@@ -50,17 +50,17 @@ def test_a_tensor_without_entries_is_refused():
 
 
 @pytest.mark.parametrize("scale", [1e100, 1e-100])
-def test_values_whose_energies_cannot_be_held_are_refused(scale):
+def test_values_whose_energies_overflow_or_vanish_are_refused(scale):
     with pytest.raises(InvalidArgumentError, match="scale it first"):
         to_working_precision(torch.full((2, 2), scale, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("value", [torch.finfo(torch.float32).max, 1e-45, 0.0])
-def test_every_float32_is_taken(value):
+def test_every_float32_is_accepted(value):
     assert float(to_working_precision(torch.full((2,), value)).max()) == float(torch.tensor(value))
 
 
-def projected(angle):
+def make_projection(angle):
     """A unit vector in the plane, and its projection on the first axis."""
     vector = torch.tensor([angle, 0.0], dtype=torch.float64).cos()
     vector[1] = torch.tensor(angle, dtype=torch.float64).sin()
@@ -69,17 +69,17 @@ def projected(angle):
 
 @pytest.mark.parametrize("angle", [1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-9])
 def test_errors_of_projections_are_exact_however_small(angle):
-    vector, inside = projected(angle)
-    kept = float(inside.square().sum())
+    vector, inside = make_projection(angle)
+    energy = float(inside.square().sum())
     expected = float(torch.tensor(angle, dtype=torch.float64).sin())
-    assert projection_error(vector, kept, lambda: inside) == pytest.approx(expected, rel=1e-9)
+    assert projection_error(vector, energy, lambda: inside) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_zero_tensor_has_no_error():
     assert projection_error(torch.zeros(3), 0.0, lambda: torch.zeros(3)) == 0
 
 
-def test_nothing_is_rebuilt_where_the_energies_tell_the_error():
+def test_large_errors_are_computed_without_rebuilding():
     def rebuild():
         raise AssertionError
 

@@ -16,7 +16,7 @@ def loss(fit):
     return sum(error**2 for error in fit.relative_errors) / len(fit.relative_errors)
 
 
-def planted(ranks, shapes):
+def plant_terms(ranks, shapes):
     core = draw(*ranks)
     return [
         tucker_to_tensor(core, [draw(n, k, seed=n + 7 * i) for n, k in zip(s, ranks, strict=True)])
@@ -55,7 +55,7 @@ def test_one_tensor_is_fitted_as_well_as_by_hooi(shape, ranks):
     ],
 )
 def test_a_planted_shared_core_is_recovered(ranks, shapes):
-    fit = shared_tucker(planted(ranks, shapes), ranks, max_iter=400, tol=1e-12)
+    fit = shared_tucker(plant_terms(ranks, shapes), ranks, max_iter=400, tol=1e-12)
     assert fit.converged
     assert max(fit.relative_errors) < 1e-4
 

@@ -19,7 +19,7 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
-def with_values(rows, columns, values, seed=0):
+def make_matrix(rows, columns, values, seed=0):
     """A matrix of the given singular values."""
     count = len(values)
     u = torch.linalg.qr(draw(rows, count, seed=seed)).Q
@@ -37,7 +37,7 @@ MATRICES = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
 
 @given(MATRICES)
 @settings(max_examples=40)
-def test_values_are_numpys(case):
+def test_values_agree_with_numpy(case):
     rows, columns, seed = case
     matrix = draw(rows, columns, seed=seed)
     expected = np.linalg.svd(matrix.numpy(), compute_uv=False)
@@ -50,12 +50,12 @@ def test_values_are_numpys(case):
 def test_vectors_are_those_of_the_smaller_side(case):
     rows, columns, seed = case
     matrix = draw(rows, columns, seed=seed)
-    found = spectrum(matrix)
-    assert (found.rows, found.columns) == (rows, columns)
-    assert_orthonormal(found.vectors)
+    result = spectrum(matrix)
+    assert (result.rows, result.columns) == (rows, columns)
+    assert_orthonormal(result.vectors)
     side = matrix if rows <= columns else matrix.mT
-    energies = (found.vectors.mT @ side).norm(dim=1)
-    torch.testing.assert_close(energies, found.values, atol=1e-7, rtol=1e-7)
+    energies = (result.vectors.mT @ side).norm(dim=1)
+    torch.testing.assert_close(energies, result.values, atol=1e-7, rtol=1e-7)
 
 
 # Above the size of a block, where the Gram matrix is put together from several.
@@ -64,19 +64,19 @@ def test_vectors_are_those_of_the_smaller_side(case):
 )
 def test_large_matrices(rows, columns):
     matrix = draw(rows, columns)
-    found = spectrum(matrix)
-    torch.testing.assert_close(found.values, torch.linalg.svdvals(matrix), atol=1e-6, rtol=1e-9)
-    torch.testing.assert_close(singular_values(matrix), found.values, atol=1e-6, rtol=1e-9)
-    assert_orthonormal(found.vectors)
+    result = spectrum(matrix)
+    torch.testing.assert_close(result.values, torch.linalg.svdvals(matrix), atol=1e-6, rtol=1e-9)
+    torch.testing.assert_close(singular_values(matrix), result.values, atol=1e-6, rtol=1e-9)
+    assert_orthonormal(result.vectors)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 7), (2, 2, 7, 3)])
 def test_a_stack_is_its_matrices(shape):
     stack = draw(*shape)
-    found, values, bases = spectrum(stack), singular_values(stack), leading_basis(stack, 2)
+    result, values, bases = spectrum(stack), singular_values(stack), leading_basis(stack, 2)
     for index in np.ndindex(*shape[:-2]):
         one = spectrum(stack[index])
-        torch.testing.assert_close(found.values[index], one.values)
+        torch.testing.assert_close(result.values[index], one.values)
         torch.testing.assert_close(values[index], one.values)
         basis = leading_basis(stack[index], 2)
         torch.testing.assert_close(bases[index] @ bases[index].mT, basis @ basis.mT)
@@ -98,7 +98,7 @@ def test_a_basis_spans_the_leading_directions(shape, rank):
 @pytest.mark.parametrize(("rows", "columns"), [(12, 8), (8, 12), (10, 10), (30, 3), (40, 6)])
 @pytest.mark.parametrize("values", [[5.0, 3.0], [5.0, 1e-4], [5.0, 3.0, 1e-9], [5.0]])
 def test_rank_deficient_matrices_are_completed(rows, columns, values):
-    matrix = with_values(rows, columns, values)
+    matrix = make_matrix(rows, columns, values)
     for rank in range(1, rows + 1):
         basis = leading_basis(matrix, rank)
         assert basis.shape == (rows, rank)
@@ -111,11 +111,11 @@ def test_rank_deficient_matrices_are_completed(rows, columns, values):
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4), (3, 7, 4), (1, 1), (1, 5), (5, 1)])
 def test_zero_and_constant_matrices(shape):
     for matrix in (torch.zeros(shape), torch.ones(shape)):
-        found = spectrum(matrix)
-        assert bool(found.values.isfinite().all())
+        result = spectrum(matrix)
+        assert bool(result.values.isfinite().all())
         for rank in (1, shape[-2]):
-            assert_orthonormal(leading_basis(matrix.double(), rank, found))
-    torch.testing.assert_close(found.values[..., 0], found.values.square().sum(-1).sqrt())
+            assert_orthonormal(leading_basis(matrix.double(), rank, result))
+    torch.testing.assert_close(result.values[..., 0], result.values.square().sum(-1).sqrt())
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -123,10 +123,10 @@ def test_zero_and_constant_matrices(shape):
 @pytest.mark.parametrize("shape", [(4, 7), (7, 4)])
 def test_other_dtypes(shape, dtype, device):
     matrix = draw(*shape).to(device, dtype)
-    found = spectrum(matrix)
-    assert found.values.dtype == found.vectors.dtype == singular_values(matrix).dtype
-    assert found.values.dtype == torch.float64
-    torch.testing.assert_close(found.values, torch.linalg.svdvals(matrix.double()))
+    result = spectrum(matrix)
+    assert result.values.dtype == result.vectors.dtype == singular_values(matrix).dtype
+    assert result.values.dtype == torch.float64
+    torch.testing.assert_close(result.values, torch.linalg.svdvals(matrix.double()))
     basis = leading_basis(matrix, 2)
     assert (basis.dtype, basis.device) == (dtype, matrix.device)
 
@@ -144,7 +144,7 @@ def test_a_spectrum_of_another_matrix_is_refused():
 
 
 @pytest.mark.parametrize("function", [spectrum, singular_values, lambda m: leading_basis(m, 1)])
-def test_what_is_no_finite_matrix_is_refused(function):
+def test_vectors_and_values_that_are_not_finite_are_refused(function):
     with pytest.raises(InvalidArgumentError, match="NaN or infinite"):
         function(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(InvalidArgumentError, match=r"matrices is needed, got shape \(3,\)"):

@@ -20,19 +20,19 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
-def with_values(rows, columns, values, seed=0):
+def make_matrix(rows, columns, values, seed=0):
     """A matrix of the given singular values."""
     u = torch.linalg.qr(draw(rows, len(values), seed=seed)).Q
     v = torch.linalg.qr(draw(columns, len(values), seed=seed + 1)).Q
     return (u * values) @ v.mT
 
 
-def falling(count, power):
+def power_law(count, power):
     return torch.arange(1, count + 1, dtype=torch.float64) ** -power
 
 
-def measured(matrix, found):
-    return float((matrix - found.to_tensor()).norm() / matrix.norm())
+def measure_error(matrix, result):
+    return float((matrix - result.to_tensor()).norm() / matrix.norm())
 
 
 def assert_orthonormal(basis):
@@ -54,39 +54,39 @@ def stacks_and_ranks(draw):
 def test_the_best_approximation_is_found(method, case):
     shape, rank = case
     matrix = draw(*shape)
-    found = truncated_svd(matrix, rank, method=method)
+    result = truncated_svd(matrix, rank, method=method)
     values = torch.linalg.svdvals(matrix)
-    torch.testing.assert_close(found.s, values[..., :rank], atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(result.s, values[..., :rank], atol=1e-7, rtol=1e-7)
     best = float(values[..., rank:].norm() / matrix.norm())
-    assert found.relative_error == pytest.approx(best, abs=1e-7)
-    assert found.relative_error == pytest.approx(measured(matrix, found), abs=1e-9)
-    assert_orthonormal(found.u)
-    assert_orthonormal(found.v)
+    assert result.relative_error == pytest.approx(best, abs=1e-7)
+    assert result.relative_error == pytest.approx(measure_error(matrix, result), abs=1e-9)
+    assert_orthonormal(result.u)
+    assert_orthonormal(result.v)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7), (3, 9, 6), (1, 5), (5, 1)])
 def test_full_rank_reproduces_the_matrix(method, shape):
     matrix = draw(*shape)
-    found = truncated_svd(matrix, min(shape[-2:]), method=method)
-    assert measured(matrix, found) < 1e-9
-    assert found.relative_error < 1e-9
+    result = truncated_svd(matrix, min(shape[-2:]), method=method)
+    assert measure_error(matrix, result) < 1e-9
+    assert result.relative_error < 1e-9
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("rows", "columns"), [(40, 60), (60, 40)])
 def test_ill_conditioned_matrices(method, rows, columns):
-    matrix = with_values(rows, columns, 10.0 ** -torch.arange(16, dtype=torch.float64))
+    matrix = make_matrix(rows, columns, 10.0 ** -torch.arange(16, dtype=torch.float64))
     errors = []
     for rank in range(1, 17):
-        found = truncated_svd(matrix, rank, method=method)
-        assert_orthonormal(found.u)
-        assert_orthonormal(found.v)
-        assert bool((found.s.diff() <= 0).all())
-        assert found.relative_error == pytest.approx(measured(matrix, found), abs=1e-9)
+        result = truncated_svd(matrix, rank, method=method)
+        assert_orthonormal(result.u)
+        assert_orthonormal(result.v)
+        assert bool((result.s.diff() <= 0).all())
+        assert result.relative_error == pytest.approx(measure_error(matrix, result), abs=1e-9)
         # Gram matrices know singular values down to 1e-8 of the largest.
-        assert found.relative_error <= 2 * 10.0**-rank + 2e-8
-        errors.append(found.relative_error)
+        assert result.relative_error <= 2 * 10.0**-rank + 2e-8
+        errors.append(result.relative_error)
     assert all(late <= early + 1e-8 for early, late in pairwise(errors))
 
 
@@ -98,44 +98,44 @@ def test_zeros_constants_and_rank_deficient_matrices(method, shape):
     assert zero.relative_error == 0
     assert float(zero.to_tensor().abs().max()) == 0
     for matrix in (torch.ones(shape).double(), draw(*shape[:-1], 2) @ draw(2, shape[-1])):
-        found = truncated_svd(matrix, rank, method=method)
-        assert_orthonormal(found.u)
-        assert_orthonormal(found.v)
-        assert measured(matrix, found) < 1e-7
+        result = truncated_svd(matrix, rank, method=method)
+        assert_orthonormal(result.u)
+        assert_orthonormal(result.v)
+        assert measure_error(matrix, result) < 1e-7
 
 
 @pytest.mark.parametrize("power", [0.3, 0.7, 1.5])
 @pytest.mark.parametrize("shape", [(80, 200), (200, 80)])
 def test_a_random_range_is_nearly_the_best(shape, power):
-    matrix = with_values(*shape, falling(80, power))
+    matrix = make_matrix(*shape, power_law(80, power))
     best = truncated_svd(matrix, 8, method="exact")
-    found = truncated_svd(matrix, 8, method="randomized")
-    assert best.relative_error <= found.relative_error <= 1.01 * best.relative_error
-    assert found.relative_error == pytest.approx(measured(matrix, found), rel=1e-9)
-    assert torch.equal(found.u, truncated_svd(matrix, 8, method="randomized").u)
+    result = truncated_svd(matrix, 8, method="randomized")
+    assert best.relative_error <= result.relative_error <= 1.01 * best.relative_error
+    assert result.relative_error == pytest.approx(measure_error(matrix, result), rel=1e-9)
+    assert torch.equal(result.u, truncated_svd(matrix, 8, method="randomized").u)
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (2, 9, 6)])
 def test_a_known_spectrum_gives_the_same(shape):
     matrix = draw(*shape)
-    found, again = truncated_svd(matrix, 3), truncated_svd(matrix, 3, spectrum=spectrum(matrix))
-    torch.testing.assert_close(again.to_tensor(), found.to_tensor())
-    assert again.relative_error == pytest.approx(found.relative_error)
+    result, again = truncated_svd(matrix, 3), truncated_svd(matrix, 3, spectrum=spectrum(matrix))
+    torch.testing.assert_close(again.to_tensor(), result.to_tensor())
+    assert again.relative_error == pytest.approx(result.relative_error)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stack_is_its_matrices(method):
     stack = draw(3, 30, 20) * torch.tensor([1.0, 1e-3, 10.0])[:, None, None]
-    found = truncated_svd(stack, 4, method=method)
+    result = truncated_svd(stack, 4, method=method)
     alone = [truncated_svd(matrix, 4, method=method) for matrix in stack]
-    torch.testing.assert_close(found.to_tensor(), torch.stack([one.to_tensor() for one in alone]))
+    torch.testing.assert_close(result.to_tensor(), torch.stack([one.to_tensor() for one in alone]))
     energies = stack.square().sum((1, 2))
     discarded = energies * energies.new_tensor([one.relative_error**2 for one in alone])
     expected = (discarded.sum() / energies.sum()).sqrt()
-    assert found.relative_error == pytest.approx(float(expected))
+    assert result.relative_error == pytest.approx(float(expected))
 
 
-def test_parameters_are_counted_with_the_values_absorbed():
+def test_parameters_do_not_count_the_singular_values():
     assert truncated_svd(draw(6, 9), 2).num_params == 2 * (6 + 9)
     assert truncated_svd(draw(5, 6, 9), 2).num_params == 5 * 2 * (6 + 9)
 
@@ -145,10 +145,10 @@ def test_parameters_are_counted_with_the_values_absorbed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes_come_back_in_their_own(dtype, method, device):
     matrix = draw(6, 4).to(device, dtype)
-    found = truncated_svd(matrix, 4, method=method)
-    assert {t.dtype for t in (found.u, found.s, found.v)} == {dtype}
-    assert found.u.device == matrix.device
-    error = (matrix.double() - found.to_tensor().double()).norm() / matrix.double().norm()
+    result = truncated_svd(matrix, 4, method=method)
+    assert {t.dtype for t in (result.u, result.s, result.v)} == {dtype}
+    assert result.u.device == matrix.device
+    error = (matrix.double() - result.to_tensor().double()).norm() / matrix.double().norm()
     assert float(error) < 20 * torch.finfo(dtype).eps
 
 
@@ -169,12 +169,12 @@ def test_values_that_are_not_finite_are_refused(method):
         truncated_svd(torch.tensor([[1.0, float("inf")]]), 1, method=method)
 
 
-def test_what_is_no_matrix_is_refused():
+def test_a_vector_is_refused():
     with pytest.raises(InvalidArgumentError, match=r"shape \(3,\)"):
         truncated_svd(draw(3), 1)
 
 
-def test_unknown_methods_and_foreign_spectra_are_refused():
+def test_unknown_methods_and_spectra_of_other_matrices_are_refused():
     with pytest.raises(InvalidArgumentError, match="did you mean 'exact'"):
         truncated_svd(draw(4, 3), 1, method="exakt")
     for shape in ((7, 4), (4, 8)):

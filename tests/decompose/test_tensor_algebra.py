@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tensorly.tenalg import multi_mode_dot
 
 from tensorpress.decompose import fold, mode_product, project, tucker_to_tensor, unfold
-from tensorpress.decompose.tensor_algebra import cheaper_forwards
+from tensorpress.decompose.tensor_algebra import is_cheaper_forwards
 from tensorpress.errors import InvalidArgumentError
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=5)
@@ -32,7 +32,7 @@ def shape_and_ranks(draw):
 
 @given(shape_and_mode())
 @settings(max_examples=30)
-def test_unfold_and_fold_are_tensorlys(case):
+def test_unfold_and_fold_agree_with_tensorly(case):
     shape, mode = case
     tensor = draw(*shape)
     matrix = unfold(tensor, mode)
@@ -99,8 +99,8 @@ def test_project_leaves_the_skipped_mode(case):
 
 
 def test_the_cheaper_direction_is_taken():
-    assert cheaper_forwards([2, 3, 400], [2, 2, 2])
-    assert not cheaper_forwards([400, 3, 2], [2, 2, 2])
+    assert is_cheaper_forwards([2, 3, 400], [2, 2, 2])
+    assert not is_cheaper_forwards([400, 3, 2], [2, 2, 2])
 
 
 def test_matrices_that_do_not_fit_the_core_are_refused():

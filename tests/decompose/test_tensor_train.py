@@ -45,7 +45,7 @@ def random_train(shape, ranks, seed=0):
     return TensorTrain(tuple(cores), 0.0)
 
 
-def total(first, second):
+def add_trains(first, second):
     """The train of a sum, of ranks that add up: block-diagonal cores."""
     cores = []
     for k, (a, b) in enumerate(zip(first.cores, second.cores, strict=True)):
@@ -86,7 +86,7 @@ def test_largest_ranks_reproduce_the_tensor(shape):
 
 @given(shape_and_ranks())
 @settings(max_examples=40)
-def test_the_error_reported_is_the_error_made(case):
+def test_the_reported_error_is_exact(case):
     shape, ranks = case
     tensor = draw(*shape)
     train = tt_svd(tensor, ranks=ranks)
@@ -95,12 +95,12 @@ def test_the_error_reported_is_the_error_made(case):
 
 @given(shape_and_ranks())
 @settings(max_examples=40)
-def test_the_discarded_energies_leave_the_rest_in_the_last_core(case):
+def test_the_last_core_has_the_energy_that_is_not_discarded(case):
     shape, ranks = case
     tensor = draw(*shape)
     train = tt_svd(tensor, ranks=ranks)
-    kept = float(train.cores[-1].square().sum() / tensor.square().sum())
-    assert train.relative_error**2 == pytest.approx(1 - kept, abs=1e-12)
+    energy = float(train.cores[-1].square().sum() / tensor.square().sum())
+    assert train.relative_error**2 == pytest.approx(1 - energy, abs=1e-12)
     for core in train.cores[:-1]:
         unfolding = core.flatten(0, 1)
         eye = torch.eye(core.shape[2], dtype=torch.float64)
@@ -109,18 +109,18 @@ def test_the_discarded_energies_leave_the_rest_in_the_last_core(case):
 
 @given(shape_and_ranks(min_order=2))
 @settings(max_examples=40)
-def test_ranks_are_those_asked_for_where_they_can_be(case):
+def test_ranks_are_the_attainable_ones(case):
     shape, ranks = case
     train = tt_svd(draw(*shape), ranks=ranks)
     assert train.ranks == attainable_tt_ranks(shape, ranks)
-    assert all(got <= asked for got, asked in zip(train.ranks, ranks, strict=True))
+    assert all(rank <= limit for rank, limit in zip(train.ranks, ranks, strict=True))
     stored = sum(core.numel() for core in train.cores)
     assert train.num_params == tt_params(shape, train.ranks) == stored
 
 
 @given(shape_and_ranks(min_order=2))
 @settings(max_examples=40)
-def test_attainable_ranks_are_a_fixed_point_that_neighbours_allow(case):
+def test_attainable_ranks_fit_their_neighbours_and_stay(case):
     shape, ranks = case
     lowered = attainable_tt_ranks(shape, ranks)
     assert attainable_tt_ranks(shape, lowered) == lowered
@@ -132,7 +132,7 @@ def test_attainable_ranks_are_a_fixed_point_that_neighbours_allow(case):
 
 @given(shapes, st.integers(1, 30))
 @settings(max_examples=30)
-def test_one_rank_for_all_is_attainable_up_to_the_largest(shape, rank):
+def test_equal_ranks_are_attainable_up_to_the_largest(shape, rank):
     ranks = tuple(min(rank, most) for most in largest_tt_ranks(shape))
     assert attainable_tt_ranks(shape, ranks) == ranks
 
@@ -147,7 +147,7 @@ def test_a_tolerance_bounds_the_error(shape, tolerance):
 
 
 @pytest.mark.parametrize("tolerance", [0.5, 0.1, 1e-3, 1e-5])
-def test_a_tolerance_is_not_wasted(tolerance):
+def test_one_rank_less_misses_the_tolerance(tolerance):
     """No first rank smaller by one would have met its share of the tolerance."""
     tensor = decaying(6, 5, 7)
     first = tt_svd(tensor, tolerance=tolerance).ranks[0]
@@ -165,7 +165,7 @@ def test_a_smaller_tolerance_never_lowers_a_rank_of_a_matrix():
 
 @pytest.mark.parametrize("tolerance", [0, 1e-10, 1e-5])
 @pytest.mark.parametrize(("shape", "ranks"), [((6, 5, 7), (2, 3)), ((4, 4, 4, 4), (2, 3, 2))])
-def test_a_tensor_of_low_ranks_is_found_at_them(shape, ranks, tolerance):
+def test_the_ranks_of_a_low_rank_tensor_are_found(shape, ranks, tolerance):
     tensor = random_train(shape, ranks).to_tensor()
     train = tt_svd(tensor, tolerance=tolerance)
     assert train.ranks == ranks
@@ -178,9 +178,9 @@ def test_a_tensor_of_low_ranks_is_found_at_them(shape, ranks, tolerance):
 @pytest.mark.parametrize("make", [draw, decaying])
 def test_the_same_train_as_tensorly(make, shape, ranks):
     tensor = make(*shape)
-    theirs = tl.tt_to_tensor(tensor_train(tensor.numpy(), [1, *ranks, 1]))
+    reference = tl.tt_to_tensor(tensor_train(tensor.numpy(), [1, *ranks, 1]))
     ours = tt_svd(tensor, ranks=ranks).to_tensor().numpy()
-    np.testing.assert_allclose(ours, theirs, atol=1e-6 * float(tensor.norm()))
+    np.testing.assert_allclose(ours, reference, atol=1e-6 * float(tensor.norm()))
 
 
 def test_a_matrix_is_truncated_as_by_its_svd():
@@ -205,7 +205,7 @@ def test_the_error_of_three_modes_never_grows_with_a_rank(seed):
             assert errors.get(more, 0.0) <= error + 1e-9
 
 
-def test_the_error_falls_with_one_rank_for_all():
+def test_the_error_falls_with_equal_ranks():
     tensor = decaying(4, 4, 4, 4, 4)
     most = largest_tt_ranks(tensor.shape)
     errors = [tt_svd(tensor, ranks=[min(r, m) for m in most]).relative_error for r in range(1, 17)]
@@ -218,11 +218,11 @@ def test_the_error_lies_between_the_bounds_of_the_spectra(case):
     shape, ranks = case
     tensor = draw(*shape)
     spectra = tt_spectra(tensor)
-    assert [len(found.values) for found in spectra] == list(largest_tt_ranks(shape))
+    assert [len(spectrum.values) for spectrum in spectra] == list(largest_tt_ranks(shape))
     train = tt_svd(tensor, ranks=ranks)
     tails = [
-        float(found.values[rank:].square().sum() / tensor.square().sum())
-        for found, rank in zip(spectra, train.ranks, strict=True)
+        float(result.values[rank:].square().sum() / tensor.square().sum())
+        for result, rank in zip(spectra, train.ranks, strict=True)
     ]
     assert sqrt(max(tails)) <= train.relative_error + 1e-7
     assert train.relative_error <= sqrt(sum(tails)) + 1e-7
@@ -243,7 +243,7 @@ def test_rounding_by_ranks_is_the_decomposition_of_the_tensor(case):
 @pytest.mark.parametrize("tolerance", [0, 1e-12, 1e-4])
 def test_rounding_a_sum_finds_its_ranks(tolerance):
     train = random_train((4, 5, 6, 4), (2, 3, 2))
-    doubled = total(train, train)
+    doubled = add_trains(train, train)
     assert doubled.ranks == (4, 6, 4)
     rounded = tt_round(doubled, tolerance=tolerance)
     assert rounded.ranks == train.ranks
@@ -263,7 +263,7 @@ def test_rounding_finds_the_ranks_of_an_inflated_train():
 
 
 @pytest.mark.parametrize("tolerance", [0.7, 0.2, 1e-2, 1e-7])
-def test_rounding_keeps_to_its_tolerance(tolerance):
+def test_rounding_stays_within_its_tolerance(tolerance):
     tensor = decaying(5, 4, 5, 4)
     full = tt_svd(tensor, tolerance=0)
     rounded = tt_round(full, tolerance=tolerance)
@@ -280,13 +280,13 @@ def test_rounding_never_raises_a_rank():
 
 def test_rounding_a_tensor_too_large_to_build():
     train = random_train((10,) * 30, (3,) * 29)
-    rounded = tt_round(total(train, train), tolerance=1e-9)
+    rounded = tt_round(add_trains(train, train), tolerance=1e-9)
     assert rounded.ranks == train.ranks
 
 
 @given(shape_and_ranks())
 @settings(max_examples=30)
-def test_contraction_is_that_of_einsum(case):
+def test_contraction_agrees_with_einsum(case):
     shape, ranks = case
     train = random_train(shape, ranks)
     expected = torch.ones(1, dtype=torch.float64)

@@ -48,7 +48,7 @@ def distance(tensor, other):
     return float((tensor.double() - other.double()).norm() / tensor.double().norm())
 
 
-def counted_macs(function, *args, **options):
+def count_macs(function, *args, **options):
     counter = FlopCounterMode(display=False)
     with counter:
         function(*args, **options)
@@ -79,37 +79,39 @@ def test_largest_ranks_reproduce_the_matrix(case):
     row_modes, column_modes, _ = case
     matrix = draw(prod(row_modes), prod(column_modes))
     sizes = [m * n for m, n in zip(row_modes, column_modes, strict=True)]
-    found = tt_matrix(matrix, row_modes, column_modes, ranks=largest_tt_ranks(sizes))
-    assert distance(matrix, found.to_tensor()) < 1e-12
-    assert (found.row_modes, found.column_modes) == (row_modes, column_modes)
-    assert found.shape == tuple(matrix.shape)
-    assert found.ranks == largest_tt_ranks(sizes)
-    assert found.num_params == tt_params(sizes, found.ranks) == sum(c.numel() for c in found.cores)
+    result = tt_matrix(matrix, row_modes, column_modes, ranks=largest_tt_ranks(sizes))
+    assert distance(matrix, result.to_tensor()) < 1e-12
+    assert (result.row_modes, result.column_modes) == (row_modes, column_modes)
+    assert result.shape == tuple(matrix.shape)
+    assert result.ranks == largest_tt_ranks(sizes)
+    assert (
+        result.num_params == tt_params(sizes, result.ranks) == sum(c.numel() for c in result.cores)
+    )
 
 
 @pytest.mark.parametrize("tolerance", [0.9, 0.5, 0.1, 1e-4])
 def test_a_tolerance_bounds_the_error_which_is_measured(tolerance):
     matrix = draw(12, 24) * 0.8 ** torch.arange(24)
-    found = tt_matrix(matrix, *MODES, tolerance=tolerance)
-    measured = distance(matrix, found.to_tensor())
+    result = tt_matrix(matrix, *MODES, tolerance=tolerance)
+    measured = distance(matrix, result.to_tensor())
     assert measured <= tolerance
-    assert found.relative_error == pytest.approx(measured, abs=1e-12)
+    assert result.relative_error == pytest.approx(measured, abs=1e-12)
 
 
 def test_one_pair_of_modes_is_the_matrix():
     matrix = draw(5, 7)
-    found = tt_matrix(matrix, (5,), (7,), ranks=())
-    assert torch.equal(found.cores[0], matrix.reshape(1, 5, 7, 1))
-    assert torch.equal(found.to_tensor(), matrix)
+    result = tt_matrix(matrix, (5,), (7,), ranks=())
+    assert torch.equal(result.cores[0], matrix.reshape(1, 5, 7, 1))
+    assert torch.equal(result.to_tensor(), matrix)
     x = draw(3, 7)
-    torch.testing.assert_close(found.multiply(x), x @ matrix.mT)
+    torch.testing.assert_close(result.multiply(x), x @ matrix.mT)
 
 
 def test_row_modes_alone_are_the_train_of_a_tensor():
     tensor = draw(3, 4, 5)
-    found = tt_matrix(tensor.reshape(60, 1), (3, 4, 5), (1, 1, 1), ranks=(2, 3))
+    result = tt_matrix(tensor.reshape(60, 1), (3, 4, 5), (1, 1, 1), ranks=(2, 3))
     expected = tt_svd(tensor, ranks=(2, 3))
-    for core, other in zip(found.cores, expected.cores, strict=True):
+    for core, other in zip(result.cores, expected.cores, strict=True):
         assert torch.equal(core[:, :, 0], other)
 
 
@@ -118,37 +120,37 @@ def test_a_kronecker_product_has_ranks_of_one():
     matrix = torch.kron(torch.kron(factors[0], factors[1]), factors[2])
     assert tt_matrix(matrix, *MODES, tolerance=1e-10).ranks == (1, 1)
     spectra = tt_matrix_spectra(matrix, *MODES)
-    assert [len(found.values) for found in spectra] == [6, 8]
-    for found in spectra:
-        assert float(found.values[1]) < 1e-7 * float(found.values[0])
+    assert [len(spectrum.values) for spectrum in spectra] == [6, 8]
+    for spectrum in spectra:
+        assert float(spectrum.values[1]) < 1e-7 * float(spectrum.values[0])
 
 
 def test_a_zero_matrix_has_no_error():
-    found = tt_matrix(torch.zeros(12, 24), *MODES, ranks=(2, 2))
-    assert found.relative_error == 0
-    assert float(found.to_tensor().abs().max()) == 0
-    assert float(found.multiply(torch.ones(24)).abs().max()) == 0
+    result = tt_matrix(torch.zeros(12, 24), *MODES, ranks=(2, 2))
+    assert result.relative_error == 0
+    assert float(result.to_tensor().abs().max()) == 0
+    assert float(result.multiply(torch.ones(24)).abs().max()) == 0
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_and_device_are_those_of_the_matrix(dtype, device):
     matrix = draw(12, 24).to(device, dtype)
-    found = tt_matrix(matrix, *MODES, tolerance=0)
+    result = tt_matrix(matrix, *MODES, tolerance=0)
     x = draw(5, 24, seed=1).to(device, dtype)
-    results = [
-        *found.cores,
-        found.to_tensor(),
-        found.multiply(x),
-        found.multiply(x[0]),
-        tt_rows(found.cores, torch.tensor([0, 11], device=device)),
+    tensors = [
+        *result.cores,
+        result.to_tensor(),
+        result.multiply(x),
+        result.multiply(x[0]),
+        tt_rows(result.cores, torch.tensor([0, 11], device=device)),
     ]
-    for result in results:
-        assert result.dtype == dtype
-        assert result.device.type == device
+    for tensor in tensors:
+        assert tensor.dtype == dtype
+        assert tensor.device.type == device
     dense = x.double() @ matrix.double().mT
-    assert distance(dense, found.multiply(x)) < 20 * torch.finfo(dtype).eps
-    assert distance(dense[0], found.multiply(x[0])) < 20 * torch.finfo(dtype).eps
+    assert distance(dense, result.multiply(x)) < 20 * torch.finfo(dtype).eps
+    assert distance(dense[0], result.multiply(x[0])) < 20 * torch.finfo(dtype).eps
 
 
 @given(trains(), st.booleans(), st.lists(st.integers(0, 3), max_size=3))
@@ -172,19 +174,19 @@ def test_long_trains_multiply_as_the_dense_matrix(vectors, from_left):
 
 @given(trains(), st.integers(1, 4), st.booleans())
 @settings(max_examples=40)
-def test_macs_are_those_that_torch_counts(case, vectors, from_left):
+def test_macs_agree_with_those_that_torch_counts(case, vectors, from_left):
     row_modes, column_modes, ranks = case
     cores = random_cores(*case)
     x = draw(vectors, prod(column_modes))
-    counted = counted_macs(tt_multiply, cores, x, from_left=from_left)
+    counted = count_macs(tt_multiply, cores, x, from_left=from_left)
     assert vectors * tt_macs(row_modes, column_modes, ranks, from_left) == counted
 
 
 @given(trains(), st.integers(1, 4))
 @settings(max_examples=40)
-def test_row_macs_are_those_that_torch_counts(case, rows):
+def test_macs_of_a_row_agree_with_those_that_torch_counts(case, rows):
     cores = random_cores(*case)
-    counted = counted_macs(tt_rows, cores, torch.zeros(rows, dtype=torch.long))
+    counted = count_macs(tt_rows, cores, torch.zeros(rows, dtype=torch.long))
     assert rows * tt_row_macs(case[1], case[2]) == counted
 
 
@@ -199,9 +201,7 @@ def test_the_cheapest_order_is_the_cheapest(case, vectors):
         merged = tt_merge(cores, groups)
         m, n = [c.shape[1] for c in merged], [c.shape[2] for c in merged]
         ends = [1, *(c.shape[3] for c in merged)]
-        macs = vectors * tt_macs(m, n, ends[1:-1], from_left) + counted_macs(
-            tt_merge, cores, groups
-        )
+        macs = vectors * tt_macs(m, n, ends[1:-1], from_left) + count_macs(tt_merge, cores, groups)
         if from_left:
             states = [prod(m[:k]) * ends[k] * prod(n[k:]) for k in range(1, len(m) + 1)]
         else:
@@ -227,9 +227,9 @@ def test_neighbours_are_merged_where_many_vectors_share_the_cost():
 @given(trains(), st.lists(st.integers(0, 3), max_size=2))
 @settings(max_examples=40)
 def test_multiply_takes_any_leading_shape(case, leading):
-    found = TTMatrix(tuple(random_cores(*case)), 0.0)
-    x = draw(*leading, found.shape[1], seed=9)
-    torch.testing.assert_close(found.multiply(x), x @ found.to_tensor().mT)
+    result = TTMatrix(tuple(random_cores(*case)), 0.0)
+    x = draw(*leading, result.shape[1], seed=9)
+    torch.testing.assert_close(result.multiply(x), x @ result.to_tensor().mT)
 
 
 @given(trains())
@@ -324,7 +324,7 @@ def test_modes_that_do_not_fit_are_refused(row_modes, column_modes, message):
             function(draw(12, 24), row_modes, column_modes)
 
 
-def test_only_a_matrix_is_taken():
+def test_a_tensor_of_another_order_is_refused():
     with pytest.raises(InvalidArgumentError, match=r"a matrix is needed, got shape \(12, 2, 12\)"):
         tt_matrix(draw(12, 2, 12), *MODES, tolerance=0.1)
 
@@ -359,7 +359,7 @@ def test_cores_that_make_no_train_are_refused():
 
 
 @pytest.mark.parametrize("groups", [(), (1, 1), (2, 2), (3, 0), (4, -1)])
-def test_groups_that_do_not_add_up_are_refused(groups):
+def test_groups_with_another_sum_are_refused(groups):
     with pytest.raises(InvalidArgumentError, match="add up to 3 TT-cores"):
         tt_merge(random_cores(*MODES, RANKS), groups)
 

@@ -34,7 +34,7 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=generator, dtype=dtype)
 
 
-def structured(*shape, power=0.7, seed=0):
+def make_tensor(*shape, power=0.7, seed=0):
     """A tensor whose unfoldings have falling spectra, as trained weights do."""
     core = draw(*shape, seed=seed)
     for mode, n in enumerate(shape):
@@ -44,12 +44,12 @@ def structured(*shape, power=0.7, seed=0):
     return tucker_to_tensor(core, bases)
 
 
-def measured(tensor, found):
+def measure_error(tensor, result):
     tensor = tensor.double()
-    return float((tensor - found.to_tensor().double()).norm() / tensor.norm())
+    return float((tensor - result.to_tensor().double()).norm() / tensor.norm())
 
 
-def discarded(tensor, mode, rank):
+def discarded_energy(tensor, mode, rank):
     """Relative norm of what a truncation of one mode alone discards: no decomposition does less."""
     return float(torch.linalg.svdvals(unfold(tensor, mode))[rank:].norm() / tensor.norm())
 
@@ -72,10 +72,10 @@ def truncations(draw):
 @settings(max_examples=25)
 def test_full_ranks_reproduce_the_tensor(method, shape):
     tensor = draw(*shape)
-    found = method(tensor, shape)
-    assert measured(tensor, found) < 1e-9
-    assert found.relative_error < 1e-9
-    assert found.converged
+    result = method(tensor, shape)
+    assert measure_error(tensor, result) < 1e-9
+    assert result.relative_error < 1e-9
+    assert result.converged
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,10 +84,10 @@ def test_full_ranks_reproduce_the_tensor(method, shape):
 def test_the_error_is_the_energy_outside_the_core(method, case):
     shape, modes, ranks = case
     tensor = draw(*shape)
-    found = method(tensor, ranks, modes=modes)
-    energy = max(0.0, 1 - float(found.core.norm() ** 2 / tensor.norm() ** 2))
-    assert found.relative_error == pytest.approx(energy**0.5, abs=1e-7)
-    assert found.relative_error == pytest.approx(measured(tensor, found), abs=1e-9)
+    result = method(tensor, ranks, modes=modes)
+    energy = max(0.0, 1 - float(result.core.norm() ** 2 / tensor.norm() ** 2))
+    assert result.relative_error == pytest.approx(energy**0.5, abs=1e-7)
+    assert result.relative_error == pytest.approx(measure_error(tensor, result), abs=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -96,14 +96,14 @@ def test_the_error_is_the_energy_outside_the_core(method, case):
 def test_shapes_order_and_orthonormal_columns(method, case):
     shape, modes, ranks = case
     tensor = draw(*shape)
-    found = method(tensor, ranks, modes=modes)
-    assert found.modes == tuple(modes)
+    result = method(tensor, ranks, modes=modes)
+    assert result.modes == tuple(modes)
     core = tensor
-    for mode, rank, factor in zip(modes, ranks, found.factors, strict=True):
+    for mode, rank, factor in zip(modes, ranks, result.factors, strict=True):
         assert factor.shape == (shape[mode], rank)
         assert_orthonormal(factor)
         core = mode_product(core, factor.mT, mode)
-    torch.testing.assert_close(found.core, core)
+    torch.testing.assert_close(result.core, core)
 
 
 @given(truncations())
@@ -111,10 +111,10 @@ def test_shapes_order_and_orthonormal_columns(method, case):
 def test_errors_lie_between_their_bounds(case):
     shape, modes, ranks = case
     tensor = draw(*shape)
-    tails = [discarded(tensor, mode, rank) for mode, rank in zip(modes, ranks, strict=True)]
+    tails = [discarded_energy(tensor, mode, rank) for mode, rank in zip(modes, ranks, strict=True)]
     started = st_hosvd(tensor, ranks, modes=modes).relative_error
-    found = hooi(tensor, ranks, modes=modes).relative_error
-    assert max(tails) - 1e-7 <= found <= started + 1e-12
+    result = hooi(tensor, ranks, modes=modes).relative_error
+    assert max(tails) - 1e-7 <= result <= started + 1e-12
     assert started <= sum(tail**2 for tail in tails) ** 0.5 + 1e-7
 
 
@@ -123,7 +123,7 @@ def test_errors_lie_between_their_bounds(case):
     ("shape", "modes"), [((8, 7, 6), (0, 1, 2)), ((12, 9, 3, 3), (0, 1)), ((7, 4, 9), (2, 0))]
 )
 def test_the_error_never_grows_with_any_rank(method, shape, modes):
-    tensor = structured(*shape)
+    tensor = make_tensor(*shape)
     full = [shape[mode] for mode in modes]
     for i in range(len(modes)):
         errors = []
@@ -135,28 +135,28 @@ def test_the_error_never_grows_with_any_rank(method, shape, modes):
 
 def test_the_error_never_grows_with_sweeps():
     tensor = draw(9, 8, 7)
-    found = [hooi(tensor, (3, 3, 3), max_iter=n, tol=0) for n in range(8)]
-    assert [one.iterations for one in found] == list(range(8))
-    assert not any(one.converged for one in found)
-    assert all(b.relative_error < a.relative_error for a, b in pairwise(found))
-    assert found[0].relative_error == st_hosvd(tensor, (3, 3, 3)).relative_error
+    result = [hooi(tensor, (3, 3, 3), max_iter=n, tol=0) for n in range(8)]
+    assert [one.iterations for one in result] == list(range(8))
+    assert not any(one.converged for one in result)
+    assert all(b.relative_error < a.relative_error for a, b in pairwise(result))
+    assert result[0].relative_error == st_hosvd(tensor, (3, 3, 3)).relative_error
 
 
-def test_it_stops_near_the_end_of_the_fall():
+def test_iterations_stop_near_convergence():
     for seed in range(5):
-        tensor = structured(16, 12, 3, 3, seed=seed)
-        found = hooi(tensor, (8, 6), modes=(0, 1))
+        tensor = make_tensor(16, 12, 3, 3, seed=seed)
+        result = hooi(tensor, (8, 6), modes=(0, 1))
         limit = hooi(tensor, (8, 6), modes=(0, 1), max_iter=500, tol=1e-9)
-        assert found.converged
-        assert found.iterations < limit.iterations
-        assert found.relative_error <= limit.relative_error * (1 + 1e-4)
+        assert result.converged
+        assert result.iterations < limit.iterations
+        assert result.relative_error <= limit.relative_error * (1 + 1e-4)
 
 
 def test_one_truncated_mode_needs_no_sweep():
     tensor = draw(9, 8, 7)
-    found = hooi(tensor, (9, 3, 7))
-    assert (found.iterations, found.converged) == (0, True)
-    assert found.relative_error == pytest.approx(discarded(tensor, 1, 3), rel=1e-9)
+    result = hooi(tensor, (9, 3, 7))
+    assert (result.iterations, result.converged) == (0, True)
+    assert result.relative_error == pytest.approx(discarded_energy(tensor, 1, 3), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_one_truncated_mode_needs_no_sweep():
 )
 @pytest.mark.parametrize("power", [0.7, 2.0])
 def test_no_worse_than_tensorly(shape, ranks, power):
-    tensor = structured(*shape, power=power)
-    theirs = tucker(tensor.numpy(), ranks, n_iter_max=500, tol=1e-12)
-    error = tl.norm(tensor.numpy() - tl.tucker_to_tensor(theirs)) / tl.norm(tensor.numpy())
+    tensor = make_tensor(*shape, power=power)
+    reference = tucker(tensor.numpy(), ranks, n_iter_max=500, tol=1e-12)
+    error = tl.norm(tensor.numpy() - tl.tucker_to_tensor(reference)) / tl.norm(tensor.numpy())
     assert hooi(tensor, ranks, max_iter=500, tol=1e-8).relative_error <= error * (1 + 1e-4)
 
 
@@ -180,16 +180,16 @@ def test_noise_is_fitted_as_well_as_by_tensorly():
     # Which of many optima is reached is chance, so only the mean is compared.
     tensors = [draw(8, 9, 10, seed=seed) for seed in range(12)]
     ours = sum(hooi(tensor, (4, 4, 4)).relative_error for tensor in tensors)
-    theirs = 0.0
+    reference = 0.0
     for tensor in tensors:
         rebuilt = tl.tucker_to_tensor(tucker(tensor.numpy(), (4, 4, 4), n_iter_max=200, tol=1e-6))
-        theirs += tl.norm(tensor.numpy() - rebuilt) / tl.norm(tensor.numpy())
-    assert ours <= theirs * (1 + 2e-3)
+        reference += tl.norm(tensor.numpy() - rebuilt) / tl.norm(tensor.numpy())
+    assert ours <= reference * (1 + 2e-3)
 
 
 @pytest.mark.parametrize("modes", [(0, 1), (1, 3), (2,), (0, 2, 3)])
-def test_some_modes_as_well_as_by_tensorly(modes):
-    tensor = structured(14, 12, 5, 4)
+def test_some_modes_are_fitted_as_well_as_by_tensorly(modes):
+    tensor = make_tensor(14, 12, 5, 4)
     ranks = [tensor.shape[mode] // 2 for mode in modes]
     (core, factors), _ = partial_tucker(tensor.numpy(), ranks, list(modes), n_iter_max=100)
     rebuilt = tl.tenalg.multi_mode_dot(core, factors, list(modes))
@@ -198,7 +198,7 @@ def test_some_modes_as_well_as_by_tensorly(modes):
 
 
 @pytest.mark.parametrize("name", ["layer1.8.conv2", "layer2.8.conv2"])
-def test_trained_kernels_as_well_as_by_tensorly(name, data_root):
+def test_trained_kernels_are_fitted_as_well_as_by_tensorly(name, data_root):
     kernel = load_file(data_root / "cifar10_resnet" / "resnet56.safetensors")[f"{name}.weight"]
     ranks = [n // 2 for n in kernel.shape[:2]]
     (core, factors), _ = partial_tucker(kernel.double().numpy(), ranks, [0, 1], n_iter_max=100)
@@ -210,8 +210,8 @@ def test_trained_kernels_as_well_as_by_tensorly(name, data_root):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_matrix_is_truncated_as_by_its_svd(method):
     matrix = draw(9, 6)
-    found = method(matrix, (3, 3))
-    assert found.relative_error == pytest.approx(discarded(matrix, 0, 3), rel=1e-9)
+    result = method(matrix, (3, 3))
+    assert result.relative_error == pytest.approx(discarded_energy(matrix, 0, 3), rel=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -219,42 +219,42 @@ def test_a_matrix_is_truncated_as_by_its_svd(method):
 def test_exactly_low_rank_tensors_are_recovered(method, shape):
     ranks = [min(2, n) for n in shape]
     tensor = tucker_to_tensor(draw(*ranks), [draw(n, k) for n, k in zip(shape, ranks, strict=True)])
-    found = method(tensor, ranks)
-    assert measured(tensor, found) < 1e-9
-    assert found.converged
+    result = method(tensor, ranks)
+    assert measure_error(tensor, result) < 1e-9
+    assert result.converged
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mode_larger_than_the_product_of_the_others(method):
     tensor = draw(30, 2, 3)
-    found = method(tensor, (20, 2, 3))
-    assert measured(tensor, found) < 1e-9
-    assert_orthonormal(found.factors[0])
+    result = method(tensor, (20, 2, 3))
+    assert measure_error(tensor, result) < 1e-9
+    assert_orthonormal(result.factors[0])
 
 
 @given(truncations(), st.integers(1, 4))
 @settings(max_examples=40)
-def test_a_stack_is_its_tensors(case, count):
+def test_a_stack_is_decomposed_as_its_tensors(case, count):
     shape, modes, ranks = case
     stack = draw(count, *shape) * 10.0 ** torch.arange(count)[(...,) + (None,) * len(shape)]
     # As many sweeps for all: a stack stops as one.
-    found = hooi(stack, ranks, modes=modes, stacked=True, max_iter=2, tol=0)
+    result = hooi(stack, ranks, modes=modes, stacked=True, max_iter=2, tol=0)
     alone = [hooi(tensor, ranks, modes=modes, max_iter=2, tol=0) for tensor in stack]
     torch.testing.assert_close(
-        found.to_tensor(), torch.stack([one.to_tensor() for one in alone]), rtol=1e-5, atol=1e-5
+        result.to_tensor(), torch.stack([one.to_tensor() for one in alone]), rtol=1e-5, atol=1e-5
     )
-    assert found.relative_error == pytest.approx(measured(stack, found), abs=1e-9)
-    assert found.num_params == sum(one.num_params for one in alone)
-    for factor, mode, rank in zip(found.factors, modes, ranks, strict=True):
+    assert result.relative_error == pytest.approx(measure_error(stack, result), abs=1e-9)
+    assert result.num_params == sum(one.num_params for one in alone)
+    for factor, mode, rank in zip(result.factors, modes, ranks, strict=True):
         assert factor.shape == (count, shape[mode], rank)
         assert_orthonormal(factor)
 
 
 def test_a_stack_is_truncated_in_turn_as_its_tensors():
     stack = draw(3, 8, 7, 6)
-    found = st_hosvd(stack, (4, 3), modes=(0, 2), stacked=True)
+    result = st_hosvd(stack, (4, 3), modes=(0, 2), stacked=True)
     alone = [st_hosvd(tensor, (4, 3), modes=(0, 2)).to_tensor() for tensor in stack]
-    torch.testing.assert_close(found.to_tensor(), torch.stack(alone))
+    torch.testing.assert_close(result.to_tensor(), torch.stack(alone))
 
 
 @pytest.mark.parametrize(
@@ -265,25 +265,25 @@ def test_a_stack_is_truncated_in_turn_as_its_tensors():
         ((30, 2, 3), (0, 2), (4, 2)),
     ],
 )
-def test_known_spectra_lead_to_the_same(shape, modes, ranks):
-    tensor = structured(*shape)
+def test_known_spectra_give_the_same_result(shape, modes, ranks):
+    tensor = make_tensor(*shape)
     start = [spectrum(unfold(tensor, mode)) for mode in modes]
-    found = hooi(tensor, ranks, modes=modes, start=start)
+    result = hooi(tensor, ranks, modes=modes, start=start)
     expected = hooi(tensor, ranks, modes=modes).relative_error
-    assert found.relative_error == pytest.approx(expected, rel=1e-3)
-    assert found.relative_error == pytest.approx(measured(tensor, found), rel=1e-9)
-    assert found.converged
+    assert result.relative_error == pytest.approx(expected, rel=1e-3)
+    assert result.relative_error == pytest.approx(measure_error(tensor, result), rel=1e-9)
+    assert result.converged
 
 
 def test_known_spectra_of_a_stack():
-    stack = torch.stack([structured(8, 7, 6, seed=seed) for seed in range(3)])
+    stack = torch.stack([make_tensor(8, 7, 6, seed=seed) for seed in range(3)])
     start = [spectrum(stack.movedim(mode + 1, 1).flatten(2)) for mode in (0, 2)]
-    found = hooi(stack, (4, 3), modes=(0, 2), stacked=True, start=start)
+    result = hooi(stack, (4, 3), modes=(0, 2), stacked=True, start=start)
     expected = hooi(stack, (4, 3), modes=(0, 2), stacked=True)
-    assert found.relative_error == pytest.approx(expected.relative_error, rel=1e-3)
+    assert result.relative_error == pytest.approx(expected.relative_error, rel=1e-3)
 
 
-def test_spectra_that_do_not_belong_are_refused():
+def test_spectra_of_another_tensor_are_refused():
     tensor = draw(6, 5, 4)
     start = [spectrum(unfold(tensor, mode)) for mode in range(3)]
     with pytest.raises(InvalidArgumentError, match="one spectrum each to start from, got 3"):
@@ -306,19 +306,19 @@ class LargeAllocations(TorchDispatchMode):
             for leaf in tree_leaves(results)
             if isinstance(leaf, torch.Tensor)
         ]
-        given = {
+        inputs = {
             leaf.untyped_storage().data_ptr()
             for leaf in tree_leaves((args, kwargs))
             if isinstance(leaf, torch.Tensor)
         }
         for storage in storages:
-            self.count += sum(n >= self.size for p, n in storage.items() if p not in given)
+            self.count += sum(n >= self.size for p, n in storage.items() if p not in inputs)
         return results
 
 
 @pytest.mark.parametrize("modes", [(0, 1), (1, 2), (0, 1, 2, 3)])
 def test_no_second_copy_of_the_tensor(modes):
-    tensor = structured(32, 24, 3, 3)
+    tensor = make_tensor(32, 24, 3, 3)
     ranks = [(tensor.shape[mode] + 1) // 2 for mode in modes]
     with LargeAllocations(tensor.nbytes) as allocations:
         hooi(tensor, ranks, modes=modes)
@@ -329,19 +329,19 @@ def test_no_second_copy_of_the_tensor(modes):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes_come_back_in_their_own(dtype, method, device):
-    tensor = structured(6, 5, 4).to(device, dtype)
-    found = method(tensor, (6, 5, 4))
-    assert {found.core.dtype, *(f.dtype for f in found.factors)} == {dtype}
-    assert found.core.device == tensor.device
-    assert measured(tensor, found) < 20 * torch.finfo(dtype).eps
+    tensor = make_tensor(6, 5, 4).to(device, dtype)
+    result = method(tensor, (6, 5, 4))
+    assert {result.core.dtype, *(f.dtype for f in result.factors)} == {dtype}
+    assert result.core.device == tensor.device
+    assert measure_error(tensor, result) < 20 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_zero_tensor_has_no_error(method):
-    found = method(torch.zeros(4, 3, 2), (2, 2, 1))
-    assert found.relative_error == 0
-    assert found.converged
-    assert float(found.to_tensor().abs().max()) == 0
+    result = method(torch.zeros(4, 3, 2), (2, 2, 1))
+    assert result.relative_error == 0
+    assert result.converged
+    assert float(result.to_tensor().abs().max()) == 0
 
 
 def test_a_constant_tensor_has_rank_one():
@@ -386,6 +386,6 @@ def test_values_that_are_not_finite_are_refused(bad, method):
 def test_parameters_are_counted_as_stored(sizes):
     shape = [max(pair) for pair in sizes]
     ranks = [min(pair) for pair in sizes]
-    found = hooi(draw(*shape), ranks)
-    stored = prod(found.core.shape) + sum(f.numel() for f in found.factors)
-    assert found.num_params == tucker_params(shape, ranks) == stored
+    result = hooi(draw(*shape), ranks)
+    stored = prod(result.core.shape) + sum(f.numel() for f in result.factors)
+    assert result.num_params == tucker_params(shape, ranks) == stored

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tensorpress as tp
-from tensorpress.decompose.tensor_train import attainable_tt_ranks, largest_tt_ranks
+from tensorpress.decompose import attainable_tt_ranks, largest_tt_ranks
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.parametrization import factorized_weight, stored_factors
 from tensorpress.schemes.press_layer import press_layer, unpress_layer

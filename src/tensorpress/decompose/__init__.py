@@ -1,14 +1,9 @@
-"""Tensor algebra: tensors in, factors out; nothing here knows what a layer is."""
+"""Decompositions of matrices and tensors into factors, independent of layers and networks."""
 
-from tensorpress.decompose.cp import (
-    CP,
-    cp_als,
-    cp_correct,
-    cp_nls,
-    cp_sensitivity,
-    cp_to_tensor,
-    max_cp_rank,
-)
+from tensorpress.decompose.cp_als import cp_als
+from tensorpress.decompose.cp_correction import cp_correct
+from tensorpress.decompose.cp_nls import cp_nls
+from tensorpress.decompose.cp_tensor import CP, cp_sensitivity, cp_to_tensor, max_cp_rank
 from tensorpress.decompose.shared_core_tucker import SharedTucker, shared_tucker
 from tensorpress.decompose.spectrum import Spectrum, leading_basis, singular_values, spectrum
 from tensorpress.decompose.svd import SVD, truncated_svd

@@ -6,21 +6,21 @@ from math import exp, log
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.cp_mttkrp import Halves, hadamard
-from tensorpress.decompose.cp_normal_equations import balance_factors, normalize_columns
+from tensorpress.decompose.cp_mttkrp import HalvedTensor, hadamard
+from tensorpress.decompose.cp_problem import balance_factors, normalize_columns
 from tensorpress.decompose.cp_tensor import CP, cp_sensitivity
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
-WIDTH, SECTIONS, ROUNDS = 40.0, 64, 6
-"""The multiplier's logarithm is sought so far around that of the largest eigenvalue, by cutting the
-interval into so many sections, so many times: bisection, with fewer and larger operations."""
+SEARCH_WIDTH, SECTIONS, ROUNDS = 40.0, 64, 6
+"""The logarithm of the multiplier is searched this far around that of the largest eigenvalue. Each
+of the rounds cuts the interval into that many sections: bisection in fewer, larger operations."""
 
-ROUNDINGS = 100 * torch.finfo(torch.float64).eps
-"""How far below the bound a solution aims, in squared norms of the terms."""
+ROUNDING = 100 * torch.finfo(torch.float64).eps
+"""How far below the bound a solution aims, in units of the summed squared norms of the terms."""
 
 MARGIN = 1e-9
-"""How far, relatively, the measured error may lie above the bound."""
+"""How far the measured error may lie above the bound, relative to it."""
 
 
 def cp_correct(
@@ -31,41 +31,41 @@ def cp_correct(
     max_iter: int = 500,
     tol: float = 1e-4,
 ) -> CP:
-    """Lower the sensitivity of a decomposition and keep its error within a bound.
+    """Lower the sensitivity of a decomposition while its error stays within a bound.
 
-    Large terms that cancel (``CP.degeneracy``) make a decomposition that fits and cannot be trained
-    or quantized. Factor by factor, the least sensitive one within the bound is
-    A = T₍ᵢ₎Z(ZᵀZ + ν diag(w))⁻¹ with Z the Khatri–Rao product of the others and ν the largest
-    multiplier that the bound allows.
+    Large terms that cancel (``CP.degeneracy``) make a decomposition that fits but cannot be trained
+    or quantized. For one factor after another, the least sensitive one within the bound is
+    A = T₍ᵢ₎Z(ZᵀZ + ν diag(w))⁻¹, where Z is the Khatri–Rao product of the other factors, w the
+    weights of the sensitivity and ν the largest multiplier that the bound allows.
 
     Parameters
     ----------
     cp : CP
         A decomposition of ``tensor``.
     tensor : Tensor
-        Shape (n_1, …, n_d).
+        Tensor of shape (n_1, …, n_d).
     max_error : float, optional
-        Bound on ‖T − T̂‖ / ‖T‖, below 1; by default the decomposition's own error. A decomposition
-        at a minimum of the error has no freedom within that: allow it a little more.
+        Bound on ‖T − T̂‖ / ‖T‖, below 1; by default the error of ``cp``. A decomposition at a
+        minimum of the error has no freedom within its own error and needs a slightly larger bound.
     max_iter : int
-        Most sweeps over the factors.
+        Largest number of sweeps over the factors.
     tol : float
-        Stop once a sweep lowers the sensitivity by no more than this part of it.
+        The sweeps end once one lowers the sensitivity by no more than this fraction of it.
 
     Returns
     -------
     CP
-        With no larger a sensitivity, in the dtype of ``tensor``.
+        A decomposition in the dtype of ``tensor`` whose sensitivity is no larger.
 
     Raises
     ------
     InvalidArgumentError
-        If the decomposition does not fit the tensor, or its error is above the bound already.
+        If the decomposition does not fit the tensor, or its error is already above the bound.
 
     References
     ----------
-    The error preserving correction of Phan et al. (2020), "Stable low-rank tensor decomposition
-    for compression of convolutional neural network", here for any number of modes.
+    The error-preserving correction of Phan et al. (2020), "Stable low-rank tensor decomposition
+    for compression of convolutional neural network", generalized to any number of modes.
 
     Examples
     --------
@@ -84,87 +84,108 @@ def cp_correct(
         )
     exact = to_working_precision(tensor)
     norm = float(exact.norm())
-    halves = Halves(exact / (norm or 1.0))
+    halves = HalvedTensor(exact / (norm or 1.0))
     weights = to_working_precision(cp.weights).to(exact) / (norm or 1.0)
     first, *others = [to_working_precision(factor).to(exact) for factor in cp.factors]
-    factors = _least_sensitive([first * weights, *others])
-    own = _error(halves, factors)
-    bound = own if max_error is None else max_error
-    if not own <= (1 + MARGIN) * bound or bound >= 1:
+    factors = _distribute_norms([first * weights, *others])
+    error = _measure_error(halves, factors)
+    bound = error if max_error is None else max_error
+    if not error <= (1 + MARGIN) * bound or bound >= 1:
         raise InvalidArgumentError(
-            f"the error can be bounded from the decomposition's own, {own:.6g}, to below 1, "
+            f"the error can be bounded from the decomposition's own, {error:.6g}, to below 1, "
             f"got max_error={max_error}"
         )
     sensitivity, iterations, converged = cp_sensitivity(factors), 0, False
     while iterations < max_iter and not converged:
-        found = _least_sensitive(_sweep(halves, factors, bound))
+        new_factors = _distribute_norms(_sweep(halves, factors, bound))
         iterations += 1
-        lower = cp_sensitivity(found)
-        # Rounding may carry a sweep over the bound or upwards: then the last one is the answer.
-        kept = lower <= sensitivity and _error(halves, found) <= (1 + MARGIN) * bound
-        converged = not kept or sensitivity - lower <= tol * sensitivity
-        if kept:
-            factors, sensitivity = found, lower
+        new_sensitivity = cp_sensitivity(new_factors)
+        # Rounding may carry a sweep over the bound or upwards: then the last one is the result.
+        accepted = (
+            new_sensitivity <= sensitivity
+            and _measure_error(halves, new_factors) <= (1 + MARGIN) * bound
+        )
+        converged = not accepted or sensitivity - new_sensitivity <= tol * sensitivity
+        if accepted:
+            factors, sensitivity = new_factors, new_sensitivity
     weights, columns = normalize_columns(factors, norm, tensor.dtype)
-    return CP(weights, columns, _error(halves, factors), iterations, converged)
+    return CP(weights, columns, _measure_error(halves, factors), iterations, converged)
 
 
-def _error(halves: Halves, factors: Sequence[Tensor]) -> float:
-    return float(halves.residual2(factors).sqrt())
+def _measure_error(halves: HalvedTensor, factors: Sequence[Tensor]) -> float:
+    return float(halves.squared_residual(factors).sqrt())
 
 
-def _least_sensitive(factors: Sequence[Tensor]) -> list[Tensor]:
-    """Spread the norm of every term so that its sensitivity is least: |a_rⁱ|² ∝ n_i."""
+def _distribute_norms(factors: Sequence[Tensor]) -> list[Tensor]:
+    """Distribute the norm of every term so that its sensitivity is least: ‖a_rⁱ‖² ∝ n_i."""
     roots = [len(factor) ** 0.5 for factor in factors]
-    evened = balance_factors([factor / root for factor, root in zip(factors, roots, strict=True)])
-    return [factor * root for factor, root in zip(evened, roots, strict=True)]
+    balanced = balance_factors([factor / root for factor, root in zip(factors, roots, strict=True)])
+    return [factor * root for factor, root in zip(balanced, roots, strict=True)]
 
 
-def _sweep(halves: Halves, factors: Sequence[Tensor], bound: float) -> list[Tensor]:
+def _sweep(halves: HalvedTensor, factors: Sequence[Tensor], bound: float) -> list[Tensor]:
     """Replace every factor in turn by the least sensitive one within the bound."""
     factors = list(factors)
     grams = [factor.mT @ factor for factor in factors]
     for half, modes in enumerate(halves.modes):
-        contracted = halves.contracted(factors, half)
+        contracted = halves.contract_half(factors, half)
         for mode in modes:
-            image = halves.image(contracted, factors, mode)
+            mttkrp = halves.mttkrp(contracted, factors, mode)
             weights = _sensitivity_weights(grams, halves.shape, mode)
-            # Where large terms cancel, the error is known to a rounding of those terms.
-            rounding = ROUNDINGS * float(hadamard(grams).trace())
-            room = bound**2 - halves.norm2 - rounding
-            factors[mode] = _bounded(image, hadamard(grams, mode), weights, room)
+            # ‖T − T̂‖² ≤ δ² means ‖T̂‖² − 2⟨T, T̂⟩ ≤ δ² − ‖T‖². Where large terms cancel, the left
+            # side is only known to a rounding of those terms.
+            rounding = ROUNDING * float(hadamard(grams).trace())
+            limit = bound**2 - halves.norm2 - rounding
+            factors[mode] = _minimize_sensitivity(mttkrp, hadamard(grams, mode), weights, limit)
             grams[mode] = factors[mode].mT @ factors[mode]
     return factors
 
 
 def _sensitivity_weights(grams: Sequence[Tensor], shape: Sequence[int], mode: int) -> Tensor:
-    """Return w with sensitivity = Σ_r w_r |a_r|² + constant as a function of one factor."""
+    """Return w, of shape (r,), with sensitivity = Σ_r w_r ‖a_r‖² + constant for one factor.
+
+    Of the sum in `cp_sensitivity`, this factor is in all parts but its own:
+    w_r = Σ_{j≠i} n_j Π_{k≠i,j} ‖a_rᵏ‖².
+    """
     norms2 = [gram.diagonal() for gram in grams]
     others = [j for j in range(len(grams)) if j != mode]
     return torch.stack([shape[j] * hadamard(norms2, mode, j) for j in others]).sum(0)
 
 
-def _bounded(image: Tensor, gram: Tensor, weights: Tensor, room: float) -> Tensor:
-    """Minimise Σ w_r |a_r|² subject to |A Zᵀ|² − 2⟨A, image⟩ ≤ room.
+def _minimize_sensitivity(mttkrp: Tensor, gram: Tensor, weights: Tensor, limit: float) -> Tensor:
+    """Return the factor A of least Σ_r w_r ‖a_r‖² with ‖A Zᵀ‖² − 2⟨A, T₍ᵢ₎Z⟩ ≤ limit.
 
-    In the eigenvectors of the weighted Gram matrix the error at a multiplier is a sum of scalars.
+    Parameters
+    ----------
+    mttkrp : Tensor
+        T₍ᵢ₎Z, of shape (n_i, r).
+    gram : Tensor
+        ZᵀZ, of shape (r, r).
+    weights : Tensor
+        w, of shape (r,).
+    limit : float
+        Bound on the error, less the constant ‖T‖².
     """
+    # With D = diag(w)^½ and B = A D, minimize ‖B‖² under the same bound for T₍ᵢ₎ZD⁻¹ and
+    # G = D⁻¹ZᵀZD⁻¹ = VΛVᵀ: in the columns of BV everything is a sum of scalars.
     roots = weights.clamp_min(torch.finfo(weights.dtype).tiny ** 0.5).sqrt()
     values, vectors = torch.linalg.eigh(gram / roots[:, None] / roots)
     values = values.clamp_min(0)
-    images = (image / roots) @ vectors
-    energies = images.square().sum(0)
+    projected = (mttkrp / roots) @ vectors
+    energies = projected.square().sum(0)
     largest = float(values[-1]) or 1.0
-    low, high = log(largest) - WIDTH, log(largest) + WIDTH
+    low, high = log(largest) - SEARCH_WIDTH, log(largest) + SEARCH_WIDTH
     for _ in range(ROUNDS):
         spacing = (high - low) / SECTIONS
         logs = torch.linspace(low, high, SECTIONS + 1, dtype=values.dtype, device=values.device)
-        shifts = logs.exp()[:, None]
-        gained = energies * (values + 2 * shifts) / (values + shifts).square()
-        # The error grows with the multiplier: so many of them are within the bound.
-        within = int((-gained.sum(1) <= room).sum())
-        low += max(within - 1, 0) * spacing
+        multipliers = logs.exp()[:, None]
+        # At b_k = p_k / (λ_k + ν) the left side is −Σ_k ‖p_k‖² (λ_k + 2ν) / (λ_k + ν)².
+        decreases = energies * (values + 2 * multipliers) / (values + multipliers).square()
+        # It grows with ν, so the multipliers within the bound are the first ones.
+        feasible = int((-decreases.sum(1) <= limit).sum())
+        low += max(feasible - 1, 0) * spacing
         high = low + spacing
+    # A = B D⁻¹ = T₍ᵢ₎Z (ZᵀZ + ν D²)⁻¹
     multiplier = exp(low)
-    factor: Tensor = (images / (values + multiplier)) @ vectors.mT / roots
+    factor: Tensor = (projected / (values + multiplier)) @ vectors.mT / roots
     return factor

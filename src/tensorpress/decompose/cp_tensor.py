@@ -13,20 +13,26 @@ from tensorpress.errors import InvalidArgumentError
 
 @dataclass(frozen=True)
 class CP:
-    """A CP decomposition T̂ = Σ_r λ_r a_r¹ ∘ … ∘ a_rᵈ.
+    """A CP decomposition T̂ = Σ_r λ_r a_r¹ ∘ … ∘ a_rᵈ of a tensor T.
 
     Attributes
     ----------
     weights : Tensor
-        λ of shape (r,), not negative.
+        The weights λ ≥ 0, of shape (r,).
     factors : tuple of Tensor
-        d matrices (n_i, r) with columns of norm 1 (or 0, in a term of weight 0).
+        d tensors of shapes (n_i, r) with columns of norm 1, or 0 in a term of weight 0.
     relative_error : float
-        ‖T − T̂‖ / ‖T‖ as measured on the float64 result; 0 for a zero tensor.
+        ‖T − T̂‖ / ‖T‖, measured on the float64 result; 0 for a zero tensor.
     iterations : int
-        Sweeps or steps that led here.
+        Number of sweeps or steps of the algorithm.
     converged : bool
-        Whether the tolerance was met within the iterations allowed.
+        Whether the algorithm met its tolerance within the iterations allowed.
+
+    Examples
+    --------
+    >>> cp = CP(torch.tensor([2.0]), (torch.ones(2, 1), torch.ones(3, 1)), 0.0, 0, True)
+    >>> cp.to_tensor().tolist(), cp.num_params
+    ([[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]], 6)
     """
 
     weights: Tensor
@@ -36,53 +42,60 @@ class CP:
     converged: bool
 
     def to_tensor(self) -> Tensor:
-        """Return the tensor these factors stand for, of shape (n_1, …, n_d)."""
+        """Return the tensor T̂ of shape (n_1, …, n_d)."""
         return cp_to_tensor(self.weights, self.factors)
 
-    def spread(self) -> list[Tensor]:
-        """Return the factors with the weights spread evenly: a term's columns have equal norms."""
+    def absorb_weights(self) -> list[Tensor]:
+        """Return factors that include the weights: all columns of a term have the same norm."""
         root = self.weights ** (1 / len(self.factors))
         return [factor * root for factor in self.factors]
 
     @property
     def num_params(self) -> int:
-        """Number of stored values, weights and matrices."""
+        """Number of stored values of weights and factors: r·(1 + Σ n_i)."""
         return self.weights.numel() + sum(factor.numel() for factor in self.factors)
 
     @property
     def degeneracy(self) -> float:
-        """Σ_r λ_r² / ‖T̂‖², the energy of the terms over the energy of their sum.
+        """The energy of the terms over the energy of their sum, Σ_r λ_r² / ‖T̂‖².
 
-        1 for orthogonal terms and for none, at least 1/r, and far above 1 where large terms cancel:
-        then small errors of the factors are large errors of the tensor.
+        It is 1 for orthogonal terms and for a zero tensor, and at least 1/r. Far above 1, large
+        terms cancel: then small errors of the factors are large errors of the tensor.
         """
         energy = float(self.to_tensor().double().square().sum())
         return float(self.weights.double().square().sum()) / energy if energy else 1.0
 
     @property
     def sensitivity(self) -> float:
-        """What noise in the factors costs, with the weights spread evenly: see cp_sensitivity.
-
-        It is (Σ n_i) Σ_r λ_r^{2−2/d}.
-        """
-        return cp_sensitivity([factor.double() for factor in self.spread()])
+        """The `cp_sensitivity` of the factors of `absorb_weights`: (Σ n_i) Σ_r λ_r^{2−2/d}."""
+        return cp_sensitivity([factor.double() for factor in self.absorb_weights()])
 
 
 def cp_to_tensor(weights: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Return Σ_r λ_r a_r¹ ∘ … ∘ a_rᵈ, as one product of two Khatri–Rao halves.
+    """Return the tensor Σ_r λ_r a_r¹ ∘ … ∘ a_rᵈ; differentiable.
 
     Parameters
     ----------
     weights : Tensor
-        Shape (r,).
+        The weights λ, of shape (r,).
     factors : sequence of Tensor
-        Matrices of shapes (n_i, r).
+        d tensors of shapes (n_i, r).
+
+    Returns
+    -------
+    Tensor
+        Tensor of shape (n_1, …, n_d).
+
+    References
+    ----------
+    Kolda, Bader (2009), "Tensor decompositions and applications", section 3.
 
     Examples
     --------
     >>> cp_to_tensor(torch.tensor([2.0]), [torch.ones(2, 1), torch.ones(3, 1)]).tolist()
     [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
     """
+    # One matrix product over the terms: T̂ = (A₁diag(λ) ⊙ … ⊙ A_h)(A_{h+1} ⊙ … ⊙ A_d)ᵀ.
     half = (len(factors) + 1) // 2
     left = khatri_rao([factors[0] * weights, *factors[1:half]])
     right = khatri_rao(factors[half:]) if factors[half:] else torch.ones_like(weights)[None]
@@ -90,14 +103,10 @@ def cp_to_tensor(weights: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
 
 def max_cp_rank(shape: Sequence[int]) -> int:
-    """Return the number of terms that is enough for every tensor of a shape.
+    """Return the number of terms that suffices for every tensor of a shape.
 
-    One term a fibre of the longest mode: the product of all other sizes. Many tensors need fewer.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Sizes of the modes.
+    That is one term for each fibre of the longest mode, the product of all other sizes. Many
+    tensors need fewer.
 
     References
     ----------
@@ -114,19 +123,20 @@ def max_cp_rank(shape: Sequence[int]) -> int:
 def cp_sensitivity(factors: Sequence[Tensor]) -> float:
     """Return the expected squared error of the tensor per unit variance of noise in the factors.
 
-    The limit of E‖T̂(A + E) − T̂(A)‖² / σ² for independent entries of E of variance σ² → 0, which
-    is Σ_i n_i Σ_r Π_{j≠i} ‖a_rʲ‖². It depends on how the norm of a term is spread over its columns.
+    It is the limit of E‖T̂(A + E) − T̂(A)‖² / σ² for independent entries of E of variance σ² → 0,
+    Σ_i n_i Σ_r Π_{j≠i} ‖a_rʲ‖², and depends on how the norm of a term is distributed over its
+    columns.
 
     Parameters
     ----------
     factors : sequence of Tensor
-        d ≥ 2 matrices (n_i, r), the weights absorbed.
+        d ≥ 2 tensors of shapes (n_i, r) that include the weights.
 
     References
     ----------
     Phan, Sobolev, Sozykin, Ermilov, Gusak, Tichavský, Glukhov, Oseledets, Cichocki (2020), "Stable
-    low-rank tensor decomposition for compression of convolutional neural network", the sensitivity
-    of three modes; here for any number.
+    low-rank tensor decomposition for compression of convolutional neural network", whose
+    sensitivity of three modes is generalized to any number.
 
     Examples
     --------
@@ -138,7 +148,13 @@ def cp_sensitivity(factors: Sequence[Tensor]) -> float:
 
 
 def check_cp_rank(shape: Sequence[int], rank: int) -> None:
-    """Raise unless a tensor of this shape can be decomposed into ``rank`` terms."""
+    """Check that a tensor of a shape can be decomposed into ``rank`` terms.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the shape has fewer than two modes, or the rank is not from 1 to `max_cp_rank`.
+    """
     if len(shape) < 2:
         raise InvalidArgumentError(
             f"a CP decomposition needs at least two modes, got shape {tuple(shape)}"

@@ -1,4 +1,4 @@
-"""The precision in which everything is decomposed, and in which errors are known."""
+"""The precision in which decompositions compute, and the accuracy to which errors are known."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ DEVICES_WITHOUT_FLOAT64 = frozenset({"mps"})
 
 
 def to_working_precision(tensor: Tensor) -> Tensor:
-    """Return a tensor's values as decompositions compute with them: checked, detached, float64.
+    """Return a tensor as decompositions compute with it: checked, detached, in float64.
 
-    Devices without float64 compute in float32. A tensor that already has that dtype is not copied.
+    Devices without float64 compute in float32. A tensor that already has the dtype is not copied.
 
     Parameters
     ----------
     tensor : Tensor
-        Any shape with at least one entry, any floating dtype.
+        Tensor of any shape with at least one entry, any floating dtype.
 
     Returns
     -------
@@ -28,8 +28,8 @@ def to_working_precision(tensor: Tensor) -> Tensor:
     Raises
     ------
     InvalidArgumentError
-        For a tensor without entries, of integers or complex numbers, with NaN or infinite values,
-        or with values so large or small that products of four of them overflow or vanish.
+        If the tensor has no entries, integers or complex numbers, NaN or infinite values, or values
+        so large or small that products of four of them overflow or vanish.
 
     Examples
     --------
@@ -44,38 +44,38 @@ def to_working_precision(tensor: Tensor) -> Tensor:
     if tensor.numel() == 0:
         raise InvalidArgumentError(f"cannot decompose a tensor of shape {shape}: it has no entries")
     tensor = tensor.detach()
-    # NaN propagates through both, so no mask as large as the tensor is needed.
+    # NaN propagates through the minimum and the maximum, so no mask of the tensor's size is needed.
     largest = float(torch.stack(tensor.aminmax()).abs().max())
     if not largest < float("inf"):
         raise InvalidArgumentError(
             f"cannot decompose a tensor of shape {shape} with NaN or infinite values"
         )
     dtype = torch.float32 if tensor.device.type in DEVICES_WITHOUT_FLOAT64 else torch.float64
-    # Energies are squares and their products with Gram matrices fourth powers: both must fit.
-    most = torch.finfo(dtype).max ** 0.25 / tensor.numel()
-    least = torch.finfo(dtype).tiny ** 0.25
-    if largest > most or 0 < largest < least:
+    # Energies are squares of values, and their products with Gram matrices are fourth powers.
+    upper = torch.finfo(dtype).max ** 0.25 / tensor.numel()
+    lower = torch.finfo(dtype).tiny ** 0.25
+    if largest > upper or 0 < largest < lower:
         raise InvalidArgumentError(
             f"cannot decompose a tensor of shape {shape} whose largest value is {largest:.1e}: "
-            f"in {dtype} it must lie between {least:.1e} and {most:.1e}; scale it first"
+            f"in {dtype} it must lie between {lower:.1e} and {upper:.1e}; scale it first"
         )
     return tensor.to(dtype)
 
 
-def projection_error(tensor: Tensor, kept: float, rebuild: Callable[[], Tensor]) -> float:
+def projection_error(tensor: Tensor, energy: float, rebuild: Callable[[], Tensor]) -> float:
     """Return ‖A − Â‖ / ‖A‖ for an orthogonal projection Â of a tensor A; 0 for a zero tensor.
 
-    By Pythagoras ‖A − Â‖² = ‖A‖² − ‖Â‖². Where that difference has lost its digits, below an error
-    of 1e-3, the error is measured on the rebuilt tensor instead.
+    By Pythagoras, ‖A − Â‖² = ‖A‖² − ‖Â‖². For errors below 1e-3, where this difference has lost
+    digits, the error is measured on the rebuilt tensor instead.
 
     Parameters
     ----------
     tensor : Tensor
-        A, in working precision.
-    kept : float
-        ‖Â‖².
+        The tensor A, in working precision.
+    energy : float
+        The energy ‖Â‖² of the projection.
     rebuild : callable
-        Returns Â.
+        Function that returns Â.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def projection_error(tensor: Tensor, kept: float, rebuild: Callable[[], Tensor])
     norm = float(torch.linalg.vector_norm(tensor))
     if norm == 0:
         return 0.0
-    discarded = 1 - kept / norm**2
+    discarded = 1 - energy / norm**2
     if discarded > 1e-6:
         return float(discarded**0.5)
     return float(torch.linalg.vector_norm(tensor - rebuild())) / norm

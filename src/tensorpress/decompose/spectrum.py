@@ -10,25 +10,25 @@ from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 GRAM_BLOCK = 256
-"""Rows of a Gram matrix computed together, up to the diagonal: narrower products are slower."""
+"""Rows of a Gram matrix that are computed together; narrower products are slower."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """The singular values of a matrix and its singular vectors on the smaller side.
 
-    Computed once, a spectrum serves the rank rules as well as the start of the decomposition.
-    The values are roots of a Gram matrix's eigenvalues: accurate to about 1e-8 of the largest.
+    One spectrum serves the rank rules as well as the start of a decomposition. The values are
+    square roots of eigenvalues of a Gram matrix, accurate to about 1e-8 of the largest.
 
     Attributes
     ----------
     values : Tensor
-        Shape (*batch, L), L = min(rows, columns), descending, float64.
+        Singular values of shape (*batch, L), L = min(rows, columns), descending, float64.
     vectors : Tensor
-        Shape (*batch, L, L), orthonormal columns in the same order, float64: left singular vectors
-        where rows ≤ columns, right ones otherwise.
+        Orthonormal columns of shape (*batch, L, L) in the same order, float64: left singular
+        vectors where rows ≤ columns, right singular vectors otherwise.
     rows, columns : int
-        Of the matrix.
+        Shape of the matrix.
     """
 
     values: Tensor
@@ -38,59 +38,61 @@ class Spectrum:
 
 
 def spectrum(matrix: Tensor) -> Spectrum:
-    """Return the singular values and the small-side singular vectors of a matrix.
+    """Return the singular values of a matrix and its singular vectors on the smaller side.
 
     Parameters
     ----------
     matrix : Tensor
-        Shape (*batch, rows, columns), any floating dtype; leading axes are a stack of matrices.
+        Tensor of shape (*batch, rows, columns), any floating dtype; leading axes are a stack of
+        matrices.
 
     Returns
     -------
     Spectrum
-        In float64; singular values below about 1e-8 of the largest are rounding errors.
+        Values and vectors in float64; values below about 1e-8 of the largest are rounding errors.
 
     Raises
     ------
     InvalidArgumentError
-        For fewer than two axes, or NaN or infinite values.
+        If the tensor has fewer than two axes, or NaN or infinite values.
 
     Examples
     --------
-    >>> found = spectrum(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]))
-    >>> found.values.tolist(), tuple(found.vectors.shape)
+    >>> result = spectrum(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]))
+    >>> result.values.tolist(), tuple(result.vectors.shape)
     ([4.0, 3.0], (2, 2))
     """
-    values2, vectors = _descending_eigh(_small_gram(_working_matrix(matrix)))
+    # The eigenvalues of AAᵀ or AᵀA are σ², its eigenvectors the singular vectors of that side.
+    values2, vectors = _descending_eigh(_small_gram(_check_matrix(matrix)))
     rows, columns = matrix.shape[-2:]
     return Spectrum(values2.clamp_min(0).sqrt(), vectors, rows, columns)
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Return only the singular values of a matrix, for less than the whole spectrum costs.
+    """Return only the singular values of a matrix, which costs less than its `spectrum`.
 
     Parameters
     ----------
     matrix : Tensor
-        Shape (*batch, rows, columns), any floating dtype.
+        Tensor of shape (*batch, rows, columns), any floating dtype.
 
     Returns
     -------
     Tensor
-        Shape (*batch, min(rows, columns)), descending, float64, accurate to about 1e-8 of the
-        largest.
+        Tensor of shape (*batch, min(rows, columns)), descending, float64, accurate to about 1e-8 of
+        the largest value.
 
     Raises
     ------
     InvalidArgumentError
-        For fewer than two axes, or NaN or infinite values.
+        If the tensor has fewer than two axes, or NaN or infinite values.
 
     Examples
     --------
     >>> singular_values(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])).tolist()
     [4.0, 3.0]
     """
-    values2: Tensor = torch.linalg.eigvalsh(_small_gram(_working_matrix(matrix)))
+    values2: Tensor = torch.linalg.eigvalsh(_small_gram(_check_matrix(matrix)))
     return values2.flip(-1).clamp_min(0).sqrt()
 
 
@@ -100,29 +102,30 @@ def leading_basis(matrix: Tensor, rank: int, spectrum: Spectrum | None = None) -
     Parameters
     ----------
     matrix : Tensor
-        Shape (*batch, rows, columns), any floating dtype.
+        Tensor of shape (*batch, rows, columns), any floating dtype.
     rank : int
         Number of columns of the basis, 1 ≤ rank ≤ rows. Where the matrix has fewer directions,
         arbitrary ones complete the basis.
     spectrum : Spectrum, optional
-        Of this matrix, where it is known.
+        The spectrum of the matrix, where it is known.
 
     Returns
     -------
     Tensor
-        Shape (*batch, rows, rank), in the dtype of ``matrix``, most energetic direction first.
+        Tensor of shape (*batch, rows, rank) in the dtype of ``matrix``, in order of falling energy.
 
     Raises
     ------
     InvalidArgumentError
-        For a rank out of range, a spectrum of another shape, or NaN or infinite values.
+        If the rank is out of range, the spectrum has another shape, or the matrix has NaN or
+        infinite values.
 
     Examples
     --------
     >>> leading_basis(torch.tensor([[0.0, 0.0, 0.0], [0.0, 4.0, 0.0]]), 1).abs().tolist()
     [[0.0], [1.0]]
     """
-    exact = _working_matrix(matrix)
+    exact = _check_matrix(matrix)
     rows = matrix.shape[-2]
     if not 1 <= rank <= rows:
         raise InvalidArgumentError(
@@ -136,7 +139,13 @@ def leading_basis(matrix: Tensor, rank: int, spectrum: Spectrum | None = None) -
 
 
 def check_spectrum(spectrum: Spectrum, shape: tuple[int, ...]) -> None:
-    """Raise unless a spectrum has the shape of that of a matrix (*batch, rows, columns)."""
+    """Check that a spectrum fits a matrix of shape (*batch, rows, columns).
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the spectrum is of a matrix of another shape.
+    """
     rows, columns = shape[-2:]
     expected = (*shape[:-2], min(rows, columns))
     if (spectrum.rows, spectrum.columns) != (rows, columns) or spectrum.values.shape != expected:
@@ -147,31 +156,37 @@ def check_spectrum(spectrum: Spectrum, shape: tuple[int, ...]) -> None:
 
 
 def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return a leading basis and the energies Σσ² it captures, of values known to be sound.
+    """Return the leading basis of a matrix, and the energy Σσ² that it captures.
+
+    Unlike `leading_basis`, this function does not check its arguments.
 
     Parameters
     ----------
     matrix : Tensor
-        Shape (*batch, rows, columns), in working precision.
+        Tensor of shape (*batch, rows, columns), in working precision.
     rank : int
-        1 ≤ rank ≤ rows.
+        Number of columns of the basis, 1 ≤ rank ≤ rows.
 
     Returns
     -------
     Tensor, Tensor
-        Shapes (*batch, rows, rank) and (*batch,).
+        The basis of shape (*batch, rows, rank) and energies of shape (*batch,).
     """
     values2, vectors = _descending_eigh(_small_gram(matrix))
     return _left_basis(matrix, vectors, rank), values2[..., :rank].clamp_min(0).sum(-1)
 
 
 def _small_gram(matrix: Tensor) -> Tensor:
-    """Return the lower triangle of the Gram matrix of the smaller side; nothing else is read."""
+    """Return the Gram matrix of the smaller side, AAᵀ or AᵀA, or only its lower triangle.
+
+    The eigensolvers read nothing else.
+    """
     rows, columns = matrix.shape[-2:]
     side = matrix if rows <= columns else matrix.mT
     size = side.shape[-2]
     if size <= GRAM_BLOCK:
         return side @ side.mT
+    # Blocks of rows up to and including the diagonal take little more than half of the products.
     gram = side.new_zeros(*side.shape[:-1], size)
     for begin in range(0, size, GRAM_BLOCK):
         end = begin + GRAM_BLOCK
@@ -180,6 +195,7 @@ def _small_gram(matrix: Tensor) -> Tensor:
 
 
 def _descending_eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and eigenvectors in descending order."""
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(-1), vectors.flip(-1)
 
@@ -189,13 +205,14 @@ def _left_basis(matrix: Tensor, vectors: Tensor, rank: int) -> Tensor:
     rows, columns = matrix.shape[-2:]
     if rows <= columns:
         return vectors[..., :rank]
+    # AV = UΣ: its QR has the left vectors in order, and completes the basis where Σ has zeros.
     images = matrix @ vectors[..., :rank]
-    # QR keeps the order of the directions, and completes the basis where there are too few.
     basis: Tensor = torch.linalg.qr(pad(images, (0, rank - images.shape[-1]))).Q
     return basis
 
 
-def _working_matrix(matrix: Tensor) -> Tensor:
+def _check_matrix(matrix: Tensor) -> Tensor:
+    """Return a matrix or a stack of matrices in working precision."""
     if matrix.ndim < 2:
         raise InvalidArgumentError(
             f"a matrix or a stack of matrices is needed, got shape {tuple(matrix.shape)}"

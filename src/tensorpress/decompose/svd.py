@@ -13,10 +13,10 @@ from tensorpress.errors import InvalidArgumentError, unknown_name
 Method = Literal["gram", "exact", "randomized"]
 
 OVERSAMPLING = 10
-"""Directions a randomized range has beyond the rank (Halko et al., section 4.3)."""
+"""Number of directions of a randomized range beyond the rank (Halko et al., section 4.3)."""
 
 POWER_ITERATIONS = 2
-"""Enough for the slowly falling spectra of trained weights (Halko et al., section 4.5)."""
+"""Number of power iterations, for the slowly falling spectra of trained weights (section 4.5)."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,14 @@ class SVD:
 
     Attributes
     ----------
-    u, s, v : Tensor
-        Shapes (*batch, m, r), (*batch, r) and (*batch, n, r); u and v have orthonormal columns,
-        s is descending.
+    u, v : Tensor
+        Left and right singular vectors, orthonormal columns of shapes (*batch, m, r) and
+        (*batch, n, r).
+    s : Tensor
+        Singular values of shape (*batch, r), descending.
     relative_error : float
-        ‖A − u·diag(s)·vᵀ‖ / ‖A‖ of the whole stack, before rounding to the dtype of A; 0 for zeros.
+        ‖A − u·diag(s)·vᵀ‖ / ‖A‖ of the whole stack, before rounding to the dtype of A; 0 for a zero
+        matrix.
     """
 
     u: Tensor
@@ -38,12 +41,12 @@ class SVD:
     relative_error: float
 
     def to_tensor(self) -> Tensor:
-        """Return the matrices these factors stand for, of shape (*batch, m, n)."""
+        """Return the approximation u · diag(s) · vᵀ, of shape (*batch, m, n)."""
         return (self.u * self.s[..., None, :]) @ self.v.mT
 
     @property
     def num_params(self) -> int:
-        """Number of stored values, r·(m + n) a matrix: s is absorbed into u or v."""
+        """Number of stored values, r·(m + n) for a matrix, with s absorbed into u or v."""
         return self.u.numel() + self.v.numel()
 
 
@@ -55,16 +58,17 @@ def truncated_svd(
     Parameters
     ----------
     matrix : Tensor
-        Shape (*batch, m, n), any floating dtype; computed in float64.
+        Tensor of shape (*batch, m, n), any floating dtype; computed in float64.
     rank : int
-        1 ≤ rank ≤ min(m, n).
+        Number of triplets, 1 ≤ rank ≤ min(m, n).
     method : {"gram", "exact", "randomized"}
-        "gram" takes the eigenvectors of the Gram matrix of the smaller side: fast, and the best
-        approximation to about 1e-8 of the largest singular value. "exact" is LAPACK's SVD.
-        "randomized" finds the range by random projection: for ranks far below min(m, n), near the
-        best approximation.
+        "gram" takes the eigenvectors of the Gram matrix of the smaller side, which is fast and
+        accurate to about 1e-8 of the largest singular value. "exact" is the SVD of LAPACK.
+        "randomized" finds the range by random projection, which is nearly as accurate and fast for
+        ranks far below min(m, n).
     spectrum : Spectrum, optional
-        Of this matrix, where it is known: saves "gram" the eigenvectors; the others need none.
+        The spectrum of the matrix, where it is known, which saves "gram" the eigenvectors. The
+        other methods ignore it.
 
     Returns
     -------
@@ -74,17 +78,18 @@ def truncated_svd(
     Raises
     ------
     InvalidArgumentError
-        For a rank out of range, fewer than two axes, an unknown method, a spectrum of another
-        shape, or NaN or infinite values.
+        If the rank is out of range, the tensor has fewer than two axes, NaN or infinite values, the
+        method is unknown, or the spectrum has another shape.
 
     References
     ----------
-    Halko, Martinsson, Tropp (2011), "Finding structure with randomness", Algs. 4.4 and 5.1.
+    Halko, Martinsson, Tropp (2011), "Finding structure with randomness", Algs. 4.4 and 5.1, for
+    "randomized".
 
     Examples
     --------
-    >>> found = truncated_svd(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]), 1)
-    >>> found.s.tolist(), found.relative_error
+    >>> svd = truncated_svd(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]), 1)
+    >>> svd.s.tolist(), svd.relative_error
     ([4.0], 0.6)
     """
     if method not in get_args(Method):
@@ -106,9 +111,10 @@ def truncated_svd(
     elif method == "randomized":
         u, s, v = _randomized(wide, rank)
     elif spectrum is None:
-        u, s, v = _projected(wide, leading_directions(wide, rank)[0])
+        u, s, v = _project(wide, leading_directions(wide, rank)[0])
     else:
-        u, s, v = _projected(wide, spectrum.vectors[..., :rank].to(wide))
+        u, s, v = _project(wide, spectrum.vectors[..., :rank].to(wide))
+    # ‖A − UUᵀA‖² = ‖A‖² − Σσ²
     error = projection_error(wide, float(s.square().sum()), lambda: (u * s[..., None, :]) @ v.mT)
     if rows > columns:
         u, v = v, u
@@ -116,24 +122,28 @@ def truncated_svd(
     return SVD(u.to(dtype), s.to(dtype), v.to(dtype), error)
 
 
-def _projected(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the singular triplets of u·uᵀ·A, for u of left singular vectors of A."""
+def _project(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular triplets of UUᵀA, for left singular vectors U of A."""
+    # UᵀA = ΣVᵀ: the norms of its rows are the singular values.
     projected = u.mT @ matrix
     s = torch.linalg.vector_norm(projected, dim=-1)
     if bool((s.amin(-1) > 1e-3 * s.amax(-1)).all()):
         return u, s, projected.mT / s[..., None, :]
-    # Vectors of small singular values are too inaccurate to divide by the value.
+    # Rows of small singular values are too inaccurate to divide by the value: UᵀA = RΣVᵀ instead.
     rotation, s, vt = torch.linalg.svd(projected, full_matrices=False)
     return u @ rotation, s, vt.mT
 
 
 def _randomized(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the leading singular triplets from a random projection of the range."""
+    # Alg. 4.4: Q spans (AAᵀ)^q A Ω for a Gaussian Ω, orthonormalized after every product.
     width = min(rank + OVERSAMPLING, *matrix.shape[-2:])
     generator = torch.Generator().manual_seed(0)
     test = torch.randn(matrix.shape[-1], width, generator=generator, device="cpu").to(matrix)
     basis = torch.linalg.qr(matrix @ test).Q
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(matrix @ (matrix.mT @ basis)).Q
+    # Alg. 5.1: with QᵀA = UΣVᵀ, A ≈ (QU)ΣVᵀ.
     inside = basis.mT @ matrix
-    u, s, v = _projected(inside, leading_directions(inside, rank)[0])
+    u, s, v = _project(inside, leading_directions(inside, rank)[0])
     return basis @ u, s, v

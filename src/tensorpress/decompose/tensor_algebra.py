@@ -1,4 +1,4 @@
-"""Unfoldings, mode products and contraction of trains, in the notation of Kolda & Bader (2009)."""
+"""Unfoldings, mode products and contractions, in the notation of Kolda & Bader (2009)."""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -14,7 +14,19 @@ from tensorpress.errors import InvalidArgumentError
 def unfold(tensor: Tensor, mode: int) -> Tensor:
     """Return the mode-``mode`` unfolding, of shape (n_mode, product of the other sizes).
 
-    The columns run over the other modes in their own order, the last one fastest.
+    The columns run over the other modes in their order, the last one fastest.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Tensor of shape (n_1, …, n_d).
+    mode : int
+        The mode of the rows, from 0.
+
+    References
+    ----------
+    Kolda, Bader (2009), "Tensor decompositions and applications", section 2.4, whose columns run
+    with the first mode fastest.
 
     Examples
     --------
@@ -26,7 +38,16 @@ def unfold(tensor: Tensor, mode: int) -> Tensor:
 
 
 def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
-    """Return the tensor of the given shape whose mode-``mode`` unfolding is ``matrix``.
+    """Return the tensor of a shape whose mode-``mode`` unfolding is a matrix, as `unfold` makes it.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        Tensor of shape (n_mode, product of the other sizes).
+    mode : int
+        The mode of the rows, from 0.
+    shape : sequence of int
+        The shape (n_1, …, n_d) of the result.
 
     Examples
     --------
@@ -40,7 +61,20 @@ def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
 
 
 def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
-    """Return ``tensor`` times ``matrix`` (m, n_mode) along a mode, whose size becomes m.
+    """Return the product T ×ₖ M of a tensor and a matrix along a mode k, whose size becomes m.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Tensor of shape (n_1, …, n_d).
+    matrix : Tensor
+        Tensor of shape (m, n_mode).
+    mode : int
+        The mode, from 0.
+
+    References
+    ----------
+    Kolda, Bader (2009), "Tensor decompositions and applications", section 2.5.
 
     Examples
     --------
@@ -51,29 +85,29 @@ def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
     before, after = tensor.shape[:mode], tensor.shape[mode + 1 :]
     if not after:
         return tensor @ matrix.mT
-    # A batch of matrix products on the memory as it lies, where tensordot would permute it.
+    # A batch of matrix products without a copy of the tensor, which tensordot would permute.
     product = matrix @ tensor.reshape(prod(before), tensor.shape[mode], -1)
     return product.reshape(*before, -1, *after)
 
 
 def project(tensor: Tensor, factors: Sequence[Tensor], *, skip: int | None = None) -> Tensor:
-    """Contract every mode with its matrix transposed: W ×₁ M₁ᵀ ×₂ M₂ᵀ … ×_d M_dᵀ.
+    """Contract every mode with its transposed matrix: W ×₁ M₁ᵀ ×₂ M₂ᵀ … ×_d M_dᵀ.
 
-    The mode that shrinks most goes first, so that all others work on a small tensor.
+    The mode that shrinks most comes first, so that all others work on a small tensor.
 
     Parameters
     ----------
     tensor : Tensor
-        Shape (n_1, …, n_d).
+        Tensor of shape (n_1, …, n_d).
     factors : sequence of Tensor
-        d matrices of shapes (n_i, k_i).
+        d tensors of shapes (n_i, k_i).
     skip : int, optional
-        A mode to leave as it is.
+        A mode that is not contracted.
 
     Returns
     -------
     Tensor
-        Shape (k_1, …, k_d), with n_skip in place of k_skip.
+        Tensor of shape (k_1, …, k_d), with n_skip in place of k_skip.
 
     Examples
     --------
@@ -88,29 +122,32 @@ def project(tensor: Tensor, factors: Sequence[Tensor], *, skip: int | None = Non
 
 
 def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Multiply a core by one matrix along every mode: C ×₁ M₁ ×₂ M₂ … ×_d M_d.
+    """Multiply a core by one matrix along every mode: C ×₁ M₁ ×₂ M₂ … ×_d M_d; differentiable.
 
-    Every product moves the mode it has just expanded to the other end of the
-    tensor, so that a full round is d matrix products on contiguous memory,
-    without a permuting copy, and ends with the modes in their own order. The
-    round may go either way; the cheaper one is taken.
+    Every product moves the mode that it expands to the other end of the tensor. A full round is
+    therefore d matrix products on contiguous memory, without a permuting copy, and ends with the
+    modes in their order. The round goes in the cheaper of both directions.
 
     Parameters
     ----------
     core : Tensor
-        Shape (k_1, …, k_d).
+        Tensor of shape (k_1, …, k_d).
     factors : sequence of Tensor
-        d matrices of shapes (n_i, k_i).
+        d tensors of shapes (n_i, k_i).
 
     Returns
     -------
     Tensor
-        Shape (n_1, …, n_d).
+        Tensor of shape (n_1, …, n_d).
 
     Raises
     ------
     InvalidArgumentError
         If the matrices do not fit the core.
+
+    References
+    ----------
+    Kolda, Bader (2009), "Tensor decompositions and applications", section 4.
 
     Examples
     --------
@@ -126,7 +163,8 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
         )
     modes = [rows for rows, _ in sizes]
     result = core
-    if cheaper_forwards(modes, core.shape):
+    if is_cheaper_forwards(modes, core.shape):
+        # C₍₁₎ᵀM₁ᵀ has the new mode behind the others: (k_2 ⋯ k_d, n_1).
         for factor in factors:
             result = result.reshape(factor.shape[1], -1).mT @ factor.mT
     else:
@@ -135,40 +173,44 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
     return result.reshape(modes)
 
 
-def cheaper_forwards(modes: Sequence[int], ranks: Sequence[int]) -> bool:
+def is_cheaper_forwards(modes: Sequence[int], ranks: Sequence[int]) -> bool:
     """Whether expanding the modes first to last takes no more multiplications than last to first.
 
     Examples
     --------
-    >>> cheaper_forwards([2, 100], [2, 2]), cheaper_forwards([100, 2], [2, 2])
+    >>> is_cheaper_forwards([2, 100], [2, 2]), is_cheaper_forwards([100, 2], [2, 2])
     (True, False)
     """
     return _expansion_macs(modes, ranks) <= _expansion_macs(modes[::-1], ranks[::-1])
 
 
 def _expansion_macs(modes: Sequence[int], ranks: Sequence[int]) -> int:
-    """Multiplications of expanding mode 1, then 2, …: Σ_i (n_1 … n_i)(k_i … k_d)."""
+    """Return the multiplications of expanding mode 1, then 2, …: Σ_i (n_1 ⋯ n_i)(k_i ⋯ k_d)."""
     expanded = accumulate(modes, mul)
-    return sum(done * prod(ranks[i:]) for i, done in enumerate(expanded))
+    return sum(size * prod(ranks[i:]) for i, size in enumerate(expanded))
 
 
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
-    """Contract TT-cores to the tensor they stand for; differentiable.
+    """Contract the cores of a tensor train to its tensor; differentiable.
 
     Parameters
     ----------
     cores : sequence of Tensor
-        Shapes (r_{k-1}, n_k, r_k), r_0 = r_d = 1.
+        d tensors of shapes (r_{k-1}, n_k, r_k), with r_0 = r_d = 1.
 
     Returns
     -------
     Tensor
-        Shape (n_1, …, n_d).
+        Tensor of shape (n_1, …, n_d).
 
     Raises
     ------
     InvalidArgumentError
         If the cores do not make a train.
+
+    References
+    ----------
+    Oseledets (2011), "Tensor-train decomposition", section 1.
 
     Examples
     --------
@@ -182,7 +224,7 @@ def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
 
 
 def join(left: Tensor, right: Tensor) -> Tensor:
-    """Contract neighbours (*, r, n, s) and (*, s, p, t) of a train to one core (*, r, n·p, t)."""
+    """Contract neighbouring cores (*, r, n, s) and (*, s, p, t) to one core (*, r, n·p, t)."""
     product = left.flatten(-3, -2) @ right.flatten(-2, -1)
     return product.reshape(*left.shape[:-2], left.shape[-2] * right.shape[-2], right.shape[-1])
 
@@ -190,32 +232,32 @@ def join(left: Tensor, right: Tensor) -> Tensor:
 def join_train(
     cores: Sequence[Tensor],
     sizes: Sequence[int],
-    joined: Callable[[Tensor, Tensor], Tensor] = join,
+    join_pair: Callable[[Tensor, Tensor], Tensor] = join,
 ) -> Tensor:
-    """Contract a whole train: both halves from their ends, then one half with the other.
+    """Contract a whole train: both halves from their ends, then the two halves.
 
-    They meet where that takes the fewest multiplications (`joining_macs`): the last product is as
-    large as the result, times the rank in its middle.
+    The halves meet where that takes the fewest multiplications (`joining_macs`): the last product
+    takes the size of the result times the rank where they meet.
 
     Parameters
     ----------
     cores : sequence of Tensor
-        The neighbours, of any number of modes.
+        The neighbouring cores, of any number of modes.
     sizes : sequence of int
-        Product of the modes of each.
-    joined : callable
-        Contracts two neighbours to one core.
+        The product of the modes of each core.
+    join_pair : callable
+        Function that contracts two neighbouring cores to one.
     """
     if len(cores) == 1:
         return cores[0]
     split, _ = _cheapest_split(sizes, [core.shape[-1] for core in cores[:-1]])
-    left = reduce(joined, cores[:split])
-    right = reduce(lambda done, core: joined(core, done), reversed(cores[split:]))
-    return joined(left, right)
+    left = reduce(join_pair, cores[:split])
+    right = reduce(lambda result, core: join_pair(core, result), reversed(cores[split:]))
+    return join_pair(left, right)
 
 
 def joining_macs(sizes: Sequence[int], ranks: Sequence[int]) -> int:
-    """Return the multiply–accumulates of `tt_to_tensor`.
+    """Return the multiply–accumulates of `tt_to_tensor` for mode sizes n_k and inner ranks r_k.
 
     Examples
     --------
@@ -226,7 +268,20 @@ def joining_macs(sizes: Sequence[int], ranks: Sequence[int]) -> int:
 
 
 def check_cores(cores: Sequence[Tensor], *, modes: int) -> None:
-    """Raise unless cores of so many modes each make a train: equal ranks between, 1 at the ends."""
+    """Check that cores make a train: equal ranks between neighbours, and 1 at both ends.
+
+    Parameters
+    ----------
+    cores : sequence of Tensor
+        The cores, whose first and last axes are ranks.
+    modes : int
+        Number of modes of each core.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a core has another number of modes, or a rank does not fit.
+    """
     shapes = [tuple(core.shape) for core in cores]
     if not shapes or any(len(shape) != modes + 2 for shape in shapes):
         raise InvalidArgumentError(
@@ -239,7 +294,9 @@ def check_cores(cores: Sequence[Tensor], *, modes: int) -> None:
 
 
 def _cheapest_split(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[int, int]:
-    """Return how many cores the left half of `join_train` has, and the cost of the whole."""
+    """Return the number of cores in the left half of `join_train`, and the cost of the whole."""
+    # Joining the cores 1…k from the left takes (n_1 ⋯ n_k) r_{k-1} r_k for its last product, and
+    # the last product of the halves (n_1 ⋯ n_d) r_split.
     ends = [1, *ranks, 1]
     left = [prod(sizes[: k + 1]) * ends[k] * ends[k + 1] for k in range(len(sizes))]
     right = [prod(sizes[k:]) * ends[k] * ends[k + 1] for k in range(len(sizes))]

@@ -10,40 +10,23 @@ from torch import Tensor
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_algebra import check_cores, join_train, joining_macs
 from tensorpress.decompose.tensor_train import tt_spectra, tt_svd
-from tensorpress.decompose.tt_matvec import (
-    cheapest_tt_order,
-    tt_join,
-    tt_macs,
-    tt_merge,
-    tt_multiply,
-)
+from tensorpress.decompose.tt_matvec import cheapest_tt_order, tt_join, tt_merge, tt_multiply
 from tensorpress.errors import InvalidArgumentError
-
-__all__ = [
-    "TTMatrix",
-    "tt_macs",
-    "tt_matrix",
-    "tt_matrix_spectra",
-    "tt_multiply",
-    "tt_row_macs",
-    "tt_rows",
-    "tt_to_matrix",
-]
 
 
 @dataclass(frozen=True)
 class TTMatrix:
-    """A matrix (m_1…m_d, n_1…n_d) as a train of d TT-cores (r_{k-1}, m_k, n_k, r_k).
+    """A matrix Ŵ of shape (m_1⋯m_d, n_1⋯n_d) as a tensor train.
 
-    Row (i_1, …, i_d) and column (j_1, …, j_d), the last index fastest, hold the number
-    G_1[i_1, j_1] … G_d[i_d, j_d].
+    The entry in row (i_1, …, i_d) and column (j_1, …, j_d), with the last index fastest, is
+    G_1[i_1, j_1] ⋯ G_d[i_d, j_d].
 
     Attributes
     ----------
     cores : tuple of Tensor
-        The d TT-cores, r_0 = r_d = 1.
+        The d cores G_k, of shapes (r_{k-1}, m_k, n_k, r_k) with r_0 = r_d = 1.
     relative_error : float
-        ‖W − Ŵ‖ / ‖W‖ to the matrix that was decomposed (0 for a zero matrix).
+        ‖W − Ŵ‖ / ‖W‖ for the matrix W that was decomposed; 0 for a zero matrix.
     """
 
     cores: tuple[Tensor, ...]
@@ -66,7 +49,7 @@ class TTMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the matrix these cores stand for."""
+        """The shape (m_1⋯m_d, n_1⋯n_d) of the matrix Ŵ."""
         return prod(self.row_modes), prod(self.column_modes)
 
     @property
@@ -75,13 +58,13 @@ class TTMatrix:
         return sum(core.numel() for core in self.cores)
 
     def to_tensor(self) -> Tensor:
-        """Return the matrix these cores stand for."""
+        """Return the matrix Ŵ."""
         return tt_to_matrix(self.cores)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """Return the product with vectors x (*, columns), of shape (*, rows).
+        """Return the products Ŵx with vectors of shape (*, columns), of shape (*, rows).
 
-        The matrix is never built; the order of contraction is the cheapest for that many vectors.
+        The matrix is never built; the contraction has the cheapest order for the number of vectors.
         """
         vectors = x.shape[:-1].numel()
         order = cheapest_tt_order(self.row_modes, self.column_modes, self.ranks, vectors=vectors)
@@ -96,23 +79,28 @@ def tt_matrix(
     ranks: Sequence[int] | None = None,
     tolerance: float | None = None,
 ) -> TTMatrix:
-    """Decompose a matrix into a train over pairs of row and column modes.
+    """Decompose a matrix into a tensor train over pairs of row and column modes.
 
     Parameters
     ----------
     matrix : Tensor
-        Shape (m_1…m_d, n_1…n_d), any floating dtype; computed in float64.
+        Tensor of shape (m_1⋯m_d, n_1⋯n_d), any floating dtype; computed in float64.
     row_modes, column_modes : sequence of int
-        (m_1, …, m_d) and (n_1, …, n_d), equally many.
+        The modes (m_1, …, m_d) of the rows and as many modes (n_1, …, n_d) of the columns.
     ranks : sequence of int, optional
         The d − 1 inner ranks, as for `tt_svd` of a tensor of shape (m_1·n_1, …, m_d·n_d).
     tolerance : float, optional
-        The relative error allowed, 0 ≤ ε < 1. Either this or ``ranks``.
+        Upper bound ε on the relative error, 0 ≤ ε < 1. Either this or ``ranks``.
+
+    Returns
+    -------
+    TTMatrix
+        Cores in the dtype of ``matrix``.
 
     Raises
     ------
     InvalidArgumentError
-        If the modes do not multiply to the matrix's shape, and for what `tt_svd` refuses.
+        If the modes do not multiply to the shape of the matrix, or `tt_svd` raises.
 
     References
     ----------
@@ -120,11 +108,13 @@ def tt_matrix(
 
     Examples
     --------
-    >>> found = tt_matrix(torch.ones(6, 8), (2, 3), (2, 4), tolerance=0.1)
-    >>> found.ranks, found.num_params, found.shape
+    >>> train = tt_matrix(torch.ones(6, 8), (2, 3), (2, 4), tolerance=0.1)
+    >>> train.ranks, train.num_params, train.shape
     ((1,), 16, (6, 8))
     """
-    train = tt_svd(_paired(matrix, row_modes, column_modes), ranks=ranks, tolerance=tolerance)
+    tensor = _pair_modes(matrix, row_modes, column_modes)
+    train = tt_svd(tensor, ranks=ranks, tolerance=tolerance)
+    # A mode of size m_k·n_k becomes a row and a column mode.
     cores = [
         core.reshape(core.shape[0], m, n, -1)
         for core, m, n in zip(train.cores, row_modes, column_modes, strict=True)
@@ -135,33 +125,41 @@ def tt_matrix(
 def tt_matrix_spectra(
     matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]
 ) -> list[Spectrum]:
-    """Return the d − 1 spectra that say what the ranks of `tt_matrix` cost, as `tt_spectra` does.
+    """Return the spectra of the d − 1 unfoldings that `tt_matrix` truncates, as `tt_spectra` does.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        Tensor of shape (m_1⋯m_d, n_1⋯n_d), any floating dtype.
+    row_modes, column_modes : sequence of int
+        The modes (m_1, …, m_d) of the rows and as many modes (n_1, …, n_d) of the columns.
 
     Raises
     ------
     InvalidArgumentError
-        If the modes do not multiply to the matrix's shape, or for NaN or infinite values.
+        If the modes do not multiply to the shape of the matrix, or it has NaN or infinite values.
 
     Examples
     --------
-    >>> [len(found.values) for found in tt_matrix_spectra(torch.ones(6, 8), (2, 3), (2, 4))]
+    >>> spectra = tt_matrix_spectra(torch.ones(6, 8), (2, 3), (2, 4))
+    >>> [len(spectrum.values) for spectrum in spectra]
     [4]
     """
-    return tt_spectra(_paired(matrix, row_modes, column_modes))
+    return tt_spectra(_pair_modes(matrix, row_modes, column_modes))
 
 
 def tt_to_matrix(cores: Sequence[Tensor]) -> Tensor:
-    """Contract the TT-cores of a matrix to the matrix; differentiable.
+    """Contract the cores of a TT-matrix to the matrix; differentiable.
 
     Parameters
     ----------
     cores : sequence of Tensor
-        Shapes (r_{k-1}, m_k, n_k, r_k), r_0 = r_d = 1.
+        d tensors of shapes (r_{k-1}, m_k, n_k, r_k), with r_0 = r_d = 1.
 
     Returns
     -------
     Tensor
-        Shape (m_1…m_d, n_1…n_d).
+        Tensor of shape (m_1⋯m_d, n_1⋯n_d).
 
     Raises
     ------
@@ -178,26 +176,27 @@ def tt_to_matrix(cores: Sequence[Tensor]) -> Tensor:
 
 
 def tt_rows(cores: Sequence[Tensor], indices: Tensor) -> Tensor:
-    """Return rows of a matrix in TT-cores, never building the matrix; differentiable.
+    """Return rows of a TT-matrix without building the matrix; differentiable.
 
     Parameters
     ----------
     cores : sequence of Tensor
-        Shapes (r_{k-1}, m_k, n_k, r_k), r_0 = r_d = 1.
+        d tensors of shapes (r_{k-1}, m_k, n_k, r_k), with r_0 = r_d = 1.
     indices : Tensor
-        Row numbers from 0 to m_1…m_d − 1, any shape (*), of an integer dtype.
+        Row numbers from 0 to m_1⋯m_d − 1, of any shape (*) and any integer dtype.
 
     Returns
     -------
     Tensor
-        Shape (*, n_1…n_d).
+        Tensor of shape (*, n_1⋯n_d).
 
     Raises
     ------
     InvalidArgumentError
         If the cores do not make a train, or the indices are not integers.
     IndexError
-        For a row number out of range (on a GPU, as for an embedding, a device-side assertion).
+        If a row number is out of range. On a GPU, a device-side assertion fails instead, as for an
+        embedding.
 
     References
     ----------
@@ -212,19 +211,21 @@ def tt_rows(cores: Sequence[Tensor], indices: Tensor) -> Tensor:
     check_cores(cores, modes=2)
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         raise InvalidArgumentError(f"row numbers must be integers, got {indices.dtype}")
+    # The row number i has the digits i_1, …, i_d, the last one fastest: row i is the train of the
+    # slices G_k[i_k].
     remaining = indices.flatten()
-    chosen = []
+    slices = []
     for core in reversed(cores[1:]):
-        chosen.append(_gather(core, remaining % core.shape[1]))
+        slices.append(_gather_rows(core, remaining % core.shape[1]))
         remaining = remaining.div(core.shape[1], rounding_mode="floor")
-    # What is left is not reduced by its mode, so that a row number out of range cannot wrap around.
-    chosen.append(_gather(cores[0], remaining))
+    # The first digit is not reduced by its mode, so that no row number out of range wraps around.
+    slices.append(_gather_rows(cores[0], remaining))
     columns = [core.shape[2] for core in cores]
-    return join_train(chosen[::-1], columns).reshape(*indices.shape, prod(columns))
+    return join_train(slices[::-1], columns).reshape(*indices.shape, prod(columns))
 
 
 def tt_row_macs(column_modes: Sequence[int], ranks: Sequence[int]) -> int:
-    """Return the multiply–accumulates of `tt_rows` for one row.
+    """Return the multiply–accumulates of `tt_rows` for one row, from the inner ranks r_k.
 
     Examples
     --------
@@ -234,13 +235,13 @@ def tt_row_macs(column_modes: Sequence[int], ranks: Sequence[int]) -> int:
     return joining_macs(column_modes, ranks)
 
 
-def _gather(core: Tensor, rows: Tensor) -> Tensor:
-    """Return the slices of a core (r, m, n, s) at some rows, (rows, r, n, s)."""
+def _gather_rows(core: Tensor, rows: Tensor) -> Tensor:
+    """Return the slices of a core (r, m, n, s) at row indices, of shape (rows, r, n, s)."""
     return core.transpose(0, 1).index_select(0, rows)
 
 
-def _paired(matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]) -> Tensor:
-    """Return a matrix as the tensor (m_1·n_1, …, m_d·n_d)."""
+def _pair_modes(matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]) -> Tensor:
+    """Return a matrix as a tensor of shape (m_1·n_1, …, m_d·n_d)."""
     _check_modes(matrix, row_modes, column_modes)
     order = len(row_modes)
     pairs = [axis for k in range(order) for axis in (k, order + k)]

@@ -1,4 +1,4 @@
-"""Products of a matrix in TT-cores with vectors, their cost, and the cheapest order for them."""
+"""Products of a TT-matrix with vectors, their cost, and the cheapest order of contraction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from tensorpress.decompose.tensor_algebra import check_cores
 from tensorpress.errors import InvalidArgumentError
 
 FEW_COLUMNS = 32
-"""A stack of products with fewer columns than this is slower than one product of a copy."""
+"""Below this number of columns, a stack of products is slower than one product of a copy."""
 
-WRITTEN = 16
-"""Multiplications that take as long as writing one number between two steps."""
+MACS_PER_WRITE = 16
+"""Number of multiplications that take as long as writing one number between two steps."""
 
 
 @dataclass(frozen=True)
 class TTOrder:
-    """How to multiply by a TT-matrix: which neighbours to merge first, and from which end to start.
+    """An order for the product of a TT-matrix with vectors.
 
     Attributes
     ----------
     groups : tuple of int
-        How many neighbouring cores are merged to one, from left to right; they add up to d.
+        Numbers of neighbouring cores that are merged first, from left to right; they sum to d.
     from_left : bool
-        Whether the first core is contracted first.
+        Whether the contraction starts with the first core, or with the last.
     macs : int
-        Multiply–accumulates of it all, merging included.
+        Multiply–accumulates of merging and contracting.
     """
 
     groups: tuple[int, ...]
@@ -39,26 +39,25 @@ class TTOrder:
 
 
 def tt_multiply(cores: Sequence[Tensor], x: Tensor, *, from_left: bool) -> Tensor:
-    """Multiply vectors by a matrix in TT-cores, never building the matrix; differentiable.
+    """Multiply vectors by a TT-matrix without building the matrix; differentiable.
 
-    The state always has the contracted rank beside the next column mode, with the finished row
-    modes before them (from the left) or behind them (from the right): every step is a stack of
-    matrix products on the memory as it lies. The vectors are the last axis, so that the products
-    are wide.
+    The state keeps the contracted rank beside the next column mode, and the finished row modes in
+    front of them (from the left) or behind them (from the right), so that every step is a stack of
+    matrix products without a copy. The vectors are the last axis, which makes the products wide.
 
     Parameters
     ----------
     cores : sequence of Tensor
-        Shapes (r_{k-1}, m_k, n_k, r_k), r_0 = r_d = 1.
+        d tensors of shapes (r_{k-1}, m_k, n_k, r_k), with r_0 = r_d = 1.
     x : Tensor
-        Shape (*, n_1…n_d), of the cores' dtype.
+        Vectors of shape (*, n_1⋯n_d), in the dtype of the cores.
     from_left : bool
-        Whether to contract the first core first, or the last; `tt_macs` tells which is cheaper.
+        Whether to start with the first core, or with the last; `tt_macs` gives the cost of both.
 
     Returns
     -------
     Tensor
-        Shape (*, m_1…m_d).
+        Tensor of shape (*, m_1⋯m_d).
 
     Raises
     ------
@@ -84,19 +83,21 @@ def tt_multiply(cores: Sequence[Tensor], x: Tensor, *, from_left: bool) -> Tenso
         )
     count = prod(x.shape[:-1])
     state = x.reshape(count, columns).mT
-    done, ahead = 1, columns
+    finished, remaining = 1, columns  # products of the row modes so far and the column modes left
     for core in cores if from_left else reversed(cores):
         left, m, n, right = core.shape
-        ahead //= n
+        remaining //= n
         if from_left:
+            # (m_1⋯m_{k-1}, r_{k-1}·n_k, n_{k+1}⋯n_d·count) → (m_1⋯m_{k-1}, m_k·r_k, …)
             matrix = core.permute(1, 3, 0, 2).reshape(m * right, left * n)
-            stack = state.reshape(done, left * n, ahead * count)
+            stack = state.reshape(finished, left * n, remaining * count)
         else:
+            # (n_1⋯n_{k-1}, n_k·r_k, m_{k+1}⋯m_d·count) → (n_1⋯n_{k-1}, r_{k-1}·m_k, …)
             matrix = core.reshape(left * m, n * right)
-            stack = state.reshape(ahead, n * right, done * count)
+            stack = state.reshape(remaining, n * right, finished * count)
         state = _multiply_stack(matrix, stack, one_vector=count == 1)
-        done *= m
-    return state.reshape(done, count).mT.reshape(*x.shape[:-1], done)
+        finished *= m
+    return state.reshape(finished, count).mT.reshape(*x.shape[:-1], finished)
 
 
 def tt_macs(
@@ -104,35 +105,49 @@ def tt_macs(
 ) -> int:
     """Return the multiply–accumulates of `tt_multiply` for one vector.
 
+    Parameters
+    ----------
+    row_modes, column_modes : sequence of int
+        The modes (m_1, …, m_d) and (n_1, …, n_d).
+    ranks : sequence of int
+        The d − 1 inner ranks.
+    from_left : bool
+        Whether the contraction starts with the first core, or with the last.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the numbers of modes differ, or there is not one rank fewer.
+
     Examples
     --------
     >>> modes = (4, 4, 4, 4, 4, 4), (2, 7, 8, 8, 7, 4)
     >>> [tt_macs(*modes, (4, 4, 4, 4, 4), from_left) for from_left in (True, False)]
     [6889472, 3645440]
     """
-    train = _Train.of(row_modes, column_modes, ranks)
+    train = _TTSizes.from_ranks(row_modes, column_modes, ranks)
     return sum(train.step_macs(k, k + 1, from_left) for k in range(len(row_modes)))
 
 
 def tt_merge(cores: Sequence[Tensor], groups: Sequence[int]) -> tuple[Tensor, ...]:
-    """Contract neighbouring TT-cores of a matrix to fewer, larger ones; differentiable.
+    """Contract neighbouring cores of a TT-matrix to fewer, larger ones; differentiable.
 
     Parameters
     ----------
     cores : sequence of Tensor
-        Shapes (r_{k-1}, m_k, n_k, r_k).
+        Tensors of shapes (r_{k-1}, m_k, n_k, r_k).
     groups : sequence of int
-        How many neighbours make one, from left to right; they add up to the number of cores.
+        Numbers of neighbours to merge, from left to right, which sum to the number of cores.
 
     Returns
     -------
     tuple of Tensor
-        The TT-cores of the same matrix over the merged modes.
+        The cores of the same matrix over the merged modes.
 
     Raises
     ------
     InvalidArgumentError
-        If the groups do not add up to the number of cores.
+        If the groups do not sum to the number of cores.
 
     Examples
     --------
@@ -144,61 +159,74 @@ def tt_merge(cores: Sequence[Tensor], groups: Sequence[int]) -> tuple[Tensor, ..
         raise InvalidArgumentError(
             f"groups of neighbours must add up to {len(cores)} TT-cores, got {tuple(groups)}"
         )
-    following = iter(cores)
-    return tuple(reduce(tt_join, [next(following) for _ in range(size)]) for size in groups)
+    iterator = iter(cores)
+    return tuple(reduce(tt_join, [next(iterator) for _ in range(size)]) for size in groups)
 
 
 def tt_join(left: Tensor, right: Tensor) -> Tensor:
-    """Contract neighbours (r, m, n, s) and (s, p, q, t) to one core (r, m·p, n·q, t)."""
+    """Contract neighbouring cores (r, m, n, s) and (s, p, q, t) to one core (r, m·p, n·q, t)."""
     product = left.flatten(0, 2) @ right.flatten(1)
-    apart = product.reshape(*left.shape[:3], *right.shape[1:])
-    return apart.transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    product = product.reshape(*left.shape[:3], *right.shape[1:])
+    return product.transpose(2, 3).flatten(1, 2).flatten(2, 3)
 
 
 def cheapest_tt_order(
     row_modes: Sequence[int], column_modes: Sequence[int], ranks: Sequence[int], *, vectors: int
 ) -> TTOrder:
-    """Find the merging of neighbours and the direction that cost the least time.
+    """Return the groups of neighbours to merge and the direction that take the least time.
 
-    Every number that a step writes counts as 16 multiplications. A merged core makes one wide
-    product of several narrow ones. It pays where ranks are large for the modes they join, and the
-    more vectors share the cost of merging, the more often. Never are all merged: that would be the
+    Every number that a step writes counts as 16 multiplications. Merging replaces several narrow
+    products by a wide one. It pays where ranks are large for the modes that they join, and more
+    often the more vectors share its cost. The cores are never all merged, which would build the
     matrix.
 
     Parameters
     ----------
     row_modes, column_modes : sequence of int
-        (m_1, …, m_d) and (n_1, …, n_d).
+        The modes (m_1, …, m_d) and (n_1, …, n_d).
     ranks : sequence of int
         The d − 1 inner ranks.
     vectors : int
-        How many vectors are multiplied at once.
+        Number of vectors that are multiplied at once.
 
     Returns
     -------
     TTOrder
-        For `tt_merge` and `tt_multiply`.
+        The order for `tt_merge` and `tt_multiply`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the numbers of modes differ, or there is not one rank fewer.
 
     Examples
     --------
     >>> cheapest_tt_order((4, 4, 4), (4, 4, 4), (4, 4), vectors=100)
     TTOrder(groups=(2, 1), from_left=True, macs=516096)
     """
-    return _cheapest_order(_Train.of(row_modes, column_modes, ranks), vectors)
+    return _cheapest_order(_TTSizes.from_ranks(row_modes, column_modes, ranks), vectors)
 
 
 @dataclass(frozen=True)
-class _Train:
-    """The sizes of a TT-matrix, and what its contractions cost."""
+class _TTSizes:
+    """The sizes of a TT-matrix, and the costs of its contractions.
+
+    Attributes
+    ----------
+    row_modes, column_modes : tuple of int
+        The modes (m_1, …, m_d) and (n_1, …, n_d).
+    ends : tuple of int
+        All ranks (r_0, …, r_d), with r_0 = r_d = 1.
+    """
 
     row_modes: tuple[int, ...]
     column_modes: tuple[int, ...]
     ends: tuple[int, ...]
 
     @classmethod
-    def of(
+    def from_ranks(
         cls, row_modes: Sequence[int], column_modes: Sequence[int], ranks: Sequence[int]
-    ) -> "_Train":
+    ) -> "_TTSizes":
         if len(row_modes) != len(column_modes) or len(ranks) != len(row_modes) - 1:
             raise InvalidArgumentError(
                 "a TT-matrix has as many row modes as column modes and one rank fewer, got "
@@ -207,7 +235,12 @@ class _Train:
         return cls(tuple(row_modes), tuple(column_modes), (1, *ranks, 1))
 
     def step_macs(self, start: int, stop: int, from_left: bool) -> int:
-        """Multiplications of contracting cores start…stop, merged to one, with one vector."""
+        """Return the multiplications of contracting the merged cores [start, stop) with a vector.
+
+        The merged cores a…b multiply r_{a-1}·(m_a⋯m_b)·(n_a⋯n_b)·r_b numbers, from the left for
+        each of the m_1⋯m_{a-1} finished rows and n_{b+1}⋯n_d remaining columns. From the right, m
+        and n change places.
+        """
         m, n = self.row_modes, self.column_modes
         core = self.ends[start] * prod(m[start:stop]) * prod(n[start:stop]) * self.ends[stop]
         if from_left:
@@ -215,7 +248,7 @@ class _Train:
         return prod(n[:start]) * core * prod(m[stop:])
 
     def merge_macs(self, start: int, stop: int) -> int:
-        """Multiplications of `tt_merge` for one group."""
+        """Return the multiplications of `tt_merge` for one group [start, stop)."""
         sizes = [m * n for m, n in zip(self.row_modes, self.column_modes, strict=True)]
         return sum(
             self.ends[start] * prod(sizes[start : k + 1]) * self.ends[k] * self.ends[k + 1]
@@ -223,43 +256,47 @@ class _Train:
         )
 
     def step_writes(self, start: int, stop: int, from_left: bool) -> int:
-        """Numbers that the same contraction writes."""
+        """Return the size of the result of the same contraction."""
         m, n = self.row_modes, self.column_modes
         if from_left:
             return prod(m[:stop]) * self.ends[stop] * prod(n[stop:])
         return prod(n[:start]) * self.ends[start] * prod(m[start:])
 
     def best_order(self, from_left: bool, vectors: int) -> tuple[int, TTOrder]:
-        """Find the cheapest groups: costs of groups add up, so the best of each beginning do."""
+        """Return the cost and the order of the cheapest groups, by dynamic programming.
+
+        The costs of groups are independent, so that the best groups of the cores up to ``stop`` are
+        a last group [start, stop) after the best groups of the cores up to ``start``.
+        """
         count = len(self.row_modes)
         best = [(0, TTOrder((), from_left, 0))]
         for stop in range(1, count + 1):
-            endings = []
+            orders = []
             for start in reversed(range(stop)):
-                if stop - start == count > 1:
+                if stop - start == count > 1:  # all cores merged: the matrix
                     continue
-                cost, before = best[start]
+                cost, previous = best[start]
                 macs = vectors * self.step_macs(start, stop, from_left)
                 macs += self.merge_macs(start, stop)
-                written = vectors * self.step_writes(start, stop, from_left)
-                groups = (*before.groups, stop - start)
-                order = TTOrder(groups, from_left, before.macs + macs)
-                endings.append((cost + macs + WRITTEN * written, order))
-            best.append(min(endings, key=itemgetter(0)))
+                writes = vectors * self.step_writes(start, stop, from_left)
+                groups = (*previous.groups, stop - start)
+                order = TTOrder(groups, from_left, previous.macs + macs)
+                orders.append((cost + macs + MACS_PER_WRITE * writes, order))
+            best.append(min(orders, key=itemgetter(0)))
         return best[-1]
 
 
 @lru_cache
-def _cheapest_order(train: _Train, vectors: int) -> TTOrder:
-    found = [train.best_order(from_left, vectors) for from_left in (True, False)]
-    return min(found, key=itemgetter(0))[1]
+def _cheapest_order(sizes: _TTSizes, vectors: int) -> TTOrder:
+    orders = [sizes.best_order(from_left, vectors) for from_left in (True, False)]
+    return min(orders, key=itemgetter(0))[1]
 
 
 def _multiply_stack(matrix: Tensor, stack: Tensor, *, one_vector: bool) -> Tensor:
-    """Return matrix (a, b) times every matrix of a stack (c, b, columns).
+    """Return the products of a matrix (a, b) with every matrix of a stack (c, b, columns).
 
-    Only for one vector may the number of columns decide how: an exported graph knows a number of
-    vectors either as 1 or not at all.
+    The number of columns chooses the form only for one vector, because an exported graph does not
+    know a number of vectors other than 1.
     """
     count, inner, columns = stack.shape
     if one_vector and columns < FEW_COLUMNS and count > 1:

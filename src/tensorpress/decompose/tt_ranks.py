@@ -1,4 +1,4 @@
-"""What the ranks of a tensor train can be, and what they cost."""
+"""The possible ranks of a tensor train, and the number of values that it stores."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -8,14 +8,14 @@ from tensorpress.errors import InvalidArgumentError
 
 
 def tt_params(shape: Sequence[int], ranks: Sequence[int]) -> int:
-    """Return the number of values a tensor train stores: Σ r_{k-1}·n_k·r_k.
+    """Return the number of values that a tensor train stores: Σ r_{k-1}·n_k·r_k.
 
-    For a TT-matrix the k-th size is the product m_k·n_k of its row and column mode.
+    For a TT-matrix, the k-th size is the product m_k·n_k of its row and column mode.
 
     Parameters
     ----------
     shape : sequence of int
-        (n_1, …, n_d).
+        The sizes (n_1, …, n_d) of the modes.
     ranks : sequence of int
         The d − 1 inner ranks.
 
@@ -36,33 +36,34 @@ def largest_tt_ranks(shape: Sequence[int]) -> tuple[int, ...]:
     >>> largest_tt_ranks((2, 3, 4, 5))
     (2, 6, 5)
     """
+    # The rank of an unfolding is at most the smaller of its sides.
     left = accumulate(shape, mul)
     right = list(accumulate(reversed(shape), mul))[::-1][1:]
     return tuple(min(pair) for pair in zip(left, right, strict=False))
 
 
 def attainable_tt_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
-    """Lower ranks to what their neighbours let a train have.
+    """Lower ranks to those that a train can have beside their neighbours.
 
-    That is r_k ≤ r_{k-1}·n_k and r_k ≤ n_{k+1}·r_{k+1}. A rank rule that looks at each unfolding
-    alone may ask for more; the excess would be stored without representing anything.
+    These are r_k ≤ r_{k-1}·n_k and r_k ≤ n_{k+1}·r_{k+1}. A rank rule that considers each
+    unfolding alone may choose larger ranks, whose excess would represent nothing.
 
     Parameters
     ----------
     shape : sequence of int
-        (n_1, …, n_d).
+        The sizes (n_1, …, n_d) of the modes.
     ranks : sequence of int
         The d − 1 inner ranks, each from 1 to its value in `largest_tt_ranks`.
 
     Returns
     -------
     tuple of int
-        The ranks of a train that `tt_svd` makes for these.
+        The ranks of the train that `tt_svd` makes for ``ranks``.
 
     Raises
     ------
     InvalidArgumentError
-        If the number of ranks is wrong or one is out of range.
+        If the number of ranks is wrong, or a rank is out of range.
 
     Examples
     --------
@@ -81,8 +82,9 @@ def attainable_tt_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int
                 f"TT-rank {k} of a tensor of shape {tuple(shape)} must be from 1 to {most}, "
                 f"got {rank}"
             )
+    # From the left r_k ← min(r_k, r_{k-1}·n_k), from the right r_k ← min(r_k, n_{k+1}·r_{k+1}).
     steps = zip(shape[:-1], ranks, strict=True)
     forwards = list(accumulate(steps, lambda left, s: min(s[1], left * s[0]), initial=1))[1:]
-    back = zip(reversed(shape[1:]), reversed(forwards), strict=True)
-    backwards = accumulate(back, lambda right, s: min(s[1], right * s[0]), initial=1)
+    steps = zip(reversed(shape[1:]), reversed(forwards), strict=True)
+    backwards = accumulate(steps, lambda right, s: min(s[1], right * s[0]), initial=1)
     return tuple(backwards)[:0:-1]

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from tensorpress.decompose.precision import projection_error
 from tensorpress.decompose.spectrum import Spectrum, check_spectrum, leading_directions
-from tensorpress.decompose.tucker_layout import Arranged, arrange, contract, expand, unfold_stack
+from tensorpress.decompose.tucker_layout import (
+    TuckerLayout,
+    arrange_axes,
+    contract,
+    expand,
+    unfold_stack,
+)
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -20,16 +26,17 @@ class Tucker:
     Attributes
     ----------
     core : Tensor
-        The tensor's shape with k_i in place of n_i for every decomposed mode; a stack has one more
-        axis in front.
+        The core, of the shape of the tensor with k_i in place of n_i for every decomposed mode. A
+        stack has one more axis in front.
     factors : tuple of Tensor
-        Matrices of orthonormal columns (n_i, k_i), or (stack, n_i, k_i), one a decomposed mode.
+        One matrix with orthonormal columns for each decomposed mode, of shape (n_i, k_i), or
+        (stack, n_i, k_i).
     modes : tuple of int
-        The mode of each factor, not counting the axis of a stack.
+        The mode of each matrix, not counting the axis of a stack.
     relative_error : float
-        ‖W − Ŵ‖ / ‖W‖, of the whole stack, before rounding to the dtype of W; 0 for a zero tensor.
+        ‖W − Ŵ‖ / ‖W‖ of the whole stack, before rounding to the dtype of W; 0 for a zero tensor.
     iterations : int
-        Sweeps over the modes after the start, the last one maybe not finished.
+        Number of sweeps over the modes after the start, including an unfinished last one.
     converged : bool
         Whether the tolerance was met within the iterations allowed.
     """
@@ -42,21 +49,20 @@ class Tucker:
     converged: bool
 
     def to_tensor(self) -> Tensor:
-        """Return the tensor these factors stand for, or the stack of tensors."""
-        stacked = self.factors[0].ndim == 3
-        factors = self.factors if stacked else [factor[None] for factor in self.factors]
+        """Return the tensor Ŵ, or the stack of tensors."""
         axes = [mode + 1 for mode in self.modes]
-        rebuilt = expand(self.core if stacked else self.core[None], factors, axes)
-        return rebuilt if stacked else rebuilt[0]
+        if self.factors[0].ndim == 3:
+            return expand(self.core, self.factors, axes)
+        return expand(self.core[None], [factor[None] for factor in self.factors], axes)[0]
 
     @property
     def num_params(self) -> int:
-        """Number of stored values, core and matrices."""
+        """Number of stored values of core and matrices."""
         return self.core.numel() + sum(factor.numel() for factor in self.factors)
 
 
 def tucker_params(modes: Sequence[int], ranks: Sequence[int]) -> int:
-    """Return the number of values a Tucker decomposition stores: Πk_i + Σ n_i·k_i.
+    """Return the number of values that a Tucker decomposition stores: Πk_i + Σ n_i·k_i.
 
     Examples
     --------
@@ -73,25 +79,32 @@ def st_hosvd(
     modes: Sequence[int] | None = None,
     stacked: bool = False,
 ) -> Tucker:
-    """Decompose by the sequentially truncated higher-order SVD, cheapest mode first.
+    """Decompose a tensor by the sequentially truncated higher-order SVD, cheapest mode first.
 
-    Its squared error is at most the sum over the modes of the energy each mode's unfolding
-    discards, so at most √d times the least possible error.
+    The squared error is at most the sum of the energies that truncating each unfolding alone
+    discards, and therefore at most d times the smallest possible squared error.
 
     Parameters
     ----------
-    tensor, ranks, modes, stacked
-        As in :func:`hooi`.
+    tensor : Tensor
+        Tensor of shape (n_1, …, n_d), any floating dtype; computed in float64.
+    ranks : sequence of int
+        One rank 1 ≤ k_i ≤ n_i for every mode to decompose.
+    modes : sequence of int, optional
+        The modes to decompose, in the order of ``ranks``; by default all of them.
+    stacked : bool
+        Whether axis 0 is a stack of tensors that are decomposed separately. ``modes`` do not count
+        that axis.
 
     Returns
     -------
     Tucker
-        With 0 iterations.
+        Matrices with orthonormal columns in the dtype of ``tensor``, after 0 iterations.
 
     Raises
     ------
     InvalidArgumentError
-        For ranks or modes out of range, or NaN or infinite values.
+        If the ranks or modes are out of range, or the tensor has NaN or infinite values.
 
     References
     ----------
@@ -100,15 +113,14 @@ def st_hosvd(
 
     Examples
     --------
-    >>> found = st_hosvd(torch.arange(24.0).reshape(2, 3, 4), (2, 2), modes=(0, 2))
-    >>> tuple(found.core.shape), found.relative_error < 1e-6
+    >>> result = st_hosvd(torch.arange(24.0).reshape(2, 3, 4), (2, 2), modes=(0, 2))
+    >>> tuple(result.core.shape), result.relative_error < 1e-6
     ((2, 3, 2), True)
     """
-    named = _named(tensor, modes, stacked)
-    problem = arrange(_stack(tensor, stacked), tuple(ranks), named)
-    factors, partial, _ = _truncate_in_turn(problem)
-    core = contract(partial, factors[-1], problem.axes[-1])
-    return _result(tensor, problem, named, factors, core)
+    layout = _make_layout(tensor, ranks, modes, stacked)
+    factors, partial, _ = _truncate_in_turn(layout)
+    core = contract(partial, factors[-1], layout.axes[-1])
+    return _make_result(layout, factors, core, tensor.dtype, stacked)
 
 
 def hooi(
@@ -121,39 +133,40 @@ def hooi(
     max_iter: int = 50,
     tol: float = 3e-5,
 ) -> Tucker:
-    """Decompose by higher-order orthogonal iteration, started from the st-HOSVD.
+    """Decompose a tensor by higher-order orthogonal iteration, starting from `st_hosvd`.
 
-    Modes are updated in turn: each update is the best basis given the others', so that the error
-    never grows. Modes of full rank are left as they are.
+    Every update of a mode is the best basis for the present bases of the others, so that the error
+    never grows. Modes of full rank are not updated.
 
     Parameters
     ----------
     tensor : Tensor
-        Shape (n_1, …, n_d), any floating dtype; computed in float64.
+        Tensor of shape (n_1, …, n_d), any floating dtype; computed in float64.
     ranks : sequence of int
-        1 ≤ k_i ≤ n_i for every mode to decompose.
+        One rank 1 ≤ k_i ≤ n_i for every mode to decompose.
     modes : sequence of int, optional
-        The modes to decompose, in the order of ``ranks``; all of them unless given.
+        The modes to decompose, in the order of ``ranks``; by default all of them.
     stacked : bool
-        Axis 0 is a stack of tensors, each decomposed by itself, all at once; ``modes`` do not
-        count it.
+        Whether axis 0 is a stack of tensors that are decomposed separately. ``modes`` do not count
+        that axis.
     start : sequence of Spectrum, optional
-        Of the unfoldings of these modes, where they are known, to start from their bases instead.
+        The spectra of the unfoldings of these modes, where they are known. The iteration then
+        starts from their bases.
     max_iter : int
-        Most sweeps over the modes after the start.
+        Largest number of sweeps over the modes after the start.
     tol : float
-        Stop once the error is expected to fall by no more than this fraction of itself, if the
-        gains of the updates go on to shrink as the last ones did.
+        The updates end once the error is expected to fall by no more than this fraction of itself,
+        assuming that the gains go on to shrink as the last ones did.
 
     Returns
     -------
     Tucker
-        Matrices with orthonormal columns, in the dtype of ``tensor``.
+        Matrices with orthonormal columns in the dtype of ``tensor``.
 
     Raises
     ------
     InvalidArgumentError
-        For ranks, modes or spectra that do not fit, or NaN or infinite values.
+        If the ranks, modes or spectra do not fit, or the tensor has NaN or infinite values.
 
     References
     ----------
@@ -166,86 +179,108 @@ def hooi(
     >>> hooi(tensor, (2, 3, 4)).relative_error < 1e-7
     True
     """
-    named = _named(tensor, modes, stacked)
-    problem = arrange(_stack(tensor, stacked), tuple(ranks), named)
-    last, gains = len(named) - 1, list[float]()
+    layout = _make_layout(tensor, ranks, modes, stacked)
+    last, gains = len(layout.axes) - 1, list[float]()
     if start is None:
-        factors, partial, kept = _truncate_in_turn(problem)
+        factors, partial, energy = _truncate_in_turn(layout)
     else:
-        factors = _given_bases(problem, start, stacked)
-        partial = problem.project(factors, skip=last)
-        given = _energy(contract(partial, factors[last], problem.axes[last]))
-        factors[last], kept = _best_basis(partial, problem, last)
-        gains.append(kept - given)
+        factors = _leading_bases(layout, start, stacked)
+        partial = layout.project(factors, skip=last)
+        previous = _energy(contract(partial, factors[last], layout.axes[last]))
+        factors[last], energy = _best_basis(partial, layout, last)
+        gains.append(energy - previous)
     truncated = [i for i, factor in enumerate(factors) if factor.shape[1] > factor.shape[2]]
     # A single truncated mode is optimal from the start.
     window = len(truncated) - 1
     iterations, converged = 0, window < 1
-    norm2 = _energy(problem.tensor)
+    norm2 = _energy(layout.tensor)
     while not converged and iterations < max_iter:
         iterations += 1
         for last in truncated:
-            previous = kept
-            partial = problem.project(factors, skip=last)
-            factors[last], kept = _best_basis(partial, problem, last)
-            gains.append(kept - previous)
-            if converged := _settled(gains, window, norm2, norm2 - kept, tol):
+            # The best basis M_i of (W ×_{j≠i} M_jᵀ)₍ᵢ₎ captures the energy ‖C‖² of the new core C,
+            # and ‖W − Ŵ‖² = ‖W‖² − ‖C‖².
+            previous = energy
+            partial = layout.project(factors, skip=last)
+            factors[last], energy = _best_basis(partial, layout, last)
+            gains.append(energy - previous)
+            if converged := _has_settled(gains, window, norm2, norm2 - energy, tol):
                 break
-    core = contract(partial, factors[last], problem.axes[last])
-    return _result(tensor, problem, named, factors, core, iterations, converged)
+    core = contract(partial, factors[last], layout.axes[last])
+    return _make_result(layout, factors, core, tensor.dtype, stacked, iterations, converged)
 
 
-def _stack(tensor: Tensor, stacked: bool) -> Tensor:
-    return tensor.detach() if stacked else tensor.detach()[None]
+def _make_layout(
+    tensor: Tensor, ranks: Sequence[int], modes: Sequence[int] | None, stacked: bool
+) -> TuckerLayout:
+    stack = tensor.detach() if stacked else tensor.detach()[None]
+    return arrange_axes(
+        stack, tuple(ranks), tuple(range(stack.ndim - 1) if modes is None else modes)
+    )
 
 
-def _named(tensor: Tensor, modes: Sequence[int] | None, stacked: bool) -> tuple[int, ...]:
-    return tuple(range(tensor.ndim - stacked) if modes is None else modes)
-
-
-def _best_basis(partial: Tensor, problem: Arranged, i: int) -> tuple[Tensor, float]:
-    """Return the i-th mode's best basis for a tensor, and the energy that it keeps."""
-    basis, energies = leading_directions(unfold_stack(partial, problem.axes[i]), problem.ranks[i])
+def _best_basis(partial: Tensor, layout: TuckerLayout, i: int) -> tuple[Tensor, float]:
+    """Return the best basis of the i-th mode for a projected tensor, and the energy it captures."""
+    basis, energies = leading_directions(unfold_stack(partial, layout.axes[i]), layout.ranks[i])
     return basis, float(energies.sum())
 
 
-def _truncate_in_turn(problem: Arranged) -> tuple[list[Tensor], Tensor, float]:
-    """Return the bases, the tensor contracted with all but the last, and the energy they keep."""
-    partial = problem.tensor
-    basis, kept = _best_basis(partial, problem, 0)
+def _truncate_in_turn(layout: TuckerLayout) -> tuple[list[Tensor], Tensor, float]:
+    """Truncate one mode after the other, each on the tensor that the former ones leave.
+
+    Returns
+    -------
+    list of Tensor, Tensor, float
+        The bases of all modes, the tensor contracted with all but the last of them, and the energy
+        that they capture.
+    """
+    partial = layout.tensor
+    basis, energy = _best_basis(partial, layout, 0)
     factors = [basis]
-    for i in range(1, len(problem.axes)):
-        partial = contract(partial, basis, problem.axes[i - 1])
-        basis, kept = _best_basis(partial, problem, i)
+    for i in range(1, len(layout.axes)):
+        partial = contract(partial, basis, layout.axes[i - 1])
+        basis, energy = _best_basis(partial, layout, i)
         factors.append(basis)
-    return factors, partial, kept
+    return factors, partial, energy
 
 
-def _given_bases(problem: Arranged, start: Sequence[Spectrum], stacked: bool) -> list[Tensor]:
-    """Return the leading bases of the unfoldings whose spectra are given."""
-    if len(start) != len(problem.positions):
+def _leading_bases(layout: TuckerLayout, start: Sequence[Spectrum], stacked: bool) -> list[Tensor]:
+    """Return the leading bases of the unfoldings, from their spectra."""
+    if len(start) != len(layout.positions):
         raise InvalidArgumentError(
-            f"{len(problem.positions)} modes need one spectrum each to start from, got {len(start)}"
+            f"{len(layout.positions)} modes need one spectrum each to start from, got {len(start)}"
         )
-    stack, *sizes = problem.tensor.shape
+    stack, *sizes = layout.tensor.shape
     factors = []
-    for i, (position, axis) in enumerate(zip(problem.positions, problem.axes, strict=True)):
+    for i, (position, axis) in enumerate(zip(layout.positions, layout.axes, strict=True)):
         spectrum, size = start[position], sizes[axis - 1]
         shape = (size, prod(sizes) // size)
         check_spectrum(spectrum, (stack, *shape) if stacked else shape)
         if spectrum.rows <= spectrum.columns:
-            vectors = spectrum.vectors.to(problem.tensor).reshape(stack, size, size)
-            factors.append(vectors[..., : problem.ranks[i]])
-        else:  # Right vectors only stand for a basis of the left ones.
-            factors.append(_best_basis(problem.tensor, problem, i)[0])
+            vectors = spectrum.vectors.to(layout.tensor).reshape(stack, size, size)
+            factors.append(vectors[..., : layout.ranks[i]])
+        else:  # The spectrum has the right singular vectors, but the basis is of left ones.
+            factors.append(_best_basis(layout.tensor, layout, i)[0])
     return factors
 
 
-def _settled(gains: list[float], window: int, norm2: float, discarded: float, tol: float) -> bool:
+def _has_settled(
+    gains: list[float], window: int, norm2: float, discarded: float, tol: float
+) -> bool:
     """Whether the gains still to come are negligible, if they shrink geometrically.
 
-    In ``window`` updates all modes but one have had their turn: if they gained nothing, that one
-    cannot gain either.
+    Parameters
+    ----------
+    gains : list of float
+        The energies gained by all updates so far.
+    window : int
+        The number of truncated modes less one. If that many updates gain nothing, the mode that is
+        left cannot gain either.
+    norm2 : float
+        The energy ‖W‖² of the tensor.
+    discarded : float
+        The present squared error ‖W − Ŵ‖².
+    tol : float
+        The tolerance of `hooi`.
     """
     recent, before = sum(gains[-window:]), sum(gains[-2 * window : -window])
     if len(gains) >= window and recent <= 1e-14 * norm2:
@@ -254,8 +289,9 @@ def _settled(gains: list[float], window: int, norm2: float, discarded: float, to
         return False
     # The first gains shrink faster than the last ones will, the more so the more modes there are.
     shrinkage = max(recent / before, 1 - 0.7 / window)
+    # All gains to come, as a geometric series: g (q + q² + …) = g q / (1 − q).
     expected = recent * shrinkage / (1 - shrinkage)
-    # The error is the root of this energy: it changes by half as much of itself.
+    # The error is the square root of this energy, and changes by half of its relative change.
     return expected <= 2 * tol * discarded
 
 
@@ -263,24 +299,23 @@ def _energy(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor)) ** 2
 
 
-def _result(
-    tensor: Tensor,
-    problem: Arranged,
-    modes: tuple[int, ...],
+def _make_result(
+    layout: TuckerLayout,
     factors: list[Tensor],
     core: Tensor,
+    dtype: torch.dtype,
+    stacked: bool,
     iterations: int = 0,
     converged: bool = True,
 ) -> Tucker:
     error = projection_error(
-        problem.tensor, _energy(core), lambda: expand(core, factors, problem.axes)
+        layout.tensor, _energy(core), lambda: expand(core, factors, layout.axes)
     )
-    restored, matrices = problem.restore(core, factors)
-    if restored.ndim > tensor.ndim:
-        restored, matrices = restored[0], tuple(matrix[0] for matrix in matrices)
-    dtype = tensor.dtype
+    core, modes, matrices = layout.restore(core, factors)
+    if not stacked:
+        core, matrices = core[0], tuple(matrix[0] for matrix in matrices)
     return Tucker(
-        restored.to(dtype),
+        core.to(dtype),
         tuple(matrix.to(dtype) for matrix in matrices),
         modes,
         error,

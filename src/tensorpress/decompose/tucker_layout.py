@@ -1,4 +1,4 @@
-"""Stacks of tensors with their axes laid out so that Tucker sweeps need no copy of them."""
+"""The order of a tensor's axes in which Tucker sweeps need no copy of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +10,24 @@ from tensorpress.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True)
-class Arranged:
-    """A stack of tensors and the modes to truncate, in the order in which they are cheapest.
+class TuckerLayout:
+    """A stack of tensors whose modes are truncated in the cheapest order.
 
-    The first two of these modes are the outermost axes, where unfolding and contracting the whole
-    tensor are products on the memory as it lies; all others only ever see projected tensors.
+    The first two of the truncated modes are the outermost axes, where unfolding and contracting the
+    whole tensor need no copy. All other modes are truncated on projected tensors only.
 
     Attributes
     ----------
     tensor : Tensor
-        Shape (stack, …), in working precision.
+        Tensor of shape (stack, …), in working precision.
     order : tuple of int
-        Its axes' places in the stack as it was given.
+        For each axis of ``tensor``, its number in the caller's stack.
     positions : tuple of int
-        The caller's place of each mode.
-    axes, ranks : tuple of int
-        Of each mode: the axis of ``tensor``, and the rank.
+        For each truncated mode, its place in the caller's order.
+    axes : tuple of int
+        For each truncated mode, its axis of ``tensor``.
+    ranks : tuple of int
+        For each truncated mode, its rank.
     """
 
     tensor: Tensor
@@ -35,36 +37,48 @@ class Arranged:
     ranks: tuple[int, ...]
 
     def project(self, factors: Sequence[Tensor], *, skip: int | None = None) -> Tensor:
-        """Contract the tensor with every factor transposed, but for one to skip."""
+        """Contract the tensor with every matrix transposed: W ×ᵢ Mᵢᵀ for all i but ``skip``."""
         result = self.tensor
         for i, (factor, axis) in enumerate(zip(factors, self.axes, strict=True)):
             if i != skip:
                 result = contract(result, factor, axis)
         return result
 
-    def restore(self, core: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return a core with the axes, and the factors, in the caller's order."""
+    def restore(
+        self, core: Tensor, factors: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[int, ...], tuple[Tensor, ...]]:
+        """Return a core, the modes, and the matrices in the caller's order."""
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        by_position = sorted(zip(self.positions, factors, strict=True), key=lambda pair: pair[0])
-        return core.permute(inverse).contiguous(), tuple(factor for _, factor in by_position)
+        places = sorted(range(len(self.positions)), key=self.positions.__getitem__)
+        modes = tuple(self.order[self.axes[place]] - 1 for place in places)
+        return core.permute(inverse).contiguous(), modes, tuple(factors[place] for place in places)
 
 
-def arrange(stack: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) -> Arranged:
-    """Check ranks and modes, and lay out a stack of tensors (stack, n_1, …, n_d) for them.
+def arrange_axes(stack: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) -> TuckerLayout:
+    """Check ranks and modes, and arrange the axes of a stack of tensors for them.
+
+    Parameters
+    ----------
+    stack : Tensor
+        Tensor of shape (stack, n_1, …, n_d).
+    ranks : tuple of int
+        One rank for each mode.
+    modes : tuple of int
+        The modes to truncate, from 0, not counting the axis of the stack.
 
     Raises
     ------
     InvalidArgumentError
-        For ranks or modes out of range, or NaN or infinite values.
+        If the ranks or modes are out of range, or the stack has NaN or infinite values.
     """
     sizes = tuple(stack.shape[1:])
-    _check(sizes, ranks, modes)
-    positions = sorted(range(len(modes)), key=lambda i: _cost(sizes[modes[i]], ranks[i]))
+    _check_modes(sizes, ranks, modes)
+    positions = sorted(range(len(modes)), key=lambda i: _sort_key(sizes[modes[i]], ranks[i]))
     first, *rest = (modes[i] + 1 for i in positions)
     last = rest[:1]
     middle = [axis for axis in range(1, stack.ndim) if axis not in (first, *last)]
     order = (0, first, *middle, *last)
-    return Arranged(
+    return TuckerLayout(
         to_working_precision(stack.permute(order).contiguous()),
         order,
         tuple(positions),
@@ -73,7 +87,7 @@ def arrange(stack: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) -> Ar
     )
 
 
-def _check(sizes: tuple[int, ...], ranks: tuple[int, ...], modes: tuple[int, ...]) -> None:
+def _check_modes(sizes: tuple[int, ...], ranks: tuple[int, ...], modes: tuple[int, ...]) -> None:
     if not modes or len(set(modes)) < len(modes) or not set(modes) <= set(range(len(sizes))):
         raise InvalidArgumentError(
             f"modes {modes} do not fit a tensor of shape {sizes}: "
@@ -88,18 +102,20 @@ def _check(sizes: tuple[int, ...], ranks: tuple[int, ...], modes: tuple[int, ...
         )
 
 
-def _cost(size: int, rank: int) -> float:
-    """Sort key that makes a sequence of truncations cheapest.
+def _sort_key(size: int, rank: int) -> float:
+    """Return the key by which modes are sorted so that truncating them in turn is cheapest.
 
-    A truncation takes size + rank multiplications an entry, for Gram matrix and contraction, and
-    leaves rank / size of the entries; a before b is cheaper than b before a exactly where this
-    quotient is smaller for a.
+    A truncation takes n + k multiplications per entry, for Gram matrix and contraction, and leaves
+    k/n of the entries. Two modes a before b cost (n_a + k_a) + (k_a/n_a)(n_b + k_b) per entry,
+    which is less than b before a exactly where (n + k) / (1 − k/n) is smaller for a.
     """
     return (size + rank) / (1 - rank / size) if rank < size else float("inf")
 
 
 def unfold_stack(stack: Tensor, axis: int) -> Tensor:
-    """Return the unfoldings (stack, n_axis, others) along an axis, without a copy where possible.
+    """Return the unfoldings of a stack along an axis, of shape (stack, n_axis, others).
+
+    The outermost axes need no copy.
 
     Examples
     --------
@@ -113,7 +129,16 @@ def unfold_stack(stack: Tensor, axis: int) -> Tensor:
 
 
 def contract(stack: Tensor, factor: Tensor, axis: int) -> Tensor:
-    """Multiply each tensor of a stack by its matrix (stack, n, k) transposed: n_axis becomes k.
+    """Multiply each tensor of a stack along an axis by its transposed matrix.
+
+    Parameters
+    ----------
+    stack : Tensor
+        Tensor of shape (stack, …, n, …).
+    factor : Tensor
+        Matrices of shape (stack, n, k).
+    axis : int
+        The axis of size n, which becomes k.
 
     Examples
     --------
@@ -130,7 +155,16 @@ def contract(stack: Tensor, factor: Tensor, axis: int) -> Tensor:
 
 
 def expand(core: Tensor, factors: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
-    """Multiply each core of a stack by its matrices (stack, n_i, k_i), least growth first.
+    """Multiply each core of a stack by its matrices, those of the least growth first.
+
+    Parameters
+    ----------
+    core : Tensor
+        Tensor of shape (stack, …), with size k_i on axis i.
+    factors : sequence of Tensor
+        Matrices of shapes (stack, n_i, k_i).
+    axes : sequence of int
+        The axis of each matrix.
 
     Examples
     --------
@@ -138,11 +172,7 @@ def expand(core: Tensor, factors: Sequence[Tensor], axes: Sequence[int]) -> Tens
     >>> expand(torch.ones(7, 2, 3), [torch.ones(7, 5, 3)], [2]).shape
     torch.Size([7, 2, 5])
     """
-    growth = sorted(zip(factors, axes, strict=True), key=lambda pair: _growth(pair[0]))
-    for factor, axis in growth:
+    pairs = zip(factors, axes, strict=True)
+    for factor, axis in sorted(pairs, key=lambda pair: pair[0].shape[1] / pair[0].shape[2]):
         core = contract(core, factor.mT, axis)
     return core
-
-
-def _growth(factor: Tensor) -> float:
-    return factor.shape[1] / factor.shape[2]

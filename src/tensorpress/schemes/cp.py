@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.cp import CP, cp_als, cp_correct, cp_nls, max_cp_rank
+from tensorpress.decompose import CP, cp_als, cp_correct, cp_nls, max_cp_rank
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.schemes.base import Factorized, LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
@@ -77,7 +77,7 @@ class CPLayers(LayerScheme):
         discarded = energy = 0.0
         for group in kernel:
             found = self._fit(group.movedim(0, -1), ranks[0])
-            columns.append(list(found.spread()))
+            columns.append(list(found.absorb_weights()))
             norm2 = float(group.double().square().sum())
             energy += norm2
             discarded += found.relative_error**2 * norm2

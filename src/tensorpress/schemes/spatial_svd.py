@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tensorpress.decompose import attainable_tt_ranks, largest_tt_ranks, tt_svd
 from tensorpress.decompose.spectrum import Spectrum, singular_values, spectrum
 from tensorpress.decompose.svd import truncated_svd
-from tensorpress.decompose.tensor_train import attainable_tt_ranks, largest_tt_ranks, tt_svd
 from tensorpress.schemes.base import Factorized, LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.rank_grid import FINE, discarded_energy

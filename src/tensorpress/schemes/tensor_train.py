@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tensorpress.decompose.spectrum import Spectrum, spectrum
-from tensorpress.decompose.tensor_train import (
+from tensorpress.decompose import (
     attainable_tt_ranks,
     largest_tt_ranks,
     tt_params,
     tt_svd,
 )
+from tensorpress.decompose.spectrum import Spectrum, spectrum
 from tensorpress.decompose.tt_matrix import tt_matrix, tt_matrix_spectra, tt_row_macs
 from tensorpress.decompose.tt_matvec import tt_macs
 from tensorpress.errors import InvalidArgumentError

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tensorpress.decompose.spectrum import Spectrum
-from tensorpress.decompose.tensor_train import (
+from tensorpress.decompose import (
     attainable_tt_ranks,
     largest_tt_ranks,
     tt_params,
@@ -16,6 +15,7 @@ from tensorpress.decompose.tensor_train import (
     tt_svd,
     tt_to_tensor,
 )
+from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import check_ranks
 from tensorpress.schemes.chain_builder import balance_kernels

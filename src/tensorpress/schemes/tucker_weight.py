@@ -6,7 +6,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
-from tensorpress.decompose.cp import cp_als, cp_to_tensor
+from tensorpress.decompose import cp_als, cp_to_tensor
 from tensorpress.decompose.tensor_algebra import mode_product, tucker_to_tensor
 from tensorpress.decompose.tucker import hooi
 from tensorpress.errors import InvalidArgumentError
