@@ -26,21 +26,21 @@ def test_rounded_ranks_are_the_nearest_multiples_or_the_largest(case, multiple):
 
 
 @given(ranks_and_largest())
-def test_multiples_of_one_are_all_ranks(case):
+def test_a_multiple_of_one_changes_no_rank(case):
     assert round_ranks(*case, 1) == case[0]
 
 
-def test_of_two_as_near_the_larger_is_taken():
+def test_ties_round_up():
     assert round_ranks((12, 33), (64, 34), 8) == (16, 34)
 
 
 @pytest.mark.parametrize("multiple", [0, -8])
-def test_ranks_are_no_multiples_of_nothing(multiple):
+def test_a_multiple_below_one_is_refused(multiple):
     with pytest.raises(InvalidArgumentError, match=f"multiples of 1 or more, not of {multiple}"):
         round_ranks((4,), (8,), multiple)
 
 
 @pytest.mark.parametrize("ranks", [(0,), (9,), (4, 4)])
-def test_ranks_that_cannot_be_are_not_rounded_to_some_that_can(ranks):
+def test_ranks_out_of_range_are_refused(ranks):
     with pytest.raises(InvalidArgumentError):
         round_ranks(ranks, (8,), 4)

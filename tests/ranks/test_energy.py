@@ -13,7 +13,7 @@ FRACTIONS = st.floats(0, 1, exclude_min=True, exclude_max=True)
 WHOLE_VALUES = st.lists(st.integers(0, 1000), min_size=1, max_size=40)
 
 
-def kept(values, rank):
+def energy_fraction(values, rank):
     squares = sorted((value * value for value in values), reverse=True)
     return Fraction(sum(squares[:rank]), sum(squares))
 
@@ -22,13 +22,13 @@ def kept(values, rank):
 @example([1] * 10, Fraction(3, 10))
 @example([3] * 7, Fraction(6, 7))
 @example([1000, 1], Fraction(1))
-def test_it_is_the_smallest_rank_that_keeps_the_fraction(values, fraction):
+def test_the_rank_is_the_smallest_that_keeps_the_fraction(values, fraction):
     rank = energy_rank(values, float(fraction))
     if fraction == 1:
         assert rank == len(values)
     else:
-        assert kept(values, rank) >= fraction
-        assert rank == 1 or kept(values, rank - 1) < fraction
+        assert energy_fraction(values, rank) >= fraction
+        assert rank == 1 or energy_fraction(values, rank - 1) < fraction
 
 
 @pytest.mark.parametrize("size", range(1, 60))
@@ -51,7 +51,7 @@ def test_a_larger_fraction_never_keeps_less(values, one, other):
 
 
 @given(WHOLE_VALUES.filter(any), FRACTIONS)
-def test_the_truncated_matrix_has_that_error(values, fraction):
+def test_the_truncated_matrix_has_the_documented_error(values, fraction):
     matrix = torch.diag(torch.tensor(values, dtype=torch.float64))
     left, found, right = torch.linalg.svd(matrix)
     rank = energy_rank(found, fraction)
@@ -66,7 +66,7 @@ def test_order_scale_and_kind_do_not_matter(scale):
         assert energy_rank(given_values, 0.9) == 2
 
 
-def test_a_zero_matrix_keeps_one_component_unless_all_are_wanted():
+def test_a_zero_matrix_has_rank_one_unless_the_fraction_is_one():
     assert energy_rank([0.0, 0.0], 0.9) == 1
     assert energy_rank([0.0, 0.0], 1.0) == 2
 

@@ -19,11 +19,11 @@ def noise(rows, columns, seed=0):
     return np.random.default_rng(seed).normal(size=(rows, columns))
 
 
-def values_of(matrix):
+def svdvals(matrix):
     return np.linalg.svd(matrix, compute_uv=False)
 
 
-def planted(rows, columns, strengths, seed=0):
+def plant_components(rows, columns, strengths, seed=0):
     """Unit noise and components of singular values strengths·√M, well above (1 + √α)√M."""
     rng = np.random.default_rng(seed)
     left = np.linalg.qr(rng.normal(size=(rows, len(strengths))))[0]
@@ -43,8 +43,8 @@ def free_energy(squares, small, large, variance):
     x = squares / (large * variance)
     low, high = x[x <= cutoff(aspect)], x[x > cutoff(aspect)]
     tau = (high - 1 - aspect + np.sqrt((high - 1 - aspect) ** 2 - 4 * aspect)) / 2
-    kept = high - tau + np.log((tau + 1) / high) + aspect * np.log(tau / aspect + 1)
-    return float((low - np.log(low)).sum() + kept.sum())
+    signal = high - tau + np.log((tau + 1) / high) + aspect * np.log(tau / aspect + 1)
+    return float((low - np.log(low)).sum() + signal.sum())
 
 
 @st.composite
@@ -78,10 +78,10 @@ def test_the_threshold_root_solves_its_equation(aspect):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_pure_noise_has_rank_zero_and_its_variance(rows, columns, seed):
-    found = evbmf(values_of(3 * noise(rows, columns, seed)), rows, columns)
-    assert found.rank == 0
-    assert found.shrunk == ()
-    assert found.noise_variance == pytest.approx(9, rel=6 / sqrt(rows * columns))
+    result = evbmf(svdvals(3 * noise(rows, columns, seed)), rows, columns)
+    assert result.rank == 0
+    assert result.shrunk == ()
+    assert result.noise_variance == pytest.approx(9, rel=6 / sqrt(rows * columns))
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
@@ -90,19 +90,19 @@ def test_pure_noise_has_rank_zero_and_its_variance(rows, columns, seed):
 )
 def test_planted_components_are_counted(rows, columns, count):
     strengths = np.linspace(4, 8, count)
-    found = evbmf(values_of(planted(rows, columns, strengths)), rows, columns)
-    assert found.rank == count
-    assert found.noise_variance == pytest.approx(1, rel=0.1)
+    result = evbmf(svdvals(plant_components(rows, columns, strengths)), rows, columns)
+    assert result.rank == count
+    assert result.noise_variance == pytest.approx(1, rel=0.1)
     # In the limit of large matrices this is the shrinkage of least expected squared error: the
     # planted value times the cosines between the planted and the observed singular vectors.
     aspect, squared = min(rows, columns) / max(rows, columns), np.sort(strengths)[::-1] ** 2
     cosines = np.sqrt(squared / ((1 + squared) * (1 + aspect / squared)))
     best = np.sqrt(squared * max(rows, columns)) * cosines
-    np.testing.assert_allclose(found.shrunk, best, rtol=0.05)
+    np.testing.assert_allclose(result.shrunk, best, rtol=0.05)
 
 
 def test_components_below_the_noise_are_not_found():
-    assert evbmf(values_of(planted(60, 600, [0.3, 0.4])), 60, 600).rank == 0
+    assert evbmf(svdvals(plant_components(60, 600, [0.3, 0.4])), 60, 600).rank == 0
 
 
 @given(spectra())
@@ -110,8 +110,8 @@ def test_components_below_the_noise_are_not_found():
 def test_no_noise_variance_has_a_lower_free_energy(case):
     values, small, large = case
     squares = np.square(values)
-    found = evbmf(values, small, large)
-    lowest = free_energy(squares, small, large, found.noise_variance)
+    result = evbmf(values, small, large)
+    lowest = free_energy(squares, small, large, result.noise_variance)
     mean = squares.sum() / (small * large)
     grid = np.concatenate(
         [np.geomspace(1e-8 * mean, 2 * mean, 1500), squares / (large * cutoff(small / large))]
@@ -119,12 +119,12 @@ def test_no_noise_variance_has_a_lower_free_energy(case):
     energies = [free_energy(squares, small, large, variance) for variance in grid]
     assert lowest <= min(energies) + 1e-7
     best = grid[int(np.argmin(energies))]
-    if abs(log(best / found.noise_variance)) < 1e-3:
-        threshold = large * np.array([best, found.noise_variance]) * cutoff(small / large)
-        assert np.count_nonzero(squares > threshold[1]) == found.rank
+    if abs(log(best / result.noise_variance)) < 1e-3:
+        threshold = large * np.array([best, result.noise_variance]) * cutoff(small / large)
+        assert np.count_nonzero(squares > threshold[1]) == result.rank
 
 
-def test_the_deepest_of_several_minima_is_found():
+def test_the_global_of_several_minima_is_found():
     small, large = 40, 50
     values = np.concatenate([np.geomspace(1000, 300, 8), np.geomspace(10, 5, 10), np.ones(22)])
     squares = np.square(values)
@@ -133,10 +133,10 @@ def test_the_deepest_of_several_minima_is_found():
     energies = np.array([free_energy(squares, small, large, v) for v in grid])
     minima = np.flatnonzero((energies[1:-1] < energies[:-2]) & (energies[1:-1] < energies[2:])) + 1
     assert len(minima) >= 2
-    found = evbmf(values, small, large)
+    result = evbmf(values, small, large)
     best = minima[energies[minima].argmin()]
-    assert found.noise_variance == pytest.approx(grid[best], rel=0.01)
-    assert found.rank == np.count_nonzero(squares > large * grid[best] * cutoff(small / large))
+    assert result.noise_variance == pytest.approx(grid[best], rel=0.01)
+    assert result.rank == np.count_nonzero(squares > large * grid[best] * cutoff(small / large))
 
 
 @given(spectra())
@@ -163,13 +163,13 @@ def test_scale_changes_only_the_scale(case, exponent):
 def test_a_known_noise_variance_gives_the_published_threshold_and_shrinkage(case, relative):
     values, small, large = case
     variance = relative * float(np.square(values).mean()) / large
-    found = evbmf(values, small, large, noise_variance=variance)
+    result = evbmf(values, small, large, noise_variance=variance)
     kept = np.sort(values[values > sqrt(large * variance * cutoff(small / large))])[::-1]
     ratio = (small + large) * variance / kept**2
     root = np.sqrt((1 - ratio) ** 2 - 4 * small * large * variance**2 / kept**4)
-    assert found.rank == len(kept)
-    assert found.noise_variance == variance
-    np.testing.assert_allclose(found.shrunk, kept / 2 * (1 - ratio + root), rtol=1e-9)
+    assert result.rank == len(kept)
+    assert result.noise_variance == variance
+    np.testing.assert_allclose(result.shrunk, kept / 2 * (1 - ratio + root), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("large", "root"), [(1, 2.51286), (10, 0.82219)])
@@ -182,7 +182,7 @@ def test_the_exact_threshold_decides(large, root):
 
 @given(spectra(), st.floats(1e-3, 1e3), st.floats(1, 100))
 @settings(max_examples=30)
-def test_more_noise_never_keeps_more(case, variance, factor):
+def test_more_noise_never_raises_the_rank(case, variance, factor):
     values, small, large = case
     little = evbmf(values, small, large, noise_variance=variance * 1e-4)
     much = evbmf(values, small, large, noise_variance=variance * 1e-4 * factor)
@@ -191,34 +191,34 @@ def test_more_noise_never_keeps_more(case, variance, factor):
 
 
 def test_almost_no_noise_shrinks_nothing():
-    found = evbmf([3e100, 1e-100], 2, 2, noise_variance=1e-300)
-    assert found.shrunk == pytest.approx((3e100,))
+    result = evbmf([3e100, 1e-100], 2, 2, noise_variance=1e-300)
+    assert result.shrunk == pytest.approx((3e100,))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 9), (5, 5), (5, 70)])
 @pytest.mark.parametrize("level", [0.0, 1e-30, 1.0, 1e30])
 def test_equal_values_are_noise(rows, columns, level):
-    found = evbmf([level] * min(rows, columns), rows, columns)
-    assert found.rank == 0
-    assert found.noise_variance == pytest.approx(level**2 / max(rows, columns))
+    result = evbmf([level] * min(rows, columns), rows, columns)
+    assert result.rank == 0
+    assert result.noise_variance == pytest.approx(level**2 / max(rows, columns))
 
 
 @pytest.mark.parametrize("rank", [1, 5, 20])
-def test_a_matrix_without_noise_has_its_own_rank(rank):
+def test_a_matrix_without_noise_has_its_exact_rank(rank):
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(60, rank)) @ rng.normal(size=(rank, 90))
-    for values in (values_of(matrix), singular_values(torch.from_numpy(matrix))):
-        found = evbmf(values, 60, 90)
-        assert found.rank == rank
-        np.testing.assert_allclose(found.shrunk, values_of(matrix)[:rank], rtol=1e-6)
+    for values in (svdvals(matrix), singular_values(torch.from_numpy(matrix))):
+        result = evbmf(values, 60, 90)
+        assert result.rank == rank
+        np.testing.assert_allclose(result.shrunk, svdvals(matrix)[:rank], rtol=1e-6)
 
 
 def test_tensors_arrays_and_lists_agree():
-    values = values_of(planted(20, 50, [5, 4]))
-    found = evbmf(values, 20, 50)
-    assert found.rank == 2
-    assert evbmf(torch.from_numpy(values).requires_grad_(), 20, 50) == found
-    assert evbmf(values.tolist(), 20, 50) == found
+    values = svdvals(plant_components(20, 50, [5, 4]))
+    result = evbmf(values, 20, 50)
+    assert result.rank == 2
+    assert evbmf(torch.from_numpy(values).requires_grad_(), 20, 50) == result
+    assert evbmf(values.tolist(), 20, 50) == result
     assert evbmf(torch.from_numpy(values).bfloat16(), 20, 50).rank == 2
 
 
@@ -233,7 +233,7 @@ def test_gram_values_of_trained_kernels_give_the_rank_of_exact_ones(data_root):
 
 
 @pytest.mark.parametrize("values", [[1.0, np.nan], [1.0, np.inf], [1.0, -1.0], [1.0, 1e200]])
-def test_values_that_are_no_singular_values_are_refused(values):
+def test_invalid_singular_values_are_refused(values):
     with pytest.raises(InvalidArgumentError, match="singular values must lie between 0 and"):
         evbmf(values, 2, 3)
 

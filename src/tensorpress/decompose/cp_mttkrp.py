@@ -38,6 +38,7 @@ def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
     >>> khatri_rao([torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]])]).flatten().tolist()
     [3.0, 4.0, 6.0, 8.0]
     """
+    # Row (i, j) of A ⊙ B is the elementwise product of row i of A and row j of B.
     return reduce(lambda a, b: (a[:, None] * b).flatten(0, 1), factors)
 
 
@@ -72,6 +73,7 @@ class HalvedTensor:
         self.shape = list(tensor.shape)
         self.modes = _balanced_halves(self.shape)
         first, second = self.modes
+        # X[(i_m, m in the first half), (i_m, m in the second half)] = T[i_1, …, i_d]
         rows = prod(self.shape[mode] for mode in first)
         self.matrix = tensor.permute(*first, *second).reshape(rows, -1).contiguous()
         self.norm2 = float(self.matrix.square().sum())
@@ -91,6 +93,7 @@ class HalvedTensor:
         Tensor
             Tensor of shape (*sizes of the half, *columns).
         """
+        # X (⊙ A_i) over the second half, or Xᵀ (⊙ A_i) over the first.
         other = khatri_rao([factors[mode] for mode in self.modes[1 - half]])
         matrix = self.matrix if half == 0 else self.matrix.mT
         sizes = [self.shape[mode] for mode in self.modes[half]]
@@ -162,6 +165,7 @@ class HalvedTensor:
 
         This is accurate even where the norms of T and T̂ cancel, at the cost of rebuilding T̂.
         """
+        # The same matrix of T̂ is (⊙ A_i over the first half)(⊙ A_i over the second half)ᵀ.
         left, right = (khatri_rao([factors[m] for m in half]).movedim(0, -2) for half in self.modes)
         return (self.matrix - left @ right.mT).square().sum((-2, -1))
 
@@ -169,6 +173,7 @@ class HalvedTensor:
 def _balanced_halves(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Split the modes into two halves whose sizes have the smallest sum."""
     order = len(shape)
+    # Every set bit of the mask puts a mode into the first half; the last mode is in the second.
     splits = [
         tuple(tuple(m for m in range(order) if (mask >> m & 1) == side) for side in (1, 0))
         for mask in range(1, 2 ** (order - 1))

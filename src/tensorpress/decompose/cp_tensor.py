@@ -47,6 +47,7 @@ class CP:
 
     def absorb_weights(self) -> list[Tensor]:
         """Return factors that include the weights: all columns of a term have the same norm."""
+        # Each of the d columns takes the factor λ_r^{1/d}.
         root = self.weights ** (1 / len(self.factors))
         return [factor * root for factor in self.factors]
 
@@ -143,6 +144,7 @@ def cp_sensitivity(factors: Sequence[Tensor]) -> float:
     >>> cp_sensitivity([torch.ones(2, 1), torch.ones(3, 1)])
     12.0
     """
+    # For every mode i: n_i Σ_r Π_{j≠i} ‖a_rʲ‖².
     norms2 = [factor.square().sum(0) for factor in factors]
     return float(sum(len(f) * hadamard(norms2, mode).sum() for mode, f in enumerate(factors)))
 

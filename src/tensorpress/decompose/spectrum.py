@@ -92,6 +92,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     >>> singular_values(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])).tolist()
     [4.0, 3.0]
     """
+    # σ² are the eigenvalues of AAᵀ or AᵀA.
     values2: Tensor = torch.linalg.eigvalsh(_small_gram(_check_matrix(matrix)))
     return values2.flip(-1).clamp_min(0).sqrt()
 
@@ -172,6 +173,7 @@ def leading_directions(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Tensor, Tensor
         The basis of shape (*batch, rows, rank) and energies of shape (*batch,).
     """
+    # AAᵀ = UΣ²Uᵀ or AᵀA = VΣ²Vᵀ; the leading r directions capture σ_1² + … + σ_r².
     values2, vectors = _descending_eigh(_small_gram(matrix))
     return _left_basis(matrix, vectors, rank), values2[..., :rank].clamp_min(0).sum(-1)
 
@@ -203,7 +205,7 @@ def _descending_eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
 def _left_basis(matrix: Tensor, vectors: Tensor, rank: int) -> Tensor:
     """Return the leading left basis, from the singular vectors of the smaller side."""
     rows, columns = matrix.shape[-2:]
-    if rows <= columns:
+    if rows <= columns:  # the vectors are those of the left side already
         return vectors[..., :rank]
     # AV = UΣ: its QR has the left vectors in order, and completes the basis where Σ has zeros.
     images = matrix @ vectors[..., :rank]

@@ -56,6 +56,7 @@ def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
     >>> bool((fold(unfold(tensor, 1), 1, (2, 3, 4)) == tensor).all())
     True
     """
+    # Undo the reshape to a matrix, then move the mode from the front to its place.
     others = [size for i, size in enumerate(shape) if i != mode]
     return matrix.reshape(shape[mode], *others).movedim(0, mode)
 
@@ -83,7 +84,7 @@ def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
     torch.Size([2, 5])
     """
     before, after = tensor.shape[:mode], tensor.shape[mode + 1 :]
-    if not after:
+    if not after:  # T₍d₎ᵀMᵀ
         return tensor @ matrix.mT
     # A batch of matrix products without a copy of the tensor, which tensordot would permute.
     product = matrix @ tensor.reshape(prod(before), tensor.shape[mode], -1)
@@ -115,6 +116,7 @@ def project(tensor: Tensor, factors: Sequence[Tensor], *, skip: int | None = Non
     >>> project(torch.ones(4, 3), [torch.ones(4, 2), torch.ones(3, 2)], skip=1).tolist()
     [[4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]
     """
+    # Products along different modes commute, so that their order is free.
     modes = [mode for mode in range(len(factors)) if mode != skip]
     for mode in sorted(modes, key=lambda i: factors[i].shape[1] / factors[i].shape[0]):
         tensor = mode_product(tensor, factors[mode].mT, mode)
@@ -168,6 +170,7 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
         for factor in factors:
             result = result.reshape(factor.shape[1], -1).mT @ factor.mT
     else:
+        # M_d C₍d₎ has the new mode in front of the others: (n_d, k_1 ⋯ k_{d-1}).
         for factor in reversed(factors):
             result = factor @ result.reshape(-1, factor.shape[1]).mT
     return result.reshape(modes)
@@ -225,6 +228,7 @@ def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
 
 def join(left: Tensor, right: Tensor) -> Tensor:
     """Contract neighbouring cores (*, r, n, s) and (*, s, p, t) to one core (*, r, n·p, t)."""
+    # Σ_s L[…, n, s] R[s, p, …]
     product = left.flatten(-3, -2) @ right.flatten(-2, -1)
     return product.reshape(*left.shape[:-2], left.shape[-2] * right.shape[-2], right.shape[-1])
 

@@ -243,6 +243,7 @@ def _gather_rows(core: Tensor, rows: Tensor) -> Tensor:
 def _pair_modes(matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]) -> Tensor:
     """Return a matrix as a tensor of shape (m_1·n_1, …, m_d·n_d)."""
     _check_modes(matrix, row_modes, column_modes)
+    # (m_1, …, m_d, n_1, …, n_d) → (m_1, n_1, …, m_d, n_d) → (m_1·n_1, …, m_d·n_d)
     order = len(row_modes)
     pairs = [axis for k in range(order) for axis in (k, order + k)]
     sizes = [m * n for m, n in zip(row_modes, column_modes, strict=True)]

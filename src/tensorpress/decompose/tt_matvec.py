@@ -165,6 +165,7 @@ def tt_merge(cores: Sequence[Tensor], groups: Sequence[int]) -> tuple[Tensor, ..
 
 def tt_join(left: Tensor, right: Tensor) -> Tensor:
     """Contract neighbouring cores (r, m, n, s) and (s, p, q, t) to one core (r, m·p, n·q, t)."""
+    # Σ_s L[r, m, n, s] R[s, p, q, t], then (r, m, n, p, q, t) → (r, m, p, n, q, t).
     product = left.flatten(0, 2) @ right.flatten(1)
     product = product.reshape(*left.shape[:3], *right.shape[1:])
     return product.transpose(2, 3).flatten(1, 2).flatten(2, 3)
@@ -249,6 +250,7 @@ class _TTSizes:
 
     def merge_macs(self, start: int, stop: int) -> int:
         """Return the multiplications of `tt_merge` for one group [start, stop)."""
+        # Joining a core (r, m·n, s) to the merged ones before it, (q, p, r), takes q·(p·m·n)·r·s.
         sizes = [m * n for m, n in zip(self.row_modes, self.column_modes, strict=True)]
         return sum(
             self.ends[start] * prod(sizes[start : k + 1]) * self.ends[k] * self.ends[k + 1]

@@ -119,6 +119,7 @@ def st_hosvd(
     """
     layout = _make_layout(tensor, ranks, modes, stacked)
     factors, partial, _ = _truncate_in_turn(layout)
+    # C = W ×₁ M₁ᵀ … ×_d M_dᵀ, of which only the last product is left.
     core = contract(partial, factors[-1], layout.axes[-1])
     return _make_result(layout, factors, core, tensor.dtype, stacked)
 

@@ -13,8 +13,8 @@ from tensorpress.errors import InvalidArgumentError
 class TuckerLayout:
     """A stack of tensors whose modes are truncated in the cheapest order.
 
-    The first two of the truncated modes are the outermost axes, where unfolding and contracting the
-    whole tensor need no copy. All other modes are truncated on projected tensors only.
+    The first two of the truncated modes are the first and the last axis, where unfolding and
+    contracting the whole tensor need no copy. All other modes are truncated on projected tensors.
 
     Attributes
     ----------
@@ -48,6 +48,7 @@ class TuckerLayout:
         self, core: Tensor, factors: Sequence[Tensor]
     ) -> tuple[Tensor, tuple[int, ...], tuple[Tensor, ...]]:
         """Return a core, the modes, and the matrices in the caller's order."""
+        # The inverse permutations of the axes and of the modes.
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         places = sorted(range(len(self.positions)), key=self.positions.__getitem__)
         modes = tuple(self.order[self.axes[place]] - 1 for place in places)
@@ -74,6 +75,7 @@ def arrange_axes(stack: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) 
     sizes = tuple(stack.shape[1:])
     _check_modes(sizes, ranks, modes)
     positions = sorted(range(len(modes)), key=lambda i: _sort_key(sizes[modes[i]], ranks[i]))
+    # The first mode becomes the axis after the stack, the second mode the last axis.
     first, *rest = (modes[i] + 1 for i in positions)
     last = rest[:1]
     middle = [axis for axis in range(1, stack.ndim) if axis not in (first, *last)]
@@ -115,7 +117,7 @@ def _sort_key(size: int, rank: int) -> float:
 def unfold_stack(stack: Tensor, axis: int) -> Tensor:
     """Return the unfoldings of a stack along an axis, of shape (stack, n_axis, others).
 
-    The outermost axes need no copy.
+    The first axis after the stack and the last axis need no copy.
 
     Examples
     --------
@@ -147,8 +149,10 @@ def contract(stack: Tensor, factor: Tensor, axis: int) -> Tensor:
     torch.Size([7, 2, 5, 4])
     """
     if axis == stack.ndim - 1:
+        # The last axis: X₍ᵢ₎ᵀM for every tensor X of the stack, without a copy.
         product = stack.reshape(len(stack), -1, stack.shape[-1]) @ factor
         return product.reshape(*stack.shape[:-1], -1)
+    # Any other axis: MᵀX₍ᵢ₎.
     moved = stack.movedim(axis, 1)
     product = factor.mT @ moved.reshape(len(stack), moved.shape[1], -1)
     return product.reshape(len(stack), -1, *moved.shape[2:]).movedim(1, axis)

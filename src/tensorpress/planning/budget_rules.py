@@ -116,7 +116,7 @@ class _Allocated:
 
     def choose(self, available: float) -> dict[str, LayerPlan]:
         layers = [[option for _, option in found] for found in self._ways.values()]
-        chosen = allocate(layers, available, by=self._by)
+        chosen = allocate(layers, available, method=self._by)
         picked = {
             name: found[index][0]
             for (name, found), index in zip(self._ways.items(), chosen, strict=True)

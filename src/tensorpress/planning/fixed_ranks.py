@@ -10,7 +10,7 @@ from tensorpress.planning.layer_candidates import (
     refuse_no_gain,
 )
 from tensorpress.planning.layers import Layer, match_names
-from tensorpress.ranks import rank_rule
+from tensorpress.ranks import parse_rank_rule
 from tensorpress.schemes.base import Ranks
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import Sizes
@@ -132,7 +132,7 @@ def _plan_entry(
     spec = layer.spec(named)
     method, asked = named.read_entry(spec, options, asked)
     method.check(spec)
-    return plan_with_ranks(layer, method, rank_rule(asked), 1 if "ranks" in entry else round_to)
+    return plan_with_ranks(layer, method, parse_rank_rule(asked), 1 if "ranks" in entry else round_to)
 
 
 def _check_shared(layers: Iterable[LayerPlan]) -> None:
@@ -151,7 +151,7 @@ def _check_shared(layers: Iterable[LayerPlan]) -> None:
 
 def _plan_if_smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> LayerPlan | str:
     """Return the plan of a layer, or why it stays dense."""
-    form, rule = scheme_named(scheme), rank_rule(ranks)
+    form, rule = scheme_named(scheme), parse_rank_rule(ranks)
     found, reason = applicable_schemes(layer, [form])
     if not found:
         return reason

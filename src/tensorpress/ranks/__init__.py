@@ -1,4 +1,4 @@
-"""How many components to keep: spectra and limits in, ranks out."""
+"""Selection of ranks: from spectra by a rule, or from options within a budget."""
 
 from tensorpress.ranks.allocation import Allocation, Option, allocate, pareto
 from tensorpress.ranks.checks import check_ranks, round_ranks
@@ -10,7 +10,7 @@ from tensorpress.ranks.rules import (
     FixedRanks,
     FractionRanks,
     RankRule,
-    rank_rule,
+    parse_rank_rule,
 )
 
 __all__ = [
@@ -27,6 +27,6 @@ __all__ = [
     "energy_rank",
     "evbmf",
     "pareto",
-    "rank_rule",
+    "parse_rank_rule",
     "round_ranks",
 ]

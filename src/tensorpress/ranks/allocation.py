@@ -1,4 +1,4 @@
-"""Spreading a budget over the layers of a model: which option each of them gets."""
+"""Allocation of a budget to the layers of a model: one option for each of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ Allocation = Literal["total", "greedy", "worst"]
 
 @dataclass(frozen=True)
 class Option:
-    """One way to treat a layer.
+    """One option for a layer: pressed to some ranks, or left dense.
 
     Attributes
     ----------
     cost : float
-        What it takes of the budget; not negative.
+        Cost in the unit of the budget; not negative.
     score : float
-        What is lost by it: lower is better.
+        Loss in quality; lower is better.
     """
 
     cost: float
@@ -31,41 +31,42 @@ class Option:
 
 
 def allocate(
-    layers: Sequence[Sequence[Option]], budget: float, *, by: Allocation = "total"
+    layers: Sequence[Sequence[Option]], budget: float, *, method: Allocation = "total"
 ) -> list[int]:
-    """Return the index of the option that each layer gets within a budget.
+    """Return one option for each layer so that the total cost is within a budget.
 
     Parameters
     ----------
     layers : sequence of sequence of Option
-        The options of every layer in any order, that of leaving it dense among them.
+        The options of each layer in any order, including the dense layer where that is allowed.
     budget : float
-        Of the costs of all layers together, in their unit.
-    by : {"total", "greedy", "worst"}
-        "total" has the least sum of scores (`tensorpress.ranks.knapsack` says how nearly).
-        "greedy" starts from the best option of every layer and moves, step by step, the layer that
-        loses least for the cost it saves to its next cheaper option. With scores −ln of the kept
-        PCA energy that is the method of Zhang et al., who maximize the product of the energies.
-        "worst" has the smallest largest score: every layer gets its cheapest option that is no
-        worse than a threshold. What "greedy" and "worst" leave of the budget buys better options,
-        the greatest gain first.
+        Upper bound on the total cost, in the unit of the costs.
+    method : {"total", "greedy", "worst"}
+        "total" minimizes the sum of the scores, as nearly as
+        `tensorpress.ranks.knapsack.minimize_total` does. "greedy" starts from the best option of
+        each layer. Step by step, it moves the layer with the least loss per saved cost to its next
+        cheaper option. With scores −ln E for the PCA energy E of a layer, that is the method of
+        Zhang et al., who maximize the product of the energies. "worst" minimizes the largest score:
+        every layer gets its cheapest option below a threshold. "greedy" and "worst" spend the rest
+        of the budget on better options, the greatest gain first.
 
     Returns
     -------
     list of int
-        One index a layer. The costs together never exceed the budget, up to the rounding of sums.
+        The index of an option for each layer. The total cost never exceeds the budget, up to the
+        rounding of sums.
 
     Raises
     ------
     InvalidArgumentError
-        For a budget below the cost of the cheapest options, which the message names; a layer
-        without options; costs that are negative; numbers that are not finite; an unknown way.
+        If the budget is below the cost of the cheapest options, which the message states; a layer
+        has no options; a cost is negative; a number is not finite; or the method is unknown.
 
     References
     ----------
     Zhang, Zou, He, Sun (2016), "Accelerating very deep convolutional networks for classification
-    and detection", "Rank selection for whole-model acceleration": the criterion
-    (ΔE/E)/ΔC, of which −Δ ln E / ΔC is the exact form for steps of more than one component.
+    and detection", "Rank selection for whole-model acceleration", for the criterion (ΔE/E)/ΔC. For
+    steps of more than one component, −Δ ln E / ΔC is its exact form.
 
     Examples
     --------
@@ -76,10 +77,16 @@ def allocate(
     Traceback (most recent call last):
     tensorpress.errors.InvalidArgumentError: the budget of 5 is below the least reachable cost, 6
     """
-    if by not in get_args(Allocation):
-        raise unknown_name("allocation", by, get_args(Allocation))
-    found = [pareto(options) for options in layers]
-    fronts = [_front(options, kept) for options, kept in zip(layers, found, strict=True)]
+    if method not in get_args(Allocation):
+        raise unknown_name("allocation", method, get_args(Allocation))
+    indices = [pareto(options) for options in layers]
+    fronts = [
+        Front(
+            np.array([float(options[k].cost) for k in front]),
+            np.array([float(options[k].score) for k in front]),
+        )
+        for options, front in zip(layers, indices, strict=True)
+    ]
     least = sum(float(front.costs[0]) for front in fronts)
     if not least <= budget:
         raise InvalidArgumentError(
@@ -87,19 +94,20 @@ def allocate(
         )
     if not fronts:
         return []
-    way = {"total": minimize_total, "greedy": _greedy, "worst": _least_worst}[by]
-    return [kept[k] for kept, k in zip(found, way(fronts, budget), strict=True)]
+    methods = {"total": minimize_total, "greedy": _step_down, "worst": _minimize_worst}
+    choice = methods[method](fronts, budget)
+    return [front[k] for front, k in zip(indices, choice, strict=True)]
 
 
 def pareto(options: Sequence[Option]) -> list[int]:
-    """Return the indexes of the options that no other beats, cheapest and so worst first.
+    """Return the indexes of the options on the Pareto front, cheapest and therefore worst first.
 
-    Of equal options only the first is among them.
+    Of equal options, only the first is on the front.
 
     Raises
     ------
     InvalidArgumentError
-        For no options, negative costs, or numbers that are not finite.
+        If there are no options, a cost is negative, or a number is not finite.
 
     Examples
     --------
@@ -113,51 +121,46 @@ def pareto(options: Sequence[Option]) -> list[int]:
             raise InvalidArgumentError(
                 f"costs must be finite and not negative, and scores finite, got {option}"
             )
-    found: list[int] = []
+    front: list[int] = []
     for index in sorted(range(len(options)), key=lambda k: (options[k].cost, options[k].score)):
-        if not found or options[index].score < options[found[-1]].score:
-            found.append(index)
-    return found
+        if not front or options[index].score < options[front[-1]].score:
+            front.append(index)
+    return front
 
 
-def _front(options: Sequence[Option], kept: Sequence[int]) -> Front:
-    return Front(
-        np.array([float(options[k].cost) for k in kept]),
-        np.array([float(options[k].score) for k in kept]),
-    )
-
-
-def _greedy(fronts: Sequence[Front], budget: float) -> list[int]:
-    """Step down from the best options, least loss for the saving first, until all fit."""
-    chosen = [len(front.costs) - 1 for front in fronts]
+def _step_down(fronts: Sequence[Front], budget: float) -> list[int]:
+    """Step down from the best options, least loss per saving first, until the budget suffices."""
+    choice = [len(front.costs) - 1 for front in fronts]
     cost = sum(float(front.costs[-1]) for front in fronts)
-    # What each step down loses for its saving: of the layer, from the option k to k − 1.
+    # The loss per saving of the step from option k to k − 1 of a layer: −Δs / Δc.
     slopes = [-np.diff(front.scores) / np.diff(front.costs) for front in fronts]
     steps = [(float(slope[-1]), layer) for layer, slope in enumerate(slopes) if len(slope)]
     heapify(steps)
     while cost > budget and steps:
+        # Take the cheapest step of all layers; the next step of that layer takes its place.
         layer = heappop(steps)[1]
-        chosen[layer] -= 1
-        k = chosen[layer]
+        choice[layer] -= 1
+        k = choice[layer]
         cost -= float(fronts[layer].costs[k + 1] - fronts[layer].costs[k])
         if k:
             heappush(steps, (float(slopes[layer][k - 1]), layer))
-    return spend_rest(fronts, chosen, budget)
+    return spend_rest(fronts, choice, budget)
 
 
-def _least_worst(fronts: Sequence[Front], budget: float) -> list[int]:
-    """Find the lowest threshold at which the cheapest options that meet it fit, by bisection."""
+def _minimize_worst(fronts: Sequence[Front], budget: float) -> list[int]:
+    """Bisect the lowest threshold whose cheapest options fit the budget."""
 
-    def at(threshold: float) -> list[int]:
+    def cheapest_below(threshold: float) -> list[int]:
         return [int(np.argmax(front.scores <= threshold)) for front in fronts]
 
+    # No threshold is below the best score of some layer; every other one is a score.
     lowest = max(float(front.scores[-1]) for front in fronts)
     scores = np.unique(np.concatenate([front.scores for front in fronts]))
     scores = scores[scores >= lowest]
     low, high = 0, len(scores) - 1  # at the highest, every layer takes its cheapest option
     while low < high:
         middle = (low + high) // 2
-        chosen = at(scores[middle])
-        cost = sum(float(front.costs[k]) for front, k in zip(fronts, chosen, strict=True))
+        choice = cheapest_below(scores[middle])
+        cost = sum(float(front.costs[k]) for front, k in zip(fronts, choice, strict=True))
         low, high = (low, middle) if cost <= budget else (middle + 1, high)
-    return spend_rest(fronts, at(scores[low]), budget)
+    return spend_rest(fronts, cheapest_below(scores[low]), budget)

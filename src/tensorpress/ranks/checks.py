@@ -1,4 +1,4 @@
-"""Checks of what every rank rule takes: singular values in, possible ranks out."""
+"""Checks of the arguments and results of rank rules: singular values and ranks."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -12,7 +12,7 @@ from tensorpress.errors import InvalidArgumentError
 SingularValues: TypeAlias = Tensor | NDArray[np.floating] | Sequence[float]
 
 LARGEST_VALUE = 1e150
-"""Above it, squares are no longer finite."""
+"""Largest singular value whose square is finite."""
 
 
 def sort_singular_values(singular_values: SingularValues) -> NDArray[np.float64]:
@@ -21,12 +21,12 @@ def sort_singular_values(singular_values: SingularValues) -> NDArray[np.float64]
     Parameters
     ----------
     singular_values : Tensor, array or sequence of float
-        Shape (L,) with L ≥ 1, in any order, on any device.
+        Values of shape (L,) with L ≥ 1, in any order, on any device.
 
     Raises
     ------
     InvalidArgumentError
-        For another shape, or values that are negative, NaN, or above 1e150.
+        If the shape is another one, or a value is negative, NaN, or above 1e150.
 
     Examples
     --------
@@ -49,19 +49,19 @@ def sort_singular_values(singular_values: SingularValues) -> NDArray[np.float64]
 
 
 def check_ranks(ranks: Sequence[int], largest: Sequence[int]) -> None:
-    """Raise unless there is one rank for each of the largest ones, from 1 to it.
+    """Check that there is one rank at each position, from 1 to the largest rank there.
 
     Parameters
     ----------
     ranks : sequence of int
-        In the order of the scheme.
+        The ranks, in the order of the scheme.
     largest : sequence of int
         The largest rank at each position.
 
     Raises
     ------
     InvalidArgumentError
-        For another number of ranks, or a rank out of range.
+        If the number of ranks differs, or a rank is out of range.
 
     Examples
     --------
@@ -82,21 +82,23 @@ def check_ranks(ranks: Sequence[int], largest: Sequence[int]) -> None:
 
 
 def round_ranks(ranks: Sequence[int], largest: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """Return the nearest ranks that are multiples of a number, or the largest rank.
+    """Round ranks to the nearest multiple of a number, or to the largest rank.
 
-    Of two that are as near, the larger one. Kernels of hardware run best at such sizes.
+    Ties round up. Kernels of hardware run best at such sizes.
 
     Parameters
     ----------
-    ranks, largest : sequence of int
-        As for `check_ranks`.
+    ranks : sequence of int
+        The ranks, in the order of the scheme.
+    largest : sequence of int
+        The largest rank at each position.
     multiple : int
-        At least 1; where it exceeds a largest rank, only that is left.
+        The number, at least 1. Where it exceeds the largest rank, the result is the largest rank.
 
     Raises
     ------
     InvalidArgumentError
-        For a multiple below 1, and as `check_ranks`.
+        If the multiple is below 1, or `check_ranks` raises.
 
     Examples
     --------
@@ -107,10 +109,10 @@ def round_ranks(ranks: Sequence[int], largest: Sequence[int], multiple: int) -> 
         raise InvalidArgumentError(f"ranks can be multiples of 1 or more, not of {multiple}")
     check_ranks(ranks, largest)
     pairs = zip(ranks, largest, strict=True)
-    return tuple(_nearest(rank, most, multiple) for rank, most in pairs)
+    return tuple(_round_rank(rank, most, multiple) for rank, most in pairs)
 
 
-def _nearest(rank: int, largest: int, multiple: int) -> int:
-    below = rank // multiple * multiple
-    possible = [n for n in (below, below + multiple, largest) if 0 < n <= largest]
-    return min(possible, key=lambda n: (abs(n - rank), -n))
+def _round_rank(rank: int, largest: int, multiple: int) -> int:
+    lower = rank // multiple * multiple
+    candidates = [n for n in (lower, lower + multiple, largest) if 0 < n <= largest]
+    return min(candidates, key=lambda n: (abs(n - rank), -n))

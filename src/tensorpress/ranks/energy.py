@@ -1,4 +1,4 @@
-"""The rank that keeps a fraction of a matrix's energy."""
+"""The rank at which a matrix keeps a fraction of its energy."""
 
 import numpy as np
 
@@ -7,27 +7,26 @@ from tensorpress.ranks.checks import SingularValues, sort_singular_values
 
 
 def energy_rank(singular_values: SingularValues, fraction: float) -> int:
-    """Return the smallest rank that keeps at least a fraction of the energy.
+    """Return the smallest rank that keeps at least a fraction of the energy of a matrix.
 
-    The energy is the sum of the squared singular values, so the truncated matrix has a relative
-    error of at most √(1 − fraction).
+    The energy is Σσ², so that the truncated matrix has a relative error of at most √(1 − fraction).
 
     Parameters
     ----------
     singular_values : Tensor, array or sequence of float
         All L singular values of one matrix, in any order.
     fraction : float
-        In (0, 1]; 1 keeps all L components, also those that are zero.
+        The fraction in (0, 1]; 1 keeps all L components, including those that are zero.
 
     Returns
     -------
     int
-        From 1 to L; a zero matrix keeps its energy at rank 1.
+        The rank, from 1 to L; it is 1 for a zero matrix.
 
     Raises
     ------
     InvalidArgumentError
-        For a fraction out of range, no values, or values that are negative or not finite.
+        If the fraction is out of range, there are no values, or a value is negative or not finite.
 
     Examples
     --------
@@ -40,14 +39,20 @@ def energy_rank(singular_values: SingularValues, fraction: float) -> int:
         return len(values)
     if not values[0]:
         return 1
-    kept = np.cumsum(np.square(values / values[0]))
-    # A rank that keeps exactly the fraction must not be missed by rounding.
+    # The smallest r with Σ_{i≤r} σ_i² ≥ fraction · Σσ².
+    energies = np.cumsum(np.square(values / values[0]))
+    # Rounding must not miss a rank that keeps exactly the fraction.
     rounding = len(values) * np.finfo(np.float64).eps
-    return int(np.searchsorted(kept, (fraction - rounding) * kept[-1])) + 1
+    return int(np.searchsorted(energies, (fraction - rounding) * energies[-1])) + 1
 
 
 def check_fraction(fraction: float) -> None:
-    """Raise unless a fraction lies in (0, 1].
+    """Check that a fraction lies in (0, 1].
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it does not.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The rank rules a user names: a number, a fraction, an energy, or EVBMF."""
+"""Rank rules: a fixed number, a fraction, an energy, or EVBMF."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,38 +13,43 @@ from tensorpress.ranks.energy import check_fraction, energy_rank
 from tensorpress.ranks.evbmf import evbmf
 
 NAMES = ("energy:FRACTION", "evbmf", "evbmf:WEAKENING")
-"""How a rule may be named in words."""
+"""The rank rules that have a name."""
 
 
 @runtime_checkable
 class RankRule(Protocol):
-    """How many components to keep, from the spectra and the largest ranks of a decomposition."""
+    """A rule that chooses the ranks of a decomposition from its spectra and largest ranks."""
 
     @property
     def needs_spectra(self) -> bool:
-        """Whether the spectra are looked at; if not, they need not be computed."""
+        """Whether the rule uses the spectra; otherwise they need not be computed."""
 
     def ranks(self, spectra: Sequence[Spectrum], largest: Sequence[int]) -> tuple[int, ...]:
-        """Return one rank for each of the largest ones, from 1 to it.
+        """Return one rank for each position, from 1 to the largest rank there.
 
         Parameters
         ----------
         spectra : sequence of Spectrum
-            One for each rank, in the same order; empty where the scheme has none. Leading axes of
-            a spectrum are groups, which get one common rank.
+            One spectrum for each rank, in the same order; empty where the scheme has none. Leading
+            axes of a spectrum are groups, which get one common rank.
         largest : sequence of int
             The largest rank at each position.
 
         Raises
         ------
         InvalidArgumentError
-            If no such ranks exist, or the spectra that are needed are not there.
+            If no such ranks exist, or the rule needs spectra and there are none.
         """
 
 
 @dataclass(frozen=True)
 class FixedRanks:
-    """These ranks, or one rank at every position; one above the largest is an error.
+    """Fixed ranks, or one rank for every position; a rank above the largest one is an error.
+
+    Parameters
+    ----------
+    values : tuple of int or int
+        The ranks, each at least 1.
 
     Examples
     --------
@@ -52,23 +57,28 @@ class FixedRanks:
     ((4, 8), (4, 4))
     """
 
-    kept: tuple[int, ...] | int
+    values: tuple[int, ...] | int
     needs_spectra: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if min((self.kept,) if isinstance(self.kept, int) else self.kept, default=1) < 1:
-            raise InvalidArgumentError(f"ranks must be at least 1, got {self.kept}")
+        if min((self.values,) if isinstance(self.values, int) else self.values, default=1) < 1:
+            raise InvalidArgumentError(f"ranks must be at least 1, got {self.values}")
 
     def ranks(self, spectra: Sequence[Spectrum], largest: Sequence[int]) -> tuple[int, ...]:
-        """Return the ranks; spectra are not looked at."""
-        ranks = (self.kept,) * len(largest) if isinstance(self.kept, int) else self.kept
+        """Return the ranks, without using the spectra."""
+        ranks = (self.values,) * len(largest) if isinstance(self.values, int) else self.values
         check_ranks(ranks, largest)
         return ranks
 
 
 @dataclass(frozen=True)
 class FractionRanks:
-    """A fraction in (0, 1] of the largest rank at every position, rounded, at least 1.
+    """A fraction of the largest rank at every position, rounded and at least 1.
+
+    Parameters
+    ----------
+    fraction : float
+        The fraction, in (0, 1].
 
     Examples
     --------
@@ -83,13 +93,18 @@ class FractionRanks:
         check_fraction(self.fraction)
 
     def ranks(self, spectra: Sequence[Spectrum], largest: Sequence[int]) -> tuple[int, ...]:
-        """Return the ranks; spectra are not looked at."""
+        """Return the ranks, without using the spectra."""
         return tuple(max(1, round(self.fraction * most)) for most in largest)
 
 
 @dataclass(frozen=True)
 class EnergyRanks:
-    """The smallest ranks that keep a fraction of the squared singular values, in every group.
+    """The smallest ranks that keep a fraction of the energy Σσ² in every group.
+
+    Parameters
+    ----------
+    fraction : float
+        The fraction, in (0, 1].
 
     Examples
     --------
@@ -106,30 +121,31 @@ class EnergyRanks:
         check_fraction(self.fraction)
 
     def ranks(self, spectra: Sequence[Spectrum], largest: Sequence[int]) -> tuple[int, ...]:
-        """Return the ranks, one a spectrum."""
-        return _from_spectra(
+        """Return one rank for each spectrum."""
+        return _choose_ranks(
             lambda values, *_: energy_rank(values, self.fraction), spectra, largest
         )
 
 
 @dataclass(frozen=True)
 class EVBMFRanks:
-    """The number of components that stand out from the noise, of the groups the largest.
+    """The number of components above the noise, and of several groups the largest number.
 
-    That is few for one pass of compression. A weakening factor w takes the fraction w of the way
-    from the largest rank R down to it: R − round(w·(R − rank)).
+    That rank is often low for a single pass of compression. A weakening factor w goes the fraction
+    w of the way from the largest rank R down to it: R − round(w·(R − rank)).
 
     Parameters
     ----------
     weakening : float
-        w in (0, 1]; 1 takes the rank itself, 0.5 stops halfway.
+        The factor w in (0, 1]; 1 gives the rank itself, 0.5 stops halfway.
 
     References
     ----------
-    Gusak et al. (2019), "Automated multi-stage compression of neural networks" (MUSCO). There R is
-    the rank in the last of several stages, at first the size of the mode; ours is the largest rank
-    of the unfolding, every time. Their code, unlike this, cuts the result off to a whole number,
-    and leaves ranks up to 20 and unfoldings of nothing but noise as they are.
+    Nakajima et al. (2013), as in `evbmf`, for the rank. Gusak et al. (2019), "Automated multi-stage
+    compression of neural networks" (MUSCO), for the weakening. There R is the rank after the last
+    of several stages and at first the size of the mode; here it is always the largest rank of the
+    unfolding. The code of the paper also truncates the result to an integer, and leaves ranks up to
+    20 and unfoldings of pure noise unchanged, which this rule does not.
 
     Examples
     --------
@@ -148,45 +164,45 @@ class EVBMFRanks:
         check_fraction(self.weakening)
 
     def ranks(self, spectra: Sequence[Spectrum], largest: Sequence[int]) -> tuple[int, ...]:
-        """Return the ranks, one a spectrum; a matrix of nothing but noise counts as rank 1."""
-        found = _from_spectra(lambda *matrix: evbmf(*matrix).rank, spectra, largest)
-        pairs = zip(found, largest, strict=True)
+        """Return one rank for each spectrum, which is at least 1 even for pure noise."""
+        ranks = _choose_ranks(lambda *matrix: evbmf(*matrix).rank, spectra, largest)
+        pairs = zip(ranks, largest, strict=True)
         return tuple(most - round(self.weakening * (most - rank)) for rank, most in pairs)
 
 
-def rank_rule(ranks: int | float | str | Sequence[int] | RankRule) -> RankRule:
-    """Return the rule a user means.
+def parse_rank_rule(ranks: int | float | str | Sequence[int] | RankRule) -> RankRule:
+    """Return the rank rule for a number, a sequence or a name.
 
     Parameters
     ----------
     ranks : int, float, str, sequence of int or RankRule
-        A sequence: exactly these ranks. An int: this rank at every position. A float in (0, 1]:
-        this fraction of the largest rank, at least 1. "evbmf": the components above the noise;
-        "evbmf:0.7": 0.7 of the way down to these from the largest rank. "energy:0.9": the fewest
-        that keep this fraction of the squared singular values.
+        A sequence means these ranks. An int means this rank at every position. A float in (0, 1]
+        means this fraction of the largest rank, at least 1. "evbmf" means the number of components
+        above the noise, and "evbmf:0.7" goes 0.7 of the way from the largest rank down to it.
+        "energy:0.9" means the smallest rank that keeps this fraction of the energy Σσ².
 
     Raises
     ------
     InvalidArgumentError
-        For anything else, with what is possible.
+        If ``ranks`` is anything else; the message lists what is possible.
 
     Examples
     --------
-    >>> rank_rule(0.5), rank_rule([4, 8]), rank_rule("energy:0.9")
-    (FractionRanks(fraction=0.5), FixedRanks(kept=(4, 8)), EnergyRanks(fraction=0.9))
+    >>> parse_rank_rule(0.5), parse_rank_rule([4, 8]), parse_rank_rule("energy:0.9")
+    (FractionRanks(fraction=0.5), FixedRanks(values=(4, 8)), EnergyRanks(fraction=0.9))
     """
     if isinstance(ranks, RankRule):
         return ranks
     if isinstance(ranks, str):
-        return _named(ranks)
+        return _parse_name(ranks)
     if isinstance(ranks, Sequence):
-        return FixedRanks(tuple(_whole(rank, ranks) for rank in ranks))
+        return FixedRanks(tuple(_to_int(rank, ranks) for rank in ranks))
     if isinstance(ranks, Real) and not isinstance(ranks, Integral):
         return FractionRanks(float(ranks))
-    return FixedRanks(_whole(ranks, ranks))
+    return FixedRanks(_to_int(ranks, ranks))
 
 
-def _named(name: str) -> RankRule:
+def _parse_name(name: str) -> RankRule:
     kind, _, argument = name.partition(":")
     rules: dict[str, type[EnergyRanks | EVBMFRanks]] = {"energy": EnergyRanks, "evbmf": EVBMFRanks}
     if name == "evbmf":
@@ -201,7 +217,7 @@ def _named(name: str) -> RankRule:
         ) from error
 
 
-def _whole(rank: Any, ranks: object) -> int:
+def _to_int(rank: Any, ranks: object) -> int:
     try:
         if isinstance(rank, bool):
             raise TypeError
@@ -213,12 +229,21 @@ def _whole(rank: Any, ranks: object) -> int:
         ) from error
 
 
-def _from_spectra(
-    rank_of: Callable[[SingularValues, int, int], int],
+def _choose_ranks(
+    choose_rank: Callable[[SingularValues, int, int], int],
     spectra: Sequence[Spectrum],
     largest: Sequence[int],
 ) -> tuple[int, ...]:
-    """Return the rank of each spectrum, the largest over its groups, from 1 to the largest."""
+    """Return the rank for each spectrum, from 1 to the largest rank.
+
+    Parameters
+    ----------
+    choose_rank : callable
+        Function from the singular values of a matrix and its numbers of rows and columns to a rank.
+        Of several groups, the largest rank counts.
+    spectra, largest
+        The arguments of the rule.
+    """
     if largest and not spectra:
         raise InvalidArgumentError(
             "this rank rule needs the spectra of a matrix, which this scheme does not have: "
@@ -227,6 +252,6 @@ def _from_spectra(
     ranks = []
     for matrix, most in zip(spectra, largest, strict=True):
         groups = matrix.values.reshape(-1, matrix.values.shape[-1]).cpu()
-        needed = max(rank_of(values, matrix.rows, matrix.columns) for values in groups)
+        needed = max(choose_rank(values, matrix.rows, matrix.columns) for values in groups)
         ranks.append(min(max(needed, 1), most))
     return tuple(ranks)

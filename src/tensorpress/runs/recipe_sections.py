@@ -28,7 +28,7 @@ from tensorpress.planning.planner import (
     parse_schemes,
 )
 from tensorpress.press.press import Init
-from tensorpress.ranks.rules import NAMES, rank_rule
+from tensorpress.ranks.rules import NAMES, parse_rank_rule
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.schemes.registry import scheme
 from tensorpress.sensitivity.response_energy import RESPONSES, check_by_responses
@@ -56,7 +56,7 @@ def _one_message(expected: str) -> WrapValidator:
 
 
 def _rank_name(name: str) -> str:
-    rank_rule(name)
+    parse_rank_rule(name)
     return name
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.ranks import RankRule, check_ranks, rank_rule, round_ranks
+from tensorpress.ranks import RankRule, check_ranks, parse_rank_rule, round_ranks
 from tensorpress.schemes import stages as chains
 from tensorpress.schemes.chain_builder import PressedLayer, balance_kernels, dense_layer, fill_chain
 from tensorpress.schemes.layer_spec import (
@@ -31,7 +31,7 @@ from tensorpress.schemes.rank_grid import COARSE, thin_grid
 from tensorpress.schemes.stages import Stage
 
 Ranks = int | float | str | Sequence[int] | RankRule
-"""What a user gives for ranks; see `tensorpress.ranks.rank_rule`."""
+"""What a user gives for ranks; see `tensorpress.ranks.parse_rank_rule`."""
 
 _MOST_STEPS, _EXACT = 100, 1e-9
 """How often a draw is scaled at most, and how near to the deviation wanted is near enough."""
@@ -340,7 +340,7 @@ class Scheme(ABC):
         """
         spec = layer if isinstance(layer, LayerSpec) else self.describe(layer)
         self.check(spec)
-        rule, kernel = rank_rule(ranks), None
+        rule, kernel = parse_rank_rule(ranks), None
         if rule.needs_spectra:
             if isinstance(layer, LayerSpec):
                 raise InvalidArgumentError(f"{ranks!r} needs the layer itself, not only its spec")
@@ -354,7 +354,7 @@ class Scheme(ABC):
         self.check(spec)
         _check_values(layer)
         kernel = _kernel(layer, spec)
-        chosen, spectra = self._choose(spec, rank_rule(ranks), kernel)
+        chosen, spectra = self._choose(spec, parse_rank_rule(ranks), kernel)
         pressed = self._signed(self.decompose(layer, spec, kernel, chosen, spectra))
         keep_gradients(pressed, layer)
         return pressed.train(layer.training)
