@@ -132,7 +132,9 @@ def _plan_entry(
     spec = layer.spec(named)
     method, asked = named.read_entry(spec, options, asked)
     method.check(spec)
-    return plan_with_ranks(layer, method, parse_rank_rule(asked), 1 if "ranks" in entry else round_to)
+    return plan_with_ranks(
+        layer, method, parse_rank_rule(asked), 1 if "ranks" in entry else round_to
+    )
 
 
 def _check_shared(layers: Iterable[LayerPlan]) -> None:

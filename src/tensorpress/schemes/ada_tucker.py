@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.cp import max_cp_rank
+from tensorpress.decompose.cp_tensor import max_cp_rank
 from tensorpress.decompose.shared_core_tucker import shared_tucker
 from tensorpress.decompose.spectrum import Spectrum, spectrum
 from tensorpress.decompose.tucker import tucker_params
