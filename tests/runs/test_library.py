@@ -39,7 +39,5 @@ def test_a_file_without_a_suffix_goes_before_a_name(tmp_path, monkeypatch) -> No
 
 
 def test_an_unknown_name_says_which_are_near() -> None:
-    with pytest.raises(
-        InvalidArgumentError, match="'lenet5-adda': did you mean 'lenet5-"
-    ):
+    with pytest.raises(InvalidArgumentError, match="'lenet5-adda': did you mean 'lenet5-"):
         find_in_library("recipe", "lenet5-adda")
