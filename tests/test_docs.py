@@ -6,12 +6,14 @@ import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
 from tensorpress.runs.recipe_sections import Press
+from tensorpress.schemes.registry import SCHEMES
 from tensorpress.utils.config_parsing import parse_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +45,8 @@ def test_code_prints_what_the_page_says(
     monkeypatch.chdir(tmp_path)
     page = f"docs/{name}.md"
     assert any(language == "python" for language, _ in blocks(page))
-    run_code(page, {})
+    with patch.dict(SCHEMES):
+        run_code(page, {})
 
 
 def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,8 +219,22 @@ def test_mistakes_in_the_shapes_of_layers() -> None:
         f"press.overrides.ip1.ranks: expected {RANKS} (got 'big')",
         "press.overrides.ip2.modes: expected a list of positive sizes, or original (got 'originl')",
         f"press.overrides.ip2.ranks: expected {RANKS} (got 0)",
-        "press.overrides.ip3.mode: unknown key, did you mean 'modes'?",
+        "press.overrides.ip3: unknown key 'mode': did you mean 'modes' or 'row_modes'? "
+        "(known: column_modes, diagonal, modes, ranks, reduced, row_modes, scheme)",
     ]
+
+
+def test_any_option_of_a_scheme_is_a_key() -> None:
+    options = {"row_modes": (12, 25), "column_modes": (28, 28)}
+    entry = {"scheme": "tt_weight", **{name: list(sizes) for name, sizes in options.items()}}
+    press = {"scheme": "channel_svd", "ranks": 3, "overrides": {"ip1": entry}}
+    parsed = parse_recipe(changed(press=press))
+    assert parse_recipe(parsed.to_yaml()) == parsed
+    assert plan_recipe(build("lenet300100"), parsed).layers[0].options == options
+    [mistake] = mistakes_in(
+        changed(press=press | {"overrides": {"ip1": entry | {"diagonal": True}}})
+    )
+    assert mistake.startswith("press.overrides.ip1: unknown key 'diagonal'")
 
 
 LAYERS = {"ip1": {"modes": [784, 300], "ranks": 3}}

@@ -30,7 +30,7 @@ from tensorpress.planning.planner import (
 from tensorpress.press.press import Init
 from tensorpress.ranks.rules import NAMES, parse_rank_rule
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
-from tensorpress.schemes.registry import scheme
+from tensorpress.schemes.registry import SCHEMES, scheme
 from tensorpress.sensitivity.response_energy import RESPONSES, check_by_responses
 from tensorpress.train.config import TrainConfig
 from tensorpress.utils.config_parsing import SHORT
@@ -136,15 +136,24 @@ class Teacher(Section):
 class LayerPress(Section):
     """What is done with a layer, or with all layers a pattern names.
 
-    ``modes``, ``diagonal`` and ``reduced`` are of (s)cada_tucker; without ``ranks`` those for all
-    layers hold.
+    Other keys are options of the scheme, such as ``modes`` of (s)cada_tucker; without ``ranks``
+    those for all layers hold.
     """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     scheme: Annotated[str, AfterValidator(_known_schemes)] | None = None
     modes: Modes | None = None
     ranks: LayerRanks | None = None
-    diagonal: bool | None = None
-    reduced: bool | None = None
+
+    @model_validator(mode="after")
+    def _known_options(self) -> "LayerPress":
+        schemes = SCHEMES.values() if self.scheme is None else [scheme(self.scheme)]
+        options = {name for one in schemes for name in one.option_names}
+        for key in self.model_extra or {}:
+            if key not in options:
+                raise unknown_name("key", key, {*type(self).model_fields, *options})
+        return self
 
 
 class Press(Section):
