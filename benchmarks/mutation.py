@@ -194,7 +194,7 @@ def _quiet(target: Any, *arguments: Any) -> None:
 def measure(package: str, copy: Path, count: int, seed: int) -> dict[str, Any]:
     """Return how many of a random choice of mutants of a package its tests see."""
     folder, tests = copy / "src" / "tensorpress" / package, Path("tests", package)
-    record = copy / "record.json"
+    record, start = copy / "record.json", perf_counter()
     in_process(_record, tests, folder, record)
     code, seconds, lines = json.loads(record.read_text())
     if code:
@@ -220,6 +220,7 @@ def measure(package: str, copy: Path, count: int, seed: int) -> dict[str, Any]:
         "sampled": len(chosen),
         **{key: results[key] for key in RESULTS},
         "score": round(seen / len(chosen), 3),
+        "minutes": round((perf_counter() - start) / 60, 1),
         "survivors": survivors,
     }
 
@@ -302,7 +303,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    out, start = options.out.resolve(), perf_counter()
+    out = options.out.resolve()
     with working_copy() as copy:
         import hypothesis  # noqa: F401
         import torch  # noqa: F401  once, not in every process
@@ -311,12 +312,12 @@ def main() -> None:
             package: measure(package, copy, options.count, options.seed)
             for package in options.package or PACKAGES
         }
+    if out.is_file():  # of the others, what was measured before
+        packages = json.loads(out.read_text())["packages"] | packages
     total = {key: sum(found[key] for found in packages.values()) for key in ("sampled", *RESULTS)}
     score = round((total["killed"] + total["timeout"]) / total["sampled"], 3)
-    minutes = round((perf_counter() - start) / 60, 1)
-    content = {"seed": options.seed, "minutes": minutes, **total, "score": score}
-    text = json.dumps({**content, "packages": packages}, indent=1, ensure_ascii=False)
-    out.write_text(text + "\n")
+    content = {"seed": options.seed, **total, "score": score, "packages": packages}
+    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"{score:.1%} of {total['sampled']} mutants are seen: {out}")
 
 
