@@ -76,7 +76,7 @@ def test_ranks_and_factors_are_fitted_to_responses(
     assert found["plan"] == told("plan", *given)["id"]
     assert found["plan"] != told("plan", *words)["id"]
     net = network("lenet300100")
-    images = net.preprocess(load("digits").test.resized(28, 28).images)
+    images = net.preprocess(load("digits").test.resize(28, 28).images)
     by_weights = tp.press(trained, tp.plan(trained, budget="params=15%", scheme="channel_svd"))
     by_responses = load_checkpoint(tmp_path / "pressed", net.build())
     expected = trained(images)

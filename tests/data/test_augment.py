@@ -12,7 +12,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def moved(image, down, right):
+def shift_image(image, down, right):
     """The image of shape (C, H, W) moved by whole pixels, zero where nothing moved in."""
     return functional.pad(image, (right, -right, down, -down))
 
@@ -30,7 +30,7 @@ def test_every_image_is_moved_by_one_offset_within_reach(seed, shape, pixels):
     assert result.dtype == torch.uint8
     offsets = range(-pixels, pixels + 1)
     for before, after in zip(images, result, strict=True):
-        fits = [torch.equal(moved(before, d, r), after) for d in offsets for r in offsets]
+        fits = [torch.equal(shift_image(before, d, r), after) for d in offsets for r in offsets]
         assert any(fits)
 
 
@@ -48,7 +48,7 @@ def test_crop_flip_is_a_crop_of_the_padded_image_or_its_mirror():
     result = crop_flip(images, generator(1))
     mirrored = 0
     for before, after in zip(images, result, strict=True):
-        crops = [moved(before, d, r) for d in range(-4, 5) for r in range(-4, 5)]
+        crops = [shift_image(before, d, r) for d in range(-4, 5) for r in range(-4, 5)]
         plain = any(torch.equal(crop, after) for crop in crops)
         mirror = any(torch.equal(crop.flip(-1), after) for crop in crops)
         assert plain or mirror
@@ -79,11 +79,11 @@ def test_augmentations_take_floats_too(name):
 def test_mixed_images_lie_between_two_of_the_batch():
     images = torch.rand(50, 1, 2, 2)
     pairs = [torch.stack([a.flatten(), b.flatten()]) for a in images for b in images]
-    for found in mix(images, generator()):
+    for result in mix(images, generator()):
         assert any(
             bool(
                 (
-                    (found.flatten() >= p.amin(0) - 1e-6) & (found.flatten() <= p.amax(0) + 1e-6)
+                    (result.flatten() >= p.amin(0) - 1e-6) & (result.flatten() <= p.amax(0) + 1e-6)
                 ).all()
             )
             for p in pairs
@@ -98,11 +98,11 @@ def test_nothing_is_distorted_by_nothing():
 
 def test_distorted_images_stay_sharp_and_within_their_values():
     images = 255 * torch.rand(200, 1, 24, 24, generator=generator()).round()
-    found = distort(images, generator(), degrees=0, stretch=0, pixels=1)
-    inner = found[:, :, 2:-2, 2:-2]
+    result = distort(images, generator(), degrees=0, stretch=0, pixels=1)
+    inner = result[:, :, 2:-2, 2:-2]
     assert float(inner.var()) > 0.55 * float(images.var())  # straight lines leave 0.46
-    assert float(found.min()) >= 0
-    assert float(found.max()) <= 255
+    assert float(result.min()) >= 0
+    assert float(result.max()) <= 255
 
 
 def test_distortions_are_as_large_as_said_and_no_larger():
@@ -114,10 +114,10 @@ def test_distortions_are_as_large_as_said_and_no_larger():
         {"degrees": 0, "stretch": 0.2, "pixels": 0},
         {"degrees": 30, "stretch": 0, "pixels": 0},
     ):
-        found = distort(images, generator(), **options)[:, 0]
-        mass = found.sum((1, 2))
-        across = (found.sum(1) * places).sum(1) / mass
+        result = distort(images, generator(), **options)[:, 0]
+        mass = result.sum((1, 2))
+        across = (result.sum(1) * places).sum(1) / mass
         assert float(across.abs().max()) <= options["pixels"] + 0.01
         assert float(across.abs().max()) >= 0.9 * options["pixels"]
         assert float((mass / 121 - 1).abs().max()) < (0.6 if options["stretch"] else 0.06)
-        assert not torch.equal(found[0], found[1])
+        assert not torch.equal(result[0], result[1])

@@ -19,7 +19,12 @@ def numbered(count=50):
 
 def loader(count=50, batch_size=16, *, shuffle=True, augment="shift1", **options):
     return batches(
-        numbered(count), torch.Tensor.float, batch_size, shuffle=shuffle, augment=augment, **options
+        numbered(count),
+        torch.Tensor.float,
+        batch_size,
+        shuffle=shuffle,
+        augment=augment,
+        **options,
     )
 
 
@@ -39,11 +44,11 @@ def same(first, second):
 @given(st.integers(0, 60), st.integers(1, 70), st.booleans(), st.integers(0, 2**62))
 def test_every_image_appears_once_with_its_label(count, batch_size, shuffle, seed):
     loaded = loader(count, batch_size, shuffle=shuffle, seed=seed, augment=None)
-    found = list(loaded)
-    assert len(found) == len(loaded) == -(-count // batch_size)
-    assert all(len(labels) == batch_size for _, labels in found[:-1])
-    assert all((x[:, 0, 0, 0] == y).all() for x, y in found)
-    labels = [int(label) for _, y in found for label in y]
+    result = list(loaded)
+    assert len(result) == len(loaded) == -(-count // batch_size)
+    assert all(len(labels) == batch_size for _, labels in result[:-1])
+    assert all((x[:, 0, 0, 0] == y).all() for x, y in result)
+    labels = [int(label) for _, y in result for label in y]
     assert sorted(labels) == list(range(count))
     assert shuffle or labels == list(range(count))
 

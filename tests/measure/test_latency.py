@@ -126,9 +126,9 @@ def test_a_failing_model_gets_its_mode_back() -> None:
 
 def test_all_at_once() -> None:
     model = nn.Linear(30, 10)
-    found = measure(model, torch.zeros(5, 30))
-    assert (found.params, found.macs) == (310, 300)
-    assert found.latency_ms > 0
+    result = measure(model, torch.zeros(5, 30))
+    assert (result.params, result.macs) == (310, 300)
+    assert result.latency_ms > 0
     assert measure(model, [torch.zeros(5, 30)]).macs == 300
-    assert found.to_dict() == {"params": 310, "macs": 300, "latency_ms": found.latency_ms}
+    assert result.to_dict() == {"params": 310, "macs": 300, "latency_ms": result.latency_ms}
     assert tp.measure is measure

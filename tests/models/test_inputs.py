@@ -10,11 +10,11 @@ from tensorpress.models.zoo import NETWORKS
 
 
 def test_an_input_is_read_from_text() -> None:
-    found = parse_input("2x3x4", nn.Identity())
-    assert (found.shape, found.dtype) == ((2, 3, 4), torch.float32)
-    assert found.std() > 0.5
+    result = parse_input("2x3x4", nn.Identity())
+    assert (result.shape, result.dtype) == ((2, 3, 4), torch.float32)
+    assert result.std() > 0.5
     assert parse_input("5:bfloat16", nn.Identity()).dtype == torch.bfloat16
-    assert torch.equal(found, parse_input("2x3x4", nn.Identity()))
+    assert torch.equal(result, parse_input("2x3x4", nn.Identity()))
 
 
 def test_tokens_are_below_every_vocabulary() -> None:

@@ -129,8 +129,8 @@ def test_models_of_torchvision_and_timm() -> None:
 def test_weights_are_loaded_from_safetensors(tmp_path: Path) -> None:
     dense = build("lenet5")
     save_weights(dense, tmp_path / "w.safetensors")
-    found = load_model("lenet5", weights=tmp_path / "w.safetensors")
-    assert torch.equal(found.ip1.weight, dense.ip1.weight)
+    result = load_model("lenet5", weights=tmp_path / "w.safetensors")
+    assert torch.equal(result.ip1.weight, dense.ip1.weight)
     with pytest.raises(InvalidArgumentError, match="meta device"):
         load_model("lenet5", weights=tmp_path / "w.safetensors", meta=True)
 
@@ -241,7 +241,7 @@ def test_weights_that_a_folder_lacks_are_not_made_up(saved: Path, tmp_path: Path
     stored = load_file(saved / "model.safetensors")
     del stored["model.norm.weight"]
     save_file(stored, short / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelMismatchError, match=r"no weights for model\.norm\.weight"):
+    with pytest.raises(ModelMismatchError, match=r"no weights for 'model\.norm\.weight'"):
         load_model(f"hf:{short}")
     (short / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ModelMismatchError, match="cannot be read"):

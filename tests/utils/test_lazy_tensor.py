@@ -1,4 +1,4 @@
-"""A tensor that stands for one that is made when it is used."""
+"""Tensors that are computed when they are used."""
 
 import torch
 from torch import nn
@@ -19,30 +19,30 @@ class Counted:
         return self.value
 
 
-def test_dtype_and_device_take_nothing_to_be_made():
+def test_dtype_and_device_do_not_compute_the_tensor():
     make = Counted(torch.ones(3, 2, dtype=torch.float16))
-    found = defer(make, like=make.value)
-    assert isinstance(found, torch.Tensor)
-    assert (found.dtype, found.device) == (torch.float16, torch.device("cpu"))
+    result = defer(make, like=make.value)
+    assert isinstance(result, torch.Tensor)
+    assert (result.dtype, result.device) == (torch.float16, torch.device("cpu"))
     assert make.times == 0
-    assert found.shape == (3, 2)
+    assert result.shape == (3, 2)
     assert make.times == 1
 
 
-def test_functions_methods_and_operators_see_the_values():
+def test_functions_methods_and_operators_use_the_values():
     make = Counted(torch.randn(3, 2))
-    found, x = defer(make, like=make.value), torch.randn(4, 2)
-    assert torch.equal(functional.linear(x, found), functional.linear(x, make.value))
-    assert torch.equal(x @ found.T, x @ make.value.T)
-    assert torch.equal(torch.cat([found, make.value]), torch.cat([make.value, make.value]))
-    assert torch.equal(found[0], make.value[0])
-    assert type(found + 1) is torch.Tensor
+    result, x = defer(make, like=make.value), torch.randn(4, 2)
+    assert torch.equal(functional.linear(x, result), functional.linear(x, make.value))
+    assert torch.equal(x @ result.T, x @ make.value.T)
+    assert torch.equal(torch.cat([result, make.value]), torch.cat([make.value, make.value]))
+    assert torch.equal(result[0], make.value[0])
+    assert type(result + 1) is torch.Tensor
 
 
-def test_gradients_reach_what_it_is_made_of():
+def test_gradients_reach_the_parameters():
     parameter = nn.Parameter(torch.randn(3, 2))
-    found = defer(lambda: 2 * parameter, like=parameter)
-    functional.linear(torch.ones(1, 2), found).sum().backward()
+    result = defer(lambda: 2 * parameter, like=parameter)
+    functional.linear(torch.ones(1, 2), result).sum().backward()
     assert torch.equal(parameter.grad, torch.full((3, 2), 2.0))
 
 

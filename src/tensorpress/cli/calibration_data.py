@@ -76,7 +76,7 @@ def _resize(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches at another size; all at once might not fit into memory."""
     for start in range(0, len(images), BATCH):
-        part = images.subset(range(start, min(start + BATCH, len(images)))).resized(*size)
+        part = images.subset(range(start, min(start + BATCH, len(images)))).resize(*size)
         yield preprocess(part.images), part.labels
 
 

@@ -1,4 +1,4 @@
-"""The data sets of the published tables, read from their official files, and generated clips."""
+"""Data sets of the published tables from their official files, generated clips, and batches."""
 
 from tensorpress.data.augment import AUGMENTATIONS, MIXED
 from tensorpress.data.images import ImageSet, Splits

@@ -23,15 +23,15 @@ def shift(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
     images : Tensor
         Shape ``(N, C, H, W)``.
     generator : Generator
-        Source of the offsets.
+        Generator of the offsets.
     pixels : int
         The largest offset; all from ``-pixels`` to ``pixels`` are equally likely.
 
     Returns
     -------
     Tensor
-        The moved images, zero where nothing moved in. The same as a random crop of the
-        original size from images padded by ``pixels``.
+        The moved images, of the same shape, zero where nothing moved in. This equals a random crop
+        of the original size from images padded by ``pixels``.
 
     Examples
     --------
@@ -84,7 +84,7 @@ def distort(
     images : Tensor
         Shape ``(N, C, H, W)``.
     generator : Generator
-        Source of the distortions, all uniform up to the largest.
+        Source of the distortions, which are uniform between zero and the largest.
     degrees : float
         Largest turn.
     stretch : float
@@ -95,9 +95,8 @@ def distort(
     Returns
     -------
     Tensor
-        The images read off at the new places, zero outside; of the same shape and dtype. Between
-        pixels by cubic convolution: straight lines make images smoother than those to be told
-        apart.
+        The distorted images, of the same shape and dtype, zero outside. They are interpolated by
+        cubic convolution, because linear interpolation makes images smoother than the originals.
 
     References
     ----------
@@ -111,6 +110,7 @@ def distort(
     True
     """
     count, _, height, width = images.shape
+    # Each row of ``maps`` is (x, y, 1) → x or y in the source, in units of half the image.
     turn, wide, high, slant, right, down = 2 * torch.rand(6, count, generator=generator) - 1
     cosine, sine = torch.cos(turn * radians(degrees)), torch.sin(turn * radians(degrees))
     wide, high, slant = 1 + stretch * wide, 1 + stretch * high, stretch * slant
@@ -122,17 +122,17 @@ def distort(
         dim=1,
     )
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
-    read = functional.grid_sample(images.float(), grid, mode="bicubic", align_corners=False)
+    result = functional.grid_sample(images.float(), grid, mode="bicubic", align_corners=False)
     least, most = images.aminmax()
-    found = read.clamp(least.clamp(max=0), most)  # cubics overshoot
-    return (found if images.is_floating_point() else found.round()).to(images.dtype)
+    result = result.clamp(least.clamp(max=0), most)  # cubics overshoot
+    return (result if images.is_floating_point() else result.round()).to(images.dtype)
 
 
 def mix(images: Tensor, generator: Generator) -> Tensor:
-    """Mix every image with another one of the batch, in proportions from 0 to 1.
+    """Mix every image with another image of the batch, in a random proportion from 0 to 1.
 
-    Labels are of neither: for a student that listens to its teacher alone, to which such images say
-    more than those both know by heart.
+    The labels fit neither image, so that mixing is for distillation, where the outputs of a teacher
+    replace the labels.
 
     Parameters
     ----------
@@ -179,4 +179,4 @@ AUGMENTATIONS: Mapping[str, Callable[[Tensor, Generator], Tensor]] = MappingProx
 """The augmentations by name."""
 
 MIXED = frozenset({"crop-flip-mix"})
-"""Those after which labels are of no image."""
+"""The augmentations after which labels no longer fit the images."""

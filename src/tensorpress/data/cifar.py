@@ -29,7 +29,7 @@ def read_cifar10(root: Path) -> tuple[ImageSet, ImageSet]:
     Parameters
     ----------
     root : Path
-        Holds ``cifar-10-batches-bin`` (read first) or ``cifar-10-batches-py``.
+        Folder with ``cifar-10-batches-bin``, which is preferred, or ``cifar-10-batches-py``.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def read_cifar10(root: Path) -> tuple[ImageSet, ImageSet]:
                         f"{path} holds {len(batch)} images but {paths[0]} {len(batches[0])}: "
                         "all batches must have the same number"
                     )
-            return _joined(batches[:-1]), batches[-1]
+            return _concatenate(batches[:-1]), batches[-1]
     raise DataNotFoundError(
         f"{root} holds neither {BINARY_FOLDER} nor {PYTHON_FOLDER} with all of: "
         f"{', '.join(BATCHES)}"
@@ -80,14 +80,14 @@ def read_binary_batch(path: Path) -> ImageSet:
     if content.size == 0 or content.size % _RECORD:
         raise CorruptFileError(f"{path} has {content.size} bytes, expected a multiple of {_RECORD}")
     records = torch.from_numpy(content).reshape(-1, _RECORD)
-    return _image_set(path, records[:, 1:], records[:, 0].long())
+    return _make_image_set(path, records[:, 1:], records[:, 0].long())
 
 
 def read_python_batch(path: Path) -> ImageSet:
     """Read a batch of the Python version without running anything it contains.
 
-    The pickle may name only what the official files name, the three globals that make up a
-    NumPy array; any other is refused before it is looked up.
+    The pickle may name only the three globals of NumPy arrays that the official files name; any
+    other name is refused before it is looked up.
 
     Raises
     ------
@@ -99,8 +99,8 @@ def read_python_batch(path: Path) -> ImageSet:
             batch = _ArrayUnpickler(stream, encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise any of a dozen types
         raise CorruptFileError(f"{path} is not a CIFAR-10 Python batch: {error}") from error
-    pixels, labels = _fields(path, batch)
-    return _image_set(path, torch.from_numpy(pixels.copy()), torch.tensor(labels))
+    pixels, labels = _check_arrays(path, batch)
+    return _make_image_set(path, torch.from_numpy(pixels.copy()), torch.tensor(labels))
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -122,7 +122,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is refused") from None
 
 
-def _fields(path: Path, batch: object) -> tuple[_ByteArray, list[int]]:
+def _check_arrays(path: Path, batch: object) -> tuple[_ByteArray, list[int]]:
     pixels = batch.get(b"data") if isinstance(batch, dict) else None
     labels = batch.get(b"labels") if isinstance(batch, dict) else None
     if (
@@ -146,13 +146,13 @@ def _fields(path: Path, batch: object) -> tuple[_ByteArray, list[int]]:
     return pixels, labels
 
 
-def _image_set(path: Path, pixels: Tensor, labels: Tensor) -> ImageSet:
+def _make_image_set(path: Path, pixels: Tensor, labels: Tensor) -> ImageSet:
     if labels.max() >= _CLASSES:
         raise CorruptFileError(f"{path} holds the label {int(labels.max())}, expected 0 to 9")
     return ImageSet(pixels.reshape(-1, 3, 32, 32), labels)
 
 
-def _joined(parts: list[ImageSet]) -> ImageSet:
+def _concatenate(parts: list[ImageSet]) -> ImageSet:
     return ImageSet(
         torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
     )

@@ -29,13 +29,13 @@ class ImageSet:
     Raises
     ------
     InvalidArgumentError
-        When a dtype or a shape is another one, or the lengths differ.
+        If a dtype or a shape is another one, or the lengths differ.
 
     Examples
     --------
     >>> images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
     >>> digits = ImageSet(images, torch.arange(5))
-    >>> len(digits), digits.resized(32, 32).images.shape
+    >>> len(digits), digits.resize(32, 32).images.shape
     (5, torch.Size([5, 1, 32, 32]))
     >>> digits.subset([3, 1]).labels
     tensor([3, 1])
@@ -60,24 +60,24 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def resized(self, *size: int) -> ImageSet:
-        """Return the images at another size: bilinear with antialiasing, rounded to uint8.
+    def resize(self, *size: int) -> ImageSet:
+        """Return the images at another size, by bilinear interpolation with antialiasing.
 
         Parameters
         ----------
         *size : int
-            New height and width in pixels. At the present size the set itself is returned; clips
-            have no other.
+            New height and width in pixels. At the present size, the result is the set itself. Clips
+            cannot be resized.
 
         Returns
         -------
         ImageSet
-            The same labels, images of shape ``(N, C, height, width)``.
+            uint8 images of shape ``(N, C, height, width)``, with the same labels.
 
         Raises
         ------
         InvalidArgumentError
-            When a side is smaller than one pixel, or for another size of clips.
+            If a side is smaller than one pixel, or clips would change their size.
         """
         if min(size, default=0) < 1:
             raise InvalidArgumentError(
@@ -92,7 +92,7 @@ class ImageSet:
                 f"(frames, height, width): got {present} to {size}"
             )
         # In chunks, so that the float copy of a large set never exists as a whole.
-        resized = self.images.new_empty((*self.images.shape[:2], *size))
+        images = self.images.new_empty((*self.images.shape[:2], *size))
         for start in range(0, len(self), _RESIZE_CHUNK):
             part = functional.interpolate(
                 self.images[start : start + _RESIZE_CHUNK].float(),
@@ -100,13 +100,13 @@ class ImageSet:
                 mode="bilinear",
                 antialias=True,
             )
-            resized[start : start + _RESIZE_CHUNK] = part.round_().clamp_(0, 255).to(torch.uint8)
-        return ImageSet(resized, self.labels)
+            images[start : start + _RESIZE_CHUNK] = part.round_().clamp_(0, 255).to(torch.uint8)
+        return ImageSet(images, self.labels)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """Return the images at ``indices``, in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageSet(self.images[chosen], self.labels[chosen])
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +116,9 @@ class Splits:
     Parameters
     ----------
     train : ImageSet
-        What weights are fitted on.
+        Images for fitting weights.
     validation : ImageSet
-        Taken from the training data: what hyper-parameters and stopping are chosen on.
-        May be empty.
+        Images from the training data for choosing hyper-parameters and stopping; may be empty.
     test : ImageSet
         The official test images, for final numbers only.
 

@@ -16,11 +16,11 @@ Batch = tuple[Tensor, Tensor]
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A `torch.utils.data.DataLoader` of whole batches that can be put at any epoch.
+    """A `torch.utils.data.DataLoader` of whole batches whose epoch can be set.
 
-    Made by `batches`. Every pass over it yields the batches of the epoch it is at, which is 0
-    until `set_epoch` is called, as with PyTorch's ``DistributedSampler``. After Accelerate's
-    ``prepare`` the epoch advances by itself.
+    `batches` makes it. Every pass yields the batches of the present epoch, which is 0 until
+    `set_epoch` is called, as with PyTorch's ``DistributedSampler``. After Accelerate's ``prepare``,
+    the epoch advances by itself.
 
     Examples
     --------
@@ -60,10 +60,10 @@ def batches(
     Parameters
     ----------
     images : ImageSet
-        What to draw from; every image appears once per epoch.
+        The images; each appears once per epoch.
     preprocess : callable
-        Turns a uint8 batch of shape ``(N, C, H, W)``, or ``(N, C, T, H, W)`` of clips, into
-        network inputs, for instance the ``preprocess`` of a `tensorpress.models.zoo.Network`.
+        Function that turns a uint8 batch of shape ``(N, C, H, W)``, or ``(N, C, T, H, W)`` for
+        clips, into network inputs, such as ``tensorpress.models.zoo.Network.preprocess``.
     batch_size : int
         Images per batch; the last batch holds what is left.
     shuffle : bool
@@ -74,18 +74,19 @@ def batches(
         A name in `tensorpress.data.AUGMENTATIONS`, applied to pixels before ``preprocess``.
         All frames of a clip change alike.
     variants : int, optional
-        After so many epochs the same batches come again, so that what was computed of them can be
-        remembered.
+        Number of epochs after which the same batches repeat, so that results computed from them can
+        be stored.
 
     Returns
     -------
     BatchLoader
-        Yields float inputs and int64 labels.
+        Loader of float inputs and int64 labels.
 
     Raises
     ------
     InvalidArgumentError
-        For a batch size or variants below 1, a negative seed or an unknown augmentation.
+        If the batch size or variants are below 1, the seed is negative, or the augmentation is
+        unknown.
 
     Examples
     --------
@@ -109,7 +110,7 @@ def batches(
         dataset,
         batch_size=batch_size,
         sampler=_EpochOrder(dataset, shuffle),
-        collate_fn=_unchanged,
+        collate_fn=_identity,
         # A DataLoader without a generator of its own draws from the global one at every pass.
         generator=Generator(),
     )
@@ -148,16 +149,16 @@ class _BatchDataset(Dataset[Batch]):
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        chosen = torch.tensor(indices)
-        pixels = self.images.images[chosen]
+        index = torch.tensor(indices)
+        pixels = self.images.images[index]
         if self.augment is not None:
-            # Named by its first image, a batch has the same augmentation whichever process
-            # or worker makes it, and whichever batches were made before.
+            # The first image identifies the batch, so that its augmentation does not depend on the
+            # process or worker that makes it, nor on the batches before it.
             generator = self.generator(stream=1 + indices[0])
             # As channels of one image, the frames of a clip all change alike.
             frames = AUGMENTATIONS[self.augment](pixels.flatten(1, -3), generator)
             pixels = frames.reshape(pixels.shape)
-        return self.preprocess(pixels), self.images.labels[chosen]
+        return self.preprocess(pixels), self.images.labels[index]
 
 
 class _EpochOrder(Sampler[int]):
@@ -177,5 +178,5 @@ class _EpochOrder(Sampler[int]):
         return iter(order.tolist())
 
 
-def _unchanged(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -28,13 +28,13 @@ def find_idx(folder: Path) -> list[Path] | None:
 
     Each may be compressed (``.gz``) or not.
     """
-    found = []
+    files = []
     for name in IDX_FILES:
         present = [p for p in (folder / name, folder / f"{name}.gz") if p.is_file()]
         if not present:
             return None
-        found.append(present[0])
-    return found
+        files.append(present[0])
+    return files
 
 
 def read_mnist(folder: Path) -> tuple[ImageSet, ImageSet]:
@@ -43,7 +43,7 @@ def read_mnist(folder: Path) -> tuple[ImageSet, ImageSet]:
     Parameters
     ----------
     folder : Path
-        Holds the files named in `IDX_FILES`, each gzip-compressed or not.
+        Folder with the files named in `IDX_FILES`, each gzip-compressed or not.
 
     Returns
     -------
@@ -98,10 +98,10 @@ def read_idx(path: Path, dims: int) -> Tensor:
     ...     read_idx(path, dims=1)
     tensor([7, 2, 1], dtype=torch.uint8)
     """
-    opened = gzip.open if path.suffix == ".gz" else Path.open
+    open_file = gzip.open if path.suffix == ".gz" else Path.open
     header_bytes = 4 + 4 * dims
     try:
-        with opened(path, "rb") as stream:
+        with open_file(path, "rb") as stream:
             header = stream.read(header_bytes)
             _check_magic(path, header, dims)
             shape = tuple(int(n) for n in np.frombuffer(header, ">u4")[1:])

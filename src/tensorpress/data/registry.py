@@ -25,20 +25,20 @@ class DataSet:
     Parameters
     ----------
     name : str
-        What it is loaded by.
+        The name under which `load` knows it.
     description : str
-        One line for people.
+        One line of text.
     shape : tuple of int
         Channels, height and width of its images; of clips, frames come second.
     classes : int
         The number of classes.
     read : callable
-        Reads the official training and test images; takes the data folder.
+        Function of the data folder that reads the official training and test images.
     download : str or None
-        Which files belong where and where to get them; None when no file is needed.
+        Text that says where to get the files and where to put them; None if none are needed.
     group : int
-        How many training images in a row were made from one original, and are not divided
-        between training and validation.
+        Number of consecutive training images made from one original, which are not divided between
+        training and validation.
 
     Examples
     --------
@@ -110,7 +110,7 @@ _KNOWN = (
     ),
 )
 
-DATASETS: Mapping[str, DataSet] = MappingProxyType({known.name: known for known in _KNOWN})
+DATASETS: Mapping[str, DataSet] = MappingProxyType({data.name: data for data in _KNOWN})
 """The data sets by name. `load` also takes the name of any other folder of MNIST form."""
 
 
@@ -132,8 +132,8 @@ def load(
         The folder the data sets lie in; by default the one that the environment variable
         ``TENSORPRESS_DATA`` names. "digits" and "moving-digits" need none.
     validation : int
-        How many of the training images to set aside; the test images stay as they are. Of
-        "moving-digits", a multiple of 4: the clips of a digit stay together.
+        Number of training images to set aside for validation. For "moving-digits" it is a multiple
+        of 4, because the clips of a digit stay together.
     size : tuple of int, optional
         Height and width in pixels to resize the images to. Clips cannot be resized.
     seed : int
@@ -147,12 +147,12 @@ def load(
     Raises
     ------
     InvalidArgumentError
-        For an unknown name, a size that cannot be had, or a ``validation`` that is negative,
+        If the name is unknown, the images cannot have the size, or ``validation`` is negative,
         leaves nothing to train on or divides the clips of a digit.
     DataNotFoundError
-        When files are missing; says which, where they come from and where they go.
+        If files are missing; the message says which, where to get them and where to put them.
     CorruptFileError
-        When a file is truncated or is not of the form it should be.
+        If a file is truncated or has another format.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def load(
     >>> len(digits.train), len(digits.validation), len(digits.test)
     (1001, 200, 596)
     """
-    train, test = _read(name, root)
+    train, test = _read_parts(name, root)
     if not 0 <= validation < len(train):
         raise InvalidArgumentError(
             f"validation must be from 0 to {len(train) - 1} of the {len(train)} training images "
@@ -173,8 +173,8 @@ def load(
             f"one original of {name!r}, not {validation}"
         )
     if size is not None:
-        train, test = train.resized(*size), test.resized(*size)
-    order = _shuffled(len(train), group, seed)
+        train, test = train.resize(*size), test.resize(*size)
+    order = _shuffle_groups(len(train), group, seed)
     return Splits(
         train=train.subset(order[validation:].sort().values),
         validation=train.subset(order[:validation].sort().values),
@@ -182,31 +182,31 @@ def load(
     )
 
 
-def _shuffled(count: int, group: int, seed: int) -> torch.Tensor:
+def _shuffle_groups(count: int, group: int, seed: int) -> torch.Tensor:
     """Return the numbers below ``count`` in random order, those of a group in a row."""
     groups = torch.randperm(count // group, generator=torch.Generator().manual_seed(seed))
     return (groups[:, None] * group + torch.arange(group)).flatten()
 
 
-def _read(name: str, root: str | os.PathLike[str] | None) -> tuple[ImageSet, ImageSet]:
-    known = DATASETS.get(name)
+def _read_parts(name: str, root: str | os.PathLike[str] | None) -> tuple[ImageSet, ImageSet]:
+    data = DATASETS.get(name)
     folder = root if root is not None else os.environ.get(ROOT_VARIABLE) or None
-    if known is None:
+    if data is None:
         other = Path(folder, name) if folder is not None and Path(name).name == name else None
         if other is None or find_idx(other) is None:
             raise unknown_name("data set", name, DATASETS)
         return read_mnist(other)
-    if known.download is None:
-        return known.read(Path())
+    if data.download is None:
+        return data.read(Path())
     if folder is None:
         raise DataNotFoundError(
-            f"no data folder is set for {name!r}: {known.download}, and set the environment "
+            f"no data folder is set for {name!r}: {data.download}, and set the environment "
             f"variable {ROOT_VARIABLE} to the folder that holds it"
         )
     try:
-        return known.read(Path(folder))
+        return data.read(Path(folder))
     except DataNotFoundError as error:
         where = "the folder given as root" if root is not None else f"${ROOT_VARIABLE}"
         raise DataNotFoundError(
-            f"{error}; to get {name!r}, {known.download} inside {where}, {folder}"
+            f"{error}; to get {name!r}, {data.download} inside {where}, {folder}"
         ) from error

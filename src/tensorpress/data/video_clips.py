@@ -56,7 +56,7 @@ def moving_digits(digits: ImageSet, *, seed: int) -> ImageSet:
     digits : ImageSet
         Images of shape ``(N, 1, 8, 8)`` and their classes.
     seed : int
-        Of positions, speeds and noise; not negative.
+        Seed of positions, speeds and noise, not negative.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def moving_digits(digits: ImageSet, *, seed: int) -> ImageSet:
     Raises
     ------
     InvalidArgumentError
-        For digits of another shape or a negative seed.
+        If the digits have another shape, or the seed is negative.
 
     References
     ----------
@@ -88,41 +88,41 @@ def moving_digits(digits: ImageSet, *, seed: int) -> ImageSet:
     if seed < 0:
         raise InvalidArgumentError(f"seed must not be negative, not {seed}")
     random = np.random.default_rng(seed)
-    shown = digits.images[:, 0].numpy().astype(np.int16).repeat(CLIPS_PER_DIGIT, axis=0)
-    count = len(shown)
+    patches = digits.images[:, 0].numpy().astype(np.int16).repeat(CLIPS_PER_DIGIT, axis=0)
+    count = len(patches)
     rightward = np.arange(count) % 2 == 1
     square = np.full((count, _SQUARE_SIDE, _SQUARE_SIDE), _SQUARE_GREY, np.int16)
     clips = np.zeros((count, FRAMES, SIDE, SIDE), np.int16)
-    _draw(clips, shown, _bouncing(random, shown), _passing(random, rightward))
-    _draw(clips, square, _bouncing(random, square), _bouncing(random, square))
+    _draw(clips, patches, _bounce(random, patches), _pass_through(random, rightward))
+    _draw(clips, square, _bounce(random, square), _bounce(random, square))
     clips += random.integers(-_NOISE, _NOISE, clips.shape, np.int16, endpoint=True)
     classes = 2 * digits.labels.repeat_interleave(CLIPS_PER_DIGIT) + torch.from_numpy(rightward)
     return ImageSet(torch.from_numpy(clips.clip(0, 255).astype(np.uint8))[:, None], classes)
 
 
-def _passing(random: np.random.Generator, rightward: npt.NDArray[np.bool_]) -> _Positions:
+def _pass_through(random: np.random.Generator, rightward: npt.NDArray[np.bool_]) -> _Positions:
     """Return left edges of digits, one row of all frames a clip, that pass through the walls."""
     # With walls to stop at, the first and the last frame would tell the direction.
     start = random.uniform(0, SIDE, len(rightward))
     speed = random.uniform(_SLOWEST, _FASTEST, len(rightward))
-    return _whole(_moved(start, np.where(rightward, speed, -speed)))
+    return _to_pixels(_move(start, np.where(rightward, speed, -speed)))
 
 
-def _bouncing(random: np.random.Generator, patches: _Pixels) -> _Positions:
+def _bounce(random: np.random.Generator, patches: _Pixels) -> _Positions:
     """Return edges of patches, one row of all frames a clip, that turn back at the walls."""
     room = SIDE - patches.shape[-1]
     start = random.uniform(0, room, len(patches))
     velocity = random.uniform(-_FASTEST, _FASTEST, len(patches))
-    # Without walls, in a hall of mirrors: every second room is a mirror image.
-    return _whole(room - np.abs(_moved(start, velocity) % (2 * room) - room))
+    # The motion without walls, folded into the room: every second copy of it is a mirror image.
+    return _to_pixels(room - np.abs(_move(start, velocity) % (2 * room) - room))
 
 
-def _moved(start: _Numbers, velocity: _Numbers) -> _Numbers:
-    moved: _Numbers = start[:, None] + velocity[:, None] * np.arange(FRAMES)
-    return moved
+def _move(start: _Numbers, velocity: _Numbers) -> _Numbers:
+    positions: _Numbers = start[:, None] + velocity[:, None] * np.arange(FRAMES)
+    return positions
 
 
-def _whole(positions: _Numbers) -> _Positions:
+def _to_pixels(positions: _Numbers) -> _Positions:
     return np.rint(positions).astype(np.int64)
 
 

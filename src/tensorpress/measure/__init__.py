@@ -1,4 +1,4 @@
-"""Measuring models: parameters, bytes, multiply-accumulates, time."""
+"""Measurement of models: parameters, multiply–accumulates and time."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,9 +13,16 @@ __all__ = ["Measurement", "count_macs", "count_params", "measure", "measure_late
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a model costs: stored parameters, MACs an example, and milliseconds a batch.
+    """The cost of a model.
 
-    ``latency_ms`` is the median over repeated forward passes of the inputs given.
+    Attributes
+    ----------
+    params : int
+        Number of stored parameters.
+    macs : int
+        Multiply–accumulates of a forward pass per example.
+    latency_ms : float
+        Median time of repeated forward passes, in milliseconds per batch.
     """
 
     params: int
@@ -23,19 +30,19 @@ class Measurement:
     latency_ms: float
 
     def to_dict(self) -> dict[str, float]:
-        """Return the three numbers under their names."""
+        """Return the three numbers by name."""
         return asdict(self)
 
 
 def measure(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Measurement:
-    """Measure parameters, multiply-accumulates and time of a model on example inputs.
+    """Measure the parameters, multiply–accumulates and time of a model on example inputs.
 
     Parameters
     ----------
     model : nn.Module
-        Any model; it is run in eval mode without gradients and left in the mode it was in.
+        The model, which runs in eval mode without gradients and then returns to its mode.
     example_inputs : Tensor or sequence of Tensor
-        Arguments of one forward pass, the first axis being the batch.
+        Arguments of one forward pass, whose first axis is the batch.
 
     Examples
     --------

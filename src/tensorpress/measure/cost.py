@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_params(model: nn.Module) -> int:
-    """Return the number of stored parameters; one held by several layers counts once.
+    """Return the number of stored parameters; a parameter that layers share counts once.
 
     Examples
     --------
@@ -22,24 +22,25 @@ def count_params(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Return the multiply-accumulates of a forward pass, per example.
+    """Return the multiply–accumulates of a forward pass per example.
 
-    Counted by torch on the operations that run: convolutions and matrix products. A weight
-    that is rebuilt from factors is rebuilt once for any number of examples and not counted.
+    torch counts them on the operations that run, which are convolutions and matrix products. A
+    weight that is rebuilt from factors is rebuilt once for any number of examples and not counted.
 
     Parameters
     ----------
     model : nn.Module
-        Run in eval mode, without gradients.
+        The model, which runs in eval mode without gradients.
     inputs : sequence of Tensor
-        Arguments of one forward pass, the first axis being the batch.
+        Arguments of one forward pass, whose first axis is the batch.
 
     Examples
     --------
     >>> count_macs(nn.Conv2d(3, 8, 3), [torch.zeros(2, 3, 10, 10)])
     13824
     """
-    with evaluation_mode(model), torch.no_grad(), _one_operation_at_a_time(), parametrize.cached():
+    with evaluation_mode(model), torch.no_grad(), _disable_fused_attention(), parametrize.cached():
+        # Rebuild all weights into the cache before counting.
         for module in model.modules():
             for name in getattr(module, "parametrizations", ()):
                 getattr(module, name)
@@ -50,7 +51,7 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and its modules back to the modes they were in."""
+    """Put a model in eval mode, and restore the mode of each of its modules afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -61,8 +62,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _one_operation_at_a_time() -> Iterator[None]:
-    """Keep torch from running attention as one operation, which it does not count everywhere."""
+def _disable_fused_attention() -> Iterator[None]:
+    """Make torch run attention as separate operations, which its counter knows everywhere."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Time of a forward pass, several models side by side."""
+"""Times of forward passes of several models, measured in turns."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from tensorpress.measure.cost import evaluation_mode
 
 NORMAL = 0.93
-"""Standard error of a median over quartile distance, times √n, of a normal distribution."""
+"""Standard error of a median times √n, in units of the quartile distance, of normal values."""
 
 
 def measure_latencies(
     models: Sequence[nn.Module], inputs: Sequence[Tensor], *, repeats: int = 15
 ) -> list[float]:
-    """Return the median milliseconds of a forward pass of every model.
+    """Return the median time of a forward pass of every model, in milliseconds.
 
     The models take turns, so that a machine whose speed drifts slows all of them alike.
 
     Parameters
     ----------
     models : sequence of nn.Module
-        Run in eval mode, without gradients.
+        The models, which run in eval mode without gradients.
     inputs : sequence of Tensor
         Arguments of one forward pass.
     repeats : int
-        Timed passes of every model, after two that are not.
+        Number of timed passes of every model, after two passes that are not timed.
 
     Examples
     --------
@@ -50,31 +50,34 @@ def time_passes(
     precision: float = 0.0,
     clock: Callable[[], float] = perf_counter,
 ) -> list[list[float]]:
-    """Return the milliseconds of each of several forward passes of every model.
+    """Return the times of several forward passes of every model, in milliseconds.
 
-    In a round every model runs once; every other round goes backwards, so that no model always
-    runs after the same one. Two rounds are not counted.
+    In a round every model runs once. Every other round goes backwards, so that no model always runs
+    after the same one. The first two rounds are not counted.
 
     Parameters
     ----------
-    models, inputs
-        As for `measure_latencies`.
+    models : sequence of nn.Module
+        The models, which run in eval mode without gradients.
+    inputs : sequence of Tensor
+        Arguments of one forward pass.
     repeats : int
-        Rounds at most.
+        Largest number of rounds.
     least : int
-        Rounds that are made in any case.
+        Number of rounds before ``seconds`` and ``precision`` can end them.
     seconds : float
-        After this time there are no more.
+        Time after which no further round starts.
     precision : float
-        Nor are there once the standard error of every model's median time over the first model's,
-        taken round by round, is below this fraction of it. Busy machines need more rounds.
+        Relative standard error of the median of the ratios of every model's times to the first
+        model's, round by round, below which no further round starts. Busy machines need more
+        rounds.
     clock : callable
-        Gives the seconds between whose values a pass lies.
+        Function that returns the time in seconds.
 
     Returns
     -------
     list of list of float
-        A list a model; the k-th numbers of all lists are of the same round.
+        One list for each model; the k-th numbers of all lists are of the same round.
 
     Examples
     --------
@@ -94,7 +97,7 @@ def time_passes(
             ):
                 break
             for place in range(len(models))[:: -1 if turn % 2 else 1]:
-                elapsed = _timed(models[place], inputs, clock)
+                elapsed = _time_pass(models[place], inputs, clock)
                 if turn >= 0:
                     times[place].append(1000 * elapsed)
     return times
@@ -104,13 +107,14 @@ def _uncertainty(times: Sequence[Sequence[float]]) -> float:
     """Return the largest relative standard error of a median ratio, estimated from quartiles."""
     if len(times) < 2:
         return inf
+    # The standard error of a median of n values is about 0.93 (q₃ − q₁) / √n.
     ratios = np.divide(times[1:], times[0])
     first, middle, third = np.quantile(ratios, (0.25, 0.5, 0.75), axis=1)
     errors = NORMAL * (third - first) / middle / np.sqrt(ratios.shape[1])
     return float(errors.max())
 
 
-def _timed(model: nn.Module, inputs: Sequence[Tensor], clock: Callable[[], float]) -> float:
+def _time_pass(model: nn.Module, inputs: Sequence[Tensor], clock: Callable[[], float]) -> float:
     device = inputs[0].device
     _synchronize(device)
     start = clock()

@@ -1,4 +1,4 @@
-"""How a model calls its layers: the shapes of their inputs in one forward pass."""
+"""The calls of the layers of a model in one forward pass, by the shapes of their inputs."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,21 +21,21 @@ def record_inputs(
     Parameters
     ----------
     model : nn.Module
-        Run once in eval mode, without gradients; may be on the meta device.
+        The model, which runs once in eval mode without gradients and may be on the meta device.
     inputs : sequence of Tensor
         Arguments of one forward pass.
     names : sequence of str
-        Of the modules.
+        The names of the modules.
 
     Returns
     -------
     dict of str to tuple of torch.Size
-        By name, in the order of the calls; empty for a module that is not called.
+        For each name, the shapes in the order of the calls; empty if the module is not called.
 
     Raises
     ------
     InvalidArgumentError
-        Where the model does not take the inputs, with what it says.
+        If the model fails on the inputs; the message quotes its error.
 
     Examples
     --------
@@ -45,29 +45,29 @@ def record_inputs(
     """
     shapes: dict[str, list[torch.Size]] = {name: [] for name in names}
 
-    def noting(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            given = (*arguments, *keywords.values())
-            shapes[name] += [value.shape for value in given if isinstance(value, Tensor)][:1]
+    def make_hook(name: str) -> Callable[..., None]:
+        def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            values = (*arguments, *keywords.values())
+            shapes[name] += [value.shape for value in values if isinstance(value, Tensor)][:1]
 
-        return note
+        return record
 
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.no_grad())
         for name in names:
             hook = model.get_submodule(name).register_forward_pre_hook(
-                noting(name), with_kwargs=True
+                make_hook(name), with_kwargs=True
             )
             stack.callback(hook.remove)
         try:
             model(*inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
+            shown = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
             raise InvalidArgumentError(
-                f"the model does not take the example inputs [{given}]: {error}"
+                f"the model does not take the example inputs [{shown}]: {error}"
             ) from error
-    return {name: tuple(found) for name, found in shapes.items()}
+    return {name: tuple(calls) for name, calls in shapes.items()}
 
 
 def layer_calls(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tuple[Call, ...]:
@@ -78,10 +78,10 @@ def layer_calls(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tu
     spec : LayerSpec
         The layer.
     shapes : sequence of torch.Size
-        Of its inputs, from `record_inputs`.
+        The shapes of its inputs, from `record_inputs`.
     batch : int
-        Examples in the forward pass. A model may give a layer more rows than that, such as the
-        frames of a clip as a batch of images: they count as further calls or positions.
+        Number of examples in the forward pass. Where a layer gets more rows than that, such as the
+        frames of a clip as a batch of images, they count as further calls or positions.
 
     Examples
     --------
@@ -89,12 +89,12 @@ def layer_calls(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tu
     >>> layer_calls(describe_layer(nn.Linear(64, 8)), [torch.Size([2, 5, 64])], 2)
     (Call(sizes=(5,), times=1),)
     """
-    counted: dict[tuple[int, ...], int] = {}
+    counts: dict[tuple[int, ...], int] = {}
     for shape in shapes:
         if spec.order:
             sizes, times = tuple(shape[-spec.order :]), prod(shape[: -spec.order - 1])
         else:
             rows = shape if spec.kind == "Embedding" else shape[:-1]
             sizes, times = (ceil(prod(rows) / batch),), batch
-        counted[sizes] = counted.get(sizes, 0) + ceil(times / batch)
-    return tuple(Call(sizes, times) for sizes, times in counted.items())
+        counts[sizes] = counts.get(sizes, 0) + ceil(times / batch)
+    return tuple(Call(sizes, times) for sizes, times in counts.items())

@@ -1,4 +1,4 @@
-"""Models by name: our own networks, torchvision, timm, transformers, and functions of anyone's."""
+"""Models by name: of the zoo, torchvision, timm, transformers, or any function of a module."""
 
 from tensorpress.models.inputs import check_inputs, default_inputs, parse_input
 from tensorpress.models.loading import load_model

@@ -1,4 +1,4 @@
-"""Models that a function of anyone's makes."""
+"""Models that a function or class of any importable module builds."""
 
 import os
 import sys
@@ -15,21 +15,21 @@ from tensorpress.models.optional_imports import build_module
 
 
 def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
-    """Return what a function, or a class, of an importable module returns.
+    """Return the model that a function or a class of an importable module builds.
 
-    Modules in the current folder can be imported.
+    Modules in the current folder can be imported, too.
 
     Parameters
     ----------
     module, name : str
-        ``from module import name``.
+        The module and the name of the function in it.
     options : mapping
-        Keyword arguments.
+        Keyword arguments of the function.
 
     Raises
     ------
     InvalidArgumentError
-        If there is no such module or function, it raises, or it returns no module.
+        If there is no such module or function, or it raises or returns no `torch.nn.Module`.
 
     Examples
     --------
@@ -38,15 +38,15 @@ def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn
     """
     with _current_folder_first():
         try:
-            found = import_module(module)
+            imported = import_module(module)
         except Exception as error:
             raise InvalidArgumentError(
                 f"{module}:{name}: the module {module!r} cannot be imported: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        factory = getattr(found, name, None)
+        factory = getattr(imported, name, None)
         if factory is None:
-            public = [known for known in vars(found) if callable(getattr(found, known))]
+            public = [key for key in vars(imported) if callable(getattr(imported, key))]
             raise unknown_choice(module, "function", name, public)
         if not callable(factory):
             raise InvalidArgumentError(

@@ -12,14 +12,13 @@ from tensorpress.errors import DataNotFoundError, InvalidArgumentError, ModelMis
 from tensorpress.models.optional_imports import build_module, require
 from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.models.weights import PICKLED, refuse_pickle
+from tensorpress.utils.formatting import format_names
 
 logger = logging.getLogger("tensorpress.models")
 
-_LISTED = 5
-
 
 def transformers_library() -> Any:
-    """Return the package transformers, whose models import torchvision where it is installed.
+    """Import and return the package transformers.
 
     Raises
     ------
@@ -31,10 +30,10 @@ def transformers_library() -> Any:
 
 
 def build_hugging_face(place: str, options: Mapping[str, Any], *, empty: bool) -> nn.Module:
-    """Return a model of transformers as its folder or its entry on the hub describes it.
+    """Return the model of transformers that a folder or an entry of the hub describes.
 
-    The class is the first of the config's ``architectures``, else ``AutoModel``. A folder without
-    weights gives a freshly initialized model, and that is logged.
+    The class is the first of the ``architectures`` of the config, or else ``AutoModel``. A folder
+    without weights gives a freshly initialized model and a warning in the log.
 
     Parameters
     ----------
@@ -44,7 +43,7 @@ def build_hugging_face(place: str, options: Mapping[str, Any], *, empty: bool) -
     options : mapping
         Entries of the config to change.
     empty : bool
-        Build from the config only.
+        Whether to build the model from the config alone, without weights.
 
     Raises
     ------
@@ -52,22 +51,22 @@ def build_hugging_face(place: str, options: Mapping[str, Any], *, empty: bool) -
         If transformers is missing, there is no such model, or the weights do not fill it.
     """
     transformers = transformers_library()
-    config = _config(transformers, place, options)
-    named = (config.architectures or ["AutoModel"])[0]
-    kind = getattr(transformers, named, None)
+    config = _load_config(transformers, place, options)
+    name = (config.architectures or ["AutoModel"])[0]
+    kind = getattr(transformers, name, None)
     if kind is None:
         raise InvalidArgumentError(
-            f"hf:{place} is a {named}, which transformers {transformers.__version__} does not have"
+            f"hf:{place} is a {name}, which transformers {transformers.__version__} does not have"
         )
     if not empty and _has_weights(Path(place)):
-        return _filled(kind, place, config)
+        return _load_pretrained(kind, place, config)
     if not empty:
         logger.warning("%s holds no weights: the model is built from its config", place)
-    fresh = kind.from_config if named == "AutoModel" else kind._from_config
-    return build_module(f"hf:{place}", fresh, {"config": config})
+    build = kind.from_config if name == "AutoModel" else kind._from_config
+    return build_module(f"hf:{place}", build, {"config": config})
 
 
-def _config(transformers: Any, place: str, options: Mapping[str, Any]) -> Any:
+def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> Any:
     folder = Path(place)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise DataNotFoundError(f"{place} has no config.json, so it is no model of Hugging Face")
@@ -90,7 +89,7 @@ def _config(transformers: Any, place: str, options: Mapping[str, Any]) -> Any:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Return whether there are weights to read; on the hub there are."""
+    """Whether there are weights to read, which is assumed of any id of the hub."""
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return True
     pickled = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLED]
@@ -99,30 +98,26 @@ def _has_weights(folder: Path) -> bool:
     return False
 
 
-def _filled(kind: Any, place: str, config: Any) -> nn.Module:
+def _load_pretrained(kind: Any, place: str, config: Any) -> nn.Module:
     try:
-        model, found = kind.from_pretrained(
+        model, info = kind.from_pretrained(
             place, config=config, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:
         raise ModelMismatchError(
             f"the weights of hf:{place} cannot be read: {_first_line(error)}"
         ) from error
-    missing = sorted(found["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:
         raise ModelMismatchError(
-            f"hf:{place} has no weights for {_listed(missing)}, which {type(model).__name__} needs"
+            f"hf:{place} has no weights for {format_names(missing)}, which "
+            f"{type(model).__name__} needs"
         )
-    if found["unexpected_keys"]:
-        unused = _listed(sorted(found["unexpected_keys"]))
+    if info["unexpected_keys"]:
+        unused = format_names(sorted(info["unexpected_keys"]))
         logger.warning("%s holds weights that %s has no use for: %s", place, kind.__name__, unused)
     assert isinstance(model, nn.Module)
     return model
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _first_line(error: Exception) -> str:

@@ -24,19 +24,24 @@ _TOKENS = 16
 
 
 def parse_input(text: str, model: nn.Module) -> Tensor:
-    """Return an example input from its sizes and its type: ``1x3x224x224`` or ``1x128:int64``.
+    """Return an example input from text such as ``1x3x224x224`` or ``1x128:int64``.
 
     Parameters
     ----------
     text : str
-        Sizes, the batch first; then optionally a dtype, float32 if not given.
+        The sizes, the batch first, and optionally a dtype, which is float32 by default.
     model : nn.Module
-        Integers are below its vocabulary, and all is on its device. Values are always the same.
+        The model, on whose device the input is. Integers are below the size of its vocabulary.
+
+    Returns
+    -------
+    Tensor
+        Random values, the same ones at every call.
 
     Raises
     ------
     InvalidArgumentError
-        If the text is something else.
+        If the text has another form.
 
     Examples
     --------
@@ -55,10 +60,11 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
 
 
 def default_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...] | None:
-    """Return example inputs of one example for a model built by its name, None if unknown.
+    """Return inputs of one example for a model built by its name, or None where they are unknown.
 
-    Networks of the zoo take images or clips of one size; of torchvision and timm, the size of the
-    published weights is taken; models of transformers get 16 tokens, or an image of their size.
+    Networks of the zoo take images or clips of one size. Models of torchvision and timm get images
+    of the size of their published weights. Models of transformers get 16 tokens, or an image of the
+    size in their config.
 
     Examples
     --------
@@ -74,7 +80,7 @@ def default_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...] | None:
     elif parsed.origin == "timm":
         shape = (1, *getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224)))
     elif parsed.origin == "hf":
-        shape, dtype = _hugging_face(model)
+        shape, dtype = _hugging_face_input(model)
     elif parsed.name in NETWORKS and not parsed.origin:
         shape = (1, *NETWORKS[parsed.name].input_shape)
     return None if shape is None else (_example(shape, dtype, model),)
@@ -86,7 +92,7 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     Raises
     ------
     InvalidArgumentError
-        If it does not take them, naming the layer that failed and what torch says.
+        If the model fails; the message names the layer that failed and quotes torch.
 
     Examples
     --------
@@ -101,7 +107,7 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         handle
         for module in model.modules()
         for handle in (
-            module.register_forward_pre_hook(lambda part, given: running.append((part, given))),
+            module.register_forward_pre_hook(lambda layer, args: running.append((layer, args))),
             module.register_forward_hook(lambda *_: _drop_last(running)),
         )
     ]
@@ -110,7 +116,7 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
             model(*inputs)
     except Exception as error:
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = _place(model, *running[-1]) if running else ""
+        where = _describe_failure(model, *running[-1]) if running else ""
         plural = "s" if len(inputs) > 1 else ""
         raise InvalidArgumentError(
             f"the model does not take the input{plural} {_texts(inputs)}: {where}{message}"
@@ -124,14 +130,14 @@ def _drop_last(running: list[tuple[nn.Module, Any]]) -> None:
     running.pop()
 
 
-def _place(model: nn.Module, failed: nn.Module, given: Any) -> str:
-    """Say which layer failed, and on what."""
+def _describe_failure(model: nn.Module, failed: nn.Module, arguments: Any) -> str:
+    """Return text that names the layer that failed, and its inputs."""
     name = next(name for name, module in model.named_modules() if module is failed)
     if not name:
         return ""
     weight = failed._parameters.get("weight")
     kind = type(failed).__name__ + ("" if weight is None else f", weight {_size(weight)}")
-    tensors = [value for value in given if isinstance(value, Tensor)]
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
     return f"layer {name!r} ({kind}), which got {_texts(tensors)}: "
 
 
@@ -148,18 +154,18 @@ def _example(shape: tuple[int, ...], dtype: torch.dtype, model: nn.Module) -> Te
 
 
 def _vocabulary(model: nn.Module) -> int:
-    """Return a number that tokens are safely below."""
+    """Return the size of the vocabulary, which all tokens are below."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    known = getattr(config, "vocab_size", None)
-    if isinstance(known, int):
-        return known
+    size = getattr(config, "vocab_size", None)
+    if isinstance(size, int):
+        return size
     tables = [part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)]
     return min(tables, default=2)
 
 
-def _hugging_face(model: nn.Module) -> tuple[tuple[int, ...] | None, torch.dtype]:
+def _hugging_face_input(model: nn.Module) -> tuple[tuple[int, ...] | None, torch.dtype]:
     """Return shape and type of the main input of a model of transformers."""
     config, main = model.config, getattr(model, "main_input_name", "input_ids")
     if main == "input_ids":

@@ -29,28 +29,28 @@ def load_model(
     Parameters
     ----------
     name : str
-        ``resnet20`` of our zoo, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER_OR_ID`` (of
-        transformers, with the weights that are there), or ``package.module:function``, which is
-        called and may be in the current folder. Keyword arguments follow after commas:
-        ``torchvision:resnet18,num_classes=10``.
+        The name of a network of the zoo, such as ``resnet20``, or ``torchvision:NAME``,
+        ``timm:NAME``, ``hf:FOLDER_OR_ID`` for a model of transformers with its weights, or
+        ``package.module:function`` for a function, which may be in the current folder. Keyword
+        arguments follow after commas: ``torchvision:resnet18,num_classes=10``.
     weights : path, optional
-        A safetensors file with all of the model's tensors. Without it the weights are random,
-        unless the folder or the function has them.
+        A safetensors file with all tensors of the model. Without it, the weights are random, unless
+        the folder or the function provides them.
     device : str or device
-        Where the model is to be.
+        The device of the model.
     meta : bool
-        Build it on the meta device, where it takes no memory and has no values. The few models that
-        look at values while they are built cannot be.
+        Whether to build the model on the meta device, where it takes no memory and has no values.
+        A model that reads values while it is built cannot be built there.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown name (with the nearest ones), a function that fails or returns no module, or
-        pickled weights.
+        If the name is unknown (the message has the nearest names), the function fails or returns no
+        module, or the weights are pickled.
     DataNotFoundError, CorruptFileError, ModelMismatchError
-        For weights that are not there, are damaged or do not fit.
+        If the weights are missing, damaged or do not fit.
     TensorPressError
-        If a package is missing; it says which.
+        If a package is missing, which the message names.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def load_model(
             else "a model of Hugging Face is a folder that holds its weights: hf:FOLDER"
         )
         raise InvalidArgumentError(f"{name} takes no file of weights: {why}")
-    build = _builder(parsed, meta)
+    build = _find_builder(parsed, meta)
     if meta:
         with torch.device("meta"):
             return build().to("meta").eval()
@@ -77,8 +77,8 @@ def load_model(
     return model.to(device).eval()
 
 
-def _builder(parsed: ModelName, meta: bool) -> Callable[[], nn.Module]:
-    """Return the function that builds a model, once its name is known to be one."""
+def _find_builder(parsed: ModelName, meta: bool) -> Callable[[], nn.Module]:
+    """Return the function that builds the model of a name."""
     name, options = parsed.name, parsed.options
     if parsed.origin == "torchvision":
         return lambda: build_torchvision(name, options)

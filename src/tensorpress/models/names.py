@@ -1,4 +1,4 @@
-"""How a model is named: where it is from, what it is called there, and keyword arguments."""
+"""Names of models: an origin, a name there, and keyword arguments."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -9,24 +9,24 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.config_parsing import parse_yaml
 
 LIBRARIES = ("torchvision", "timm", "hf")
-"""What may stand before the colon besides the module of a function."""
+"""The origins before the colon, besides the module of a function."""
 
 FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER_OR_ID or package.module:function"
-"""The names of models that are not of the zoo, for messages."""
+"""The forms of names of models outside the zoo, for messages."""
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model's name, taken apart.
+    """The parts of a model's name.
 
     Attributes
     ----------
     origin : str
         One of `LIBRARIES`, the module of a function, or empty for the zoo.
     name : str
-        What the model is called there.
+        The name of the model at its origin.
     options : dict
-        Keyword arguments for whatever builds it.
+        Keyword arguments of the function that builds the model.
     """
 
     origin: str
@@ -39,14 +39,14 @@ class ModelName:
 
 
 def parse_name(text: str) -> ModelName:
-    """Take a model's name apart: ``[ORIGIN:]NAME[,KEY=VALUE]...``.
+    """Parse a model's name of the form ``[ORIGIN:]NAME[,KEY=VALUE]...``.
 
-    Values are read as in YAML: numbers, true and false, null, everything else text.
+    Values are parsed as YAML: numbers, true and false, null, and text otherwise.
 
     Raises
     ------
     InvalidArgumentError
-        Where a part is empty or an option has no value.
+        If a part is empty, or an option has no value.
 
     Examples
     --------
@@ -55,18 +55,18 @@ def parse_name(text: str) -> ModelName:
     >>> parse_name("resnet20")
     ModelName(origin='', name='resnet20', options={})
     """
-    named, *given = text.split(",")
-    origin, colon, name = named.rpartition(":")
+    path, *pairs = text.split(",")
+    origin, colon, name = path.rpartition(":")
     if not name or (colon and not origin):
         raise InvalidArgumentError(
             f"{text!r} names no model: give the name of a network of the zoo, {FORMS}"
         )
     options = {}
-    for option in given:
-        key, equals, value = option.partition("=")
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
         if not (key.isidentifier() and equals):
             raise InvalidArgumentError(
-                f"{text!r}: expected KEY=VALUE after the comma, not {option!r}"
+                f"{text!r}: expected KEY=VALUE after the comma, not {pair!r}"
             )
         options[key] = parse_yaml(value)
     return ModelName(origin, name, options)
@@ -75,7 +75,18 @@ def parse_name(text: str) -> ModelName:
 def unknown_choice(
     owner: str, kind: str, name: str, known: Collection[str]
 ) -> InvalidArgumentError:
-    """Return the error for a name that is not one of very many, with the nearest of them.
+    """Return the error for a name that is not among very many known ones, with the nearest of them.
+
+    Parameters
+    ----------
+    owner : str
+        The package or module that should have the name.
+    kind : str
+        The kind of object, such as "model".
+    name : str
+        The unknown name.
+    known : collection of str
+        All names of the owner.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Importing packages that not everyone has, and calling what others wrote."""
+"""Imports of optional packages, and calls of functions from other packages."""
 
 import traceback
 from collections.abc import Callable, Mapping
@@ -12,19 +12,19 @@ from tensorpress.errors import InvalidArgumentError, TensorPressError
 
 
 def require(module: str, purpose: str) -> Any:
-    """Import a module of a package that TensorPress can do without.
+    """Import and return a module of an optional package.
 
     Parameters
     ----------
     module : str
-        Its name, which begins with what ``pip install`` calls the package.
+        The name of the module, which begins with the name of the package for ``pip install``.
     purpose : str
-        What needs it, for the message.
+        The purpose of the module, for the message.
 
     Raises
     ------
     TensorPressError
-        If it is not installed or cannot be imported.
+        If the package is not installed or cannot be imported.
 
     Examples
     --------
@@ -43,12 +43,21 @@ def require(module: str, purpose: str) -> Any:
 
 
 def build_module(what: str, build: Callable[..., object], options: Mapping[str, Any]) -> nn.Module:
-    """Return the module that a function of others builds.
+    """Return the `torch.nn.Module` that a function of another package builds.
+
+    Parameters
+    ----------
+    what : str
+        The name of the model, for messages.
+    build : callable
+        The function.
+    options : mapping
+        Keyword arguments of the function.
 
     Raises
     ------
     InvalidArgumentError
-        If it raises, with the place, or returns something else.
+        If the function raises, with the file and line, or returns something else.
 
     Examples
     --------

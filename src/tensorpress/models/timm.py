@@ -16,7 +16,7 @@ def build_timm(name: str, options: Mapping[str, Any]) -> nn.Module:
     Raises
     ------
     TensorPressError
-        For an unknown name or options it does not take, or where timm is missing.
+        If the name is unknown, the model does not take the options, or timm is missing.
     """
     mend_torchvision()
     timm = require("timm", "a model of timm")

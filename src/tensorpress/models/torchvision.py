@@ -17,11 +17,11 @@ _FRAMES = 16
 
 
 def torchvision_models() -> Any:
-    """Return the module ``torchvision.models``, also where its compiled part cannot be loaded.
+    """Return the module ``torchvision.models``, even if its compiled part cannot be loaded.
 
-    torchvision describes two operators of its compiled part to torch when it is imported. A wheel
-    made for CUDA does not load that part beside a torch without CUDA; the operators are not there,
-    and the import fails although no classifier needs them. They are declared here then.
+    When torchvision is imported, it describes two operators of its compiled part to torch. A wheel
+    for CUDA cannot load that part beside a torch without CUDA, and the import fails although no
+    classifier needs the operators. In that case this function declares them.
 
     Raises
     ------
@@ -43,14 +43,14 @@ def torchvision_models() -> Any:
 
 
 def mend_torchvision() -> None:
-    """Let packages that import torchvision where it is installed do so: timm and transformers."""
+    """Make an installed torchvision importable for timm and transformers, which import it."""
     with suppress(TensorPressError):
         torchvision_models()
 
 
 @cache
 def _declare_operators() -> torch.library.Library:
-    """Declare the operators; they are there as long as what is returned, which the cache keeps."""
+    """Declare the operators and return their library, which the cache keeps alive."""
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -64,7 +64,7 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
     Raises
     ------
     TensorPressError
-        For an unknown name or options it does not take, or where torchvision is missing.
+        If the name is unknown, the model does not take the options, or torchvision is missing.
     """
     models = torchvision_models()
     known = models.list_models()
@@ -77,12 +77,14 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
                 "safetensors file"
             )
     # The backbones of detectors and segmenters are downloaded unless this is said.
-    own = {"weights_backbone": None} if _has_backbone(models, name) else {}
-    return build_module(f"torchvision:{name}", models.get_model_builder(name), {**options, **own})
+    backbone = {"weights_backbone": None} if _has_backbone(models, name) else {}
+    return build_module(
+        f"torchvision:{name}", models.get_model_builder(name), {**options, **backbone}
+    )
 
 
 def torchvision_shape(name: str) -> tuple[int, ...]:
-    """Return the shape of the inputs that a model's published weights are for.
+    """Return the shape (1, channels, …) of the inputs for a model's published weights.
 
     Examples
     --------

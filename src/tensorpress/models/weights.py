@@ -1,4 +1,4 @@
-"""Weights for a model, from a safetensors file and nothing else."""
+"""Weights of a model from a safetensors file."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ _PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill a model from a safetensors file that has exactly its names and shapes.
+    """Load the weights of a model from a safetensors file that has exactly its names and shapes.
 
     Raises
     ------
     InvalidArgumentError
-        For a file that only pickle could read.
+        If the file is one that only pickle can read.
     TensorPressError
-        As `tensorpress.models.zoo.load_weights` raises it. Where only a prefix of the names is in
-        the way, the error says so.
+        If `tensorpress.models.zoo.load_weights` raises. The message says so where the names differ
+        only by a prefix.
     """
     if path.suffix in PICKLED:
         raise refuse_pickle(path)
@@ -34,7 +34,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def refuse_pickle(path: Path) -> InvalidArgumentError:
-    """Return the error for a file that only pickle could read."""
+    """Return the error for a file that only pickle can read."""
     return InvalidArgumentError(
         f"{path} is read with pickle, which can run any code that is in it. Convert it once where "
         "you trust it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
@@ -43,16 +43,16 @@ def refuse_pickle(path: Path) -> InvalidArgumentError:
 
 
 def _prefix_hint(model: nn.Module, path: Path) -> str:
-    """Say by which prefix the names of a file differ from a model's, if that is all."""
+    """Return text on a prefix by which the names of file and model differ, or nothing."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
+            names = set(file.keys())
     except SafetensorError:
         return ""
     expected = set(model.state_dict())
     for prefix in _PREFIXES:
-        if {f"{prefix}{name}" for name in expected} & found and not expected & found:
+        if {f"{prefix}{name}" for name in expected} & names and not expected & names:
             return f". The names in the file begin with {prefix!r}: save them without it"
-        if {f"{prefix}{name}" for name in found} & expected and not expected & found:
+        if {f"{prefix}{name}" for name in names} & expected and not expected & names:
             return f". The model's names begin with {prefix!r}, those in the file do not"
     return ""

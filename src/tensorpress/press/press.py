@@ -26,7 +26,7 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.utils.executors import open_executor
-from tensorpress.utils.module_tree import Holders
+from tensorpress.utils.module_tree import ModuleTree
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -241,7 +241,7 @@ class _Assembly:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.done = model, 0
-        self._holders = Holders(model)
+        self._holders = ModuleTree(model)
         self._cores: dict[str, nn.Parameter] = {}
 
     def put(self, layer: LayerPlan, values: StartValues | None) -> None:

@@ -8,7 +8,7 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.parametrization import factorized_weight, rebuild
 from tensorpress.schemes.press_layer import unpress_layer
 from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.utils.module_tree import Holders
+from tensorpress.utils.module_tree import ModuleTree
 
 
 def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -52,7 +52,7 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             "tensorpress.unpress_layer"
         )
     target = model if inplace else deepcopy(model)
-    holders = Holders(target)
+    holders = ModuleTree(target)
     for module in list(target.modules()):
         dense = rebuild_dense(module)
         if dense is not module:

@@ -20,7 +20,7 @@ from tensorpress.schemes.parametrization import (
 )
 from tensorpress.schemes.pressed_layer import Pressed, pressed_form
 from tensorpress.schemes.registry import scheme
-from tensorpress.utils.module_tree import Holders, count_references
+from tensorpress.utils.module_tree import ModuleTree, count_references
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -68,7 +68,7 @@ def drop_zero_ranks(model: nn.Module) -> dict[str, Sizes]:
             changes.append(smaller)
     for network in changes:
         _check_replaceable(model, network)
-    holders = Holders(model)
+    holders = ModuleTree(model)
     for network in changes:
         _put(network, holders)
     return {name: network.ranks for network in changes for name in network.layers}
@@ -219,7 +219,7 @@ def _check_replaceable(model: nn.Module, network: _Network) -> None:
                 )
 
 
-def _put(network: _Network, holders: Holders) -> None:
+def _put(network: _Network, holders: ModuleTree) -> None:
     """Give layers their smaller factors."""
     core = [nn.Parameter(factor.values[0].contiguous()) for factor in network.common]
     for layer, own in zip(network.layers.values(), network.own, strict=True):

@@ -1,1 +1,1 @@
-"""What every room may import: files, configuration, hashing, progress and modules."""
+"""Helpers for files, configuration, text, hashing, progress, jobs and modules."""

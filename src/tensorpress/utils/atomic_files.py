@@ -1,4 +1,4 @@
-"""Writing files so that they are complete or not there at all."""
+"""Atomic writes: a file is complete or not there at all."""
 
 import os
 import secrets
@@ -11,15 +11,15 @@ from tensorpress.errors import InvalidArgumentError
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path whose file takes the place of ``path`` when the block ends well.
+    """Yield a temporary path whose file replaces ``path`` at the end of the block.
 
-    The file is flushed to disk before it is renamed; if the block fails it is removed, and what
-    was at ``path`` stays.
+    The file is flushed to disk before it is renamed. If the block raises, the temporary file is
+    removed and ``path`` is unchanged.
 
     Raises
     ------
     InvalidArgumentError
-        If the file cannot be written there.
+        If the file cannot be written.
 
     Examples
     --------
@@ -45,6 +45,6 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write bytes to a file as `replace_file` does."""
+    """Write bytes to a file, which then exists complete or unchanged."""
     with replace_file(path) as temporary:
         temporary.write_bytes(data)

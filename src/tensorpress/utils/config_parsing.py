@@ -15,13 +15,13 @@ _MOST_KEYS = 10_000  # of a mapping, those merged into it included
 def parse_yaml(text: str) -> Any:
     """Parse YAML into dictionaries, lists, strings, numbers, booleans and None.
 
-    Nothing in the text can name a Python object. A key that is given twice is an error, where
-    YAML libraries take the last value without a word.
+    The text cannot name Python objects. A duplicate key is an error, where YAML libraries silently
+    take the last value.
 
     Raises
     ------
     InvalidArgumentError
-        If it cannot be read; the message says where.
+        If the text cannot be parsed; the message says where.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
 Model = TypeVar("Model", bound=BaseModel)
 
 SHORT = reprlib.Repr()
-"""Writes values into messages."""
+"""Shortens values for messages."""
 
 SHORT.maxlevel = 2  # a few aliases in YAML can stand for any number of nested lists
 
@@ -69,17 +69,17 @@ def validate(kind: type[Model], content: Any, what: str) -> Model:
     Parameters
     ----------
     kind : type of BaseModel
-        What the data should be.
+        The model.
     content
-        A mapping.
+        The data, a mapping.
     what : str
-        What it is called in messages.
+        The name of the data in messages.
 
     Raises
     ------
     InvalidArgumentError
-        Naming every key that is missing, unknown (with the nearest known ones) or has a value that
-        cannot be used.
+        If a key is missing or unknown, or a value cannot be used. The message names every such key,
+        and the nearest known ones.
 
     Examples
     --------

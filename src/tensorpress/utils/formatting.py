@@ -1,12 +1,13 @@
-"""Sizes and names as messages write them."""
+"""Text of sizes and names for messages."""
 
 from collections.abc import Sequence
 
-LISTED = 5
+MAX_NAMES = 5
+"""Number of names that a message lists."""
 
 
 def format_shape(sizes: Sequence[int]) -> str:
-    """Write sizes the way people do.
+    """Return sizes with multiplication signs between them.
 
     Examples
     --------
@@ -17,12 +18,12 @@ def format_shape(sizes: Sequence[int]) -> str:
 
 
 def format_names(names: list[str]) -> str:
-    """Return the first of some names, and how many more there are.
+    """Return the first five names, quoted, and the number of the others.
 
     Examples
     --------
     >>> format_names(["a", "b"])
     "'a', 'b'"
     """
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(map(repr, names[:LISTED])) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(map(repr, names[:MAX_NAMES])) + more

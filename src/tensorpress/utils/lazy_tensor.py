@@ -1,4 +1,4 @@
-"""A tensor whose values are computed when they are asked for."""
+"""A tensor whose values are computed when they are used."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,10 +10,11 @@ from torch.utils._pytree import tree_map_only
 _KNOWN = (Tensor.dtype.__get__, Tensor.device.__get__)  # type: ignore[attr-defined]
 
 
-class DeferredTensor(Tensor):
-    """Stands for a tensor that is made whenever something but its dtype or device is asked for.
+class LazyTensor(Tensor):
+    """A placeholder that computes its tensor whenever anything but its dtype or device is used.
 
-    Networks read the dtype of a layer's weight in every forward pass, to cast what they give it.
+    Networks read the dtype of a layer's weight in every forward pass, to cast the inputs of the
+    layer.
     """
 
     make: Callable[[], Tensor]
@@ -26,16 +27,16 @@ class DeferredTensor(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Do what is asked with the tensors that are stood for."""
+        """Apply a function to the computed tensors in place of the placeholders."""
         if func in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
-        args, kwargs = tree_map_only(DeferredTensor, lambda one: one.make(), (args, kwargs or {}))
+        args, kwargs = tree_map_only(LazyTensor, lambda lazy: lazy.make(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
 def defer(make: Callable[[], Tensor], *, like: Tensor) -> Tensor:
-    """Return a tensor of the dtype and on the device of ``like``, whose values ``make`` gives.
+    """Return a tensor with the dtype and device of ``like`` whose values ``make`` computes.
 
     Examples
     --------
@@ -44,6 +45,6 @@ def defer(make: Callable[[], Tensor], *, like: Tensor) -> Tensor:
     (torch.float32, torch.Size([2]), [4.0, 4.0])
     """
     empty = torch.empty(0, dtype=like.dtype, device=like.device)
-    found = empty.as_subclass(DeferredTensor)
-    found.make = make
-    return found
+    result = empty.as_subclass(LazyTensor)
+    result.make = make
+    return result

@@ -1,4 +1,4 @@
-"""Modules and parameters within a model: how many places share one, and replacing them."""
+"""Modules and parameters within a model: replacing them, and counting where they are shared."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,14 +7,19 @@ from contextlib import contextmanager
 from torch import nn
 
 
-class Holders:
-    """The places of a model's modules, as they were when this was made.
+class ModuleTree:
+    """The parents of all modules of a model, at the time of construction.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
 
     Examples
     --------
     >>> layer = nn.ReLU()
     >>> model = nn.Sequential(layer, nn.Sequential(layer))
-    >>> Holders(model).replace(layer, nn.Tanh())
+    >>> ModuleTree(model).replace(layer, nn.Tanh())
     Sequential(
       (0): Tanh()
       (1): Sequential(
@@ -25,14 +30,14 @@ class Holders:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
+        self._parents: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in model.modules():
             for key, child in module._modules.items():
-                self._places.setdefault(id(child), []).append((module, key))
+                self._parents.setdefault(id(child), []).append((module, key))
 
     def replace(self, old: nn.Module, new: nn.Module) -> nn.Module:
-        """Put a module in the place of another and return the model, which may be the new one."""
-        for parent, key in self._places.get(id(old), []):
+        """Replace a module wherever it is used and return the model, which may be the new one."""
+        for parent, key in self._parents.get(id(old), []):
             parent._modules[key] = new
         if old is self._model:
             self._model = new
@@ -40,7 +45,7 @@ class Holders:
 
 
 def count_references(model: nn.Module) -> Counter[int]:
-    """Return how many modules hold each parameter and buffer, by its `id`.
+    """Return the number of modules that have each parameter and buffer, by its `id`.
 
     Examples
     --------
@@ -62,9 +67,18 @@ def count_references(model: nn.Module) -> Counter[int]:
 
 @contextmanager
 def replace_layer(model: nn.Module, layer: nn.Module, new: nn.Module) -> Iterator[nn.Module]:
-    """Yield a model with a layer replaced wherever it is held, and put the layer back at the end.
+    """Yield a model with a layer replaced wherever it is used, and restore the layer afterwards.
 
-    What is yielded is ``model`` itself, or ``new`` where the model is the layer.
+    The yielded model is ``model`` itself, or ``new`` if the model is the layer.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    layer : nn.Module
+        The layer to replace.
+    new : nn.Module
+        The layer in its place.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How far a checkpoint is: a bar of bytes on a terminal, log lines elsewhere."""
+"""Progress of pressing a checkpoint: a bar of bytes on a terminal, log lines elsewhere."""
 
 import logging
 from time import perf_counter
@@ -18,15 +18,15 @@ logger = logging.getLogger("tensorpress.checkpoints")
 
 
 class ByteProgress:
-    """Progress by bytes read, as a context manager around the work.
+    """A context manager that shows progress by the bytes that were read.
 
-    On a terminal a bar shows bytes, throughput and the time left. Every shard is one line at level
-    INFO of the logger ``tensorpress.checkpoints``.
+    On a terminal, a bar shows bytes, throughput and the remaining time. The logger
+    ``tensorpress.checkpoints`` gets one line at level INFO for every shard.
 
     Parameters
     ----------
     total : int
-        Bytes of the whole checkpoint.
+        Size of the whole checkpoint in bytes.
     """
 
     def __init__(self, total: int) -> None:
@@ -63,12 +63,12 @@ class ByteProgress:
         self._bar.update(self._task, description=f"pressing {shard}")
 
     def advance(self, size: int) -> None:
-        """Report that a tensor of this many bytes is done."""
+        """Report that a tensor of ``size`` bytes is done."""
         self._read += size
         self._bar.advance(self._task, size)
 
     def end(self, shard: str, size: int) -> None:
-        """Report that a shard of this many bytes is done, here, in another process or before."""
+        """Report that a shard of ``size`` bytes is done, here, in another process or before."""
         self._bar.advance(self._task, size - self._read)
         if self._read:
             seconds = perf_counter() - self._begun

@@ -1,4 +1,4 @@
-"""Telling whether tensors are the same as before."""
+"""Hashes of tensors."""
 
 from collections.abc import Iterable
 from hashlib import sha256
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """Return 16 hexadecimal digits of the values, shapes and dtypes of tensors.
+    """Return a hash of the values, shapes and dtypes of tensors, as 16 hexadecimal digits.
 
     Examples
     --------
     >>> fingerprint([torch.zeros(2)]) == fingerprint([torch.zeros(2, 1)])
     False
     """
-    found = sha256()
+    digest = sha256()
     for tensor in tensors:
-        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().contiguous().flatten()
-        found.update(values.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -24,19 +24,19 @@ class Network:
     Parameters
     ----------
     name : str
-        What it is built by.
+        The name under which `build` knows it.
     build : callable
-        Returns a freshly initialized module.
+        Function that returns a freshly initialized module.
     input_shape : tuple of int
         Channels, height and width of its inputs; of clips, frames come second.
     classes : int
         The number of its outputs.
     preprocess : Preprocess
-        How uint8 pixels become its inputs.
+        The function from uint8 pixels to inputs.
     description : str
-        One line for people.
+        One line of text.
     source : str
-        The paper it is from, or after.
+        The paper of the network, or one that it follows.
 
     Examples
     --------
@@ -100,7 +100,7 @@ _KNOWN = (
     ),
 )
 
-NETWORKS: Mapping[str, Network] = MappingProxyType({known.name: known for known in _KNOWN})
+NETWORKS: Mapping[str, Network] = MappingProxyType({net.name: net for net in _KNOWN})
 """The networks by name."""
 
 
@@ -110,7 +110,7 @@ def network(name: str) -> Network:
     Raises
     ------
     InvalidArgumentError
-        When there is none; it says the nearest names.
+        If there is none; the message has the nearest names.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def build(name: str) -> nn.Module:
     Raises
     ------
     InvalidArgumentError
-        When there is none of this name; it says the nearest ones.
+        If there is none of this name; the message has the nearest names.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a run starts from: images at the size of its network, and trained weights."""
+"""Data sets at the input size of a network of the zoo, and its files of trained weights."""
 
 import os
 from pathlib import Path
@@ -12,22 +12,22 @@ from tensorpress.utils.formatting import format_shape
 def load_splits(
     net: Network, name: str, root: str | os.PathLike[str] | None = None, validation: int = 0
 ) -> Splits:
-    """Return a data set at the size a network takes.
+    """Return a data set at the input size of a network.
 
     Parameters
     ----------
     net : Network
-        Of the zoo.
+        A network of the zoo.
     name, root, validation
-        As for `tensorpress.data.load`.
+        The arguments of `tensorpress.data.load`.
 
     Raises
     ------
     InvalidArgumentError
-        If the images have other channels than the network's, clips are given for images, or there
-        are classes it does not know.
+        If the images have another number of channels or of dimensions than the inputs of the
+        network, or more classes than it has outputs.
     TensorPressError
-        As `tensorpress.data.load` does.
+        If `tensorpress.data.load` raises.
 
     Examples
     --------
@@ -49,23 +49,30 @@ def load_splits(
 
 
 def find_weights(path: Path, root: Path | None, otherwise: str = "") -> Path:
-    """Return a weight file named by a recipe: a path, or one inside the data folder.
+    """Return the path of a weight file, which may be relative to the data folder.
 
-    ``otherwise`` says in the error what can be done without a file.
+    Parameters
+    ----------
+    path : Path
+        The path in a recipe.
+    root : Path, optional
+        The data folder; by default the one that the environment variable names.
+    otherwise : str
+        Text for the error message on what to do without a file.
 
     Raises
     ------
     DataNotFoundError
-        If it is in neither place; the message names both.
+        If the file is in neither place; the message names both.
     """
     folder = root or os.environ.get(ROOT_VARIABLE)
     places = [path, *([Path(folder, path)] if folder else [])]
     for place in places:
         if place.is_file():
             return place
-    looked = " or ".join(str(place.resolve()) for place in places)
+    searched = " or ".join(str(place.resolve()) for place in places)
     hint = "" if folder else f"; set the environment variable {ROOT_VARIABLE} to the data folder"
     raise DataNotFoundError(
-        f"no weight file at {looked}: put a safetensors file of the trained network there"
+        f"no weight file at {searched}: put a safetensors file of the trained network there"
         f"{otherwise}{hint}"
     )

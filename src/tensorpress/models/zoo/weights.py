@@ -105,20 +105,20 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         save_file(tensors, temporary)
 
 
-def _check_names(complaint: str, expected: Collection[str], found: Collection[str]) -> None:
-    missing = [name for name in expected if name not in found]
-    surplus = [name for name in found if name not in expected]
+def _check_names(complaint: str, expected: Collection[str], names: Collection[str]) -> None:
+    missing = [name for name in expected if name not in names]
+    surplus = [name for name in names if name not in expected]
     if missing:
         raise ModelMismatchError(
-            f"{complaint}: it lacks {_listing(missing, surplus or found, 'in the file')}"
+            f"{complaint}: it lacks {_list_names(missing, surplus or names, 'in the file')}"
         )
     if surplus:
         raise ModelMismatchError(
-            f"{complaint}: the model has no {_listing(surplus, expected, 'in the model')}"
+            f"{complaint}: the model has no {_list_names(surplus, expected, 'in the model')}"
         )
 
 
-def _listing(names: list[str], others: Iterable[str], where: str) -> str:
+def _list_names(names: list[str], others: Iterable[str], where: str) -> str:
     candidates = list(others)
     parts = []
     for name in names[:_LISTED]:

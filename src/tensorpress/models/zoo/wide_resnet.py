@@ -80,10 +80,10 @@ class _PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = functional.relu(self.bn1(x))
         # A convolutional shortcut starts from the activated input, an identity from the raw one.
-        kept = x if self.shortcut is None else self.shortcut(y)
+        identity = x if self.shortcut is None else self.shortcut(y)
         y = functional.relu(self.bn2(self.conv1(y)))
         change: Tensor = self.conv2(y)
-        return kept + change
+        return identity + change
 
 
 def _group(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
