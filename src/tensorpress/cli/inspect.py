@@ -138,6 +138,6 @@ def _tensor_table(found: Inspection) -> Table:
             tensor.storage,
             f"{tensor.bytes:,.1f}",
             f"{tensor.bits_per_value:.2f}",
-            formatting.fixed(tensor.entropy, 2),
+            formatting.decimal(tensor.entropy, 2),
         )
     return table

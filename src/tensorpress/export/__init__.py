@@ -1,1 +1,1 @@
-"""Export of pressed models to other formats."""
+"""Export of models to other formats."""

@@ -1,4 +1,4 @@
-"""Writing models as ONNX files, and checking what such a file computes."""
+"""ONNX files: writing a model as one, and comparing its outputs with the model's."""
 
 import logging
 import os
@@ -31,8 +31,7 @@ from tensorpress.schemes.parametrization import factorized_weight
 
 Factors = Literal["materialize", "keep"]
 
-FOLDED = 64
-"""Most entries by which a constant that is computed before it is written may take more room."""
+_MAX_FOLDED = 64  # entries by which folding may enlarge a constant
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,12 @@ class OnnxFile:
     Attributes
     ----------
     path : Path
-        The file; what of it is beyond 2 GB lies beside it in a file of the same name and ``.data``.
+        The file. Weights beyond 2 GB are in a second file beside it, of the same name and
+        ``.data``.
     bytes : int
-        Of all of it.
+        Bytes of both files together.
     any_batch : bool
-        Whether it runs on batches of any size, or only on such as the example.
+        Whether the file runs on batches of any size, or only of the example's size.
     """
 
     path: Path
@@ -63,30 +63,36 @@ def export_onnx(
 ) -> OnnxFile:
     """Write a model, pressed or dense, as an ONNX file.
 
-    The first axis of the inputs may then have any size. Where the model itself fixes it, the file
-    has the example's, which a warning says with the reason. The file is checked by onnx before it
-    takes the place of what is at ``path``.
+    The first axis of the file's inputs, the batch, may have any size. If the model itself fixes
+    it, the file has the example's size, and a warning says the reason. The onnx package checks the
+    file before it replaces a file at ``path``.
 
     Parameters
     ----------
     model : nn.Module
-        Written as it computes in eval mode; left untouched.
+        The model, which is written as it computes in eval mode and left untouched.
     example_inputs : Tensor or sequence of Tensor
-        Positional arguments of one forward pass, the first axis of each being the batch.
-    path : path
-        Where to.
+        Positional arguments of one forward pass; the first axis of each is the batch.
+    path : path-like
+        The file to write or replace.
     factors : {"materialize", "keep"}
-        Whether a weight that is rebuilt from factors (ADA-Tucker, tt_weight) is written dense or
-        as its factors and the products that rebuild it: a small file, whose weights a runtime
-        rebuilds when it loads it. Chains of layers and TT layers stay what they are either way.
+        Whether a weight that is rebuilt from factors (ADA-Tucker, tt_weight) is written dense, or
+        as its factors and the products that rebuild it. The latter gives a small file, whose
+        weights a runtime rebuilds as it loads the file. Chains of layers and TT layers are written
+        as they are in both cases.
+
+    Returns
+    -------
+    OnnxFile
+        Path, size and kind of batches of the file.
 
     Raises
     ------
     InvalidArgumentError
-        For unknown ``factors``, inputs that the model does not run on, a model that torch cannot
-        export, or a path that cannot be written.
+        If ``factors`` is unknown, the model does not run on the inputs, torch cannot export the
+        model, or the file cannot be written.
     TensorPressError
-        Where the packages of ``pip install tensorpress[export]`` are missing.
+        If the packages of ``pip install tensorpress[export]`` are not installed.
 
     Examples
     --------
@@ -112,21 +118,19 @@ def export_onnx(
         with evaluation_mode(model), torch.no_grad():
             _check_runs(model, inputs)
             traced, obstacle = _trace(model, inputs)
-        with (
-            _silence(),
-            torch.no_grad(),
-        ):  # attention is taken apart otherwise where it may be trained
+        # With gradients, the exporter would decompose attention.
+        with _silence(), torch.no_grad():
             try:
                 program = torch.onnx.export(traced, dynamo=True, optimize=False, verbose=False)
             except torch.onnx.errors.OnnxExporterError as error:
                 raise InvalidArgumentError(
-                    f"ONNX cannot say this model: {_shorten(_root_cause(error))}"
+                    f"the model cannot be written as ONNX: {_shorten(_root_cause(error))}"
                 ) from error
             assert program is not None
-            _drop_made_up_biases(program.model)
-            # By itself torch would multiply factors out to weights of up to 512×512 entries.
-            optimizer.optimize(program.model, output_size_limit=FOLDED)
-            # Torch notes down the lines of source behind every node, with this machine's paths.
+            _drop_zero_biases(program.model)
+            # By default torch would multiply factors out to weights of up to 512×512 entries.
+            optimizer.optimize(program.model, output_size_limit=_MAX_FOLDED)
+            # Torch records the lines of source behind every node, with the paths of this machine.
             passes.ClearMetadataAndDocStringPass()(program.model)
         with _write_errors(target):
             program.save(folder / target.name)
@@ -140,29 +144,33 @@ def export_onnx(
 def check_onnx(
     model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | os.PathLike[str]
 ) -> float:
-    """Return how far a file in onnxruntime, on the CPU, is from the model that it was made from.
+    """Return the relative difference between an ONNX file's outputs and the model's.
+
+    The file runs in onnxruntime on the CPU.
 
     Parameters
     ----------
     model : nn.Module
-        Run in eval mode.
+        The model that the file was written from; it is run in eval mode.
     example_inputs : Tensor or sequence of Tensor
         Positional arguments of one forward pass.
-    path : path
-        Of an ONNX file.
+    path : path-like
+        The ONNX file.
 
     Returns
     -------
     float
-        The largest max|a − b| / max|b| of the outputs, b being the model's; infinite where one is
-        not finite and the other is, or is another value.
+        The largest max|a − b| / max|b| of the outputs, where b are the model's; infinite if values
+        that are not finite differ.
 
     Raises
     ------
-    DataNotFoundError, CorruptFileError
-        Where there is no such file, or none that onnxruntime reads.
+    DataNotFoundError
+        If there is no such file.
+    CorruptFileError
+        If onnxruntime cannot read the file.
     ModelMismatchError
-        Where the file takes other inputs or gives other outputs than the model.
+        If the file takes other inputs or returns other outputs than the model.
 
     Examples
     --------
@@ -179,7 +187,7 @@ def check_onnx(
     options.log_severity_level = 3
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes share no other base
+    except Exception as error:  # onnxruntime's errors have no other common class
         raise CorruptFileError(
             f"{path} cannot be read by onnxruntime: {_shorten(error)}"
         ) from error
@@ -193,16 +201,18 @@ def check_onnx(
         outputs = [torch.as_tensor(value) for value in session.run(None, values)]
     except Exception as error:
         raise ModelMismatchError(f"{path} does not run on the inputs: {_shorten(error)}") from error
-    if [one.shape for one in outputs] != [one.shape for one in expected]:
+    shapes, expected_shapes = ([tuple(y.shape) for y in ys] for ys in (outputs, expected))
+    if shapes != expected_shapes:
         raise ModelMismatchError(
-            f"{path} gives outputs of shapes {[tuple(one.shape) for one in outputs]}, the model of "
-            f"{[tuple(one.shape) for one in expected]}"
+            f"{path} returns outputs of shapes {shapes}, the model of {expected_shapes}"
         )
     return max(map(relative_difference, outputs, expected), default=0.0)
 
 
 def relative_difference(output: Tensor, expected: Tensor) -> float:
-    """Return max|a − b| / max|b|, infinite where they differ in what is not finite.
+    """Return max|a − b| / max|b| of an output a and the expected b.
+
+    It is infinite if values that are not finite differ.
 
     Examples
     --------
@@ -227,7 +237,7 @@ def _as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _import_extra(name: str) -> Any:
-    """Import one of the packages that export needs and nothing else does."""
+    """Import a package of the extra ``export``."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -238,10 +248,10 @@ def _import_extra(name: str) -> Any:
 
 
 def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the tensors of a model's output, in the order in which they become a file's."""
+    """Return the tensors of a model's output, in the order of the file's outputs."""
     try:
         output = model(*inputs)
-    except Exception as error:  # whatever the user's own model raises
+    except Exception as error:  # a user's model may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise InvalidArgumentError(
             f"the model does not run on inputs of shapes {shapes}: {_shorten(error)}"
@@ -252,25 +262,25 @@ def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 def _trace(
     model: nn.Module, inputs: tuple[Tensor, ...]
 ) -> tuple[torch.export.ExportedProgram, str | None]:
-    """Return the exported program and why its batch is fixed, None where it is not.
+    """Return the exported program, and the reason if its batch size is fixed.
 
-    Torch takes an axis of size 1 for one that always has it: such a batch is doubled.
+    Torch treats an axis of size 1 as one that always has this size: such a batch is doubled.
     """
     size = inputs[0].shape[0] if inputs and inputs[0].ndim else None
-    batched = [bool(x.ndim) and x.shape[0] == size for x in inputs]
-    twice = tuple(
-        torch.cat([x, x]) if has and size == 1 else x
-        for x, has in zip(inputs, batched, strict=True)
+    has_batch = [bool(x.ndim) and x.shape[0] == size for x in inputs]
+    examples = tuple(
+        torch.cat([x, x]) if batched and size == 1 else x
+        for x, batched in zip(inputs, has_batch, strict=True)
     )
     shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
     batch = torch.export.Dim("batch")
-    for x, has in zip(twice, batched, strict=True):
-        if has:
+    for x, batched in zip(examples, has_batch, strict=True):
+        if batched:
             shapes[x] = {0: batch}
     with _silence():
         try:
-            return torch.export.export(model, twice, dynamic_shapes=shapes, strict=False), None
-        except Exception as error:  # torch has many classes for what it cannot trace
+            return torch.export.export(model, examples, dynamic_shapes=shapes, strict=False), None
+        except Exception as error:  # torch raises many classes for models that it cannot trace
             obstacle = _shorten(error)
         try:
             return torch.export.export(model, inputs, strict=False), obstacle
@@ -280,33 +290,33 @@ def _trace(
             ) from error
 
 
-def _drop_made_up_biases(model: Any) -> None:
+def _drop_zero_biases(model: Any) -> None:
     """Drop the zeros that torch's exporter adds as the bias of a Conv3d without one.
 
     They have two axes in place of one (onnxscript 0.7), and runtimes refuse them.
     """
     for node in model.graph:
         bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
-        made = None if bias is None else bias.producer()
-        if made is not None and made.op_type == "Expand":
+        producer = None if bias is None else bias.producer()
+        if producer is not None and producer.op_type == "Expand":
             node.resize_inputs(2)
 
 
 def _shorten(error: BaseException) -> str:
-    """Return the line of a long message that says most."""
+    """Return the most informative line of a long message: its first bullet, or its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     points = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
     return (points or lines or [type(error).__name__])[0]
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """Return the error behind those that only say where it was met."""
+    """Return the first error of a chain."""
     return error if error.__cause__ is None else _root_cause(error.__cause__)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporters from warning about themselves."""
+    """Suppress the exporters' own warnings and log messages in the block."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -322,7 +332,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _temporary_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder next to a file; it is removed at the end."""
+    """Create a folder beside a file for the length of the block."""
     with _write_errors(target):
         folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
     try:
@@ -333,6 +343,7 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _write_errors(target: Path) -> Iterator[None]:
+    """Raise an `InvalidArgumentError` with the file's name for an `OSError` in the block."""
     try:
         yield
     except OSError as error:
@@ -341,7 +352,7 @@ def _write_errors(target: Path) -> Iterator[None]:
 
 
 def _move_files(folder: Path, target: Path) -> int:
-    """Move the files of a folder beside ``target``, it last; return their bytes."""
+    """Move the files of a folder beside ``target``, ``target`` last; return their bytes."""
     files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
     size = sum(file.stat().st_size for file in files)
     for file in files:

@@ -1,7 +1,7 @@
-"""What a run found, as terminal tables and as one self-contained HTML page.
+"""Reports of runs, as terminal tables and as one self-contained HTML page.
 
-The page is a pure function of `ReportContent`, plain data that survives a trip
-through JSON, so a report can be rebuilt without the run that made it.
+The page is a pure function of `ReportContent`, plain data that can be written to and read from
+JSON, so that a report can be rebuilt without the run that made it.
 """
 
 from tensorpress.report.content import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent

@@ -1,4 +1,4 @@
-"""The content of a report: plain numbers and strings, to and from JSON."""
+"""The content of a report: plain numbers and strings that are written to JSON and read from it."""
 
 import json
 import math
@@ -12,41 +12,41 @@ from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 
 class _Strict:
-    """Lets no key pass unread when a report is read back."""
+    """A base class that refuses unknown keys when a report is read."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class LayerRow(_Strict):
-    """One layer of the network, before and after.
+    """A layer of a network, dense and pressed.
 
     Attributes
     ----------
-    name
+    name : str
         Qualified name of the module.
-    kind
-        What it is, for instance ``"Conv2d"``.
-    scheme
-        How it is stored, for instance ``"ada-tucker"``, or ``"dense"``.
-    dense_shape
+    kind : str
+        Class of the module, for instance ``"Conv2d"``.
+    scheme : str
+        Scheme of the layer, for instance ``"ada-tucker"``, or ``"dense"``.
+    dense_shape : tuple of int
         Shape of the dense weight.
-    modes
+    modes : tuple of int
         Shape of the tensor that was decomposed; empty for a dense layer.
-    ranks
+    ranks : tuple of int
         Ranks in the order of the scheme's paper; empty for a dense layer.
-    dense_params, pressed_params
-        Number of weights before and after, biases not included.
-    file_bytes
-        Bytes these weights take in the file (a fraction where an entropy coder shares bytes
-        between layers); None when there is no file.
-    bits_per_weight
-        ``8 * file_bytes / pressed_params`` or the like; None when there is no file.
-    error
-        Relative error ‖W − Ŵ‖ / ‖W‖ of the decomposition, before training; None where the
-        factors were drawn.
-    note
-        Remark for the reader, for instance why the layer was kept dense.
+    dense_params, pressed_params : int
+        Number of weights before and after pressing, without biases.
+    file_bytes : float or None
+        Bytes of these weights in the file, a fraction because an entropy coder shares bytes
+        between layers; None without a file.
+    bits_per_weight : float or None
+        Bits of the file per pressed weight; None without a file.
+    error : float or None
+        Relative error ‖W − Ŵ‖ / ‖W‖ of the decomposition before training; None if the factors were
+        initialized at random.
+    note : str
+        Remark for the reader, for instance why the layer is dense.
 
     Examples
     --------
@@ -69,21 +69,21 @@ class LayerRow(_Strict):
 
     @property
     def ratio(self) -> float | None:
-        """Dense over pressed parameters of this layer; None where nothing is stored."""
+        """The dense over the pressed parameters of this layer; None if nothing is stored."""
         return self.dense_params / self.pressed_params if self.pressed_params else None
 
 
 @dataclass(frozen=True)
 class Histogram(_Strict):
-    """Counts of one layer's stored weights before and after quantization.
+    """Counts of a layer's stored weights before and after quantization.
 
     Attributes
     ----------
-    layer
+    layer : str
         Name of the layer.
-    edges
+    edges : list of float
         The n + 1 increasing edges of the n bins.
-    before, after
+    before, after : list of int
         Number of weights in each bin.
 
     Raises
@@ -113,16 +113,16 @@ class Histogram(_Strict):
 
 @dataclass(frozen=True)
 class Curve(_Strict):
-    """One quantity over the epochs of one phase.
+    """A quantity over the epochs of a phase.
 
     Attributes
     ----------
-    name
+    name : str
         The phase, for instance ``"train"`` or ``"quantized"``.
-    epochs
+    epochs : list of int
         Epoch of each value.
-    values
-        One value an epoch; None or a number that is not finite leaves a gap.
+    values : list of float or None
+        The value of each epoch; None or a number that is not finite leaves a gap.
 
     Raises
     ------
@@ -149,16 +149,16 @@ class Curve(_Strict):
 
 @dataclass(frozen=True)
 class Curves(_Strict):
-    """Curves that share one plot: one quantity, one curve a phase.
+    """Curves that share one plot: the same quantity in each phase.
 
     Attributes
     ----------
-    title
+    title : str
         The quantity, for instance ``"Validation error"``.
-    unit
-        Its unit, for instance ``"%"``; empty when it has none.
-    curves
-        The phases in the order they ran.
+    unit : str
+        Its unit, for instance ``"%"``; empty if it has none.
+    curves : list of Curve
+        The phases in the order of the run.
 
     Examples
     --------
@@ -187,18 +187,24 @@ class FilePart(_Strict):
 
 @dataclass(frozen=True)
 class ReportContent(_Strict):
-    """Everything a report shows.
+    """The content of a report.
 
     Attributes
     ----------
-    title, subtitle
+    title, subtitle : str
         Heading of the page and the sentence below it.
-    metrics
-        Content of ``metrics.json``: nested dictionaries of plain numbers and strings. Any key
-        may be missing or None and is then shown as "–".
-    layers, histograms, curves, file_parts
-        Rows and plots; a plot without data is left out.
-    recipe_yaml
+    metrics : dict
+        Content of ``metrics.json``: nested dictionaries of plain numbers and strings. A key that
+        is missing or None is shown as "–".
+    layers : list of LayerRow
+        Rows of the table of layers.
+    histograms : list of Histogram
+        Histograms of weights.
+    curves : list of Curves
+        Plots over the epochs.
+    file_parts : list of FilePart
+        Parts of the file. A plot without data is left out.
+    recipe_yaml : str
         The recipe as text.
 
     Examples
@@ -236,7 +242,8 @@ class ReportContent(_Strict):
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise CorruptFileError(
-                f"not the content of a report: {f'{where}: ' if where else ''}{first['msg']}"
+                "the text is not the content of a report: "
+                f"{f'{where}: ' if where else ''}{first['msg']}"
             ) from error
 
 
@@ -246,7 +253,7 @@ def _adapter() -> TypeAdapter[ReportContent]:
 
 
 def _finite(value: Any) -> Any:
-    """Copy nested data with NaN and infinities, which JSON does not have, replaced by None."""
+    """Return nested data with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -8,15 +8,31 @@ from rich.table import Table
 from rich.text import Text
 
 from tensorpress.report import formatting
-from tensorpress.report.tables import Name, mark, plain_table
+from tensorpress.report.tables import Name, footnote_mark, plain_table
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """A layer of a plan: parameters of its weight and MACs an example, dense and pressed.
+    """A layer of a plan.
 
-    ``modes`` are empty where the weight is not reshaped, MACs and ``error`` (‖W − Ŵ‖ / ‖W‖) None
-    where nobody knows them.
+    Attributes
+    ----------
+    name : str
+        Name of the layer.
+    scheme : str
+        Name of its scheme.
+    weight : tuple of int
+        Shape of its weight.
+    modes : tuple of int
+        Modes of the reshaped weight; empty if it is not reshaped.
+    ranks : tuple of int
+        Ranks of the scheme.
+    dense_params, params : int
+        Parameters of the weight, dense and pressed.
+    dense_macs, macs : int or None
+        MACs per example, dense and pressed; None if they are not known.
+    error : float or None
+        Relative error ‖W − Ŵ‖ / ‖W‖; None if it is not known.
     """
 
     name: str
@@ -33,7 +49,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A layer of a dense model; ``note`` says why it cannot be pressed, if so."""
+    """A layer of a dense model; ``note`` is the reason if it cannot be pressed."""
 
     name: str
     kind: str
@@ -45,7 +61,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs, dense and pressed; ``kind`` is one of `COSTS`."""
+    """A cost of a model, dense and pressed; ``kind`` is a key of `COSTS`."""
 
     kind: str
     dense: float | None
@@ -56,18 +72,16 @@ COSTS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
     "params": ("parameters", formatting.count),
     "macs": ("MACs", formatting.count),
     "bytes": ("bytes", formatting.count),
-    "latency_ms": ("latency, ms", partial(formatting.fixed, digits=2)),
+    "latency_ms": ("latency, ms", partial(formatting.decimal, digits=2)),
 }
-"""What costs are called, and how they are written."""
+"""The label of each kind of cost, and the function that writes it."""
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
-    """Return one line a layer: counts have three digits and a share of the dense layer's.
+    """Return a table of the layers of a plan, with counts and their share of the dense layer's.
 
-    Where the terminal is narrow, names break at their dots.
-
-    Columns that say nothing are left out: modes where no weight is reshaped, MACs where no inputs
-    were given, errors where none was predicted.
+    Long names break at their dots. Columns without content are left out: modes if no weight is
+    reshaped, MACs if they are not known, errors if none was predicted.
 
     Examples
     --------
@@ -88,12 +102,12 @@ def plan_table(rows: Sequence[PlanRow]) -> Table:
         table.add_column("modes", overflow="fold")
     table.add_column("ranks", no_wrap=True)
     counts: list[tuple[str, Callable[[PlanRow], str]]] = [
-        ("pressed\nparams", lambda row: _of(row.params, row.dense_params))
+        ("pressed\nparams", lambda row: _count_and_share(row.params, row.dense_params))
     ]
     if any(row.macs is not None for row in rows):
-        counts.append(("pressed\nMACs", lambda row: _of(row.macs, row.dense_macs)))
+        counts.append(("pressed\nMACs", lambda row: _count_and_share(row.macs, row.dense_macs)))
     if any(row.error is not None for row in rows):
-        counts.append(("rel.\nerror", lambda row: formatting.fixed(row.error, 3)))
+        counts.append(("rel.\nerror", lambda row: formatting.decimal(row.error, 3)))
     for heading, _ in counts:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -108,15 +122,15 @@ def plan_table(rows: Sequence[PlanRow]) -> Table:
     return table
 
 
-def _of(value: int | None, dense: int | None) -> str:
-    """Write a count and how much of the dense one it is."""
+def _count_and_share(value: int | None, dense: int | None) -> str:
+    """Return a count and its share of the dense one as text."""
     if value is None or not dense:
         return formatting.MISSING
-    return f"{formatting.short(value)} {f'{100 * value / dense:.0f} %':>5}"
+    return f"{formatting.short_count(value)} {f'{100 * value / dense:.0f} %':>5}"
 
 
 def cost_table(costs: Sequence[Cost]) -> Table:
-    """Return a line a quantity: dense, pressed, and how many times less that is.
+    """Return a table with a line for each cost: dense, pressed, and their ratio.
 
     Examples
     --------
@@ -138,7 +152,7 @@ def cost_table(costs: Sequence[Cost]) -> Table:
 
 
 def model_table(rows: Sequence[ModelRow]) -> Table:
-    """Return one line a layer of a dense model, and as remarks why some cannot be pressed.
+    """Return a table of the layers of a dense model; remarks say why some cannot be pressed.
 
     Examples
     --------
@@ -149,20 +163,20 @@ def model_table(rows: Sequence[ModelRow]) -> Table:
     fc     Linear  500×800    400k
     """
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
-    caption = "\n".join(f"{mark(notes, note)} {note}" for note in notes)
+    caption = "\n".join(f"{footnote_mark(notes, note)} {note}" for note in notes)
     table = plain_table(caption=Text(caption, style="dim") if notes else None)
-    counted = any(row.macs is not None for row in rows)
+    has_macs = any(row.macs is not None for row in rows)
     for heading in ("layer", "kind", "weight"):
         table.add_column(heading, overflow="fold")
-    for heading in ("params", "MACs")[: 1 + counted]:
+    for heading in ("params", "MACs")[: 1 + has_macs]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            Name(row.name + mark(notes, row.note)),
+            Name(row.name + footnote_mark(notes, row.note)),
             Text(row.kind),
             formatting.shape(row.weight),
-            formatting.short(row.params),
-            *([formatting.short(row.macs)] if counted else []),
+            formatting.short_count(row.params),
+            *([formatting.short_count(row.macs)] if has_macs else []),
             style="dim" if row.note else "",
         )
     return table

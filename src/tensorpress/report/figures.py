@@ -1,7 +1,7 @@
 """The plots of the page, as plotly figures without colours of text and grid.
 
-Those colours follow the reader's light or dark setting and are set by the page. The colours of
-the data are from the palette of Okabe and Ito and keep a contrast of 3:1 on both backgrounds.
+The page sets those colours by the reader's light or dark setting. The colours of the data are from
+the palette of Okabe and Ito and have a contrast of at least 3:1 on both backgrounds.
 
 References
 ----------
@@ -20,12 +20,13 @@ from tensorpress.report.content import Curve, Curves, FilePart, Histogram, Layer
 
 BEFORE, AFTER = "#8C8C8C", "#0072B2"
 _PHASES = (("#0072B2", "solid"), ("#D55E00", "dash"), ("#009E73", "dot"), ("#CC79A7", "dashdot"))
-_MOST_PARTS = 16
-_FEW_EPOCHS = 40
+_MAX_PARTS = 16  # bars of the file's parts
+_MAX_MARKERS = 40  # epochs up to which each has a marker
+_MAX_NAME = 26  # characters of a layer's name
 
 
 def parameters_by_layer(layers: Sequence[LayerRow]) -> go.Figure:
-    """Return two bars a layer, dense and pressed parameters, on a logarithmic axis.
+    """Return a bar chart of every layer's dense and pressed parameters, on a logarithmic axis.
 
     Examples
     --------
@@ -49,12 +50,12 @@ def parameters_by_layer(layers: Sequence[LayerRow]) -> go.Figure:
             customdata=names,
             hovertemplate="%{customdata}: %{x:,} " + label + "<extra></extra>",
         )
-    most = max((row.dense_params for row in layers), default=1)
+    largest = max((row.dense_params for row in layers), default=1)
     figure.update_layout(barmode="group", bargap=0.32, bargroupgap=0.0)
     figure.update_xaxes(
         title="parameters (logarithmic)",
         type="log",
-        range=[0, math.log10(max(most, 10)) + 0.05],
+        range=[0, math.log10(max(largest, 10)) + 0.05],
         dtick=1,
         tickformat="~s",
     )
@@ -63,9 +64,9 @@ def parameters_by_layer(layers: Sequence[LayerRow]) -> go.Figure:
 
 
 def weight_histogram(histogram: Histogram) -> go.Figure:
-    """Return the stored weights of one layer before and after quantization.
+    """Return a histogram of a layer's stored weights before and after quantization.
 
-    Counts are on a logarithmic axis: quantization gathers them into a few tall bars.
+    Counts are on a logarithmic axis, because quantization gathers them into a few tall bars.
 
     Examples
     --------
@@ -88,14 +89,14 @@ def weight_histogram(histogram: Histogram) -> go.Figure:
             marker={"color": color, "line": {"width": 0}},
             hovertemplate="%{x:.3g}: %{y:,} " + label + "<extra></extra>",
         )
-    most = max([*histogram.before, *histogram.after, 1])
+    largest = max([*histogram.before, *histogram.after, 1])
     figure.update_layout(barmode="overlay", showlegend=False, margin={"t": 8})
     figure.update_xaxes(title="weight", nticks=5)
-    # Half a weight as the foot, so that a bin with a single weight has a bar.
+    # The axis starts at half a weight, so that a bin with a single weight has a bar.
     figure.update_yaxes(
         title="weights",
         type="log",
-        range=[math.log10(0.5), math.log10(most * 1.5)],
+        range=[math.log10(0.5), math.log10(largest * 1.5)],
         dtick=1,
         tickformat="~s",
     )
@@ -103,7 +104,7 @@ def weight_histogram(histogram: Histogram) -> go.Figure:
 
 
 def training_curves(groups: Sequence[Curves]) -> list[go.Figure]:
-    """Return one figure a quantity; a phase has the same colour and dash in all of them.
+    """Return a figure for each quantity; a phase has the same colour and dash in all of them.
 
     The axis is logarithmic where positive values span more than a factor of thirty.
 
@@ -119,7 +120,7 @@ def training_curves(groups: Sequence[Curves]) -> list[go.Figure]:
 
 
 def bytes_by_part(parts: Sequence[FilePart]) -> go.Figure:
-    """Return one bar a part of the file, largest first; the smallest of many are put together.
+    """Return a bar chart of the parts of a file, largest first; the smallest of many share a bar.
 
     Examples
     --------
@@ -128,10 +129,10 @@ def bytes_by_part(parts: Sequence[FilePart]) -> go.Figure:
     ((1000, 96), ('1,000 (91.2 %)', '96 (8.8 %)'))
     """
     ranked = sorted(parts, key=lambda part: part.bytes, reverse=True)
-    if len(ranked) > _MOST_PARTS:
-        small = ranked[_MOST_PARTS - 1 :]
+    if len(ranked) > _MAX_PARTS:
+        small = ranked[_MAX_PARTS - 1 :]
         rest = FilePart(f"{len(small)} smaller parts", sum(part.bytes for part in small))
-        ranked = [*ranked[: _MOST_PARTS - 1], rest]
+        ranked = [*ranked[: _MAX_PARTS - 1], rest]
     total = sum(part.bytes for part in ranked) or 1
     figure = _figure(height=64 + 26 * len(ranked))
     figure.add_bar(
@@ -145,15 +146,16 @@ def bytes_by_part(parts: Sequence[FilePart]) -> go.Figure:
         customdata=[escape(part.name) for part in ranked],
         hovertemplate="%{customdata}: %{x:,.0f} bytes<extra></extra>",
     )
-    most = max((part.bytes for part in ranked), default=1)
+    largest = max((part.bytes for part in ranked), default=1)
     figure.update_layout(bargap=0.3, showlegend=False, margin={"t": 8})
     # Room on the right for the text of the longest bar.
-    figure.update_xaxes(title="bytes", range=[0, 1.45 * most], nticks=6, tickformat="~s")
+    figure.update_xaxes(title="bytes", range=[0, 1.45 * largest], nticks=6, tickformat="~s")
     _name_rows(figure, [part.name for part in ranked])
     return figure
 
 
 def _figure(height: int) -> go.Figure:
+    """Return an empty figure of a height in pixels."""
     figure = go.Figure(
         layout={
             "height": height,
@@ -173,7 +175,7 @@ def _name_rows(figure: go.Figure, names: Sequence[str]) -> None:
 
     Rows are placed by number and not by name, so that equal or shortened names stay apart.
     """
-    labels = [escape(_shortened(name)) for name in names]
+    labels = [escape(_shorten(name)) for name in names]
     figure.update_yaxes(
         tickvals=list(range(len(names))),
         ticktext=labels,
@@ -182,15 +184,16 @@ def _name_rows(figure: go.Figure, names: Sequence[str]) -> None:
     )
 
 
-def _shortened(name: str, longest: int = 26) -> str:
-    """Leave out the middle of a long name: both of its ends tell layers apart."""
-    if len(name) <= longest:
+def _shorten(name: str) -> str:
+    """Return a name without the middle if it is long: both of its ends tell layers apart."""
+    if len(name) <= _MAX_NAME:
         return name
-    tail = (longest - 1) * 2 // 3
-    return f"{name[: longest - 1 - tail]}…{name[-tail:]}"
+    tail = (_MAX_NAME - 1) * 2 // 3
+    return f"{name[: _MAX_NAME - 1 - tail]}…{name[-tail:]}"
 
 
 def _curve_figure(group: Curves, style: dict[str, tuple[str, str]]) -> go.Figure:
+    """Return the figure of one quantity, with the colour and dash of each phase."""
     figure = _figure(height=280)
     unit = f" {group.unit}" if group.unit else ""
     for curve in group.curves:
@@ -199,7 +202,7 @@ def _curve_figure(group: Curves, style: dict[str, tuple[str, str]]) -> go.Figure
             x=curve.epochs,
             y=curve.values,
             name=escape(curve.name),
-            mode="lines+markers" if len(curve.epochs) <= _FEW_EPOCHS else "lines",
+            mode="lines+markers" if len(curve.epochs) <= _MAX_MARKERS else "lines",
             line={"color": color, "dash": dash, "width": 2},
             marker={"size": 5},
             hovertemplate="epoch %{x}: %{y:.4g}" + escape(unit),
@@ -213,6 +216,7 @@ def _curve_figure(group: Curves, style: dict[str, tuple[str, str]]) -> go.Figure
 
 
 def _spans_decades(curves: Sequence[Curve]) -> bool:
+    """Return whether the values are positive and span more than a factor of thirty."""
     values = [
         value
         for curve in curves

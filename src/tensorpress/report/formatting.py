@@ -1,15 +1,17 @@
-"""How numbers are written, in the terminal and on the page alike."""
+"""Numbers as text, in the terminal and on the page alike."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from tensorpress.utils.formatting import format_shape
 
 MISSING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def lookup(metrics: Mapping[str, Any], key: str) -> float | None:
-    """Return the number at a dotted key, or None where there is no finite number.
+    """Return the number at a dotted key, or None if there is no finite number.
 
     Examples
     --------
@@ -43,18 +45,19 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _leaf(value: Any) -> str:
+    """Return the text of a value that is no dictionary."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    # A seed is a name, not a quantity: thousands separators only where digits get hard to count.
+    # Thousands separators only where digits get hard to count: a seed is a name, not a quantity.
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
 def count(value: float | None) -> str:
-    """Write a count with thousands separators.
+    """Return a count with thousands separators.
 
     Examples
     --------
@@ -64,26 +67,26 @@ def count(value: float | None) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
-def short(value: float | None) -> str:
-    """Write a count with three significant digits and a unit of thousands.
+def short_count(value: float | None) -> str:
+    """Return a count with three significant digits and the unit k, M, G or T.
 
     Examples
     --------
-    >>> short(972), short(11_689_512), short(1_814_073_344), short(None)
+    >>> short_count(972), short_count(11_689_512), short_count(1_814_073_344), short_count(None)
     ('972', '11.7M', '1.81G', '–')
     """
     if value is None or not math.isfinite(value):
         return MISSING
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * scale:
-            figure = value / scale
-            digits = 2 if figure < 9.995 else 1 if figure < 99.95 else 0
-            return f"{figure:.{digits}f}{unit}"
+            scaled = value / scale
+            digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+            return f"{scaled:.{digits}f}{unit}"
     return f"{value:,.0f}"
 
 
 def ratio(value: float | None) -> str:
-    """Write a ratio with about three significant digits.
+    """Return a ratio with about three significant digits.
 
     Examples
     --------
@@ -96,12 +99,12 @@ def ratio(value: float | None) -> str:
     return f"{value:,.{digits}f}{TIMES}"
 
 
-def fixed(value: float | None, digits: int) -> str:
-    """Write a number with a fixed number of decimals; what rounds to zero but is not is "<".
+def decimal(value: float | None, digits: int) -> str:
+    """Return a number with so many decimals; a positive one that rounds to zero is written with <.
 
     Examples
     --------
-    >>> fixed(0.4117, 3), fixed(0.00002, 3), fixed(0.0, 3), fixed(None, 3)
+    >>> decimal(0.4117, 3), decimal(0.00002, 3), decimal(0.0, 3), decimal(None, 3)
     ('0.412', '<0.001', '0.000', '–')
     """
     if value is None or not math.isfinite(value):
@@ -111,18 +114,18 @@ def fixed(value: float | None, digits: int) -> str:
 
 
 def shape(sizes: Sequence[int]) -> str:
-    """Write a shape, modes or ranks.
+    """Return a shape, modes or ranks as text.
 
     Examples
     --------
     >>> shape((50, 25, 20)), shape(())
     ('50×25×20', '–')
     """
-    return TIMES.join(map(str, sizes)) or MISSING
+    return format_shape(sizes) or MISSING
 
 
 def size(value: float | None) -> tuple[str, str]:
-    """Split a number of bytes into figure and unit, exact below a tenth of a megabyte.
+    """Return the number and the unit of a size in bytes, exact below 100,000 bytes.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: text, tables and plots that open without a network."""
+"""The report as one self-contained HTML page: text, tables and plots that need no network."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from tensorpress.report.content import ReportContent
 from tensorpress.report.tables import headline_cells
 from tensorpress.utils.atomic_files import write_atomically
 
-_CIRCUMSTANCES = ("seed", "device", "seconds", "latency", "versions")
+_CONDITIONS = ("seed", "device", "seconds", "latency", "versions")
 
 
 class _Headline(NamedTuple):
-    """One of the big numbers: its name, the number, its unit, and what is behind it."""
+    """One of the large numbers of the page: its label, the number, its unit, an explanation."""
 
     label: str
     value: str
@@ -23,15 +23,15 @@ class _Headline(NamedTuple):
 
 
 def render(content: ReportContent) -> str:
-    """Return the page as HTML with everything it needs inside, about 5 MB.
+    """Return a report as a self-contained HTML page of about 5 MB.
 
     The page makes no network request: plotly.js is part of it, and its content security policy
     forbids the browser to load anything. All text of the content is escaped.
 
     Parameters
     ----------
-    content
-        What to show. Numbers that are missing are shown as "–", plots without data are left out.
+    content : ReportContent
+        The content. A missing number is shown as "–", and a plot without data is left out.
 
     Examples
     --------
@@ -63,13 +63,13 @@ def render(content: ReportContent) -> str:
         cells=headline_cells(content.metrics),
         circumstances=list(
             formatting.flatten(
-                {key: content.metrics[key] for key in _CIRCUMSTANCES if key in content.metrics}
+                {key: content.metrics[key] for key in _CONDITIONS if key in content.metrics}
             )
         ),
         every_number=list(formatting.flatten(content.metrics)),
         fmt=formatting,
         with_errors=any(row.error is not None for row in content.layers),
-        # Through plotly's encoder, which writes null where JSON has no number.
+        # plotly's encoder writes null for NaN and infinities, which JSON does not have.
         plots={
             name: [json.loads(figure.to_json()) for figure in group]
             for name, group in plots.items()
@@ -79,13 +79,13 @@ def render(content: ReportContent) -> str:
 
 
 def write_page(content: ReportContent, path: str | os.PathLike[str]) -> None:
-    """Write the page to a file, which is complete or not there at all.
+    """Write a report to an HTML file, atomically.
 
     Parameters
     ----------
-    content
-        What to show.
-    path
+    content : ReportContent
+        The content.
+    path : path-like
         The file to write or replace, for instance ``report.html``; its folder must exist.
 
     Raises
@@ -106,21 +106,22 @@ def write_page(content: ReportContent, path: str | os.PathLike[str]) -> None:
 
 
 def _headline(metrics: Mapping[str, Any]) -> list[_Headline]:
-    number = {
+    """Return the large numbers of the page."""
+    numbers = {
         key: formatting.lookup(metrics, key)
         for key in (
             *("dense.params", "dense.bytes", "dense.error"),
             *("pressed.params", "file.bytes", "file.error"),
         )
     }
-    figure, unit = formatting.size(number["file.bytes"])
+    size, unit = formatting.size(numbers["file.bytes"])
     errors_on = metrics.get("errors_on", "test")
-    before = formatting.fixed(number["dense.error"], 2)
-    after = formatting.fixed(number["file.error"], 2)
-    dense, pressed = (formatting.count(number[f"{form}.params"]) for form in ("dense", "pressed"))
+    before = formatting.decimal(numbers["dense.error"], 2)
+    after = formatting.decimal(numbers["file.error"], 2)
+    dense, pressed = (formatting.count(numbers[f"{form}.params"]) for form in ("dense", "pressed"))
     return [
         _Headline(
-            "File size", figure, unit, f"dense: {formatting.count(number['dense.bytes'])} bytes"
+            "File size", size, unit, f"dense: {formatting.count(numbers['dense.bytes'])} bytes"
         ),
         _Headline(
             "File ratio",

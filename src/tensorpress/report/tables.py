@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""The tables of a report for the terminal."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return the rows quantity, dense, pressed, file of the headline table as text.
+    """Return the rows of the headline table as text: quantity, dense, pressed, file.
 
-    A number that should be there and is not reads "–"; a cell that has no meaning, such as the
-    MACs of a file, is empty. The error before training is there where weights were decomposed.
+    A missing number is written "–"; a cell without a meaning, such as the MACs of a file, is empty.
+    The error before training is included if weights were decomposed.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
             return ""
         if kind == "ratio":
             return formatting.ratio(value)
-        return formatting.fixed(value, 2) if kind == "error" else formatting.count(value)
+        return formatting.decimal(value, 2) if kind == "error" else formatting.count(value)
 
     rows = [
         ("parameters", "count", "dense.params", "pressed.params", ""),
@@ -64,13 +64,15 @@ def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
 
 
 def headline_table(metrics: Mapping[str, Any]) -> Table:
-    """Return the network's numbers: dense, pressed, and decoded from the file.
+    """Return a table of the network's metrics: dense, pressed, and decoded from the file.
+
+    The parameter ratio is dense parameters / stored parameters; the file ratio is 4 bytes × dense
+    parameters / all bytes of the file.
 
     Parameters
     ----------
-    metrics
-        Content of ``metrics.json``. The parameter ratio is dense parameters / stored
-        parameters; the file ratio is 4 bytes × dense parameters / all bytes of the file.
+    metrics : mapping
+        Content of ``metrics.json``.
 
     Examples
     --------
@@ -92,14 +94,14 @@ def headline_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def layer_table(rows: Sequence[LayerRow]) -> Table:
-    """Return one line a layer, totals below, and the notes as numbered remarks.
+    """Return a table of the layers of a network, with totals and notes as numbered remarks.
 
-    The table is whole at 80 columns: long names break at their dots, and columns that are empty
-    in every row are left out. Shapes, modes and bits per weight are on the page only.
+    The table fits into 80 columns: long names break at their dots, and columns that are empty in
+    every row are left out. Shapes, modes and bits per weight are on the page only.
 
     Parameters
     ----------
-    rows
+    rows : sequence of LayerRow
         The layers in the order of the network.
 
     Examples
@@ -115,7 +117,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     total                 400,000   13,000
     """
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
-    caption = "\n".join(f"{mark(notes, note)} {note}" for note in notes)
+    caption = "\n".join(f"{footnote_mark(notes, note)} {note}" for note in notes)
     table = plain_table(caption=Text(caption, style="dim") if notes else None)
     table.show_footer = bool(rows)
     columns = _numeric_columns(rows)
@@ -127,7 +129,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     for index, row in enumerate(rows):
         # Text, not str: what is in square brackets is not markup here.
         table.add_row(
-            Name(row.name + mark(notes, row.note)),
+            Name(row.name + footnote_mark(notes, row.note)),
             Text(row.scheme),
             formatting.shape(row.ranks),
             *(column.cells[index] for column in columns),
@@ -138,7 +140,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
 
 @dataclass(frozen=True)
 class Name:
-    """A qualified name, in lines that end at a dot where the column is too narrow for it."""
+    """A qualified name, which breaks at its dots if the column is too narrow for it."""
 
     text: str
 
@@ -166,7 +168,7 @@ class _Column(NamedTuple):
 
 
 def plain_table(caption: Text | None = None) -> Table:
-    """Return an empty table as all of ours look."""
+    """Return an empty table in the style of all tables of the package."""
     return Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -180,6 +182,7 @@ def plain_table(caption: Text | None = None) -> Table:
 
 
 def _numeric_columns(rows: Sequence[LayerRow]) -> list[_Column]:
+    """Return the columns of numbers that have a value in at least one row."""
     dense = [row.dense_params for row in rows]
     pressed = [row.pressed_params for row in rows]
     sizes = [row.file_bytes for row in rows]
@@ -191,15 +194,15 @@ def _numeric_columns(rows: Sequence[LayerRow]) -> list[_Column]:
     ]
     known = [value for value in sizes if value is not None]
     if known:
-        # A sum over some of the layers would pass for the sum over all.
+        # Without a total if a layer is missing in it.
         total = sum(known) if len(known) == len(rows) else None
         columns.append(_Column("file\nbytes", count(total), [count(value) for value in sizes]))
     if any(value is not None for value in errors):
-        cells = [formatting.fixed(value, 3) for value in errors]
+        cells = [formatting.decimal(value, 3) for value in errors]
         columns.append(_Column("rel.\nerror", "", cells))
     return columns
 
 
-def mark(notes: Sequence[str], note: str) -> str:
-    """Return the superscript number of a note, or nothing without one."""
+def footnote_mark(notes: Sequence[str], note: str) -> str:
+    """Return the superscript number of a note among all notes, empty for an empty note."""
     return str(notes.index(note) + 1).translate(_SUPERSCRIPTS) if note else ""

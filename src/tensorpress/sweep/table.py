@@ -42,7 +42,7 @@ def variant_table(content: Mapping[str, Any]) -> Table:
             ON_FRONTIER if variant["frontier"] else "",
             Text(variant["name"]),
             "diverged" if diverged else formatting.count(variant["bytes"]),
-            formatting.fixed(variant["validation_error"], 2),
+            formatting.decimal(variant["validation_error"], 2),
             style="" if variant["frontier"] else "dim",
         )
     return table
@@ -63,7 +63,7 @@ def pick_table(content: Mapping[str, Any]) -> Table:
             pick["rule"],
             Text(pick["variant"]),
             formatting.count(pick["bytes"]),
-            formatting.fixed(pick["validation_error"], 2),
+            formatting.decimal(pick["validation_error"], 2),
             format_mean(pick["test_error"]),
         )
     return table
@@ -87,5 +87,5 @@ def format_mean(errors: Mapping[str, Any]) -> str:
     >>> format_mean({"mean": 0.951, "sd": 0.04}), format_mean({"mean": 0.951, "sd": None})
     ('0.95 ± 0.04', '0.95')
     """
-    text = formatting.fixed(errors["mean"], 2)
-    return text if errors["sd"] is None else f"{text} ± {formatting.fixed(errors['sd'], 2)}"
+    text = formatting.decimal(errors["mean"], 2)
+    return text if errors["sd"] is None else f"{text} ± {formatting.decimal(errors['sd'], 2)}"
