@@ -23,8 +23,8 @@ class Tokens(nn.Module):
         self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        found: Tensor = self.down(torch.relu(self.up(self.table(input_ids))))
-        return found * attention_mask[..., None]
+        result: Tensor = self.down(torch.relu(self.up(self.table(input_ids))))
+        return result * attention_mask[..., None]
 
 
 def sentences(lengths: list[int], padding: int) -> dict[str, Tensor]:
@@ -37,35 +37,35 @@ def sentences(lengths: list[int], padding: int) -> dict[str, Tensor]:
 
 
 def test_arguments_by_name_reach_the_model() -> None:
-    model, given = Tokens(), sentences([4, 2], padding=11)
-    [batch] = collect_batches([given | {"labels": torch.tensor([0, 1])}], model)
+    model, arguments = Tokens(), sentences([4, 2], padding=11)
+    [batch] = collect_batches([arguments | {"labels": torch.tensor([0, 1])}], model)
     assert len(batch) == 2
     assert batch.labels is not None
     assert batch.labels.tolist() == [0, 1]
-    torch.testing.assert_close(model_outputs(model, batch), model(**given))
-    [other] = collect_batches([given], model)
+    torch.testing.assert_close(model_outputs(model, batch), model(**arguments))
+    [other] = collect_batches([arguments], model)
     assert digest([batch]) != digest([other])
 
 
-def test_moments_do_not_see_padding() -> None:
+def test_moments_ignore_padding() -> None:
     model = Tokens()
     padded = collect_batches([sentences([4, 1, 3], padding=11)], model)
-    found = input_moments(model, padded)["up"]
-    assert found.rows == 8
+    result = input_moments(model, padded)["up"]
+    assert result.rows == 8
     ids = padded[0].named["input_ids"]
     rows = model.table(ids[ids != 11]).double()
-    torch.testing.assert_close(found.blocks[0][0], rows.T @ rows, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(result.blocks[0][0], rows.T @ rows, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["inputs", "linear", "nonlinear"])
 def test_what_is_fitted_does_not_depend_on_padding(kind: Any) -> None:
     model = Tokens()
     plan = tp.plan(model, scheme="channel_svd", ranks=3, skip=["table"])
-    found = []
+    result = []
     for padding in (10, 11):
         batches = [sentences([9, 30, 17, 2], padding), sentences([40, 3], padding)]
-        found.append(tp.press(model, plan, calibration=batches, reconstruct=kind))
-    for one, other in zip(found[0].parameters(), found[1].parameters(), strict=True):
+        result.append(tp.press(model, plan, calibration=batches, reconstruct=kind))
+    for one, other in zip(result[0].parameters(), result[1].parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -91,6 +91,6 @@ def test_a_convolution_as_wide_as_a_sentence_is_long_is_not_masked() -> None:
         ("text", "got str"),
     ],
 )
-def test_what_is_no_batch_is_told(given: Any, said: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=re.escape(said)):
-        collect_batches([given], Tokens())
+def test_unusable_batches_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        collect_batches([arguments], Tokens())

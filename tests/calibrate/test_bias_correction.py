@@ -7,27 +7,27 @@ from tensorpress.calibrate.batches import collect_batches
 from tensorpress.calibrate.bias_correction import correct_biases
 
 
-def changed(net: nn.Module) -> nn.Module:
-    found = deepcopy(net)
+def perturb(net: nn.Module) -> nn.Module:
+    names = deepcopy(net)
     with torch.no_grad():
-        for module in found.modules():
+        for module in names.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.weight.add_(0.2 * torch.randn_like(module.weight))
-    return found
+    return names
 
 
 def mean(net: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = net(x)
-    return found.transpose(0, 1).flatten(1).mean(1)
+        names: Tensor = net(x)
+    return names.transpose(0, 1).flatten(1).mean(1)
 
 
-def test_every_channel_gets_its_mean_back() -> None:
+def test_every_channel_has_the_mean_of_the_dense_model() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 2)
     ).eval()
-    other, x = changed(net), torch.randn(20, 2, 6, 6)
+    other, x = perturb(net), torch.randn(20, 2, 6, 6)
     assert not torch.allclose(mean(other, x), mean(net, x), atol=1e-2)
     assert correct_biases(other, net, collect_batches([x], net)) == ["1", "3"]
     torch.testing.assert_close(mean(other, x), mean(net, x), atol=1e-5, rtol=1e-4)
@@ -37,7 +37,7 @@ def test_every_channel_gets_its_mean_back() -> None:
 def test_the_correction_is_the_mean_over_batches_and_the_dense_model_stays() -> None:
     torch.manual_seed(0)
     net = nn.Linear(3, 2).train()
-    before, other, x = deepcopy(net.state_dict()), changed(net), torch.randn(12, 3)
+    before, other, x = deepcopy(net.state_dict()), perturb(net), torch.randn(12, 3)
     correct_biases(other, net, collect_batches([x[:6], x[6:]], net))
     torch.testing.assert_close(mean(other, x), mean(net, x))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
@@ -46,7 +46,7 @@ def test_the_correction_is_the_mean_over_batches_and_the_dense_model_stays() -> 
     assert not other._forward_hooks
 
 
-def test_layers_without_a_bias_are_left() -> None:
+def test_layers_without_a_bias_are_unchanged() -> None:
     net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.LayerNorm(2))
-    other = changed(net)
+    other = perturb(net)
     assert correct_biases(other, net, collect_batches([torch.randn(4, 3)], net)) == []

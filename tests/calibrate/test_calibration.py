@@ -26,8 +26,8 @@ class Attention(nn.Module):
         self.mix = nn.Conv1d(6, 8, 3, groups=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.mix((self.query(x) * self.key(x)).mT)
-        return found
+        calibration: Tensor = self.mix((self.query(x) * self.key(x)).mT)
+        return calibration
 
 
 def batches(seed: int = 0, count: int = 4) -> list[Tensor]:
@@ -35,38 +35,38 @@ def batches(seed: int = 0, count: int = 4) -> list[Tensor]:
     return [torch.randn(5, 7, 8, generator=random) for _ in range(count)]
 
 
-def test_a_file_has_all_of_it_and_shared_moments_once(tmp_path: Path) -> None:
-    found = tp.Calibration.collect(Attention(), batches())
-    found.save(tmp_path / "a.calibration")
-    again = tp.Calibration.load(tmp_path / "a.calibration")
-    assert list(again.moments) == ["query", "key", "mix"]
-    assert again.moments["query"] is again.moments["key"]
-    for name, held in found.moments.items():
-        assert again.moments[name].rows == held.rows
-        for one, other in zip(again.moments[name].blocks, held.blocks, strict=True):
+def test_files_round_trip_with_shared_moments_stored_once(tmp_path: Path) -> None:
+    calibration = tp.Calibration.collect(Attention(), batches())
+    calibration.save(tmp_path / "a.calibration")
+    loaded = tp.Calibration.load(tmp_path / "a.calibration")
+    assert list(loaded.moments) == ["query", "key", "mix"]
+    assert loaded.moments["query"] is loaded.moments["key"]
+    for name, moments in calibration.moments.items():
+        assert loaded.moments[name].rows == moments.rows
+        for one, other in zip(loaded.moments[name].blocks, moments.blocks, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
     numbers = 8 * 8 + 2 * 9 * 9
     assert (tmp_path / "a.calibration").stat().st_size < 8 * numbers + 1000
 
 
-def test_pressing_by_it_is_pressing_by_the_batches() -> None:
+def test_pressing_by_a_calibration_equals_pressing_by_its_batches() -> None:
     model = Attention()
     plan = tp.plan(model, scheme="channel_svd", ranks=2)
-    kept = tp.press(model, plan, calibration=tp.Calibration.collect(model, batches()))
+    pressed = tp.press(model, plan, calibration=tp.Calibration.collect(model, batches()))
     direct = tp.press(model, plan, calibration=batches(), reconstruct="inputs")
-    for one, other in zip(kept.parameters(), direct.parameters(), strict=True):
+    for one, other in zip(pressed.parameters(), direct.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
 
-def test_what_it_cannot_say_is_told() -> None:
+def test_a_calibration_that_does_not_fit_is_refused() -> None:
     model = Attention()
     plan = tp.plan(model, scheme="channel_svd", ranks=2)
-    found = tp.Calibration.collect(model, batches())
+    calibration = tp.Calibration.collect(model, batches())
     with pytest.raises(InvalidArgumentError, match="'nonlinear' needs batches"):
-        tp.press(model, plan, calibration=found, reconstruct="nonlinear")
+        tp.press(model, plan, calibration=calibration, reconstruct="nonlinear")
     wide = Attention(width=9)
     with pytest.raises(ModelMismatchError, match=r"'query' has 9 inputs .* calibration is of 8"):
-        tp.press(wide, tp.plan(wide, scheme="channel_svd", ranks=2), calibration=found)
+        tp.press(wide, tp.plan(wide, scheme="channel_svd", ranks=2), calibration=calibration)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
@@ -82,10 +82,10 @@ def test_processes_add_their_sums_up(tmp_path: Path) -> None:
     multiprocessing.spawn(_collect, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     whole = tp.Calibration.collect(Attention(), batches(0) + batches(1))
     for rank in range(2):
-        found = tp.Calibration.load(tmp_path / str(rank))
-        for name, held in whole.moments.items():
-            assert found.moments[name].rows == held.rows
-            for one, other in zip(found.moments[name].blocks, held.blocks, strict=True):
+        calibration = tp.Calibration.load(tmp_path / str(rank))
+        for name, moments in whole.moments.items():
+            assert calibration.moments[name].rows == moments.rows
+            for one, other in zip(calibration.moments[name].blocks, moments.blocks, strict=True):
                 torch.testing.assert_close(one, other)
 
 

@@ -27,21 +27,21 @@ def test_rows_times_the_weight_are_the_layer(layer: nn.Module, shape: tuple[int,
     rows, y = unfold_inputs(layer, x), layer(x)
     weight = layer.get_parameter("weight")
     kernel = weight.reshape(rows.shape[1], -1, rows.shape[2])
-    found = torch.einsum("pgc,goc->pgo", rows, kernel).flatten(1)
+    result = torch.einsum("pgc,goc->pgo", rows, kernel).flatten(1)
     expected = y if isinstance(layer, nn.Linear) else y.movedim(1, -1)
-    torch.testing.assert_close(found, expected.reshape(len(found), -1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(result, expected.reshape(len(result), -1), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
 def test_moments_give_the_mean_squared_response(layer: nn.Module, shape: tuple[int, ...]) -> None:
     net, x = nn.Sequential(layer), torch.randn(shape)
-    found = input_moments(net, collect_batches([x, x], net))["0"]
-    [second] = found.means()
+    result = input_moments(net, collect_batches([x, x], net))["0"]
+    [second] = result.means()
     kernel = (
         layer.get_parameter("weight").detach().double().reshape(len(second), -1, second.shape[-1])
     )
     rows = unfold_inputs(layer, x)
-    assert found.rows == 2 * len(rows)
+    assert result.rows == 2 * len(rows)
     mean_square = layer(x).detach().double().square().sum() / len(rows)
     assert float((kernel @ second * kernel).sum()) == pytest.approx(float(mean_square), rel=1e-5)
 
@@ -69,30 +69,30 @@ class Attention(nn.Module):
         return scores
 
 
-def test_layers_that_are_given_the_same_tensor_hold_one_sum() -> None:
+def test_layers_with_the_same_input_share_their_moments() -> None:
     net = Attention()
     x = torch.randn(8, 6)
-    found = input_moments(net, collect_batches([x], net))
-    assert found["q"] is found["k"]
-    assert found["q"] is not found["out"]
-    torch.testing.assert_close(found["k"].means()[0][0], (x.T @ x / 8).double())
+    result = input_moments(net, collect_batches([x], net))
+    assert result["q"] is result["k"]
+    assert result["q"] is not result["out"]
+    torch.testing.assert_close(result["k"].means()[0][0], (x.T @ x / 8).double())
 
 
 class Repeated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.again, self.never = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.first, self.repeated, self.never = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.again(self.first(x)) + self.again(x)
-        return found
+        result: Tensor = self.repeated(self.first(x)) + self.repeated(x)
+        return result
 
 
-def test_a_layer_that_is_called_twice_sees_both_inputs() -> None:
+def test_a_layer_that_is_called_twice_sums_both_inputs() -> None:
     net, x = Repeated(), torch.randn(5, 3)
-    found = input_moments(net, collect_batches([x], net))
-    assert (found["first"].rows, found["again"].rows) == (5, 10)
-    assert "never" not in found
+    result = input_moments(net, collect_batches([x], net))
+    assert (result["first"].rows, result["again"].rows) == (5, 10)
+    assert "never" not in result
 
 
 def test_wide_layers_have_moments_within_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

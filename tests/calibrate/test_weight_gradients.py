@@ -15,19 +15,21 @@ from tensorpress.calibrate.weight_gradients import weight_gradients
     ],
     ids=str,
 )
-def test_they_are_the_norm_of_the_jacobian(net: nn.Sequential, shape: tuple[int, ...]) -> None:
+def test_weight_gradients_are_the_norm_of_the_jacobian(
+    net: nn.Sequential, shape: tuple[int, ...]
+) -> None:
     torch.manual_seed(1)
     x = torch.randn(shape)
     weight = net[0].weight
 
     def outputs(values: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.func.functional_call(net, {"0.weight": values}, (x,))
-        return found
+        norms: torch.Tensor = torch.func.functional_call(net, {"0.weight": values}, (x,))
+        return norms
 
     jacobian = torch.autograd.functional.jacobian(outputs, weight.detach())
     expected = float(jacobian.square().sum())
-    found = weight_gradients(net, collect_batches([x.repeat(3000, *[1] * (x.ndim - 1))], net))
-    assert found["0"] == pytest.approx(expected, rel=0.1)
+    norms = weight_gradients(net, collect_batches([x.repeat(3000, *[1] * (x.ndim - 1))], net))
+    assert norms["0"] == pytest.approx(expected, rel=0.1)
 
 
 def test_examples_do_not_mix_and_nothing_is_left_behind() -> None:

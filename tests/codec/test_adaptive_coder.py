@@ -12,19 +12,19 @@ from tensorpress.errors import CorruptFileError
 COMPILED = 1 << 20
 
 
-def written(symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> bytes:
+def encode(symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> bytes:
     stream = Stream()
     stream.expect(expect)
     stream.symbols(shape, nearest_scale(symbols), symbols)
     return stream.finish()
 
 
-def read(data: bytes, symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> Symbols:
+def decode(data: bytes, symbols: Symbols, shape: tuple[int, ...], expect: int = 0) -> Symbols:
     stream = Stream(data)
     stream.expect(expect)
-    found = stream.symbols(shape, nearest_scale(symbols))
+    result = stream.symbols(shape, nearest_scale(symbols))
     stream.check_end()
-    return found
+    return result
 
 
 def laplace(shape: tuple[int, ...], scale: float, seed: int = 0) -> Symbols:
@@ -43,7 +43,7 @@ calls = st.lists(
 )
 
 
-def called(stream: Stream, kind: str, value: int = 0) -> int:
+def code_value(stream: Stream, kind: str, value: int = 0) -> int:
     if kind == "choice":
         return stream.choice(48, value)
     if kind == "word":
@@ -52,16 +52,16 @@ def called(stream: Stream, kind: str, value: int = 0) -> int:
 
 
 @given(calls)
-def test_numbers_come_back(wanted: list[tuple[str, int]]) -> None:
+def test_numbers_round_trip(numbers: list[tuple[str, int]]) -> None:
     stream = Stream()
-    for kind, value in wanted:
-        assert called(stream, kind, value) == value
+    for kind, value in numbers:
+        assert code_value(stream, kind, value) == value
     data = stream.finish()
     assert len(data) <= stream.bits / 8 + 1
-    again = Stream(data)
-    assert [called(again, kind) for kind, _ in wanted] == [value for _, value in wanted]
-    assert again.bits == pytest.approx(stream.bits)
-    again.check_end()
+    reader = Stream(data)
+    assert [code_value(reader, kind) for kind, _ in numbers] == [value for _, value in numbers]
+    assert reader.bits == pytest.approx(stream.bits)
+    reader.check_end()
 
 
 @given(
@@ -72,9 +72,9 @@ def test_numbers_come_back(wanted: list[tuple[str, int]]) -> None:
     ),
     st.sampled_from([(), (1,), (1, 1), (1, 1, 1), (1, 1, 1, 1)]),
 )
-def test_symbols_come_back(symbols: Symbols, more: tuple[int, ...]) -> None:
+def test_symbols_round_trip(symbols: Symbols, more: tuple[int, ...]) -> None:
     shape = (len(symbols), *more)
-    assert (read(written(symbols, shape), symbols, shape) == symbols).all()
+    assert (decode(encode(symbols, shape), symbols, shape) == symbols).all()
 
 
 SHAPES = [(600,), (30, 20), (6, 5, 20), (5, 4, 5, 6), (5, 4, 2, 5, 3), (1, 600), (600, 1, 1, 1)]
@@ -84,17 +84,17 @@ SHAPES = [(600,), (30, 20), (6, 5, 20), (5, 4, 5, 6), (5, 4, 2, 5, 3), (1, 600),
 @pytest.mark.parametrize("scale", [0.1, 2.0, 5000.0])
 def test_compiled_code_writes_and_reads_the_same(shape: tuple[int, ...], scale: float) -> None:
     symbols = laplace(shape, scale)
-    data = written(symbols, shape)
-    assert written(symbols, shape, COMPILED) == data
-    assert (read(data, symbols, shape, COMPILED) == symbols).all()
+    data = encode(symbols, shape)
+    assert encode(symbols, shape, COMPILED) == data
+    assert (decode(data, symbols, shape, COMPILED) == symbols).all()
 
 
 def test_outliers_in_compiled_code() -> None:
     symbols = laplace((40, 40), 0.3)
     symbols[::100] = [(-1) ** k * (1 << 23) for k in range(16)]
-    data = written(symbols, (40, 40), COMPILED)
-    assert data == written(symbols, (40, 40))
-    assert (read(data, symbols, (40, 40), COMPILED) == symbols).all()
+    data = encode(symbols, (40, 40), COMPILED)
+    assert data == encode(symbols, (40, 40))
+    assert (decode(data, symbols, (40, 40), COMPILED) == symbols).all()
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.5, 3.0, 40.0])
@@ -102,7 +102,7 @@ def test_independent_symbols_take_their_entropy(scale: float) -> None:
     symbols = laplace((60, 60), scale)
     _, counts = np.unique(symbols, return_counts=True)
     entropy = -(counts * np.log2(counts / counts.sum())).sum() / 8
-    assert len(written(symbols, (60, 60))) < 1.02 * entropy + 20
+    assert len(encode(symbols, (60, 60))) < 1.02 * entropy + 20
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -112,21 +112,21 @@ def test_rows_and_columns_of_their_own_scales_take_less(axis: int) -> None:
     symbols = (draws * (scales[:, None] if axis == 0 else scales)).round().astype(np.int32).ravel()
     _, counts = np.unique(symbols, return_counts=True)
     entropy = -(counts * np.log2(counts / counts.sum())).sum() / 8
-    assert len(written(symbols, (60, 60))) < 0.9 * entropy
+    assert len(encode(symbols, (60, 60))) < 0.9 * entropy
 
 
-def test_signs_of_smooth_kernels_are_foreseen() -> None:
+def test_signs_of_smooth_kernels_are_predicted() -> None:
     generator = np.random.default_rng(0)
     level = generator.normal(0, 3, (30, 10, 1, 1)) + generator.normal(0, 1, (30, 10, 3, 3))
     symbols = level.round().astype(np.int32)
     shuffled = generator.permuted(symbols.ravel())
-    smooth = len(written(symbols.ravel(), (30, 10, 3, 3)))
-    assert smooth < 0.8 * len(written(shuffled, (30, 10, 3, 3)))
+    smooth = len(encode(symbols.ravel(), (30, 10, 3, 3)))
+    assert smooth < 0.8 * len(encode(shuffled, (30, 10, 3, 3)))
 
 
-def test_writing_more_room_than_was_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_buffer_grows_when_symbols_need_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = laplace((20, 20), 1e6)
-    data = written(symbols, (20, 20))
+    data = encode(symbols, (20, 20))
     monkeypatch.setattr(module, "_ROOM", 200)
     stream = Stream()
     monkeypatch.setattr(module.np, "int32", np.int32)
@@ -134,14 +134,14 @@ def test_writing_more_room_than_was_thought(monkeypatch: pytest.MonkeyPatch) -> 
     assert stream.finish() == data
 
 
-def test_what_is_undone_leaves_no_trace() -> None:
+def test_a_rewound_stream_is_as_if_nothing_was_written() -> None:
     symbols = laplace((10, 10), 2.0)
     stream = Stream()
     mark = stream.mark()
     stream.symbols((10, 10), 3, laplace((10, 10), 90.0, seed=1))
     stream.rewind(mark)
     stream.symbols((10, 10), nearest_scale(symbols), symbols)
-    assert stream.finish() == written(symbols, (10, 10))
+    assert stream.finish() == encode(symbols, (10, 10))
 
 
 @settings(max_examples=50)
@@ -150,25 +150,25 @@ def test_any_bytes_are_read_or_refused(data: bytes, expect: int, scale: int) -> 
     stream = Stream(data)
     stream.expect(expect)
     try:
-        found = stream.symbols((9, 3, 3, 3), scale)
+        result = stream.symbols((9, 3, 3, 3), scale)
         stream.check_end()
     except CorruptFileError:
         return
-    assert found.shape == (243,)
-    assert int(np.abs(found.astype(np.int64)).max()) <= 1 << 23
+    assert result.shape == (243,)
+    assert int(np.abs(result.astype(np.int64)).max()) <= 1 << 23
 
 
-def test_truncation_and_extension_are_found() -> None:
+def test_truncated_and_extended_streams_are_refused() -> None:
     symbols = laplace((20, 20), 9.0)
-    data = written(symbols, (20, 20))
+    data = encode(symbols, (20, 20))
     for size in range(0, len(data) - 4, 7):
         with pytest.raises(CorruptFileError, match="end early"):
-            read(data[:size], symbols, (20, 20))
+            decode(data[:size], symbols, (20, 20))
     with pytest.raises(CorruptFileError, match="after the coded values"):
-        read(data + bytes(5), symbols, (20, 20))
+        decode(data + bytes(5), symbols, (20, 20))
 
 
-def test_tables_are_what_they_should_be() -> None:
+def test_lookup_tables_match_their_functions() -> None:
     stretch, squash, logarithms, reciprocals = (np.array(table) for table in tables())
     x = np.arange(-2048, 2048)
     logistic = 65536 / (1 + np.exp(-x / 256))

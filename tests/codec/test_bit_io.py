@@ -15,7 +15,7 @@ from tensorpress.errors import CorruptFileError
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_varints_take_the_bits_that_are_said(n: int) -> None:
+def test_varint_bits_counts_the_bits_of_a_varint(n: int) -> None:
     writer = BitWriter()
     writer.varint(n)
     assert writer.size == varint_bits(n)
@@ -36,7 +36,7 @@ def test_zigzag_is_inverted(n: int) -> None:
         )
     )
 )
-def test_what_is_written_is_read(items: list[tuple[str, float]]) -> None:
+def test_written_values_are_read_back(items: list[tuple[str, float]]) -> None:
     extra = {"bits": [13], "unary": [], "varint": []}
     limit = {"bits": [13], "unary": [20], "varint": []}
     writer = BitWriter()
@@ -86,7 +86,7 @@ def test_numbers_out_of_bounds_are_refused() -> None:
         BitReader(writer.to_bytes() + b"\0").levels(2, limit=4)
 
 
-def test_take_and_finish_see_what_is_left() -> None:
+def test_take_and_finish_check_the_remaining_bytes() -> None:
     reader = BitReader(b"abc")
     assert reader.take(2) == b"ab"
     with pytest.raises(CorruptFileError, match="end early"):

@@ -17,21 +17,21 @@ def seal(body: bytes, version: int = 2) -> bytes:
     return b"TPZ" + bytes([version]) + checksum + body
 
 
-def stored(tmp_path: Path, data: bytes) -> Path:
+def write_bytes(tmp_path: Path, data: bytes) -> Path:
     path = tmp_path / "model.tpz"
     path.write_bytes(data)
     return path
 
 
 @given(stream=st.binary(), payload=st.binary())
-def test_what_is_written_is_read(
+def test_written_values_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, stream: bytes, payload: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.tpz"
     size = write(path, stream, payload)
-    again = read(str(path))
-    assert (again.stream, again.payload) == (stream, payload)
-    assert again.size == size == path.stat().st_size
+    content = read(str(path))
+    assert (content.stream, content.payload) == (stream, payload)
+    assert content.size == size == path.stat().st_size
 
 
 def test_overhead_is_eight_bytes_and_a_length_where_there_is_a_payload(tmp_path: Path) -> None:
@@ -67,32 +67,32 @@ def test_every_truncation_and_extension_is_detected(tmp_path: Path, payload: byt
         read(path)
 
 
-def test_other_files_and_other_versions_are_told_apart(tmp_path: Path) -> None:
+def test_other_files_and_other_versions_have_other_messages(tmp_path: Path) -> None:
     with pytest.raises(CorruptFileError, match=r"not a \.tpz file"):
-        read(stored(tmp_path, b"PK\x03\x04 a zip archive"))
+        read(write_bytes(tmp_path, b"PK\x03\x04 a zip archive"))
     with pytest.raises(CorruptFileError, match=r"not a \.tpz file"):
-        read(stored(tmp_path, b""))
+        read(write_bytes(tmp_path, b""))
     for version in (1, 3, 0x80 | 3):
         with pytest.raises(CorruptFileError, match=f"version {version & 127}, this .* reads 2"):
-            read(stored(tmp_path, seal(b"\x02\x80\x00", version)))
+            read(write_bytes(tmp_path, seal(b"\x02\x80\x00", version)))
 
 
 @given(body=st.binary(max_size=80), version=st.sampled_from([2, 2 | 128]))
 def test_any_sealed_body_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, body: bytes, version: int
 ) -> None:
-    path = stored(tmp_path_factory.getbasetemp(), seal(body, version))
+    path = write_bytes(tmp_path_factory.getbasetemp(), seal(body, version))
     try:
-        again = read(path)
+        content = read(path)
     except CorruptFileError:
         return
-    assert again.size == len(body) + 8
+    assert content.size == len(body) + 8
 
 
 @pytest.mark.parametrize("body", [b"", b"\x05ab", b"\xff\xff\xff\xff\x7f", b"\xff" * 12])
 def test_wrong_lengths_are_refused(tmp_path: Path, body: bytes) -> None:
     with pytest.raises(CorruptFileError, match=r"end early|exceeds 64 bits"):
-        read(stored(tmp_path, seal(body, 2 | 128)))
+        read(write_bytes(tmp_path, seal(body, 2 | 128)))
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:

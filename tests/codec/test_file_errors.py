@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from tpz_models import assert_holds, expected, pressed, saved
+from tpz_models import assert_holds, expected, press_network, save_model
 
 import tensorpress as tp
 from tensorpress.codec.model_tensors import stored_tensors
@@ -35,7 +35,7 @@ def test_values_out_of_range_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"'running_var'.*norms='float32'"):
         tp.save(norm, tmp_path / "a.tpz")
     assert_holds(
-        tp.load(saved(norm, tmp_path, norms="float32"), norm), expected(norm, norms="float32")
+        tp.load(save_model(norm, tmp_path, norms="float32"), norm), expected(norm, norms="float32")
     )
     large = nn.Linear(2, 2).double()
     nn.init.uniform_(large.weight, 1e299, 1e300)
@@ -63,7 +63,9 @@ class ExtraState(nn.Linear):
         (lambda: nn.ParameterList([torch.eye(3).to_sparse()]), "'0' is torch.sparse_coo"),
     ],
 )
-def test_what_cannot_be_stored_is_named(tmp_path: Path, model: Any, message: str) -> None:
+def test_tensors_that_cannot_be_stored_are_named_in_the_error(
+    tmp_path: Path, model: Any, message: str
+) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         tp.save(model(), tmp_path / "a.tpz")
 
@@ -77,7 +79,7 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path, model: Any, message: str
         ({"coder": "zip"}, "unknown coder 'zip'.*huffman, range"),
     ],
 )
-def test_options_that_do_not_exist(tmp_path: Path, options: Any, message: str) -> None:
+def test_unknown_options_are_refused(tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         tp.save(nn.Linear(3, 2), tmp_path / "a.tpz", **options)
 
@@ -92,23 +94,21 @@ def wider() -> nn.Module:
     ("model", "message"),
     [
         (lambda: build("lenet300100"), "that has 'conv1.weight'"),
-        (lambda: pressed("lenet300100", overrides={"ip1": {"modes": [980, 240], "ranks": 2}}),
+        (lambda: press_network("lenet300100", overrides={"ip1": {"modes": [980, 240], "ranks": 2}}),
          "no layer 'ip1' with a weight 300×784"),
         (wider, "'ip2.weight' .10×500, float32., the model 'ip2.weight' .12×500"),
         (lambda: build("lenet5").double(), "float64"),
         (lambda: nn.Sequential(), "that has 'conv1.weight'.*no more tensors"),
     ],
 )  # fmt: skip
-def test_a_model_that_is_not_the_network_it_is_said_to_be(
-    tmp_path: Path, model: Any, message: str
-) -> None:
+def test_a_model_of_another_network_is_refused(tmp_path: Path, model: Any, message: str) -> None:
     with pytest.raises(ModelMismatchError, match=f"not 'lenet5': .*{message}"):
         tp.save(model(), tmp_path / "a.tpz", network="lenet5")
 
 
-def test_a_model_that_does_not_fit_the_file(tmp_path: Path) -> None:
+def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Linear(30, 20), nn.LayerNorm(20))
-    path = saved(
+    path = save_model(
         tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=300")), tmp_path
     )
     narrow = nn.Sequential(nn.Linear(30, 21), nn.LayerNorm(21))
@@ -130,7 +130,7 @@ def test_a_model_that_does_not_fit_the_file(tmp_path: Path) -> None:
 
 def test_a_layer_of_the_model_that_cannot_be_pressed(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Linear(30, 20), nn.Linear(30, 20))
-    path = saved(
+    path = save_model(
         tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=600")), tmp_path
     )
     dense[1].weight = dense[0].weight
@@ -138,13 +138,15 @@ def test_a_layer_of_the_model_that_cannot_be_pressed(tmp_path: Path) -> None:
         tp.load(path, dense)
 
 
-def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_far_larger_than_their_weight_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dense = nn.Sequential(nn.Linear(10, 10))
     model = tp.press(
         dense,
         tp.plan(dense, scheme="ada_tucker", overrides={"0": {"modes": [50, 2], "ranks": [50, 2]}}),
     )
-    path = saved(model, tmp_path)
+    path = save_model(model, tmp_path)
     monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
@@ -152,7 +154,7 @@ def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.M
         tp.load(path, dense)
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"no\.tpz: no such file"):
         tp.load(tmp_path / "no.tpz")
     with pytest.raises(InvalidArgumentError, match="cannot be written"):

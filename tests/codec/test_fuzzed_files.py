@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from tpz_models import forged_own, own, saved
+from tpz_models import custom_model, forge_custom, save_model
 
 import tensorpress as tp
 from tensorpress.codec import container
@@ -27,22 +27,22 @@ TREES = st.recursive(ATOMS, lambda inner: st.lists(inner, max_size=5), max_leave
 
 
 @st.composite
-def altered(draw: st.DrawFn, header: Any) -> Any:
+def altered_header(draw: st.DrawFn, header: Any) -> Any:
     """The header with one of its parts, at any depth, replaced by something else."""
     if isinstance(header, (list, tuple)) and header and draw(st.integers(0, 3)):
         place = draw(st.integers(0, len(header) - 1))
-        return [*header[:place], draw(altered(header[place])), *header[place + 1 :]]
+        return [*header[:place], draw(altered_header(header[place])), *header[place + 1 :]]
     return draw(TREES)
 
 
-def outcome(path: Path, model: nn.Module | None = None) -> None:
+def read_or_refuse(path: Path, model: nn.Module | None = None) -> None:
     """Read a file; either it is refused, or what comes back is a whole model."""
     for read in (lambda: tp.load(path, model), lambda: tp.inspect(path)):
         try:
-            found = read()
+            damaged = read()
         except (CorruptFileError, ModelMismatchError):
             continue
-        assert isinstance(found, nn.Module) or found.size == path.stat().st_size
+        assert isinstance(damaged, nn.Module) or damaged.size == path.stat().st_size
 
 
 FUZZ = settings(
@@ -57,27 +57,27 @@ def test_altered_headers_of_own_models(
     tmp_path: Path, own_model: nn.Module, data: st.DataObject
 ) -> None:
     table = [[t.name, list(t.shape), t.dtype] for t in tensor_table(stored_tensors(own_model))]
-    header = data.draw(altered([[["0", [20, 30], [30, 20], 3]], table]))
+    header = data.draw(altered_header([[["0", [20, 30], [30, 20], 3]], table]))
     path = tmp_path / "hostile.tpz"
     try:
-        forged_own(path, header, own_model)
+        forge_custom(path, header, own_model)
     except (ValueError, OverflowError):  # msgpack has no such thing
         return
-    outcome(path, own())
+    read_or_refuse(path, custom_model())
 
 
 def damage(data: st.DataObject, part: bytes) -> bytes:
-    found = bytearray(part)
+    damaged = bytearray(part)
     for _ in range(data.draw(st.integers(0, 3))):
-        place = data.draw(st.integers(0, max(len(found) - 1, 0)))
+        place = data.draw(st.integers(0, max(len(damaged) - 1, 0)))
         kind = data.draw(st.sampled_from(["change", "cut", "insert"]))
         if kind == "cut":
-            del found[place:]
+            del damaged[place:]
         elif kind == "insert":
-            found[place:place] = data.draw(st.binary(min_size=1, max_size=4))
-        elif found:
-            found[place] = data.draw(st.integers(0, 255))
-    return bytes(found)
+            damaged[place:place] = data.draw(st.binary(min_size=1, max_size=4))
+        elif damaged:
+            damaged[place] = data.draw(st.integers(0, 255))
+    return bytes(damaged)
 
 
 @FUZZ
@@ -85,10 +85,10 @@ def damage(data: st.DataObject, part: bytes) -> bytes:
 def test_altered_parts_of_own_models(
     tmp_path: Path, own_model: nn.Module, data: st.DataObject, coder: Any
 ) -> None:
-    parts = container.read(saved(own_model, tmp_path, coder=coder))
+    parts = container.read(save_model(own_model, tmp_path, coder=coder))
     path = tmp_path / "hostile.tpz"
     container.write(path, damage(data, parts.stream), damage(data, parts.payload))
-    outcome(path, own())
+    read_or_refuse(path, custom_model())
 
 
 @FUZZ
@@ -96,9 +96,9 @@ def test_altered_parts_of_own_models(
 def test_altered_streams_of_the_zoo(
     tmp_path: Path, zoo_model: nn.Module, data: st.DataObject
 ) -> None:
-    parts = container.read(saved(zoo_model, tmp_path, network="lenet300100"))
+    parts = container.read(save_model(zoo_model, tmp_path, network="lenet300100"))
     path = tmp_path / "hostile.tpz"
     # The first bytes say which network and layers; all networks but small ones take their time.
     start = data.draw(st.integers(1, 12))
     container.write(path, parts.stream[:start] + damage(data, parts.stream[start:60]), b"")
-    outcome(path)
+    read_or_refuse(path)

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from tpz_models import LENET5, pressed
+from tpz_models import LENET5, press_network
 
 import tensorpress as tp
 from tensorpress.codec.adaptive_coder import Stream
@@ -22,20 +22,20 @@ from tensorpress.schemes.registry import rank_schemes
 
 
 @given(data=st.data())
-def test_what_is_packed_of_an_own_model_is_read(data: st.DataObject) -> None:
+def test_headers_of_custom_models_round_trip(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(2, 40)), data.draw(st.integers(2, 40))
     core = data.draw(st.sampled_from([{}, {"diagonal": True}, {"reduced": True}]))
     ranks = data.draw(st.integers(1, min(rows, columns)))
     dense = nn.Sequential(nn.Linear(columns, rows), nn.ReLU(), nn.Linear(6, 6, bias=False))
-    given = {"modes": [rows, columns], "ranks": ranks, **core}
+    override = {"modes": [rows, columns], "ranks": ranks, **core}
     model = tp.press(
-        dense, tp.plan(dense, scheme="ada_tucker", overrides={"0": given}), init="kaiming"
+        dense, tp.plan(dense, scheme="ada_tucker", overrides={"0": override}), init="kaiming"
     )
     description = describe(model, None, stored_tensors(model))
-    again = unpack("a.tpz", pack(description))
-    assert again == description
-    assert again.plan_for("a.tpz", dense).layers == plan_from_model(model).layers
-    again.check_tensors("a.tpz", stored_tensors(model))
+    unpacked = unpack("a.tpz", pack(description))
+    assert unpacked == description
+    assert unpacked.plan_for("a.tpz", dense).layers == plan_from_model(model).layers
+    unpacked.check_tensors("a.tpz", stored_tensors(model))
 
 
 def round_trip(network: str, model: nn.Module) -> int:
@@ -47,18 +47,18 @@ def round_trip(network: str, model: nn.Module) -> int:
     data = stream.finish()
     reader = Stream(data)
     assert read_network("a.tpz", reader) == network
-    again = read_layers("a.tpz", reader, network)
-    assert again == description
-    assert again.plan_for("a.tpz", build(network)).layers == plan_from_model(model).layers
+    unpacked = read_layers("a.tpz", reader, network)
+    assert unpacked == description
+    assert unpacked.plan_for("a.tpz", build(network)).layers == plan_from_model(model).layers
     return len(data)
 
 
-def test_networks_of_the_zoo_are_described_in_few_bytes() -> None:
+def test_headers_of_zoo_networks_take_few_bytes() -> None:
     for scheme, most in (("ada_tucker", 12), ("scada_tucker", 12)):
-        model = pressed("lenet300100", scheme, budget="params=8000")
+        model = press_network("lenet300100", scheme, budget="params=8000")
         assert round_trip("lenet300100", model) <= most
-    assert round_trip("resnet20", pressed("resnet20", budget="params=40000")) <= 70
-    assert round_trip("lenet5", pressed("lenet5", overrides=LENET5)) <= 11
+    assert round_trip("resnet20", press_network("resnet20", budget="params=40000")) <= 70
+    assert round_trip("lenet5", press_network("lenet5", overrides=LENET5)) <= 11
 
 
 def test_every_network_scheme_and_core_has_a_number_that_stays() -> None:

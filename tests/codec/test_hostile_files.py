@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from tpz_models import forged_own, forged_zoo, own, pressed, saved
+from tpz_models import custom_model, forge_custom, forge_zoo, press_network, save_model
 
 import tensorpress as tp
 from tensorpress.codec import container, named_header
@@ -24,7 +24,7 @@ REFUSED = (CorruptFileError, ModelMismatchError)
 
 
 @contextmanager
-def cheaply(megabytes: int = 100) -> Iterator[None]:
+def limited_memory(megabytes: int = 100) -> Iterator[None]:
     start = time.perf_counter()
     tracemalloc.start()
     try:
@@ -37,14 +37,14 @@ def cheaply(megabytes: int = 100) -> Iterator[None]:
 
 def assert_refused(path: Path, model: nn.Module | None = None) -> None:
     for read in (lambda: tp.load(path, model), lambda: tp.inspect(path)):
-        with cheaply(), pytest.raises(REFUSED, match=r"hostile\.tpz") as caught:
+        with limited_memory(), pytest.raises(REFUSED, match=r"hostile\.tpz") as caught:
             read()
         assert len(str(caught.value)) < 500
 
 
-def test_every_altered_byte_and_every_truncation_is_found(tmp_path: Path) -> None:
-    model = pressed("lenet5", budget="params=900")
-    path = saved(model, tmp_path, network="lenet5", quantizer=tp.UniformQuantizer(16, 3.0))
+def test_every_altered_byte_and_every_truncation_is_refused(tmp_path: Path) -> None:
+    model = press_network("lenet5", budget="params=900")
+    path = save_model(model, tmp_path, network="lenet5", quantizer=tp.UniformQuantizer(16, 3.0))
     data = path.read_bytes()
     assert len(data) < 400
     for place in range(len(data)):
@@ -103,9 +103,11 @@ ZOO_LAYERS: dict[str, list[PackedLayer]] = {
 
 
 @pytest.mark.parametrize("name", ZOO_LAYERS)
-def test_layers_of_networks_of_the_zoo(tmp_path: Path, zoo_model: nn.Module, name: str) -> None:
+def test_hostile_layers_of_zoo_networks_are_refused(
+    tmp_path: Path, zoo_model: nn.Module, name: str
+) -> None:
     path = tmp_path / "hostile.tpz"
-    forged_zoo(path, ZOO_LAYERS[name], zoo_model)
+    forge_zoo(path, ZOO_LAYERS[name], zoo_model)
     assert_refused(path)
 
 
@@ -120,7 +122,7 @@ def test_layers_of_networks_of_the_zoo(tmp_path: Path, zoo_model: nn.Module, nam
         (["network", "header"], [0, 5000], "header ends early"),
     ],
 )
-def test_numbers_that_stand_for_nothing(
+def test_unknown_numbers_in_the_stream_are_refused(
     tmp_path: Path, names: list[str], numbers: list[int], reason: str
 ) -> None:
     path, stream = tmp_path / "hostile.tpz", Stream()
@@ -168,10 +170,12 @@ OWN_HEADERS = {
 
 
 @pytest.mark.parametrize("name", OWN_HEADERS)
-def test_headers_of_own_models(tmp_path: Path, own_model: nn.Module, name: str) -> None:
+def test_hostile_headers_of_custom_models_are_refused(
+    tmp_path: Path, own_model: nn.Module, name: str
+) -> None:
     path = tmp_path / "hostile.tpz"
-    forged_own(path, OWN_HEADERS[name], own_model)
-    assert_refused(path, own())
+    forge_custom(path, OWN_HEADERS[name], own_model)
+    assert_refused(path, custom_model())
 
 
 def test_nothing_is_imported_or_called_by_name(
@@ -184,47 +188,49 @@ def test_nothing_is_imported_or_called_by_name(
     before = set(sys.modules)
     path = tmp_path / "hostile.tpz"
     for name in ("_dynamo", "onnx", "save", "antigravity", "this"):
-        forged_own(path, [[], [entry(dtype=name)]], own_model)
-        assert_refused(path, own())
-        forged_own(path, [[["0", [20, 30], name, 3]], []], own_model)
-        assert_refused(path, own())
+        forge_custom(path, [[], [entry(dtype=name)]], own_model)
+        assert_refused(path, custom_model())
+        forge_custom(path, [[["0", [20, 30], name, 3]], []], own_model)
+        assert_refused(path, custom_model())
     assert set(sys.modules) == before
 
 
 @pytest.mark.parametrize(
     "parts", [(b"", b""), (b"\xff" * 9, b"\xff" * 50), (bytes(30), bytes(30))], ids=str
 )
-def test_parts_that_are_missing_or_garbage(tmp_path: Path, parts: tuple[bytes, bytes]) -> None:
+def test_missing_and_random_parts_are_refused(tmp_path: Path, parts: tuple[bytes, bytes]) -> None:
     path = tmp_path / "hostile.tpz"
     container.write(path, *parts)
-    assert_refused(path, own())
+    assert_refused(path, custom_model())
 
 
-def test_many_values_are_not_believed_of_few_bytes(tmp_path: Path) -> None:
+def test_a_small_file_that_claims_many_values_is_refused(tmp_path: Path) -> None:
     one = nn.ParameterList([torch.zeros(1)])
     for shape in ([10**6, 10**6], [1 << 23], [HUGE]):
         path = tmp_path / "hostile.tpz"
-        forged_own(path, [[], [["0", shape, "float32"]]], one)
-        with cheaply(), pytest.raises(CorruptFileError, match="bytes are said to hold"):
+        forge_custom(path, [[], [["0", shape, "float32"]]], one)
+        with limited_memory(), pytest.raises(CorruptFileError, match="bytes are said to hold"):
             tp.inspect(path)
 
 
-def test_values_that_the_stream_does_not_have_end_soon(tmp_path: Path) -> None:
+def test_missing_values_are_refused_quickly(tmp_path: Path) -> None:
     model = nn.ParameterList([torch.randn(4000, 1000)])
     path, stream = tmp_path / "hostile.tpz", Stream()
     stream.number("network", 0)
     header = named_header.compress([[], [["0", [4000, 1000], "float32"]]])
     stream.number("header", len(header))
     container.write(path, stream.finish() + b"\x5a" * 40, header)
-    with cheaply(200), pytest.raises(CorruptFileError, match=r"hostile\.tpz"):
+    with limited_memory(200), pytest.raises(CorruptFileError, match=r"hostile\.tpz"):
         tp.load(path, model)
 
 
-def test_tables_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_larger_than_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     twos = torch.tensor([-4096.0, 4096.0]).repeat(2500)  # better by a table than adaptively
     model = nn.ParameterList([twos.clone() for _ in range(4)])
     wide = tp.UniformQuantizer(8192, 4096.0)
-    path = saved(model, tmp_path, quantizer=wide)
+    path = save_model(model, tmp_path, quantizer=wide)
     assert tp.inspect(path).parts["tables"] > 8
     monkeypatch.setattr("tensorpress.codec.static_coder.MAX_COUNTS", 3 * 8193)
     monkeypatch.setattr("tensorpress.codec.encode_tensors.MAX_COUNTS", 3 * 8193)
@@ -234,7 +240,7 @@ def test_tables_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.M
         tp.save(model, path, quantizer=wide)
 
 
-def test_a_compressed_header_of_millions_of_lists(tmp_path: Path) -> None:
+def test_a_header_that_inflates_to_millions_of_lists_is_refused(tmp_path: Path) -> None:
     count = 30 << 20
     packed = b"\xdd" + count.to_bytes(4, "big") + b"\x90" * count
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -245,7 +251,7 @@ def test_a_compressed_header_of_millions_of_lists(tmp_path: Path) -> None:
     path = tmp_path / "hostile.tpz"
     container.write(path, stream.finish(), header)
     assert len(header) < 40_000
-    with cheaply(), pytest.raises(CorruptFileError, match="header"):
+    with limited_memory(), pytest.raises(CorruptFileError, match="header"):
         tp.load(path)
 
 
@@ -257,7 +263,7 @@ def test_a_header_too_large_to_be_read_is_not_written() -> None:
 @pytest.mark.parametrize(
     "stored", [b"", b"\xff\xff\xff", b"\x03\x00\x00", b"\xab\x56\x0a\x28\x57\x00" * 3], ids=str
 )
-def test_headers_that_do_not_inflate(stored: bytes) -> None:
+def test_headers_that_do_not_inflate_are_refused(stored: bytes) -> None:
     with pytest.raises(CorruptFileError, match=r"a\.tpz: the header does not describe a model"):
         named_header.unpack("a.tpz", stored)
 
@@ -265,7 +271,7 @@ def test_headers_that_do_not_inflate(stored: bytes) -> None:
 @pytest.mark.parametrize(
     "packed", [b"\xc1", b"\x80\x80", b"\x91" * 5000, b"\xd4\x05\x00"], ids=repr
 )
-def test_headers_that_are_no_msgpack(packed: bytes) -> None:
+def test_headers_that_are_not_msgpack_are_refused(packed: bytes) -> None:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     with pytest.raises(CorruptFileError, match=r"a\.tpz: the header does not describe a model"):
         named_header.unpack("a.tpz", deflate.compress(packed) + deflate.flush())

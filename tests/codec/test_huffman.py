@@ -13,7 +13,7 @@ symbol_lists = st.lists(st.integers(-50, 50), min_size=1, max_size=300)
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2).filter(lambda x: np.count_nonzero(x) > 1))
-def test_lengths_fulfil_kraft_with_equality_and_come_within_a_bit(counts: list[int]) -> None:
+def test_code_lengths_are_complete_and_within_a_bit_of_the_entropy(counts: list[int]) -> None:
     array = np.array(counts)
     lengths = code_lengths(array).astype(float)
     used = array > 0
@@ -108,7 +108,7 @@ def test_truncated_streams_and_stray_bits_are_refused() -> None:
         code.decode(data[:-1] + bytes([data[-1] | 1]), symbols.size)
 
 
-def test_codes_that_are_not_codes_are_refused() -> None:
+def test_incomplete_codes_are_refused() -> None:
     def read(lowest: int, lengths: list[int]) -> None:
         writer = BitWriter()
         HuffmanCode(lowest, np.array(lengths, np.uint8)).write(writer)
@@ -126,7 +126,7 @@ def test_codes_that_are_not_codes_are_refused() -> None:
 
 
 @given(st.binary(max_size=60), st.integers(1, 300))
-def test_any_bytes_are_a_code_or_refused(data: bytes, reach: int) -> None:
+def test_any_bytes_are_read_as_a_code_or_refused(data: bytes, reach: int) -> None:
     try:
         code = HuffmanCode.read(BitReader(data), reach)
     except CorruptFileError:

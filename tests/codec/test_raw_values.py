@@ -15,26 +15,26 @@ DTYPES = [
 
 def round_trip(tensor: torch.Tensor, storage: RawStorage) -> torch.Tensor:
     reader = BitReader(to_bytes(tensor, storage))
-    again = from_bytes(reader, storage, tuple(tensor.shape), tensor.dtype)
+    result = from_bytes(reader, storage, tuple(tensor.shape), tensor.dtype)
     reader.finish()
-    assert again.shape == tensor.shape
-    assert again.dtype == tensor.dtype
-    return again
+    assert result.shape == tensor.shape
+    assert result.dtype == tensor.dtype
+    return result
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (5,), (3, 1, 7)], ids=str)
-def test_every_type_is_kept_bit_for_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_every_type_round_trips_bit_for_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     octets = torch.randint(0, 256, (*shape, dtype.itemsize), dtype=torch.uint8)
     if dtype == torch.bool:
         octets %= 2
     tensor = octets.flatten().view(dtype).reshape(shape)
-    again = round_trip(tensor, "raw")
+    result = round_trip(tensor, "raw")
     if dtype == torch.bool:
-        assert torch.equal(again, tensor)
+        assert torch.equal(result, tensor)
         assert len(to_bytes(tensor, "raw")) == -(-tensor.numel() // 8)
     else:
-        assert torch.equal(again.flatten().view(torch.uint8), octets.flatten())
+        assert torch.equal(result.flatten().view(torch.uint8), octets.flatten())
 
 
 def test_views_and_parameters_are_stored_in_row_major_order() -> None:
@@ -44,7 +44,7 @@ def test_views_and_parameters_are_stored_in_row_major_order() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
-def test_integers_up_to_the_limits_of_their_type_are_kept(dtype: torch.dtype) -> None:
+def test_integers_up_to_the_limits_of_their_type_round_trip(dtype: torch.dtype) -> None:
     limits = torch.iinfo(dtype)
     tensor = torch.tensor([limits.min, 0, 1, limits.max], dtype=dtype)
     assert torch.equal(round_trip(tensor, "integers"), tensor)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from tpz_models import LENET5, assert_holds, expected, lenet5, pressed, saved
+from tpz_models import LENET5, assert_holds, expected, lenet5, press_network, save_model
 
 import tensorpress as tp
 from tensorpress.codec.model_tensors import quantized_names, stored_tensors
@@ -35,27 +35,27 @@ DIAGONAL = {"ip?": {"modes": "original", "ranks": 4, "diagonal": True}}
         ("resnet20", "scada_tucker", {"budget": "params=40_000"}),
     ],
 )
-def test_zoo_networks_come_back_as_quantized(
+def test_zoo_networks_load_as_quantized(
     tmp_path: Path, network: str, scheme: str, target: Any, coder: str
 ) -> None:
-    model = pressed(network, scheme, **target)
-    path = saved(model, tmp_path, network=network, coder=coder)
-    again = tp.load(path)
-    assert_holds(again, expected(model))
-    assert type(again) is type(model)
-    assert not again.training
+    model = press_network(network, scheme, **target)
+    path = save_model(model, tmp_path, network=network, coder=coder)
+    loaded = tp.load(path)
+    assert_holds(loaded, expected(model))
+    assert type(loaded) is type(model)
+    assert not loaded.training
 
 
 @pytest.mark.parametrize("coder", ["range", "huffman"])
-def test_dense_models_come_back_as_quantized(tmp_path: Path, coder: str) -> None:
+def test_dense_models_load_as_quantized(tmp_path: Path, coder: str) -> None:
     model = build("lenet300100")
-    path = saved(model, tmp_path, network="lenet300100", quantizer=Q, coder=coder)
+    path = save_model(model, tmp_path, network="lenet300100", quantizer=Q, coder=coder)
     assert_holds(tp.load(path), expected(model, Q))
 
 
 def test_a_loaded_model_predicts_as_the_quantized_one(tmp_path: Path) -> None:
     model = lenet5()
-    path = saved(model, tmp_path, network="lenet5", quantizer=Q)
+    path = save_model(model, tmp_path, network="lenet5", quantizer=Q)
     with torch.no_grad():
         for name in quantized_names(model):
             parameter = stored_tensors(model)[name]
@@ -70,12 +70,12 @@ def overhead(path: Path) -> int:
 
 def test_all_but_the_values_of_lenet5_takes_less_than_40_bytes(tmp_path: Path) -> None:
     model = lenet5()
-    assert overhead(saved(model, tmp_path, network="lenet5", quantizer=Q)) < 40
+    assert overhead(save_model(model, tmp_path, network="lenet5", quantizer=Q)) < 40
     steps = {
         name: StepQuantizer.nearest(float(tensor.detach().square().mean().sqrt()) / 4 + 1e-3)
         for name, tensor in stored_tensors(model).items()
     }
-    assert overhead(saved(model, tmp_path, network="lenet5", quantizer=steps)) < 40
+    assert overhead(save_model(model, tmp_path, network="lenet5", quantizer=steps)) < 40
 
 
 def test_steps_for_norms_and_buffers(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_steps_for_norms_and_buffers(tmp_path: Path) -> None:
         for i, (name, tensor) in enumerate(stored_tensors(model).items())
         if tensor.is_floating_point()
     }
-    again = tp.load(saved(model, tmp_path, quantizer=steps), norms())
-    assert_holds(again, expected(model, steps))
+    loaded = tp.load(save_model(model, tmp_path, quantizer=steps), norms())
+    assert_holds(loaded, expected(model, steps))
     with pytest.raises(InvalidArgumentError, match=r"unknown tensor to quantize '1\.num_batches"):
         tp.save(model, tmp_path / "a.tpz", quantizer=steps | {"1.num_batches_tracked": Q})
 
@@ -96,7 +96,7 @@ def test_folded_norms_take_next_to_nothing(tmp_path: Path) -> None:
     model.load_state_dict({f"0.{k}": v for k, v in dense.state_dict().items()}, strict=False)
     sizes = []
     for each in (dense, model):
-        path = saved(each, tmp_path, norms="float32")
+        path = save_model(each, tmp_path, norms="float32")
         sizes.append(tp.inspect(path).size)
     assert_holds(tp.load(path, model), expected(model))
     assert sizes[1] - sizes[0] < 90  # the names and shapes of five more tensors
@@ -166,22 +166,22 @@ OWN = {
 
 @pytest.mark.parametrize("stored", ["half", "float32"])
 @pytest.mark.parametrize("kind", OWN)
-def test_models_of_any_kind_come_back_as_quantized(tmp_path: Path, kind: str, stored: Any) -> None:
+def test_models_of_any_kind_load_as_quantized(tmp_path: Path, kind: str, stored: Any) -> None:
     torch.manual_seed(0)
     model = OWN[kind]()
     if kind == "zeros":
         nn.init.zeros_(model.bias)
-    path = saved(model, tmp_path, norms=stored)
+    path = save_model(model, tmp_path, norms=stored)
     torch.manual_seed(1)
-    given = OWN[kind]()
-    before = deepcopy(given.state_dict())
-    again = tp.load(path, given)
-    assert_holds(again, expected(model, norms=stored))
+    dense = OWN[kind]()
+    before = deepcopy(dense.state_dict())
+    loaded = tp.load(path, dense)
+    assert_holds(loaded, expected(model, norms=stored))
     for name, tensor in before.items():
-        assert torch.equal(tensor, given.state_dict()[name])
+        assert torch.equal(tensor, dense.state_dict()[name])
 
 
-def test_own_models_are_pressed_in_every_way(tmp_path: Path) -> None:
+def test_custom_models_with_every_core_load_as_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv1d(8, 16, 3), nn.Conv3d(4, 6, 3), nn.Embedding(60, 10))
     layers: dict[str, dict[str, Any]] = {
@@ -190,90 +190,90 @@ def test_own_models_are_pressed_in_every_way(tmp_path: Path) -> None:
         "2": {"modes": [20, 30], "ranks": 6},
     }
     model = tp.press(dense, tp.plan(dense, scheme="ada_tucker", overrides=layers))
-    again = tp.load(saved(model, tmp_path), dense)
-    assert_holds(again, expected(model))
-    assert tp.planning.plan_from_model(again).layers == tp.planning.plan_from_model(model).layers
+    loaded = tp.load(save_model(model, tmp_path), dense)
+    assert_holds(loaded, expected(model))
+    assert tp.planning.plan_from_model(loaded).layers == tp.planning.plan_from_model(model).layers
 
 
 def test_a_model_that_is_a_single_pressed_layer(tmp_path: Path) -> None:
     dense = nn.Linear(30, 20)
     model = tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=250"))
-    assert_holds(tp.load(saved(model, tmp_path), dense), expected(model))
+    assert_holds(tp.load(save_model(model, tmp_path), dense), expected(model))
 
 
 def test_counters_of_batch_norms_are_exact(tmp_path: Path) -> None:
     model = norms()
-    again = tp.load(saved(model, tmp_path), norms())
-    assert again[1].num_batches_tracked.item() == 300
-    assert again[1].num_batches_tracked.dtype == torch.int64
+    loaded = tp.load(save_model(model, tmp_path), norms())
+    assert loaded[1].num_batches_tracked.item() == 300
+    assert loaded[1].num_batches_tracked.dtype == torch.int64
 
 
-def test_shared_things_stay_one(tmp_path: Path) -> None:
-    model = pressed("lenet300100", "scada_tucker", overrides=SHARED)
-    again = tp.load(saved(model, tmp_path, network="lenet300100"))
-    cores = {id(stored_factors(m).original0) for m in (again.ip1, again.ip2, again.ip3)}
+def test_shared_cores_and_tied_weights_stay_shared(tmp_path: Path) -> None:
+    model = press_network("lenet300100", "scada_tucker", overrides=SHARED)
+    loaded = tp.load(save_model(model, tmp_path, network="lenet300100"))
+    cores = {id(stored_factors(m).original0) for m in (loaded.ip1, loaded.ip2, loaded.ip3)}
     assert len(cores) == 1
-    assert tp.planning.plan_from_model(again).params == tp.planning.plan_from_model(model).params
-    tied = tp.load(saved(Tied(), tmp_path), Tied())
+    assert tp.planning.plan_from_model(loaded).params == tp.planning.plan_from_model(model).params
+    tied = tp.load(save_model(Tied(), tmp_path), Tied())
     assert tied.out.weight is tied.table.weight
 
 
-def test_a_file_of_the_zoo_takes_a_model_as_well(tmp_path: Path) -> None:
+def test_a_file_of_a_zoo_network_loads_into_a_model(tmp_path: Path) -> None:
     model = lenet5()
-    path = saved(model, tmp_path, network="lenet5")
-    given = build("lenet5")
-    before = given.conv1.weight.clone()
-    assert_holds(tp.load(path, given), expected(model))
-    assert torch.equal(given.conv1.weight, before)
+    path = save_model(model, tmp_path, network="lenet5")
+    dense = build("lenet5")
+    before = dense.conv1.weight.clone()
+    assert_holds(tp.load(path, dense), expected(model))
+    assert torch.equal(dense.conv1.weight, before)
     with pytest.raises(ModelMismatchError, match=r"model\.tpz"):
         tp.load(path, build("lenet300100"))
     with pytest.raises(
         ModelMismatchError, match=r"expects .*float32.* where the model has .*float64"
     ):
-        tp.load(path, given.double())
+        tp.load(path, dense.double())
 
 
-def test_the_weights_of_the_given_model_do_not_matter(tmp_path: Path) -> None:
+def test_the_weights_of_the_dense_model_do_not_matter(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Linear(30, 20))
     model = tp.press(dense, tp.plan(dense, scheme="ada_tucker", budget="params=250"))
-    path = saved(model, tmp_path)
+    path = save_model(model, tmp_path)
     nn.init.constant_(dense[0].weight, float("nan"))
     assert_holds(tp.load(path, dense), expected(model))
 
 
-def test_a_loaded_model_trains_on_and_copies(tmp_path: Path) -> None:
-    again = tp.load(saved(lenet5(), tmp_path, network="lenet5"))
-    assert all(parameter.requires_grad for parameter in again.parameters())
-    again.train()
-    again(torch.rand(4, 1, 28, 28)).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in again.parameters())
-    copy = deepcopy(again)
-    assert torch.equal(copy.ip1.weight, again.ip1.weight)
+def test_a_loaded_model_can_be_trained_and_copied(tmp_path: Path) -> None:
+    loaded = tp.load(save_model(lenet5(), tmp_path, network="lenet5"))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    loaded.train()
+    loaded(torch.rand(4, 1, 28, 28)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
+    copy = deepcopy(loaded)
+    assert torch.equal(copy.ip1.weight, loaded.ip1.weight)
     path = tmp_path / "again.tpz"
     tp.save(copy, path, network="lenet5")
     assert_holds(tp.load(path), expected(copy))
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
-    first = saved(lenet5(), tmp_path, network="lenet5").read_bytes()
+    first = save_model(lenet5(), tmp_path, network="lenet5").read_bytes()
     torch.manual_seed(7)
-    second = saved(lenet5(), tmp_path, network="lenet5").read_bytes()
+    second = save_model(lenet5(), tmp_path, network="lenet5").read_bytes()
     assert first == second
 
 
 def test_saving_leaves_the_model_and_the_random_numbers_alone(tmp_path: Path) -> None:
     model = lenet5().train()
     before, state = deepcopy(model.state_dict()), torch.get_rng_state()
-    saved(model, tmp_path, network="lenet5")
+    save_model(model, tmp_path, network="lenet5")
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_quantized_model_is_saved_without_change(tmp_path: Path) -> None:
-    path = saved(lenet5(), tmp_path, network="lenet5", quantizer=Q)
-    first, again = path.read_bytes(), tp.load(path)
-    assert saved(again, tmp_path, network="lenet5", quantizer=Q).read_bytes() == first
+    path = save_model(lenet5(), tmp_path, network="lenet5", quantizer=Q)
+    first, loaded = path.read_bytes(), tp.load(path)
+    assert save_model(loaded, tmp_path, network="lenet5", quantizer=Q).read_bytes() == first
 
 
 def test_quantizers_by_name(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_quantizers_by_name(tmp_path: Path) -> None:
         "weight": tp.UniformQuantizer(8, 0.2),
         "bias": tp.UniformQuantizer(64, 1.0, rounding="floor"),
     }
-    path = saved(model, tmp_path, quantizer=quantizers)
+    path = save_model(model, tmp_path, quantizer=quantizers)
     assert_holds(tp.load(path, nn.Linear(20, 10)), expected(model, quantizers))
     with pytest.raises(InvalidArgumentError, match="no quantizer for 'bias'"):
         tp.save(model, path, quantizer={"weight": quantizers["weight"]})
@@ -295,9 +295,9 @@ def test_default_quantizers_add_one_per_cent(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(100, 80), nn.Linear(80, 10))
     nn.init.normal_(model[0].weight, std=1e-4)
     nn.init.normal_(model[1].weight, std=1e4)
-    again = tp.load(saved(model, tmp_path), model)
+    loaded = tp.load(save_model(model, tmp_path), model)
     for name, tensor in stored_tensors(model).items():
-        error = (stored_tensors(again)[name] - tensor).norm() / tensor.norm()
+        error = (stored_tensors(loaded)[name] - tensor).norm() / tensor.norm()
         assert error < 0.0097, name  # 1/32/√12 = 0.0090, and a step is at most 4.5 % larger
 
 

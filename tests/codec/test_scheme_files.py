@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from tpz_models import assert_holds, expected, forged_own, saved
+from tpz_models import assert_holds, expected, forge_custom, save_model
 
 import tensorpress as tp
 from tensorpress.codec.header import describe
@@ -24,9 +24,9 @@ from tensorpress.schemes.registry import SCHEMES, rank_schemes
 NAMES = list(rank_schemes())
 
 
-def pressed(dense: nn.Module, scheme: str, ranks: Any = 0.4, **options: Any) -> nn.Module:
-    made = tp.plan(dense, scheme=scheme, ranks=ranks, **options)
-    return tp.press(dense, made, init="kaiming")
+def press(dense: nn.Module, scheme: str, ranks: Any = 0.4, **options: Any) -> nn.Module:
+    layers = tp.plan(dense, scheme=scheme, ranks=ranks, **options)
+    return tp.press(dense, layers, init="kaiming")
 
 
 def several() -> nn.Module:
@@ -46,84 +46,84 @@ def several() -> nn.Module:
 
 @pytest.mark.parametrize("network", ["lenet5", "resnet20"])
 @pytest.mark.parametrize("scheme", NAMES)
-def test_zoo_networks_come_back_as_quantized(tmp_path: Path, network: str, scheme: str) -> None:
+def test_zoo_networks_load_as_quantized(tmp_path: Path, network: str, scheme: str) -> None:
     torch.manual_seed(0)
-    model = pressed(build(network), scheme)
-    again = tp.load(saved(model, tmp_path, network=network))
-    assert_holds(again, expected(model))
-    assert plan_from_model(again).layers == plan_from_model(model).layers
-    assert not again.training
-    assert all(parameter.requires_grad for parameter in again.parameters())
+    model = press(build(network), scheme)
+    loaded = tp.load(save_model(model, tmp_path, network=network))
+    assert_holds(loaded, expected(model))
+    assert plan_from_model(loaded).layers == plan_from_model(model).layers
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 @pytest.mark.parametrize("scheme", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_own_models_come_back_as_quantized(tmp_path: Path, scheme: str, dtype: torch.dtype) -> None:
+def test_custom_models_load_as_quantized(tmp_path: Path, scheme: str, dtype: torch.dtype) -> None:
     dense = several().to(dtype)
-    model = pressed(dense, scheme)
-    path = saved(model, tmp_path)
+    model = press(dense, scheme)
+    path = save_model(model, tmp_path)
     for parameter in dense.parameters():
         nn.init.constant_(parameter, float("nan"))  # whatever it was
     before = list(dense.state_dict())
-    again = tp.load(path, dense)
-    assert_holds(again, expected(model))
-    assert plan_from_model(again).layers == plan_from_model(model).layers
+    loaded = tp.load(path, dense)
+    assert_holds(loaded, expected(model))
+    assert plan_from_model(loaded).layers == plan_from_model(model).layers
     assert list(dense.state_dict()) == before
 
 
 def test_schemes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
     dense = build("lenet5")
-    given = {
+    overrides = {
         "ip*": {"scheme": "scada_tucker", "modes": [25, 20, 10], "ranks": 4},
         "ip1": {"scheme": "scada_tucker", "modes": [500, 40, 20], "ranks": 4},
         "conv1": {"scheme": "tt_weight"},
     }
-    model = pressed(dense, "tucker2", 0.3, overrides=given)
+    model = press(dense, "tucker2", 0.3, overrides=overrides)
     for network in ("lenet5", None):
-        again = tp.load(saved(model, tmp_path, network=network), dense)
-        assert_holds(again, expected(model))
-        assert plan_from_model(again).layers == plan_from_model(model).layers
+        loaded = tp.load(save_model(model, tmp_path, network=network), dense)
+        assert_holds(loaded, expected(model))
+        assert plan_from_model(loaded).layers == plan_from_model(model).layers
 
 
 def test_a_loaded_model_computes_the_same_and_trains_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = build("lenet5")
-    model = pressed(dense, "tucker2").eval()
-    again = tp.load(saved(model, tmp_path, network="lenet5", quantizer=None))
+    model = press(dense, "tucker2").eval()
+    loaded = tp.load(save_model(model, tmp_path, network="lenet5", quantizer=None))
     x = torch.rand(4, 1, 28, 28)
-    difference = (again(x) - model(x)).norm() / model(x).norm()
+    difference = (loaded(x) - model(x)).norm() / model(x).norm()
     assert 0 < float(difference.detach()) < 0.2
-    again.train()(x).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in again.parameters())
+    loaded.train()(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
 
 
 def test_a_model_that_is_a_single_pressed_layer(tmp_path: Path) -> None:
     dense = nn.Linear(30, 20)
-    model = pressed(dense, "channel_svd")
-    assert_holds(tp.load(saved(model, tmp_path), dense), expected(model))
+    model = press(dense, "channel_svd")
+    assert_holds(tp.load(save_model(model, tmp_path), dense), expected(model))
     assert type(dense) is nn.Linear
 
 
 def test_a_module_in_several_places_is_stored_once(tmp_path: Path) -> None:
     layer = nn.Linear(30, 30)
     dense = nn.Sequential(layer, nn.ReLU(), layer)
-    model = pressed(dense, "channel_svd")
-    again = tp.load(saved(model, tmp_path), dense)
-    assert again[0] is again[2]
-    assert_holds(again, expected(model))
+    model = press(dense, "channel_svd")
+    loaded = tp.load(save_model(model, tmp_path), dense)
+    assert loaded[0] is loaded[2]
+    assert_holds(loaded, expected(model))
 
 
 @settings(max_examples=30)
 @given(scheme=st.sampled_from(NAMES), fraction=st.floats(0.01, 1.0))
-def test_what_is_packed_is_read(scheme: str, fraction: float) -> None:
+def test_headers_of_all_schemes_round_trip(scheme: str, fraction: float) -> None:
     dense = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Linear(30, 20))
-    taken = [SCHEMES[scheme].refusal(describe_layer(layer)) is None for layer in dense]
-    given = {str(k): {"ranks": fraction} for k, fits in enumerate(taken) if fits}
-    model = tp.press(dense, tp.plan(dense, scheme=scheme, overrides=given), init="kaiming")
+    supported = [SCHEMES[scheme].refusal(describe_layer(layer)) is None for layer in dense]
+    overrides = {str(k): {"ranks": fraction} for k, fits in enumerate(supported) if fits}
+    model = tp.press(dense, tp.plan(dense, scheme=scheme, overrides=overrides), init="kaiming")
     description = describe(model, None, stored_tensors(model))
-    again = unpack("a.tpz", pack(description))
-    assert again == description
-    assert again.plan_for("a.tpz", dense).layers == plan_from_model(model).layers
+    loaded = unpack("a.tpz", pack(description))
+    assert loaded == description
+    assert loaded.plan_for("a.tpz", dense).layers == plan_from_model(model).layers
 
 
 ROWS = {
@@ -174,15 +174,15 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_hostile_headers_of_own_models(tmp_path: Path, name: str) -> None:
+def test_hostile_headers_of_schemes_are_refused(tmp_path: Path, name: str) -> None:
     dense = nn.ModuleDict({"fc": nn.Linear(40, 30, bias=False), "norm": nn.BatchNorm1d(8)})
-    model = pressed(dense, "channel_svd")
+    model = press(dense, "channel_svd")
     table = [
         [t.name, t.shape, t.dtype] for t in describe(model, None, stored_tensors(model)).tensors
     ]
     path = tmp_path / "hostile.tpz"
     for rows in ([ROWS[name]], [ROWS[name], ["fc", [30, 40], "channel_svd", 3]]):
-        forged_own(path, [rows, table], model)
+        forge_custom(path, [rows, table], model)
         with pytest.raises((CorruptFileError, ModelMismatchError), match=r"hostile\.tpz") as caught:
             tp.load(path, dense)
         assert len(str(caught.value)) < 500
@@ -190,16 +190,16 @@ def test_hostile_headers_of_own_models(tmp_path: Path, name: str) -> None:
 
 def test_an_unknown_scheme_names_the_known_ones(tmp_path: Path) -> None:
     path = tmp_path / "new.tpz"
-    forged_own(path, [[["0", [20, 30], "tucker9", [3]]], []], nn.Linear(2, 2))
+    forge_custom(path, [[["0", [20, 30], "tucker9", [3]]], []], nn.Linear(2, 2))
     with pytest.raises(
         ModelMismatchError, match=r"'tucker9', which this version does not.*tucker2"
     ):
         tp.load(path)
 
 
-def test_a_model_that_does_not_fit_the_file(tmp_path: Path) -> None:
+def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     dense = nn.Sequential(nn.Linear(30, 20))
-    path = saved(pressed(dense, "channel_svd"), tmp_path)
+    path = save_model(press(dense, "channel_svd"), tmp_path)
     hooked = deepcopy(dense)
     hooked[0].register_forward_hook(lambda *_: None)
     for other, message in [
@@ -227,11 +227,9 @@ def stretched() -> nn.Module:
         (lambda: build("lenet300100"), "no layer 'ip1' with a weight 300×784"),
     ],
 )
-def test_a_model_that_is_not_the_network_it_is_said_to_be(
-    tmp_path: Path, dense: Any, message: str
-) -> None:
+def test_a_model_of_another_network_is_refused(tmp_path: Path, dense: Any, message: str) -> None:
     with pytest.raises(ModelMismatchError, match=f"not 'lenet5': .*{message}"):
-        tp.save(pressed(dense(), "tucker2", 0.2), tmp_path / "a.tpz", network="lenet5")
+        tp.save(press(dense(), "tucker2", 0.2), tmp_path / "a.tpz", network="lenet5")
     assert not list(tmp_path.iterdir())
 
 
@@ -240,18 +238,20 @@ def test_a_model_that_is_not_the_network_it_is_said_to_be(
 def test_options_are_in_the_file(tmp_path: Path, scheme: str, network: str | None) -> None:
     dense = build("lenet300100")
     options = {"row_modes": [10, 10], "column_modes": [15, 20]}
-    model = pressed(dense, scheme, overrides={"ip2": {"ranks": 3, **options}})
-    again = tp.load(saved(model, tmp_path, network=network), dense)
-    assert_holds(again, expected(model))
-    made = plan_from_model(again).layers
-    assert made == plan_from_model(model).layers
-    assert made[1].options == {"row_modes": (10, 10), "column_modes": (15, 20)}
+    model = press(dense, scheme, overrides={"ip2": {"ranks": 3, **options}})
+    loaded = tp.load(save_model(model, tmp_path, network=network), dense)
+    assert_holds(loaded, expected(model))
+    layers = plan_from_model(loaded).layers
+    assert layers == plan_from_model(model).layers
+    assert layers[1].options == {"row_modes": (10, 10), "column_modes": (15, 20)}
 
 
-def test_factors_that_nobody_would_believe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_far_larger_than_their_weight_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dense = nn.Sequential(nn.Linear(10, 10, bias=False))
     model = tp.press(dense, tp.plan(dense, scheme="tucker2", overrides={"0": {"ranks": 10}}))
-    path = saved(model, tmp_path)
+    path = save_model(model, tmp_path)
     monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
@@ -265,10 +265,12 @@ RESULTS = sorted((Path(__file__).parents[2] / "results").glob("*/seed0/model.tpz
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parts[-3])
 def test_committed_files_are_read(path: Path) -> None:
     model = tp.load(path)
-    found = tp.inspect(path)
-    assert [layer.name for layer in found.layers] == [x.name for x in plan_from_model(model).layers]
-    assert bool(found.layers) == (path.parts[-3] != "resnet20-20x")  # which is dense
+    inspection = tp.inspect(path)
+    assert [layer.name for layer in inspection.layers] == [
+        x.name for x in plan_from_model(model).layers
+    ]
+    assert bool(inspection.layers) == (path.parts[-3] != "resnet20-20x")  # which is dense
     assert (
-        sum(t.count for t in found.tensors if "running" not in t.name)
+        sum(t.count for t in inspection.tensors if "running" not in t.name)
         >= plan_from_model(model).params
     )

@@ -52,9 +52,9 @@ def test_symbols_are_decoded_from_the_trimmed_stream(
     data = encode_range(arrays, priors)
     assert not data.endswith(b"\0")
     decoded = decode_range(data, [array.size for array in arrays], priors)
-    for array, again in zip(arrays, decoded, strict=True):
-        assert again.dtype == np.int32
-        assert np.array_equal(array, again)
+    for array, result in zip(arrays, decoded, strict=True):
+        assert result.dtype == np.int32
+        assert np.array_equal(array, result)
     bits = sum(map(information, arrays, priors))
     assert 8 * len(data) <= 1.006 * bits + 34
 

@@ -26,10 +26,10 @@ def round_trip(arrays: list[np.ndarray], reach: int) -> tuple[list[Prior], list[
     reader, earlier = BitReader(writer.to_bytes()), []
     read = [read_prior(reader, reach, earlier) for _ in arrays]
     reader.finish()
-    for (prior, _), again in zip(written, read, strict=True):
-        assert prior.lowest == again.lowest
-        assert prior.name == again.name
-        assert np.array_equal(prior.counts, again.counts)
+    for (prior, _), decoded in zip(written, read, strict=True):
+        assert prior.lowest == decoded.lowest
+        assert prior.name == decoded.name
+        assert np.array_equal(prior.counts, decoded.counts)
     return read, [bits for _, bits in written], writer.size
 
 

@@ -20,15 +20,13 @@ def test_steps_are_the_correctly_rounded_powers_of_the_eighth_root_of_two(code: 
 
 
 @given(codes, st.floats(-0.4, 0.4))
-def test_the_nearest_step_is_found(code: int, off: float) -> None:
+def test_nearest_returns_the_nearest_step(code: int, off: float) -> None:
     assert StepQuantizer.nearest(StepQuantizer(code).step * 2 ** (off / 8)).code == code
 
 
 @given(codes, st.lists(st.integers(-MAX_SYMBOL, MAX_SYMBOL), min_size=1, max_size=20))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_levels_have_the_symbols_they_came_from(
-    dtype: torch.dtype, code: int, symbols: list[int]
-) -> None:
+def test_symbols_of_levels_are_recovered(dtype: torch.dtype, code: int, symbols: list[int]) -> None:
     quantizer, given_symbols = StepQuantizer(code), torch.tensor(symbols, dtype=torch.int32)
     values = quantizer.values(given_symbols, dtype)
     if bool(torch.isfinite(values).all()):
@@ -54,7 +52,7 @@ def test_ties_go_to_the_even_symbol() -> None:
     assert StepQuantizer(0).symbols(t).tolist() == [-2, 0, 0, 2, 2]
 
 
-def test_empty_tensors_and_gradients_are_no_trouble() -> None:
+def test_empty_tensors_and_tensors_with_gradients_are_quantized() -> None:
     quantizer = StepQuantizer(3)
     assert quantizer(torch.zeros(0, 4)).shape == (0, 4)
     assert not quantizer(torch.ones(3, requires_grad=True)).requires_grad
@@ -67,7 +65,7 @@ def test_codes_out_of_range_are_refused(code: int) -> None:
 
 
 @pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf"), 1e-300, 1e300])
-def test_steps_that_are_none_are_refused(step: float) -> None:
+def test_steps_that_are_not_positive_numbers_are_refused(step: float) -> None:
     with pytest.raises(InvalidArgumentError, match="step must be"):
         StepQuantizer.nearest(step)
 

@@ -60,7 +60,7 @@ def meta(tensors: list[torch.Tensor]) -> tuple[list[tuple[int, ...]], list[torch
     return [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
 
 
-def encoded(
+def encode(
     tensors: list[torch.Tensor], quantizers: Quantizers, coder: Coder = "range"
 ) -> tuple[bytes, bytes]:
     stream = Stream()
@@ -71,25 +71,25 @@ def encoded(
 def round_trip(
     tensors: list[torch.Tensor], quantizers: Quantizers, coder: Coder = "range"
 ) -> list[DecodedTensor]:
-    stream, payload = encoded(tensors, quantizers, coder)
+    stream, payload = encode(tensors, quantizers, coder)
     return decode_tensors(Stream(stream), payload, *meta(tensors), coder)
 
 
 @pytest.mark.parametrize("coder", CODERS)
 def test_decoded_tensors_are_the_quantized_ones(coder: Coder) -> None:
     tensors, quantizers = example()
-    stream, payload = encoded(tensors, quantizers, coder)
+    stream, payload = encode(tensors, quantizers, coder)
     decoded = decode_tensors(Stream(stream), payload, *meta(tensors), coder)
-    for tensor, quantizer, again in zip(tensors, quantizers, decoded, strict=True):
-        assert again.values.dtype == tensor.dtype
-        assert torch.equal(again.values, expected(tensor, quantizer))
+    for tensor, quantizer, result in zip(tensors, quantizers, decoded, strict=True):
+        assert result.values.dtype == tensor.dtype
+        assert torch.equal(result.values, expected(tensor, quantizer))
     bits = 8 * (len(stream) + len(payload))
     assert -8 < bits - sum(t.table_bits + t.value_bits for t in decoded) < 8 * 12
 
 
 @pytest.mark.parametrize("coder", CODERS)
-def test_nothing_takes_nothing(coder: Coder) -> None:
-    assert encoded([], [], coder) == (b"", b"")
+def test_no_tensors_take_no_bytes(coder: Coder) -> None:
+    assert encode([], [], coder) == (b"", b"")
     (empty,) = round_trip([torch.empty(0, 3)], [StepQuantizer(3)], coder)
     assert empty.values.shape == (0, 3)
 
@@ -107,12 +107,12 @@ def test_nothing_takes_nothing(coder: Coder) -> None:
     ),
     st.sampled_from(CODERS),
 )
-def test_any_tensors_come_back(cases: list[tuple[list[float], object]], coder: Coder) -> None:
+def test_any_tensors_round_trip(cases: list[tuple[list[float], object]], coder: Coder) -> None:
     tensors = [torch.tensor(values) for values, _ in cases]
     quantizers: Quantizers = [quantizer for _, quantizer in cases]  # type: ignore[misc]
     decoded = round_trip(tensors, quantizers, coder)
-    for tensor, quantizer, again in zip(tensors, quantizers, decoded, strict=True):
-        assert torch.equal(again.values, expected(tensor, quantizer))
+    for tensor, quantizer, result in zip(tensors, quantizers, decoded, strict=True):
+        assert torch.equal(result.values, expected(tensor, quantizer))
 
 
 @pytest.mark.parametrize("step", [-16, 0])
@@ -131,10 +131,10 @@ def test_a_pressed_lenet5_takes_its_information_and_a_byte_a_tensor(step: int) -
         magnitudes = quantizer.symbols(tensors[-1]).abs()
         bits = -(some.log2() + (magnitudes - 1) * ratio.log2())
         ideal += float(torch.where(magnitudes == 0, -zero.log2(), bits).sum())
-    stream, payload = encoded(tensors, [quantizer] * len(tensors))
+    stream, payload = encode(tensors, [quantizer] * len(tensors))
     assert payload == b""
     assert len(stream) <= 1.02 * ideal / 8 + len(LENET5)
-    assert len(stream) < sum(map(len, encoded(tensors, [quantizer] * len(tensors), "huffman")))
+    assert len(stream) < sum(map(len, encode(tensors, [quantizer] * len(tensors), "huffman")))
 
 
 def test_trained_convolutions_take_less_than_their_entropy(data_root: Path) -> None:
@@ -143,14 +143,14 @@ def test_trained_convolutions_take_less_than_their_entropy(data_root: Path) -> N
     quantizers: Quantizers = [StepQuantizer.nearest(float(t.std()) / 2) for t in tensors]
     entropy = coded = 0.0
     decoded = round_trip(tensors, quantizers)
-    for tensor, quantizer, again in zip(tensors, quantizers, decoded, strict=True):
-        assert torch.equal(again.values, expected(tensor, quantizer))
-        entropy += tensor.numel() * entropy_bits(torch.from_numpy(again.symbols))
-        coded += again.table_bits + again.value_bits
+    for tensor, quantizer, result in zip(tensors, quantizers, decoded, strict=True):
+        assert torch.equal(result.values, expected(tensor, quantizer))
+        entropy += tensor.numel() * entropy_bits(torch.from_numpy(result.symbols))
+        coded += result.table_bits + result.value_bits
     assert coded < 0.95 * entropy
 
 
-def test_symbols_that_no_neighbour_tells_are_coded_by_tables() -> None:
+def test_symbols_without_structure_are_coded_by_tables() -> None:
     generator = torch.manual_seed(0)
     codes = torch.tensor([-3000.0, -70.0, 5.0, 900.0])
     tensor = codes[torch.randint(4, (60, 100), generator=generator)]
@@ -169,8 +169,8 @@ def test_large_tensors_are_coded_by_tables_unless_they_gain(
     alike = torch.randn(60, 60, generator=generator)
     grown = alike * torch.logspace(-2, 2, 60)
     quantizers: Quantizers = [StepQuantizer(0), StepQuantizer(0)]
-    stream, payload = encoded([alike, grown], quantizers)
-    only_first = encoded([alike], [StepQuantizer(0)])
+    stream, payload = encode([alike, grown], quantizers)
+    only_first = encode([alike], [StepQuantizer(0)])
     assert len(payload) == len(only_first[1]) > 500
     decoded = decode_tensors(Stream(stream), payload, *meta([alike, grown]))
     assert torch.equal(decoded[0].values, alike.round())
@@ -186,14 +186,14 @@ def test_quantizers_are_stored_once() -> None:
     assert sum(t.table_bits for t in decoded) < 64 * 10
 
 
-def test_it_is_told_how_tensors_are_stored() -> None:
+def test_decoded_tensors_report_their_storage() -> None:
     tensors, quantizers = example()
     for coder in CODERS:
-        found = [t.storage for t in round_trip(tensors, quantizers, coder)]
+        storages = [t.storage for t in round_trip(tensors, quantizers, coder)]
         fine, coarse = UniformQuantizer(128, 3.0), UniformQuantizer(8, 0.5)
-        assert found[:5] == [fine, coarse, "half", "integers", "raw"]
-        assert found[5:10] == [Constant(0.0), fine, "raw", fine, StepQuantizer(-20)]
-        assert found[10:] == [Constant(0.10000000149011612), Constant(1.0)]
+        assert storages[:5] == [fine, coarse, "half", "integers", "raw"]
+        assert storages[5:10] == [Constant(0.0), fine, "raw", fine, StepQuantizer(-20)]
+        assert storages[10:] == [Constant(0.10000000149011612), Constant(1.0)]
 
 
 def test_constants_take_next_to_nothing() -> None:
@@ -201,8 +201,8 @@ def test_constants_take_next_to_nothing() -> None:
     tensors += [torch.zeros(1000, dtype=torch.int64), torch.full((9,), 0.01)]
     quantizers: Quantizers = [None, "half", StepQuantizer(0)] * 20 + [None, StepQuantizer(9)]
     decoded = round_trip(tensors, quantizers)
-    for tensor, again in zip(tensors, decoded, strict=True):
-        assert torch.equal(again.values, tensor)
+    for tensor, result in zip(tensors, decoded, strict=True):
+        assert torch.equal(result.values, tensor)
     assert sum(t.table_bits + t.value_bits for t in decoded) < 8 * (42 + 20 * 5)
     (sign,) = round_trip([torch.tensor([-0.0, -0.0])], [None])
     assert torch.signbit(sign.values).all()
@@ -215,7 +215,7 @@ def test_damage_is_refused_or_leaves_tensors_of_the_same_form(
     coder: Coder, data: st.DataObject
 ) -> None:
     tensors, quantizers = example()
-    parts = [bytearray(part) for part in encoded(tensors, quantizers, coder)]
+    parts = [bytearray(part) for part in encode(tensors, quantizers, coder)]
     for _ in range(data.draw(st.integers(1, 3))):
         part = parts[data.draw(st.integers(0, 1))]
         place = data.draw(st.integers(0, max(len(part) - 1, 0)))
@@ -252,15 +252,15 @@ def test_any_bytes_are_refused_or_give_tensors_of_the_form(
 @pytest.mark.parametrize("coder", CODERS)
 def test_data_after_the_end_are_refused(coder: Coder) -> None:
     tensors, quantizers = example()
-    stream, payload = encoded(tensors, quantizers, coder)
+    stream, payload = encode(tensors, quantizers, coder)
     with pytest.raises(CorruptFileError, match="after the coded values"):
         decode_tensors(Stream(stream + bytes(9)), payload, *meta(tensors), coder)
     with pytest.raises(CorruptFileError, match="after the coded values"):
         decode_tensors(Stream(stream), payload + bytes(9999), *meta(tensors), coder)
 
 
-def test_forms_that_do_not_fit_are_refused() -> None:
-    stream, payload = encoded([torch.tensor([0.0, 1.0, 4.0])], ["half"])
+def test_storages_that_do_not_fit_the_dtype_are_refused() -> None:
+    stream, payload = encode([torch.tensor([0.0, 1.0, 4.0])], ["half"])
     with pytest.raises(CorruptFileError):
         decode_tensors(Stream(stream), payload, [(3,)], [torch.int64])
 
@@ -268,13 +268,13 @@ def test_forms_that_do_not_fit_are_refused() -> None:
 def test_tensors_that_cannot_be_stored_are_named() -> None:
     good, quantizer = torch.tensor([0.5, 0.25]), StepQuantizer(0)
     with pytest.raises(InvalidArgumentError, match=r"tensor 1: .* NaN"):
-        encoded([good, good / 0], [quantizer, quantizer])
+        encode([good, good / 0], [quantizer, quantizer])
     with pytest.raises(InvalidArgumentError, match=r"tensor 0: .* not torch\.int64"):
-        encoded([torch.tensor(5)], [quantizer])
+        encode([torch.tensor(5)], [quantizer])
     with pytest.raises(InvalidArgumentError, match=r"tensor 1: .* float16"):
-        encoded([good, good + 1e6], ["half", "half"])
+        encode([good, good + 1e6], ["half", "half"])
     with pytest.raises(InvalidArgumentError, match="1 tensors but 2 quantizers"):
-        encoded([good], [None, None])
+        encode([good], [None, None])
 
 
 def test_entropy() -> None:

@@ -18,7 +18,7 @@ quantizers = st.builds(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @given(quantizer=quantizers, seed=st.integers(0, 2**31))
-def test_levels_are_kept(dtype: torch.dtype, quantizer: UniformQuantizer, seed: int) -> None:
+def test_values_on_a_level_stay(dtype: torch.dtype, quantizer: UniformQuantizer, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     t = torch.randn(64, generator=generator, dtype=torch.float64) * quantizer.bound
     t = t.clamp(-60000, 60000).to(dtype)

@@ -23,14 +23,14 @@ LENET5 = {
 }
 
 
-def pressed(network: str, scheme: str = "ada_tucker", **target: object) -> nn.Module:
+def press_network(network: str, scheme: str = "ada_tucker", **target: object) -> nn.Module:
     torch.manual_seed(0)
     dense = build(network)
     return tp.press(dense, tp.plan(dense, scheme=scheme, **target), init="kaiming")
 
 
 def lenet5() -> nn.Module:
-    return pressed("lenet5", overrides=LENET5)
+    return press_network("lenet5", overrides=LENET5)
 
 
 def expected(model: nn.Module, quantizer: object = None, norms: str = "half") -> dict[str, Tensor]:
@@ -56,43 +56,43 @@ def expected(model: nn.Module, quantizer: object = None, norms: str = "half") ->
 
 
 def assert_holds(model: nn.Module, values: dict[str, Tensor]) -> None:
-    found = stored_tensors(model)
-    assert list(found) == list(values)
+    tensors = stored_tensors(model)
+    assert list(tensors) == list(values)
     for name, tensor in values.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name].detach(), tensor), name
+        assert tensors[name].dtype == tensor.dtype, name
+        assert torch.equal(tensors[name].detach(), tensor), name
 
 
-def saved(model: nn.Module, folder: Path, **options: object) -> Path:
+def save_model(model: nn.Module, folder: Path, **options: object) -> Path:
     path = folder / "model.tpz"
     assert tp.save(model, path, **options) == path.stat().st_size
     return path
 
 
-def own() -> nn.Module:
+def custom_model() -> nn.Module:
     """A model that is not in the zoo."""
     return nn.Sequential(nn.Linear(30, 20), nn.BatchNorm1d(20))
 
 
-def forged_own(path: Path, header: Any, model: nn.Module) -> None:
+def forge_custom(path: Path, header: Any, model: nn.Module) -> None:
     """Write a file of a model's tensors under any header, with a valid checksum."""
     stream = Stream()
     stream.number("network", 0)
     stored = named_header.compress(header)
     stream.number("header", len(stored))
-    forged(path, stream, stored, model)
+    write_forged(path, stream, stored, model)
 
 
-def forged_zoo(path: Path, layers: list[PackedLayer], model: nn.Module) -> None:
+def forge_zoo(path: Path, layers: list[PackedLayer], model: nn.Module) -> None:
     """Write a file that says of lenet300100 whatever is given, with a valid checksum."""
     stream = Stream()
     description = Description("lenet300100", tuple(layers), ())
     zoo_header.write_network(stream, description)
     zoo_header.write_layers(stream, description)
-    forged(path, stream, b"", model)
+    write_forged(path, stream, b"", model)
 
 
-def forged(path: Path, stream: Stream, header: bytes, model: nn.Module) -> None:
+def write_forged(path: Path, stream: Stream, header: bytes, model: nn.Module) -> None:
     stream.number("coder", 0)
     quantizers = assign_quantizers(model)
     tensors = stored_tensors(model)

@@ -104,11 +104,11 @@ def factorized():
 def test_kept_factors_make_a_small_file_that_computes_the_same(tmp_path):
     pressed, x = factorized(), torch.randn(2, 64)
     stored = 4 * sum(p.numel() for p in pressed.parameters())
-    kept = export_onnx(pressed, x, tmp_path / "kept.onnx", factors="keep")
+    small = export_onnx(pressed, x, tmp_path / "kept.onnx", factors="keep")
     rebuilt = export_onnx(pressed, x, tmp_path / "rebuilt.onnx")
-    assert initializer_bytes(kept.path) < 1.1 * stored + 1000
+    assert initializer_bytes(small.path) < 1.1 * stored + 1000
     assert initializer_bytes(rebuilt.path) >= 4 * 5 * 64 * 64
-    for file in (kept, rebuilt):
+    for file in (small, rebuilt):
         assert check_onnx(pressed, torch.randn(3, 64), file.path) < CLOSE
 
 
@@ -163,7 +163,7 @@ class OfFixedBatch(nn.Module):
 
 
 @needs_onnx
-def test_a_batch_that_the_model_fixes_is_said(tmp_path):
+def test_a_fixed_batch_size_warns(tmp_path):
     with pytest.warns(UserWarning, match="takes only the example's batch size: .*batch"):
         file = export_onnx(OfFixedBatch(), torch.randn(3, 4), tmp_path / "m.onnx")
     assert not file.any_batch
@@ -178,7 +178,7 @@ class Undecided(nn.Module):
 
 
 @needs_onnx
-def test_what_cannot_be_exported_leaves_the_file_that_is_there(tmp_path):
+def test_a_failed_export_leaves_the_old_file(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"before")
     with pytest.raises(InvalidArgumentError, match=r"torch cannot export this model: .+"):
@@ -196,7 +196,7 @@ def test_a_file_replaces_the_one_that_is_there_and_nothing_else_stays(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"before")
     file = export_onnx(nn.Linear(4, 3), torch.randn(2, 4), path)
-    assert [found.name for found in tmp_path.iterdir()] == ["m.onnx"]
+    assert [result.name for result in tmp_path.iterdir()] == ["m.onnx"]
     assert file.bytes == path.stat().st_size
     assert str(Path(__file__).parents[1]).encode() not in path.read_bytes()
 
@@ -207,21 +207,21 @@ def test_weights_beyond_what_one_file_holds_lie_beside_it(tmp_path, monkeypatch)
     monkeypatch.setattr(threshold, 0)
     net, path = nn.Linear(40, 30), tmp_path / "m.onnx"
     file = export_onnx(net, torch.randn(2, 40), path)
-    found = {found.name: found.stat().st_size for found in tmp_path.iterdir()}
-    assert found.keys() == {"m.onnx", "m.onnx.data"}
-    assert file.bytes == sum(found.values())
-    assert found["m.onnx.data"] >= 4 * 40 * 30
+    result = {result.name: result.stat().st_size for result in tmp_path.iterdir()}
+    assert result.keys() == {"m.onnx", "m.onnx.data"}
+    assert file.bytes == sum(result.values())
+    assert result["m.onnx.data"] >= 4 * 40 * 30
     assert check_onnx(net, torch.randn(3, 40), path) < CLOSE
 
 
 @needs_onnx
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InvalidArgumentError, match=r"none.m\.onnx cannot be written: No such"):
         export_onnx(nn.Linear(4, 3), torch.randn(2, 4), tmp_path / "none" / "m.onnx")
 
 
 @needs_onnx
-def test_a_file_of_another_model_is_found_out(tmp_path):
+def test_check_onnx_refuses_a_file_of_another_model(tmp_path):
     net, x = nn.Linear(4, 3), torch.randn(2, 4)
     file = export_onnx(net, x, tmp_path / "m.onnx")
     assert check_onnx(nn.Linear(4, 3), x, file.path) > 0.01
@@ -234,7 +234,7 @@ def test_a_file_of_another_model_is_found_out(tmp_path):
 
 
 @needs_onnx
-def test_what_is_no_onnx_file_is_said(tmp_path: Path):
+def test_other_files_are_refused(tmp_path: Path):
     net, x = nn.Linear(4, 3), torch.randn(2, 4)
     with pytest.raises(DataNotFoundError, match=r"no file .*m\.onnx"):
         check_onnx(net, x, tmp_path / "m.onnx")

@@ -49,8 +49,8 @@ def trained() -> nn.Sequential:
 def images(count: int, seed: int) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 4, 4, generator=random)
-    found: Tensor = nn.functional.interpolate(coarse, size=12, mode="bilinear")
-    return found
+    images: Tensor = nn.functional.interpolate(coarse, size=12, mode="bilinear")
+    return images
 
 
 def distance(net: nn.Module, other: nn.Module, x: Tensor) -> float:
@@ -61,9 +61,9 @@ def distance(net: nn.Module, other: nn.Module, x: Tensor) -> float:
 
 @pytest.mark.parametrize("size", [900, 1_500])
 def test_a_size_is_used_and_never_exceeded(path: Path, size: int) -> None:
-    done = tp.encode(state(), path, size=size)
-    assert 0.98 * size <= done.bytes <= size
-    assert path.stat().st_size == done.bytes
+    result = tp.encode(state(), path, size=size)
+    assert 0.98 * size <= result.bytes <= size
+    assert path.stat().st_size == result.bytes
 
 
 @pytest.mark.parametrize("bits", [6, 12, 20])
@@ -73,40 +73,40 @@ def test_few_values_fill_sizes_at_which_all_of_them_differ(path: Path, bits: int
     assert 0.97 * size <= tp.encode({"weight": weight}, path, size=size).bytes <= size
 
 
-def test_no_file_is_made_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    make = FileSearch._write_data
+def test_no_file_is_written_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+    write = FileSearch._write_data
 
-    def counted(self: FileSearch, attempt: RoundedModel) -> None:
-        made.append((attempt.base, attempt.cost))
-        make(self, attempt)
+    def record(self: FileSearch, rounded: RoundedModel) -> None:
+        attempts.append((rounded.base, rounded.cost))
+        write(self, rounded)
 
-    monkeypatch.setattr(FileSearch, "_write_data", counted)
+    monkeypatch.setattr(FileSearch, "_write_data", record)
     signs = torch.randn(40, 25, generator=torch.Generator().manual_seed(0)).sign()
     assert tp.encode({"weight": signs}, path, size=130).bytes < 100  # a bit a value, or nothing
-    assert len(set(made)) == len(made) <= 2
+    assert len(set(attempts)) == len(attempts) <= 2
 
 
 @pytest.mark.parametrize("bits", [3, 6])
 def test_bits_are_those_of_the_whole_file(path: Path, bits: float) -> None:
     tensors = state()
-    done = tp.encode(tensors, path, bits=bits)
+    result = tp.encode(tensors, path, bits=bits)
     count = sum(tensor.numel() for tensor in tensors.values())
-    assert done.bits_per_value == pytest.approx(8 * path.stat().st_size / count)
-    assert 0.98 * bits <= done.bits_per_value <= bits
+    assert result.bits_per_value == pytest.approx(8 * path.stat().st_size / count)
+    assert 0.98 * bits <= result.bits_per_value <= bits
 
 
 @pytest.mark.parametrize("target", [0.3, 0.01])
 def test_the_error_is_that_of_the_decoded_weights(path: Path, target: float) -> None:
     tensors = state()
-    done = tp.encode(tensors, path, target_error=target)
+    result = tp.encode(tensors, path, target_error=target)
     decoded = tp.decode(path)
-    names = [t.name for t in done.tensors]
+    names = [t.name for t in result.tensors]
     assert names == ["a.weight", "b.weight", "half"]
-    lost = sum(float((decoded[n].double() - tensors[n].double()).square().sum()) for n in names)
+    errors = sum(float((decoded[n].double() - tensors[n].double()).square().sum()) for n in names)
     norm = sum(float(tensors[n].double().square().sum()) for n in names)
-    assert (lost / norm) ** 0.5 == pytest.approx(done.error, rel=0.05)
-    assert 0.8 * target <= done.error <= target
+    assert (errors / norm) ** 0.5 == pytest.approx(result.error, rel=0.05)
+    assert 0.8 * target <= result.error <= target
 
 
 def test_what_is_not_a_weight_is_kept(path: Path) -> None:
@@ -124,8 +124,8 @@ def test_what_is_not_a_weight_is_kept(path: Path) -> None:
 def test_a_model_is_left_alone_and_loads_again(path: Path) -> None:
     net = trained()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    done = tp.encode(net, path, size=1_600)
-    assert done.bytes <= 1_600
+    result = tp.encode(net, path, size=1_600)
+    assert result.bytes <= 1_600
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     loaded = tp.load(path, trained())
     for name, value in tp.decode(path).items():
@@ -135,19 +135,19 @@ def test_a_model_is_left_alone_and_loads_again(path: Path) -> None:
 
 def test_calibration_keeps_more_of_the_outputs(path: Path) -> None:
     net, seen, unseen = trained(), images(64, 0), images(64, 1)
-    lost = {}
+    errors = {}
     for kind, batches in (("plain", None), ("calibrated", [seen[:32], seen[32:]])):
-        done = tp.encode(net, path, size=800, calibration=batches)
-        assert 770 <= done.bytes <= 800
-        lost[kind] = distance(net, tp.load(path, trained()), unseen)
-    assert lost["calibrated"] < 0.5 * lost["plain"]
+        result = tp.encode(net, path, size=800, calibration=batches)
+        assert 770 <= result.bytes <= 800
+        errors[kind] = distance(net, tp.load(path, trained()), unseen)
+    assert errors["calibrated"] < 0.5 * errors["plain"]
 
 
 def test_calibration_meets_an_error_of_the_responses(path: Path) -> None:
-    done = tp.encode(trained(), path, target_error=0.1, calibration=[images(32, 0)])
-    assert 0.09 <= done.error <= 0.1
-    assert done.error == pytest.approx(
-        (sum(t.error**2 for t in done.tensors) / len(done.tensors)) ** 0.5
+    result = tp.encode(trained(), path, target_error=0.1, calibration=[images(32, 0)])
+    assert 0.09 <= result.error <= 0.1
+    assert result.error == pytest.approx(
+        (sum(t.error**2 for t in result.tensors) / len(result.tensors)) ** 0.5
     )
 
 
@@ -179,8 +179,8 @@ def test_shared_and_unseen_weights_are_coded_too(path: Path) -> None:
     torch.manual_seed(0)
     net = Attention()
     tokens = torch.randint(20, (16, 6))
-    done = tp.encode(net, path, bits=6, calibration=[tokens])
-    assert {t.name for t in done.tensors} == {
+    result = tp.encode(net, path, bits=6, calibration=[tokens])
+    assert {t.name for t in result.tensors} == {
         "embed.weight",
         "q.weight",
         "k.weight",
@@ -242,7 +242,7 @@ def test_tensors_that_cannot_be_stored_are_named(path: Path) -> None:
         tp.encode([1, 2], path, bits=8)  # type: ignore[arg-type]
 
 
-def test_a_missing_folder_is_said_before_the_work(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused_before_the_search(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="folder is missing"):
         tp.encode(state(), tmp_path / "no" / "a.tpz", bits=3)
 
@@ -275,17 +275,15 @@ def test_values_that_float16_cannot_hold_are_exact(path: Path) -> None:
     assert not torch.equal(load_tensors(path)["b"], tensors["b"])
 
 
-def test_tensors_of_which_nothing_is_left_are_told(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    given = {f"{n}.weight": 10.0**-n * torch.randn(40, 50) for n in range(6)}
-    given["zeros.weight"] = torch.zeros(30, 30)
-    done = tp.encode(given, path, size=2000)
-    lost = [t.name for t in done.tensors if t.zeros == 1 and t.name != "zeros.weight"]
+def test_tensors_rounded_to_zeros_are_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = {f"{n}.weight": 10.0**-n * torch.randn(40, 50) for n in range(6)}
+    tensors["zeros.weight"] = torch.zeros(30, 30)
+    result = tp.encode(tensors, path, size=2000)
+    names = [t.name for t in result.tensors if t.zeros == 1 and t.name != "zeros.weight"]
     [warned] = caplog.messages
-    assert f"nothing is left of {len(lost)} of 7 tensors" in warned
-    assert f"{', '.join(lost[:3])}, …;" in warned
+    assert f"nothing is left of {len(names)} of 7 tensors" in warned
+    assert f"{', '.join(names[:3])}, …;" in warned
     assert "zeros.weight" not in warned
     caplog.clear()
-    tp.encode({"a.weight": given["0.weight"]}, path, bits=8)
+    tp.encode({"a.weight": tensors["0.weight"]}, path, bits=8)
     assert not caplog.messages

@@ -27,11 +27,11 @@ def deep() -> nn.Sequential:
 
 def images(count: int, seed: int) -> Tensor:
     coarse = torch.randn(count, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
-    found: Tensor = nn.functional.interpolate(coarse, size=8, mode="bilinear")
-    return found
+    result: Tensor = nn.functional.interpolate(coarse, size=8, mode="bilinear")
+    return result
 
 
-def held(net: nn.Module, count: int = 192) -> list[Batch]:
+def collect(net: nn.Module, count: int = 192) -> list[Batch]:
     return collect_batches(images(count, 0).split(64), net)
 
 
@@ -54,20 +54,20 @@ def distance(net: nn.Module, other: nn.Module, x: Tensor) -> float:
 
 def test_weights_become_levels_and_errors_before_are_made_up_for() -> None:
     dense = deep()
-    steps, nearest, found = quantizers(dense, 1.0), deepcopy(dense), deepcopy(dense)
-    rounded = round_in_order(found, dense, steps, held(dense), seed=0)
+    steps, nearest, result = quantizers(dense, 1.0), deepcopy(dense), deepcopy(dense)
+    rounded = round_in_order(result, dense, steps, collect(dense), seed=0)
     assert list(rounded) == list(layers_of(dense))
-    for name, weight in layers_of(found).items():
+    for name, weight in layers_of(result).items():
         assert torch.equal(weight, steps[name].values(rounded[name].symbols))
         nearest.get_submodule(name).weight.data = steps[name](layers_of(dense)[name])
     unseen = images(100, 1)
-    assert distance(dense, found, unseen) < 0.4 * distance(dense, nearest, unseen)
+    assert distance(dense, result, unseen) < 0.4 * distance(dense, nearest, unseen)
 
 
 def test_fine_steps_leave_the_model_as_it_was() -> None:
     dense, x = deep(), images(20, 1)
     model = deepcopy(dense)
-    rounded = round_in_order(model, dense, quantizers(dense, 1e-3), held(dense), seed=0)
+    rounded = round_in_order(model, dense, quantizers(dense, 1e-3), collect(dense), seed=0)
     assert distance(dense, model, x) < 1e-6
     assert all(one.lost < 1e-6 * one.size for one in rounded.values())
 
@@ -104,8 +104,8 @@ def test_layers_that_have_no_one_place_are_left() -> None:
     dense, ones = Tangled(), torch.ones(8, 4)
     model = deepcopy(dense)
     one_way = collect_batches([ones * torch.randn(8, 4).abs()], dense)
-    found = round_in_order(model, dense, quantizers(dense, 0.5), one_way, seed=0)
-    assert list(found) == ["once", "right", "left"]
+    result = round_in_order(model, dense, quantizers(dense, 0.5), one_way, seed=0)
+    assert list(result) == ["once", "right", "left"]
     assert torch.equal(model.twice.weight, dense.twice.weight)
     assert (
         round_in_order(
@@ -119,8 +119,8 @@ def test_a_price_saves_bits() -> None:
     dense = deep()
     bits = []
     for price in (0.0, 0.2):
-        found = round_in_order(
-            deepcopy(dense), dense, quantizers(dense, 1.0), held(dense), seed=0, price=price
+        result = round_in_order(
+            deepcopy(dense), dense, quantizers(dense, 1.0), collect(dense), seed=0, price=price
         )
-        bits.append(sum(one.symbols.numel() * entropy_bits(one.symbols) for one in found.values()))
+        bits.append(sum(one.symbols.numel() * entropy_bits(one.symbols) for one in result.values()))
     assert bits[1] < 0.95 * bits[0]

@@ -25,14 +25,14 @@ def ideal_bits(symbols: Tensor) -> float:
 
 
 def response_error(values: Tensor, symbols: Tensor, h: Tensor) -> float:
-    lost = values.double() - symbols.double()
-    return float((lost @ h * lost).sum())
+    error = values.double() - symbols.double()
+    return float((error @ h * error).sum())
 
 
 def test_bits_of_all_symbols_are_about_their_entropy() -> None:
     symbols = torch.randint(-3, 4, (4000,), generator=torch.Generator().manual_seed(0))
-    found = float(SymbolCosts.from_symbols(symbols)(symbols).sum())
-    assert found == pytest.approx(ideal_bits(symbols), rel=0.01)
+    result = float(SymbolCosts.from_symbols(symbols)(symbols).sum())
+    assert result == pytest.approx(ideal_bits(symbols), rel=0.01)
 
 
 def test_symbols_outside_the_table_cost_what_the_last_does() -> None:
@@ -53,9 +53,9 @@ def test_coded_bits_are_the_entropy_where_symbols_repeat() -> None:
 
 def test_a_finer_step_costs_a_bit_more_a_value_where_no_symbol_repeats() -> None:
     values = torch.randn(300, generator=torch.Generator().manual_seed(0)).double()
-    found = [coded_bits((values * 2.0**fine).round().int()) for fine in (16, 17, 18)]
-    assert found[1] - found[0] == pytest.approx(300, rel=0.01)
-    assert found[2] - found[1] == pytest.approx(300, rel=0.01)
+    result = [coded_bits((values * 2.0**fine).round().int()) for fine in (16, 17, 18)]
+    assert result[1] - result[0] == pytest.approx(300, rel=0.01)
+    assert result[2] - result[1] == pytest.approx(300, rel=0.01)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=30), st.floats(0.001, 1.0))
@@ -84,11 +84,11 @@ def test_a_price_makes_zeros_and_saves_bits() -> None:
 def test_a_price_is_better_than_larger_steps() -> None:
     values = torch.randn(20_000, generator=torch.Generator().manual_seed(1)).double()
     dear = round_values(values / 1.2, 0.15)
-    lost = float((values - 1.2 * dear).square().mean())
+    error = float((values - 1.2 * dear).square().mean())
     step = 1.2
     while ideal_bits(round_values(values / step)) > ideal_bits(dear):
         step *= 1.01
-    assert lost < float((values - step * round_values(values / step)).square().mean())
+    assert error < float((values - step * round_values(values / step)).square().mean())
 
 
 def test_feedback_without_correlation_is_nearest_rounding() -> None:
@@ -112,8 +112,8 @@ def test_error_of_the_responses_is_that_of_the_pivots() -> None:
     h = a.T @ a / 60
     feedback = Feedback.from_moments(h, damping=0.0)
     expected = 400 * float(feedback.pivots.sum()) / 12
-    found = response_error(values, feedback.round(values), h)
-    assert found == pytest.approx(expected, rel=0.05)
+    result = response_error(values, feedback.round(values), h)
+    assert result == pytest.approx(expected, rel=0.05)
     assert float(feedback.pivots.log().sum()) == pytest.approx(float(torch.logdet(h)), rel=1e-6)
 
 
@@ -141,7 +141,7 @@ def test_rows_of_zeros_change_nothing_for_others() -> None:
     assert not feedback.round(dead, 0.1).any()
 
 
-def test_inputs_that_are_always_zero_or_rank_deficient_are_no_trouble() -> None:
+def test_zero_and_rank_deficient_inputs_are_rounded() -> None:
     values = torch.randn(4, 6)
     assert torch.equal(Feedback.from_moments(torch.zeros(6, 6)).round(values), values.round().int())
     one = torch.ones(6, 6)
@@ -156,10 +156,10 @@ def test_polished_symbols_lose_no_more(columns: int, correlation: float, seed: i
     random = torch.Generator().manual_seed(seed)
     values, h = torch.randn(5, columns, generator=random).double(), moments(columns, correlation)
     first = Feedback.from_moments(h).round(values)
-    found = polish(first, values, h)
-    assert response_error(values, found, damp(h)) <= response_error(values, first, damp(h))
-    again = polish(found, values, h)
-    assert response_error(values, again, damp(h)) <= response_error(values, found, damp(h))
+    result = polish(first, values, h)
+    assert response_error(values, result, damp(h)) <= response_error(values, first, damp(h))
+    repeated = polish(result, values, h)
+    assert response_error(values, repeated, damp(h)) <= response_error(values, result, damp(h))
 
 
 def test_polish_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,17 +171,17 @@ def test_polish_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(polish(first, values, h, 0.1), whole[1])
 
 
-def test_polish_finds_the_best_of_all_where_there_are_few() -> None:
+def test_polish_finds_the_optimum_of_small_problems() -> None:
     values, h = torch.tensor([[0.45, 0.45]]).double(), moments(2, 0.9)
-    found = polish(torch.zeros(1, 2), values, h)
+    result = polish(torch.zeros(1, 2), values, h)
     least = min(
         response_error(values, torch.tensor([[a, b]]), damp(h)) for a in (0, 1) for b in (0, 1)
     )
-    assert response_error(values, found, damp(h)) == pytest.approx(least)
+    assert response_error(values, result, damp(h)) == pytest.approx(least)
 
 
 def test_polish_with_a_price_saves_bits() -> None:
     values = 0.8 * torch.randn(50, 60, generator=torch.Generator().manual_seed(0)).double()
     h, first = moments(60, 0.1), values.round()
-    found = [ideal_bits(polish(first, values, h, price)) for price in (0.0, 0.15)]
-    assert found[1] < 0.95 * found[0]
+    result = [ideal_bits(polish(first, values, h, price)) for price in (0.0, 0.15)]
+    assert result[1] < 0.95 * result[0]

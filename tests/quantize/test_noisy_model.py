@@ -121,7 +121,7 @@ def test_a_model_of_zeros_has_steps():
     assert rated.quantizers()["bias"].step > 0
 
 
-def test_what_cannot_be_rated():
+def test_models_without_finite_trainable_parameters_are_refused():
     model = small().requires_grad_(False)
     with pytest.raises(InvalidArgumentError, match="no parameter that requires a gradient"):
         RateModel(model, step=0.1)

@@ -71,7 +71,7 @@ def test_statistics_of_norms_are_merged_and_the_rest_is_paid_for(task, dense):
     assert {"1.weight", "1.bias"} <= quantizers.keys()
 
 
-def test_it_can_start_from_what_calibration_rounded(task, dense, tmp_path):
+def test_training_starts_from_weights_rounded_by_calibration(task, dense, tmp_path):
     barely = {"tradeoff": 1e-3, "hard": TrainConfig(epochs=1, lr=1e-6)}
     sizes = {}
     for size in (400, 700):
@@ -122,13 +122,13 @@ def test_an_interrupted_training_goes_on_to_the_same_result(task, dense, tmp_pat
         train_for_size(
             models[1], interrupted(task, 4), tradeoff=0.1, checkpoints=tmp_path, **phases
         )
-    found = train_for_size(models[2], task, tradeoff=0.1, checkpoints=tmp_path, **phases)
-    assert found == expected
+    quantizers = train_for_size(models[2], task, tradeoff=0.1, checkpoints=tmp_path, **phases)
+    assert quantizers == expected
     for one, other in zip(models[0].parameters(), models[2].parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("tradeoff", [0.0, -1.0, float("nan")])
-def test_tradeoffs_that_cannot_be(task, tradeoff):
+def test_tradeoffs_that_are_not_positive_are_refused(task, tradeoff):
     with pytest.raises(InvalidArgumentError, match="tradeoff must be positive"):
         train_for_size(nn.Linear(20, 4), task, tradeoff=tradeoff, hard=PHASES["hard"])

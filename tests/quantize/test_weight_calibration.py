@@ -8,7 +8,7 @@ from tensorpress.calibrate.batches import collect_batches
 from tensorpress.quantize.weight_calibration import calibrated_weights
 
 
-def test_a_layer_whose_gradient_is_not_seen_has_steps_as_the_others() -> None:
+def test_a_layer_without_gradients_has_the_mean_step_of_the_others() -> None:
     class Partly(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():

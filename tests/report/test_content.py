@@ -27,7 +27,7 @@ def test_json_of_another_form_is_refused(change, where):
         ReportContent.from_json(json.dumps(content))
 
 
-def test_text_that_is_not_json():
+def test_text_that_is_not_json_is_refused():
     with pytest.raises(CorruptFileError, match="not the content of a report"):
         ReportContent.from_json("{")
 

@@ -36,7 +36,7 @@ def test_all_of_a_plan_is_readable_at_any_width(width: int) -> None:
     assert NAME.startswith(letters[:20])
 
 
-def test_columns_that_say_nothing_are_left_out() -> None:
+def test_empty_columns_are_left_out() -> None:
     plain = PlanRow("fc", "channel_svd", (20, 30), (), (4,), 600, 200)
     reshaped = PlanRow("fc", "ada_tucker", (20, 30), (5, 4, 30), (2, 2, 2), 600, 86)
     assert not {"modes", "MACs", "error"} & set(text_of(plan_table([plain]), 80).split())
@@ -44,7 +44,7 @@ def test_columns_that_say_nothing_are_left_out() -> None:
     assert "MACs" not in text_of(model_table([ModelRow("fc", "Linear", (20, 30), 600)]), 80)
 
 
-def test_what_is_unknown_is_a_dash() -> None:
+def test_unknown_values_are_dashes() -> None:
     known = PlanRow("a", "channel_svd", (20, 30), (), (4,), 600, 200, 600, 200)
     unknown = PlanRow("b", "channel_svd", (20, 30), (), (4,), 600, 200)
     [line] = [

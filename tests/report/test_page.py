@@ -71,6 +71,6 @@ def test_written_page_is_the_rendered_one(tmp_path, page, lenet):
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
 
 
-def test_missing_folder(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InvalidArgumentError, match=r"report\.html cannot be written"):
         write_page(ReportContent("x"), tmp_path / "no" / "report.html")

@@ -44,7 +44,7 @@ def test_names_are_not_markup():
     assert "[red]x[/red]" in text_of(layer_table([row]), 80)
 
 
-def test_no_layers():
+def test_a_table_without_layers_is_rendered():
     assert "layer" in text_of(layer_table([]), 80)
 
 

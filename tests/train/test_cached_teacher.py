@@ -1,4 +1,4 @@
-"""Teachers that are asked the same more than once."""
+"""A teacher whose outputs are cached."""
 
 import torch
 from torch import Tensor, nn
@@ -8,18 +8,18 @@ from tensorpress.train.distillation import CachedTeacher
 
 
 class Counting(nn.Module):
-    """Says how often it was asked."""
+    """Counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = 0
+        self.calls = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.asked += 1
+        self.calls += 1
         return inputs[:, :2] * 3
 
 
-def test_a_student_learns_the_same_and_the_teacher_is_asked_once_a_batch() -> None:
+def test_a_cached_teacher_gives_the_same_student_and_runs_once_per_batch() -> None:
     torch.manual_seed(0)
     batches = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long)) for _ in range(3)]
     config = TrainConfig(epochs=5, lr=0.1, distill={"weight": 1.0, "temperature": 2.0})
@@ -28,7 +28,7 @@ def test_a_student_learns_the_same_and_the_teacher_is_asked_once_a_batch() -> No
         torch.manual_seed(1)
         student, teacher = nn.Linear(4, 2), Counting()
         fit(student, batches, config, teacher=CachedTeacher(teacher) if wrapped else teacher)
-        assert teacher.asked == (3 if wrapped else 15)
+        assert teacher.calls == (3 if wrapped else 15)
         students.append(student)
     torch.testing.assert_close(students[0].weight, students[1].weight, rtol=0, atol=0)
 

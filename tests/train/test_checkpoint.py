@@ -27,7 +27,7 @@ def good(tmp_path_factory):
     return path.read_bytes()
 
 
-def test_only_the_one_file_is_left(tmp_path):
+def test_writing_leaves_only_the_checkpoint(tmp_path):
     fit(nn.Linear(3, 2), BATCHES, CONFIG, checkpoint=tmp_path / "deep" / "run.pt")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["run.pt"]
 
@@ -68,7 +68,7 @@ def test_altered_byte_is_noticed_or_changes_nothing(good, tmp_path_factory, wher
     assert torch.equal(fresh.weight, reference.weight)
 
 
-def test_foreign_files(tmp_path):
+def test_other_files_are_refused(tmp_path):
     path = tmp_path / "run.pt"
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(CorruptFileError, match="not a training checkpoint"):
@@ -101,7 +101,7 @@ def test_other_configuration_names_every_key_and_both_values(tmp_path, good):
     assert "lr" not in message
 
 
-def test_other_data(tmp_path, good):
+def test_a_checkpoint_of_other_data_is_refused(tmp_path, good):
     path = tmp_path / "run.pt"
     path.write_bytes(good)
     with pytest.raises(InvalidArgumentError, match="batches per epoch is 1 there and 2 here"):
@@ -116,14 +116,14 @@ def test_other_data(tmp_path, good):
         (nn.Sequential(nn.Linear(3, 2)), r"weight has shape \(2, 3\) in the checkpoint and absent"),
     ],
 )
-def test_other_model(tmp_path, good, model, message):
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, good, model, message):
     path = tmp_path / "run.pt"
     path.write_bytes(good)
     with pytest.raises(ModelMismatchError, match=message):
         fit(model, BATCHES, CONFIG, checkpoint=path)
 
 
-def test_other_trainable_parameters(tmp_path, good):
+def test_a_checkpoint_of_other_trainable_parameters_is_refused(tmp_path, good):
     path = tmp_path / "run.pt"
     path.write_bytes(good)
     model = nn.Linear(3, 2)
@@ -138,15 +138,15 @@ def test_a_folder_is_no_checkpoint(tmp_path):
 
 
 def test_random_state_is_that_of_every_generator(tmp_path):
-    own = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
 
     def draw():
         legacy = np.random.rand()  # noqa: NPY002 (that generator is the one under test)
-        values = [random.random(), legacy, torch.rand(()), torch.rand((), generator=own)]
+        values = [random.random(), legacy, torch.rand(()), torch.rand((), generator=generator)]
         return list(map(float, values))
 
-    write_checkpoint(tmp_path / "state", {"random": random_state([own])})
+    write_checkpoint(tmp_path / "state", {"random": random_state([generator])})
     expected = draw()
     state = torch.load(tmp_path / "state", weights_only=True)["random"]
-    restore_random_state(state, [own])
+    restore_random_state(state, [generator])
     assert draw() == expected

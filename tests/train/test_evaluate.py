@@ -10,7 +10,7 @@ from tensorpress.train import evaluate
 
 
 @given(n=st.integers(1, 60), batch_size=st.integers(1, 70), seed=st.integers(0, 100))
-def test_exact_whatever_the_batch_size(n, batch_size, seed):
+def test_evaluation_does_not_depend_on_the_batch_size(n, batch_size, seed):
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(n, 4, generator=generator)
     labels = torch.randint(4, (n,), generator=generator)
@@ -48,12 +48,12 @@ def test_modes_are_restored_after_an_error():
         ([(torch.zeros(3, 2, 4), torch.zeros(3, dtype=torch.long))], r"logits of shape \(3, cl"),
     ],
 )
-def test_unusable_batches(batches, message):
+def test_unusable_batches_are_refused(batches, message):
     with pytest.raises(InvalidArgumentError, match=message):
         evaluate(nn.Identity(), batches)
 
 
-def test_output_that_is_no_tensor():
+def test_outputs_that_are_not_tensors_are_refused():
     class Pair(nn.Module):
         def forward(self, inputs):
             return inputs, inputs

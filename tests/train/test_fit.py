@@ -87,7 +87,7 @@ def test_one_step_is_the_textbook_step():
     assert history.epochs[0].lr == 0.5
 
 
-def test_model_is_left_as_it_was_given():
+def test_a_model_is_not_wrapped_and_its_modes_are_restored():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Dropout(), nn.Linear(12, 2)).eval()
     model[2].train()
     attributes, strides = set(vars(model)), [p.stride() for p in model.parameters()]
@@ -127,8 +127,11 @@ def test_distills_from_a_frozen_teacher():
     fit(student, batches, config, teacher=teacher)
     inputs = torch.cat([inputs for inputs, _ in batches])
     with torch.no_grad():
-        ours, theirs = student(inputs).softmax(1), teacher[0](inputs).softmax(1)
-    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
+        student_probabilities, teacher_probabilities = (
+            student(inputs).softmax(1),
+            teacher[0](inputs).softmax(1),
+        )
+    torch.testing.assert_close(student_probabilities, teacher_probabilities, atol=0.02, rtol=0)
     torch.testing.assert_close(teacher.state_dict(), before)
     assert teacher.training
     assert all(p.grad is None for p in teacher.parameters())
@@ -192,7 +195,7 @@ def test_divergence_keeps_the_checkpoint_of_the_epoch_before(tmp_path):
     assert len(fit(nn.Linear(4, 2), toy(24), SGD, checkpoint=path).epochs) == 2
 
 
-def test_same_seed_same_weights_and_another_seed_others(digits):
+def test_equal_seeds_give_equal_weights_and_others_do_not(digits):
     def weights(seed):
         model = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 10))
         with torch.no_grad():
@@ -227,10 +230,10 @@ class Epochs:
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.told = []
+        self.epochs = []
 
     def set_epoch(self, epoch):
-        self.told.append(epoch)
+        self.epochs.append(epoch)
 
 
 class EpochsDataset(Epochs, TensorDataset):
@@ -245,17 +248,17 @@ class EpochsBatches(Epochs, list):
     pass
 
 
-def test_every_part_of_a_loader_is_told_the_epoch():
+def test_every_part_of_a_loader_gets_the_epoch():
     inputs, labels = (torch.cat(parts) for parts in zip(*toy(), strict=True))
     dataset = EpochsDataset(inputs, labels)
     sampler = EpochsSampler(dataset)
-    own = EpochsBatches(toy())
+    batches = EpochsBatches(toy())
     whole_batches = DataLoader(dataset, batch_size=None, sampler=BatchSampler(sampler, 8, False))
-    fit(nn.Linear(4, 2), own, SGD)
+    fit(nn.Linear(4, 2), batches, SGD)
     fit(nn.Linear(4, 2), DataLoader(dataset, 8, sampler=sampler), SGD)
     fit(nn.Linear(4, 2), whole_batches, SGD)
-    assert own.told == [0, 1]
-    assert dataset.told == sampler.told == [0, 1, 0, 1]
+    assert batches.epochs == [0, 1]
+    assert dataset.epochs == sampler.epochs == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize(

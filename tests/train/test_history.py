@@ -22,6 +22,6 @@ def test_json_keeps_what_is_not_finite():
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"epochs": [{}]}', '{"epoch": []}'])
-def test_other_text(text):
+def test_text_that_is_not_a_history_is_refused(text):
     with pytest.raises(CorruptFileError, match="not a training history"):
         History.from_json(text)

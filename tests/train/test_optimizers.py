@@ -20,12 +20,12 @@ def rates(config, steps_per_epoch):
 def torch_rates(make, n, lr):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
     scheduler = make(optimizer)
-    found = []
+    result = []
     for _ in range(n):
-        found += scheduler.get_last_lr()
+        result += scheduler.get_last_lr()
         optimizer.step()
         scheduler.step()
-    return found
+    return result
 
 
 @given(epochs=st.integers(1, 6), steps=st.integers(1, 7), lr=st.floats(1e-4, 1))
@@ -53,11 +53,11 @@ def test_step_is_that_of_torch(epochs, steps, every):
 )
 def test_warm_up_rises_to_the_peak_and_never_above(schedule, warmup, steps):
     config = TrainConfig(epochs=3, lr=0.5, schedule=schedule, warmup_epochs=warmup)
-    found = rates(config, steps)
+    result = rates(config, steps)
     n = round(warmup * steps)
-    assert found[:n] == pytest.approx([0.5 * (i + 1) / n for i in range(n)])
-    assert found[n:] == sorted(found[n:], reverse=True)
-    assert all(0 < rate <= 0.5 for rate in found)
+    assert result[:n] == pytest.approx([0.5 * (i + 1) / n for i in range(n)])
+    assert result[n:] == sorted(result[n:], reverse=True)
+    assert all(0 < rate <= 0.5 for rate in result)
 
 
 def test_constant_without_warm_up():
@@ -85,22 +85,22 @@ def test_shared_and_frozen_parameters():
     second.weight = first.weight
     second.bias.requires_grad_(False)
     optimizer = build_optimizer(nn.Sequential(first, second), TrainConfig(epochs=1, lr=0.1))
-    found = [p for group in optimizer.param_groups for p in group["params"]]
-    assert [id(p) for p in found] == [id(first.weight), id(first.bias)]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert [id(p) for p in parameters] == [id(first.weight), id(first.bias)]
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
 )
-def test_names(name, kind):
+def test_parameters_are_grouped_by_their_names(name, kind):
     config = TrainConfig(epochs=1, lr=0.1, optimizer=name, momentum=0.5)
     optimizer = build_optimizer(nn.Linear(2, 2), config)
     assert type(optimizer) is kind
     assert optimizer.defaults.get("momentum", 0.5) == 0.5
 
 
-def test_nothing_to_train():
+def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(InvalidArgumentError, match="Linear has no parameter to train"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), TrainConfig(epochs=1, lr=0.1))
 

@@ -13,7 +13,7 @@ def tied():
     return nn.Sequential(first, second)
 
 
-def test_values_inside_and_bits_outside():
+def test_values_are_quantized_inside_the_block_and_restored_bit_for_bit():
     model = nn.Linear(4, 3)
     before = model.weight.detach().clone()
     address = model.weight.data_ptr()
@@ -71,7 +71,7 @@ def test_restores_when_a_later_quantizer_is_wrong(bad):
     assert torch.equal(model.weight, before)
 
 
-def test_unknown_name():
+def test_an_unknown_parameter_name_is_refused():
     with (
         pytest.raises(InvalidArgumentError, match=r"unknown parameter 'wieght'.*'weight'"),
         StraightThrough({"wieght": torch.sign})(nn.Linear(2, 2)),

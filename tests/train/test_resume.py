@@ -94,7 +94,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("die_after", [N + 13, 2 * N, 3 * N + 39])
-def test_killed_in_an_epoch(tmp_path, case, die_after):
+def test_a_run_killed_in_an_epoch_resumes_to_the_same_bits(tmp_path, case, die_after):
     options, weights, kind = CASES[case]
     config = TrainConfig(epochs=EPOCHS, **options)
     whole, broken, resumed = network(), network(), network()
@@ -138,13 +138,13 @@ def test_a_finished_run_is_only_loaded(tmp_path):
     config = TrainConfig(epochs=2, lr=0.01)
     first, second = network(), network()
     history = fit(first, loader("global"), config, checkpoint=tmp_path / "run.pt")
-    told = []
-    again = fit(
-        second, loader("global"), config, checkpoint=tmp_path / "run.pt", on_epoch=told.append
+    epochs = []
+    resumed = fit(
+        second, loader("global"), config, checkpoint=tmp_path / "run.pt", on_epoch=epochs.append
     )
     assert same(first, second)
-    assert again == history
-    assert told == []
+    assert resumed == history
+    assert epochs == []
 
 
 SCRIPT = """
@@ -174,7 +174,7 @@ KILLED = SCRIPT + "die_after = 15; train(sys.argv[1])"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL, which this system lacks")
-def test_killed_process(tmp_path):
+def test_a_killed_process_resumes(tmp_path):
     path = tmp_path / "run.pt"
     command = [sys.executable, "-c", KILLED, str(path)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
