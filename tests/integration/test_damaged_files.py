@@ -34,7 +34,7 @@ def write_plan(path: Path) -> None:
 
 
 FILES: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
-    "net.calibration": (write_calibration, Calibration.read),
+    "net.calibration": (write_calibration, Calibration.load),
     "scores.json": (write_scores, Scores.read),
     "plan.json": (write_plan, Plan.read),
     "lenet5.safetensors": (
