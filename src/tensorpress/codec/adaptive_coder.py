@@ -80,7 +80,7 @@ class Stream:
         Raises
         ------
         ValueError
-            For the 65th name.
+            If there are more than 64 names.
         """
         self._make_room()
         index = self._names.setdefault(name, len(self._names))
@@ -244,15 +244,15 @@ def _compile_code_symbols() -> Callable[..., bool]:
     for module in (binary_coder, context_model):
         for name, function in vars(module).items():
             if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-                own = FunctionType(function.__code__, names, name)
+                copy = FunctionType(function.__code__, names, name)
                 try:
-                    names[name] = numba.njit(cache=True, boundscheck=True)(own)
+                    names[name] = numba.njit(cache=True, boundscheck=True)(copy)
                 except RuntimeError:  # there is no folder for the compiled code to stay in
-                    names[name] = numba.njit(boundscheck=True)(own)
+                    names[name] = numba.njit(boundscheck=True)(copy)
             elif not name.startswith("__"):
                 names.setdefault(name, function)
-    found: Callable[..., bool] = names["code_symbols"]
-    return found
+    compiled: Callable[..., bool] = names["code_symbols"]
+    return compiled
 
 
 def _plane_sizes(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

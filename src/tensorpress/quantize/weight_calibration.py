@@ -201,6 +201,7 @@ def calibrated_weights(
 
 def mean_log_step(weights: Collection[Weight]) -> float:
     """Return the mean over values of log2(step / root mean square of the tensor)."""
+    # sum_w n_w log2(s_w / rms_w) / sum_w n_w
     total = sum(w.values.numel() for w in weights)
     return sum(w.values.numel() * (w.log_step - log2(rms(w.values))) for w in weights) / total
 
