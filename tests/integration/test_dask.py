@@ -1,20 +1,25 @@
 """Jobs on a Dask cluster of two worker processes on this machine."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import tensorpress as tp
+from command_line import call
+from tensorpress.checkpoints import press_checkpoint
+from tensorpress.models.zoo import network
 from tensorpress.utils.executors import connect_cluster
 from tensorpress.utils.jobs import JobFolder
 
@@ -28,16 +33,32 @@ def _net() -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as each worker has
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
         yield cluster
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def executor(cluster: Any) -> Iterator[Any]:
     with connect_cluster(cluster.scheduler_address) as executor:
         yield executor
+
+
+SWEEP = """
+recipe:
+  title: LeNet-300-100 on digits
+  network: lenet300100
+  data: {name: digits, validation: 200, batch_size: 200}
+  dense: {epochs: 1, lr: 0.003}
+  press: {scheme: channel_svd, ranks: 4}
+  quantize: {step: 0.5}
+vary:
+  press.ranks: [2, 8]
+"""
 
 
 def _work(seconds: float, value: int) -> list[int]:
@@ -51,8 +72,33 @@ def test_layers_are_pressed_to_the_same_values(executor: Any) -> None:
     expected = tp.press(net, plan).state_dict()
     result = tp.press(net, plan, executor=executor).state_dict()
     assert result.keys() == expected.keys()
-    for name, values in expected.items():
-        torch.testing.assert_close(result[name], values, msg=name)
+    assert all(torch.equal(result[name], values) for name, values in expected.items())
+
+
+def test_shards_are_pressed_to_the_same_bytes_by_two_drivers(
+    executor: Any, cluster: Any, tmp_path: Path
+) -> None:
+    net = _net()
+    (tmp_path / "dense").mkdir()
+    names = {"first.safetensors": ("0.", "2."), "second.safetensors": ("3.",)}
+    places = {}
+    for shard, prefixes in names.items():
+        tensors = {key: x for key, x in net.state_dict().items() if key.startswith(prefixes)}
+        save_file(tensors, tmp_path / "dense" / shard)
+        places |= dict.fromkeys(tensors, shard)
+    index = tmp_path / "dense" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+
+    def press(name: str, executor: Any = None) -> dict[str, bytes]:
+        how = {"scheme": "channel_svd", "ranks": 0.3}
+        press_checkpoint(tmp_path / "dense", tmp_path / name, model=net, executor=executor, **how)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).glob("[!.]*.*")}
+
+    expected = press("alone")
+    assert names.keys() <= expected.keys()
+    with ThreadPoolExecutor(2) as drivers, connect_cluster(cluster.scheduler_address) as other:
+        results = list(drivers.map(press, ["together"] * 2, [executor, other]))
+    assert press("together", executor) == results[0] | results[1] == expected
 
 
 def test_choices_are_measured_as_in_one_process(executor: Any, tmp_path: Path) -> None:
@@ -104,25 +150,25 @@ def test_a_killed_driver_goes_on_with_what_is_left(cluster: Any, tmp_path: Path)
     assert all(path.stat().st_mtime_ns == before for path, before in times.items())
 
 
-def test_the_command_line_presses_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    command = [sys.executable, "-m", "tensorpress", "press", "--model", "lenet300100"]
-    how = ["--scheme", "channel_svd", "--ranks", "0.2", "--out"]
-    torch.manual_seed(0)
+def test_the_commands_write_the_same_bytes_on_a_cluster(
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(network("lenet300100").build().state_dict(), "dense.safetensors")
+    Path("sweep.yaml").write_text(SWEEP)
+    model = ["--model", "lenet300100", "--weights", "dense.safetensors"]
+    press = ["press", *model, "--scheme", "channel_svd", "--ranks", 0.2, "--out"]
+    sweep = ["sweep", "sweep.yaml", "--processes", 1, "--out"]
     for name, more in (("alone", []), ("cluster", ["--cluster", cluster.scheduler_address])):
-        seeded = {**os.environ, "PYTHONHASHSEED": "0"}
-        subprocess.run(
-            [*command, *how, name, *more], cwd=tmp_path, check=True, env=seeded, timeout=120
+        assert call(monkeypatch, capsys, *press, f"{name}/pressed", *more).code == 0
+        assert call(monkeypatch, capsys, *sweep, f"{name}/sweep", *more).code == 0
+    for file in ("pressed/model.safetensors", "sweep/runs/*/model.tpz"):
+        alone, together = (
+            [path.read_bytes() for path in sorted(Path(name).glob(file))]
+            for name in ("alone", "cluster")
         )
-    alone, together = (
-        load_file(tmp_path / name / "model.safetensors") for name in ("alone", "cluster")
-    )
-    assert alone.keys() == together.keys()
-    assert {tuple(x.shape) for x in alone.values()} == {tuple(x.shape) for x in together.values()}
-
-
-def test_the_workers_are_processes_of_their_own(cluster: Any, executor: Any) -> None:
-    pids = {executor.submit(_work, 0.2, i).result()[1] for i in range(2)}
-    assert os.getpid() not in pids
-    assert all(psutil.pid_exists(pid) for pid in pids)
+        assert alone
+        assert alone == together

@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -86,6 +86,21 @@ def test_a_worker_that_dies_names_the_jobs_that_were_running():
         open_executor(2) as executor,
     ):
         list(run_jobs(executor, _die, [("only", (0,))]))
+
+
+def test_jobs_that_an_executor_gives_up_are_named():
+    class Ending(ThreadPoolExecutor):
+        def submit(self, function, *arguments):
+            future = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    with (
+        Ending(1) as pool,
+        pytest.raises(TensorPressError, match=r"gave up its work on 'a', 'b': .*start again"),
+    ):
+        list(run_jobs(pool, abs, [("a", (1,)), ("b", (2,))]))
 
 
 def test_what_cannot_be_sent_is_an_error_of_ours():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -134,7 +135,8 @@ def run_jobs(
     Raises
     ------
     TensorPressError
-        If a worker ends before its job does, naming the jobs that were running.
+        If a worker ends before its job does, or the executor gives its jobs up (as Dask does when
+        its scheduler ends), naming the jobs that were running.
 
     Examples
     --------
@@ -169,6 +171,11 @@ def _result(future: "Future[Result]", keys: Sequence[object]) -> Result:
         return future.result()
     except BrokenExecutor:
         raise
+    except CancelledError:
+        raise TensorPressError(
+            f"the executor gave up its work on {_list_names(keys)}: it was shut down, or its "
+            "scheduler ended or can no longer be reached; start again to go on"
+        ) from None
     except Exception as error:
         # Dask gives up on a job whose workers died three times.
         if type(error).__name__ == "KilledWorker":
@@ -181,12 +188,15 @@ def _result(future: "Future[Result]", keys: Sequence[object]) -> Result:
 
 
 def _worker_ended(keys: Sequence[object]) -> TensorPressError:
-    names = ", ".join(sorted(map(repr, keys)))
     return TensorPressError(
-        f"a process ended before its work on {names} did. Either memory ran out: use fewer "
-        "processes. Or this is a script that does not start its work under `if __name__ == "
+        f"a process ended before its work on {_list_names(keys)} did. Either memory ran out: use "
+        "fewer processes. Or this is a script that does not start its work under `if __name__ == "
         '"__main__":`, as Python asks of scripts that use several processes'
     )
+
+
+def _list_names(keys: Sequence[object]) -> str:
+    return ", ".join(sorted(map(repr, keys)))
 
 
 def _start_worker(reader: "connection.Connection") -> None:
