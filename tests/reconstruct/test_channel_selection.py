@@ -1,12 +1,14 @@
 """Choosing the channels of a sum by responses."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tensorpress.decompose.precision import to_working_precision
+from tensorpress.reconstruct import channel_selection
 from tensorpress.reconstruct.alternating_fit import response_error
 from tensorpress.reconstruct.channel_selection import choose_channels
 from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
@@ -54,3 +56,24 @@ def test_a_choice_that_responses_do_not_beat_stays() -> None:
     kernel = to_working_precision(layer_kernel(conv, describe_layer(conv)))
     choose_channels(pressed, "conv", kernel, torch.eye(6).double()[None])
     assert pressed.selection().tolist() == [[2]]
+
+
+def test_a_worse_choice_by_responses_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels and kernels are then those that the weight alone gives."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 8, 1)
+    with torch.no_grad():
+        conv.weight[:, :2] *= 50
+    pressed = press_layer(conv, "low_rank_sparse", (1, 1))
+    assert isinstance(pressed, LowRankSparseLayer)
+    kernel = to_working_precision(layer_kernel(conv, describe_layer(conv)))
+    before, split = pressed.selection().tolist(), channel_selection.split_ranks
+    assert before[0][0] < 2
+
+    def worse(*arguments: Any, **options: Any) -> Any:
+        return torch.tensor([4]), split(*arguments, **options)[1]
+
+    monkeypatch.setattr(channel_selection, "split_ranks", worse)
+    kernels = choose_channels(pressed, "conv", kernel, torch.eye(6).double()[None])
+    assert pressed.selection().tolist() == before
+    assert len(kernels) == len(pressed.kernels())
