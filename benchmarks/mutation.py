@@ -183,6 +183,8 @@ def in_process(target: Any, *arguments: Any, seconds: float | None = None) -> in
         os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
         return None
+    if process.exitcode == -signal.SIGKILL:
+        sys.exit("tests were ended from outside, which says nothing about the mutant")
     return process.exitcode
 
 
