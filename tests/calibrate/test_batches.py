@@ -78,7 +78,7 @@ def test_a_convolution_as_wide_as_a_sentence_is_long_is_not_masked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         ({}, "a mapping from names of arguments to Tensors; got dict"),
         ({"input_ids": [1, 2]}, "a mapping from names"),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from tpz_models import own, pressed, saved
+from tpz_models import custom_model, press_network, save_model
 
 import tensorpress as tp
 from tensorpress.codec import container, named_header
@@ -70,8 +70,8 @@ def test_of_huffman_codes() -> None:
         writer = BitWriter()
         data = encode_huffman(writer, [arrays])
         groups = [(3, [len(array) for array in arrays])]
-        [[found]] = decode_huffman(BitReader(writer.to_bytes()), data, groups)
-        assert found.symbols.tolist() == arrays[0].tolist()
+        [[result]] = decode_huffman(BitReader(writer.to_bytes()), data, groups)
+        assert result.symbols.tolist() == arrays[0].tolist()
         for extra in EXTRA:
             with pytest.raises(CorruptFileError, match="after the coded values"):
                 decode_huffman(BitReader(writer.to_bytes()), data + extra, groups)
@@ -114,13 +114,13 @@ def test_of_files(tmp_path: Path, tabled: nn.Module, part: str, coder: str, extr
     """Also where the checksum is right."""
     torch.manual_seed(0)
     cases = [
-        (own(), own(), {}),
-        (pressed("lenet300100", budget="params=3000"), None, {"network": "lenet300100"}),
+        (custom_model(), custom_model(), {}),
+        (press_network("lenet300100", budget="params=3000"), None, {"network": "lenet300100"}),
     ]
     if coder == "huffman" or part == "stream":
         cases.append((tabled, tabled, {"quantizer": tp.UniformQuantizer(8192, 4096.0)}))
     for model, dense, options in cases:
-        path = saved(model, tmp_path, coder=coder, **options)
+        path = save_model(model, tmp_path, coder=coder, **options)
         parts = container.read(path)
         container.write(path, parts.stream, parts.payload)
         tp.load(path, dense)
@@ -140,6 +140,6 @@ def test_of_tables_within_a_file(
             return super().to_bytes() + b"\0"
 
     monkeypatch.setattr("tensorpress.codec.encode_tensors.BitWriter", Longer)
-    path = saved(tabled, tmp_path, quantizer=tp.UniformQuantizer(8192, 4096.0), coder=coder)
+    path = save_model(tabled, tmp_path, quantizer=tp.UniformQuantizer(8192, 4096.0), coder=coder)
     with pytest.raises(CorruptFileError, match=r"model\.tpz: there are data after the end"):
         tp.inspect(path)
