@@ -79,7 +79,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_processes_add_their_sums_up(tmp_path: Path) -> None:
-    multiprocessing.spawn(_collect, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    multiprocessing.spawn(_collect, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call, attr-defined]
     whole = tp.Calibration.collect(Attention(), batches(0) + batches(1))
     for rank in range(2):
         calibration = tp.Calibration.load(tmp_path / str(rank))

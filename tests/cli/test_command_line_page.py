@@ -19,7 +19,7 @@ CALLS = [
 @pytest.mark.parametrize("words", CALLS, ids=" ".join)
 def test_every_line_of_the_page_can_be_parsed(words: list[str]) -> None:
     name, *arguments = words
-    command = typer.main.get_command(app).commands[name]
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     command.make_context(name, arguments)
 
 

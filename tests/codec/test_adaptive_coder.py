@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tensorpress.codec import adaptive_coder as module
-from tensorpress.codec.adaptive_coder import SCALES, Stream, Symbols, nearest_scale
+from tensorpress.codec.adaptive_coder import SCALES, Stream, nearest_scale
+from tensorpress.codec.bit_io import Symbols
 from tensorpress.codec.context_tables import initial_state, tables
 from tensorpress.errors import CorruptFileError
 
@@ -129,7 +130,6 @@ def test_the_buffer_grows_when_symbols_need_more_room(monkeypatch: pytest.Monkey
     data = encode(symbols, (20, 20))
     monkeypatch.setattr(module, "_ROOM", 200)
     stream = Stream()
-    monkeypatch.setattr(module.np, "int32", np.int32)
     stream.symbols((20, 20), nearest_scale(symbols), symbols)
     assert stream.finish() == data
 

@@ -75,7 +75,7 @@ def test_of_huffman_codes() -> None:
         for extra in EXTRA:
             with pytest.raises(CorruptFileError, match="after the coded values"):
                 decode_huffman(BitReader(writer.to_bytes()), data + extra, groups)
-    code = HuffmanCode.of(symbols)
+    code = HuffmanCode.from_symbols(symbols)
     data = code.encode(symbols)
     with pytest.raises(CorruptFileError, match="last byte"):
         code.decode(data[:-1] + bytes([data[-1] | 1]), len(symbols))

@@ -22,16 +22,16 @@ class Python2Pickler(pickle._Pickler):
     dispatch = pickle._Pickler.dispatch.copy()
 
     def save_bytes(self, value):
-        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
-        self.memoize(value)
+        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
 
     def save_str(self, value):
         self.save_bytes(value.encode("ascii"))
 
     def save_global(self, value, name=None):
         module = value.__module__.replace("numpy._core", "numpy.core")
-        self.write(pickle.GLOBAL + f"{module}\n{value.__qualname__}\n".encode())
-        self.memoize(value)
+        self.write(pickle.GLOBAL + f"{module}\n{value.__qualname__}\n".encode())  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
 
     dispatch[bytes] = save_bytes
     dispatch[str] = save_str

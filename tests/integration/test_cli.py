@@ -92,9 +92,9 @@ def test_the_recipe_of_demo(shell: Call, monkeypatch: pytest.MonkeyPatch) -> Non
     said = shell("demo", "--seed", 5)
     assert (said.code, said.err) == (1, "error: far enough\n")
     [(recipe, out, seed)] = seen
-    assert (recipe.network, recipe.data.name, recipe.data.root) == ("lenet5", "digits", None)
+    assert (recipe.network, recipe.data.name, recipe.data.root) == ("lenet5", "digits", None)  # type: ignore[attr-defined]
     assert (out, seed) == (Path("demo"), 5)
-    assert parse_recipe(recipe.to_yaml()) == recipe
+    assert parse_recipe(recipe.to_yaml()) == recipe  # type: ignore[attr-defined]
 
 
 def test_eval(shell: Call, finished: RunResult) -> None:

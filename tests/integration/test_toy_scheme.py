@@ -128,7 +128,7 @@ class HalvedWeight(FactorizedWeight):
 
     @property
     def factor_shapes(self) -> list[tuple[int, ...]]:
-        return [(n, self.ranks[0]) for n in self.half * 2]
+        return [(n, self.ranks[0]) for n in self.half * 2]  # type: ignore[attr-defined]
 
     def forward(self, *factors: Tensor) -> Tensor:
         u, v, w, z = factors
@@ -228,7 +228,7 @@ def test_it_is_pressed_and_unpressed(net: nn.Sequential, x: Tensor, name: str, i
     pressed = tp.press(net, make(net, x, name), init=init)
     assert plan_from_model(pressed).layers == make(net, x, name).layers
     dense = tp.unpress(pressed)
-    assert [type(layer) for layer in dense] == [type(layer) for layer in net]
+    assert [type(layer) for layer in dense] == [type(layer) for layer in net]  # type: ignore[attr-defined]
     torch.testing.assert_close(dense(x), pressed(x), rtol=1e-4, atol=1e-5)
     whole = tp.plan(net, scheme=name, overrides={"0": {"ranks": 1.0}})
     torch.testing.assert_close(tp.press(net, whole)(x), net(x), rtol=1e-4, atol=1e-5)

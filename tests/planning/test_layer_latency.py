@@ -131,7 +131,7 @@ def test_few_ranks_are_timed_and_the_largest_among_them(bench: Bench) -> None:
     [(layers, _)] = bench.seen
     ranks = [layer.ranks for layer in layers[1:]]
     assert len(ranks) == len(set(ranks)) == len(layer_latency.SHARES)
-    assert ranks == sorted(ranks)
+    assert ranks == sorted(ranks)  # type: ignore[type-var]
     assert ranks[-1] == (64,)
     assert isinstance(layers[0], nn.Linear)
 

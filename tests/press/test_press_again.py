@@ -53,8 +53,8 @@ def test_unpressing_keeps_the_outputs_and_what_is_dense_has_no_trace(net, x, nam
     before = deepcopy(pressed.state_dict())
     dense = unpress(pressed)
     torch.testing.assert_close(dense(x), pressed(x), atol=1e-5, rtol=1e-4)
-    assert [type(module) for module in dense] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
-    assert [module.training for module in dense] == [True, True, True, False]
+    assert [type(module) for module in dense] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]  # type: ignore[attr-defined]
+    assert [module.training for module in dense] == [True, True, True, False]  # type: ignore[attr-defined]
     frozen = [key for key, p in dense.named_parameters() if not p.requires_grad]
     assert frozen == ["3.weight"]
     assert all(torch.equal(tensor, before[key]) for key, tensor in pressed.state_dict().items())

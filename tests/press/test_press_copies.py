@@ -49,7 +49,7 @@ def alive(monkeypatch):
             self.refs = [weakref.ref(module.weight) for module in net if hasattr(module, "weight")]
 
     found = Alive()
-    decomposed = one_by_one.decompose_weight
+    decomposed = one_by_one.decompose_weight  # type: ignore[attr-defined]
 
     def spy(layer, weight):
         found.append(sum(ref() is not None for ref in found.refs))
@@ -154,7 +154,7 @@ def test_nothing_is_touched_where_a_later_layer_cannot_be_pressed():
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_what_fails_midway_says_how_far_the_model_is_pressed(monkeypatch, inplace):
-    net, decomposed = stack(), one_by_one.decompose_weight
+    net, decomposed = stack(), one_by_one.decompose_weight  # type: ignore[attr-defined]
 
     def failing(layer, weight):
         if layer.name == "2":

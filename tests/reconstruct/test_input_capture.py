@@ -307,7 +307,7 @@ def test_nothing_is_left_behind(stops: int) -> None:
             assert torch.get_autocast_dtype("cpu") is torch.float16
             assert not any(layer._forward_pre_hooks for layer in model.layers)
             deepcopy(model)
-        walk.close()
+        walk.close()  # type: ignore[attr-defined]
     assert not torch.is_autocast_enabled("cpu")
 
 

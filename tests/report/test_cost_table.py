@@ -17,9 +17,9 @@ NAME = "model.layers.11.self_attn.compression.down_proj"
 
 
 def text_of(table: Table, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    return console.file.getvalue()
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 160])

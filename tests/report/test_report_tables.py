@@ -9,9 +9,9 @@ from tensorpress.report import LayerRow, headline_table, layer_table
 
 
 def text_of(table, width):
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
-    return console.file.getvalue()
+    file = io.StringIO()
+    Console(file=file, width=width).print(table)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 160])

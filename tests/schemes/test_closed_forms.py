@@ -100,7 +100,7 @@ def test_tucker2_of_a_linear_is_three_matrices_with_the_error_of_the_svd():
     """y = A·G·Bᵀ·x + b."""
     layer = seeded(lambda: nn.Linear(20, 14))
     pressed = press_layer(layer, "tucker2", (5, 5))
-    b_t, g, a = (part.weight.detach() for part in pressed)
+    b_t, g, a = (part.weight.detach() for part in pressed)  # type: ignore[attr-defined]
     assert (a.shape, g.shape, b_t.shape) == ((14, 5), (5, 5), (5, 20))
     x = torch.randn(3, 20, dtype=torch.float64)
     torch.testing.assert_close(pressed(x), x @ (a @ g @ b_t).mT + layer.bias)
@@ -147,8 +147,8 @@ def test_cp_costs_as_lebedev_et_al_say(name):
     rows, both = 6 * 18, 6 * 6
     assert cost.macs == rank * (12 * 18 * s + rows * d + both * d + both * t)
     pressed = scheme(name).skeleton(describe_layer(layer), (rank,), like=layer.weight)
-    assert [part.groups for part in pressed] == [1, rank, rank, 1]
-    assert [part.kernel_size for part in pressed] == [(1, 1), (d, 1), (1, d), (1, 1)]
+    assert [part.groups for part in pressed] == [1, rank, rank, 1]  # type: ignore[attr-defined]
+    assert [part.kernel_size for part in pressed] == [(1, 1), (d, 1), (1, d), (1, 1)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["cp", "cp_nls"])

@@ -63,7 +63,7 @@ def test_the_hosvd_bounds_what_hooi_from_it_leaves(name, data):
     spectra = form.spectra(spec, kernel)
     ranks = [attainable_ranks(data, name, layer) for _ in range(3)]
     for chosen, bound in zip(*curve(name, layer, ranks), strict=True):
-        assert form.factorize(spec, kernel, chosen, spectra).relative_error ** 2 <= bound + 1e-12
+        assert form.factorize(spec, kernel, chosen, spectra).relative_error ** 2 <= bound + 1e-12  # type: ignore[attr-defined]
 
 
 def test_the_bound_on_tucker2_is_close():

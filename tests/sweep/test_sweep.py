@@ -150,7 +150,7 @@ def test_what_was_done_is_not_done_again_and_more_can_be_asked_for(
 ) -> None:
     out, before = done
     ran = []
-    whole = trials.run
+    whole = trials.run  # type: ignore[attr-defined]
 
     def counted(recipe: Any, folder: Path, **options: Any) -> Any:
         ran.append((recipe.press.ranks, options["seed"]))
@@ -186,7 +186,7 @@ def test_the_test_images_are_not_looked_at_without_a_pick(
 def test_a_variant_that_diverges_is_told_and_not_compared(
     tmp_path: Path, here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trials.run
+    whole = trials.run  # type: ignore[attr-defined]
 
     def diverging(recipe: Any, folder: Path, **options: Any) -> Any:
         if recipe.press.ranks == 2:

@@ -286,7 +286,7 @@ def test_log_lines_when_there_is_no_terminal(caplog, capsys):
 
 def test_progress_bar_on_a_terminal(monkeypatch):
     screen = io.StringIO()
-    console = progress_module.Console(file=screen, force_terminal=True, width=120)
+    console = progress_module.Console(file=screen, force_terminal=True, width=120)  # type: ignore[attr-defined]
     monkeypatch.setattr(progress_module, "Console", lambda: console)
     fit(nn.Linear(4, 2), toy(), SGD, validation=toy())
     shown = screen.getvalue()
