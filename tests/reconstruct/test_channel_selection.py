@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tensorpress.decompose.precision import to_working_precision
-from tensorpress.reconstruct import channel_selection
+from tensorpress.reconstruct import admm, channel_selection
 from tensorpress.reconstruct.alternating_fit import response_error
 from tensorpress.reconstruct.channel_selection import choose_channels
 from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
@@ -67,7 +67,7 @@ def test_a_worse_choice_by_responses_is_taken_back(monkeypatch: pytest.MonkeyPat
     pressed = press_layer(conv, "low_rank_sparse", (1, 1))
     assert isinstance(pressed, LowRankSparseLayer)
     kernel = to_working_precision(layer_kernel(conv, describe_layer(conv)))
-    before, split = pressed.selection().tolist(), channel_selection.split_ranks
+    before, split = pressed.selection().tolist(), admm.split_ranks
     assert before[0][0] < 2
 
     def worse(*arguments: Any, **options: Any) -> Any:
