@@ -91,7 +91,7 @@ class Repeated(nn.Module):
 def test_a_layer_that_is_called_twice_sums_both_inputs() -> None:
     net, x = Repeated(), torch.randn(5, 3)
     result = input_moments(net, collect_batches([x], net))
-    assert (result["first"].rows, result["again"].rows) == (5, 10)
+    assert (result["first"].rows, result["repeated"].rows) == (5, 10)
     assert "never" not in result
 
 
