@@ -29,7 +29,7 @@ def test_it_is_what_pressing_in_memory_gives(tmp_path, name):
 def test_tied_embeddings_are_kept_with_the_reason(tmp_path):
     source = save_sharded(llama(tied=True), tmp_path / "dense")
     chosen = press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
-    assert "tied to 'lm_head.weight'" in chosen.kept["model.embed_tokens"]
+    assert "tied to 'lm_head.weight'" in chosen.unpressed["model.embed_tokens"]
     model = load_checkpoint(tmp_path / "out")
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -154,7 +154,7 @@ def test_experts_in_one_tensor_stay_dense(tmp_path):
     dense = library.MixtralForCausalLM(config).eval()
     dense.save_pretrained(tmp_path / "dense", save_original_format=False)
     chosen = press_checkpoint(tmp_path / "dense", tmp_path / "out", scheme="channel_svd", ranks=0.3)
-    assert "3 axes" in chosen.kept["model.layers.0.mlp.experts.gate_up_proj"]
+    assert "3 axes" in chosen.unpressed["model.layers.0.mlp.experts.gate_up_proj"]
     found = load_checkpoint(tmp_path / "out")
     assert found.model.layers[0].mlp.experts.gate_up_proj.shape == (3, 96, 32)
     assert torch.allclose(logits(found), logits(press(dense, chosen)), atol=1e-5)

@@ -187,7 +187,7 @@ def _stored_plan(
 
     def planned() -> dict[str, Any]:
         made = make_plan(dense, inputs, **options, weights=weight)
-        return replace(made, kept={**made.kept, **_loose_tensors(dense)}).to_dict()
+        return replace(made, unpressed={**made.unpressed, **_loose_tensors(dense)}).to_dict()
 
     return Plan.from_dict(jobs.run({"plan": ()}, planned, title="planning")["plan"])
 

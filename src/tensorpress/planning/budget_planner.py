@@ -132,19 +132,19 @@ def plan_within_budget(
         budget of MACs or latency without inputs; an unknown rule.
     """
     ways: Ways = {}
-    kept: dict[str, str] = {}
+    unpressed: dict[str, str] = {}
     for name, layer in layers.items():
         found, reason = applicable_schemes(layer, [scheme_named(s) for s in schemes[name]])
         if found:
             ways[name] = layer, found
         else:
-            kept[name] = reason
+            unpressed[name] = reason
     if limit.kind != "params" and limit.kind != "bytes" and not dense.inputs:
         raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
     spread = plan_within_latency if limit.kind == "latency" else _plan_within_count
     pressed, choices = spread(limit, dense, ways, fixed, rule, round_to)
-    kept |= {name: choices.explain_dense(name) for name in ways if name not in pressed}
-    return dict(pressed), kept
+    unpressed |= {name: choices.explain_dense(name) for name in ways if name not in pressed}
+    return dict(pressed), unpressed
 
 
 def _plan_within_count(

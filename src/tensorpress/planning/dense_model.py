@@ -100,7 +100,7 @@ class DenseModel:
         For one example; None without inputs.
     layers : mapping of str to Layer
         Those with a weight that can be pressed, in the order of the model.
-    kept : mapping of str to str
+    unpressed : mapping of str to str
         Those with one that cannot be, with the reason.
     """
 
@@ -110,7 +110,7 @@ class DenseModel:
     bytes: int
     macs: int | None
     layers: Mapping[str, Layer]
-    kept: Mapping[str, str]
+    unpressed: Mapping[str, str]
 
     @staticmethod
     def from_module(
@@ -127,7 +127,7 @@ class DenseModel:
         """
         given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
         inputs = tuple(given or ())
-        shapes, kept = find_pressable(model)
+        shapes, unpressed = find_pressable(model)
         shapes_in: Mapping[str, tuple[torch.Size, ...]] = {}
         read: set[str] = set()
         if inputs:
@@ -156,7 +156,7 @@ class DenseModel:
             sum(tensor.numel() * tensor.element_size() for tensor in held),
             count_macs(model, inputs) if inputs else None,
             layers,
-            kept,
+            unpressed,
         )
 
     def select_layers(
@@ -174,14 +174,18 @@ class DenseModel:
                 raise InvalidArgumentError(
                     f"{key} must be a list of names or patterns, not the text {value!r}"
                 )
-        kept = dict(self.kept)
+        unpressed = dict(self.unpressed)
         if tuple(targets) != ("*",):
-            named = {x for pattern in targets for x in match_names(pattern, self.layers, kept)}
-            kept |= {name: "not among the targets" for name in self.layers if name not in named}
+            named = {x for pattern in targets for x in match_names(pattern, self.layers, unpressed)}
+            unpressed |= {
+                name: "not among the targets" for name in self.layers if name not in named
+            }
         for pattern in skip:
-            found = match_names(pattern, {**self.layers, **kept}, kept)
-            kept = dict.fromkeys(found, f"skipped by {pattern!r}") | kept
-        return {name: layer for name, layer in self.layers.items() if name not in kept}, kept
+            found = match_names(pattern, {**self.layers, **unpressed}, unpressed)
+            unpressed = dict.fromkeys(found, f"skipped by {pattern!r}") | unpressed
+        return {
+            name: layer for name, layer in self.layers.items() if name not in unpressed
+        }, unpressed
 
     def max_params(self, limit: Budget) -> int:
         """Return how many parameters a budget allows, where those saved are of one kind."""
@@ -194,12 +198,12 @@ class DenseModel:
             f"rebuilt weights save no {limit.kind}: give a budget of params or bytes"
         )
 
-    def plan(self, scheme: str, layers: Sequence[LayerPlan], kept: Mapping[str, str]) -> Plan:
+    def plan(self, scheme: str, layers: Sequence[LayerPlan], unpressed: Mapping[str, str]) -> Plan:
         """Return the plan that presses some of the layers."""
         return Plan(
             scheme,
             tuple(layers),
-            dict(kept),
+            dict(unpressed),
             self.params - sum(layer.dense_params for layer in layers),
             self.bytes - sum(layer.itemsize * layer.dense_params for layer in layers),
             None if self.macs is None else self.macs - sum(layer.dense_macs for layer in layers),

@@ -22,7 +22,7 @@ Entry = Mapping[str, Any]
 
 
 def match_entries(
-    overrides: Mapping[str, Entry], layers: Mapping[str, Layer], kept: Mapping[str, str]
+    overrides: Mapping[str, Entry], layers: Mapping[str, Layer], unpressed: Mapping[str, str]
 ) -> dict[str, Entry]:
     """Return the entry of every layer that has one, the last that names it.
 
@@ -33,7 +33,7 @@ def match_entries(
     """
     entries: dict[str, Entry] = {}
     for pattern, entry in overrides.items():
-        found = match_names(pattern, layers, kept)
+        found = match_names(pattern, layers, unpressed)
         if not isinstance(entry, Mapping):
             raise InvalidArgumentError(
                 f"layer {found[0]!r}: expected a mapping such as {{'ranks': 8}}, got {entry!r}"
@@ -101,19 +101,19 @@ def press_where_smaller(
         Naming the layer whose weight a rule cannot use.
     """
     pressed: dict[str, LayerPlan] = {}
-    kept: dict[str, str] = {}
+    unpressed: dict[str, str] = {}
     for name, layer in layers.items():
         found = _plan_if_smaller(layer, scheme, ranks, round_to)
         if isinstance(found, str):
-            kept[name] = found
+            unpressed[name] = found
         else:
             pressed[name] = found
-    return pressed, kept
+    return pressed, unpressed
 
 
-def nothing_pressed_error(kept: Mapping[str, str]) -> InvalidArgumentError:
+def nothing_pressed_error(unpressed: Mapping[str, str]) -> InvalidArgumentError:
     """Return the error for a model of which nothing is pressed, with the reasons."""
-    reasons = "".join(f"; {name!r}: {reason}" for name, reason in kept.items())
+    reasons = "".join(f"; {name!r}: {reason}" for name, reason in unpressed.items())
     return InvalidArgumentError(f"the model has no layer that can be pressed{reasons}")
 
 

@@ -27,7 +27,7 @@ from tensorpress.schemes.reshape_modes import Shape
 REGEX = "re:"
 
 
-def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> list[str]:
+def match_names(pattern: str, names: Iterable[str], unpressed: Mapping[str, str]) -> list[str]:
     """Return the names a pattern stands for.
 
     Parameters
@@ -37,7 +37,7 @@ def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> 
         expression that matches the whole name.
     names : iterable of str
         To choose from.
-    kept : mapping of str to str
+    unpressed : mapping of str to str
         Layers that cannot be chosen, with the reason.
 
     Raises
@@ -56,8 +56,8 @@ def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> 
         found = _matching_regex(pattern, names)
     else:
         found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
-    if not found and pattern in kept:
-        raise InvalidArgumentError(f"layer {pattern!r} cannot be pressed: {kept[pattern]}")
+    if not found and pattern in unpressed:
+        raise InvalidArgumentError(f"layer {pattern!r} cannot be pressed: {unpressed[pattern]}")
     if not found:
         raise unknown_name("layer or pattern", pattern, names)
     return found
@@ -156,17 +156,17 @@ def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
         For a layer that has no shape yet.
     """
     shapes: dict[str, Shape] = {}
-    kept: dict[str, str] = {}
+    unpressed: dict[str, str] = {}
     holders = _holders(model)
     inside = {id(part) for part in _pressed_parts(model)}
     for name, module in model.named_modules():
         if id(module) in inside:
             continue
         if isinstance(module, Pressed) or factorized_weight(module) is not None:
-            kept[name] = PRESSED
+            unpressed[name] = PRESSED
             continue
         if parametrize.is_parametrized(module, "weight"):
-            kept[name] = "its weight is parametrized"
+            unpressed[name] = "its weight is parametrized"
             continue
         weight = module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
@@ -177,14 +177,14 @@ def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
             continue
         others = [holder for holder in holders[id(weight)] if holder != f"{name}.weight"]
         if others:
-            kept[name] = f"its weight is tied to {', '.join(map(repr, others))}"
+            unpressed[name] = f"its weight is tied to {', '.join(map(repr, others))}"
         elif not weight.is_floating_point():
-            kept[name] = f"its weight is {weight.dtype}, not floating point"
+            unpressed[name] = f"its weight is {weight.dtype}, not floating point"
         elif weight.numel() == 0:
-            kept[name] = "its weight is empty"
+            unpressed[name] = "its weight is empty"
         else:
             shapes[name] = tuple(weight.shape)
-    return shapes, kept
+    return shapes, unpressed
 
 
 def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:

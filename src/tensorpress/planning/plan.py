@@ -12,7 +12,7 @@ import yaml
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning.plan_file import FORMAT, PlanFile, layer_to_dict
-from tensorpress.planning.plan_table import Sums, format_kept, layer_table
+from tensorpress.planning.plan_table import Sums, format_unpressed, layer_table
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
@@ -32,7 +32,7 @@ class Plan:
         What was asked for; a layer may have another one.
     layers : tuple of LayerPlan and LayerPlan
         In the order of the model.
-    kept : mapping of str to str
+    unpressed : mapping of str to str
         Layers that stay dense, with the reason.
     other_params, other_bytes : int
         What no scheme touches: biases, norms, buffers (bytes only), dense layers.
@@ -51,7 +51,7 @@ class Plan:
 
     scheme: str
     layers: tuple[LayerPlan, ...]
-    kept: Mapping[str, str] = field(default_factory=dict)
+    unpressed: Mapping[str, str] = field(default_factory=dict)
     other_params: int = 0
     other_bytes: int = 0
     other_macs: int | None = None
@@ -122,7 +122,7 @@ class Plan:
             **macs,
             "other": {key: value for key, value in others.items() if value is not None},
             "layers": {layer.name: layer_to_dict(layer) for layer in self.layers},
-            "kept": dict(self.kept),
+            "unpressed": dict(self.unpressed),
         }
 
     @staticmethod
@@ -139,7 +139,7 @@ class Plan:
         read = validate(PlanFile, content, "plan")
         layers = tuple(layer.to_layer_plan(name) for name, layer in read.layers.items())
         other = read.other
-        return Plan(read.scheme, layers, read.kept, other.params, other.bytes, other.macs)
+        return Plan(read.scheme, layers, read.unpressed, other.params, other.bytes, other.macs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file: JSON where its name ends with ``.json``, YAML otherwise."""
@@ -182,4 +182,4 @@ class Plan:
             core = f"(shared core {format_shape(self.shared_core)})"
             shared = sum(layer.shared_params for layer in self._sharing)
             sums.insert(0, Sums(core, None, shared, None, None))
-        return "\n".join([*layer_table(self.layers, sums), *format_kept(self.kept)])
+        return "\n".join([*layer_table(self.layers, sums), *format_unpressed(self.unpressed)])

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,7 +18,7 @@ from tensorpress.schemes.layer_plan import FLOAT_BYTES, LayerPlan
 from tensorpress.schemes.layer_spec import Call, LayerSpec, weight_spec
 from tensorpress.schemes.registry import SCHEMES, scheme
 
-FORMAT: Literal["tensorpress-plan 2"] = "tensorpress-plan 2"
+FORMAT: Literal["tensorpress-plan 3"] = "tensorpress-plan 3"
 """First line of a plan's file."""
 
 Size = Annotated[int, Field(ge=1)]
@@ -99,9 +100,9 @@ class Others(_Section):
 class PlanFile(_Section):
     """A whole plan; what follows from its layers is not looked at."""
 
-    format: Literal["tensorpress-plan 1", "tensorpress-plan 2"] = FORMAT
+    format: Literal["tensorpress-plan 1", "tensorpress-plan 2", "tensorpress-plan 3"] = FORMAT
     layers: dict[str, LayerEntry]
-    kept: dict[str, str] = {}
+    unpressed: dict[str, str] = Field({}, validation_alias=AliasChoices("unpressed", "kept"))
     other: Others = Others()
     scheme: str = ""
     id: str = ""

@@ -55,16 +55,16 @@ def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
     ]
 
 
-def format_kept(kept: Mapping[str, str]) -> list[str]:
+def format_unpressed(unpressed: Mapping[str, str]) -> list[str]:
     """Return a line for each reason to keep layers dense, with their names.
 
     Examples
     --------
-    >>> format_kept({"a": "it is small", "b": "it is small"})
+    >>> format_unpressed({"a": "it is small", "b": "it is small"})
     ['kept dense: a, b (it is small)']
     """
     reasons: dict[str, list[str]] = {}
-    for name, reason in kept.items():
+    for name, reason in unpressed.items():
         reasons.setdefault(reason, []).append(name or "the model itself")
     return [f"kept dense: {_listed(names)} ({reason})" for reason, names in reasons.items()]
 

@@ -131,12 +131,12 @@ def plan(
         raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
     limit = None if budget is None else parse_budget(budget)
     dense = DenseModel.from_module(model, example_inputs, weights)
-    layers, kept = dense.select_layers(targets, skip)
+    layers, unpressed = dense.select_layers(targets, skip)
     chosen: Sequence[LayerPlan]
     if limit is not None and scheme_named(schemes[0]).joint:
-        chosen, others = _plan_together(limit, dense, layers, kept, schemes[0])
-        return dense.plan(schemes[0], chosen, {**kept, **others})
-    entries = match_entries(overrides or {}, layers, kept)
+        chosen, others = _plan_together(limit, dense, layers, unpressed, schemes[0])
+        return dense.plan(schemes[0], chosen, {**unpressed, **others})
+    entries = match_entries(overrides or {}, layers, unpressed)
     if limit is None:
         fixed = plan_fixed_ranks(layers, entries, schemes, ranks, round_to)
     else:
@@ -152,10 +152,10 @@ def plan(
     else:
         pressed, others = press_where_smaller(rest, schemes[0], ranks, round_to)
     if not fixed and not pressed:
-        raise nothing_pressed_error({**kept, **others})
+        raise nothing_pressed_error({**unpressed, **others})
     found = {**fixed, **pressed}
     chosen = [found[name] for name in layers if name in found]
-    return dense.plan(format_schemes(schemes), chosen, {**kept, **others})
+    return dense.plan(format_schemes(schemes), chosen, {**unpressed, **others})
 
 
 def check_target(
@@ -244,7 +244,7 @@ def _plan_together(
     limit: Budget,
     dense: DenseModel,
     layers: Mapping[str, Layer],
-    kept: Mapping[str, str],
+    unpressed: Mapping[str, str],
     scheme: str,
 ) -> tuple[list[LayerPlan], dict[str, str]]:
     """Have a scheme choose options and ranks of all layers for a budget."""
@@ -255,5 +255,5 @@ def _plan_together(
     small = [name for name in layers if name not in chosen]
     others = dict.fromkeys(small, "too small to be made smaller")
     if not chosen:
-        raise nothing_pressed_error({**kept, **others})
+        raise nothing_pressed_error({**unpressed, **others})
     return [plan_layer(layers[name], *choice) for name, choice in chosen.items()], others

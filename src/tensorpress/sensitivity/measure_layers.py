@@ -120,10 +120,10 @@ def sensitivity(
         )
     held = collect_batches(batches, model)
     judge = Judge(model, held, metric)
-    layers, kept = DenseModel.from_module(model, None, None).select_layers(targets, skip)
+    layers, unpressed = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     groups = make_candidates(layers, _one_by_one(scheme), candidates)
     if not groups:
-        raise nothing_pressed_error(kept)
+        raise nothing_pressed_error(unpressed)
     by_job = {job_name(choice): choice for group in groups for choice in group}
 
     with ExitStack() as stack:
