@@ -53,22 +53,22 @@ class Bench:
 def test_a_right_prediction_needs_one_measurement() -> None:
     bench = Bench(lambda share: DENSE_MS * share)
     found = bench.fit(0.5)
-    assert bench.built == [found.at] == [pytest.approx(0.475)]
+    assert bench.built == [found.predicted] == [pytest.approx(0.475)]
     assert (found.pressed_ms, found.dense_ms) == (pytest.approx(19), DENSE_MS)
-    assert found.tried == ((found.at, found.share),)
+    assert found.trials == ((found.predicted, found.share),)
 
 
 def test_a_target_in_milliseconds() -> None:
     found = Bench(lambda share: 8 + 32 * share).fit(20.0, relative=False)
     assert 18 <= found.pressed_ms <= 20
     assert found.share == pytest.approx(found.pressed_ms / DENSE_MS)
-    assert [value for at, value in found.tried if at == found.at] == [found.pressed_ms]
+    assert [value for at, value in found.trials if at == found.predicted] == [found.pressed_ms]
 
 
 def test_a_share_does_not_depend_on_the_speed_of_the_machine() -> None:
     found = Bench(lambda share: 10 + 30 * share**2, speeds=(1.0, 2.5, 0.4)).fit(0.6)
     assert 0.54 <= found.share <= 0.6
-    assert found.share == pytest.approx((10 + 30 * found.at**2) / DENSE_MS)
+    assert found.share == pytest.approx((10 + 30 * found.predicted**2) / DENSE_MS)
 
 
 @given(
@@ -100,7 +100,7 @@ def test_the_target_is_met_within_ten_per_cent_or_is_out_of_reach(
 def test_steps_that_miss_the_target_leave_the_nearest_model_below_it() -> None:
     found = Bench(lambda share: DENSE_MS * (0.4 if share < 0.7 else 0.8)).fit(0.6)
     assert found.share == pytest.approx(0.4)
-    assert len(found.tried) <= TRIES
+    assert len(found.trials) <= TRIES
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_model_slower_than_dense_is_out_of_reach() -> None:
 
 
 def test_more_time_than_the_dense_model_takes_is_met_by_the_largest_model() -> None:
-    assert Bench(lambda share: DENSE_MS * share).fit(60.0, relative=False).at == 1.0
+    assert Bench(lambda share: DENSE_MS * share).fit(60.0, relative=False).predicted == 1.0
 
 
 def test_a_prediction_is_never_tried_again_once_the_answer_lies_between_two_alike() -> None:

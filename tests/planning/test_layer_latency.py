@@ -144,13 +144,6 @@ def test_ranks_that_are_timed_are_multiples(bench: Bench) -> None:
     assert {layer.ranks for layer in layers[1:]} == {(16, 16), (16, 24)}
 
 
-def test_a_whole_model_is_timed_as_its_layers_are(bench: Bench) -> None:
-    timer, layer = timer_of(), nn.Linear(96, 64, bias=False)
-    assert timer.time_model(layer, [torch.zeros(ROWS)]) == timer.time_dense(
-        describe_layer(layer), [ROWS]
-    )
-
-
 def test_a_rebuilt_weight_takes_the_time_of_the_dense_layer(bench: Bench) -> None:
     timer = timer_of()
     found = timer.time_pressed(scheme("tt_weight"), LINEAR, [(2, 2), (4, 4)], [ROWS])
