@@ -68,11 +68,6 @@ def order_candidates(groups: Sequence[Group], estimates: Mapping[str, float]) ->
 
     The middle of every group comes first, then the candidates that halve the largest gaps; within a
     round the largest estimate comes first.
-
-    Examples
-    --------
-    >>> bisection_order(7)
-    [3, 1, 5, 0, 2, 4, 6]
     """
     rounds = [
         (turn, -estimates[job_name(group[i])], job_name(group[i]), group[i])
@@ -83,7 +78,13 @@ def order_candidates(groups: Sequence[Group], estimates: Mapping[str, float]) ->
 
 
 def bisection_order(count: int) -> list[int]:
-    """Return 0 … count − 1: the middle first, then the middles of both halves, and so on."""
+    """Return 0 … count − 1: the middle first, then the middles of both halves, and so on.
+
+    Examples
+    --------
+    >>> bisection_order(7)
+    [3, 1, 5, 0, 2, 4, 6]
+    """
     order, spans = [], [(0, count)]
     for low, high in spans:
         if low < high:
