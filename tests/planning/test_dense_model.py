@@ -1,4 +1,4 @@
-"""Which layers are found to have their weight used by the modules around them."""
+"""Layers whose weight the modules around them use."""
 
 import pytest
 import torch

@@ -40,14 +40,14 @@ def held(model):
 def test_the_model_has_what_the_budget_allows(net, rule, kind):
     made = plan(net, IMAGE, scheme="tucker2", allocation=rule, budget=f"{kind}=50%")
     pressed = press(net, made, init="glorot")
-    found = {"params": count_params(pressed), "bytes": held(pressed)}
+    result = {"params": count_params(pressed), "bytes": held(pressed)}
     dense = {"params": count_params(net), "bytes": held(net), "macs": count_macs(net, [IMAGE])}
-    found["macs"] = count_macs(pressed, [IMAGE])
-    assert (made.params, made.bytes, made.macs) == tuple(found.values())
+    result["macs"] = count_macs(pressed, [IMAGE])
+    assert (made.params, made.bytes, made.macs) == tuple(result.values())
     assert (made.dense_params, made.dense_bytes, made.dense_macs) == tuple(dense.values())
     # One number for all layers moves all layers of a kind at once.
     nearest = 0.45 if rule in ("uniform", "evbmf") else 0.49
-    assert nearest * dense[kind] <= found[kind] <= 0.5 * dense[kind]
+    assert nearest * dense[kind] <= result[kind] <= 0.5 * dense[kind]
 
 
 @settings(max_examples=6)

@@ -23,8 +23,8 @@ ESTIMATED = {job_name(choice): 1.0 / choice.ranks[0] for group in GROUPS for cho
 
 
 def _scores(measured: dict[str, float]) -> dict[str, list[float]]:
-    found = fill_scores(GROUPS, measured, ESTIMATED)
-    return {layer: [choice.score for choice in choices] for layer, choices in found.items()}
+    result = fill_scores(GROUPS, measured, ESTIMATED)
+    return {layer: [choice.score for choice in choices] for layer, choices in result.items()}
 
 
 def test_without_measurements_scores_are_the_estimates():

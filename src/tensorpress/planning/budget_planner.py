@@ -157,7 +157,7 @@ def _allot_latency(
     def choose(share: float) -> dict[str, LayerPlan]:
         return choices.choose(max(share * dense_time - others, choices.least_cost))
 
-    fitted = fit_latency(
+    predicted, _ = fit_latency(
         lambda share: _build_random(dense, [*replaced, *choose(share).values()]),
         dense.module,
         dense.inputs,
@@ -165,7 +165,7 @@ def _allot_latency(
         relative=limit.relative,
         lowest=max((others + choices.least_cost) / dense_time, LEAST_SHARE),
     )
-    return choose(fitted.predicted), choices
+    return choose(predicted), choices
 
 
 def _build_random(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:

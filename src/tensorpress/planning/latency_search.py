@@ -1,7 +1,6 @@
 """The search for a model whose measured latency meets a target."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from torch import Tensor, nn
@@ -22,30 +21,6 @@ NARROW = 0.005
 """Smallest difference of predicted shares that is worth another measurement."""
 
 
-@dataclass(frozen=True)
-class FittedLatency:
-    """The result of `fit_latency`.
-
-    Attributes
-    ----------
-    predicted : float
-        The predicted time of the model, as a share of the dense model's time.
-    share : float
-        The median of its measured time over that of the dense model in the same round.
-    pressed_ms, dense_ms : float
-        Medians of the times of both models.
-    trials : tuple of (float, float)
-        The predicted share of every model that was measured, in order, and its measured time, as a
-        share or in milliseconds.
-    """
-
-    predicted: float
-    share: float
-    pressed_ms: float
-    dense_ms: float
-    trials: tuple[tuple[float, float], ...]
-
-
 def fit_latency(
     build: Callable[[float], nn.Module],
     dense: nn.Module,
@@ -54,7 +29,7 @@ def fit_latency(
     *,
     relative: bool,
     lowest: float,
-) -> FittedLatency:
+) -> tuple[float, float]:
     """Find the predicted latency at which the measured latency of a model meets a target.
 
     A prediction is a sum over layers, and misses the time between layers and their effects on each
@@ -79,6 +54,12 @@ def fit_latency(
     lowest : float
         The smallest share that can be predicted.
 
+    Returns
+    -------
+    float, float
+        The predicted share of the best model, and its measured time: the median of the ratios to
+        the dense model's time, or of milliseconds.
+
     Raises
     ------
     InvalidArgumentError
@@ -90,10 +71,9 @@ def fit_latency(
     >>> def build(share):
     ...     return nn.Sequential(nn.Linear(512, int(1024 * share)))
     >>> x, dense = torch.randn(16, 512), build(1.0)
-    >>> fit_latency(build, dense, [x], 0.9, relative=True, lowest=0.01).share <= 0.9
+    >>> fit_latency(build, dense, [x], 0.9, relative=True, lowest=0.01)[1] <= 0.9
     True
     """
-    measured: dict[float, tuple[float, float, float]] = {}
 
     def measure(share: float) -> float:
         dense_times, times = time_passes(
@@ -104,9 +84,9 @@ def fit_latency(
             seconds=SECONDS,
             precision=PRECISION,
         )
-        ratio = median(b / a for a, b in zip(dense_times, times, strict=True))
-        measured[share] = (ratio, median(times), median(dense_times))
-        return ratio if relative else measured[share][1]
+        if relative:
+            return median(b / a for a, b in zip(dense_times, times, strict=True))
+        return median(times)
 
     dense_time = 1.0 if relative else measure_latencies([dense], inputs)[0]
     aim = target * (1 - TOLERANCE / 2)
@@ -121,8 +101,7 @@ def fit_latency(
             f"a latency of {limit} cannot be reached: pressed as far as planned for, the model "
             f"takes {reached}" + (" of the dense model's" if relative else "")
         )
-    best, _ = min(within, key=lambda point: abs(point[1] - aim))
-    return FittedLatency(best, *measured[best], tuple(trials))
+    return min(within, key=lambda point: abs(point[1] - aim))
 
 
 def _search(
