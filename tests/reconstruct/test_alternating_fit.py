@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.alternating_fit import conjugate_gradients, fit_kernels, response_error
-from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
+from tensorpress.schemes.canonical_kernel import layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.stages import compose
 

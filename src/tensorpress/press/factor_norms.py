@@ -115,7 +115,7 @@ def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
                 kernels[place] = kernels[place] * pointwise_kernel(factor, chain.spec).to(
                     kernels[place]
                 )
-            chain.put(chain.balanced(kernels))
+            chain.put(chain.balance(kernels))
 
 
 class _Normed(nn.Module):

@@ -10,11 +10,11 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.press.unpress import check_hooks, rebuild_dense
-from tensorpress.schemes.base import Scheme, layer_bias
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import LayerSpec, describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
-from tensorpress.schemes.pressed_layer import Pressed, weight_shape
+from tensorpress.schemes.pressed_layer import Pressed, layer_bias, weight_shape
+from tensorpress.schemes.scheme import Scheme
 from tensorpress.utils.formatting import format_shape
 from tensorpress.utils.module_tree import count_references
 
@@ -97,7 +97,7 @@ def _check_spec(module: nn.Module, layer: LayerPlan) -> None:
 
 def _spec(module: nn.Module, scheme: Scheme) -> LayerSpec:
     if scheme.of_weight or isinstance(module, Pressed):
-        return scheme.spec_of(module)
+        return scheme.read_spec(module)
     return describe_layer(
         module if factorized_weight(module) is None else rebuild_dense(deepcopy(module))
     )

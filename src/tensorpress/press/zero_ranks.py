@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.unpress import check_hooks
-from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.layer_spec import Sizes
 from tensorpress.schemes.parametrization import (
     FactorizedWeight,
@@ -18,7 +17,7 @@ from tensorpress.schemes.parametrization import (
     factorized_weight,
     stored_factors,
 )
-from tensorpress.schemes.pressed_layer import Pressed, pressed_form
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form
 from tensorpress.schemes.registry import scheme
 from tensorpress.utils.module_tree import ModuleTree, count_references
 
@@ -236,11 +235,11 @@ def _put(network: _Network, holders: ModuleTree) -> None:
 
 def _rebuild(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
     """Return a pressed layer of other ranks with given factors."""
-    like, bias = next(layer.parameters()).detach(), layer.held_bias()
+    like, bias = next(layer.parameters()).detach(), layer.bias_parameter()
     new = scheme(layer.scheme, layer.options).build(layer.spec, ranks, like=like)
     assert isinstance(new, Pressed)
     new.put_rank_factors(values)
-    held = new.held_bias()
+    held = new.bias_parameter()
     if bias is not None and held is not None:
         held.data.copy_(bias)
     for name, parameter in new.named_parameters():
