@@ -37,7 +37,7 @@ def started(name: str, conv: nn.Module, ranks: tuple[int, ...]) -> tuple[list[Te
     spec = describe_layer(conv)
     kernel = to_working_precision(layer_kernel(conv, spec))
     chain = scheme(name)
-    return chain.factorize(spec, kernel, chain.attainable(spec, ranks), ()).kernels, kernel  # type: ignore[attr-defined]
+    return chain.factorize(spec, kernel, chain.attainable(spec, ranks), ()).factors, kernel  # type: ignore[attr-defined]
 
 
 def test_three_matrices_reach_the_closed_form_of_a_known_covariance() -> None:
