@@ -36,13 +36,7 @@ class PressedLayer(nn.Sequential, Composed):
     """
 
     def __init__(
-        self,
-        spec: LayerSpec,
-        stages: Sequence[Stage],
-        *,
-        scheme: str,
-        ranks: Sizes,
-        like: Tensor,
+        self, spec: LayerSpec, stages: Sequence[Stage], *, scheme: str, ranks: Sizes, like: Tensor
     ) -> None:
         super().__init__(*build_chain(spec, stages, like=like))
         self.spec, self.stages = spec, tuple(stages)

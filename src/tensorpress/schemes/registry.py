@@ -45,8 +45,7 @@ for _scheme in (
         "weights rebuilt from Tucker factors of their reshape, a core a layer (Zhong et al. 2019)",
     ),
     ScadaTucker(
-        "scada_tucker",
-        "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)",
+        "scada_tucker", "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)"
     ),
     ChannelSVD(
         "channel_svd",

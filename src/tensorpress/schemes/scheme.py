@@ -16,13 +16,7 @@ from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.ranks import RankRule, check_ranks, parse_rank_rule, round_ranks
 from tensorpress.schemes.canonical_kernel import kernel_to_weight, layer_kernel
 from tensorpress.schemes.chain_builder import dense_layer
-from tensorpress.schemes.layer_spec import (
-    LayerSpec,
-    Sizes,
-    describe_layer,
-    read_spec,
-    weight_spec,
-)
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe_layer, read_spec, weight_spec
 from tensorpress.schemes.options import Options, parse_option
 from tensorpress.schemes.parametrization import Factors
 from tensorpress.schemes.pressed_layer import (

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.decompose import attainable_tt_ranks, largest_tt_ranks, tt_params
 from tensorpress.decompose.spectrum import Spectrum
-from tensorpress.decompose.tt_matrix import (
-    tt_matrix,
-    tt_matrix_spectra,
-    tt_row_macs,
-    tt_to_matrix,
-)
+from tensorpress.decompose.tt_matrix import tt_matrix, tt_matrix_spectra, tt_row_macs, tt_to_matrix
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.reshape_modes import balanced_modes
