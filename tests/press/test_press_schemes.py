@@ -12,10 +12,10 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.planning import LayerPlan
 from tensorpress.press.press import build_skeleton
-from tensorpress.schemes.base import initial_std
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.random_init import initial_std
 from tensorpress.schemes.registry import rank_schemes, scheme
 from tensorpress.schemes.tucker_weight import tucker_weight
 

@@ -12,12 +12,13 @@ from tensorpress.measure import count_params
 from tensorpress.models.zoo import build
 from tensorpress.planning import plan_from_model
 from tensorpress.press.zero_ranks import drop_zero_ranks
-from tensorpress.schemes.base import layer_factors
+from tensorpress.schemes.canonical_kernel import to_canonical
 from tensorpress.schemes.chain_builder import PressedLayer
 from tensorpress.schemes.channel_svd import ChannelSVD
-from tensorpress.schemes.layer_spec import spec_of, to_canonical, weight_spec
+from tensorpress.schemes.layer_spec import read_spec, weight_spec
 from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.press_layer import press_layer
+from tensorpress.schemes.pressed_layer import layer_factors
 from tensorpress.schemes.registry import rank_schemes, scheme
 
 
@@ -73,7 +74,7 @@ CHAINS = [
 def kernel(pressed: PressedLayer, number: int) -> torch.Tensor:
     """A view (groups, out, in, *kernel) of a layer of a chain."""
     part, groups = pressed[number], pressed.stages[number].groups
-    return to_canonical(part.weight.data, groups, flipped=spec_of(part).flipped)
+    return to_canonical(part.weight.data, groups, flipped=read_spec(part).flipped)
 
 
 @pytest.mark.parametrize(("scheme", "dense", "rank"), CHAINS, ids=str)

@@ -13,8 +13,8 @@ from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.press.press import build_skeleton
-from tensorpress.schemes.base import layer_bias
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.pressed_layer import layer_bias
 from tensorpress.utils.formatting import format_names
 
 

@@ -12,8 +12,8 @@ from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scores
 from tensorpress.ranks import EVBMFRanks, FixedRanks, FractionRanks, RankRule
 from tensorpress.ranks.allocation import Allocation, Option, allocate
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.scheme import Scheme
 
 AllocationRule = Literal["error", "energy", "uniform", "evbmf"]
 """The names of the rules by which a budget is divided: see `tensorpress.plan`."""

@@ -11,11 +11,11 @@ from tensorpress.planning.layer_candidates import (
 )
 from tensorpress.planning.layers import Layer, match_names
 from tensorpress.ranks import parse_rank_rule
-from tensorpress.schemes.base import Ranks
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import Sizes
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.scheme import Ranks
 from tensorpress.utils.formatting import format_shape
 
 Entry = Mapping[str, Any]

@@ -7,9 +7,9 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.layers import Layer
 from tensorpress.ranks import RankRule
 from tensorpress.ranks.checks import round_ranks
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.scheme import Scheme
 
 
 def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], str]:

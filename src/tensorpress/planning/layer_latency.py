@@ -13,9 +13,9 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.latency import time_passes
 from tensorpress.measure.layer_calls import layer_calls
 from tensorpress.ranks.checks import round_ranks
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.chain_builder import dense_layer
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.scheme import Scheme
 
 SHARES = (0.03, 0.08, 0.16, 0.3, 0.45, 0.65, 1.0)
 """The ranks that are timed have MACs nearest to these shares of the MACs of the largest ranks."""

@@ -13,17 +13,12 @@ from torch.nn.utils import parametrize
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.layer_calls import layer_calls
-from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.layer_spec import (
-    Call,
-    LayerSpec,
-    describe_layer,
-    refuse_layer,
-    weight_to_kernel,
-)
+from tensorpress.schemes.canonical_kernel import weight_to_kernel
+from tensorpress.schemes.layer_spec import Call, LayerSpec, describe_layer, refuse_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.reshape_modes import Shape
+from tensorpress.schemes.scheme import Scheme
 
 REGEX = "re:"
 
@@ -188,7 +183,7 @@ def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
 def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:
     """Return the layers that their place in a model forbids to press, with the reason, by form.
 
-    The forms are those of `tensorpress.schemes.base.Scheme`. A weight that other modules read can
+    The forms are those of `tensorpress.schemes.scheme.Scheme`. A weight that other modules read can
     be rebuilt from factors, but its layer cannot be replaced.
 
     Parameters

@@ -5,7 +5,6 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
-from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import layer_class
 from tensorpress.schemes.parametrization import (
@@ -13,7 +12,7 @@ from tensorpress.schemes.parametrization import (
     factorized_weight,
     stored_factors,
 )
-from tensorpress.schemes.pressed_layer import Pressed, pressed_form
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form
 from tensorpress.schemes.registry import SCHEMES
 
 
@@ -59,7 +58,7 @@ def _read_layer(name: str, module: nn.Module, form: Pressed | FactorizedWeight) 
         raise ModelMismatchError(
             f"layer {name!r} is pressed by a scheme {form.scheme!r} of your own"
         )
-    plan = LayerPlan(name, form.scheme, method.spec_of(module), form.ranks, form.options)
+    plan = LayerPlan(name, form.scheme, method.read_spec(module), form.ranks, form.options)
     if not _builds(plan, module):
         raise ModelMismatchError(
             f"layer {name!r} is not what {plan.scheme} makes of its ranks {plan.format_ranks()}: "

@@ -23,10 +23,10 @@ from tensorpress.planning.layer_candidates import plan_layer
 from tensorpress.planning.layers import Layer, Weights
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scores
-from tensorpress.schemes.base import Ranks
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.scheme import Ranks
 
 AUTO_NAME = "auto"
 

@@ -111,7 +111,7 @@ def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
                 # W_i ← diag(factor) W_i
                 factor = norm.factor(norm.mean_square).reshape(*kernels[i].shape[:2], 1)
                 kernels[i] = kernels[i] * pointwise_kernel(factor, chain.spec).to(kernels[i])
-            chain.put(chain.balanced(kernels))
+            chain.put(chain.balance(kernels))
 
 
 class _NormedModel(nn.Module):

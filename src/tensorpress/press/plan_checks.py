@@ -11,11 +11,10 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.layers import pressed_parts
 from tensorpress.planning.plan import Plan
 from tensorpress.press.unpress import check_hooks, rebuild_dense
-from tensorpress.schemes.base import layer_bias
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
-from tensorpress.schemes.pressed_layer import Pressed, weight_shape
+from tensorpress.schemes.pressed_layer import Pressed, layer_bias, weight_shape
 from tensorpress.utils.formatting import format_shape
 from tensorpress.utils.module_tree import count_references
 
@@ -84,7 +83,7 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
 def _check_spec(module: nn.Module, layer: LayerPlan) -> None:
     try:
         if layer.method.of_weight or isinstance(module, Pressed):
-            spec = layer.method.spec_of(module)
+            spec = layer.method.read_spec(module)
         else:
             dense = factorized_weight(module) is None
             spec = describe_layer(module if dense else rebuild_dense(deepcopy(module)))

@@ -21,11 +21,10 @@ from tensorpress.press.parallel import decompose_each
 from tensorpress.press.plan_checks import check_plan, find_layer
 from tensorpress.press.unpress import dense_weight, rebuild_dense
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
-from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.initialization import StartValues, build_pressed
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.parametrization import factorized_weight
-from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.module_tree import ModuleTree
 

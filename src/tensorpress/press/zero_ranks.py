@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.unpress import check_hooks
-from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.layer_spec import Sizes
 from tensorpress.schemes.parametrization import (
     FactorizedWeight,
@@ -18,7 +17,7 @@ from tensorpress.schemes.parametrization import (
     factorized_weight,
     stored_factors,
 )
-from tensorpress.schemes.pressed_layer import Pressed, pressed_form
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form
 from tensorpress.schemes.registry import scheme
 from tensorpress.utils.module_tree import ModuleTree, count_references
 
@@ -236,7 +235,7 @@ def _rebuild(layer: Pressed, factors: Sequence[Tensor], ranks: Sizes) -> Pressed
     new = scheme(layer.scheme, layer.options).build(layer.spec, ranks, like=like)
     assert isinstance(new, Pressed)
     new.put_rank_factors(factors)
-    bias, new_bias = layer.held_bias(), new.held_bias()
+    bias, new_bias = layer.bias_parameter(), new.bias_parameter()
     if bias is not None and new_bias is not None:
         new_bias.data.copy_(bias)
     for name, parameter in new.named_parameters():
