@@ -154,7 +154,7 @@ def test_experts_in_one_tensor_stay_dense(tmp_path):
     dense = library.MixtralForCausalLM(config).eval()
     dense.save_pretrained(tmp_path / "dense", save_original_format=False)
     chosen = press_checkpoint(tmp_path / "dense", tmp_path / "out", scheme="channel_svd", ranks=0.3)
-    assert "3 axes" in chosen.unpressed["model.layers.0.mlp.experts.gate_up_proj"]
+    assert "can only be rebuilt" in chosen.unpressed["model.layers.0.mlp.experts.gate_up_proj"]
     result = load_checkpoint(tmp_path / "out")
     assert result.model.layers[0].mlp.experts.gate_up_proj.shape == (3, 96, 32)
     assert torch.allclose(logits(result), logits(press(dense, chosen)), atol=1e-5)

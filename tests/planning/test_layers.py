@@ -44,12 +44,12 @@ def test_a_module_used_twice_is_pressed_once():
 
 def test_layers_without_a_matrix_are_not_listed():
     net = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30), nn.PReLU(), nn.LayerNorm(30))
-    assert not plan(net, scheme="ada_tucker", budget="params=800").unpressed
+    assert not plan(net, scheme="ada_tucker", budget="params=800").unpressed_weights
 
 
 def test_other_dtypes_stay_dense_with_the_reason():
     net = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 30, dtype=torch.complex64))
-    assert plan(net, scheme="ada_tucker", budget="params=1500").unpressed == {
+    assert plan(net, scheme="ada_tucker", budget="params=1500").unpressed_weights == {
         "1": "its weight is torch.complex64, not floating point"
     }
 
@@ -58,7 +58,7 @@ def test_parametrized_layers_stay_as_they_are_with_the_reason():
     net = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 30))
     nn.utils.parametrizations.weight_norm(net[1])
     made = plan(net, scheme="ada_tucker", budget="params=1800")
-    assert made.unpressed == {"1": "its weight is parametrized"}
+    assert made.unpressed_weights == {"1": "its weight is parametrized"}
     assert count_params(press(net, made)) == made.params
 
 

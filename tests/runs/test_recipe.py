@@ -384,7 +384,7 @@ def test_a_recipe_is_planned_as_it_says() -> None:
     )
     plan = plan_recipe(build("lenet300100"), recipe)
     assert plan.params <= 9_000
-    assert plan.unpressed == {"ip3": "skipped by 'ip3'"}
+    assert plan.unpressed_weights == {"ip3": "skipped by 'ip3'"}
 
 
 @pytest.mark.parametrize(

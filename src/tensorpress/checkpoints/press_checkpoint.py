@@ -6,7 +6,6 @@ import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tensorpress.planning.planner import PlanOptions
 from tensorpress.utils.atomic_files import replace_file
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.jobs import JobFolder
+from tensorpress.utils.module_tree import parameter_name
 from tensorpress.utils.progress import ByteProgress
 
 JOBS = ".press"
@@ -176,17 +176,10 @@ def _make_plan(
     jobs = JobFolder(out / JOBS / f"plan-{digest}", subject)
 
     def weight(layer: str) -> Tensor:
-        return files.read(stored[f"{layer}.weight" if layer else "weight"])
+        return files.read(stored[parameter_name(dense, layer)])
 
     def compute() -> dict[str, Any]:
-        plan = make_plan(dense, inputs, **options, weights=weight)
-        # Tensors that are no layer's weight, such as all experts in one.
-        others = {
-            name: f"a tensor of {tensor.ndim} axes that is not the weight of a layer"
-            for name, tensor in dense.named_parameters()
-            if tensor.squeeze().ndim > 1 and name.rpartition(".")[2] != "weight"
-        }
-        return replace(plan, unpressed={**plan.unpressed, **others}).to_dict()
+        return make_plan(dense, inputs, **options, weights=weight).to_dict()
 
     return Plan.from_dict(jobs.run({"plan": ()}, compute, title="planning")["plan"])
 

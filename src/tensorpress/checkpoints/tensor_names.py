@@ -13,9 +13,11 @@ from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.press.press import build_skeleton
+from tensorpress.schemes.initialization import decompose_weight
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.pressed_layer import layer_bias
 from tensorpress.utils.formatting import format_names
+from tensorpress.utils.module_tree import parameter_name
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,20 @@ def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
     others = {name: state[name] for name in tied_names(pressed)}
     routes = {}
     for layer in plan.layers:
-        prefix = f"{layer.name}." if layer.name else ""
+        weight = parameter_name(dense, layer.name)
+        if layer.method.form == "weight":
+            module, _, key = weight.rpartition(".")
+            prefix = f"{module}.parametrizations.{key}.".removeprefix(".")
+            names = [name for name in others if name.startswith(prefix)]
+            routes[weight] = Route({name: others.pop(name) for name in names}, layer)
+            continue
+        prefix = weight.removesuffix("weight")
         factors = {name: others.pop(name) for name in list(others) if name.startswith(prefix)}
         bias = layer_bias(pressed.get_submodule(layer.name))
         if bias is not None:
             name = next(name for name, tensor in factors.items() if tensor is bias)
             routes[f"{prefix}bias"] = Route({name: factors.pop(name)})
-        routes[f"{prefix}weight"] = Route(factors, layer)
+        routes[weight] = Route(factors, layer)
     return routes | {name: Route({name: tensor}) for name, tensor in others.items()}
 
 
@@ -83,6 +92,12 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
     """
     layer = route.layer
     assert layer is not None
+    if layer.method.form == "weight":
+        try:
+            factors = decompose_weight(layer, weight).factors
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
+        return dict(zip(route.outputs, factors, strict=True))
     module = deepcopy(dense.get_submodule(layer.name))
     module.weight = nn.Parameter(weight, requires_grad=False)
     bias = module._parameters.get("bias")

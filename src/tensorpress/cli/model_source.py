@@ -18,6 +18,7 @@ from tensorpress.checkpoints.tensor_names import match_tensor_names
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, TensorPressError
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.module_tree import parameter_name
 
 logger = logging.getLogger("tensorpress.cli")
 
@@ -78,9 +79,9 @@ class DenseByName:
     def weight(self, layer: str) -> Tensor:
         """Return the weight of a layer: alone from a folder, else from the loaded model."""
         if self._stored is None:
-            return self.model.get_submodule(layer).get_parameter("weight")
+            return self.model.get_parameter(parameter_name(self.model, layer))
         files, names = self._stored
-        return files.read(names[f"{layer}.weight" if layer else "weight"])
+        return files.read(names[parameter_name(self.skeleton, layer)])
 
     @cached_property
     def _stored(self) -> tuple[TensorFiles, Mapping[str, str]] | None:

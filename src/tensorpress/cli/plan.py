@@ -117,7 +117,7 @@ def show_plan(plan: Plan) -> None:
     print_line("")
     print_table(cost_table(plan_costs(plan)))
     print_line("")
-    for line in format_unpressed(plan.unpressed):
+    for line in format_unpressed(plan.unpressed_weights):
         print_line(line)
 
 

@@ -21,6 +21,7 @@ from tensorpress.schemes.options import NO_OPTIONS, Options
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.formatting import format_shape
+from tensorpress.utils.module_tree import locate_weight
 
 MAX_MODES = 16
 """Most modes of a layer, and axes of a tensor, that a header is believed."""
@@ -126,7 +127,7 @@ def plan_from_header(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...
                 f"{format_shape(packed.shape)}; {has}"
             )
         try:
-            spec = scheme(packed.scheme).describe(dense.get_submodule(packed.name))
+            spec = scheme(packed.scheme).describe(*locate_weight(dense, packed.name))
             planned.append(packed.plan(spec))
         except InvalidArgumentError as error:
             raise ModelMismatchError(f"{file}: layer {packed.name!r}: {error}") from None

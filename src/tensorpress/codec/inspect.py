@@ -14,6 +14,7 @@ from tensorpress.codec.storage import Constant, Storage
 from tensorpress.codec.tpz_file import OpenFile, open_file
 from tensorpress.schemes.options import Options
 from tensorpress.schemes.registry import scheme
+from tensorpress.utils.module_tree import weight_name
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,11 @@ def _parts(opened: OpenFile, decoded: list[DecodedTensor]) -> dict[str, int]:
 
 
 def _short_name(name: str, layers: tuple[StoredLayer, ...]) -> str:
-    layer, separator, factor = name.partition(".parametrizations.weight.original")
+    module, separator, factor = name.partition("parametrizations.")
     if not separator:
         return name
+    key, _, factor = factor.partition(".original")
+    layer = weight_name(module.removesuffix("."), key)
     schemes = (scheme(pressed.scheme) for pressed in layers if pressed.name == layer)
     return next((f"{layer}.{method.factor_name(int(factor))}" for method in schemes), name)
 

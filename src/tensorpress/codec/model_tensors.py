@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
-
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-"""Layers whose parameters are few and precise, so that they are stored as buffers are."""
+from tensorpress.schemes.layer_spec import NORMS
 
 DTYPES: Mapping[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype

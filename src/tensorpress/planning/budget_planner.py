@@ -17,10 +17,14 @@ from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scores
 from tensorpress.ranks import FractionRanks
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import WEIGHT
 from tensorpress.schemes.registry import scheme as scheme_named
 
 LEAST_SHARE = 0.01
 """Smallest predicted share of the dense model's time: single layers may add up to more than it."""
+
+LARGEST = 3
+"""Number of parameters that an error names."""
 
 UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs"}
 
@@ -68,7 +72,9 @@ def plan_within_budget(
     unpressed: dict[str, str] = {}
     for name, layer in layers.items():
         usable, reason = applicable_schemes(layer, [scheme_named(s) for s in schemes[name]])
-        if usable:
+        if usable and limit.kind == "latency" and layer.spec().kind == WEIGHT:
+            unpressed[name] = "rebuilding its weight saves no latency"
+        elif usable:
             candidates[name] = layer, usable
         else:
             unpressed[name] = reason
@@ -119,8 +125,22 @@ def _allot_count(
         raise InvalidArgumentError(
             f"the budget {limit} is out of reach: with all that may be pressed at the smallest "
             f"ranks the model has {least:,.0f} of {total:,} {UNITS[limit.kind]}"
+            f"{_name_largest(dense, [*candidates, *fixed])}"
         )
     return choices.choose(amount - others), choices
+
+
+def _name_largest(dense: DenseModel, pressed: Sequence[str]) -> str:
+    """Return a clause that names the largest parameters that stay dense."""
+    factors = {id(dense.layers[name].weight) for name in pressed}
+    rest = {
+        name: parameter.numel()
+        for name, parameter in dense.module.named_parameters()
+        if id(parameter) not in factors
+    }
+    largest = sorted(rest, key=lambda name: -rest[name])[:LARGEST]
+    named = ", ".join(f"{name} ({rest[name]:,} parameters)" for name in largest)
+    return f"; the largest that stay dense are {named}" if named else ""
 
 
 def _allot_latency(

@@ -13,10 +13,18 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_macs, count_params
 from tensorpress.measure.layer_calls import record_inputs
 from tensorpress.planning.budget import Budget
-from tensorpress.planning.layers import Layer, Weights, find_obstacles, find_pressable, match_names
+from tensorpress.planning.layers import (
+    Layer,
+    Weights,
+    find_obstacles,
+    find_pressable,
+    find_vectors,
+    match_names,
+)
 from tensorpress.planning.plan import Plan
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.lazy_tensor import defer
+from tensorpress.utils.module_tree import locate_weight
 
 
 @contextmanager
@@ -102,6 +110,8 @@ class DenseModel:
         The layers with a weight that can be pressed, in the order of the model.
     unpressed : mapping of str to str
         The layers with a weight that cannot be pressed, with the reason.
+    vectors : mapping of str to str
+        All other parameters in floating point, with the reason.
     """
 
     module: nn.Module
@@ -111,6 +121,7 @@ class DenseModel:
     macs: int | None
     layers: Mapping[str, Layer]
     unpressed: Mapping[str, str]
+    vectors: Mapping[str, str]
 
     @staticmethod
     def from_module(
@@ -140,19 +151,22 @@ class DenseModel:
         shapes, unpressed = find_pressable(model)
         shapes_in: Mapping[str, tuple[torch.Size, ...]] = {}
         read: set[str] = set()
+        places = {name: locate_weight(model, name) for name in shapes}
         if inputs:
-            with record_readers({name: model.get_submodule(name) for name in shapes}) as read:
-                shapes_in = record_inputs(model, inputs, list(shapes))
+            modules = {name: layer for name, (layer, key) in places.items() if key == "weight"}
+            with record_readers(modules) as read:
+                shapes_in = record_inputs(model, inputs, list(modules))
         obstacles = find_obstacles(model, read)
         layers = {
             name: Layer(
                 name,
-                model.get_submodule(name),
+                places[name][0],
                 shape,
                 {form: reasons[name] for form, reasons in obstacles.items() if name in reasons},
                 shapes_in.get(name, ()),
                 weights,
                 inputs[0].shape[0] if inputs else 1,
+                places[name][1],
             )
             for name, shape in shapes.items()
         }
@@ -165,6 +179,7 @@ class DenseModel:
             count_macs(model, inputs) if inputs else None,
             layers,
             unpressed,
+            find_vectors(model),
         )
 
     def select_layers(
@@ -229,7 +244,7 @@ class DenseModel:
         return Plan(
             scheme,
             tuple(layers),
-            dict(unpressed),
+            {**unpressed, **self.vectors},
             self.params - sum(layer.dense_params for layer in layers),
             self.bytes - sum(layer.itemsize * layer.dense_params for layer in layers),
             None if self.macs is None else self.macs - sum(layer.dense_macs for layer in layers),

@@ -10,6 +10,7 @@ from tensorpress.ranks.checks import round_ranks
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.scheme import Scheme
+from tensorpress.schemes.svd_weight import SVDWeightScheme
 
 
 def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], str]:
@@ -28,6 +29,8 @@ def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Sc
             reasons.append(f"{scheme.name} cannot take it: {refusal}")
         else:
             applicable.append(scheme)
+    if any(scheme.form == "layer" for scheme in applicable):  # as exact, and multiplies less
+        applicable = [scheme for scheme in applicable if not isinstance(scheme, SVDWeightScheme)]
     return applicable, "; ".join(dict.fromkeys(reasons))
 
 

@@ -1,24 +1,30 @@
 """The layers of a model that can be pressed, and their selection by names and patterns."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.layer_calls import layer_calls
+from tensorpress.planning.plan_table import VECTOR
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
-from tensorpress.schemes.layer_spec import Call, LayerSpec, describe_layer, refuse_layer
-from tensorpress.schemes.parametrization import factorized_weight
-from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.layer_spec import (
+    Call,
+    LayerSpec,
+    describe_weight,
+    refuse_layer,
+    refuse_weight,
+)
+from tensorpress.schemes.pressed_layer import Pressed, pressed_forms
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.schemes.scheme import Scheme
+from tensorpress.utils.module_tree import weight_name
 
 REGEX = "re:"
 
@@ -71,12 +77,12 @@ PRESSED = "it is pressed already: tensorpress.unpress gives the dense layer to p
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that may be pressed.
+    """A layer that may be pressed: the weight of a module, or another parameter of it.
 
     Attributes
     ----------
     name : str
-        Its name in the model, the first of a module that is used twice.
+        Its name in the model, the first of a module that is used twice; see `locate_weight`.
     module : nn.Module
         The layer; its values may be on the meta device.
     shape : tuple of int
@@ -89,6 +95,8 @@ class Layer:
         Function that returns its weight, if the module has no values.
     batch : int
         Number of examples of that forward pass.
+    key : str
+        Name of the weight in the module.
     """
 
     name: str
@@ -98,22 +106,30 @@ class Layer:
     inputs: tuple[torch.Size, ...] = ()
     weights: Weights | None = None
     batch: int = 1
+    key: str = "weight"
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """Its calls in the forward pass of one example, if `describe_layer` takes it."""
-        if not self.inputs or refuse_layer(self.module) is not None:
+        if not self.inputs or self.key != "weight" or refuse_layer(self.module) is not None:
             return ()
         return layer_calls(self.spec(), self.inputs, self.batch)
 
     @property
+    def weight(self) -> nn.Parameter:
+        """Its weight in the module, maybe without values."""
+        return self.module.get_parameter(self.key)
+
+    @property
     def itemsize(self) -> int:
         """Bytes of a parameter."""
-        return next(self.module.parameters()).element_size()
+        return self.weight.element_size()
 
     def spec(self, scheme: Scheme | None = None) -> LayerSpec:
-        """Return the description of the layer for a scheme, or else by `describe_layer`."""
-        return describe_layer(self.module) if scheme is None else scheme.describe(self.module)
+        """Return the description of the layer for a scheme, or else by `describe_weight`."""
+        if scheme is None:
+            return describe_weight(self.module, self.key)
+        return scheme.describe(self.module, self.key)
 
     def obstacle(self, scheme: Scheme) -> str | None:
         """Return why the layer's place in the model forbids a scheme, or None."""
@@ -128,7 +144,7 @@ class Layer:
             For a weight on the meta device, of another shape, or with NaN or infinite values.
         """
         spec = self.spec(scheme)
-        weight = self.weights(self.name) if self.weights else self.module.get_parameter("weight")
+        weight = self.weights(self.name) if self.weights else self.weight
         if weight.is_meta:
             raise InvalidArgumentError("its weight is on the meta device: it has no values")
         if tuple(weight.shape) != self.shape:
@@ -141,7 +157,9 @@ class Layer:
 
 
 def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
-    """Return the shapes of the weights that can be pressed, and the other layers with the reason.
+    """Return the shapes of the weights that can be pressed, and the other weights with the reason.
+
+    A weight is any parameter that is no vector; see `locate_weight` for the names.
 
     Raises
     ------
@@ -151,33 +169,54 @@ def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     shapes: dict[str, Shape] = {}
     unpressed: dict[str, str] = {}
     names = _name_parameters(model)
-    parts = pressed_parts(model)
-    for name, module in model.named_modules():
-        if id(module) in parts:
-            continue
-        if isinstance(module, Pressed) or factorized_weight(module) is not None:
+    for name, module in plain_modules(model):
+        for key in getattr(module, "parametrizations", ()):
+            pressed = key in pressed_forms(module)
+            unpressed[weight_name(name, key)] = PRESSED if pressed else "its weight is parametrized"
+        if isinstance(module, Pressed):
             unpressed[name] = PRESSED
             continue
-        if parametrize.is_parametrized(module, "weight"):
-            unpressed[name] = "its weight is parametrized"
-            continue
-        weight = module._parameters.get("weight")
-        if isinstance(weight, nn.parameter.UninitializedParameter):
-            raise InvalidArgumentError(
-                f"layer {name!r} has no shape yet: run the model once before planning"
-            )
-        if weight is None or weight.ndim < 2:
-            continue
-        others = [other for other in names[id(weight)] if other != f"{name}.weight"]
-        if others:
-            unpressed[name] = f"its weight is tied to {', '.join(map(repr, others))}"
-        elif not weight.is_floating_point():
-            unpressed[name] = f"its weight is {weight.dtype}, not floating point"
-        elif weight.numel() == 0:
-            unpressed[name] = "its weight is empty"
-        else:
-            shapes[name] = tuple(weight.shape)
+        for key, weight in module._parameters.items():
+            layer = weight_name(name, key)
+            if isinstance(weight, nn.parameter.UninitializedParameter):
+                raise InvalidArgumentError(
+                    f"layer {layer!r} has no shape yet: run the model once before planning"
+                )
+            if weight is None or is_vector(key, weight):
+                continue
+            others = [other for other in names[id(weight)] if other != _full_name(name, key)]
+            reason = refuse_weight(module, key)
+            if others:
+                unpressed[layer] = f"its weight is tied to {', '.join(map(repr, others))}"
+            elif reason is not None:
+                unpressed[layer] = reason
+            else:
+                shapes[layer] = tuple(weight.shape)
     return shapes, unpressed
+
+
+def find_vectors(model: nn.Module) -> dict[str, str]:
+    """Return the parameters in floating point that no scheme can cut, with the reason."""
+    return {
+        _full_name(name, key): VECTOR
+        for name, module in plain_modules(model)
+        if not isinstance(module, Pressed)
+        for key, parameter in module._parameters.items()
+        if parameter is not None and parameter.is_floating_point() and is_vector(key, parameter)
+    }
+
+
+def is_vector(key: str, parameter: Tensor) -> bool:
+    """Return whether a parameter has no matrix to decompose; a weight has if it has two axes."""
+    return (parameter if key == "weight" else parameter.squeeze()).ndim < 2
+
+
+def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a model by name, but for those within pressed and parametrized ones."""
+    parts = pressed_parts(model)
+    for name, module in model.named_modules():
+        if id(module) not in parts:
+            yield name, module
 
 
 def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:
@@ -201,7 +240,7 @@ def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapp
     replaced = dict.fromkeys(read, "a module around it computes with its weight")
     for name, module in model.named_modules():
         biases = names.get(id(module._parameters.get("bias")), [])
-        others = [repr(other) for other in biases if other != f"{name}.bias"]
+        others = [repr(other) for other in biases if other != _full_name(name, "bias")]
         if others:
             tied[name] = f"its bias is tied to {', '.join(others)}"
         if id(module) in children:
@@ -215,16 +254,24 @@ def _name_parameters(model: nn.Module) -> dict[int, list[str]]:
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                names.setdefault(id(parameter), []).append(f"{name}.{key}")
+                names.setdefault(id(parameter), []).append(_full_name(name, key))
     return names
 
 
+def _full_name(module: str, key: str) -> str:
+    return f"{module}.{key}" if module else key
+
+
 def pressed_parts(model: nn.Module) -> dict[int, str]:
-    """Return the names of pressed layers by the ids of the modules that they consist of."""
+    """Return the names of pressed and parametrized layers by the ids of the modules within them."""
+    layers = {
+        name: module if isinstance(module, Pressed) else module._modules.get("parametrizations")
+        for name, module in model.named_modules()
+    }
     return {
         id(part): name
-        for name, module in model.named_modules()
-        if isinstance(module, Pressed)
-        for part in module.modules()
-        if part is not module
+        for name, layer in layers.items()
+        if layer is not None
+        for part in layer.modules()
+        if not isinstance(part, Pressed) or part is not layer
     }

@@ -12,7 +12,7 @@ import yaml
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning.plan_file import FORMAT, PlanFile, layer_to_dict
-from tensorpress.planning.plan_table import Sums, format_unpressed, layer_table
+from tensorpress.planning.plan_table import VECTOR, Sums, format_unpressed, layer_table
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
@@ -33,7 +33,7 @@ class Plan:
     layers : tuple of LayerPlan
         The layers that are pressed, in the order of the model.
     unpressed : mapping of str to str
-        The layers that stay dense, with the reason.
+        The layers and all other parameters in floating point that stay dense, with the reason.
     other_params, other_bytes : int
         Parameters and bytes outside the pressed weights: biases, norms, buffers (bytes only), dense
         layers.
@@ -61,6 +61,11 @@ class Plan:
     def shared_core(self) -> Shape | None:
         """Shape of the core that layers share, or None."""
         return next((layer.ranks for layer in self._core_layers), None)
+
+    @property
+    def unpressed_weights(self) -> dict[str, str]:
+        """The layers that stay dense, with the reason, without vectors such as biases."""
+        return {name: reason for name, reason in self.unpressed.items() if reason != VECTOR}
 
     @property
     def dense_params(self) -> int:
@@ -183,4 +188,6 @@ class Plan:
             core = f"(shared core {format_shape(self.shared_core)})"
             shared = sum(layer.shared_params for layer in self._core_layers)
             sums.insert(0, Sums(core, None, shared, None, None))
-        return "\n".join([*layer_table(self.layers, sums), *format_unpressed(self.unpressed)])
+        return "\n".join(
+            [*layer_table(self.layers, sums), *format_unpressed(self.unpressed_weights)]
+        )

@@ -12,8 +12,9 @@ from tensorpress.schemes.parametrization import (
     factorized_weight,
     stored_factors,
 )
-from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_forms
 from tensorpress.schemes.registry import SCHEMES
+from tensorpress.utils.module_tree import weight_name
 
 
 def plan_from_model(model: nn.Module) -> Plan:
@@ -33,12 +34,10 @@ def plan_from_model(model: nn.Module) -> Plan:
     layers: list[LayerPlan] = []
     shared: dict[str, set[int]] = {}
     for name, module in model.named_modules():
-        form = pressed_form(module)
-        if form is None:
-            continue
-        layers.append(_read_layer(name, module, form))
-        if layers[-1].method.shared:
-            shared.setdefault(form.scheme, set()).add(id(layer_factors(module)[0]))
+        for key, form in pressed_forms(module).items():
+            layers.append(_read_layer(weight_name(name, key), module, key, form))
+            if layers[-1].method.shared:
+                shared.setdefault(form.scheme, set()).add(id(layer_factors(module, key)[0]))
     for scheme, cores in shared.items():
         if len(cores) > 1:
             raise ModelMismatchError(
@@ -49,17 +48,19 @@ def plan_from_model(model: nn.Module) -> Plan:
     return Plan(plan.scheme, plan.layers, {}, total - plan.params)
 
 
-def _read_layer(name: str, module: nn.Module, form: Pressed | FactorizedWeight) -> LayerPlan:
+def _read_layer(
+    name: str, module: nn.Module, key: str, form: Pressed | FactorizedWeight
+) -> LayerPlan:
     """Return the plan of a layer, or raise an error if its scheme would build a different one."""
     method = SCHEMES.get(form.scheme)
     if method is None or not (
-        method.of_weight or isinstance(form, Pressed) or layer_class(module) is not None
+        method.of_weight or form.spec is not None or layer_class(module) is not None
     ):
         raise ModelMismatchError(
             f"layer {name!r} is pressed by a scheme {form.scheme!r} of your own"
         )
-    plan = LayerPlan(name, form.scheme, method.read_spec(module), form.ranks, form.options)
-    if not _builds(plan, module):
+    plan = LayerPlan(name, form.scheme, method.read_spec(module, key), form.ranks, form.options)
+    if not _builds(plan, module, key):
         raise ModelMismatchError(
             f"layer {name!r} is not what {plan.scheme} makes of its ranks {plan.format_ranks()}: "
             "it was changed, or its scheme is not the one of this name"
@@ -67,7 +68,7 @@ def _read_layer(name: str, module: nn.Module, form: Pressed | FactorizedWeight) 
     return plan
 
 
-def _builds(plan: LayerPlan, module: nn.Module) -> bool:
+def _builds(plan: LayerPlan, module: nn.Module, key: str) -> bool:
     """Return whether the scheme of a plan builds such a layer."""
     try:
         plan.check()
@@ -75,14 +76,14 @@ def _builds(plan: LayerPlan, module: nn.Module) -> bool:
         return False
     like = torch.empty(0, device="meta")
     skeleton = plan.method.skeleton(plan.spec, plan.ranks, like=like)
-    return _describe(skeleton) == _describe(module)
+    return _describe(skeleton) == _describe(module, key)
 
 
-def _describe(module: nn.Module) -> tuple[object, ...]:
+def _describe(module: nn.Module, key: str = "weight") -> tuple[object, ...]:
     """Return what distinguishes pressed layers of the same ranks: modules and shapes."""
-    weight = factorized_weight(module)
+    weight = factorized_weight(module, key)
     # The repr of a ParameterList has the types of its parameters, which do not matter here.
     parts = [part for part in module.children() if not isinstance(part, nn.ParameterList)]
     modules = list(map(repr, parts)) if weight is None else [repr(weight)]
-    factors = module if weight is None else stored_factors(module)
+    factors = module if weight is None else stored_factors(module, key)
     return modules, [(key, tuple(p.shape)) for key, p in factors.named_parameters()]

@@ -15,6 +15,10 @@ NAMED = 12
 """Largest number of layers named for one reason."""
 
 
+VECTOR = "a vector, such as a bias or the scale of a norm: nothing to cut"
+"""Reason why most parameters of a model stay dense, which tables leave out."""
+
+
 class Sums(NamedTuple):
     """A row of totals: parameters and MACs, dense and pressed; None if unknown."""
 

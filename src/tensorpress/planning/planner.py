@@ -30,7 +30,10 @@ from tensorpress.schemes.scheme import Ranks
 
 AUTO_NAME = "auto"
 
-AUTO = ("tucker2", "channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in")
+AUTO = (
+    *("tucker2", "channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in"),
+    "svd_weight",  # for what the others cannot replace
+)
 """The schemes of "auto", whose error at any ranks follows from spectra."""
 
 

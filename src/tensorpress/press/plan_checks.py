@@ -12,15 +12,15 @@ from tensorpress.planning.layers import pressed_parts
 from tensorpress.planning.plan import Plan
 from tensorpress.press.unpress import check_hooks, rebuild_dense
 from tensorpress.schemes.layer_plan import LayerPlan
-from tensorpress.schemes.layer_spec import describe_layer
+from tensorpress.schemes.layer_spec import WEIGHT, describe_layer, parameter_spec
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed, layer_bias, weight_shape
 from tensorpress.utils.formatting import format_shape
-from tensorpress.utils.module_tree import count_references
+from tensorpress.utils.module_tree import count_references, locate_weight
 
 
-def find_layer(model: nn.Module, layer: LayerPlan) -> nn.Module:
-    """Return the layer of a model, dense or pressed, that a plan names.
+def find_layer(model: nn.Module, layer: LayerPlan) -> tuple[nn.Module, str]:
+    """Return the module of a layer of a plan, dense or pressed, and the name of the weight in it.
 
     Raises
     ------
@@ -30,24 +30,24 @@ def find_layer(model: nn.Module, layer: LayerPlan) -> nn.Module:
         For ranks that do not fit the layer.
     """
     try:
-        module = model.get_submodule(layer.name)
+        module, key = locate_weight(model, layer.name)
     except AttributeError:
         raise ModelMismatchError(
             f"the plan names a layer {layer.name!r}, which this model does not have"
         ) from None
-    shape = weight_shape(module)
+    shape = weight_shape(module, key)
     if shape != layer.shape:
         actual = "no plain weight" if shape is None else f"a weight {format_shape(shape)}"
         raise ModelMismatchError(
             f"layer {layer.name!r} has {actual} in this model; the plan expects "
             f"{format_shape(layer.shape)}"
         )
-    _check_spec(module, layer)
+    _check_spec(module, key, layer)
     try:
         layer.check()
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
-    return module
+    return module, key
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
@@ -63,10 +63,10 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     """
     parts = pressed_parts(model)
     references = count_references(model)
-    names: dict[int, str] = {}
+    names: dict[tuple[int, str], str] = {}
     for layer in plan.layers:
-        module = find_layer(model, layer)
-        first = names.setdefault(id(module), layer.name)
+        module, key = find_layer(model, layer)
+        first = names.setdefault((id(module), key), layer.name)
         if first != layer.name:
             raise ModelMismatchError(f"the plan's layers {first!r} and {layer.name!r} are one")
         if id(module) in parts:
@@ -74,16 +74,18 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
                 f"layer {layer.name!r} is a part of {parts[id(module)]!r}, which is pressed: "
                 "plan that one"
             )
-        _check_ties(module, layer, references)
+        _check_ties(module, key, layer, references)
         if isinstance(module, Pressed):
             check_hooks(layer.name, module)
         _check_values(module, layer)
 
 
-def _check_spec(module: nn.Module, layer: LayerPlan) -> None:
+def _check_spec(module: nn.Module, key: str, layer: LayerPlan) -> None:
     try:
         if layer.method.of_weight or isinstance(module, Pressed):
-            spec = layer.method.read_spec(module)
+            spec = layer.method.read_spec(module, key)
+        elif layer.spec.kind == WEIGHT:
+            spec = parameter_spec(module, layer.shape)
         else:
             dense = factorized_weight(module) is None
             spec = describe_layer(module if dense else rebuild_dense(deepcopy(module)))
@@ -98,8 +100,8 @@ def _check_spec(module: nn.Module, layer: LayerPlan) -> None:
             )
 
 
-def _check_ties(module: nn.Module, layer: LayerPlan, references: Counter[int]) -> None:
-    parameters = {"weight": module._parameters.get("weight")}
+def _check_ties(module: nn.Module, key: str, layer: LayerPlan, references: Counter[int]) -> None:
+    parameters = {"weight": module._parameters.get(key)}
     if layer.method.form == "layer":  # the others leave the bias where it is
         parameters["bias"] = layer_bias(module)
     for kind, parameter in parameters.items():

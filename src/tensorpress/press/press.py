@@ -23,10 +23,10 @@ from tensorpress.press.unpress import dense_weight, rebuild_dense
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
 from tensorpress.schemes.initialization import StartValues, build_pressed
 from tensorpress.schemes.layer_plan import LayerPlan
-from tensorpress.schemes.parametrization import factorized_weight
+from tensorpress.schemes.parametrization import factorized_weights
 from tensorpress.schemes.pressed_layer import Pressed, layer_factors
 from tensorpress.utils.executors import open_executor
-from tensorpress.utils.module_tree import ModuleTree
+from tensorpress.utils.module_tree import ModuleTree, locate_weight
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -233,8 +233,8 @@ def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     target = model if inplace else deepcopy(model)
     for module in target.modules():
-        if factorized_weight(module) is not None:
-            rebuild_dense(module)
+        for key in factorized_weights(module):
+            rebuild_dense(module, key)
     return target
 
 
@@ -248,11 +248,11 @@ class _ModelBuilder:
 
     def press(self, layer: LayerPlan, values: StartValues | None) -> None:
         """Press a layer at values, or without any."""
-        module = self.model.get_submodule(layer.name)
-        pressed = build_pressed(layer, rebuild_dense(module), values)
+        module, key = locate_weight(self.model, layer.name)
+        pressed = build_pressed(layer, rebuild_dense(module, key), values, key)
         self.model = self._tree.replace(module, pressed)
         if layer.method.shared:
-            first = layer_factors(pressed)[0]
+            first = layer_factors(pressed, key)[0]
             core = self._cores.setdefault(layer.scheme, first)
             for part in pressed.modules():
                 for name, parameter in part._parameters.items():
@@ -292,18 +292,19 @@ def _make_start_values(
 
 
 def _layer_weight(model: nn.Module, layer: LayerPlan) -> Tensor:
-    return dense_weight(model.get_submodule(layer.name))
+    return dense_weight(*locate_weight(model, layer.name))
 
 
 def _copy(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a deep copy that shares with the model the weights that will be replaced."""
-    weights = (model.get_submodule(x.name)._parameters.get("weight") for x in plan.layers)
+    places = (locate_weight(model, layer.name) for layer in plan.layers)
+    weights = (module._parameters.get(key) for module, key in places)
     return deepcopy(model, {id(weight): weight for weight in weights if weight is not None})
 
 
 def _check_root(model: nn.Module, plan: Plan) -> None:
     for layer in plan.layers:
-        root = model.get_submodule(layer.name) is model
+        root = locate_weight(model, layer.name)[0] is model
         if root and (layer.method.form == "layer" or isinstance(model, Pressed)):
             raise InvalidArgumentError(
                 "the model is itself the layer to be replaced, which cannot be done in place: use "
@@ -313,7 +314,7 @@ def _check_root(model: nn.Module, plan: Plan) -> None:
 
 def _check_devices(model: nn.Module, plan: Plan, parallel: bool) -> None:
     for layer in plan.layers:
-        device = next(model.get_submodule(layer.name).parameters()).device
+        device = next(locate_weight(model, layer.name)[0].parameters()).device
         if parallel and device.type != "cpu":
             raise InvalidArgumentError(
                 f"several processes press weights on the CPU only, and layer {layer.name!r} is on "

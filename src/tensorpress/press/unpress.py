@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.parametrization import factorized_weight, rebuild
 from tensorpress.schemes.press_layer import unpress_layer
-from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.pressed_layer import Pressed, pressed_forms
 from tensorpress.utils.module_tree import ModuleTree
 
 
@@ -54,29 +54,30 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     target = model if inplace else deepcopy(model)
     tree = ModuleTree(target)
     for module in list(target.modules()):
-        dense = rebuild_dense(module)
-        if dense is not module:
-            target = tree.replace(module, dense)
+        for key in pressed_forms(module):
+            dense = rebuild_dense(module, key)
+            if dense is not module:
+                target = tree.replace(module, dense)
     return target
 
 
-def rebuild_dense(module: nn.Module) -> nn.Module:
+def rebuild_dense(module: nn.Module, key: str = "weight") -> nn.Module:
     """Return the dense layer of a pressed one, or any other module itself.
 
     A layer whose weight is rebuilt from factors becomes dense in place and keeps its hooks.
     """
     if isinstance(module, Pressed):
         return unpress_layer(module)
-    if factorized_weight(module) is not None:
-        rebuild(module)
+    if factorized_weight(module, key) is not None:
+        rebuild(module, key)
     return module
 
 
-def dense_weight(module: nn.Module) -> Tensor:
-    """Return the weight of a layer, dense or pressed."""
+def dense_weight(module: nn.Module, key: str = "weight") -> Tensor:
+    """Return a weight of a layer, dense or pressed."""
     if isinstance(module, Pressed):
         return module.dense_weight().detach()
-    weight = module.weight
+    weight = getattr(module, key)
     assert isinstance(weight, Tensor)
     return weight.detach()
 

@@ -17,9 +17,9 @@ from tensorpress.schemes.parametrization import (
     factorized_weight,
     stored_factors,
 )
-from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form, pressed_forms
 from tensorpress.schemes.registry import scheme
-from tensorpress.utils.module_tree import ModuleTree, count_references
+from tensorpress.utils.module_tree import ModuleTree, count_references, weight_name
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -80,7 +80,7 @@ class _Network:
     several ranks and one bond.
     """
 
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, tuple[nn.Module, str]]
     core: Sequence[RankFactor]
     factors: Sequence[Sequence[RankFactor]]
     bonds: Sizes
@@ -149,26 +149,27 @@ def _drop_indices(factor: RankFactor, bond: int, zero: Tensor) -> RankFactor:
 def _factor_networks(model: nn.Module) -> Iterator[_Network]:
     """Yield the networks of all pressed layers that can be built again from their ranks."""
     references = count_references(model)
-    groups: dict[int, dict[str, nn.Module]] = {}
-    for name, module in model.named_modules():
-        form = pressed_form(module)
-        if form is None:
-            continue
+    groups: dict[int, dict[str, tuple[nn.Module, str]]] = {}
+    for place in ((n, m, k) for n, m in model.named_modules() for k in pressed_forms(m)):
+        name, module, key = weight_name(place[0], place[2]), *place[1:]
         if not _has_plan(module):
             logger.info("layer %s is left: its ranks do not say what it is", name)
-        elif not _rank_factors(module):
+        elif not _rank_factors(module, key):
             logger.info("layer %s is left: what its ranks join is not known", name)
         else:
-            shared = scheme(form.scheme).shared
-            groups.setdefault(id(layer_factors(module)[0] if shared else module), {})[name] = module
+            shared = scheme(pressed_forms(module)[key].scheme).shared
+            group = layer_factors(module, key)[0] if shared else pressed_forms(module)[key]
+            groups.setdefault(id(group), {})[name] = module, key
     for layers in groups.values():
         network = _build_network(layers)
-        first = layer_factors(next(iter(layers.values())))
+        first = layer_factors(*next(iter(layers.values())))
         expected = {id(x): len(layers) for x in first[: len(network.core)]}
         parameters = {
             id(x)
-            for layer in layers.values()
-            for x in (layer.parameters() if isinstance(layer, Pressed) else layer_factors(layer))
+            for layer, key in layers.values()
+            for x in (
+                layer.parameters() if isinstance(layer, Pressed) else layer_factors(layer, key)
+            )
         }
         if any(references[key] > expected.get(key, 1) for key in parameters):
             logger.info("layer %s is left: others hold a parameter of it", ", ".join(layers))
@@ -176,11 +177,11 @@ def _factor_networks(model: nn.Module) -> Iterator[_Network]:
             yield network
 
 
-def _build_network(layers: Mapping[str, nn.Module]) -> _Network:
+def _build_network(layers: Mapping[str, tuple[nn.Module, str]]) -> _Network:
     """Return the network of a layer, or of layers that share their first factor."""
-    form = pressed_form(next(iter(layers.values())))
+    form = pressed_form(*next(iter(layers.values())))
     assert form is not None
-    factors = list(map(_rank_factors, layers.values()))
+    factors = [_rank_factors(*place) for place in layers.values()]
     bonds = sorted({bond for factor in factors[0] for bond in factor.ranks.values()})
     if len(bonds) != len(form.ranks):
         bonds *= len(form.ranks)
@@ -188,10 +189,10 @@ def _build_network(layers: Mapping[str, nn.Module]) -> _Network:
     return _Network(layers, factors[0][:shared], [x[shared:] for x in factors], tuple(bonds))
 
 
-def _rank_factors(layer: nn.Module) -> list[RankFactor]:
-    form = pressed_form(layer)
+def _rank_factors(layer: nn.Module, key: str) -> list[RankFactor]:
+    form = pressed_form(layer, key)
     if isinstance(form, FactorizedWeight):
-        return form.rank_factors([factor.detach() for factor in layer_factors(layer)])
+        return form.rank_factors([factor.detach() for factor in layer_factors(layer, key)])
     return [] if form is None else form.rank_factors()
 
 
@@ -204,7 +205,7 @@ def _has_plan(layer: nn.Module) -> bool:
 
 
 def _check_replaceable(model: nn.Module, network: _Network) -> None:
-    for name, layer in network.layers.items():
+    for name, (layer, _) in network.layers.items():
         if isinstance(layer, Pressed):
             check_hooks(name, layer)
             if layer is model:
@@ -217,14 +218,14 @@ def _check_replaceable(model: nn.Module, network: _Network) -> None:
 def _put_factors(network: _Network, tree: ModuleTree) -> None:
     """Replace the factors of the layers of a network."""
     core = [nn.Parameter(factor.values[0].contiguous()) for factor in network.core]
-    for layer, factors in zip(network.layers.values(), network.factors, strict=True):
+    for (layer, key), factors in zip(network.layers.values(), network.factors, strict=True):
         if isinstance(layer, Pressed):
             tree.replace(layer, _rebuild(layer, [x.values for x in factors], network.ranks))
             continue
-        form, originals = factorized_weight(layer), stored_factors(layer)
+        form, originals = factorized_weight(layer, key), stored_factors(layer, key)
         assert form is not None
         smaller = [*core, *(nn.Parameter(factor.values[0].contiguous()) for factor in factors)]
-        for number, (new, old) in enumerate(zip(smaller, layer_factors(layer), strict=True)):
+        for number, (new, old) in enumerate(zip(smaller, layer_factors(layer, key), strict=True)):
             setattr(originals, f"original{number}", new.requires_grad_(old.requires_grad))
         form.ranks = network.ranks
 

@@ -20,7 +20,7 @@ def layer_kernel(layer: nn.Module, spec: LayerSpec) -> Tensor:
 
 def weight_to_kernel(weight: Tensor, spec: LayerSpec) -> Tensor:
     """Return the canonical kernel of a weight as torch stores it."""
-    return to_canonical(weight, spec.groups, flipped=spec.flipped)
+    return weight if spec.stacked else to_canonical(weight, spec.groups, flipped=spec.flipped)
 
 
 def kernel_to_weight(kernel: Tensor, spec: LayerSpec) -> Tensor:
@@ -34,7 +34,7 @@ def kernel_to_weight(kernel: Tensor, spec: LayerSpec) -> Tensor:
     >>> bool((kernel_to_weight(layer_kernel(linear, spec), spec) == linear.weight).all())
     True
     """
-    return from_canonical(kernel, flipped=spec.flipped)
+    return kernel if spec.stacked else from_canonical(kernel, flipped=spec.flipped)
 
 
 def to_canonical(weight: Tensor, groups: int, *, flipped: bool) -> Tensor:

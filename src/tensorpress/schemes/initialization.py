@@ -55,10 +55,12 @@ def press_one_layer(plan: LayerPlan, weight: Tensor) -> nn.Module:
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if plan.spec.bias:
         layer.bias = nn.Parameter(weight.new_zeros(plan.spec.outputs))
-    return plan.method.press(layer, plan.ranks)
+    return plan.method.press(layer, plan.ranks, plan.spec)
 
 
-def build_pressed(plan: LayerPlan, layer: nn.Module, values: StartValues | None) -> nn.Module:
+def build_pressed(
+    plan: LayerPlan, layer: nn.Module, values: StartValues | None, key: str = "weight"
+) -> nn.Module:
     """Return the module that takes a dense layer's place, uninitialized where there are no values.
 
     In weight form it is the layer itself, whose weight is then rebuilt from factors; in layer
@@ -72,8 +74,10 @@ def build_pressed(plan: LayerPlan, layer: nn.Module, values: StartValues | None)
         The dense layer.
     values : StartValues or None
         Values of the factors.
+    key : str
+        Name of the weight in the layer.
     """
-    weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
+    weight, bias = layer.get_parameter(key), layer._parameters.get("bias")
     pressed = plan.method.build(plan.spec, plan.ranks, like=weight.detach())
     form = pressed_form(pressed)
     assert form is not None
@@ -82,7 +86,7 @@ def build_pressed(plan: LayerPlan, layer: nn.Module, values: StartValues | None)
         # A slice of a larger matrix would keep the whole of it in memory and in files.
         factors = values.factors if values else layer_factors(pressed)
         copies = (f.detach().clone(memory_format=torch.contiguous_format) for f in factors)
-        form.attach(layer, tuple(copies))
+        form.attach(layer, tuple(copies), key)
         layer.get_submodule("parametrizations").train(layer.training)
         return layer
     if values is not None:

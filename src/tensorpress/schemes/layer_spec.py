@@ -27,6 +27,9 @@ INPUTS_FIRST = ("transformers.pytorch_utils", "Conv1D")
 WEIGHT = "weight"
 """Kind of a spec that knows the shape of a weight and nothing of its layer."""
 
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Layers whose parameters scale and shift their inputs one by one."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -73,6 +76,9 @@ class LayerSpec:
         Arguments of an Embedding.
     inputs_first : bool
         Whether a Linear stores its weight as (inputs, outputs), as the Conv1D of transformers does.
+    stacked : bool
+        Whether a weight is a stack of matrices (groups, outputs/groups, inputs/groups), such as
+        that of experts.
     """
 
     kind: str
@@ -90,6 +96,7 @@ class LayerSpec:
     sparse: bool = False
     scale_grad_by_freq: bool = False
     inputs_first: bool = False
+    stacked: bool = False
 
     @property
     def transposed(self) -> bool:
@@ -124,6 +131,8 @@ class LayerSpec:
     @property
     def weight_shape(self) -> Sizes:
         """Shape of the weight as torch stores it."""
+        if self.stacked:
+            return self.kernel_shape
         if self.flipped:
             return (self.inputs, self.out, *self.kernel)
         return (self.outputs, self.in_, *self.kernel)
@@ -240,6 +249,73 @@ def weight_spec(shape: Sizes) -> LayerSpec:
     return LayerSpec(WEIGHT, inputs, outputs, kernel=tuple(kernel))
 
 
+def parameter_spec(module: nn.Module, shape: Sizes) -> LayerSpec:
+    """Return the spec of a weight that nothing but its shape is known of.
+
+    Three axes are a stack of matrices, unless the module is a convolution; more are a kernel.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For fewer than two axes.
+
+    Examples
+    --------
+    >>> spec = parameter_spec(nn.Bilinear(3, 4, 5), (5, 3, 4))
+    >>> spec.kernel_shape, spec.weight_shape
+    ((5, 3, 4), (5, 3, 4))
+    """
+    if isinstance(module, CONVS):
+        groups, (outputs, inputs, *kernel) = module.groups, shape
+        return LayerSpec(WEIGHT, groups * inputs, outputs, groups, tuple(kernel))
+    if len(shape) != 3:
+        return weight_spec(shape)
+    number, outputs, inputs = shape
+    return LayerSpec(WEIGHT, number * inputs, number * outputs, number, stacked=True)
+
+
+def describe_weight(module: nn.Module, key: str) -> LayerSpec:
+    """Return the spec of a dense parameter, by its layer where that can be replaced.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module that has the parameter.
+    key : str
+        Its name in the module.
+    """
+    if key == "weight" and refuse_layer(module) is None:
+        return read_spec(module)
+    return parameter_spec(module, tuple(module.get_parameter(key).shape))
+
+
+def refuse_weight(module: nn.Module, key: str) -> str | None:
+    """Return why a parameter of a module cannot be rebuilt from factors, None where it can.
+
+    Examples
+    --------
+    >>> refuse_weight(nn.LSTM(3, 4), "weight_ih_l0")
+    >>> refuse_weight(nn.Embedding(10, 4, max_norm=1.0), "weight")
+    'max_norm changes its vectors at every use'
+    """
+    weight = module.get_parameter(key)
+    if type(weight).__torch_dispatch__ is not nn.Parameter.__torch_dispatch__:
+        return f"its values are a {type(weight).__name__}, not a plain tensor"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not floating point"
+    if torch.finfo(weight.dtype).bits < 16:
+        return f"its weight is {weight.dtype}, which nothing computes in: convert it first"
+    if weight.numel() == 0:
+        return "its weight is empty"
+    if isinstance(module, NORMS):
+        return "a norm has few parameters, and needs them precise"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is compiled by TorchScript: press the module that it was made of"
+    if getattr(module, "max_norm", None) is not None:
+        return "max_norm changes its vectors at every use"
+    return None
+
+
 def refuse_layer(layer: nn.Module) -> str | None:
     """Return why a layer cannot be pressed, None where it can.
 
@@ -269,12 +345,9 @@ def refuse_layer(layer: nn.Module) -> str | None:
     weight = layer._parameters.get("weight")
     if weight is None:
         return "its weight is no plain parameter (weight norm or the like): remove that first"
-    if not weight.is_floating_point():
-        return f"its weight is {weight.dtype}, not floating point"
-    if torch.finfo(weight.dtype).bits < 16:
-        return f"its weight is {weight.dtype}, which nothing computes in: convert it first"
-    if weight.numel() == 0:
-        return "its weight is empty"
+    reason = refuse_weight(layer, "weight")
+    if reason is not None:
+        return reason
     others = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
     if others:
         return f"it holds {', '.join(map(repr, sorted(others)))} as well, which would be lost"
@@ -283,8 +356,6 @@ def refuse_layer(layer: nn.Module) -> str | None:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
     if any(hooks) or layer._backward_pre_hooks:
         return "it has hooks, which would be lost: remove them first"
-    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
-        return "max_norm changes its vectors at every use"
     return None
 
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.layer_spec import LayerSpec
 from tensorpress.schemes.options import NO_OPTIONS, Options
+from tensorpress.schemes.recurrent import read_weights_anew
 
 Factors = tuple[Tensor, ...]
 
@@ -48,6 +50,8 @@ class FactorizedWeight(nn.Module):
         Options of the scheme that are not at their defaults.
     relative_error : float or None
         ‖W − Ŵ‖ / ‖W‖ of the weight when it was decomposed; None where it was not.
+    spec : LayerSpec or None
+        What the scheme knew of the dense layer; None where no scheme made this.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +59,7 @@ class FactorizedWeight(nn.Module):
     scheme: str = ""
     options: Options = NO_OPTIONS
     relative_error: float | None = None
+    spec: LayerSpec | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,11 +90,23 @@ class FactorizedWeight(nn.Module):
         check_shape(weight, self.shape)
         return self.decompose(weight)
 
-    def attach(self, layer: nn.Module, factors: Factors | None = None) -> None:
-        """Make this the parametrization of ``layer.weight``; without factors, decompose it."""
+    def attach(self, layer: nn.Module, factors: Factors | None = None, key: str = "weight") -> None:
+        """Make this the parametrization of a weight of a layer.
+
+        Parameters
+        ----------
+        layer : nn.Module
+            The layer.
+        factors : tuple of Tensor, optional
+            The factors; without them, the weight is decomposed.
+        key : str
+            Name of the weight in the layer.
+        """
         self._factors = factors
-        parametrize.register_parametrization(layer, "weight", self)
+        parametrize.register_parametrization(layer, key, self)
         self._factors = None
+        if isinstance(layer, nn.RNNBase):
+            read_weights_anew(layer)
 
 
 def check_shape(weight: Tensor, shape: tuple[int, ...]) -> None:
@@ -100,35 +117,44 @@ def check_shape(weight: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def factorized_weight(module: nn.Module) -> FactorizedWeight | None:
-    """Return the module that rebuilds a layer's weight, None where the weight is a plain one."""
-    if not parametrize.is_parametrized(module, "weight"):
+def factorized_weight(module: nn.Module, key: str = "weight") -> FactorizedWeight | None:
+    """Return the module that rebuilds a weight of a layer, None where the weight is a plain one."""
+    if not parametrize.is_parametrized(module, key):
         return None
-    first = stored_factors(module)[0]
+    first = stored_factors(module, key)[0]
     return first if isinstance(first, FactorizedWeight) else None
 
 
-def stored_factors(module: nn.Module) -> parametrize.ParametrizationList:
-    """Return the module with a layer's factors, original0, original1 and so on."""
+def factorized_weights(module: nn.Module) -> dict[str, FactorizedWeight]:
+    """Return the modules that rebuild weights of a layer, by the names of these weights."""
+    keys = list(getattr(module, "parametrizations", ()))
+    forms = ((key, factorized_weight(module, key)) for key in keys)
+    return {key: form for key, form in forms if form is not None}
+
+
+def stored_factors(module: nn.Module, key: str = "weight") -> parametrize.ParametrizationList:
+    """Return the module with the factors of a weight, original0, original1 and so on."""
     lists = module.parametrizations
     assert isinstance(lists, nn.ModuleDict)
-    factors = lists["weight"]
+    factors = lists[key]
     assert isinstance(factors, parametrize.ParametrizationList)
     return factors
 
 
-def rebuild(module: nn.Module) -> None:
-    """Replace a layer's factors by their dense weight, in place.
+def rebuild(module: nn.Module, key: str = "weight") -> None:
+    """Replace the factors of a weight of a layer by the dense weight, in place.
 
     The weight requires gradients where any of its factors did.
     """
-    requires_grad = any(factor.requires_grad for factor in stored_factors(module).parameters())
+    requires_grad = any(factor.requires_grad for factor in stored_factors(module, key).parameters())
     # Torch computes the weight in a property of a class made for the module, which a deep copy
     # shares; removing the parametrization deletes the property, for all copies.
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-    parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    weight = module.weight
+    parametrize.remove_parametrizations(module, key, leave_parametrized=True)
+    weight = getattr(module, key)
     assert isinstance(weight, Tensor)
-    del module.weight  # a buffer where no factor required gradients
-    module.weight = nn.Parameter(weight.detach(), requires_grad=requires_grad)
+    delattr(module, key)  # a buffer where no factor required gradients
+    module.register_parameter(key, nn.Parameter(weight.detach(), requires_grad=requires_grad))
+    if isinstance(module, nn.RNNBase) and not parametrize.is_parametrized(module):
+        module._init_flat_weights()

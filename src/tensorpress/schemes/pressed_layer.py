@@ -11,7 +11,13 @@ from tensorpress.errors import CorruptFileError
 from tensorpress.schemes.canonical_kernel import kernel_to_weight
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.options import NO_OPTIONS, Options
-from tensorpress.schemes.parametrization import FactorizedWeight, RankFactor, factorized_weight
+from tensorpress.schemes.parametrization import (
+    FactorizedWeight,
+    RankFactor,
+    factorized_weight,
+    factorized_weights,
+    stored_factors,
+)
 from tensorpress.utils.lazy_tensor import defer
 
 
@@ -80,20 +86,25 @@ class Pressed(nn.Module):
         return f"{self.scheme}, ranks={self.ranks}"
 
 
-def pressed_form(module: nn.Module) -> Pressed | FactorizedWeight | None:
+def pressed_form(module: nn.Module, key: str = "weight") -> Pressed | FactorizedWeight | None:
     """Return the module that records how a layer is pressed, None where the layer is dense.
 
-    It is the layer itself, or in weight form the parametrization of its weight.
+    It is the layer itself, or in weight form the parametrization of its weight, which is named.
     """
-    return module if isinstance(module, Pressed) else factorized_weight(module)
+    return module if isinstance(module, Pressed) else factorized_weight(module, key)
 
 
-def weight_shape(module: nn.Module) -> Sizes | None:
+def pressed_forms(module: nn.Module) -> dict[str, Pressed | FactorizedWeight]:
+    """Return all modules that record how weights of a layer are pressed, by their names."""
+    return {"weight": module} if isinstance(module, Pressed) else {**factorized_weights(module)}
+
+
+def weight_shape(module: nn.Module, key: str = "weight") -> Sizes | None:
     """Return the shape of a layer's dense weight, None where the layer has no weight."""
-    form = pressed_form(module)
+    form = pressed_form(module, key)
     if form is not None:
         return form.spec.weight_shape if isinstance(form, Pressed) else form.shape
-    weight = module._parameters.get("weight")
+    weight = module._parameters.get(key)
     return None if weight is None else tuple(weight.shape)
 
 
@@ -104,8 +115,10 @@ def layer_bias(pressed: nn.Module) -> nn.Parameter | None:
     return pressed._parameters.get("bias")
 
 
-def layer_factors(pressed: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a pressed layer without its bias."""
+def layer_factors(pressed: nn.Module, key: str = "weight") -> list[nn.Parameter]:
+    """Return the factors of a weight of a pressed layer."""
+    if factorized_weight(pressed, key) is not None:
+        return list(stored_factors(pressed, key).parameters())
     bias = layer_bias(pressed)
     return [parameter for parameter in pressed.parameters() if parameter is not bias]
 

@@ -11,6 +11,7 @@ from tensorpress.schemes.cp import CPLayers
 from tensorpress.schemes.low_rank_sparse import LowRankSparse
 from tensorpress.schemes.scheme import Scheme
 from tensorpress.schemes.spatial_svd import SpatialChannelSVD, SpatialSVD
+from tensorpress.schemes.svd_weight import SVDWeightScheme
 from tensorpress.schemes.tensor_train import TensorTrain
 from tensorpress.schemes.tt_conv import TTConvScheme
 from tensorpress.schemes.tt_weight import TTWeightScheme
@@ -85,6 +86,7 @@ for _scheme in (
         "tt_conv",
         "a few filters for all channels, then a TT-matrix over the channels (Garipov et al. 2016)",
     ),
+    SVDWeightScheme("svd_weight", "any parameter rebuilt from two factors, the SVD of its matrix"),
     TTWeightScheme(
         "tt_weight",
         "the weight rebuilt from a tensor train of its reshape "

@@ -16,7 +16,14 @@ from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.ranks import RankRule, check_ranks, parse_rank_rule, round_ranks
 from tensorpress.schemes.canonical_kernel import kernel_to_weight, layer_kernel
 from tensorpress.schemes.chain_builder import dense_layer
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe_layer, read_spec, weight_spec
+from tensorpress.schemes.layer_spec import (
+    LayerSpec,
+    Sizes,
+    describe_layer,
+    describe_weight,
+    read_spec,
+    weight_spec,
+)
 from tensorpress.schemes.options import Options, parse_option
 from tensorpress.schemes.parametrization import Factors
 from tensorpress.schemes.pressed_layer import (
@@ -161,21 +168,32 @@ class Scheme(ABC):
         """
         raise NotImplementedError
 
-    def describe(self, layer: nn.Module) -> LayerSpec:
-        """Return what the scheme has to know of a dense layer; see `describe_layer`.
+    def describe(self, layer: nn.Module, key: str = "weight") -> LayerSpec:
+        """Return what the scheme has to know of a weight of a dense layer.
+
+        A scheme in weight form takes any parameter; see `describe_weight`. Others take the weight
+        of layers that they can replace; see `describe_layer`.
 
         Raises
         ------
         InvalidArgumentError
             For a layer that cannot be pressed.
         """
-        return self.read_spec(layer) if self.of_weight else describe_layer(layer)
+        if self.of_weight:
+            return self.read_spec(layer, key)
+        if self.form == "weight":
+            return describe_weight(layer, key)
+        if key != "weight":
+            kind = type(layer).__name__
+            raise InvalidArgumentError(f"a parameter of {kind} can only be rebuilt: use svd_weight")
+        return describe_layer(layer)
 
-    def read_spec(self, layer: nn.Module) -> LayerSpec:
+    def read_spec(self, layer: nn.Module, key: str = "weight") -> LayerSpec:
         """Return what the scheme has to know of a layer, dense or pressed, without any check."""
         if self.of_weight:
-            return weight_spec(weight_shape(layer) or ())
-        return layer.spec if isinstance(layer, Pressed) else read_spec(layer)
+            return weight_spec(weight_shape(layer, key) or ())
+        form = pressed_form(layer, key)
+        return read_spec(layer) if form is None or form.spec is None else form.spec
 
     @abstractmethod
     def refusal(self, spec: LayerSpec) -> str | None:
@@ -425,9 +443,9 @@ class Scheme(ABC):
             kernel = _finite_kernel(layer, spec)
         return self._choose(spec, rule, kernel)[0]
 
-    def press(self, layer: nn.Module, ranks: Ranks) -> nn.Module:
-        """Return a layer pressed; see `press_layer`."""
-        spec = self.describe(layer)
+    def press(self, layer: nn.Module, ranks: Ranks, spec: LayerSpec | None = None) -> nn.Module:
+        """Return a layer pressed, by default at the spec of `describe`; see `press_layer`."""
+        spec = spec or self.describe(layer)
         self.check(spec)
         kernel = _finite_kernel(layer, spec)
         chosen, spectra = self._choose(spec, parse_rank_rule(ranks), kernel)

@@ -56,5 +56,5 @@ class WeightScheme(Scheme):
 
     def _form(self, spec: LayerSpec, ranks: Sizes) -> FactorizedWeight:
         form = self.parametrization(spec, ranks)
-        form.scheme, form.options = self.name, self.options
+        form.scheme, form.options, form.spec = self.name, self.options, spec
         return form

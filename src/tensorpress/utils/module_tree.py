@@ -44,6 +44,58 @@ class ModuleTree:
         return self._model
 
 
+def locate_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that has the weight of a layer, and the name of the weight in it.
+
+    A layer has the name of its module, whose ``weight`` is meant, or that of any other parameter.
+
+    Raises
+    ------
+    AttributeError
+        If the model has neither a module nor a parameter of this name.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.LSTM(3, 4))
+    >>> locate_weight(model, "0"), locate_weight(model, "0.weight_hh_l0")
+    ((LSTM(3, 4), 'weight'), (LSTM(3, 4), 'weight_hh_l0'))
+    """
+    parent, _, key = name.rpartition(".")
+    module = model.get_submodule(parent)
+    factors = module._modules.get("parametrizations")
+    if key in module._parameters or (isinstance(factors, nn.ModuleDict) and key in factors):
+        return module, key
+    return model.get_submodule(name), "weight"
+
+
+def weight_name(module: str, key: str) -> str:
+    """Return the name of the layer of a parameter: the inverse of `locate_weight`.
+
+    Examples
+    --------
+    >>> weight_name("conv", "weight"), weight_name("lstm", "weight_hh_l0")
+    ('conv', 'lstm.weight_hh_l0')
+    """
+    if key == "weight":
+        return module
+    return f"{module}.{key}" if module else key
+
+
+def parameter_name(model: nn.Module, layer: str) -> str:
+    """Return the full name of the weight of a layer; see `locate_weight`.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.LSTM(3, 4))
+    >>> parameter_name(model, "0"), parameter_name(model, "1.weight_hh_l0")
+    ('0.weight', '1.weight_hh_l0')
+    """
+    parent = layer.rpartition(".")[0]
+    if model.get_submodule(parent) is locate_weight(model, layer)[0] and layer:
+        return layer
+    return f"{layer}.weight" if layer else "weight"
+
+
 def count_references(model: nn.Module) -> Counter[int]:
     """Return the number of modules that have each parameter and buffer, by its `id`.
 

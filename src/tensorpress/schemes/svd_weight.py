@@ -1,0 +1,108 @@
+"""A weight rebuilt from the truncated SVD of its matrix, as a torch parametrization."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from torch import Tensor
+
+from tensorpress.decompose.precision import to_working_precision
+from tensorpress.decompose.spectrum import Spectrum, singular_values, spectrum
+from tensorpress.decompose.svd import truncated_svd
+from tensorpress.schemes.canonical_kernel import kernel_to_weight, weight_to_kernel
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.parametrization import FactorizedWeight, Factors, RankFactor
+from tensorpress.schemes.rank_grid import FINE, discarded_energy
+from tensorpress.schemes.weight_scheme import WeightScheme
+
+
+class SVDWeight(FactorizedWeight):
+    """Parametrization of a weight by a product of two matrices, W = U Vᵀ, for each of its groups.
+
+    A kernel of a convolution is the matrix of its outputs by all else.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        The layer or the parameter.
+    rank : int
+        The rank of the product.
+
+    Examples
+    --------
+    >>> from tensorpress.schemes.layer_spec import weight_spec
+    >>> SVDWeight(weight_spec((40, 30)), 5).factor_shapes
+    [(1, 40, 5), (1, 30, 5)]
+    """
+
+    spec: LayerSpec
+
+    def __init__(self, spec: LayerSpec, rank: int) -> None:
+        super().__init__()
+        self.spec, self.shape, self.ranks = spec, spec.weight_shape, (rank,)
+        self.scheme = "svd_weight"
+
+    @property
+    def factor_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of U, (groups, rows, r), and V, (groups, columns, r)."""
+        groups, rows, *columns = self.spec.kernel_shape
+        return [(groups, rows, *self.ranks), (groups, prod(columns), *self.ranks)]
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Rebuild the weight from U (groups, rows, r) and V (groups, columns, r)."""
+        kernel = (left @ right.mT).reshape(self.spec.kernel_shape)
+        return kernel_to_weight(kernel, self.spec).contiguous()
+
+    def decompose(self, weight: Tensor) -> Factors:
+        """Truncate the SVD, and split the singular values evenly: (U√S)(V√S)ᵀ."""
+        kernel = to_working_precision(weight_to_kernel(weight, self.spec))
+        svd = truncated_svd(kernel.flatten(2), *self.ranks)
+        self.relative_error = svd.relative_error
+        root = svd.s.sqrt()[..., None, :]
+        return (svd.u * root).to(weight), (svd.v * root).to(weight)
+
+    def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
+        """Return both factors, with the rank between them."""
+        return [RankFactor(factor.unsqueeze(0), {3: 0}) for factor in factors]
+
+    def extra_repr(self) -> str:
+        """Return the shape and the rank as torch prints them."""
+        return f"{self.shape}, rank {self.ranks[0]}"
+
+
+@dataclass(frozen=True)
+class SVDWeightScheme(WeightScheme):
+    """Any parameter of any module, rebuilt from the truncated SVD of its matrix, or of each.
+
+    The error is the discarded energy, as that of `ChannelSVD` on the same layer, which multiplies
+    less: this scheme is for weights whose module cannot be replaced.
+    """
+
+    parts: ClassVar[tuple[float, ...]] = FINE
+
+    def refusal(self, spec: LayerSpec) -> str | None:
+        """Refuse vectors, and weights whose gradients or padding do not reach the factors."""
+        if self.largest_ranks(spec) == (1,):
+            return "its weight is a vector: nothing to cut"
+        if spec.padding_idx is not None:
+            return "its padding vector would not stay zero: use channel_svd"
+        if spec.sparse:
+            return "its sparse gradients cannot reach the factors of its weight"
+        return None
+
+    def largest_ranks(self, spec: LayerSpec) -> Sizes:
+        """Return the shorter side of the matrix."""
+        return (min(spec.out, spec.in_ * prod(spec.kernel)),)
+
+    def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
+        """Return the spectrum of the matrix."""
+        return (spectrum(kernel.flatten(2)),)
+
+    def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
+        """Return the energies of the singular values beyond the ranks."""
+        return discarded_energy(singular_values(kernel.flatten(2)), [r for (r,) in candidates])
+
+    def parametrization(self, spec: LayerSpec, ranks: Sizes) -> SVDWeight:
+        """Return the module that rebuilds the weight from its factors."""
+        return SVDWeight(spec, *ranks)
