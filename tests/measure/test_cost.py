@@ -61,6 +61,34 @@ def test_macs_of_attention() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.parametrize(
+    ("layer", "gates"),
+    [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)],
+)
+def test_macs_of_recurrent_layers(layer: type[nn.RNNBase], gates: int) -> None:
+    length, inputs, hidden = 7, 12, 20
+    x = [torch.zeros(3, length, inputs)]
+    one = gates * hidden * (inputs + hidden)
+    assert count_macs(layer(inputs, hidden, batch_first=True), x) == length * one
+    second = gates * hidden * (2 * hidden + hidden)
+    deep = layer(inputs, hidden, 2, batch_first=True, bidirectional=True)
+    assert count_macs(deep, x) == length * 2 * (one + second)
+    assert torch.backends.mkldnn.enabled
+
+
+def test_macs_of_projections_cells_and_bilinear() -> None:
+    length, inputs, hidden, output = 7, 12, 20, 8
+    x = torch.zeros(3, length, inputs)
+    lstm = nn.LSTM(inputs, hidden, proj_size=output, batch_first=True)
+    step = 4 * hidden * (inputs + output) + hidden * output
+    assert count_macs(lstm, [x]) == length * step
+    assert count_macs(nn.LSTMCell(inputs, hidden), [x[:, 0]]) == 4 * hidden * (inputs + hidden)
+    assert count_macs(nn.GRUCell(inputs, hidden), [x[:, 0]]) == 3 * hidden * (inputs + hidden)
+    bilinear = nn.Bilinear(inputs, 5, 9)
+    pair = [x, torch.zeros(3, length, 5)]
+    assert count_macs(bilinear, pair) == length * 9 * (inputs * 5 + 5)
+
+
 def test_macs_of_several_inputs() -> None:
     class Product(nn.Module):
         def forward(self, left: Tensor, right: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ def count_params(model: nn.Module) -> int:
 def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Return the multiply–accumulates of a forward pass per example.
 
-    torch counts them on the operations that run, which are convolutions and matrix products. A
-    weight that is rebuilt from factors is rebuilt once for any number of examples and not counted.
+    torch counts them on the operations that run, which are convolutions and matrix products.
+    Recurrent layers and attention run as such here, not as one operation that its counter does not
+    know. A weight that is rebuilt from factors is rebuilt once for any number of examples and not
+    counted.
 
     Parameters
     ----------
@@ -39,12 +41,13 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     >>> count_macs(nn.Conv2d(3, 8, 3), [torch.zeros(2, 3, 10, 10)])
     13824
     """
-    with evaluation_mode(model), torch.no_grad(), _disable_fused_attention(), parametrize.cached():
+    with evaluation_mode(model), torch.no_grad(), _disable_fusion(), parametrize.cached():
         # Rebuild all weights into the cache before counting.
         for module in model.modules():
             for name in getattr(module, "parametrizations", ()):
                 getattr(module, name)
-        with FlopCounterMode(display=False) as counter:
+        mapping = {torch.ops.aten._trilinear: _bilinear_flops}
+        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
             model(*inputs)
     return int(counter.get_total_flops()) // (2 * inputs[0].shape[0])
 
@@ -62,12 +65,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _disable_fused_attention() -> Iterator[None]:
-    """Make torch run attention as separate operations, which its counter knows everywhere."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
+def _disable_fusion() -> Iterator[None]:
+    """Make torch run attention and recurrent layers as operations that its counter knows."""
+    attention, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn
+    mkldnn_enabled = mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        torch.backends.mha.set_fastpath_enabled(attention)
+        mkldnn.enabled = mkldnn_enabled
+
+
+def _bilinear_flops(left: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size) -> int:
+    """Return twice the products of y_o = (x₁ᵀ W_o) x₂ for all rows of inputs and all outputs."""
+    outputs, inputs, others = weight
+    return 2 * left[0] * outputs * (inputs * others + others)
