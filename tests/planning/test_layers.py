@@ -56,7 +56,7 @@ def test_other_dtypes_stay_dense_with_the_reason():
 
 def test_parametrized_layers_stay_as_they_are_with_the_reason():
     net = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 30))
-    nn.utils.parametrizations.weight_norm(net[1])
+    nn.utils.parametrize.register_parametrization(net[1], "weight", nn.Tanh())
     made = plan(net, scheme="ada_tucker", budget="params=1800")
     assert made.unpressed_weights == {"1": "its weight is parametrized"}
     assert count_params(press(net, made)) == made.params

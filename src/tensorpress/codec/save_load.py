@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +22,9 @@ from tensorpress.models.zoo import build
 from tensorpress.models.zoo import network as zoo_network
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.press import build_skeleton
+from tensorpress.schemes.folding import fold
 from tensorpress.schemes.pressed_layer import check_read
+from tensorpress.utils.module_tree import copy_model
 
 Quantizers = Mapping[str, Quantizer]
 Norms = Literal["half", "float32"]
@@ -43,7 +44,8 @@ def save(
     Parameters
     ----------
     model : nn.Module
-        A model, pressed or not. A parameter that several layers share is written once.
+        A model, pressed or not. A parameter that several layers share is written once. Weight
+        norm, spectral norm and masks of pruning are folded into the weights.
     path : path-like
         The file to write or replace.
     network : str, optional
@@ -84,6 +86,7 @@ def save(
     """
     if norms not in get_args(Norms):
         raise unknown_name("way to store norms", norms, get_args(Norms))
+    model = fold(model)
     tensors = stored_tensors(model)
     for name, tensor in tensors.items():
         check_finite(name, tensor)
@@ -164,7 +167,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     """
     opened = open_file(path)
     description = opened.description
-    dense = _dense_model(opened.name, description.network, model)
+    pressed_names = tuple(f"{layer.name}." for layer in description.layers)
+    names = {x.name for x in description.tensors if not x.name.startswith(pressed_names)}
+    dense = _dense_model(opened.name, description.network, model, names)
     pressed = build_skeleton(dense, description.plan_for(opened.name, dense))
     tensors = stored_tensors(pressed)
     description.check_tensors(opened.name, tensors)
@@ -176,13 +181,18 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     return pressed.cpu().eval()
 
 
-def _dense_model(file: str, network: str | None, model: nn.Module | None) -> nn.Module:
-    """Return a new dense model of the file's architecture."""
+def _dense_model(
+    file: str, network: str | None, model: nn.Module | None, names: set[str]
+) -> nn.Module:
+    """Return a new dense model of the file's architecture; its own tensors have these names."""
     if model is not None:
         if plan_from_model(model).layers:
             raise ModelMismatchError(f"the model given for {file} is pressed: give a dense one")
         stored_tensors(model)  # raises where a tensor has no values yet
-        return deepcopy(model)
+        folded = fold(model)
+        # Files had weight norm and masks as they are before these were folded.
+        unfolded = names & (model.state_dict().keys() - folded.state_dict().keys())
+        return copy_model(model if unfolded or folded is model else folded)
     if network is None:
         raise ModelMismatchError(
             f"{file} holds a model that is not in the zoo: give a dense model of the same "

@@ -22,6 +22,7 @@ from tensorpress.planning.layers import (
     match_names,
 )
 from tensorpress.planning.plan import Plan
+from tensorpress.schemes.folding import fold
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.lazy_tensor import defer
 from tensorpress.utils.module_tree import locate_weight
@@ -148,6 +149,7 @@ class DenseModel:
         if isinstance(example_inputs, Tensor):
             example_inputs = (example_inputs,)
         inputs = tuple(example_inputs or ())
+        model = fold(model)
         shapes, unpressed = find_pressable(model)
         shapes_in: Mapping[str, tuple[torch.Size, ...]] = {}
         read: set[str] = set()

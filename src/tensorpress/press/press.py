@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
-from copy import deepcopy
 from functools import partial
 from typing import Literal, get_args
 
@@ -21,12 +20,13 @@ from tensorpress.press.parallel import decompose_each
 from tensorpress.press.plan_checks import check_plan, find_layer
 from tensorpress.press.unpress import dense_weight, rebuild_dense
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
+from tensorpress.schemes.folding import fold, fold_inplace
 from tensorpress.schemes.initialization import StartValues, build_pressed
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.parametrization import factorized_weights
 from tensorpress.schemes.pressed_layer import Pressed, layer_factors
 from tensorpress.utils.executors import open_executor
-from tensorpress.utils.module_tree import ModuleTree, locate_weight
+from tensorpress.utils.module_tree import ModuleTree, copy_model, locate_weight
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -46,6 +46,8 @@ def press(
     executor: Executor | None = None,
 ) -> nn.Module:
     """Press the layers of a plan: replace them by chains of layers, or their weights by factors.
+
+    Weight norm, spectral norm and masks of pruning are folded into the weights first.
 
     Layers are pressed one by one, so that memory holds the dense model, the pressed one and about
     one layer more. A terminal shows a progress bar; elsewhere the logger
@@ -141,6 +143,10 @@ def press(
     """
     if init not in get_args(Init):
         raise unknown_name("initialization", init, get_args(Init))
+    if inplace:
+        fold_inplace(model)
+    else:
+        model = fold(model)
     check_plan(model, plan)
     if inplace:
         _check_root(model, plan)
@@ -231,7 +237,7 @@ def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     >>> type(dense[0].weight).__name__
     'Parameter'
     """
-    target = model if inplace else deepcopy(model)
+    target = model if inplace else copy_model(model)
     for module in target.modules():
         for key in factorized_weights(module):
             rebuild_dense(module, key)
@@ -299,7 +305,7 @@ def _copy(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a deep copy that shares with the model the weights that will be replaced."""
     places = (locate_weight(model, layer.name) for layer in plan.layers)
     weights = (module._parameters.get(key) for module, key in places)
-    return deepcopy(model, {id(weight): weight for weight in weights if weight is not None})
+    return copy_model(model, [weight for weight in weights if weight is not None])
 
 
 def _check_root(model: nn.Module, plan: Plan) -> None:

@@ -1,14 +1,12 @@
 """Unpressing: pressed layers become dense ones."""
 
-from copy import deepcopy
-
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.parametrization import factorized_weight, rebuild
 from tensorpress.schemes.press_layer import unpress_layer
 from tensorpress.schemes.pressed_layer import Pressed, pressed_forms
-from tensorpress.utils.module_tree import ModuleTree
+from tensorpress.utils.module_tree import ModuleTree, copy_model
 
 
 def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -51,7 +49,7 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             "the model is itself the layer to be replaced, which cannot be done in place: use "
             "tensorpress.unpress_layer"
         )
-    target = model if inplace else deepcopy(model)
+    target = model if inplace else copy_model(model)
     tree = ModuleTree(target)
     for module in list(target.modules()):
         for key in pressed_forms(module):

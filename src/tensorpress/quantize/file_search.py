@@ -30,6 +30,7 @@ from tensorpress.quantize.weight_calibration import (
     plain_weights,
     rms,
 )
+from tensorpress.schemes.folding import fold
 
 PRICE = 0.04
 """The price of a bit in squared steps, without data. It is lower than for the least squared error:
@@ -178,6 +179,7 @@ class ModelFileSearch(FileSearch):
     def __init__(
         self, model: nn.Module, network: str | None, batches: Sequence[Batch] | None, seed: int
     ) -> None:
+        model = fold(model)
         for name, tensor in stored_tensors(model).items():
             check_finite(name, tensor)
         self._model, self._network, self._batches = model, network, batches

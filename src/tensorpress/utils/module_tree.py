@@ -1,10 +1,14 @@
 """Modules and parameters within a model: replacing them, and counting where they are shared."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 class ModuleTree:
@@ -42,6 +46,51 @@ class ModuleTree:
         if old is self._model:
             self._model = new
         return self._model
+
+
+def copy_model(model: ModuleType, shared: Iterable[Tensor] = ()) -> ModuleType:
+    """Return a deep copy of a model.
+
+    Attributes that cannot be copied, such as locks and open files, are those of the model, and a
+    tensor that a hook has computed is copied without its graph.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    shared : iterable of Tensor
+        Parameters that the copy shares with the model.
+
+    Examples
+    --------
+    >>> import threading
+    >>> model = nn.Linear(2, 2)
+    >>> model.lock = threading.Lock()
+    >>> copy_model(model).lock is model.lock
+    True
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    for value in _attributes(model):
+        if isinstance(value, Tensor) and not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    try:
+        return deepcopy(model, dict(memo))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        modules = {id(module): module for module in model.modules()}
+        tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        for value in _attributes(model):
+            try:
+                deepcopy(value, {**memo, **modules, **tensors})
+            except Exception:
+                memo[id(value)] = value
+        return deepcopy(model, memo)
+
+
+def _attributes(model: nn.Module) -> Iterator[Any]:
+    """Yield the values of what modules hold beside parameters, buffers and modules."""
+    plain = set(vars(nn.Module()))
+    for module in model.modules():
+        yield from (value for name, value in vars(module).items() if name not in plain)
 
 
 def locate_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -1,0 +1,71 @@
+"""Weights that torch computes from others: weight norm, spectral norm and masks of pruning."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+from tensorpress.schemes.parametrization import rebuild, stored_factors
+from tensorpress.utils.module_tree import copy_model
+
+FOLDED = (
+    parametrizations._WeightNorm,
+    parametrizations._SpectralNorm,
+    parametrizations._Orthogonal,
+)
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Return a model in which the weights that a module is computed from are plain parameters.
+
+    Weight norm, spectral norm (by hooks or by parametrizations), orthogonal weights and the masks
+    of `torch.nn.utils.prune` are carried out once, so that the model computes the same.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, unchanged; without any such weight it is the result itself.
+
+    Examples
+    --------
+    >>> net = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    >>> [name for name, _ in fold(net).named_parameters()]
+    ['bias', 'weight']
+    """
+    if not any(map(_foldings, model.modules())):
+        return model
+    folded = copy_model(model)
+    fold_inplace(folded)
+    return folded
+
+
+def fold_inplace(model: nn.Module) -> None:
+    """Make the weights of `fold` plain parameters in the model itself."""
+    for module in model.modules():
+        for action in _foldings(module):
+            action()
+
+
+def _foldings(module: nn.Module) -> list[Callable[[], object]]:
+    """Return the functions that fold the weights of one module."""
+    actions: list[Callable[[], object]] = []
+    for key in getattr(module, "parametrizations", ()):
+        if all(isinstance(step, FOLDED) for step in stored_factors(module, key)):
+            actions.append(partial(_fold_parametrization, module, key))
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            actions.append(partial(remove_weight_norm, module, hook.name))
+        elif isinstance(hook, SpectralNorm):
+            actions.append(partial(remove_spectral_norm, module, hook.name))
+        elif isinstance(hook, prune.BasePruningMethod):
+            actions.append(partial(prune.remove, module, hook._tensor_name))
+    return actions
+
+
+def _fold_parametrization(module: nn.Module, key: str) -> None:
+    # Spectral norm takes a step of its power iteration wherever it trains.
+    stored_factors(module, key).eval()
+    rebuild(module, key)
