@@ -139,7 +139,7 @@ def test_a_tied_tensor_that_is_stored_twice_is_written_once(tmp_path):
     load_checkpoint(tmp_path / "out")
 
 
-def test_experts_in_one_tensor_stay_dense(tmp_path):
+def test_experts_in_one_tensor_are_rebuilt_or_stay_dense(tmp_path):
     library = transformers()
     config = library.MixtralConfig(
         vocab_size=96,
@@ -157,6 +157,12 @@ def test_experts_in_one_tensor_stay_dense(tmp_path):
     assert "can only be rebuilt" in chosen.unpressed["model.layers.0.mlp.experts.gate_up_proj"]
     result = load_checkpoint(tmp_path / "out")
     assert result.model.layers[0].mlp.experts.gate_up_proj.shape == (3, 96, 32)
+    assert torch.allclose(logits(result), logits(press(dense, chosen)), atol=1e-5)
+    chosen = press_checkpoint(
+        tmp_path / "dense", tmp_path / "rebuilt", scheme="svd_weight", ranks=4
+    )
+    assert "model.layers.0.mlp.experts.gate_up_proj" in {layer.name for layer in chosen.layers}
+    result = load_checkpoint(tmp_path / "rebuilt")
     assert torch.allclose(logits(result), logits(press(dense, chosen)), atol=1e-5)
 
 

@@ -108,7 +108,7 @@ def test_stacks_of_matrices_have_one_rank_each():
     assert count_params(pressed) == plan.params
     for before, after in zip(model.up, pressed.up, strict=True):
         u, s, v = torch.linalg.svd(before)
-        torch.testing.assert_close(after, u[:, :2] * s[:2] @ v[:2])
+        torch.testing.assert_close(after, u[:, :2] * s[:2] @ v[:2], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(pressed(x), tp.unpress(pressed)(x))
 
 

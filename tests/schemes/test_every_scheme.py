@@ -178,6 +178,7 @@ REFUSED = {
     "tensor_train": nn.Conv1d(5, 5, 7, groups=5),
     "tt_conv": nn.Conv2d(4, 6, 3, groups=2),
     "tt_weight": nn.Linear(1, 7),
+    "svd_weight": nn.Linear(1, 7),
 }
 
 

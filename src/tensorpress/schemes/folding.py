@@ -51,10 +51,11 @@ def fold_inplace(model: nn.Module) -> None:
 
 def _foldings(module: nn.Module) -> list[Callable[[], object]]:
     """Return the functions that fold the weights of one module."""
-    actions: list[Callable[[], object]] = []
-    for key in getattr(module, "parametrizations", ()):
-        if all(isinstance(step, FOLDED) for step in stored_factors(module, key)):
-            actions.append(partial(_fold_parametrization, module, key))
+    actions: list[Callable[[], object]] = [
+        partial(_fold_parametrization, module, key)
+        for key in getattr(module, "parametrizations", ())
+        if all(isinstance(step, FOLDED) for step in stored_factors(module, key))
+    ]
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
             actions.append(partial(remove_weight_norm, module, hook.name))

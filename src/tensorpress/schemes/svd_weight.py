@@ -33,7 +33,7 @@ class SVDWeight(FactorizedWeight):
     --------
     >>> from tensorpress.schemes.layer_spec import weight_spec
     >>> SVDWeight(weight_spec((40, 30)), 5).factor_shapes
-    [(1, 40, 5), (1, 30, 5)]
+    [(40, 5), (30, 5)]
     """
 
     spec: LayerSpec
@@ -45,12 +45,13 @@ class SVDWeight(FactorizedWeight):
 
     @property
     def factor_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of U, (groups, rows, r), and V, (groups, columns, r)."""
+        """Shapes of U, (groups, rows, r), and V, (groups, columns, r); one group has no axis."""
         groups, rows, *columns = self.spec.kernel_shape
-        return [(groups, rows, *self.ranks), (groups, prod(columns), *self.ranks)]
+        stack = () if groups == 1 else (groups,)
+        return [(*stack, rows, *self.ranks), (*stack, prod(columns), *self.ranks)]
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Rebuild the weight from U (groups, rows, r) and V (groups, columns, r)."""
+        """Rebuild the weight from U and V."""
         kernel = (left @ right.mT).reshape(self.spec.kernel_shape)
         return kernel_to_weight(kernel, self.spec).contiguous()
 
@@ -60,11 +61,12 @@ class SVDWeight(FactorizedWeight):
         svd = truncated_svd(kernel.flatten(2), *self.ranks)
         self.relative_error = svd.relative_error
         root = svd.s.sqrt()[..., None, :]
-        return (svd.u * root).to(weight), (svd.v * root).to(weight)
+        factors = zip((svd.u * root, svd.v * root), self.factor_shapes, strict=True)
+        return tuple(factor.reshape(shape).to(weight) for factor, shape in factors)
 
     def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
         """Return both factors, with the rank between them."""
-        return [RankFactor(factor.unsqueeze(0), {3: 0}) for factor in factors]
+        return [RankFactor(factor.unsqueeze(0), {factor.ndim: 0}) for factor in factors]
 
     def extra_repr(self) -> str:
         """Return the shape and the rank as torch prints them."""

@@ -8,6 +8,7 @@ from tensorpress.planning.layer_candidates import applicable_schemes, candidate_
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scored
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import WEIGHT
 from tensorpress.schemes.registry import scheme as scheme_named
 
 Group = list[LayerPlan]
@@ -26,6 +27,7 @@ def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: 
         The layers by name.
     schemes : sequence of str
         The names of the schemes; a scheme that cannot press a layer has no candidates for it.
+        Parameters that only a rebuilt weight can stand for have none.
     count : int
         Largest number of candidates for each layer and scheme.
 
@@ -37,6 +39,8 @@ def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: 
     methods = [scheme_named(name) for name in schemes]
     groups: list[Group] = []
     for name, layer in layers.items():
+        if layer.spec().kind == WEIGHT:  # its module has no response of this weight alone
+            continue
         try:
             plans = candidate_plans(layer, applicable_schemes(layer, methods)[0])
         except InvalidArgumentError as error:

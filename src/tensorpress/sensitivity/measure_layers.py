@@ -19,6 +19,7 @@ from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.fixed_ranks import nothing_pressed_error
 from tensorpress.planning.planner import parse_schemes
 from tensorpress.planning.scores import Scores
+from tensorpress.schemes.folding import fold
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme as scheme_named
@@ -116,6 +117,7 @@ def sensitivity(
         raise InvalidArgumentError(
             f"candidates must be positive and measured not negative, got {candidates}, {measured}"
         )
+    model = fold(model)
     data = collect_batches(batches, model)
     judge = Judge(model, data, metric)
     layers, unpressed = DenseModel.from_module(model, None, None).select_layers(targets, skip)
