@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from torch import nn
 
 from tensorpress.checkpoints.load import PLAN
 from tensorpress.cli.model_source import DenseByName, is_dense_checkpoint
@@ -22,6 +23,7 @@ from tensorpress.report.cost_table import ModelRow, model_table
 from tensorpress.schemes.layer_plan import count_call_macs
 from tensorpress.schemes.registry import rank_schemes
 from tensorpress.utils.formatting import format_shape
+from tensorpress.utils.module_tree import locate_weight
 
 
 def inspect_command(
@@ -77,8 +79,8 @@ def _show_model(dense: DenseByName, as_json: bool) -> None:
     layers = [_layer(found.layers[name]) for name in found.layers] + [
         _kept(found, name, reason) for name, reason in found.unpressed.items()
     ]
-    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    layers.sort(key=lambda layer: order[layer["name"]])
+    order = {id(module): place for place, module in enumerate(found.module.modules())}
+    layers.sort(key=lambda layer: order[id(locate_weight(found.module, layer["name"])[0])])
     if as_json:
         totals = {"params": found.params, "bytes": found.bytes, "macs": found.macs}
         print_json({"model": dense.name, **totals, "layers": layers})
@@ -97,7 +99,7 @@ def _layer(layer: Layer) -> dict[str, Any]:
         "name": layer.name,
         "kind": type(layer.module).__name__,
         "shape": list(layer.shape),
-        "params": sum(parameter.numel() for parameter in layer.module.parameters()),
+        "params": _count_params(layer.module, layer.key),
         "macs": macs,
         "schemes": [scheme.name for scheme in schemes],
         "reason": "" if schemes else reason,
@@ -105,17 +107,24 @@ def _layer(layer: Layer) -> dict[str, Any]:
 
 
 def _kept(found: DenseModel, name: str, reason: str) -> dict[str, Any]:
-    module = found.module.get_submodule(name)
-    weight = module._parameters.get("weight")
+    module, key = locate_weight(found.module, name)
+    weight = module._parameters.get(key)
     return {
         "name": name,
         "kind": type(module).__name__,
         "shape": [] if weight is None else list(weight.shape),
-        "params": sum(parameter.numel() for parameter in module.parameters()),
+        "params": _count_params(module, key),
         "macs": None,
         "schemes": [],
         "reason": reason,
     }
+
+
+def _count_params(module: nn.Module, key: str) -> int:
+    """Return the parameters of a layer: those of its module, or of one parameter of a module."""
+    weight = None if key == "weight" else module._parameters.get(key)
+    parameters = module.parameters() if weight is None else [weight]
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _row(layer: dict[str, Any]) -> ModelRow:
