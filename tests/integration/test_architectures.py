@@ -16,6 +16,7 @@ from tensorpress.models import load_model, torchvision_models
 from tensorpress.planning import plan_from_model
 from tensorpress.schemes.press_layer import unpress_layer
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.utils.module_tree import locate_weight
 
 CLOSE = 1e-4
 TOKENS = 50
@@ -150,18 +151,18 @@ def test_layers_at_full_rank_compute_what_the_dense_ones_do(name):
 
 
 @every_network
-@pytest.mark.parametrize("scheme", ["channel_svd", "tensor_train", "tt_weight"])
+@pytest.mark.parametrize("scheme", ["channel_svd", "tensor_train", "tt_weight", "svd_weight"])
 def test_a_pressed_network_is_the_network_of_the_weights_it_stands_for(name, scheme):
     model, x = built(name)
     plan = tp.plan(model, x, scheme=scheme, ranks=2)
     pressed = tp.press(model, plan)
     assert count_params(pressed) == plan.params < plan.dense_params
-    if scheme != "tt_weight":  # which multiplies as much as the dense network, and to rebuild
+    if tp.scheme(scheme).form == "layer":  # the others multiply as much as the dense network
         assert count_macs(pressed, [x]) == plan.macs < plan.dense_macs
     for layer in plan.layers:
-        weight = pressed.get_submodule(layer.name).weight
+        (module, key), (dense, _) = (locate_weight(net, layer.name) for net in (pressed, model))
         with torch.no_grad():
-            model.get_submodule(layer.name).weight.copy_(weight)
+            getattr(dense, key).copy_(getattr(module, key))
     assert differ(pressed, model, x) < CLOSE
 
 

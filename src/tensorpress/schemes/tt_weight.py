@@ -163,6 +163,8 @@ class TTWeightScheme(WeightScheme):
         """Refuse modes that do not fit, weights that are a vector, and padding vectors."""
         if spec.padding_idx is not None:
             return "its padding vector would not stay zero: use tensor_train"
+        if spec.stacked:
+            return "it is a stack of matrices: use svd_weight"
         if spec.sparse:
             return "its sparse gradients cannot reach the factors of its weight"
         reason = mode_mismatch(spec.weight_shape, *self.modes(spec))
