@@ -60,7 +60,8 @@ class TTConv(Pressed):
         """Map (*, inputs, *sizes) to (*, outputs, *sizes)."""
         spec, rank = self.spec, len(self.filters)
         weight = self.filters.repeat(spec.inputs, *(1,) * spec.order).unsqueeze(1)
-        assert isinstance(self.geometry, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        # Not a union, which PyTorch 2.6 does not compile
+        assert isinstance(self.geometry, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         filtered = self.geometry._conv_forward(x, weight, None)
         axis = filtered.ndim - spec.order - 1
         split = filtered.reshape(
