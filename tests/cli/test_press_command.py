@@ -135,9 +135,13 @@ def test_what_a_user_can_get_wrong(refused: Refused, tmp_path: Path, trained: nn
     assert "is not a folder" in refused("press", "nowhere", "--model", "lenet5", *SVD, "--out", "x")
     both = refused("press", "nowhere", *LENET, *SVD, "--out", "x")
     assert "has weights of its own" in both
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_named(refused: Refused, trained: nn.Module) -> None:
+    pytest.importorskip("distributed")
     words = ("press", *LENET, *SVD, "--out", "x", "--cluster", "no address")
     assert "no Dask scheduler answers at no address" in refused(*words)
-    assert not (tmp_path / "x").exists()
 
 
 def test_a_plan_of_another_model_is_refused(
