@@ -5,7 +5,7 @@ READY := $(VENV)/ready
 CORE := .venv-core
 OLDEST := .venv-oldest
 OLDEST_PYTHON ?= python3.10
-OLDEST_TORCH ?= 2.6.0
+OLDEST_TORCH ?= $(shell sed -n 's/^ *"torch>=\(.*\)",/\1/p' pyproject.toml)
 
 .PHONY: demo test test-core test-oldest lint mutants install
 

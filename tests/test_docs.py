@@ -29,6 +29,9 @@ def run_code(page: str, names: dict[str, Any]) -> None:
     """Run the Python blocks in one namespace; a text block after one is what it prints."""
     torch.manual_seed(0)
     found = blocks(page)
+    if any("export_onnx" in text for _, text in found):
+        pytest.importorskip("onnxscript", reason="the page writes ONNX files")
+        pytest.importorskip("onnxruntime", reason="the page runs ONNX files")
     for number, (language, text) in enumerate(found):
         if language != "python":
             continue
