@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from tensorpress.codec.inspect import inspect
     from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
     from tensorpress.codec.save_load import load, save
+    from tensorpress.compress.compress import compress
+    from tensorpress.compress.fidelity import Fidelity, fidelity
+    from tensorpress.compress.result import CompressResult
     from tensorpress.export.onnx import check_onnx, export_onnx
     from tensorpress.measure import measure
     from tensorpress.models.loading import load_model
@@ -50,6 +53,11 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [  # noqa: RUF022 - by task
+    # all in one call
+    "CompressResult",
+    "Fidelity",
+    "compress",
+    "fidelity",
     # plan
     "LayerPlan",
     "Plan",
@@ -94,6 +102,10 @@ __all__ = [  # noqa: RUF022 - by task
 ]
 
 _HOMES = {
+    "CompressResult": "tensorpress.compress.result",
+    "Fidelity": "tensorpress.compress.fidelity",
+    "compress": "tensorpress.compress.compress",
+    "fidelity": "tensorpress.compress.fidelity",
     "LayerPlan": "tensorpress.planning",
     "Plan": "tensorpress.planning",
     "plan": "tensorpress.planning",

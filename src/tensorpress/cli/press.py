@@ -94,7 +94,7 @@ def press_command(
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
     read = None if plan is None else Plan.read(plan)
     if checkpoint is None:
-        _check_new(out)
+        check_new(out)
         if model is None:
             raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
         dense = DenseByName.parse(model, weights, inputs)
@@ -197,7 +197,7 @@ def _show(found: _Pressed, out: Path, as_json: bool) -> None:
     print_line(f"written  {out}, {' '.join(formatting.size(size))}")
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path) -> None:
     """Raise before the work is done, not after, if a folder cannot be written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidArgumentError(f"{folder} is there already: give a new or an empty folder")
