@@ -42,7 +42,7 @@ def output_tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
     """
     output = run_model(model, batch)
     logits = getattr(output, "logits", None)
-    tensors = list(_floating_tensors(output if logits is None else logits))
+    tensors = list(floating_tensors(output if logits is None else logits))
     if not tensors:
         raise InvalidArgumentError(
             f"the model returns {type(output).__name__} without a floating-point tensor, so that "
@@ -51,21 +51,22 @@ def output_tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
     return [tensor.float() if tensor.element_size() < 4 else tensor for tensor in tensors]
 
 
-def _floating_tensors(output: Any) -> Iterator[Tensor]:
+def floating_tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the floating-point tensors of an output of any structure, in order."""
     if isinstance(output, Tensor):
         if output.is_floating_point() and output.numel():
             yield output
     elif isinstance(output, Mapping):
         for name, value in output.items():
             if name not in _STATES:
-                yield from _floating_tensors(value)
+                yield from floating_tensors(value)
     elif isinstance(output, list | tuple):
         for value in output:
-            yield from _floating_tensors(value)
+            yield from floating_tensors(value)
     elif is_dataclass(output):
         for field in fields(output):
             if field.name not in _STATES:
-                yield from _floating_tensors(getattr(output, field.name))
+                yield from floating_tensors(getattr(output, field.name))
 
 
 def random_direction(tensors: list[Tensor], generator: torch.Generator) -> Tensor:

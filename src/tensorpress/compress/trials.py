@@ -77,6 +77,7 @@ class Task:
     targets: Sequence[str]
     skip: Sequence[str]
     seed: int
+    refine: bool = True
     _scores: dict[str, Scores] = field(default_factory=dict)
 
     @staticmethod
