@@ -1,4 +1,4 @@
-"""A convolution held as the tensor train of its reshaped kernel, which it never builds."""
+"""A convolution as the tensor train of its reshaped kernel, which it never builds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,27 +10,30 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_train import tt_svd
-from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
-from tensorpress.schemes.chain_builder import balance_kernels, build_chain
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.decompose.tt_matvec import tt_multiply
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.chain_builder import build_chain
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.scheme import Factorized, Scheme
 from tensorpress.schemes.stages import Stage
+from tensorpress.schemes.tt_layers import contraction_macs
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme, train_factors
 
 
 class TTConv(Pressed):
     """A few spatial filters, the same for every input channel, then a TT-matrix over the channels.
 
-    ``filters`` (r₀, *kernel) are G₀, and with the channels of what they give, (r₀·n₁, n₂, …), the
-    other cores (r, m, n, r') are a TT-matrix that is multiplied at every position.
+    ``filters`` (r₀, *kernel) are the core G₀. Their output has channels (r₀·n₁, n₂, …), and the
+    other cores (r, m, n, r') are a TT-matrix that multiplies them at every position.
 
     Parameters
     ----------
     spec : LayerSpec
         The dense convolution.
     weight : TTWeight
-        The modes and ranks.
+        Modes and ranks of the kernel's train.
     scheme : str
         Name of the scheme.
     like : Tensor
@@ -40,7 +43,7 @@ class TTConv(Pressed):
     def __init__(self, spec: LayerSpec, weight: TTWeight, *, scheme: str, like: Tensor) -> None:
         super().__init__()
         self.spec, self.scheme, self.ranks = spec, scheme, weight.ranks
-        self.train_of = weight
+        self.tt_weight = weight
         filters = weight.ranks[0]
         self.filters = nn.Parameter(like.new_empty(filters, *spec.kernel))
         ends = (*weight.ranks, 1)
@@ -51,7 +54,7 @@ class TTConv(Pressed):
         self.register_parameter("bias", None)
         if spec.bias:
             self.bias = nn.Parameter(like.new_empty(spec.outputs))
-        self.from_left = _cheaper_from_left(weight)
+        _, self.from_left = contraction_macs(*_channel_matrix(weight))
         stage = Stage(spec.inputs, filters, 1, tuple(range(spec.order)))
         self.geometry = build_chain(replace(spec, bias=False), [stage], like=like)[0]
         self.geometry.register_parameter("weight", None)  # every channel has the same filters
@@ -90,28 +93,19 @@ class TTConv(Pressed):
     def dense_weight(self) -> Tensor:
         """Return the kernel that the cores stand for."""
         cores = [core.flatten(1, 2) for core in self.cores]
-        rebuilt: Tensor = self.train_of(self.filters.flatten(1).mT.unsqueeze(0), *cores)
-        return rebuilt.contiguous()
-
-    def held_bias(self) -> nn.Parameter | None:
-        """Return the bias, where there is one."""
-        return self._parameters["bias"]
+        weight: Tensor = self.tt_weight(self.filters.flatten(1).mT.unsqueeze(0), *cores)
+        return weight.contiguous()
 
 
-def _channels(weight: TTWeight) -> tuple[Sizes, Sizes, Sizes]:
-    """Return row modes, column modes and ranks of the TT-matrix over the filtered channels."""
+def _channel_matrix(weight: TTWeight) -> tuple[Sizes, Sizes, Sizes]:
+    """Return row modes, column modes and ranks of the TT-matrix over the channels."""
     first, *others = weight.column_modes
     return weight.row_modes, (weight.ranks[0] * first, *others), weight.ranks[1:]
 
 
-def _cheaper_from_left(weight: TTWeight) -> bool:
-    left, right = (tt_macs(*_channels(weight), from_left=side) for side in (True, False))
-    return left <= right
-
-
 @dataclass(frozen=True)
 class TTConvScheme(TTWeightScheme):
-    """The tensor train of `TTWeight` in layer form: fewer multiplications too at small ranks.
+    """The tensor train of `TTWeight` in layer form, with fewer multiplications at small ranks.
 
     References
     ----------
@@ -131,35 +125,23 @@ class TTConvScheme(TTWeightScheme):
         return super().refusal(spec)
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return those of the filters and of the TT-matrix at every position."""
-        modes = tuple(range(spec.order))
-        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        """Return the multiply-accumulates of filters and TT-matrix at every output position."""
+        positions = prod(spec.output_sizes(sizes, tuple(range(spec.order))))
         filtering = spec.inputs * ranks[0] * prod(spec.kernel)
-        mixing = tt_macs(*_channels(weight), from_left=_cheaper_from_left(weight))
-        return prod(spec.output_sizes(sizes, modes)) * (filtering + mixing)
+        mixing, _ = contraction_macs(*_channel_matrix(self.parametrization(spec, ranks)))
+        return positions * (filtering + mixing)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> TTConv:
         """Return the layer uninitialized."""
-        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        weight = self.parametrization(spec, ranks)
         return TTConv(spec, weight, scheme=self.name, like=like)
 
-    def decompose(
-        self,
-        layer: nn.Module,
-        spec: LayerSpec,
-        kernel: Tensor,
-        ranks: Sizes,
-        spectra: Sequence[Spectrum],
-    ) -> TTConv:
+    def factorize(
+        self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
+    ) -> Factorized:
         """Decompose by TT-SVD."""
-        pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight").detach())
-        train = tt_svd(pressed.train_of.reshaped(kernel_to_weight(kernel, spec)), ranks=ranks)
-        first, *others = balance_kernels(train.cores)
-        values = {"filters": first[0].mT.reshape(pressed.filters.shape)}
-        for number, (core, held) in enumerate(zip(others, pressed.cores, strict=True)):
-            values[f"cores.{number}"] = core.reshape(held.shape)
-        if spec.bias:
-            values["bias"] = layer.get_parameter("bias").detach()
-        pressed.load_state_dict(values)
-        pressed.relative_error = train.relative_error
-        return pressed
+        tensor = self.parametrization(spec, ranks).reshape(kernel_to_weight(kernel, spec))
+        train = tt_svd(tensor, ranks=ranks)
+        return Factorized(train.cores, train.relative_error)
+
+    decompose = Scheme.decompose  # that of a scheme in layer form
