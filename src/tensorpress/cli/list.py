@@ -34,7 +34,7 @@ BUDGETS = {
     "latency=12ms": "time of a forward pass on this machine",
 }
 SPREADS = {
-    "error": "least sum of the layers' squared relative errors",
+    "error": "least sum of the layers' e² / (1 − e²), e the relative error of a weight",
     "energy": "greatest product of kept PCA energies (Zhang et al. 2016)",
     "uniform": "one fraction of the largest ranks for all; of one scheme",
     "evbmf": "EVBMF's ranks, all weakened alike; of one scheme",

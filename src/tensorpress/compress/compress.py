@@ -14,13 +14,9 @@ from tensorpress.compress.result import CompressResult, Trial
 from tensorpress.compress.trials import Attempt, Task, bytes_trials, shape_trials
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.budget import Budget, parse_budget
-from tensorpress.planning.plan import Plan
-from tensorpress.utils.formatting import format_shape
+from tensorpress.planning.planner import lost_layers
 
 logger = logging.getLogger("tensorpress.compress")
-
-LOST = 0.9
-"""Relative error of a weight above which a layer is warned of: four fifths of it are gone."""
 
 
 def compress(
@@ -35,7 +31,7 @@ def compress(
     skip: Sequence[str] = (),
     seed: int = 0,
 ) -> CompressResult:
-    """Compress a model to a budget in the way that keeps its outputs best, and say how good that is.
+    """Compress a model to a budget in the way that keeps its outputs best.
 
     With calibration data several ways compete: the criteria by which a budget of parameters, MACs
     or milliseconds is spread over layers, and for bytes of a file also rounding and entropy coding
@@ -92,9 +88,9 @@ def compress(
     best, trials = _run(
         task, bytes_trials(task, out) if limit.kind == "bytes" else shape_trials(task)
     )
-    warnings = [*_data_warnings(task), *_layer_warnings(best.trial.plan)]
-    for text in warnings:
-        logger.warning("%s", text)
+    warnings = _data_warnings(task)
+    if best.trial.plan is not None and task.reference is None:
+        warnings += lost_layers(best.trial.plan.layers)
     metric = None if evaluate is None else (float(evaluate(model)), float(evaluate(best.model)))
     return CompressResult(
         best.model,
@@ -133,16 +129,6 @@ def _data_warnings(task: Task) -> list[str]:
     if task.reference.batches is task.fitted:
         return ["one example alone: the outputs are compared on what layers were fitted to"]
     return []
-
-
-def _layer_warnings(plan: Plan | None) -> list[str]:
-    """Warn of layers of whose weight little is left."""
-    return [
-        f"layer {layer.name!r} keeps {100 * (1 - layer.error**2):.0f} % of its weight's energy at "
-        f"ranks {format_shape(layer.ranks)}"
-        for layer in (plan.layers if plan is not None else ())
-        if layer.error is not None and layer.error > LOST
-    ]
 
 
 def _advice(limit: Budget, fidelity: Fidelity | None) -> list[str]:

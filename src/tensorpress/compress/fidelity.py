@@ -65,13 +65,11 @@ class Fidelity:
     @property
     def verdict(self) -> str:
         """What the numbers mean, in a few words."""
-        agreement = self.agreement
-        for error, least, text in _LEVELS:
-            if (self.error <= error) if agreement is None else (agreement >= least):
-                break
-        if agreement is not None:
-            return f"{100 * agreement:.1f} % of the predictions agree: {text}"
-        return f"outputs differ by {100 * self.error:.1f} %: {text}"
+        if self.agreement is None:
+            level = next(text for error, _, text in _LEVELS if not self.error > error)
+            return f"outputs differ by {100 * self.error:.1f} %: {level}"
+        level = next(text for _, least, text in _LEVELS if self.agreement >= least)
+        return f"{100 * self.agreement:.1f} % of the predictions agree: {level}"
 
     @property
     def usable(self) -> bool:

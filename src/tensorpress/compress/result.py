@@ -1,4 +1,4 @@
-"""What `compress` returns: the model, what it costs, how far its outputs are, and what was tried."""
+"""What `compress` returns: the model, its costs, its fidelity, and what was tried."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,7 +133,7 @@ class CompressResult:
             else {"dense": self.metric[0], "compressed": self.metric[1]},
             "file": None if self.file is None else str(self.file),
             "layers": [] if self.plan is None else [_layer_row(x) for x in self.plan.layers],
-            "unpressed": {} if self.plan is None else dict(self.plan.kept),
+            "unpressed": {} if self.plan is None else dict(self.plan.unpressed),
             "trials": [trial.to_dict() for trial in self.trials],
             "warnings": list(self.warnings),
             "advice": list(self.advice),

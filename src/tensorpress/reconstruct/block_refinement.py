@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +122,8 @@ def find_blocks(model: nn.Module, batch: Batch) -> list[str]:
     layers = {name for name, module in model.named_modules() if _is_pressed(module)}
     inside = tuple(f"{name}." for name in layers)
     once = [
-        name for name, times in calls.items()
+        name
+        for name, times in calls.items()
         if name and times == 1 and name not in layers and not name.startswith(inside)
     ]  # in the order of calls
     holders = [name for name in once if any(layer.startswith(f"{name}.") for layer in layers)]
@@ -142,7 +143,7 @@ class _Example:
     outputs: list[Tensor]
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Ends a forward pass once the call of a block was seen."""
 
 
@@ -168,9 +169,11 @@ def _record_call(model: nn.Module, name: str, batch: Batch) -> tuple[tuple[Any, 
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call.append(tree_map(_detached, (args, kwargs)))
-        raise _Stop
+        raise _StopError
 
-    _run(model, batch, model.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True))
+    _run(
+        model, batch, model.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True)
+    )
     return call[0]
 
 
@@ -179,7 +182,7 @@ def _record_outputs(dense: nn.Module, name: str, batch: Batch) -> list[Tensor]:
 
     def record(_: nn.Module, __: Any, output: Any) -> None:
         result.append([x.detach().clone() for x in floating_tensors(output)])
-        raise _Stop
+        raise _StopError
 
     _run(dense, batch, dense.get_submodule(name).register_forward_hook(record))
     return result[0]
@@ -189,7 +192,7 @@ def _run(model: nn.Module, batch: Batch, hook: Any) -> None:
     try:
         with evaluation_mode(model), torch.no_grad():
             run_model(model, batch)
-    except _Stop:
+    except _StopError:
         pass
     finally:
         hook.remove()

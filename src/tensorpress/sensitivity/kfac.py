@@ -161,15 +161,20 @@ def _collect(
     moments: dict[str, _Moments] = {}
     outputs_energy, examples = _Variance(), 0
     for batch in batches:
-        with evaluation_mode(model), _frozen(model), torch.enable_grad():
-            with _watch(layers, moments, normed):
-                outputs = output_tensors(model, batch)
-                if of == "loss":
-                    along = _sampled_loss(outputs, random)
-                else:
-                    along = random_direction(outputs, random)
-                if along.requires_grad:
-                    torch.autograd.backward(along)
+        with (
+            evaluation_mode(model),
+            _frozen(model),
+            torch.enable_grad(),
+            _watch(layers, moments, normed),
+        ):
+            outputs = output_tensors(model, batch)
+            along = (
+                _sampled_loss(outputs, random)
+                if of == "loss"
+                else random_direction(outputs, random)
+            )
+            if along.requires_grad:
+                torch.autograd.backward(along)
         outputs_energy.add(outputs)
         examples += len(batch)
     for layer in moments.values():
