@@ -67,15 +67,12 @@ def test_no_other_ranks_are_better(rule: str, pair: tuple[str, str], share: int)
     assert tuple(ranks.values()) == best
 
 
-def test_no_layer_is_wiped_out_for_a_budget_that_others_can_meet(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_no_layer_is_wiped_out_for_a_budget_that_others_can_meet() -> None:
     # The first layer is large and flat: cheap to lose if a total loss counted as one.
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(200, 200, bias=False), *(nn.Linear(40, 40) for _ in range(6)))
     made = tp.plan(net, scheme="channel_svd", budget="params=60%")
     assert all(layer.error is not None and layer.error <= 0.9 for layer in made.layers)
-    assert "layer '0'" in caplog.text
 
 
 def test_a_layer_is_wiped_out_where_nothing_else_meets_the_budget(
