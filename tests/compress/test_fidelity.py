@@ -156,3 +156,33 @@ def test_models_without_floating_outputs() -> None:
 
     with pytest.raises(InvalidArgumentError, match="without a floating-point tensor"):
         fidelity(Classes(), Classes(), [torch.randn(10, 6)])
+
+
+def test_agreement_alone_does_not_make_a_model_usable() -> None:
+    net, inputs = nn.Linear(6, 3), torch.randn(100, 6)
+    net.bias.data = torch.tensor([100.0, 0.0, 0.0])  # all inputs are of one class
+    constant = nn.Linear(6, 3)
+    constant.weight.data.zero_()
+    constant.bias.data = net.bias.data
+    result = fidelity(net, constant, [inputs])
+    assert result.agreement == 1
+    assert result.error > 0.9
+    assert not result.usable
+
+
+def test_a_language_model_is_judged_by_its_perplexity() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Embedding(50, 50)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.net(ids)
+
+    net, other = Tokens(), Tokens()
+    ids = torch.randint(50, (4, 12))
+    result = fidelity(net, other, [(ids, ids)])
+    assert result.tokens
+    assert result.loss is not None
+    assert f"perplexity {math.exp(result.loss):.4g}" in result.verdict
+    assert fidelity(net, net, [(ids, ids)]).usable

@@ -15,12 +15,18 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 
 _LEVELS = (
-    (0.10, 0.98, "nearly the same"),
-    (0.30, 0.93, "close"),
-    (0.60, 0.80, "far: fine-tune before use"),
-    (math.inf, -1.0, "not usable without fine-tuning"),
+    "nearly the same",
+    "close",
+    "far: fine-tune before use",
+    "not usable without fine-tuning",
 )
-"""Largest error or least agreement, and what is said of it."""
+_ERRORS = (0.10, 0.30, 0.60)
+_AGREEMENTS = (0.98, 0.93, 0.80)
+_DIVERGENCES = (0.02, 0.10, 0.50)
+"""Largest errors, least agreements, and for tokens largest divergences of all levels but the last.
+
+A divergence of 0.1 nats makes the perplexity of a language model about 10 % larger.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Fidelity:
         outputs are as far off as a constant.
     cosine : float
         Mean cosine of the angle between the outputs of an example.
+    tokens : bool
+        Whether outputs are logits of tokens, (examples, tokens, vocabulary).
     agreement : float or None
         Share of the rows whose largest output is at the same place, where outputs are scores of
         classes.
@@ -51,6 +59,7 @@ class Fidelity:
     examples: int
     error: float
     cosine: float
+    tokens: bool = False
     agreement: float | None = None
     divergence: float | None = None
     loss: float | None = None
@@ -65,18 +74,29 @@ class Fidelity:
     @property
     def verdict(self) -> str:
         """What the numbers mean, in a few words."""
-        if self.agreement is None:
-            level = next(text for error, _, text in _LEVELS if not self.error > error)
-            return f"outputs differ by {100 * self.error:.1f} %: {level}"
-        level = next(text for _, least, text in _LEVELS if self.agreement >= least)
-        return f"{100 * self.agreement:.1f} % of the predictions agree: {level}"
+        level = _LEVELS[self._level]
+        error = f"outputs differ by {100 * self.error:.1f} %"
+        if self.tokens and self.loss is not None and self.dense_loss is not None:
+            before, after = math.exp(self.dense_loss), math.exp(min(self.loss, 700))
+            return f"perplexity {after:.4g} for {before:.4g}, {error}: {level}"
+        if self.agreement is not None:
+            return f"{100 * self.agreement:.1f} % of the predictions agree, {error}: {level}"
+        return f"{error}: {level}"
 
     @property
     def usable(self) -> bool:
         """Whether the outputs are close enough for use without fine-tuning."""
-        if self.agreement is not None:
-            return self.agreement >= _LEVELS[1][1]
-        return self.error <= _LEVELS[1][0]
+        return self._level <= 1
+
+    @property
+    def _level(self) -> int:
+        if self.tokens and self.divergence is not None:
+            return sum(not self.divergence <= most for most in _DIVERGENCES)
+        by_error = sum(not self.error <= most for most in _ERRORS)
+        if self.agreement is None:
+            return by_error
+        # Predictions that are all the same agree whatever a model does: both have to be good.
+        return max(by_error, sum(self.agreement < least for least in _AGREEMENTS))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers and the verdict as plain data for JSON."""
@@ -129,6 +149,7 @@ class Reference:
         self.has_logits = self._classes and any(
             float(outputs[0].min()) < 0 or float(outputs[0].max()) > 1 for outputs in self._outputs
         )
+        self._tokens = self.has_logits and self._outputs[0][0].ndim == 3
         self._energy = self._deviation()
 
     def compare(self, model: nn.Module) -> Fidelity:
@@ -141,7 +162,7 @@ class Reference:
                 sums.add_distance(expected, outputs, len(batch))
                 if self._classes:
                     sums.add_classes(expected[0], outputs[0], batch, self.has_logits)
-        return sums.fidelity(self._energy, self._classes, self.has_logits)
+        return sums.fidelity(self._energy, self._classes, self.has_logits, self._tokens)
 
     def _pairs(self) -> Iterable[tuple[list[Tensor], Batch]]:
         return zip(self._outputs, self.batches, strict=True)
@@ -205,20 +226,21 @@ class _Sums:
         self.divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
         labels = _class_labels(expected, batch)
         if labels is not None:
-            wanted = labels if mask is None else labels[mask]
-            used = wanted >= 0  # −100 marks what a language model is not asked
-            at = wanted[used][:, None]
+            labels = labels if mask is None else labels[mask]
+            used = labels >= 0  # −100 marks what a language model is not asked
+            at = labels[used][:, None]
             self.labelled += int(used.sum())
             self.dense_loss -= float(p[used].gather(1, at).sum(dtype=torch.float64))
             self.loss -= float(q[used].gather(1, at).sum(dtype=torch.float64))
 
-    def fidelity(self, energy: float, classes: bool, logits: bool) -> Fidelity:
+    def fidelity(self, energy: float, classes: bool, logits: bool, tokens: bool) -> Fidelity:
         error = math.sqrt(self.squares / energy) if energy else math.sqrt(self.squares)
         labelled = self.labelled > 0
         return Fidelity(
             self.examples,
             error if math.isfinite(error) else math.inf,
             self.cosine / self.examples,
+            tokens,
             self.same / self.rows if classes else None,
             self.divergence / self.rows if logits else None,
             self.loss / self.labelled if labelled else None,

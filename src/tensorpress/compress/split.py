@@ -48,6 +48,22 @@ def user_batches(batches: Sequence[Batch]) -> list[tuple[Tensor, ...] | dict[str
     return [dict(batch.named) if batch.named else (batch.inputs, None) for batch in batches]
 
 
+def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """Return batches of no more examples than ``size``, cut out of larger ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [len(batch) for batch in rebatch([Batch((torch.zeros(10, 3),), None)], 4)]
+    [4, 4, 2]
+    """
+    return [
+        _part(batch, start, min(start + size, len(batch)))
+        for batch in batches
+        for start in range(0, len(batch), size)
+    ]
+
+
 def _part(batch: Batch, start: int, stop: int) -> Batch:
     size = len(batch)
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf, sqrt
 from pathlib import Path
@@ -15,7 +16,7 @@ from tensorpress.calibrate.batches import Batch
 from tensorpress.codec.save_load import load
 from tensorpress.compress.fidelity import Fidelity, Reference
 from tensorpress.compress.result import Trial
-from tensorpress.compress.split import split_batches, user_batches
+from tensorpress.compress.split import rebatch, split_batches, user_batches
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.planning.budget import Budget
@@ -25,9 +26,19 @@ from tensorpress.planning.planner import plan
 from tensorpress.planning.scores import Scores
 from tensorpress.press.press import press
 from tensorpress.quantize.encode import encode
+from tensorpress.reconstruct.block_refinement import refine_blocks
 from tensorpress.sensitivity.kfac import kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
 from tensorpress.utils.atomic_files import replace_file
+
+EPOCHS = 10
+"""Most passes of refinement over the examples."""
+
+REFINED_BATCH = 32
+"""Examples of a step of refinement."""
+
+MOST_MACS = 3e13
+"""Most multiply–accumulates of refinement: about ten minutes on two cores."""
 
 SHARES = (0.8, 0.6)
 """Parameters that low rank leaves before a model is coded, of the dense model's."""
@@ -77,7 +88,6 @@ class Task:
     targets: Sequence[str]
     skip: Sequence[str]
     seed: int
-    refine: bool = True
     _scores: dict[str, Scores] = field(default_factory=dict)
 
     @staticmethod
@@ -151,6 +161,23 @@ class Task:
         if not self.fitted:
             return press(self.model, made, seed=self.seed)
         return press(self.model, made, calibration=user_batches(self.fitted), seed=self.seed)
+
+    def refine(self, attempt: Attempt) -> Attempt:
+        """Return an attempt with its blocks refined, on as many passes as a few minutes allow."""
+        began, batches = time.perf_counter(), rebatch(self.fitted, REFINED_BATCH)
+        examples = sum(map(len, batches))
+        macs = count_macs(attempt.model, self.inputs) if self.inputs else 0
+        # Forward and back a pass multiplies thrice as much, once by blocks and once as a whole.
+        epochs = min(EPOCHS, int(MOST_MACS / max(6 * macs * examples, 1)))
+        name = f"{attempt.trial.name}, refined"
+        if epochs < 1:
+            reason = f"a pass over {examples:,} examples multiplies more than {MOST_MACS:.0e} times"
+            return Attempt(Trial(name, attempt.trial.plan, None, failure=reason), attempt.model)
+        model = deepcopy(attempt.model)
+        refine_blocks(model, self.model, batches, epochs=epochs, seed=self.seed)
+        fidelity, seconds = self.fidelity(model), time.perf_counter() - began
+        trial = Trial(name, attempt.trial.plan, fidelity, attempt.trial.estimate, seconds)
+        return Attempt(trial, model)
 
     def fidelity(self, model: nn.Module) -> Fidelity | None:
         """Return how far the outputs of a model are on the data that judges."""

@@ -19,11 +19,11 @@ from tensorpress.schemes.pressed_layer import Pressed
 
 logger = logging.getLogger("tensorpress.press")
 
-EPOCHS = 10
-"""Most passes over a block's examples."""
+RATE = 3e-3
+"""Largest step of Adam, relative to the root mean square of a parameter.
 
-RATE = 1e-3
-"""Adam's step, relative to the root mean square of a parameter, at the start; it falls to zero."""
+It grows to that over the first tenth of the steps and then falls to zero.
+"""
 
 PATIENCE = 2
 """Passes without progress on held-out examples after which a block is done."""
@@ -54,7 +54,12 @@ class Refined:
 
 
 def refine_blocks(
-    model: nn.Module, dense: nn.Module, batches: Sequence[Batch], *, seed: int = 0
+    model: nn.Module,
+    dense: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    epochs: int = 10,
+    seed: int = 0,
 ) -> list[Refined]:
     r"""Train the blocks of a pressed model to give the outputs of the dense model's blocks.
 
@@ -72,6 +77,8 @@ def refine_blocks(
         The dense model, left as it is.
     batches : sequence of Batch
         Inputs; labels are not looked at. With fewer than two batches nothing is done.
+    epochs : int
+        Most passes over the examples of a block.
     seed : int
         Seed of the order of batches.
 
@@ -93,7 +100,7 @@ def refine_blocks(
     for name in [*find_blocks(model, batches[0]), ""]:
         examples = [_examples(model, dense, name, part) for part in (training, judging)]
         block = model.get_submodule(name)
-        before, after = _train(block, *examples, torch.Generator().manual_seed(seed))
+        before, after = _train(block, *examples, epochs, torch.Generator().manual_seed(seed))
         logger.info("block %s: error %.3f became %.3f", name or "(the model)", before, after)
         results.append(Refined(name, before, after))
     return results
@@ -206,6 +213,7 @@ def _train(
     block: nn.Module,
     training: Sequence[_Example],
     judging: Sequence[_Example],
+    epochs: int,
     random: torch.Generator,
 ) -> tuple[float, float]:
     """Train a block, and leave it in the state that is best on the examples that judge."""
@@ -217,11 +225,13 @@ def _train(
         for p in parameters
     ]
     optimizer = torch.optim.Adam(groups)
-    steps = EPOCHS * len(training)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    steps = epochs * len(training)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (steps / 10 + 1), 1 - step / steps)
+    )
     waited = 0
     with _trainable(block, parameters):
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             for place in torch.randperm(len(training), generator=random).tolist():
                 optimizer.zero_grad(set_to_none=True)
                 with torch.enable_grad():
