@@ -2,8 +2,11 @@
 
 import json
 import shlex
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -12,7 +15,7 @@ import tensorpress as tp
 from tensorpress.checkpoints import save_checkpoint
 from tensorpress.cli.calibration_data import calibration_images
 from tensorpress.cli.model_source import DenseByName, write_origin
-from tensorpress.cli.options import MODEL, Inputs, Json, Root, Skip, Targets, WeightFile
+from tensorpress.cli.options import ALL, MODEL, Inputs, Json, Root, Skip, Targets, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.cli.press import check_new
 from tensorpress.report.compression_page import write_compression_page
@@ -51,18 +54,22 @@ def compress_command(
     check_new(out)
     dense = DenseByName.parse(model, weights, inputs)
     batches = None if data is None else calibration_images(dense, data, root)
-    out.mkdir(parents=True, exist_ok=True)
-    result = tp.compress(
-        dense.model,
-        budget,
-        batches,
-        example_inputs=dense.inputs(dense.model),
-        out=out / MODEL_FILE,
-        targets=tuple(targets or ("*",)),
-        skip=tuple(skip or ()),
-    )
-    if result.file is None:
-        save_checkpoint(result.model, out, result.plan)
+    with TemporaryDirectory() as folder:
+        result = tp.compress(
+            dense.model,
+            budget,
+            batches,
+            example_inputs=dense.inputs(dense.model),
+            out=Path(folder, MODEL_FILE),
+            targets=tuple(targets or ALL),
+            skip=tuple(skip or ()),
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        if result.file is None:
+            save_checkpoint(result.model, out, result.plan)
+        else:
+            result = replace(result, file=out / MODEL_FILE)
+            shutil.copyfile(Path(folder, MODEL_FILE), out / MODEL_FILE)
     write_origin(out, dense.name)
     content = {"model": dense.name, **result.to_dict()}
     write_atomically(out / JSON_FILE, (json.dumps(content, indent=1) + "\n").encode())
