@@ -30,9 +30,7 @@ def press(layer: nn.Module, ranks: object) -> TTConv:
 
 @pytest.mark.parametrize("layer", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("batch", [(), (1,), (3,)])
-def test_both_ways_compute_what_the_kernel_says(
-    layer: nn.Module, batch: tuple[int, ...]
-) -> None:
+def test_both_ways_compute_what_the_kernel_says(layer: nn.Module, batch: tuple[int, ...]) -> None:
     layer = layer.double()
     spec = describe_layer(layer)
     pressed = press(layer, 2)
