@@ -25,9 +25,9 @@ DENSE_SPEED = 4
 class TTConv(Pressed):
     """A few spatial filters, the same for every input channel, then a TT-matrix over the channels.
 
-    ``filters`` (r₀, *kernel) are G₀, ``cores`` (r, m, n, r') the others. Where that takes at most a
-    quarter of the dense layer's multiplications, the input is contracted with one after another;
-    with larger ranks the kernel is rebuilt and convolved with, which takes less time.
+    ``filters`` (r₀, *kernel) are G₀, ``cores`` (r, m, n, r') the others. Without gradients, and where
+    that takes at most a quarter of the dense layer's multiplications, the input is contracted with
+    one after another; otherwise the kernel is rebuilt and convolved with, which takes less time.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class TTConv(Pressed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, inputs, *sizes) to (*, outputs, *sizes)."""
-        if not self.contracted:
+        if torch.is_grad_enabled() or not self.contracted:
             return self._convolve(x, self.dense_weight(), self.bias)
         batch = x if x.ndim > self.spec.order + 1 else x.unsqueeze(0)
         output = self._contract(batch)
