@@ -1,8 +1,11 @@
-"""What a pass and a training step of tt_conv take beside tt_weight, for the same train.
+r"""What a pass and a training step of tt_conv take beside tt_weight, for the same train.
 
 Dense layer, tt_conv and tt_weight take turns on one core; the least processor time of 15.
 
-    python -m benchmarks.speed.tt_conv_step
+Freed memory is kept, or now one and now another would wait for new pages:
+
+    MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=4000000000 \
+        python -m benchmarks.speed.tt_conv_step
 """
 
 import json

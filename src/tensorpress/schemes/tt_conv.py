@@ -25,9 +25,9 @@ DENSE_SPEED = 4
 class TTConv(Pressed):
     """A few spatial filters, the same for every input channel, then a TT-matrix over the channels.
 
-    ``filters`` (r₀, *kernel) are G₀, ``cores`` (r, m, n, r') the others. Without gradients, and where
-    that takes at most a quarter of the dense layer's multiplications, the input is contracted with
-    one after another; otherwise the kernel is rebuilt and convolved with, which takes less time.
+    ``filters`` (r₀, *kernel) are G₀, ``cores`` (r, m, n, r') the others. Without gradients, and
+    where that takes at most a quarter of the dense layer's multiplications, the input is contracted
+    with one after another; otherwise the kernel is rebuilt, which takes less time.
 
     Parameters
     ----------
