@@ -78,7 +78,7 @@ class TTConv(Pressed):
             first.transpose(2, 3).unsqueeze(-1) * self.filters.flatten(1)[:, None, None, None]
         )
         kernel = products.sum(0).reshape(m * rank, n, *self.spec.kernel)
-        channels = x.unflatten(1, (n, columns)).transpose(1, 2).flatten(0, 1)
+        channels = x.reshape(-1, n, columns, *x.shape[2:]).transpose(1, 2).flatten(0, 1)
         filtered = self._convolve(channels, kernel, None)
         sizes, positions = filtered.shape[2:], prod(filtered.shape[2:])
         state = filtered.reshape(-1, columns, m, rank, positions).permute(0, 2, 3, 1, 4)
@@ -88,11 +88,13 @@ class TTConv(Pressed):
             columns //= n
             matrix = core.permute(1, 3, 0, 2).reshape(m * right, left * n)
             state = matrix @ state.reshape(-1, left * n, columns * positions)
-        return state.reshape(-1, self.spec.outputs, *sizes)
+        output: Tensor = state.reshape(-1, self.spec.outputs, *sizes)
+        return output
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         assert isinstance(self.geometry, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        return self.geometry._conv_forward(x, kernel, bias)
+        output: Tensor = self.geometry._conv_forward(x, kernel, bias)
+        return output
 
     def rank_factors(self) -> list[RankFactor]:
         """Return the filters as the first core, and the other cores."""
