@@ -73,7 +73,7 @@ def test_a_first_rank_above_the_kernels_size_adds_parameters_only() -> None:
     weight = TTWeight((64, 64, 3, 3), *options.values(), (9, 16, 16))
     merged = torch.tensordot(cores[0], cores[1], 1).squeeze(0)
     kernel = weight(torch.eye(9, dtype=torch.float64).unsqueeze(0), merged, *cores[2:])
-    torch.testing.assert_close(weight.reshaped(kernel), tt_to_tensor(cores))
+    torch.testing.assert_close(weight.reshape(kernel), tt_to_tensor(cores))
     conv = nn.Conv2d(64, 64, 3, bias=False).double()
     conv.load_state_dict({"weight": kernel})
     pressed = press_layer(conv, tp.scheme("tt_conv", options), (9, 16, 16))

@@ -75,7 +75,7 @@ def _show_model(dense: DenseByName, as_json: bool) -> None:
     model = dense.skeleton
     found = DenseModel.from_module(model, dense.inputs(model), None)
     layers = [_layer(found.layers[name]) for name in found.layers] + [
-        _kept(found, name, reason) for name, reason in found.kept.items()
+        _kept(found, name, reason) for name, reason in found.unpressed.items()
     ]
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     layers.sort(key=lambda layer: order[layer["name"]])

@@ -32,7 +32,7 @@ from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.budget import parse_budget
 from tensorpress.planning.plan import Plan
-from tensorpress.planning.plan_table import format_kept
+from tensorpress.planning.plan_table import format_unpressed
 from tensorpress.report.cost_table import Cost, PlanRow, cost_table, plan_table
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
@@ -117,7 +117,7 @@ def show_plan(plan: Plan) -> None:
     print_line("")
     print_table(cost_table(plan_costs(plan)))
     print_line("")
-    for line in format_kept(plan.kept):
+    for line in format_unpressed(plan.unpressed):
         print_line(line)
 
 

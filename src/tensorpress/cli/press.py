@@ -189,7 +189,7 @@ def _show(found: _Pressed, out: Path, as_json: bool) -> None:
         print_json({**told, "dense": dense, "pressed": pressed})
         return
     schemes = ", ".join(dict.fromkeys(layer.scheme for layer in plan.layers))
-    total = len(plan.layers) + len(plan.kept)
+    total = len(plan.layers) + len(plan.unpressed)
     print_line(f"pressed {len(plan.layers)} of {total} layers, by {schemes}")
     print_line("")
     print_table(cost_table(found.costs))

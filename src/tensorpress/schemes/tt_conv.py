@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_train import tt_svd
 from tensorpress.decompose.tt_matvec import tt_macs
-from tensorpress.schemes.chain_builder import balance_kernels, build_chain
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.chain_builder import build_chain
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.scheme import Factorized, Scheme
 from tensorpress.schemes.stages import dense_stage
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme, train_factors
 
@@ -34,7 +36,7 @@ class TTConv(Pressed):
     spec : LayerSpec
         The dense convolution.
     weight : TTWeight
-        The modes and ranks.
+        Modes and ranks of the kernel's train.
     scheme : str
         Name of the scheme.
     like : Tensor
@@ -44,7 +46,7 @@ class TTConv(Pressed):
     def __init__(self, spec: LayerSpec, weight: TTWeight, *, scheme: str, like: Tensor) -> None:
         super().__init__()
         self.spec, self.scheme, self.ranks = spec, scheme, weight.ranks
-        self.train_of = weight
+        self.tt_weight = weight
         filters = weight.ranks[0]
         self.filters = nn.Parameter(like.new_empty(filters, *spec.kernel))
         ends = (*weight.ranks, 1)
@@ -114,12 +116,8 @@ class TTConv(Pressed):
         first = self.filters.flatten(1).mT.unsqueeze(0)
         cores = [first, *(core.flatten(1, 2) for core in self.cores)]
         # Copies, since torch's counter of operations fails at modules that get views of parameters.
-        rebuilt: Tensor = self.train_of(*(core.clone() for core in cores))
+        rebuilt: Tensor = self.tt_weight(*(core.clone() for core in cores))
         return rebuilt.contiguous()
-
-    def held_bias(self) -> nn.Parameter | None:
-        """Return the bias, where there is one."""
-        return self._parameters["bias"]
 
 
 def _contraction_macs(weight: TTWeight) -> int:
@@ -135,7 +133,7 @@ def _is_contracted(weight: TTWeight) -> bool:
 
 @dataclass(frozen=True)
 class TTConvScheme(TTWeightScheme):
-    """The tensor train of `TTWeight` in layer form: fewer multiplications too at small ranks.
+    """The tensor train of `TTWeight` in layer form, with fewer multiplications at small ranks.
 
     References
     ----------
@@ -156,33 +154,22 @@ class TTConvScheme(TTWeightScheme):
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
         """Return the multiplications of the contraction, or of the dense layer; see `TTConv`."""
-        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        weight = self.parametrization(spec, ranks)
         if not _is_contracted(weight):
             return super().macs(spec, ranks, sizes)
         return prod(spec.output_sizes(sizes, tuple(range(spec.order)))) * _contraction_macs(weight)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> TTConv:
         """Return the layer uninitialized."""
-        weight = TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        weight = self.parametrization(spec, ranks)
         return TTConv(spec, weight, scheme=self.name, like=like)
 
-    def decompose(
-        self,
-        layer: nn.Module,
-        spec: LayerSpec,
-        kernel: Tensor,
-        ranks: Sizes,
-        spectra: Sequence[Spectrum],
-    ) -> TTConv:
+    def factorize(
+        self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
+    ) -> Factorized:
         """Decompose by TT-SVD."""
-        pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight").detach())
-        train = tt_svd(pressed.train_of.reshaped(kernel_to_weight(kernel, spec)), ranks=ranks)
-        first, *others = balance_kernels(train.cores)
-        values = {"filters": first[0].mT.reshape(pressed.filters.shape)}
-        for number, (core, parameter) in enumerate(zip(others, pressed.cores, strict=True)):
-            values[f"cores.{number}"] = core.reshape(parameter.shape)
-        if spec.bias:
-            values["bias"] = layer.get_parameter("bias").detach()
-        pressed.load_state_dict(values)
-        pressed.relative_error = train.relative_error
-        return pressed
+        tensor = self.parametrization(spec, ranks).reshape(kernel_to_weight(kernel, spec))
+        train = tt_svd(tensor, ranks=ranks)
+        return Factorized(train.cores, train.relative_error)
+
+    decompose = Scheme.decompose  # that of a scheme in layer form
