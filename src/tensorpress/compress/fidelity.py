@@ -176,7 +176,7 @@ class Reference:
             count = sum(len(part) for part in parts)
             squares = float(sum(part.square().sum() for part in parts))
             if count > 1 and len({part.shape[1] for part in parts}) == 1:
-                mean = sum(part.sum(0) for part in parts) / count
+                mean = torch.stack([part.sum(0) for part in parts]).sum(0) / count
                 centred = squares - count * float(mean.square().sum())
                 # Outputs that do not depend on the input have nothing but their mean.
                 squares = centred if centred > 1e-6 * squares else squares

@@ -168,7 +168,7 @@ def _layer_row(layer: LayerPlan) -> dict[str, Any]:
 
 def trial_rows(trials: Sequence[Trial], chosen: Trial) -> list[tuple[str, ...]]:
     """Return the trials as rows of text: a mark, name, estimate, error, agreement, seconds."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for trial in trials:
         fidelity = trial.fidelity
         estimate = "–" if trial.estimate is None else f"{100 * trial.estimate:.1f} %"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.batches import Batch, CalibrationBatch
 
 HELD_OUT = 0.2
 """Share of the examples that nothing is fitted to."""
@@ -43,7 +43,7 @@ def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     return fitted, judged
 
 
-def user_batches(batches: Sequence[Batch]) -> list[tuple[Tensor, ...] | dict[str, Tensor]]:
+def user_batches(batches: Sequence[Batch]) -> list[CalibrationBatch]:
     """Return batches in the form in which users give them, without labels."""
     return [dict(batch.named) if batch.named else (batch.inputs, None) for batch in batches]
 

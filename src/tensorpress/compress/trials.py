@@ -27,7 +27,7 @@ from tensorpress.planning.scores import Scores
 from tensorpress.press.press import press
 from tensorpress.quantize.encode import encode
 from tensorpress.reconstruct.block_refinement import refine_blocks
-from tensorpress.sensitivity.kfac import kfac_scores
+from tensorpress.sensitivity.kfac import Curvature, kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
 from tensorpress.utils.atomic_files import replace_file
 
@@ -88,7 +88,7 @@ class Task:
     targets: Sequence[str]
     skip: Sequence[str]
     seed: int
-    _scores: dict[str, Scores] = field(default_factory=dict)
+    _scores: dict[str, AllocationRule | Scores] = field(default_factory=dict)
 
     @staticmethod
     def make(
@@ -116,16 +116,24 @@ class Task:
         if self.reference is None:
             return {"weight error": lambda: "error"}
         data = user_batches(self.fitted)
-        options = {"targets": self.targets, "skip": self.skip, "seed": self.seed}
+
+        def curvature(of: Curvature) -> Scores:
+            return kfac_scores(
+                self.model, data, of=of, targets=self.targets, skip=self.skip, seed=self.seed
+            )
+
+        def energies() -> Scores:
+            return response_energies(
+                self.model, data, targets=self.targets, skip=self.skip, seed=self.seed
+            )
+
         criteria: dict[str, Callable[[], AllocationRule | Scores]] = {
-            "curvature of the outputs": lambda: kfac_scores(self.model, data, **options),
-            "response energy": lambda: response_energies(self.model, data, **options),
+            "curvature of the outputs": lambda: curvature("outputs"),
+            "response energy": energies,
             "weight error": lambda: "error",
         }
         if self.reference.has_logits:
-            criteria["curvature of the loss"] = lambda: kfac_scores(
-                self.model, data, of="loss", **options
-            )
+            criteria["curvature of the loss"] = lambda: curvature("loss")
         return criteria
 
     def plan(self, criterion: str, budget: str) -> Plan:
@@ -150,7 +158,7 @@ class Task:
         if self.reference is None or any(x.scheme != "channel_svd" for x in made.layers):
             return None
         scores = self._scores.get(name)
-        if scores is None:
+        if not isinstance(scores, Scores):
             return None
         known = [{x.ranks: x.score for x in scores.choices(layer.name)} for layer in made.layers]
         lost = [table.get(layer.ranks) for table, layer in zip(known, made.layers, strict=True)]

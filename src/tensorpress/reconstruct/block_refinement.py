@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
@@ -98,9 +99,10 @@ def refine_blocks(
     training, judging = batches[:-count], batches[-count:]
     results = []
     for name in [*find_blocks(model, batches[0]), ""]:
-        examples = [_examples(model, dense, name, part) for part in (training, judging)]
+        fitted = _examples(model, dense, name, training)
+        judged = _examples(model, dense, name, judging)
         block = model.get_submodule(name)
-        before, after = _train(block, *examples, epochs, torch.Generator().manual_seed(seed))
+        before, after = _train(block, fitted, judged, epochs, torch.Generator().manual_seed(seed))
         logger.info("block %s: error %.3f became %.3f", name or "(the model)", before, after)
         results.append(Refined(name, before, after))
     return results
@@ -235,7 +237,7 @@ def _train(
             for place in torch.randperm(len(training), generator=random).tolist():
                 optimizer.zero_grad(set_to_none=True)
                 with torch.enable_grad():
-                    _squared_error(block, training[place]).backward()
+                    torch.autograd.backward(_squared_error(block, training[place]))
                 optimizer.step()
                 schedule.step()
             error = _error(block, judging)
@@ -263,7 +265,7 @@ def _squared_error(block: nn.Module, example: _Example) -> Tensor:
 def _error(block: nn.Module, examples: Sequence[_Example]) -> float:
     with evaluation_mode(block), torch.no_grad():
         errors = [float(_squared_error(block, example)) for example in examples]
-    return (sum(errors) / len(errors)) ** 0.5
+    return sqrt(sum(errors) / len(errors))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tensorpress.measure.cost import evaluation_mode
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import applicable_schemes
 from tensorpress.planning.scores import Scored, Scores
+from tensorpress.reconstruct.next_op import find_next_ops
 from tensorpress.schemes.layer_spec import CONVS
 from tensorpress.schemes.registry import scheme as scheme_named
 
@@ -177,8 +178,8 @@ def _collect(
                 torch.autograd.backward(along)
         outputs_energy.add(outputs)
         examples += len(batch)
-    for layer in moments.values():
-        layer.examples = examples
+    for sums in moments.values():
+        sums.examples = examples
     energy = outputs_energy.per_example(examples)
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
 
@@ -236,14 +237,14 @@ def _watch(
             with torch.no_grad():
                 if by_inputs:
                     seen = (*args, *kwargs.values())[0].detach()
-                    seen = seen.reshape(-1, 1, seen.shape[-1])
+                    seen = seen.reshape(-1, groups, seen.shape[-1])
                 else:
                     seen = rows(output.detach())
                     if bias is not None:
                         seen = seen - bias.reshape(groups, -1)
                 if name not in moments:
                     centred = bias is not None or name in normed
-                    moments[name] = _Moments.zeros(*seen.shape[1:], centred)
+                    moments[name] = _Moments.zeros(groups, seen.shape[-1], centred)
                 moments[name].add_values(seen)
 
             @torch.no_grad()
@@ -276,7 +277,5 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _followed_by_norm(model: nn.Module, names: set[str], batch: Batch) -> set[str]:
-    from tensorpress.reconstruct.next_op import find_next_ops
-
     after = find_next_ops(model, sorted(names), batch)
     return {name for name, following in after.items() if following.norm is not None}
