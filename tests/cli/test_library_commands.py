@@ -19,8 +19,8 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     def record(recipe: Any, folder: Path, **_: Any) -> None:
         runs.append((recipe.title, folder))
 
-    monkeypatch.setattr("tensorpress.cli.run.run", record)
-    monkeypatch.setattr("tensorpress.cli.run._show", lambda *_: None)
+    monkeypatch.setattr("tensorpress.runs.run.run", record)
+    monkeypatch.setattr("tensorpress.cli.run._print_result", lambda *_: None)
     return runs
 
 

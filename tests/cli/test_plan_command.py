@@ -8,7 +8,7 @@ from torch import nn
 
 import tensorpress as tp
 from command_line import Outcome
-from tensorpress.cli.options import parse_overrides
+from tensorpress.cli.plan_arguments import parse_overrides
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.zoo import build, save_weights

@@ -1,7 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,10 +11,12 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome
 from tensorpress.checkpoints import load_checkpoint
+from tensorpress.cli.press import Reconstruct
 from tensorpress.data import load
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.zoo import build, network, save_weights
 from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct import layerwise
 
 Shell = Callable[..., Outcome]
 Told = Callable[..., Any]
@@ -87,6 +89,10 @@ def test_ranks_and_factors_are_fitted_to_responses(
         ("--allocation", "error", "--calibrate", "digits"): "for --allocation responses only",
     }.items():
         assert message in refused("plan", *words, *wrong)
+
+
+def test_the_choices_of_reconstruct_are_those_of_the_library() -> None:
+    assert get_args(Reconstruct) == get_args(layerwise.Reconstruct)
 
 
 def test_a_model_whose_inputs_nobody_knows_is_not_timed(told: Told) -> None:

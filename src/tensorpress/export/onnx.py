@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,10 @@ from tensorpress.errors import (
     TensorPressError,
     unknown_name,
 )
+from tensorpress.export import Factors
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.press.press import materialize
 from tensorpress.schemes.parametrization import factorized_weight
-
-Factors = Literal["materialize", "keep"]
 
 _MAX_FOLDED = 64  # entries by which folding may enlarge a constant
 
