@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from tensorpress.codec.inspect import inspect
     from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
     from tensorpress.codec.save_load import load, save
-    from tensorpress.export.onnx import check_onnx, export_onnx
+    from tensorpress.export.onnx import export_onnx
+    from tensorpress.export.onnx_check import check_onnx
     from tensorpress.measure import measure
     from tensorpress.models.loading import load_model
     from tensorpress.planning import LayerPlan, Plan, plan
@@ -112,7 +113,7 @@ _HOMES = {
     "EncodeResult": "tensorpress.quantize.encode",
     "StepQuantizer": "tensorpress.codec.quantizers",
     "UniformQuantizer": "tensorpress.codec.quantizers",
-    "check_onnx": "tensorpress.export.onnx",
+    "check_onnx": "tensorpress.export.onnx_check",
     "decode": "tensorpress.quantize.encode",
     "encode": "tensorpress.quantize.encode",
     "export_onnx": "tensorpress.export.onnx",
