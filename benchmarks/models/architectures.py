@@ -85,7 +85,7 @@ def row_of(way: str, network: Network) -> dict[str, Any]:
     row: dict[str, Any] = {
         "schemes": dict(Counter(layer.scheme for layer in plan.layers)),
         "pressed": len(plan.layers),
-        "kept": dict(Counter(map(reason, plan.kept.values())).most_common()),
+        "kept": dict(Counter(map(reason, plan.unpressed.values())).most_common()),
         "params": [plan.dense_params, plan.params],
         "macs": [count_macs(model, [x]), count_macs(pressed, [x])],
         "planned_macs": plan.macs,

@@ -22,11 +22,12 @@ from tensorpress.models.zoo import build
 from tensorpress.planning import plan_from_model
 from tensorpress.press.zero_ranks import drop_zero_ranks
 from tensorpress.runs.run import run
-from tensorpress.schemes.base import Scheme, layer_factors
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import FactorizedWeight, Factors, RankFactor
-from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.schemes.pressed_layer import Composed, layer_factors
 from tensorpress.schemes.registry import SCHEMES, register
+from tensorpress.schemes.scheme import Scheme
 from tensorpress.schemes.weight_scheme import WeightScheme
 
 
@@ -47,7 +48,7 @@ class ShiftedLayer(Composed):
         low_rank = nn.functional.linear(nn.functional.linear(x, self.a), self.b, self.offset)
         return low_rank + self.c[0] * x.sum(-1, keepdim=True)
 
-    def held_bias(self) -> nn.Parameter | None:
+    def bias_parameter(self) -> nn.Parameter | None:
         return self.offset
 
     def kernels(self) -> list[Tensor]:
@@ -58,7 +59,7 @@ class ShiftedLayer(Composed):
             for own, kernel in zip(self.kernels(), kernels, strict=True):
                 own.copy_(kernel)
 
-    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+    def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
         return list(kernels)
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:

@@ -23,11 +23,11 @@ PAIRS = [("steep", "even"), ("spike", "even"), ("spike", "tail")]
 def layer(spectrum: list[float], seed: int) -> nn.Linear:
     """A layer whose weight has given singular values."""
     generator = torch.Generator().manual_seed(seed)
-    found = nn.Linear(SIZE, SIZE, bias=False)
+    result = nn.Linear(SIZE, SIZE, bias=False)
     left, _ = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator))
-    found.weight.data = left * torch.tensor(spectrum) @ right
-    return found
+    result.weight.data = left * torch.tensor(spectrum) @ right
+    return result
 
 
 def squared_errors(spectrum: list[float]) -> list[float]:

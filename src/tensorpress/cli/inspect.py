@@ -86,7 +86,7 @@ def _print_model(dense: DenseByName, as_json: bool) -> None:
     layers = [_describe_layer(layer) for layer in costs.layers.values()]
     layers += [
         _describe(name, costs.module.get_submodule(name), reason)
-        for name, reason in costs.kept.items()
+        for name, reason in costs.unpressed.items()
     ]
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     layers.sort(key=lambda layer: order[layer["name"]])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tensorpress.cli.output import print_line, print_table
 from tensorpress.planning.plan import Plan
-from tensorpress.planning.plan_table import format_kept
+from tensorpress.planning.plan_table import format_unpressed
 from tensorpress.report.cost_table import Cost, PlanRow, cost_table, plan_table
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.formatting import format_shape
@@ -18,7 +18,7 @@ def print_plan(plan: Plan) -> None:
     print_line("")
     print_table(cost_table(plan_costs(plan)))
     print_line("")
-    for line in format_kept(plan.kept):
+    for line in format_unpressed(plan.unpressed):
         print_line(line)
 
 

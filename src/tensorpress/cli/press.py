@@ -177,7 +177,7 @@ def _print_result(plan: tp.Plan, costs: list[Cost], out: Path, as_json: bool) ->
         print_json({"out": str(out), "plan": plan.id, **sizes})
         return
     schemes = ", ".join(dict.fromkeys(layer.scheme for layer in plan.layers))
-    total = len(plan.layers) + len(plan.kept)
+    total = len(plan.layers) + len(plan.unpressed)
     print_line(f"pressed {len(plan.layers)} of {total} layers, by {schemes}")
     print_line("")
     print_table(cost_table(costs))

@@ -17,7 +17,7 @@ from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import LayerSpec, weight_spec
-from tensorpress.schemes.parametrization import NO_OPTIONS, Options
+from tensorpress.schemes.options import NO_OPTIONS, Options
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.formatting import format_shape

@@ -30,6 +30,7 @@ from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
 from tensorpress.reconstruct.samples import Positions, inputs_in_order, sample_responses
+from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
     StartValues,
     decompose_weight,
@@ -37,7 +38,6 @@ from tensorpress.schemes.initialization import (
     press_one_layer,
 )
 from tensorpress.schemes.layer_plan import LayerPlan
-from tensorpress.schemes.layer_spec import weight_to_kernel
 from tensorpress.schemes.pressed_layer import Composed
 
 Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
@@ -219,7 +219,7 @@ def _decomposed(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]:
 def _values(
     layer: Composed, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
 ) -> StartValues:
-    layer.put(layer.balanced(kernels))
+    layer.put(layer.balance(kernels))
     held = tuple(value.detach() for value in factor_values(layer))
     dense = to_working_precision(weight)
     error = (to_working_precision(layer.dense_weight()) - dense).norm() / dense.norm().clamp_min(

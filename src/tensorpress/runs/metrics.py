@@ -140,7 +140,7 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
                 file_bytes=size,
                 bits_per_weight=8 * size / params,
                 error=_start_error(record, name) if layer else None,
-                note="" if layer else record.plan.kept.get(name, ""),
+                note="" if layer else record.plan.unpressed.get(name, ""),
             )
         )
     return rows

@@ -31,7 +31,7 @@ from tensorpress.press.press import Init
 from tensorpress.ranks.rules import NAMES, parse_rank_rule
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.schemes.registry import SCHEMES, scheme
-from tensorpress.sensitivity.response_energy import RESPONSES, check_by_responses
+from tensorpress.sensitivity.response_energy import RESPONSES, check_response_scheme
 from tensorpress.train.config import TrainConfig
 from tensorpress.utils.config_parsing import SHORT
 
@@ -187,7 +187,7 @@ class Press(Section):
         if by_responses:
             if self.calibrate is None or self.budget is None:
                 raise ValueError(f"allocation: {RESPONSES} needs a budget, and calibrate, a number")
-            check_by_responses(", ".join(parse_schemes(self.scheme)))
+            check_response_scheme(", ".join(parse_schemes(self.scheme)))
         check_target(
             parse_schemes(self.scheme),
             ranks=self.ranks,

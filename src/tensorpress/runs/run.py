@@ -176,7 +176,7 @@ def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
     if recipe.rate is not None:
         trained_for_size = phases.train_for_size(pressed, recipe.rate, teacher=dense)
         quantizers: Quantizers = {**assign_quantizers(pressed), **trained_for_size}
-        chosen = replace(plan_from_model(pressed), kept=chosen.kept)
+        chosen = replace(plan_from_model(pressed), unpressed=chosen.unpressed)
     else:
         quantizers = _train_quantized(phases, pressed, recipe, dense)
     device = next(pressed.parameters()).device
