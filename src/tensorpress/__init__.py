@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from tensorpress.compress.compress import compress
     from tensorpress.compress.fidelity import Fidelity, fidelity
     from tensorpress.compress.result import CompressResult
-    from tensorpress.export.onnx import check_onnx, export_onnx
+    from tensorpress.export.onnx import export_onnx
+    from tensorpress.export.onnx_check import check_onnx
     from tensorpress.measure import measure
     from tensorpress.models.loading import load_model
     from tensorpress.planning import LayerPlan, Plan, plan
@@ -124,7 +125,7 @@ _HOMES = {
     "EncodeResult": "tensorpress.quantize.encode",
     "StepQuantizer": "tensorpress.codec.quantizers",
     "UniformQuantizer": "tensorpress.codec.quantizers",
-    "check_onnx": "tensorpress.export.onnx",
+    "check_onnx": "tensorpress.export.onnx_check",
     "decode": "tensorpress.quantize.encode",
     "encode": "tensorpress.quantize.encode",
     "export_onnx": "tensorpress.export.onnx",

@@ -13,8 +13,8 @@ from tensorpress.codec.save_load import load
 from tensorpress.models.zoo import build, save_weights
 
 Shell = Callable[..., Outcome]
-Told = Callable[..., Any]
-Refused = Callable[..., str]
+RunJson = Callable[..., Any]
+Fails = Callable[..., str]
 
 LENET = ("--model", "lenet300100", "--weights", "w.safetensors")
 
@@ -28,8 +28,8 @@ def trained(tmp_path: Path) -> nn.Module:
     return model.eval()
 
 
-def test_a_folder_with_model_plan_and_report(told: Told, tmp_path: Path) -> None:
-    result = told(
+def test_a_folder_with_model_plan_and_report(run_json: RunJson, tmp_path: Path) -> None:
+    result = run_json(
         "compress", *LENET, "--budget", "params=30%", "--data", "digits", "--out", "small"
     )
     folder = tmp_path / "small"
@@ -42,8 +42,10 @@ def test_a_folder_with_model_plan_and_report(told: Told, tmp_path: Path) -> None
     assert all(trial["name"] in page for trial in result["trials"])
 
 
-def test_bytes_are_a_file(told: Told, tmp_path: Path) -> None:
-    result = told("compress", *LENET, "--budget", "bytes=10%", "--data", "digits", "--out", "small")
+def test_bytes_are_a_file(run_json: RunJson, tmp_path: Path) -> None:
+    result = run_json(
+        "compress", *LENET, "--budget", "bytes=10%", "--data", "digits", "--out", "small"
+    )
     file = tmp_path / "small" / "model.tpz"
     assert file.stat().st_size == result["costs"]["bytes"]["compressed"] <= 106_644
     load(file, build("lenet300100"))
@@ -57,20 +59,20 @@ def test_the_table_ends_with_the_folder(shell: Shell) -> None:
     assert said.out.splitlines()[-1] == "written  small"
 
 
-def test_a_folder_that_is_there_stays(refused: Refused, tmp_path: Path) -> None:
+def test_a_folder_that_is_there_stays(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "mine").write_text("x")
-    assert "small is there already" in refused(
+    assert "small is there already" in fails(
         "compress", *LENET, "--budget", "params=50%", "--out", "small"
     )
 
 
 @pytest.mark.parametrize("budget", ["params=1", "bytes=1B", "weights=3"])
-def test_budgets_that_cannot_be_met(refused: Refused, tmp_path: Path, budget: str) -> None:
-    assert "budget" in refused("compress", *LENET, "--budget", budget, "--out", "small")
+def test_budgets_that_cannot_be_met(fails: Fails, tmp_path: Path, budget: str) -> None:
+    assert "budget" in fails("compress", *LENET, "--budget", budget, "--out", "small")
     assert not (tmp_path / "small").exists()
 
 
-def test_data_that_does_not_exist(refused: Refused) -> None:
-    text = refused("compress", *LENET, "--budget", "params=50%", "--data", "dogs", "--out", "x")
+def test_data_that_does_not_exist(fails: Fails) -> None:
+    text = fails("compress", *LENET, "--budget", "params=50%", "--data", "dogs", "--out", "x")
     assert "dogs" in text

@@ -272,7 +272,7 @@ def test_factors_far_larger_than_their_weight_are_refused(
     dense = nn.Sequential(nn.Linear(10, 10, bias=False))
     model = tp.press(dense, tp.plan(dense, scheme="tucker2", overrides={"0": {"ranks": 10}}))
     path = save_model(model, tmp_path)
-    monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
+    monkeypatch.setattr("tensorpress.codec.header._EXTRA_VALUES", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
     with pytest.raises(ModelMismatchError, match=r"model\.tpz holds factors far larger"):

@@ -12,13 +12,9 @@ from typing import Annotated
 import typer
 
 import tensorpress as tp
-from tensorpress.checkpoints import save_checkpoint
-from tensorpress.cli.calibration_data import calibration_images
-from tensorpress.cli.model_source import DenseByName, write_origin
-from tensorpress.cli.options import ALL, MODEL, Inputs, Json, Root, Skip, Targets, WeightFile
+from tensorpress.cli.options import MODEL, Inputs, Json, Root, Skip, Targets, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.cli.press import check_new
-from tensorpress.report.compression_page import write_compression_page
 from tensorpress.utils.atomic_files import write_atomically
 
 REPORT, MODEL_FILE, JSON_FILE = "report.html", "model.tpz", "compress.json"
@@ -51,9 +47,13 @@ def compress_command(
     Example: tensorpress compress --model timm:resnet50,pretrained=true --budget bytes=25%
     --data images/ --out small
     """
+    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.model_source import DenseByName, write_origin
+    from tensorpress.report.compression_page import write_compression_page
+
     check_new(out)
     dense = DenseByName.parse(model, weights, inputs)
-    batches = None if data is None else calibration_images(dense, data, root)
+    batches = None if data is None else load_calibration_images(dense, data, root)
     with TemporaryDirectory() as folder:
         result = tp.compress(
             dense.model,
@@ -61,12 +61,12 @@ def compress_command(
             batches,
             example_inputs=dense.inputs(dense.model),
             out=Path(folder, MODEL_FILE),
-            targets=tuple(targets or ALL),
+            targets=tuple(targets or ("*",)),
             skip=tuple(skip or ()),
         )
         out.mkdir(parents=True, exist_ok=True)
         if result.file is None:
-            save_checkpoint(result.model, out, result.plan)
+            tp.save_checkpoint(result.model, out, result.plan)
         else:
             result = replace(result, file=out / MODEL_FILE)
             shutil.copyfile(Path(folder, MODEL_FILE), out / MODEL_FILE)

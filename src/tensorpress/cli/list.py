@@ -6,10 +6,7 @@ from rich.table import Table
 
 from tensorpress.cli.options import Json
 from tensorpress.cli.output import print_json, print_table
-from tensorpress.data import DATASETS
-from tensorpress.models.zoo import NETWORKS
 from tensorpress.runs.library import list_library
-from tensorpress.schemes.registry import SCHEMES
 from tensorpress.utils.config_parsing import parse_yaml
 
 MODELS = {
@@ -48,6 +45,10 @@ def list_command(as_json: Json = False) -> None:
 
     Example: tensorpress list
     """
+    from tensorpress.data import DATASETS
+    from tensorpress.models.zoo import NETWORKS
+    from tensorpress.schemes.registry import SCHEMES
+
     kinds = {
         "schemes": {name: scheme.summary for name, scheme in SCHEMES.items()},
         "ranks": RANKS,
