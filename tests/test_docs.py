@@ -54,7 +54,11 @@ def test_the_code_of_the_page_on_compressing_runs(
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(4, 40, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(640, 10)
+        nn.Conv2d(4, 40, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(40, 40, 3),
+        nn.Flatten(),
+        nn.Linear(160, 9),
     )
     monkeypatch.chdir(tmp_path)
     data = torch.randn(6, 16, 4, 4, 4)
