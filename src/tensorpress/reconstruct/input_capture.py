@@ -19,8 +19,8 @@ def capture_inputs(
 ) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield the inputs of layers in the order in which a model calls them.
 
-    Once a layer was yielded it may be replaced or changed, and the layers after it are given what
-    it then makes of its inputs. So every layer can be fitted to what those before it leave.
+    Once a layer was yielded it may be replaced or changed, and the layers after it get what it
+    then makes of its inputs. So every layer can be fitted to what those before it leave.
 
     A hook on the next layer records its input and ends the pass with an exception, so that every
     context that the model's forward has entered is left again. The next pass runs the model's
@@ -74,7 +74,7 @@ def capture_inputs(
         inputs = [x for _, x in stops]
         del stops
         yield reached.pop(), inputs
-        del inputs  # or it would be held while the passes go on
+        del inputs  # or they would stay in memory while the passes go on
 
 
 class _Stop(BaseException):
@@ -170,7 +170,7 @@ class _Pass:
         if self._tape is not None:
             with suppress(Exception, DivergedError):
                 return self._run(hooks)
-            self._tape = None  # an error of the model's own will come again
+            self._tape = None  # an error of the model will come again
         return self._run(hooks)
 
     def _run(self, hooks: _Hooks) -> tuple[str, Tensor]:

@@ -84,7 +84,9 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             outputs = forward(*arguments, **keywords)
         except Exception as error:  # which the model may catch
-            raise error if self._stopped else DivergedError from error
+            if self._stopped:
+                raise
+            raise DivergedError from error
         if not self._stopped:
             if not self._open.pop().at_end():
                 raise DivergedError
@@ -105,15 +107,15 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return operation(*arguments, **keywords)
         frame = self._open[-1]
         if frame.at_end():
-            mutable = operation._schema.is_mutable and isinstance(arguments[0], Tensor)
-            before = _Form.of(arguments[0]) if mutable else None
-            outputs = operation(*arguments, **keywords)
-            if before is None or outputs is not arguments[0]:
-                saved = _map(outputs, Tensor, _Value)
-            else:
-                saved = _Change(_Form.of(outputs), before)
-            frame.records.append(_Operation(operation, saved))
             frame.place += 1
+            first = arguments[0] if arguments else None
+            before = _Form.of(first) if isinstance(first, Tensor) else None
+            outputs = operation(*arguments, **keywords)
+            if before is not None and outputs is first:
+                saved: Any = _Change(_Form.of(outputs), before)
+            else:
+                saved = _map(outputs, Tensor, _Value)
+            frame.records.append(_Operation(operation, saved))
             return outputs
         record = frame.next()
         if not isinstance(record, _Operation) or record.operation is not operation:
@@ -143,9 +145,9 @@ class _Call:
     def finish(self, outputs: Any, arguments: tuple[Any, ...]) -> None:
         """Record what the module has returned."""
         tensors = list(_leaves(outputs, Tensor))
-        given = {id(argument) for argument in arguments}
+        inputs = {id(argument) for argument in arguments}
         self._can_skip = bool(tensors and self.records) and _is_plain(outputs)
-        self._can_skip &= not any(id(tensor) in given for tensor in tensors)
+        self._can_skip &= not any(id(tensor) in inputs for tensor in tensors)
         if self._can_skip:
             self.outputs = _map(outputs, Tensor, _Value)
 
@@ -266,7 +268,7 @@ class _Value:
         plain = type(tensor) is Tensor and tensor.layout is torch.strided
         self._stays = not plain or tensor.numel() * tensor.element_size() <= _SMALL
         self._form = _Form.of(tensor) if plain else None
-        self._tensor = tensor.detach() if self._stays else None  # another than torch is given
+        self._tensor = tensor.detach() if self._stays else None  # another object than torch gets
         self._reference = TensorWeakRef(tensor)
 
     def tensor(self) -> Tensor | None:
