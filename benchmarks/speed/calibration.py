@@ -4,9 +4,10 @@
 its layers, and the model that is being pressed once more, piece by piece, for their inputs. This
 benchmark measures both parts, with layers that are decomposed by their weights instead of fitted:
 in multiply-accumulates and processor time, relative to a plain forward pass over the same batches,
-and in memory. Every run is a process of its own, with plain passes before and after. ``--before``
-measures another checkout, such as one of a commit before the present one, and stores its numbers
-beside the present ones.
+and in memory. Every run is a process of its own, with plain passes before and after. Operations are
+counted, and memory is looked at, in a process whose time does not count, where the allocator gives
+freed memory back at once. ``--before`` measures another checkout, such as one of a commit before
+the present one, and stores its numbers beside the present ones.
 
     python -m benchmarks.speed.calibration
     python -m benchmarks.speed.calibration --before FOLDER COMMIT
@@ -191,11 +192,13 @@ def work(case: str, count: bool) -> None:
     memory = memory_mb("VmRSS")
     tp.press(model, plan, calibration=batches, reconstruct="linear")
     once = (before.seconds + plain_pass(model, batches).seconds) / 2
-    result = {"layers": len(plan.layers), "pass_seconds": once}
+    result = {"layers": len(plan.layers)} if count else {"pass_seconds": once}
     for name, part in parts.items():
-        result |= {f"{name}_passes": part.seconds / once, f"{name}_mb": part.most_mb - memory}
         if count:
             result[f"{name}_macs"] = part.macs / before.macs
+            result[f"{name}_mb"] = part.most_mb - memory
+        else:
+            result[f"{name}_passes"] = part.seconds / once
     print(json.dumps(result))
 
 
@@ -204,16 +207,18 @@ def measure(case: str, source: Path, repeats: int) -> dict[str, float]:
     path = os.pathsep.join(filter(None, (str(source), str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
-    def run(*options: str) -> dict[str, float]:
+    def run(*options: str, **more: str) -> dict[str, float]:
         command = [sys.executable, "-m", "benchmarks.speed.calibration", "--worker", case, *options]
-        output = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True)
+        output = subprocess.run(
+            command, env=environment | more, cwd=ROOT, check=True, capture_output=True
+        )
         result: dict[str, float] = json.loads(output.stdout.splitlines()[-1])
         return result
 
     runs = [run() for _ in range(repeats)]
-    counted = run("--count")
-    result = {key: round(median(one[key] for one in runs), 3) for key in runs[0]}
-    return result | {key: round(counted[key], 3) for key in counted if key.endswith("_macs")}
+    counted = run("--count", MALLOC_MMAP_THRESHOLD_="65536")
+    result = {key: median(one[key] for one in runs) for key in runs[0]} | counted
+    return {key: round(value, 3) for key, value in result.items()}
 
 
 def main() -> None:
@@ -227,6 +232,8 @@ def main() -> None:
     if arguments.worker:
         work(arguments.worker, arguments.count)
         return
+    folder, commit = arguments.before or (ROOT, None)
+    cases = {case: measure(case, Path(folder) / "src", arguments.repeats) for case in CASES}
     state: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     state |= {
         "recipe": {**RECIPE, "reconstruct": "linear"},
@@ -235,8 +242,6 @@ def main() -> None:
         "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, 1 thread",
         "versions": {"torch": torch.__version__, "tensorpress": tp.__version__},
     }
-    folder, commit = arguments.before or (ROOT, None)
-    cases = {case: measure(case, Path(folder) / "src", arguments.repeats) for case in CASES}
     if commit is None:
         state["now"] = {"cases": cases}
     else:

@@ -303,7 +303,7 @@ def test_blocks_that_are_done_are_not_run_again() -> None:
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for _ in capture_inputs(model, names, collect_batches(BATCHES[:1], model)):
         pass
-    assert max(block.runs for block in model.blocks) <= 3
+    assert all(block.runs <= 3 for block in model.modules() if isinstance(block, Block))
 
 
 def test_a_pass_that_calls_other_operations_is_run_from_the_start() -> None:

@@ -108,7 +108,7 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         frame = self._open[-1]
         if frame.at_end():
             frame.place += 1
-            first = arguments[0] if arguments else None
+            first: Any = arguments[0] if arguments else None
             before = _Form.of(first) if isinstance(first, Tensor) else None
             outputs = operation(*arguments, **keywords)
             if before is not None and outputs is first:
