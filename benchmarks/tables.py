@@ -28,6 +28,7 @@ from benchmarks.files.coding_table import coding_table
 from benchmarks.files.sweep_tables import variants_table
 from benchmarks.models.architectures_table import architectures_table, kept_table
 from benchmarks.models.schemes_table import schemes_table
+from benchmarks.speed.calibration import calibration_table
 from benchmarks.speed.planning_tables import budgets_table, inference_table, latency_budgets_table
 from benchmarks.speed.tt_conv_step import tt_conv_table
 
@@ -307,6 +308,7 @@ TABLES = {
     "form_times": form_times_table,
     "full_width": full_width_table,
     "costs": costs_table,
+    "calibration": calibration_table,
     "characters": characters_table,
     "norms": lambda: variants_table("lenet5-norms"),
     "resnet20_forms": lambda: variants_table("resnet20-forms"),

@@ -71,12 +71,14 @@ def _rebuilding_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[li
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode, and restore the mode of each of its modules afterwards."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    if any(modes.values()):
+        model.eval()
     try:
         yield
     finally:
         for module, training in modes.items():
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
 
 @contextmanager
