@@ -73,7 +73,9 @@ def compress_command(
     write_origin(out, dense.name)
     content = {"model": dense.name, **result.to_dict()}
     write_atomically(out / JSON_FILE, (json.dumps(content, indent=1) + "\n").encode())
-    write_compression_page(content, dense.name, out / REPORT, command=shlex.join(sys.argv))
+    write_compression_page(
+        content, dense.name, out / REPORT, command=shlex.join(["tensorpress", *sys.argv[1:]])
+    )
     if as_json:
         print_json(content)
         return

@@ -18,7 +18,7 @@ _MEASURES = (
     ("cosine", "cosine", False),
     ("agreement", "same prediction", True),
     ("divergence", "divergence, nats", False),
-    ("dense_loss", "loss of the dense model, nats", False),
+    ("dense_loss", "dense loss, nats", False),
     ("loss", "loss, nats", False),
 )
 
