@@ -52,6 +52,24 @@ def test_code_prints_what_the_page_says(
         run_code(page, {})
 
 
+def test_the_code_of_the_page_on_compressing_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 40, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(40, 40, 3),
+        nn.Flatten(),
+        nn.Linear(160, 9),
+    )
+    monkeypatch.chdir(tmp_path)
+    data = torch.randn(6, 16, 4, 4, 4)
+    names = {"model": model, "batches": data[:4], "held_out": data[4:]}
+    run_code("docs/compress.md", {**names, "example_inputs": data[0, :1]})
+    assert (tmp_path / "small.tpz").exists()
+
+
 def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def factory() -> nn.Module:
         return nn.Sequential(
@@ -64,6 +82,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "model": factory(),
         "factory": factory,
         "loader": loader,
+        "batches": [x for x, _ in loader],
         "conv": nn.Conv2d(8, 8, 3),
         "example_inputs": torch.zeros(2, 4, 8, 8),
     }

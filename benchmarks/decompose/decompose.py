@@ -38,7 +38,7 @@ from tensorpress.decompose import attainable_tt_ranks, largest_tt_ranks, tt_svd
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer
-from tensorpress.schemes.tensor_train import TrainOfMatrix
+from tensorpress.schemes.tt_matrix import TrainOfMatrix
 from tensorpress.utils.atomic_files import write_atomically
 
 RESULT = Path(__file__).parents[2] / "results" / "decompose" / "decompose.json"

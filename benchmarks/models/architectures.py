@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import tensorpress as tp
-from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
+from tensorpress.export.onnx import export_onnx
+from tensorpress.export.onnx_check import check_onnx, relative_difference
 from tensorpress.measure import count_macs, count_params
 from tensorpress.utils.atomic_files import write_atomically
 
@@ -84,7 +85,7 @@ def row_of(way: str, network: Network) -> dict[str, Any]:
     row: dict[str, Any] = {
         "schemes": dict(Counter(layer.scheme for layer in plan.layers)),
         "pressed": len(plan.layers),
-        "kept": dict(Counter(map(reason, plan.kept.values())).most_common()),
+        "kept": dict(Counter(map(reason, plan.unpressed.values())).most_common()),
         "params": [plan.dense_params, plan.params],
         "macs": [count_macs(model, [x]), count_macs(pressed, [x])],
         "planned_macs": plan.macs,

@@ -69,7 +69,7 @@ def measured(name: str, shape: tuple[int, ...]) -> list[dict[str, object]]:
             "reached": reached,
             "reached_over_allowed": reached / (SHARE / 100 * dense),
             "pressed_layers": len(made.layers),
-            "kept_layers": len(made.kept),
+            "kept_layers": len(made.unpressed),
             "schemes": sorted({layer.scheme for layer in made.layers}),
             "plan_seconds": round(seconds, 2),
         }

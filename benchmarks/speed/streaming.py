@@ -31,7 +31,11 @@ from tensorpress.checkpoints.load import model_from_config
 from tensorpress.checkpoints.meta_model import tied_names
 from tensorpress.checkpoints.press_shard import ShardPress
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
-from tensorpress.checkpoints.safetensors_writer import open_shard_writer, write_index
+from tensorpress.checkpoints.safetensors_writer import (
+    divide_into_shards,
+    open_shard_writer,
+    write_index,
+)
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.planning import Plan
 from tensorpress.utils.atomic_files import write_atomically
@@ -63,26 +67,14 @@ def make(folder: Path, layers: int) -> None:
     model = model_from_config(folder)
     state = model.state_dict(keep_vars=True)
     tensors = {name: state[name] for name in tied_names(model)}
-    shards: list[list[str]] = []
-    room = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if size > room:
-            shards.append([])
-            room = SHARD_BYTES
-        shards[-1].append(name)
-        room -= size
+    shards = divide_into_shards(tensors, SHARD_BYTES)
     generator = torch.Generator().manual_seed(0)
-    places = {}
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        with open_shard_writer(folder / file, {name: tensors[name] for name in names}) as shard:
-            for name in names:
-                shape = tensors[name].shape
-                random = 0.02 * torch.randn(shape, generator=generator)
-                shard.write(name, random if len(shape) > 1 else torch.ones(shape))
-        places |= dict.fromkeys(names, file)
-    write_index(folder, tensors, places)
+    for file, part in shards.items():
+        with open_shard_writer(folder / file, part) as shard:
+            for name, tensor in part.items():
+                random = 0.02 * torch.randn(tensor.shape, generator=generator)
+                shard.write(name, random if tensor.ndim > 1 else torch.ones(tensor.shape))
+    write_index(folder, shards)
 
 
 class FloorTimer:
@@ -109,7 +101,9 @@ class FloorTimer:
         """Decompose one weight of each shape."""
         began, began_cpu = perf_counter(), process_time()
         for rows, columns, rank in {
-            (*way.layer.shape, *way.layer.ranks) for way in work.ways.values() if way.layer
+            (*route.layer.shape, *route.layer.ranks)
+            for route in work.routes.values()
+            if route.layer
         }:
             weight = 0.02 * torch.randn(rows, columns)
             start = process_time()

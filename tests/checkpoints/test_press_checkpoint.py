@@ -19,17 +19,17 @@ def test_it_is_what_pressing_in_memory_gives(tmp_path, name):
     source = save_sharded(dense, tmp_path / "dense")
     chosen = press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
     assert chosen == plan(dense, scheme="channel_svd", ranks=0.3)
-    found = load_checkpoint(tmp_path / "out")
+    result = load_checkpoint(tmp_path / "out")
     expected = press(dense, chosen)
-    assert found.state_dict().keys() == expected.state_dict().keys()
-    assert torch.allclose(logits(found), logits(expected), atol=1e-5)
-    assert not torch.allclose(logits(found), logits(dense), atol=1e-3)
+    assert result.state_dict().keys() == expected.state_dict().keys()
+    assert torch.allclose(logits(result), logits(expected), atol=1e-5)
+    assert not torch.allclose(logits(result), logits(dense), atol=1e-3)
 
 
 def test_tied_embeddings_are_kept_with_the_reason(tmp_path):
     source = save_sharded(llama(tied=True), tmp_path / "dense")
     chosen = press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
-    assert "tied to 'lm_head.weight'" in chosen.kept["model.embed_tokens"]
+    assert "tied to 'lm_head.weight'" in chosen.unpressed["model.embed_tokens"]
     model = load_checkpoint(tmp_path / "out")
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -48,8 +48,8 @@ def test_rules_that_look_at_weights_read_them_from_the_shards(tmp_path, how):
     source = save_sharded(dense, tmp_path / "dense")
     chosen = press_checkpoint(source, tmp_path / "out", **how)
     assert chosen == plan(dense, **how)
-    found, expected = load_checkpoint(tmp_path / "out"), press(dense, chosen)
-    assert torch.allclose(logits(found), logits(expected), atol=1e-5)
+    result, expected = load_checkpoint(tmp_path / "out"), press(dense, chosen)
+    assert torch.allclose(logits(result), logits(expected), atol=1e-5)
 
 
 def test_a_budget_of_macs_takes_inputs(tmp_path):
@@ -93,13 +93,13 @@ def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
     (source / ".cache").mkdir()
     (source / ".cache" / "x").touch()
     press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
-    found = contents(tmp_path / "out")
+    result = contents(tmp_path / "out")
     dense = contents(source)
-    copied = {name for name, data in found.items() if dense.get(name) == data}
+    copied = {name for name, data in result.items() if dense.get(name) == data}
     assert copied == {"config.json", "generation_config.json", "tokenizer/words.txt"}
-    assert not [name for name in found if ".bin" in name or "cache" in name]
-    index = json.loads(found["model.safetensors.index.json"])
-    assert set(index["weight_map"].values()) == {n for n in found if n.endswith(".safetensors")}
+    assert not [name for name in result if ".bin" in name or "cache" in name]
+    index = json.loads(result["model.safetensors.index.json"])
+    assert set(index["weight_map"].values()) == {n for n in result if n.endswith(".safetensors")}
 
 
 def test_any_model_in_one_file_can_be_pressed(tmp_path):
@@ -154,10 +154,10 @@ def test_experts_in_one_tensor_stay_dense(tmp_path):
     dense = library.MixtralForCausalLM(config).eval()
     dense.save_pretrained(tmp_path / "dense", save_original_format=False)
     chosen = press_checkpoint(tmp_path / "dense", tmp_path / "out", scheme="channel_svd", ranks=0.3)
-    assert "3 axes" in chosen.kept["model.layers.0.mlp.experts.gate_up_proj"]
-    found = load_checkpoint(tmp_path / "out")
-    assert found.model.layers[0].mlp.experts.gate_up_proj.shape == (3, 96, 32)
-    assert torch.allclose(logits(found), logits(press(dense, chosen)), atol=1e-5)
+    assert "3 axes" in chosen.unpressed["model.layers.0.mlp.experts.gate_up_proj"]
+    result = load_checkpoint(tmp_path / "out")
+    assert result.model.layers[0].mlp.experts.gate_up_proj.shape == (3, 96, 32)
+    assert torch.allclose(logits(result), logits(press(dense, chosen)), atol=1e-5)
 
 
 def test_the_same_call_again_does_nothing_twice(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from tiny_checkpoints import contents, llama, save_sharded
 
 from tensorpress.checkpoints import press_checkpoint
 from tensorpress.checkpoints.press_shard import ShardPress
+from tensorpress.utils.atomic_files import replace_file
 
 HOW = {"scheme": "channel_svd", "ranks": "energy:0.7"}
 
@@ -34,7 +35,7 @@ def _start(*arguments: object) -> "multiprocessing.process.BaseProcess":
 
 def _work(source: Path, out: Path, tensors: int) -> None:
     """Press, and die after so many tensors."""
-    pressed, left = ShardPress._pressed, tensors
+    pressed, left = ShardPress._press_tensor, tensors
 
     def counted(self: ShardPress, name: str) -> object:
         nonlocal left
@@ -43,7 +44,7 @@ def _work(source: Path, out: Path, tensors: int) -> None:
         left -= 1
         return pressed(self, name)
 
-    ShardPress._pressed = counted  # type: ignore[method-assign, assignment]
+    ShardPress._press_tensor = counted  # type: ignore[method-assign, assignment]
     press_checkpoint(source, out, **HOW)
 
 
@@ -60,8 +61,18 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_files(source, expected, tmp
     assert before == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done}
 
 
+def test_what_another_process_is_writing_stays(source, expected, tmp_path):
+    shard = next(name for name in expected if name.endswith(".safetensors"))
+    (tmp_path / "out" / ".press").mkdir(parents=True)
+    with replace_file(tmp_path / "out" / shard) as temporary:
+        temporary.write_bytes(expected[shard])
+        press_checkpoint(source, tmp_path / "out", **HOW)
+        assert temporary.exists()
+    assert contents(tmp_path / "out") == expected
+
+
 def test_stopped_by_an_error_it_goes_on_at_once(source, expected, tmp_path, monkeypatch):
-    pressed, calls = ShardPress._pressed, []
+    pressed, calls = ShardPress._press_tensor, []
 
     def failing(self, name):
         calls.append(name)
@@ -69,7 +80,7 @@ def test_stopped_by_an_error_it_goes_on_at_once(source, expected, tmp_path, monk
             raise KeyboardInterrupt
         return pressed(self, name)
 
-    monkeypatch.setattr(ShardPress, "_pressed", failing)
+    monkeypatch.setattr(ShardPress, "_press_tensor", failing)
     with pytest.raises(KeyboardInterrupt):
         press_checkpoint(source, tmp_path / "out", **HOW)
     press_checkpoint(source, tmp_path / "out", **HOW)

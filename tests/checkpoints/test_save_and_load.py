@@ -61,9 +61,9 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, scheme):
     save_checkpoint(pressed, tmp_path / "out")
     assert Plan.read(tmp_path / "out" / "plan.json").id == chosen.id
     loaded = load_checkpoint(tmp_path / "out", net())
-    found, expected = loaded.state_dict(), pressed.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    result, expected = loaded.state_dict(), pressed.state_dict()
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(result[name], values) for name, values in expected.items())
     x = torch.randn(2, 3, 6, 6)
     assert torch.allclose(loaded(x), pressed(x), atol=1e-5)
     assert loaded.head.weight is loaded.table.weight

@@ -10,7 +10,8 @@ import torch
 
 import tensorpress as tp
 from tensorpress.errors import TensorPressError
-from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
+from tensorpress.export.onnx import export_onnx
+from tensorpress.export.onnx_check import check_onnx, relative_difference
 from tensorpress.measure import count_macs, count_params
 from tensorpress.models import load_model, torchvision_models
 from tensorpress.planning import plan_from_model
@@ -210,7 +211,7 @@ def test_a_file_of_a_pressed_gpt2_fills_another(scheme, tmp_path):
 def test_an_embedding_tied_to_the_head_is_kept_and_an_untied_one_pressed():
     model, x = llama(tied=True), tokens()
     plan = tp.plan(model, x, scheme="channel_svd", ranks=0.3)
-    assert "tied to 'lm_head.weight'" in plan.kept["model.embed_tokens"]
+    assert "tied to 'lm_head.weight'" in plan.unpressed["model.embed_tokens"]
     pressed = tp.press(model, plan)
     assert pressed.lm_head.weight is pressed.model.embed_tokens.weight
     names = {layer.name for layer in tp.plan(llama(), x, scheme="channel_svd", ranks=0.3).layers}
@@ -221,7 +222,7 @@ def test_layers_that_others_read_the_weight_of_stay_and_may_be_rebuilt():
     model, x = built("windows")
     layers = [f"features.{place}.0.attn.{name}" for place in (1, 3) for name in ("qkv", "proj")]
     plan = tp.plan(model, x, scheme="channel_svd", ranks=2)
-    assert [plan.kept[name] for name in layers] == [
+    assert [plan.unpressed[name] for name in layers] == [
         "a module around it computes with its weight"
     ] * 4
     rebuilt = {layer.name for layer in tp.plan(model, x, scheme="tt_weight", ranks=2).layers}
@@ -246,6 +247,6 @@ def unpressed(model):
 def test_attention_of_torch_keeps_its_output_layer_dense():
     model, x = built("attention")
     plan = tp.plan(model, x, scheme="channel_svd", ranks=0.3)
-    kept = [reason for name, reason in plan.kept.items() if name.endswith("out_proj")]
+    kept = [reason for name, reason in plan.unpressed.items() if name.endswith("out_proj")]
     assert len(kept) == 2
     assert all("nn.MultiheadAttention reads its weight directly" in reason for reason in kept)

@@ -14,7 +14,7 @@ from tiny_runs import recipe
 from torch import Tensor, nn
 
 import tensorpress as tp
-from tensorpress.cli.plan import show_plan
+from tensorpress.cli.plan_output import print_plan
 from tensorpress.decompose.spectrum import Spectrum, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.errors import InvalidArgumentError
@@ -22,11 +22,12 @@ from tensorpress.models.zoo import build
 from tensorpress.planning import plan_from_model
 from tensorpress.press.zero_ranks import drop_zero_ranks
 from tensorpress.runs.run import run
-from tensorpress.schemes.base import Scheme, layer_factors
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import FactorizedWeight, Factors, RankFactor
-from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.schemes.pressed_layer import Composed, layer_factors
 from tensorpress.schemes.registry import SCHEMES, register
+from tensorpress.schemes.scheme import Scheme
 from tensorpress.schemes.weight_scheme import WeightScheme
 
 
@@ -47,7 +48,7 @@ class ShiftedLayer(Composed):
         low_rank = nn.functional.linear(nn.functional.linear(x, self.a), self.b, self.offset)
         return low_rank + self.c[0] * x.sum(-1, keepdim=True)
 
-    def held_bias(self) -> nn.Parameter | None:
+    def bias_parameter(self) -> nn.Parameter | None:
         return self.offset
 
     def kernels(self) -> list[Tensor]:
@@ -58,7 +59,7 @@ class ShiftedLayer(Composed):
             for own, kernel in zip(self.kernels(), kernels, strict=True):
                 own.copy_(kernel)
 
-    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+    def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
         return list(kernels)
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
@@ -303,7 +304,7 @@ def test_it_is_in_tables_and_reports(
     tmp_path: Path, net: nn.Sequential, x: Tensor, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = make(net, x, name)
-    show_plan(made)
+    print_plan(made)
     [(option, value)] = OPTIONS[name].items()
     assert name in capsys.readouterr().out
     assert f"4 {option} {value}" in str(made)

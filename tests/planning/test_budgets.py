@@ -62,7 +62,7 @@ def test_skipped_layers_keep_their_parameters():
     model = zoo.build("lenet5")
     made = plan(model, scheme="ada_tucker", budget="params=40_000", skip=["conv*"])
     assert [layer.name for layer in made.layers] == ["ip1", "ip2"]
-    assert made.kept == {"conv1": "skipped by 'conv*'", "conv2": "skipped by 'conv*'"}
+    assert made.unpressed == {"conv1": "skipped by 'conv*'", "conv2": "skipped by 'conv*'"}
     assert made.other_params == 25_500 + 580
     assert made.params <= 40_000
 
@@ -71,7 +71,7 @@ def test_weights_too_small_to_gain_stay_dense():
     net = nn.Sequential(nn.Linear(60, 50), nn.Linear(2, 2), nn.Linear(13, 1))
     made = plan(net, scheme="ada_tucker", budget="params=800")
     assert [layer.name for layer in made.layers] == ["0"]
-    assert made.kept == dict.fromkeys(["1", "2"], "too small to be made smaller")
+    assert made.unpressed == dict.fromkeys(["1", "2"], "too small to be made smaller")
 
 
 def test_a_bare_layer_is_a_model():

@@ -1,4 +1,4 @@
-"""Which layers are found to have their weight used by the modules around them."""
+"""Layers whose weight the modules around them use."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_such_a_layer_is_not_replaced_but_its_weight_may_be_rebuilt():
     model, x = Around(), torch.ones(1, 20)
     plan = tp.plan(model, x, scheme="channel_svd", ranks=2)
     assert [layer.name for layer in plan.layers] == ["called"]
-    assert plan.kept["read"] == REASON
+    assert plan.unpressed["read"] == REASON
     rebuilt = tp.plan(model, x, scheme="tt_weight", ranks=2)
     assert [layer.name for layer in rebuilt.layers] == ["called", "read"]
     with pytest.raises(InvalidArgumentError, match=REASON):
@@ -55,4 +55,4 @@ def test_such_a_layer_is_not_replaced_but_its_weight_may_be_rebuilt():
 def test_a_model_without_values_is_looked_at_as_well():
     with torch.device("meta"):
         model, x = Around(), torch.ones(1, 20)
-    assert REASON in tp.plan(model, x, scheme="channel_svd", ranks=2).kept["read"]
+    assert REASON in tp.plan(model, x, scheme="channel_svd", ranks=2).unpressed["read"]

@@ -69,4 +69,4 @@ def test_a_plan_written_by_hand_counts_its_layers_alone() -> None:
     made = tp.Plan.from_dict({"layers": content["layers"]})
     assert (made.params, made.dense_params) == (4 * 128, 64 * 64)
     assert (made.bytes, made.dense_bytes) == (4 * 4 * 128, 4 * 64 * 64)
-    assert made.kept == {}
+    assert made.unpressed == {}

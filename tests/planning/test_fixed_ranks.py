@@ -25,7 +25,7 @@ def test_modes_and_ranks_are_taken(lenet):
     assert only(made) == LayerPlan(
         "conv2", "ada_tucker", weight_spec((50, 20, 5, 5)), (5, 4, 3), {"modes": (50, 25, 20)}
     )
-    assert made.kept == dict.fromkeys(["conv1", "ip1", "ip2"], "not named in overrides")
+    assert made.unpressed == dict.fromkeys(["conv1", "ip1", "ip2"], "not named in overrides")
 
 
 def test_modes_are_aligned_with_the_axes_and_ranks_follow(lenet):

@@ -54,8 +54,8 @@ def timer_of(dtype: torch.dtype = torch.float32, **options: int) -> LayerTimer:
 def test_ranks_that_were_not_timed_lie_on_the_line_between_those_that_were(bench: Bench) -> None:
     bench.fixed_ms = 0.7
     candidates = [(r,) for r in range(2, 65)]
-    found = timer_of().time_pressed(SVD, LINEAR, candidates, [ROWS])
-    assert found == pytest.approx([0.7 + 160 * r / 1000 for (r,) in candidates])
+    result = timer_of().time_pressed(SVD, LINEAR, candidates, [ROWS])
+    assert result == pytest.approx([0.7 + 160 * r / 1000 for (r,) in candidates])
 
 
 def test_below_the_smallest_rank_timed_no_time_is_saved(bench: Bench) -> None:
@@ -78,11 +78,11 @@ def test_a_pass_that_was_disturbed_makes_no_rank_slower_than_a_larger_one(
             (9.0 if getattr(layer, "ranks", None) in disturbed else 1.0) * undisturbed(layer)
         ),
     )
-    found = timer_of().time_pressed(SVD, LINEAR, [(r,) for r in range(1, 65)], [ROWS])
+    result = timer_of().time_pressed(SVD, LINEAR, [(r,) for r in range(1, 65)], [ROWS])
     timed = {layer.ranks for layer in bench.seen[0][0][1:]}
     assert disturbed <= timed
-    assert found == sorted(found)
-    assert found[-1] == pytest.approx(160 * 64 / 1000)
+    assert result == sorted(result)
+    assert result[-1] == pytest.approx(160 * 64 / 1000)
 
 
 def test_dense_time_adds_up_over_calls(bench: Bench) -> None:
@@ -144,17 +144,10 @@ def test_ranks_that_are_timed_are_multiples(bench: Bench) -> None:
     assert {layer.ranks for layer in layers[1:]} == {(16, 16), (16, 24)}
 
 
-def test_a_whole_model_is_timed_as_its_layers_are(bench: Bench) -> None:
-    timer, layer = timer_of(), nn.Linear(96, 64, bias=False)
-    assert timer.time_model(layer, [torch.zeros(ROWS)]) == timer.time_dense(
-        describe_layer(layer), [ROWS]
-    )
-
-
 def test_a_rebuilt_weight_takes_the_time_of_the_dense_layer(bench: Bench) -> None:
     timer = timer_of()
-    found = timer.time_pressed(scheme("tt_weight"), LINEAR, [(2, 2), (4, 4)], [ROWS])
-    assert found == [timer.time_dense(LINEAR, [ROWS])] * 2
+    result = timer.time_pressed(scheme("tt_weight"), LINEAR, [(2, 2), (4, 4)], [ROWS])
+    assert result == [timer.time_dense(LINEAR, [ROWS])] * 2
     assert [len(layers) for layers, _ in bench.seen] == [1]
 
 
@@ -231,12 +224,12 @@ def test_every_scheme_is_timed_for_real(layer: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(layer_latency, "REPEATS", 3)
     module, shape = LAYERS[layer]
     spec, timer = describe_layer(module), timer_of()
-    for found in rank_schemes().values():
-        if found.refusal(spec) is not None:
+    for result in rank_schemes().values():
+        if result.refusal(spec) is not None:
             continue
-        largest = found.largest_ranks(spec)
-        ranks = [found.attainable(spec, (1,) * len(largest)), largest]
-        times = timer.time_pressed(found, spec, ranks, [torch.Size(shape)])
+        largest = result.largest_ranks(spec)
+        ranks = [result.attainable(spec, (1,) * len(largest)), largest]
+        times = timer.time_pressed(result, spec, ranks, [torch.Size(shape)])
         assert len(times) == 2
         assert all(0 < ms < float("inf") for ms in times)
 

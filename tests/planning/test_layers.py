@@ -25,8 +25,8 @@ def test_tied_weights_stay_dense_and_tied():
     net = Language()
     made = plan(net, scheme="ada_tucker", budget="params=2000")
     assert [layer.name for layer in made.layers] == ["body"]
-    assert made.kept["head"] == "its weight is tied to 'embedding.weight'"
-    assert made.kept["embedding"] == "its weight is tied to 'head.weight'"
+    assert made.unpressed["head"] == "its weight is tied to 'embedding.weight'"
+    assert made.unpressed["embedding"] == "its weight is tied to 'head.weight'"
     pressed = press(net, made)
     assert pressed.head.weight is pressed.embedding.weight
     assert count_params(pressed) == made.params
@@ -44,12 +44,12 @@ def test_a_module_used_twice_is_pressed_once():
 
 def test_layers_without_a_matrix_are_not_listed():
     net = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30), nn.PReLU(), nn.LayerNorm(30))
-    assert not plan(net, scheme="ada_tucker", budget="params=800").kept
+    assert not plan(net, scheme="ada_tucker", budget="params=800").unpressed
 
 
 def test_other_dtypes_stay_dense_with_the_reason():
     net = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 30, dtype=torch.complex64))
-    assert plan(net, scheme="ada_tucker", budget="params=1500").kept == {
+    assert plan(net, scheme="ada_tucker", budget="params=1500").unpressed == {
         "1": "its weight is torch.complex64, not floating point"
     }
 
@@ -58,7 +58,7 @@ def test_parametrized_layers_stay_as_they_are_with_the_reason():
     net = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 30))
     nn.utils.parametrizations.weight_norm(net[1])
     made = plan(net, scheme="ada_tucker", budget="params=1800")
-    assert made.kept == {"1": "its weight is parametrized"}
+    assert made.unpressed == {"1": "its weight is parametrized"}
     assert count_params(press(net, made)) == made.params
 
 

@@ -105,7 +105,7 @@ def test_a_plan_is_plain_data():
     layer = LayerPlan("a", "ada_tucker", weight_spec((4, 6)), (2, 2), {"modes": (6, 4)})
     made = Plan("ada_tucker", (layer,), {"b": "tied"}, 10, 40)
     assert made.to_dict() == {
-        "format": "tensorpress-plan 2",
+        "format": "tensorpress-plan 3",
         "id": made.id,
         "scheme": "ada_tucker",
         "params": 10 + 4 + 20,
@@ -119,7 +119,7 @@ def test_a_plan_is_plain_data():
                 "options": {"modes": [6, 4]},
             }
         },
-        "kept": {"b": "tied"},
+        "unpressed": {"b": "tied"},
     }
 
 
@@ -138,6 +138,16 @@ def test_files_of_format_1_are_read(core, scheme, flags):
     options = {"modes": (6, 4), **flags}
     assert read.layers == (LayerPlan("a", scheme, weight_spec((4, 6)), (2, 2), options),)
     assert Plan.from_dict(read.to_dict()).layers == read.layers
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_before_format_3_call_unpressed_layers_kept(version):
+    old = {"format": f"tensorpress-plan {version}", "layers": {}, "kept": {"b": "tied"}}
+    read = Plan.from_dict(old)
+    assert read.unpressed == {"b": "tied"}
+    assert "kept" not in read.to_dict()
+    with pytest.raises(InvalidArgumentError, match="kept: unknown key"):
+        Plan.from_dict(old | {"unpressed": {}})
 
 
 def test_a_plan_written_by_hand_needs_only_layers():

@@ -38,7 +38,7 @@ def test_a_fraction_of_the_largest_ranks(lenet):
     assert made.layers[1].shape == (50, 20, 5, 5)
     assert made.layers[1].dense_params == 25_000
     assert made.layers[1].factor_params == 20 * 8 + 8 * 20 * 25 + 20 * 50
-    assert (made.dense_params, made.kept) == (431_080, {})
+    assert (made.dense_params, made.unpressed) == (431_080, {})
 
 
 @settings(max_examples=30)
@@ -64,21 +64,21 @@ def test_parameters_are_those_of_the_pressed_model(name, fraction, channels, dat
     for layer in made.layers:
         if layer.name != "1":
             assert layer.factor_params < layer.dense_params
-    assert {layer.name for layer in made.layers} | set(made.kept) == {"0", "1", "2", "3"}
+    assert {layer.name for layer in made.layers} | set(made.unpressed) == {"0", "1", "2", "3"}
     assert count_params(press(net, made, init="glorot")) == made.params
 
 
 def test_layers_that_stay_dense_say_why(lenet):
     whole = plan(lenet, scheme="channel_svd", ranks=1.0, overrides={"conv2": {"ranks": 3}})
     assert ranks_of(whole) == {"conv2": (3,)}
-    assert whole.kept["ip2"] == "ranks (10,) make 5,100 parameters of its 5,000: not smaller"
+    assert whole.unpressed["ip2"] == "ranks (10,) make 5,100 parameters of its 5,000: not smaller"
     one = plan(lenet, scheme="spatial_svd", ranks=5)
-    assert "spatial_svd cannot take it" in one.kept["ip1"]
+    assert "spatial_svd cannot take it" in one.unpressed["ip1"]
     many = plan(lenet, scheme="tucker2", ranks=8)
     assert ranks_of(many) == {"conv2": (8, 8), "ip1": (8, 8), "ip2": (8, 8)}
-    assert many.kept == {"conv1": "rank 1 of (8, 8) must be from 1 to 1, got 8"}
+    assert many.unpressed == {"conv1": "rank 1 of (8, 8) must be from 1 to 1, got 8"}
     some = plan(lenet, scheme="tucker2", ranks=0.1, skip=["ip*"])
-    assert some.kept == dict.fromkeys(["ip1", "ip2"], "skipped by 'ip*'")
+    assert some.unpressed == dict.fromkeys(["ip1", "ip2"], "skipped by 'ip*'")
 
 
 def test_ranks_are_those_a_train_can_have():
@@ -143,7 +143,7 @@ def test_layers_of_both_kinds(lenet):
     }
     made = plan(lenet, scheme="tucker2", overrides=given)
     assert [layer.scheme for layer in made.layers] == ["tucker2", "ada_tucker"]
-    assert made.kept == dict.fromkeys(["conv1", "ip2"], "not named in overrides")
+    assert made.unpressed == dict.fromkeys(["conv1", "ip2"], "not named in overrides")
     pressed = press(lenet, made)
     assert count_params(pressed) == made.params
     assert pressed(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
@@ -232,7 +232,7 @@ def test_ties_stay_dense():
     net = Tied()
     made = plan(net, scheme="channel_svd", ranks=3)
     assert ranks_of(made) == {"free": (3,)}
-    assert made.kept == {
+    assert made.unpressed == {
         "a": "its weight is tied to 'b.weight'",
         "b": "its weight is tied to 'a.weight'",
         "c": "its bias is tied to '.again'",
@@ -248,8 +248,8 @@ def test_what_other_modules_read_stays_dense():
     net = nn.Sequential(nn.Linear(16, 16), layer)
     made = plan(net, scheme="channel_svd", ranks=2)
     assert ranks_of(made) == {"0": (2,)}
-    assert made.kept["1.linear1"] == "nn.TransformerEncoderLayer reads its weight directly"
-    assert "MultiheadAttention" in made.kept["1.self_attn.out_proj"]
+    assert made.unpressed["1.linear1"] == "nn.TransformerEncoderLayer reads its weight directly"
+    assert "MultiheadAttention" in made.unpressed["1.self_attn.out_proj"]
     x = torch.randn(2, 3, 16)
     rebuilt = plan(net, scheme="tt_weight", ranks=0.5)
     assert "1.linear1" in ranks_of(rebuilt)
@@ -268,16 +268,16 @@ def test_hooks_and_own_forward_passes_stay_dense():
     net = nn.Sequential(hooked, Odd(20, 20), nn.Bilinear(9, 9, 9), nn.Linear(20, 20))
     made = plan(net, scheme="channel_svd", ranks=3)
     assert ranks_of(made) == {"3": (3,)}
-    assert "hooks" in made.kept["0"]
-    assert "forward pass of its own" in made.kept["1"]
-    assert "only Linear" in made.kept["2"]
+    assert "hooks" in made.unpressed["0"]
+    assert "forward pass of its own" in made.unpressed["1"]
+    assert "only Linear" in made.unpressed["2"]
 
 
 def test_what_is_pressed_is_not_pressed_again(lenet):
     once = press(lenet, plan(lenet, scheme="tucker2", overrides={"conv2": {"ranks": 5}}))
     again = plan(once, scheme="channel_svd", ranks=0.2)
     assert ranks_of(again).keys() == {"conv1", "ip1", "ip2"}
-    assert again.kept == {"conv2": PRESSED}
+    assert again.unpressed == {"conv2": PRESSED}
     assert count_params(press(once, again)) == again.params
 
 

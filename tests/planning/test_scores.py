@@ -41,7 +41,7 @@ def test_a_file_of_something_else_is_named(tmp_path, content):
         Scores.read(tmp_path / "scores.json")
 
 
-@pytest.mark.parametrize("key", ["metric", "dense", "rule", "layers"])
+@pytest.mark.parametrize("key", ["metric", "dense", "layers"])
 def test_a_file_without_one_key_is_named(tmp_path, key):
     content = SCORES.to_dict()
     del content[key]

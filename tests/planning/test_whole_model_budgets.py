@@ -40,14 +40,14 @@ def held(model):
 def test_the_model_has_what_the_budget_allows(net, rule, kind):
     made = plan(net, IMAGE, scheme="tucker2", allocation=rule, budget=f"{kind}=50%")
     pressed = press(net, made, init="glorot")
-    found = {"params": count_params(pressed), "bytes": held(pressed)}
+    result = {"params": count_params(pressed), "bytes": held(pressed)}
     dense = {"params": count_params(net), "bytes": held(net), "macs": count_macs(net, [IMAGE])}
-    found["macs"] = count_macs(pressed, [IMAGE])
-    assert (made.params, made.bytes, made.macs) == tuple(found.values())
+    result["macs"] = count_macs(pressed, [IMAGE])
+    assert (made.params, made.bytes, made.macs) == tuple(result.values())
     assert (made.dense_params, made.dense_bytes, made.dense_macs) == tuple(dense.values())
     # One number for all layers moves all layers of a kind at once.
     nearest = 0.45 if rule in ("uniform", "evbmf") else 0.49
-    assert nearest * dense[kind] <= found[kind] <= 0.5 * dense[kind]
+    assert nearest * dense[kind] <= result[kind] <= 0.5 * dense[kind]
 
 
 @settings(max_examples=6)
@@ -113,8 +113,8 @@ def test_targets_and_patterns(net):
     made = plan(net, IMAGE, budget="macs=80%", targets=[r"re:layer[12]\..*"], skip=["*.conv2"])
     assert all(layer.name.startswith(("layer1", "layer2")) for layer in made.layers)
     assert not any(layer.name.endswith("conv2") for layer in made.layers)
-    assert made.kept["linear"] == "not among the targets"
-    assert made.kept["layer1.0.conv2"] == "skipped by '*.conv2'"
+    assert made.unpressed["linear"] == "not among the targets"
+    assert made.unpressed["layer1.0.conv2"] == "skipped by '*.conv2'"
     for wrong, message in [
         ({"targets": ["layer9*"]}, "unknown layer or pattern 'layer9\\*'"),
         ({"targets": ["re:("]}, "is no regular expression"),
@@ -136,7 +136,7 @@ def test_layers_that_are_not_called_are_left_alone_for_macs():
 
     made = plan(Idle(), torch.zeros(1, 64), scheme="channel_svd", budget="macs=50%")
     assert [layer.name for layer in made.layers] == ["used"]
-    assert "no ranks make it" in made.kept["idle"]
+    assert "no ranks make it" in made.unpressed["idle"]
 
 
 def test_a_layer_called_twice_costs_twice():
@@ -193,7 +193,7 @@ def test_scores_decide_where_the_budget_goes(net):
     scores = Scores("loss", 0.3, layers)
     made = plan(net, IMAGE, scheme="channel_svd", allocation=scores, budget="macs=96%")
     assert [layer.name for layer in made.layers] == ["layer1.0.conv2"]
-    assert "no ranks" in made.kept["layer2.0.conv1"]
+    assert "no ranks" in made.unpressed["layer2.0.conv1"]
 
 
 def test_weights_come_from_where_they_are_said_to(net):

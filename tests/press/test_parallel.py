@@ -40,13 +40,13 @@ def shared(name, shape):
 @pytest.fixture(scope="module")
 def made(model):
     """A plan of layers that are decomposed alone, and of two that share a core."""
-    found = {
+    result = {
         name: plan(model, scheme=scheme, ranks=0.4, targets=(name,)).layers[0]
         for name, scheme in SCHEMES.items()
     }
-    found["4"] = shared("4", (32, 24))
-    found["6"] = shared("6", (16, 20))
-    return Plan("mixed", tuple(found[key] for key in sorted(found)))
+    result["4"] = shared("4", (32, 24))
+    result["6"] = shared("6", (16, 20))
+    return Plan("mixed", tuple(result[key] for key in sorted(result)))
 
 
 def test_several_processes_find_what_one_finds(model, made):
@@ -56,10 +56,10 @@ def test_several_processes_find_what_one_finds(model, made):
         one, two = (press(model, made, processes=count) for count in (1, 2))
     finally:
         torch.set_num_threads(threads)
-    expected, found = one.state_dict(), two.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
-    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    expected, result = one.state_dict(), two.state_dict()
+    assert result.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in result.items())
+    assert {tensor.dtype for tensor in result.values()} == {torch.bfloat16}
     assert [two[i].relative_error for i in (0, 2, 5)] == [one[i].relative_error for i in (0, 2, 5)]
     assert all(p.requires_grad for p in two.parameters())
 

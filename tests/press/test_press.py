@@ -9,9 +9,9 @@ from tensorpress.decompose import hooi
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.models import zoo
-from tensorpress.schemes.base import initial_std
 from tensorpress.schemes.layer_spec import weight_spec
 from tensorpress.schemes.parametrization import stored_factors
+from tensorpress.schemes.random_init import initial_std
 from tensorpress.schemes.tucker_weight import tucker_weight
 
 SCHEMES = ["ada_tucker", "scada_tucker"]

@@ -48,15 +48,15 @@ def alive(monkeypatch):
         def watch(self, net):
             self.refs = [weakref.ref(module.weight) for module in net if hasattr(module, "weight")]
 
-    found = Alive()
+    result = Alive()
     decomposed = one_by_one.decompose_weight  # type: ignore[attr-defined]
 
     def spy(layer, weight):
-        found.append(sum(ref() is not None for ref in found.refs))
+        result.append(sum(ref() is not None for ref in result.refs))
         return decomposed(layer, weight)
 
     monkeypatch.setattr(one_by_one, "decompose_weight", spy)
-    return found
+    return result
 
 
 @every_scheme

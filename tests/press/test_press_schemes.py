@@ -12,10 +12,10 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_params
 from tensorpress.planning import LayerPlan
 from tensorpress.press.press import build_skeleton
-from tensorpress.schemes.base import initial_std
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.random_init import initial_std
 from tensorpress.schemes.registry import rank_schemes, scheme
 from tensorpress.schemes.tucker_weight import tucker_weight
 
@@ -77,8 +77,8 @@ def test_full_ranks_keep_the_outputs(net, x, name):
 def test_errors_are_those_of_the_decomposition(net):
     pressed = press(net, plan(net, scheme="tucker2", ranks=0.4))
     for key in (0, 3):
-        dense, found = net[key].weight.detach(), pressed[key].dense_weight()
-        error = float((dense - found).norm() / dense.norm())
+        dense, result = net[key].weight.detach(), pressed[key].dense_weight()
+        error = float((dense - result).norm() / dense.norm())
         assert pressed[key].relative_error == pytest.approx(error, abs=1e-6)
         assert 0 < error < 1
 
@@ -200,11 +200,11 @@ def test_a_skeleton_is_what_press_builds(net, name):
     with torch.device("meta"):
         nowhere = build_skeleton(deepcopy(net).to("meta"), made)
     for bare in (build_skeleton(net, made), nowhere):
-        expected, found = (
+        expected, result = (
             [(key, p.shape, p.requires_grad) for key, p in model.named_parameters()]
             for model in (pressed, bare)
         )
-        assert found == expected
+        assert result == expected
     assert isinstance(net[0], Pressed) == (name not in ("tt_weight", "ada_tucker", "scada_tucker"))
 
 

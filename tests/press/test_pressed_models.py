@@ -97,11 +97,11 @@ def test_a_state_dict_fills_a_skeleton_and_nothing_is_missing(name, x):
 def test_another_dtype_is_taken_later(name, dtype, x):
     pressed, _ = pressed_by(name)
     expected = pressed(x)
-    found = pressed.to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
+    result = pressed.to(dtype)(x.to(dtype))
+    assert result.dtype == dtype
     assert {p.dtype for p in pressed.parameters()} == {dtype}
     tolerance = 1e-5 if dtype == torch.float64 else 0.1 * float(expected.detach().abs().max())
-    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=0)
 
 
 @every_scheme
@@ -111,8 +111,8 @@ def test_a_plan_made_in_single_precision_suits_another_one(name, dtype, x):
     pressed = press(seeded().to(dtype), made)
     assert {p.dtype for p in pressed.parameters()} == {dtype}
     expected = single(x)
-    found = pressed.float()(x)
-    error = float(((found - expected).norm() / expected.norm()).detach())
+    result = pressed.float()(x)
+    error = float(((result - expected).norm() / expected.norm()).detach())
     assert error < 0.2
 
 

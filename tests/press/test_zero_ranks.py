@@ -12,12 +12,13 @@ from tensorpress.measure import count_params
 from tensorpress.models.zoo import build
 from tensorpress.planning import plan_from_model
 from tensorpress.press.zero_ranks import drop_zero_ranks
-from tensorpress.schemes.base import layer_factors
+from tensorpress.schemes.canonical_kernel import to_canonical
 from tensorpress.schemes.chain_builder import PressedLayer
 from tensorpress.schemes.channel_svd import ChannelSVD
-from tensorpress.schemes.layer_spec import spec_of, to_canonical, weight_spec
+from tensorpress.schemes.layer_spec import read_spec, weight_spec
 from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.press_layer import press_layer
+from tensorpress.schemes.pressed_layer import layer_factors
 from tensorpress.schemes.registry import rank_schemes, scheme
 
 
@@ -47,13 +48,13 @@ def check(model: nn.Module, layer: nn.Module) -> dict[str, tuple[int, ...]]:
     """Drop what is zero, compare outputs and parameters; return the new ranks."""
     expected, params = outputs(model, layer), count_params(model)
     before = {planned.name: planned.ranks for planned in plan_from_model(model).layers}
-    found = drop_zero_ranks(model)
+    result = drop_zero_ranks(model)
     torch.testing.assert_close(outputs(model, layer), expected, rtol=1e-9, atol=1e-9)
     after = {planned.name: planned.ranks for planned in plan_from_model(model).layers}
-    assert found == {name: ranks for name, ranks in after.items() if ranks != before[name]}
-    assert (count_params(model) < params) == bool(found)
+    assert result == {name: ranks for name, ranks in after.items() if ranks != before[name]}
+    assert (count_params(model) < params) == bool(result)
     assert drop_zero_ranks(model) == {}
-    return found
+    return result
 
 
 CHAINS = [
@@ -73,7 +74,7 @@ CHAINS = [
 def kernel(pressed: PressedLayer, number: int) -> torch.Tensor:
     """A view (groups, out, in, *kernel) of a layer of a chain."""
     part, groups = pressed[number], pressed.stages[number].groups
-    return to_canonical(part.weight.data, groups, flipped=spec_of(part).flipped)
+    return to_canonical(part.weight.data, groups, flipped=read_spec(part).flipped)
 
 
 @pytest.mark.parametrize(("scheme", "dense", "rank"), CHAINS, ids=str)
@@ -115,8 +116,8 @@ def test_a_layer_of_zeros_keeps_rank_1(scheme: str) -> None:
     pressed = seeded(press_layer(dense, scheme, 3))
     with torch.no_grad():
         next(p for p in pressed.parameters() if p.ndim > 1).zero_()
-    found = check(nn.Sequential(pressed), dense)
-    assert set(found["0"]) == {1}
+    result = check(nn.Sequential(pressed), dense)
+    assert set(result["0"]) == {1}
 
 
 @pytest.mark.parametrize(
@@ -148,8 +149,8 @@ def test_trains_lose_indices(scheme: str, dense: nn.Module, ranks: object) -> No
             factors[0][..., 1] = 0
             lost = [1] + [0] * (len(factors) - 2)
     before = plan_from_model(nn.Sequential(pressed)).layers[0].ranks
-    found = check(nn.Sequential(pressed), dense)
-    assert found == {"0": tuple(r - gone for r, gone in zip(before, lost, strict=True))}
+    result = check(nn.Sequential(pressed), dense)
+    assert result == {"0": tuple(r - gone for r, gone in zip(before, lost, strict=True))}
 
 
 def tucker(scheme: str = "ada_tucker", **flags: bool) -> nn.Module:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.alternating_fit import conjugate_gradients, fit_kernels, response_error
-from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
+from tensorpress.schemes.canonical_kernel import layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.stages import compose
 
@@ -36,7 +37,7 @@ def started(name: str, conv: nn.Module, ranks: tuple[int, ...]) -> tuple[list[Te
     spec = describe_layer(conv)
     kernel = to_working_precision(layer_kernel(conv, spec))
     chain = scheme(name)
-    return chain.factorize(spec, kernel, chain.attainable(spec, ranks), ()).kernels, kernel  # type: ignore[attr-defined]
+    return chain.factorize(spec, kernel, chain.attainable(spec, ranks), ()).factors, kernel  # type: ignore[attr-defined]
 
 
 def test_three_matrices_reach_the_closed_form_of_a_known_covariance() -> None:

@@ -11,7 +11,8 @@ from tensorpress.decompose.precision import to_working_precision
 from tensorpress.reconstruct import admm, channel_selection
 from tensorpress.reconstruct.alternating_fit import response_error
 from tensorpress.reconstruct.channel_selection import choose_channels
-from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
+from tensorpress.schemes.canonical_kernel import layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.press_layer import press_layer
 

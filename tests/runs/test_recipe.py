@@ -54,7 +54,10 @@ def test_the_recipes_of_the_project(path: Path) -> None:
         assert not plan.layers
         return
     assert plan.params < plan.dense_params / 3
-    assert not any("not named" in reason for reason in plan.kept.values()) or "resnet" in path.stem
+    assert (
+        not any("not named" in reason for reason in plan.unpressed.values())
+        or "resnet" in path.stem
+    )
 
 
 RANKS = "a list of positive numbers, one for all, a fraction, " + " or ".join(NAMES)
@@ -381,7 +384,7 @@ def test_a_recipe_is_planned_as_it_says() -> None:
     )
     plan = plan_recipe(build("lenet300100"), recipe)
     assert plan.params <= 9_000
-    assert plan.kept == {"ip3": "skipped by 'ip3'"}
+    assert plan.unpressed == {"ip3": "skipped by 'ip3'"}
 
 
 @pytest.mark.parametrize(

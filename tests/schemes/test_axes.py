@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorpress.decompose import unfold
-from tensorpress.schemes.reshape_modes import align_modes, axes_for
+from tensorpress.schemes.reshape_modes import align_modes, choose_axes
 from tensorpress.schemes.tucker_weight import TuckerWeight
 
 
@@ -27,16 +27,16 @@ def shape_and_modes(draw):
 
 
 def test_a_kernel_keeps_its_axes_whole():
-    assert axes_for((50, 20, 5, 5), (50, 25, 20)) == (0, 2, 3, 1)
+    assert choose_axes((50, 20, 5, 5), (50, 25, 20)) == (0, 2, 3, 1)
     weight = torch.randn(50, 20, 5, 5)
-    tensor = TuckerWeight(weight.shape, (50, 25, 20), (1, 1, 1)).reshaped(weight)
+    tensor = TuckerWeight(weight.shape, (50, 25, 20), (1, 1, 1)).reshape(weight)
     assert torch.equal(tensor, weight.flatten(2).transpose(1, 2))
 
 
 def test_a_linear_is_cut_along_its_axes():
     tensor = torch.arange(400_000).reshape(500, 800)
     tucker = TuckerWeight((500, 800), (20, 25, 40, 20), (1,) * 4)
-    assert torch.equal(tucker.reshaped(tensor), tensor.reshape(20, 25, 40, 20))
+    assert torch.equal(tucker.reshape(tensor), tensor.reshape(20, 25, 40, 20))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_mode_that_can_be_a_set_of_axes_is_one(shape, modes):
     weight = torch.arange(prod(shape)).reshape(shape)
     tucker = TuckerWeight(shape, modes, (1,) * len(modes))
     for mode in range(len(modes)):
-        rows = {frozenset(row.tolist()) for row in unfold(tucker.reshaped(weight), mode)}
+        rows = {frozenset(row.tolist()) for row in unfold(tucker.reshape(weight), mode)}
         slices = [
             weight.permute(*order).reshape(modes[mode], -1)
             for order in permutations(range(len(shape)))
@@ -65,10 +65,10 @@ def test_a_mode_that_can_be_a_set_of_axes_is_one(shape, modes):
 @given(shape_and_modes())
 def test_the_weights_own_order_comes_first_and_the_result_is_an_order(case):
     shape, modes = case
-    axes = axes_for(shape, modes)
+    axes = choose_axes(shape, modes)
     assert sorted(axes) == list(range(len(shape)))
-    assert axes_for.__wrapped__(shape, modes) == axes
-    assert axes_for(shape, shape) == tuple(range(len(shape)))
+    assert choose_axes.__wrapped__(shape, modes) == axes
+    assert choose_axes(shape, shape) == tuple(range(len(shape)))
 
 
 @given(shape_and_modes())
@@ -97,7 +97,7 @@ def test_reshaping_loses_nothing(case):
     shape, modes = case
     weight = torch.arange(prod(shape), dtype=torch.float64).reshape(shape)
     tucker = TuckerWeight(shape, modes, modes)
-    tensor = tucker.reshaped(weight)
+    tensor = tucker.reshape(weight)
     assert tensor.shape == modes
     assert torch.equal(tucker(tensor, *(torch.eye(n, dtype=torch.float64) for n in modes)), weight)
 

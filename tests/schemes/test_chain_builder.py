@@ -9,6 +9,7 @@ from torch import nn
 
 from tensorpress.schemes.chain_builder import PressedLayer, build_chain, dense_layer, fill_chain
 from tensorpress.schemes.layer_spec import KINDS, describe_layer
+from tensorpress.schemes.pressed_layer import copy_bias
 from tensorpress.schemes.stages import Stage, compose
 
 EMPTY = torch.empty(0)
@@ -47,8 +48,10 @@ def test_any_chain_computes_what_the_kernel_it_composes_to_does(kind, data):
     bias = case.layer.bias
     like = case.layer.weight.detach()
     layers, dense = build_chain(spec, stages, like=like), dense_layer(spec, like=like)
-    fill_chain(layers, kernels, bias)
-    fill_chain([dense], [compose(kernels, spec.groups)], bias)
+    fill_chain(layers, kernels)
+    fill_chain([dense], [compose(kernels, spec.groups)])
+    for last in (layers[-1], dense):
+        copy_bias(bias, last)
     torch.testing.assert_close(
         nn.Sequential(*layers)(case.example), dense(case.example), atol=1e-9, rtol=1e-9
     )
@@ -125,7 +128,8 @@ def test_device_and_dtype_are_given_and_nothing_is_drawn(like):
 def test_values_are_copied_and_converted():
     layer = nn.Linear(3, 2).half()
     kernel, bias = torch.randn(1, 2, 3, dtype=torch.float64), torch.randn(2)
-    fill_chain([layer], [kernel], bias)
+    fill_chain([layer], [kernel])
+    copy_bias(bias, layer)
     assert torch.equal(layer.weight, kernel[0].half())
     assert torch.equal(layer.bias, bias.half())
     kernel.zero_()
@@ -151,6 +155,6 @@ def test_a_pressed_layer_knows_its_bias_and_shows_its_scheme():
         spec = describe_layer(nn.Linear(6, 4, bias=bias))
         stages = (Stage(1, 2, 6), Stage(1, 4, 2))
         pressed = PressedLayer(spec, stages, scheme="channel_svd", ranks=[2], like=EMPTY)
-        assert pressed.held_bias() is pressed[1].bias
+        assert pressed.bias_parameter() is pressed[1].bias
         assert (pressed.ranks, pressed.stages, pressed.relative_error) == ((2,), stages, None)
         assert "channel_svd, ranks=(2,)" in repr(pressed)

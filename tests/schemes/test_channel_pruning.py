@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import tensorpress as tp
+from tensorpress.schemes.canonical_kernel import layer_kernel
 from tensorpress.schemes.channel_pruning import PrunedLayer
-from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme
 

@@ -9,7 +9,7 @@ from torch import nn
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme
-from tensorpress.schemes.tensor_train import TrainOfMatrix
+from tensorpress.schemes.tt_matrix import TrainOfMatrix
 from tensorpress.schemes.tt_weight import TTWeightScheme
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
+from tensorpress.schemes.canonical_kernel import layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.rank_grid import discarded_energy, thin_grid
 from tensorpress.schemes.registry import scheme

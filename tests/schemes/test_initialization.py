@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tensorpress.decompose import tucker_to_tensor
-from tensorpress.schemes.base import initial_std
+from tensorpress.schemes.random_init import initial_std
 from tensorpress.schemes.tucker_weight import TuckerWeight, balance_tucker
 
 

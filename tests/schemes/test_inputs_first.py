@@ -6,12 +6,8 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes import chain_builder
-from tensorpress.schemes.layer_spec import (
-    describe_layer,
-    kernel_to_weight,
-    layer_kernel,
-    refuse_layer,
-)
+from tensorpress.schemes.canonical_kernel import kernel_to_weight, layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer, refuse_layer
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import rank_schemes, scheme
 

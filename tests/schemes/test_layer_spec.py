@@ -9,14 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer_spec import (
-    KINDS,
-    LayerSpec,
-    describe_layer,
-    kernel_to_weight,
-    layer_kernel,
-    refuse_layer,
-)
+from tensorpress.schemes.canonical_kernel import kernel_to_weight, layer_kernel
+from tensorpress.schemes.layer_spec import KINDS, LayerSpec, describe_layer, refuse_layer
 from tensorpress.schemes.registry import rank_schemes, scheme
 
 KIND_NAMES = [kind.__name__ for kind in KINDS]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.errors import CorruptFileError
-from tensorpress.schemes.layer_spec import describe_layer, layer_kernel
+from tensorpress.schemes.canonical_kernel import layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.low_rank_sparse import LowRankSparseLayer
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.schemes.registry import scheme

@@ -9,9 +9,10 @@ from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import EnergyRanks, FixedRanks, evbmf
-from tensorpress.schemes.base import Cost, Factorized, LayerScheme
+from tensorpress.schemes.layer_scheme import LayerScheme
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
+from tensorpress.schemes.scheme import Cost, Factorized
 from tensorpress.schemes.stages import Stage, pointwise_kernel
 
 

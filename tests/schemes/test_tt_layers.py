@@ -14,8 +14,8 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.press_layer import press_layer, unpress_layer
 from tensorpress.schemes.registry import scheme
-from tensorpress.schemes.tensor_train import TrainOfMatrix, covering_modes
 from tensorpress.schemes.tt_layers import TTEmbedding, TTLinear
+from tensorpress.schemes.tt_matrix import TrainOfMatrix, covering_modes
 
 
 def filled(kind, layer, row_modes, column_modes, ranks):

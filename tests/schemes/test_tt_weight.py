@@ -60,7 +60,7 @@ def test_the_train_is_the_best_to_one_cut():
     """Of two modes, the TT-SVD is the SVD of the unfolding."""
     layer = nn.Linear(12, 10).double()
     tt = TTWeight((10, 12), (5, 2), (3, 4), (4,))
-    values = torch.linalg.svdvals(tt.reshaped(layer.weight.detach()))
+    values = torch.linalg.svdvals(tt.reshape(layer.weight.detach()))
     tt.attach(layer)
     expected = values[4:].norm() / values.norm()
     assert tt.relative_error == pytest.approx(float(expected), rel=1e-9)

@@ -9,7 +9,7 @@ from tensorpress.sensitivity.candidates import (
     bisection_order,
     fill_scores,
     job_name,
-    measuring_order,
+    order_candidates,
 )
 
 
@@ -23,8 +23,8 @@ ESTIMATED = {job_name(choice): 1.0 / choice.ranks[0] for group in GROUPS for cho
 
 
 def _scores(measured: dict[str, float]) -> dict[str, list[float]]:
-    found = fill_scores(GROUPS, measured, ESTIMATED)
-    return {layer: [choice.score for choice in choices] for layer, choices in found.items()}
+    result = fill_scores(GROUPS, measured, ESTIMATED)
+    return {layer: [choice.score for choice in choices] for layer, choices in result.items()}
 
 
 def test_without_measurements_scores_are_the_estimates():
@@ -57,7 +57,7 @@ def test_a_layer_without_measurements_is_scaled_by_the_model():
 
 def test_middles_come_first_and_of_them_what_loses_most():
     estimated = {**ESTIMATED, job_name(GROUPS[1][1]): 9.0}
-    order = [(choice.name, choice.ranks[0]) for choice in measuring_order(GROUPS, estimated)]
+    order = [(choice.name, choice.ranks[0]) for choice in order_candidates(GROUPS, estimated)]
     assert order[:2] == [("b", 2), ("a", 2)]
     assert sorted(order) == [(layer, rank) for layer in "ab" for rank in (1, 2, 3)]
 

@@ -1,4 +1,4 @@
-"""Loading a pressed model from its folder, and building Transformers models from a config."""
+"""Loading of a pressed model from its folder, and of Transformers models from a config."""
 
 import os
 from contextlib import suppress
@@ -34,16 +34,15 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     Parameters
     ----------
     folder : path
-        With ``plan.json`` and the weights as safetensors, in one file or in shards.
+        The folder, with ``plan.json`` and the weights as safetensors, in one file or in shards.
     model : nn.Module, optional
-        A dense model of the same architecture, whatever its weights; it may be on the meta device,
-        and is left untouched. Not needed where the folder has the ``config.json`` of a model of
-        transformers.
+        A dense model of the same architecture with any weights, unchanged; it may be on the meta
+        device. A folder with the ``config.json`` of a model of transformers needs none.
 
     Returns
     -------
     nn.Module
-        On the CPU, in eval mode, every tensor in the type it is stored in.
+        The pressed model on the CPU, in eval mode, with every tensor in the stored dtype.
 
     Raises
     ------
@@ -52,7 +51,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     CorruptFileError
         If a file is truncated or damaged.
     ModelMismatchError
-        If model, plan and weights do not fit each other; it names the layer or the tensor.
+        If model, plan and weights do not fit each other, naming the layer or the tensor.
 
     Examples
     --------
@@ -66,51 +65,44 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     >>> load_checkpoint(folder, net)[0].ranks
     (4,)
     """
-    place = Path(folder)
-    files = TensorFiles(place)
-    if not (place / PLAN).is_file():
-        raise DataNotFoundError(f"{place} has no {PLAN}: it is not, or not yet, a pressed model")
-    plan = Plan.read(place / PLAN)
-    dense = model_from_config(place) if model is None else to_meta(model)
+    files = TensorFiles(folder)
+    path = files.folder / PLAN
+    if not path.is_file():
+        raise DataNotFoundError(f"{folder} has no {PLAN}: it is not, or not yet, a pressed model")
+    plan = Plan.read(path)
+    dense = model_from_config(files.folder) if model is None else to_meta(model)
     pressed = build_skeleton(dense, plan)
     names = _stored_names(pressed, files)
     check_fits(pressed, names, files)
     fill_parameters(pressed, names, files.read)
-    _check_values(place, pressed)
-    check_read(pressed, str(place))
-    return pressed.cpu().eval()
-
-
-def _stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
-    """Return the stored name of every tensor of a model, by the first of its own names."""
-    found, missing = {}, []
-    left = dict.fromkeys(files.tensors)
-    for first, names in tied_names(model).items():
-        held = [name for name in names if name in left]
-        for name in held:
-            del left[name]
-        if held:
-            found[first] = held[0]
-        else:
-            missing.append(first)
-    if missing:
-        raise ModelMismatchError(
-            f"{files.folder} has no {format_names(missing)}, which the model needs"
-        )
-    if left:
-        raise ModelMismatchError(
-            f"{files.folder} has {format_names(list(left))}, the model has not"
-        )
-    return found
-
-
-def _check_values(folder: Path, model: nn.Module) -> None:
-    for name, buffer in model.named_buffers():
+    for name, buffer in pressed.named_buffers():
         if buffer.is_meta:
             raise ModelMismatchError(
                 f"{folder} does not hold the buffer {name!r}, which has no values in the model "
                 "given: give one that is not on the meta device"
             )
+    check_read(pressed, str(folder))
+    return pressed.cpu().eval()
+
+
+def _stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
+    """Return the stored name of every tensor of a model, by its first name in the model."""
+    stored, missing, known = {}, [], set[str]()
+    for first, names in tied_names(model).items():
+        known.update(names)
+        name = next((name for name in names if name in files.tensors), None)
+        if name is None:
+            missing.append(first)
+        else:
+            stored[first] = name
+    unknown = [name for name in files.tensors if name not in known]
+    if missing:
+        raise ModelMismatchError(
+            f"{files.folder} has no {format_names(missing)}, which the model needs"
+        )
+    if unknown:
+        raise ModelMismatchError(f"{files.folder} has {format_names(unknown)}, the model has not")
+    return stored
 
 
 CONFIG = "config.json"
@@ -118,9 +110,9 @@ GENERATION = "generation_config.json"
 
 
 def model_from_config(folder: Path) -> nn.Module:
-    """Return the model that a ``config.json`` names: parameters on the meta device, buffers real.
+    """Return the model of a ``config.json``, with its parameters on the meta device.
 
-    Buffers that no file holds, such as the frequencies of rotary embeddings, have their values.
+    Buffers, such as the frequencies of rotary embeddings, have values.
 
     Raises
     ------
@@ -138,7 +130,7 @@ def model_from_config(folder: Path) -> nn.Module:
         torchvision_models()
     with init_empty_weights(include_buffers=False):
         model = build_hugging_face(str(folder), {}, empty=True)
-    # Parameters that were put on the meta device one by one are tied no more.
+    # Parameters that were moved to the meta device one by one are no longer tied.
     model.tie_weights()  # type: ignore[operator]
     if (folder / GENERATION).is_file():
         generation = require("transformers", "a model of Hugging Face").GenerationConfig

@@ -1,4 +1,4 @@
-"""What of a model a checkpoint holds, by name, and how values get into it."""
+"""Models on the meta device: the names of their tensors, and values for them."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -12,7 +12,7 @@ from tensorpress.planning.plan_from_model import plan_from_model
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of every tensor of a model's state, by the first of them.
+    """Return all names of every tensor of a model's state, by its first name.
 
     Raises
     ------
@@ -37,16 +37,16 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
 def fill_parameters(
     model: nn.Module, names: Mapping[str, str], read: Callable[[str], Tensor]
 ) -> None:
-    """Replace the tensors of a model's state; those that are tied stay so.
+    """Replace the tensors of a model's state; tied tensors stay tied.
 
     Parameters
     ----------
     model : nn.Module
-        May be on the meta device.
+        The model, which may be on the meta device.
     names : mapping of str to str
-        The first name of every tensor, to the name that ``read`` takes.
+        The name for ``read`` of every tensor, by its first name in the model.
     read : callable
-        From a name to values, of any type and device but of the same shape.
+        Function from a name to a tensor of the same shape, of any dtype and device.
     """
     groups, state = tied_names(model), model.state_dict(keep_vars=True)
     values: dict[str, Tensor] = {}
@@ -59,33 +59,34 @@ def fill_parameters(
 
 
 def check_fits(model: nn.Module, names: Mapping[str, str], files: TensorFiles) -> None:
-    """Raise a `ModelMismatchError` unless stored tensors have the shapes of a model's.
+    """Raise a `ModelMismatchError` if stored tensors do not fit a model.
 
     Parameters
     ----------
     model : nn.Module
-        May be on the meta device.
+        The model, which may be on the meta device.
     names : mapping of str to str
-        Names in the model's state to names in the files.
+        The names of tensors in the files, by their names in the model's state.
     files : TensorFiles
-        What is stored.
+        The stored tensors.
     """
     state = model.state_dict(keep_vars=True)
-    for name, held in names.items():
-        found, expected = files.tensors[held], state[name]
-        if found.shape != tuple(expected.shape):
+    for name, stored_name in names.items():
+        stored, expected = files.tensors[stored_name], state[name]
+        if stored.shape != tuple(expected.shape):
             raise ModelMismatchError(
-                f"{files.folder}: {held!r} has shape {found.shape}, the model expects "
+                f"{files.folder}: {stored_name!r} has shape {stored.shape}, the model expects "
                 f"{tuple(expected.shape)}"
             )
-        if found.dtype.is_floating_point != expected.dtype.is_floating_point:
+        if stored.dtype.is_floating_point != expected.dtype.is_floating_point:
             raise ModelMismatchError(
-                f"{files.folder}: {held!r} is {found.dtype}, the model expects {expected.dtype}"
+                f"{files.folder}: {stored_name!r} is {stored.dtype}, the model expects "
+                f"{expected.dtype}"
             )
 
 
 def to_meta(model: nn.Module) -> nn.Module:
-    """Return a copy of a dense model with its parameters on the meta device, tied ones still tied.
+    """Return a copy of a dense model with its parameters on the meta device; tied ones stay tied.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Pressing a checkpoint tensor by tensor, without ever holding the model."""
+"""Pressing of a checkpoint tensor by tensor, without loading the model."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -31,12 +30,12 @@ from tensorpress.utils.jobs import JobFolder
 from tensorpress.utils.progress import ByteProgress
 
 JOBS = ".press"
-"""The folder, in the one that is written, of what is done so far."""
+"""The folder, within the output, of the shards that are done."""
 
 NOT_COPIED = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
 )
-"""Suffixes of weights in any form."""
+"""Suffixes of files of weights."""
 
 
 def press_checkpoint(
@@ -54,9 +53,8 @@ def press_checkpoint(
 
     The model is built on the meta device; weights are read, pressed and written one at a time, so
     that memory holds a few times the largest of them. Every shard becomes a pressed shard of the
-    same name, in the same types; `load_checkpoint` loads the result.
-
-    The same call made again after it was stopped goes on with the shards that are not done.
+    same name, in the same dtypes; `load_checkpoint` loads the result. After an interruption, the
+    same call continues with the shards that are not done.
 
     Parameters
     ----------
@@ -64,39 +62,39 @@ def press_checkpoint(
         A folder in Hugging Face's layout: safetensors, in one file or in shards with an index, and
         ``config.json``.
     out : path
-        A new folder, an empty one, or one where the same was begun. Other files than weights are
-        copied to it.
+        A new folder, an empty one, or the folder of an interrupted call. Files other than weights
+        are copied to it.
     plan : Plan, optional
-        How to press; without it, `tensorpress.plan` makes one from the options.
+        The plan; without it, `tensorpress.plan` makes one from the options.
     model : nn.Module, optional
-        A dense model of the architecture, on the meta device if you like. Not needed where
+        A dense model of the architecture, which may be on the meta device. It is not needed if
         ``config.json`` names a model of transformers.
     example_inputs : Tensor or sequence of Tensor, optional
-        As for `tensorpress.plan`, where there is no plan yet.
+        Arguments of one forward pass, as for `tensorpress.plan`, without a plan.
     processes : int
-        How many shards are pressed at a time, each by a process with one thread. A script that asks
-        for several must start its work under ``if __name__ == "__main__":``.
+        Number of shards that are pressed at a time, each by a process with one thread. A script
+        with several must start its work under ``if __name__ == "__main__":``.
     executor : Executor, optional
-        Where shards are pressed, in place of processes: any `concurrent.futures.Executor`, such as
-        that of a Dask client, whose workers see both folders.
+        Workers in place of processes: any `concurrent.futures.Executor`, such as that of a Dask
+        client, whose workers see both folders.
     **options
-        The other options of `tensorpress.plan`, where there is no plan yet: ``scheme``, ``ranks``,
-        ``budget`` and the like. Rules that look at weights read them one at a time.
+        The other options of `tensorpress.plan`, without a plan: ``scheme``, ``ranks``, ``budget``
+        and so on. Rules that read weights read them one at a time.
 
     Returns
     -------
     Plan
-        What was done; it is in ``plan.json`` as well.
+        The plan by which the checkpoint was pressed, which is also in ``plan.json``.
 
     Raises
     ------
     DataNotFoundError, CorruptFileError
         For files that are missing, truncated or damaged.
     ModelMismatchError
-        If the checkpoint is not one of the model, or the plan not one for it.
+        If the checkpoint or the plan does not fit the model.
     InvalidArgumentError
-        For NaN or infinite weights (naming shard and layer), a plan that cannot be made, options
-        beside a plan, or an ``out`` that holds something else.
+        For NaN or infinite weights (naming shard and layer), options that give no plan, options
+        beside a plan, or an ``out`` with other files.
 
     Examples
     --------
@@ -113,20 +111,20 @@ def press_checkpoint(
     """
     if plan is not None and (options or example_inputs is not None):
         raise InvalidArgumentError("give either a plan or what it is made from")
-    files, place = TensorFiles(source), Path(out)
-    _check_folders(files.folder, place)
+    files, folder = TensorFiles(source), Path(out)
+    _check_folders(files.folder, folder)
     dense = (model_from_config(files.folder) if model is None else to_meta(model)).to("meta")
     names = match_tensor_names(dense, files)
-    stored = {own: name for name, own in reversed(names.items())}
-    fill_parameters(dense, stored, lambda name: _empty(files, name))
+    stored = {name: stored_name for stored_name, name in reversed(names.items())}
+    fill_parameters(dense, stored, lambda name: files.tensors[name].empty())
     if plan is None:
-        plan = _stored_plan(files, place, dense, stored, example_inputs, options)
-    work = ShardPress(files, place, dense, names, stored, route_tensors(dense, plan))
+        plan = _make_plan(files, folder, dense, stored, example_inputs, options)
+    work = ShardPress(files, folder, dense, names, stored, route_tensors(dense, plan))
     subject = {"source": files.fingerprint, "plan": plan.id}
-    jobs = JobFolder(place / JOBS / "shards", subject)
+    jobs = JobFolder(folder / JOBS / "shards", subject)
     with open_executor(processes, executor) as workers:
         _press_shards(work, jobs, workers)
-    _finish(work, plan, jobs.results())
+    _write_others(work, plan, jobs.results())
     return plan
 
 
@@ -140,12 +138,13 @@ def _press_shards(work: ShardPress, jobs: JobFolder, executor: Executor | None) 
     with ByteProgress(sum(sizes.values())) as progress:
         for shard in done:
             progress.end(shard, sizes[shard])
-        left = [shard for shard in sizes if shard not in done]
+        shards = [shard for shard in sizes if shard not in done]
         if executor is None:
-            results = jobs.iterate({shard: (shard, progress) for shard in left}, work.press)
+            results = jobs.iterate({shard: (shard, progress) for shard in shards}, work.press)
         else:
             data = pickle.dumps(work)
-            results = jobs.iterate({shard: (data, shard) for shard in left}, press_shard, executor)
+            arguments = {shard: (data, shard) for shard in shards}
+            results = jobs.iterate(arguments, press_shard, executor)
         for shard, _ in results:
             progress.end(shard, sizes[shard])
 
@@ -159,12 +158,7 @@ def _check_folders(source: Path, out: Path) -> None:
         raise InvalidArgumentError(f"{out} has other files: give a new or an empty folder")
 
 
-def _empty(files: TensorFiles, name: str) -> Tensor:
-    stored = files.tensors[name]
-    return torch.empty(stored.shape, dtype=stored.dtype, device="meta")
-
-
-def _stored_plan(
+def _make_plan(
     files: TensorFiles,
     out: Path,
     dense: nn.Module,
@@ -172,37 +166,33 @@ def _stored_plan(
     example_inputs: Tensor | Sequence[Tensor] | None,
     options: PlanOptions,
 ) -> Plan:
-    """Return the plan that was made when the work began."""
+    """Return the plan of the first call with these options; a continued call reads it."""
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     inputs = None if inputs is None else [x.to("meta") for x in inputs]
-    told = {key: repr(value) for key, value in options.items()}
-    told["inputs"] = repr(None if inputs is None else [(tuple(x.shape), x.dtype) for x in inputs])
-    subject = {"source": files.fingerprint, **told}
+    subject = {"source": files.fingerprint, **{key: repr(x) for key, x in options.items()}}
+    subject["inputs"] = repr(inputs and [(tuple(x.shape), x.dtype) for x in inputs])
     digest = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
-    # What cannot be planned is asked for again in other words, which must not be refused.
+    # One folder for each set of options, so that a failed plan can be made again with others.
     jobs = JobFolder(out / JOBS / f"plan-{digest}", subject)
 
     def weight(layer: str) -> Tensor:
         return files.read(stored[f"{layer}.weight" if layer else "weight"])
 
-    def planned() -> dict[str, Any]:
-        made = make_plan(dense, inputs, **options, weights=weight)
-        return replace(made, kept={**made.kept, **_loose_tensors(dense)}).to_dict()
+    def compute() -> dict[str, Any]:
+        plan = make_plan(dense, inputs, **options, weights=weight)
+        # Tensors that are no layer's weight, such as all experts in one.
+        others = {
+            name: f"a tensor of {tensor.ndim} axes that is not the weight of a layer"
+            for name, tensor in dense.named_parameters()
+            if tensor.squeeze().ndim > 1 and name.rpartition(".")[2] != "weight"
+        }
+        return replace(plan, unpressed={**plan.unpressed, **others}).to_dict()
 
-    return Plan.from_dict(jobs.run({"plan": ()}, planned, title="planning")["plan"])
-
-
-def _loose_tensors(model: nn.Module) -> dict[str, str]:
-    """Return the tensors that no layer has as its weight, such as all experts in one, and why."""
-    return {
-        name: f"a tensor of {tensor.ndim} axes that is not the weight of a layer"
-        for name, tensor in model.named_parameters()
-        if tensor.squeeze().ndim > 1 and name.rpartition(".")[2] != "weight"
-    }
+    return Plan.from_dict(jobs.run({"plan": ()}, compute, title="planning")["plan"])
 
 
-def _finish(work: ShardPress, plan: Plan, sizes: Mapping[str, int]) -> None:
-    """Check that all shards are there, and write all that is not weights, the index last."""
+def _write_others(work: ShardPress, plan: Plan, sizes: Mapping[str, int]) -> None:
+    """Check that all shards are complete, and write all other files, the index last."""
     for shard, size in sizes.items():
         path = work.out / shard
         if not path.is_file() or path.stat().st_size != size:
@@ -212,20 +202,16 @@ def _finish(work: ShardPress, plan: Plan, sizes: Mapping[str, int]) -> None:
     _copy_others(work.files.folder, work.out)
     plan.save(work.out / PLAN)
     if (work.files.folder / INDEX).is_file():
-        outputs = {shard: work.outputs(shard) for shard in sizes}
-        tensors = {name: tensor for held in outputs.values() for name, tensor in held.items()}
-        places = {name: shard for shard, held in outputs.items() for name in held}
-        write_index(work.out, tensors, places)
+        write_index(work.out, {shard: work.outputs(shard) for shard in sizes})
 
 
 def _copy_others(source: Path, out: Path) -> None:
-    """Copy what is not weights, an index of weights or hidden, such as a config and a tokenizer."""
+    """Copy files such as a config and a tokenizer: no weights, no index of them, nothing hidden."""
     for path in source.rglob("*"):
-        inside = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        suffixes = set(path.suffixes)
-        if hidden or not path.is_file() or suffixes & NOT_COPIED or inside == Path(PLAN):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or not path.is_file() or NOT_COPIED & {*path.suffixes} or name == Path(PLAN):
             continue
-        (out / inside.parent).mkdir(parents=True, exist_ok=True)
-        with replace_file(out / inside) as temporary:
+        (out / name.parent).mkdir(parents=True, exist_ok=True)
+        with replace_file(out / name) as temporary:
             shutil.copyfile(path, temporary)

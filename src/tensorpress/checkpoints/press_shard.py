@@ -1,4 +1,4 @@
-"""Pressing one shard of a checkpoint, tensor by tensor."""
+"""Pressing of one shard of a checkpoint, tensor by tensor."""
 
 import pickle
 from collections.abc import Mapping
@@ -13,27 +13,28 @@ from tensorpress.checkpoints.safetensors_writer import open_shard_writer
 from tensorpress.checkpoints.tensor_names import Route, press_weight
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.models.torchvision import mend_torchvision
+from tensorpress.utils.atomic_files import remove_leftovers
 from tensorpress.utils.progress import ByteProgress
 
 
 @dataclass(frozen=True)
 class ShardPress:
-    """Makes a pressed shard of every shard of a checkpoint.
+    """Presses the shards of a checkpoint, each to a shard of the same name.
 
-    Parameters
+    Attributes
     ----------
     files : TensorFiles
         The dense checkpoint.
     out : Path
-        The folder of the pressed shards, which have the same names.
+        The folder of the pressed shards.
     dense : nn.Module
         The dense model on the meta device.
     names : mapping of str to str
-        From names in the files to names in the model's state; tied tensors have one.
+        The name in the model's state by the name in the files; tied tensors have one name.
     stored : mapping of str to str
-        And back, to the first name in the files.
-    ways : mapping of str to Route
-        What becomes of each tensor of the model's state.
+        The first name in the files by the name in the model's state.
+    routes : mapping of str to Route
+        The outputs of each tensor of the model's state.
     """
 
     files: TensorFiles
@@ -41,46 +42,44 @@ class ShardPress:
     dense: nn.Module
     names: Mapping[str, str]
     stored: Mapping[str, str]
-    ways: Mapping[str, Route]
+    routes: Mapping[str, Route]
 
     def outputs(self, shard: str) -> dict[str, Tensor]:
-        """Return what a pressed shard holds, without values."""
+        """Return the tensors of a pressed shard, on the meta device."""
         return {
             output: tensor
             for name in self.files.files[shard]
             if self._first(name) == name
-            for output, tensor in self.ways[self.names[name]].outputs.items()
+            for output, tensor in self.routes[self.names[name]].outputs.items()
         }
 
     def press(self, shard: str, progress: ByteProgress | None = None) -> int:
-        """Press a shard tensor by tensor, and return the size of the pressed one in bytes.
+        """Press a shard tensor by tensor, and return the size of the pressed shard in bytes.
 
         Raises
         ------
         InvalidArgumentError
-            For values that cannot be pressed (naming the layer), or where it cannot be written.
+            For values that cannot be pressed (naming the layer), or a shard that cannot be written.
         ModelMismatchError
-            Where tensors that the model ties differ.
+            If tensors that the model ties differ.
         """
         if progress is not None:
             progress.begin(shard)
-        for leftover in self.out.glob(f".{shard}.*.tmp"):  # of whoever was killed here
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.out / shard)
         with open_shard_writer(self.out / shard, self.outputs(shard)) as writer:
             for name in self.files.files[shard]:
-                for output, values in self._pressed(name).items():
+                for output, values in self._press_tensor(name).items():
                     writer.write(output, values)
                 if progress is not None:
                     progress.advance(self.files.tensors[name].bytes)
         return (self.out / shard).stat().st_size
 
     def _first(self, name: str) -> str | None:
-        """Return the first name in the files of the tensor of a name; None if it is not used."""
-        own = self.names.get(name)
-        return None if own is None else self.stored[own]
+        """Return the first stored name of a tensor, or None if the model does not use it."""
+        return self.stored[self.names[name]] if name in self.names else None
 
-    def _pressed(self, name: str) -> dict[str, Tensor]:
-        """Return what a stored tensor becomes, by name."""
+    def _press_tensor(self, name: str) -> dict[str, Tensor]:
+        """Return the outputs of a stored tensor by name."""
         first = self._first(name)
         if first is None:
             return {}
@@ -92,11 +91,11 @@ class ShardPress:
                     "them: press the loaded model"
                 )
             return {}
-        way = self.ways[self.names[name]]
-        if way.layer is None:
-            return dict.fromkeys(way.outputs, values)
+        route = self.routes[self.names[name]]
+        if route.layer is None:
+            return dict.fromkeys(route.outputs, values)
         try:
-            return press_weight(self.dense, way, values)
+            return press_weight(self.dense, route, values)
         except InvalidArgumentError as error:
             path = self.files.folder / self.files.tensors[name].file
             raise InvalidArgumentError(f"{path}: {error}") from None

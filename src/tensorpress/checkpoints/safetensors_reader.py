@@ -17,10 +17,10 @@ from torch import Tensor
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 
 WEIGHTS = "model.safetensors"
-"""The file of a model that is in one."""
+"""The file of a model that is not sharded."""
 
 INDEX = "model.safetensors.index.json"
-"""The file that names the shards of a model that is in several."""
+"""The file that names the shards of a sharded model."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -29,12 +29,12 @@ DTYPES: Mapping[str, torch.dtype] = {
     **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
     "BOOL": torch.bool,
 }
-"""The types of tensors by the names that safetensors gives them."""
+"""The dtypes of tensors by their names in safetensors."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file says about a tensor: the file, the shape and the type."""
+    """The file, the shape and the dtype of a tensor."""
 
     file: str
     shape: tuple[int, ...]
@@ -42,8 +42,12 @@ class StoredTensor:
 
     @property
     def bytes(self) -> int:
-        """What it takes."""
+        """Size of its values."""
         return prod(self.shape) * self.dtype.itemsize
+
+    def empty(self) -> Tensor:
+        """Return a tensor of this shape and dtype on the meta device."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 class TensorFiles:
@@ -52,17 +56,17 @@ class TensorFiles:
     Parameters
     ----------
     folder : path
-        Only headers are read before a tensor is asked for.
+        The folder, of which only the headers of files are read at first.
 
     Attributes
     ----------
     tensors : dict of str to StoredTensor
-        By name, in the order of the files.
+        The tensors by name, in the order of the files.
 
     Raises
     ------
     DataNotFoundError
-        If there is no such folder, nothing in it, or a shard is missing.
+        If the folder, its weights or a shard is missing.
     CorruptFileError
         If a file is truncated or damaged, or the index does not fit the shards.
     """
@@ -76,12 +80,12 @@ class TensorFiles:
         files = sorted(set(places.values())) or [WEIGHTS]
         self.tensors: dict[str, StoredTensor] = {}
         for file in files:
-            for name, found in self._headers(file).items():
+            for name, stored in self._read_header(file).items():
                 if name in self.tensors:
                     raise CorruptFileError(
                         f"{self.folder}: {name!r} is in {self.tensors[name].file} and in {file}"
                     )
-                self.tensors[name] = found
+                self.tensors[name] = stored
         for name, file in places.items():
             if name not in self.tensors or self.tensors[name].file != file:
                 raise CorruptFileError(f"{index} says that {name!r} is in {file}, where it is not")
@@ -89,34 +93,34 @@ class TensorFiles:
     @property
     def files(self) -> dict[str, list[str]]:
         """The names of the tensors in each file."""
-        found: dict[str, list[str]] = {}
+        names: dict[str, list[str]] = {}
         for name, stored in self.tensors.items():
-            found.setdefault(stored.file, []).append(name)
-        return found
+            names.setdefault(stored.file, []).append(name)
+        return names
 
     @property
     def fingerprint(self) -> str:
-        """Digits that change where a file is changed."""
+        """Twelve hexadecimal digits of the names, sizes and times of the files."""
         stats = [(file, (self.folder / file).stat()) for file in self.files]
-        told = [(file, stat.st_size, int(stat.st_mtime)) for file, stat in stats]
-        return sha256(json.dumps(told).encode()).hexdigest()[:12]
+        content = [(file, stat.st_size, int(stat.st_mtime)) for file, stat in stats]
+        return sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor's values; nothing else of its file stays in memory.
+        """Return the values of a tensor; nothing else of its file stays in memory.
 
         Raises
         ------
         CorruptFileError
             If its file can no longer be read.
         """
-        with _opened(self.folder / self.tensors[name].file) as file:
-            # What is mapped counts as memory until the last tensor that uses it is gone.
+        with _open_file(self.folder / self.tensors[name].file) as file:
+            # A copy, because mapped memory counts until its last tensor is gone.
             values: Tensor = file.get_tensor(name).clone()
         return values
 
-    def _headers(self, file: str) -> dict[str, StoredTensor]:
-        path, found = self.folder / file, {}
-        with _opened(path) as opened:
+    def _read_header(self, file: str) -> dict[str, StoredTensor]:
+        path, tensors = self.folder / file, {}
+        with _open_file(path) as opened:
             for name in opened.keys():  # noqa: SIM118
                 part = opened.get_slice(name)
                 code, shape = part.get_dtype(), tuple(part.get_shape())
@@ -124,13 +128,13 @@ class TensorFiles:
                     raise InvalidArgumentError(
                         f"{path}: {name!r} is of type {code}, which cannot be used"
                     )
-                found[name] = StoredTensor(file, shape, DTYPES[code])
-        return found
+                tensors[name] = StoredTensor(file, shape, DTYPES[code])
+        return tensors
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file, saying what is wrong with it."""
+def _open_file(path: Path) -> Iterator[Any]:
+    """Open a safetensors file, with errors that name it."""
     if not path.is_file():
         raise DataNotFoundError(f"{path} is missing")
     try:
@@ -141,7 +145,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Return in which file of the folder each tensor is."""
+    """Return the file of each tensor."""
     try:
         places = json.loads(path.read_bytes())["weight_map"]
     except (ValueError, KeyError, TypeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Saving a pressed model as a folder."""
+"""Saving of a pressed model as a folder."""
 
 import os
 import secrets
@@ -23,7 +23,7 @@ from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 
 SHARD_BYTES = 5 * 10**9
-"""The size above which a model is divided among several files."""
+"""Largest size of a file; a larger model is divided into shards."""
 
 UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
@@ -34,23 +34,23 @@ def save_checkpoint(
     """Save a pressed model as a folder: weights, plan, and the config of a model of transformers.
 
     ``model.safetensors``, or shards of at most 5 GB and their index, in Hugging Face's layout;
-    ``plan.json``; ``config.json`` where the model has a config. Tied tensors are written once. The
-    folder is there complete or not at all.
+    ``plan.json``; ``config.json`` if the model has a config. Tied tensors are written once. The
+    folder is complete or does not exist.
 
     Parameters
     ----------
     model : nn.Module
         A pressed model.
     folder : path
-        New or empty.
+        A new or an empty folder.
     plan : Plan, optional
-        What the model was pressed by. Without it the plan is read from the model, which says of no
-        layer why it is dense.
+        The plan by which the model was pressed. A plan that is read from the model instead has no
+        reasons for dense layers.
 
     Raises
     ------
     ModelMismatchError
-        If the model is not pressed as the plan says, or by what no plan can say.
+        If the model is not pressed by the plan, or no plan describes it.
     InvalidArgumentError
         If the folder has files, cannot be written, or a tensor cannot be stored (naming it).
 
@@ -71,20 +71,17 @@ def save_checkpoint(
     state = model.state_dict(keep_vars=True)
     tensors = {name: state[name] for name in tied_names(model)}
     for name, tensor in tensors.items():
-        _check(name, tensor)
-    with _new_folder(Path(folder)) as place:
-        _write_config(model, place)
-        (plan or pressed).save(place / PLAN)
+        _check_tensor(name, tensor)
+    with _create_folder(Path(folder)) as temporary:
+        _write_config(model, temporary)
+        (plan or pressed).save(temporary / PLAN)
         shards = divide_into_shards(tensors, SHARD_BYTES)
-        for file, names in shards.items():
-            part = {name: tensors[name] for name in names}
-            with open_shard_writer(place / file, part) as shard:
+        for file, part in shards.items():
+            with open_shard_writer(temporary / file, part) as shard:
                 for name, tensor in part.items():
                     shard.write(name, tensor)
         if len(shards) > 1:
-            write_index(
-                place, tensors, {name: file for file, names in shards.items() for name in names}
-            )
+            write_index(temporary, shards)
 
 
 def _check_pressed(pressed: Plan, plan: Plan) -> None:
@@ -95,7 +92,7 @@ def _check_pressed(pressed: Plan, plan: Plan) -> None:
             raise ModelMismatchError(f"layer {name!r} is not pressed as the plan says")
 
 
-def _check(name: str, tensor: Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.is_meta or isinstance(tensor, UNINITIALIZED):
         raise InvalidArgumentError(f"tensor {name!r} has no values")
     if tensor.dtype not in CODES or tensor.is_sparse or tensor.is_quantized:
@@ -104,7 +101,7 @@ def _check(name: str, tensor: Tensor) -> None:
 
 
 def _write_config(model: nn.Module, folder: Path) -> None:
-    """Write what transformers needs to build the model, where it is one of its own."""
+    """Write the files from which transformers builds its models."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "save_pretrained"):
         return
@@ -117,8 +114,8 @@ def _write_config(model: nn.Module, folder: Path) -> None:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is at ``folder`` once the block has ended well."""
+def _create_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to ``folder`` at the end of the block."""
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -1,4 +1,4 @@
-"""The names of tensors: from a checkpoint to a model, and from a model to a pressed checkpoint."""
+"""The names of tensors in a checkpoint, in its model and in the pressed checkpoint."""
 
 import re
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
 from tensorpress.press.press import build_skeleton
-from tensorpress.schemes.base import layer_bias
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.pressed_layer import layer_bias
 from tensorpress.utils.formatting import format_names
 
 
 @dataclass(frozen=True)
 class Route:
-    """One tensor of a model: copied, or the weight of a layer that is pressed.
+    """One tensor of a dense model: copied, or the weight of a layer that is pressed.
 
     Attributes
     ----------
     outputs : mapping of str to Tensor
-        What it becomes, by name in the pressed model's state; on the meta device.
+        Its tensors in the pressed model's state by name, on the meta device.
     layer : LayerPlan or None
-        The layer whose weight it is, where that is pressed.
+        The pressed layer of which it is the weight.
     """
 
     outputs: Mapping[str, Tensor]
@@ -35,21 +35,14 @@ class Route:
 
 
 def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
-    """Return what each tensor of a dense model's state becomes.
-
-    Parameters
-    ----------
-    dense : nn.Module
-        On the meta device, its tensors of the types they are stored in; untouched.
-    plan : Plan
-        How it is pressed.
+    """Return the routes of the tensors of a dense model's state, on the meta device, by name.
 
     Raises
     ------
     ModelMismatchError
-        Where the plan is not one for this model.
+        If the plan does not fit the model.
     InvalidArgumentError
-        If layers share a core, which needs all of them at once.
+        If layers share a core, for which all of them must be in memory.
     """
     if plan.shared_core is not None:
         raise InvalidArgumentError(
@@ -58,30 +51,30 @@ def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
         )
     pressed = build_skeleton(deepcopy(dense), plan)
     state = pressed.state_dict(keep_vars=True)
-    left = {name: state[name] for name in tied_names(pressed)}
-    found = {}
+    others = {name: state[name] for name in tied_names(pressed)}
+    routes = {}
     for layer in plan.layers:
         prefix = f"{layer.name}." if layer.name else ""
-        own = {name: left.pop(name) for name in list(left) if name.startswith(prefix)}
+        factors = {name: others.pop(name) for name in list(others) if name.startswith(prefix)}
         bias = layer_bias(pressed.get_submodule(layer.name))
         if bias is not None:
-            name = next(name for name, tensor in own.items() if tensor is bias)
-            found[f"{prefix}bias"] = Route({name: own.pop(name)})
-        found[f"{prefix}weight"] = Route(own, layer)
-    return found | {name: Route({name: tensor}) for name, tensor in left.items()}
+            name = next(name for name, tensor in factors.items() if tensor is bias)
+            routes[f"{prefix}bias"] = Route({name: factors.pop(name)})
+        routes[f"{prefix}weight"] = Route(factors, layer)
+    return routes | {name: Route({name: tensor}) for name, tensor in others.items()}
 
 
 def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Tensor]:
-    """Return what the weight of one layer becomes, by name in the pressed model's state.
+    """Return the factors of the weight of one layer, by name in the pressed model's state.
 
     Parameters
     ----------
     dense : nn.Module
         The dense model on the meta device.
     route : Route
-        With a layer.
+        The route of a layer's weight.
     weight : Tensor
-        Its values.
+        The values of the weight.
 
     Raises
     ------
@@ -93,7 +86,7 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
     module = deepcopy(dense.get_submodule(layer.name))
     module.weight = nn.Parameter(weight, requires_grad=False)
     bias = module._parameters.get("bias")
-    if bias is not None:  # Its values go elsewhere, and no scheme looks at them.
+    if bias is not None:  # The bias has its route, and no scheme reads its values.
         module.bias = nn.Parameter(torch.zeros_like(bias, device="cpu"), requires_grad=False)
     try:
         pressed = layer.method.press(module, layer.ranks).state_dict()
@@ -106,43 +99,36 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
 def match_tensor_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
     """Return the name in a model's state of every tensor of a checkpoint that the model uses.
 
-    Of tied tensors it is the first name. A prefix of the base model (``transformer.``) may be
-    missing, or be there although the model has none; tensors that the model's class says to ignore
-    are left out.
+    Tied tensors have the first of their names. The prefix of the base model (``transformer.``) may
+    be missing in the checkpoint, or in the model. Tensors that the model's class ignores are left
+    out.
 
     Raises
     ------
     ModelMismatchError
-        If a tensor is missing, has no place in the model, or has another shape.
+        If a tensor is missing, is not in the model, or has another shape.
     """
     groups = tied_names(model)
-    first_of = {name: first for first, names in groups.items() for name in names}
+    first_names = {name: first for first, names in groups.items() for name in names}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    found, unknown = {}, []
+    # A class of transformers lists the tensors of old files that it does not use.
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    result, unknown = {}, []
     for name in files.tensors:
-        own = next((n for n in _spellings(name, prefix) if n in first_of), None)
-        if own is not None:
-            found[name] = first_of[own]
-        elif not _ignored(model, name):
+        spellings = (name, prefix + name, name.removeprefix(prefix))
+        first = next((first_names[x] for x in spellings if x in first_names), None)
+        if first is not None:
+            result[name] = first
+        elif not any(re.search(pattern, name) for pattern in ignored):
             unknown.append(name)
-    missing = [first for first in groups if first not in found.values()]
+    missing = [first for first in groups if first not in result.values()]
     if missing or unknown:
-        raise _mismatch(model, files, missing, unknown)
-    check_fits(model, {first: name for name, first in found.items()}, files)
-    return found
+        raise _mismatch_error(model, files, missing, unknown)
+    check_fits(model, {first: name for name, first in result.items()}, files)
+    return result
 
 
-def _spellings(name: str, prefix: str) -> list[str]:
-    return [name, prefix + name, name.removeprefix(prefix)]
-
-
-def _ignored(model: nn.Module, name: str) -> bool:
-    """Whether a class of transformers says that old files hold a tensor it has no use for."""
-    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
-def _mismatch(
+def _mismatch_error(
     model: nn.Module, files: TensorFiles, missing: list[str], unknown: list[str]
 ) -> ModelMismatchError:
     parts = [f"has no {format_names(missing)}"] if missing else []

@@ -12,7 +12,7 @@ from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.static_tables import entropy_bits
 from tensorpress.codec.storage import Constant, Storage
 from tensorpress.codec.tpz_file import OpenFile, open_file
-from tensorpress.schemes.parametrization import Options
+from tensorpress.schemes.options import Options
 from tensorpress.schemes.registry import scheme
 
 

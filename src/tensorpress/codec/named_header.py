@@ -18,7 +18,7 @@ from tensorpress.codec.header import (
 )
 from tensorpress.codec.model_tensors import DTYPES
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
-from tensorpress.schemes.parametrization import NO_OPTIONS, Options
+from tensorpress.schemes.options import NO_OPTIONS, Options
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.reshape_modes import Shape
 

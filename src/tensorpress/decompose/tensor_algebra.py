@@ -92,7 +92,7 @@ def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
 
 
 def project(tensor: Tensor, factors: Sequence[Tensor], *, skip: int | None = None) -> Tensor:
-    """Contract every mode with its transposed matrix: W ×₁ M₁ᵀ ×₂ M₂ᵀ … ×_d M_dᵀ.
+    """Return W ×₁ M₁ᵀ ×₂ M₂ᵀ … ×_d M_dᵀ, of shape (k_1, …, k_d), with n_skip in place of k_skip.
 
     The mode that shrinks most comes first, so that all others work on a small tensor.
 
@@ -104,11 +104,6 @@ def project(tensor: Tensor, factors: Sequence[Tensor], *, skip: int | None = Non
         d tensors of shapes (n_i, k_i).
     skip : int, optional
         A mode that is not contracted.
-
-    Returns
-    -------
-    Tensor
-        Tensor of shape (k_1, …, k_d), with n_skip in place of k_skip.
 
     Examples
     --------
@@ -124,7 +119,7 @@ def project(tensor: Tensor, factors: Sequence[Tensor], *, skip: int | None = Non
 
 
 def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Multiply a core by one matrix along every mode: C ×₁ M₁ ×₂ M₂ … ×_d M_d; differentiable.
+    """Return the tensor C ×₁ M₁ ×₂ M₂ … ×_d M_d, of shape (n_1, …, n_d); differentiable.
 
     Every product moves the mode that it expands to the other end of the tensor. A full round is
     therefore d matrix products on contiguous memory, without a permuting copy, and ends with the
@@ -136,11 +131,6 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
         Tensor of shape (k_1, …, k_d).
     factors : sequence of Tensor
         d tensors of shapes (n_i, k_i).
-
-    Returns
-    -------
-    Tensor
-        Tensor of shape (n_1, …, n_d).
 
     Raises
     ------
@@ -194,22 +184,12 @@ def _expansion_macs(modes: Sequence[int], ranks: Sequence[int]) -> int:
 
 
 def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
-    """Contract the cores of a tensor train to its tensor; differentiable.
-
-    Parameters
-    ----------
-    cores : sequence of Tensor
-        d tensors of shapes (r_{k-1}, n_k, r_k), with r_0 = r_d = 1.
-
-    Returns
-    -------
-    Tensor
-        Tensor of shape (n_1, …, n_d).
+    """Return the tensor (n_1, …, n_d) of a train of cores (r_{k-1}, n_k, r_k); differentiable.
 
     Raises
     ------
     InvalidArgumentError
-        If the cores do not make a train.
+        If the cores do not make a train with r_0 = r_d = 1.
 
     References
     ----------

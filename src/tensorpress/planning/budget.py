@@ -28,9 +28,9 @@ class Budget:
         Stored parameters; bytes of parameters and buffers as they lie in memory;
         multiply-accumulates of an example; milliseconds of a forward pass of the example inputs.
     amount : float
-        Of parameters, bytes, MACs or milliseconds, or a share of the dense model's.
+        Number of parameters, bytes, MACs or milliseconds, or a share of the dense model's.
     relative : bool
-        Whether it is a share.
+        Whether ``amount`` is a share.
 
     Examples
     --------
@@ -43,11 +43,11 @@ class Budget:
     relative: bool = False
 
     def resolve(self, dense: float) -> float:
-        """Return the amount, for a dense model that costs so much."""
+        """Return the amount for a dense model of this cost."""
         return self.amount * dense if self.relative else self.amount
 
     def __str__(self) -> str:
-        """Return it as `parse_budget` takes it."""
+        """Return the budget as `parse_budget` reads it."""
         if self.relative:
             return f"{self.kind}={100 * self.amount:g}%"
         amount = f"{self.amount:.6f}".rstrip("0").rstrip(".")
@@ -55,7 +55,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read a budget: ``KIND=AMOUNT``.
+    """Read a budget of the form ``KIND=AMOUNT``.
 
     Parameters
     ----------
@@ -81,17 +81,16 @@ def parse_budget(text: str) -> Budget:
     known = get_args(Kind)
     if kind not in known:
         raise unknown_name("budget", kind, known)
-    found = _AMOUNT.fullmatch(amount)
-    units = _UNITS[kind]
-    if found is None or (found[2] != "%" and found[2] not in units):
+    match, units = _AMOUNT.fullmatch(amount), _UNITS[kind]
+    if match is None or match[2] not in {"%", *units}:
         names = ", ".join(filter(None, units))
         raise InvalidArgumentError(
             f"budget {text!r}: expected a number and one of the units %, {names}"
             + ("" if "" not in units else ", or none")
         )
-    value = float(found[1].replace("_", ""))
-    relative = found[2] == "%"
-    value = value / 100 if relative else value * units[found[2]]
+    relative = match[2] == "%"
+    value = float(match[1].replace("_", ""))
+    value = value / 100 if relative else value * units[match[2]]
     if value <= 0 or (relative and value >= 1):
         raise InvalidArgumentError(
             f"budget {text!r}: expected "

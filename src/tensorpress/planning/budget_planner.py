@@ -8,7 +8,7 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.latency import measure_latencies
 from tensorpress.planning.budget import Budget
-from tensorpress.planning.budget_rules import Spreading, Task, Ways, make_choices
+from tensorpress.planning.budget_rules import Allotment, LayerSchemes, Task, make_choices
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.latency_search import fit_latency
 from tensorpress.planning.layer_candidates import applicable_schemes, plan_with_ranks
@@ -20,74 +20,7 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import scheme as scheme_named
 
 LEAST_SHARE = 0.01
-"""Of the dense model's time that is predicted: timings of single layers may add up to more."""
-
-
-def plan_within_latency(
-    limit: Budget,
-    dense: DenseModel,
-    ways: Ways,
-    fixed: Mapping[str, LayerPlan],
-    rule: str | Scores,
-    round_to: int,
-) -> Spreading:
-    """Spread the time of a forward pass, as measured here and now.
-
-    The layers are timed dense and pressed (`tensorpress.planning.layer_latency`); what is spread is
-    the sum of these times. Whole models are then built and timed until one meets the budget
-    (`tensorpress.planning.latency_search`). A layer that pressing makes slower stays dense.
-
-    Parameters
-    ----------
-    limit, dense, ways, fixed, rule, round_to
-        As for `tensorpress.planning.budget_planner.plan_within_budget`.
-
-    Raises
-    ------
-    InvalidArgumentError
-        For a budget that cannot be reached, or a model on the meta device.
-    """
-    timer = LayerTimer(next(dense.module.parameters()), dense.inputs, round_to=round_to)
-
-    def cost(plan: LayerPlan) -> float:
-        shapes = dense.layers[plan.name].inputs
-        return timer.time_pressed(plan.method, plan.spec, [plan.ranks], shapes)[0]
-
-    def dense_cost(name: str) -> float:
-        layer = dense.layers[name]
-        return timer.time_dense(layer.spec(), layer.inputs)
-
-    replaced = [layer for layer in fixed.values() if layer.calls]
-    task = Task(ways, cost, {name: dense_cost(name) for name in ways}, round_to)
-    choices = make_choices(task, rule)
-    whole = measure_latencies([dense.module], dense.inputs)[0]
-    saved = sum(dense_cost(plan.name) - cost(plan) for plan in replaced)
-    others = whole - saved - sum(task.dense.values())
-
-    def chosen(share: float) -> dict[str, LayerPlan]:
-        return choices.choose(max(share * whole - others, choices.least_cost))
-
-    fitted = fit_latency(
-        lambda share: _build_random(dense, [*replaced, *chosen(share).values()]),
-        dense.module,
-        dense.inputs,
-        limit.amount,
-        relative=limit.relative,
-        lowest=max((others + choices.least_cost) / whole, LEAST_SHARE),
-    )
-    return chosen(fitted.at), choices
-
-
-def _build_random(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:
-    """Return the pressed model, at random values."""
-    new: dict[int, nn.Module] = {}
-    for plan in plans:
-        layer = dense.layers[plan.name].module
-        pressed = plan.method.skeleton(plan.spec, plan.ranks, like=layer.get_parameter("weight"))
-        fill_randomly(pressed)
-        new[id(layer)] = pressed.train(layer.training)
-    return deepcopy(dense.module, new)
-
+"""Smallest predicted share of the dense model's time: single layers may add up to more than it."""
 
 UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs"}
 
@@ -106,17 +39,17 @@ def plan_within_budget(
     Parameters
     ----------
     limit : Budget
-        Of the whole model.
+        The budget of the whole model.
     dense : DenseModel
         The model.
     layers : mapping of str to Layer
-        Those that may be pressed.
+        The layers that may be pressed.
     schemes : mapping of str to sequence of str
-        What each of them may be pressed by.
+        The schemes that may press each of them.
     fixed : mapping of str to LayerPlan
         Layers that are pressed in any case.
     rule : str or Scores
-        How the budget is spread: see `tensorpress.plan`.
+        The allocation of the budget: see `tensorpress.plan`.
     round_to : int
         Ranks are multiples of it.
 
@@ -131,31 +64,31 @@ def plan_within_budget(
         For a budget out of reach (with what can be reached) or one that the dense model meets; a
         budget of MACs or latency without inputs; an unknown rule.
     """
-    ways: Ways = {}
-    kept: dict[str, str] = {}
+    candidates: LayerSchemes = {}
+    unpressed: dict[str, str] = {}
     for name, layer in layers.items():
-        found, reason = applicable_schemes(layer, [scheme_named(s) for s in schemes[name]])
-        if found:
-            ways[name] = layer, found
+        usable, reason = applicable_schemes(layer, [scheme_named(s) for s in schemes[name]])
+        if usable:
+            candidates[name] = layer, usable
         else:
-            kept[name] = reason
-    if limit.kind != "params" and limit.kind != "bytes" and not dense.inputs:
+            unpressed[name] = reason
+    if limit.kind in ("macs", "latency") and not dense.inputs:
         raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
-    spread = plan_within_latency if limit.kind == "latency" else _plan_within_count
-    pressed, choices = spread(limit, dense, ways, fixed, rule, round_to)
-    kept |= {name: choices.explain_dense(name) for name in ways if name not in pressed}
-    return dict(pressed), kept
+    allot = _allot_latency if limit.kind == "latency" else _allot_count
+    pressed, choices = allot(limit, dense, candidates, fixed, rule, round_to)
+    unpressed |= {name: choices.explain_dense(name) for name in candidates if name not in pressed}
+    return pressed, unpressed
 
 
-def _plan_within_count(
+def _allot_count(
     limit: Budget,
     dense: DenseModel,
-    ways: Ways,
+    candidates: LayerSchemes,
     fixed: Mapping[str, LayerPlan],
     rule: str | Scores,
     round_to: int,
-) -> Spreading:
-    """Spread a budget of what is known exactly."""
+) -> Allotment:
+    """Divide a budget of parameters, bytes or MACs, which are known exactly."""
     total = {"params": dense.params, "bytes": dense.bytes, "macs": dense.macs}[limit.kind]
     assert total is not None
     amount = limit.resolve(total)
@@ -164,25 +97,23 @@ def _plan_within_count(
             f"the budget {limit} is no saving: the dense model has {total:,} {UNITS[limit.kind]}"
         )
 
-    def cost(layer: LayerPlan) -> float:
+    def costs(plan: LayerPlan) -> tuple[int, int]:
         if limit.kind == "macs":
-            return layer.macs
-        return layer.factor_params * (layer.itemsize if limit.kind == "bytes" else 1)
-
-    def dense_cost(layer: LayerPlan) -> float:
-        if limit.kind == "macs":
-            return layer.dense_macs
-        return layer.dense_params * (layer.itemsize if limit.kind == "bytes" else 1)
+            return plan.macs, plan.dense_macs
+        unit = plan.itemsize if limit.kind == "bytes" else 1
+        return unit * plan.factor_params, unit * plan.dense_params
 
     smallest = {
         name: plan_with_ranks(layer, schemes[0], FractionRanks(1e-9))
-        for name, (layer, schemes) in ways.items()
+        for name, (layer, schemes) in candidates.items()
     }
-    task = Task(ways, cost, {name: dense_cost(x) for name, x in smallest.items()}, round_to)
-    choices = make_choices(task, rule)
-    # With a core that fixed layers share, which is the cost of no one of them.
+    dense_costs = {name: float(costs(plan)[1]) for name, plan in smallest.items()}
+    choices = make_choices(
+        Task(candidates, lambda plan: costs(plan)[0], dense_costs, round_to), rule
+    )
+    # A core that fixed layers share counts once, in the sum of all.
     with_fixed = getattr(dense.plan("", list(fixed.values()), {}), limit.kind)
-    others = with_fixed - sum(task.dense.values())
+    others = with_fixed - sum(dense_costs.values())
     least = others + choices.least_cost
     if least > amount:
         raise InvalidArgumentError(
@@ -190,3 +121,59 @@ def _plan_within_count(
             f"ranks the model has {least:,.0f} of {total:,} {UNITS[limit.kind]}"
         )
     return choices.choose(amount - others), choices
+
+
+def _allot_latency(
+    limit: Budget,
+    dense: DenseModel,
+    candidates: LayerSchemes,
+    fixed: Mapping[str, LayerPlan],
+    rule: str | Scores,
+    round_to: int,
+) -> Allotment:
+    """Divide the time of a forward pass, as measured here and now.
+
+    Dense and pressed layers are timed one by one, and the sum of these times is divided. Whole
+    models are then built and timed until one meets the budget. A layer that pressing makes slower
+    stays dense.
+    """
+    timer = LayerTimer(next(dense.module.parameters()), dense.inputs, round_to=round_to)
+
+    def cost(plan: LayerPlan) -> float:
+        shapes = dense.layers[plan.name].inputs
+        return timer.time_pressed(plan.method, plan.spec, [plan.ranks], shapes)[0]
+
+    def dense_cost(name: str) -> float:
+        layer = dense.layers[name]
+        return timer.time_dense(layer.spec(), layer.inputs)
+
+    replaced = [layer for layer in fixed.values() if layer.calls]
+    task = Task(candidates, cost, {name: dense_cost(name) for name in candidates}, round_to)
+    choices = make_choices(task, rule)
+    dense_time = measure_latencies([dense.module], dense.inputs)[0]
+    saved = sum(dense_cost(plan.name) - cost(plan) for plan in replaced)
+    others = dense_time - saved - sum(task.dense.values())
+
+    def choose(share: float) -> dict[str, LayerPlan]:
+        return choices.choose(max(share * dense_time - others, choices.least_cost))
+
+    predicted, _ = fit_latency(
+        lambda share: _build_random(dense, [*replaced, *choose(share).values()]),
+        dense.module,
+        dense.inputs,
+        limit.amount,
+        relative=limit.relative,
+        lowest=max((others + choices.least_cost) / dense_time, LEAST_SHARE),
+    )
+    return choose(predicted), choices
+
+
+def _build_random(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:
+    """Return the pressed model, at random values."""
+    replacements: dict[int, nn.Module] = {}
+    for plan in plans:
+        layer = dense.layers[plan.name].module
+        pressed = plan.method.skeleton(plan.spec, plan.ranks, like=layer.get_parameter("weight"))
+        fill_randomly(pressed)
+        replacements[id(layer)] = pressed.train(layer.training)
+    return deepcopy(dense.module, replacements)

@@ -1,6 +1,6 @@
-"""Spreading a budget over the layers of a model."""
+"""The rules by which a budget is divided among the layers of a model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import ClassVar, Literal, Protocol
@@ -12,123 +12,146 @@ from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scores
 from tensorpress.ranks import EVBMFRanks, FixedRanks, FractionRanks, RankRule
 from tensorpress.ranks.allocation import Allocation, Option, allocate
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.scheme import Scheme
 
 AllocationRule = Literal["error", "energy", "uniform", "evbmf"]
-"""The names of the rules by which a budget is spread: see `tensorpress.plan`."""
+"""The names of the rules by which a budget is divided: see `tensorpress.plan`."""
 
 SMALLEST_ENERGY = 1e-12
-"""Of a layer of which nothing is left, so that its logarithm is a number."""
+"""Smallest energy that a layer is counted with, so that its logarithm is finite."""
+
+LARGEST_ERROR = 0.9
+"""Relative error of a weight that no layer is given as long as the budget allows it."""
 
 STEPS = 40
-"""Bisections of the one number that a uniform rule has."""
+"""Bisections of the number that a uniform rule has."""
 
 NO_RANKS = "no ranks make it smaller, or none that multiply less"
 OUTBID = "the budget is met with less loss by pressing others"
 
-
-Ways = dict[str, tuple[Layer, Sequence[Scheme]]]
-"""The layers that may be pressed, with the schemes that can take each."""
+LayerSchemes = dict[str, tuple[Layer, Sequence[Scheme]]]
+"""The layers that may be pressed, with the schemes that can press each."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Over which layers a budget is spread, and what counts.
+    """The layers among which a budget is divided, and their costs.
 
     Attributes
     ----------
-    layers : Ways
-        By name.
+    layers : LayerSchemes
+        The layers by name.
     cost : callable
-        What a layer's plan takes of the budget.
+        Function that returns the cost of a layer's plan.
     dense : mapping of str to float
-        What each layer takes left dense.
+        The cost of each dense layer.
     round_to : int
         Ranks are multiples of it.
     """
 
-    layers: Ways
+    layers: LayerSchemes
     cost: Callable[[LayerPlan], float]
     dense: Mapping[str, float]
     round_to: int = 1
 
     def saves(self, plan: LayerPlan) -> bool:
-        """Whether a layer is better pressed so than left dense."""
+        """Return whether a plan is smaller, and costs less, than the dense layer."""
         return refuse_no_gain(plan) is None and self.cost(plan) < self.dense[plan.name]
 
 
 class Choices(Protocol):
-    """All ways of spreading by one rule."""
+    """The plans that one rule makes for budgets of any amount."""
 
     @property
     def least_cost(self) -> float:
-        """The least that the layers can cost together."""
+        """The least cost of all layers together."""
 
     def choose(self, available: float) -> dict[str, LayerPlan]:
-        """Return the plans of the layers that are pressed; ``least_cost`` must be available."""
+        """Return the plans of the pressed layers; ``least_cost`` must be available."""
 
     def explain_dense(self, name: str) -> str:
-        """Return why a layer is left dense."""
+        """Return why a layer stays dense."""
 
 
-Spreading = tuple[dict[str, LayerPlan], Choices]
-"""The plans of the layers that are pressed, and what they were chosen from."""
+Allotment = tuple[dict[str, LayerPlan], Choices]
+"""The plans of the layers that are pressed, and the choices that they were taken from."""
 
 
 def make_choices(task: Task, rule: str | Scores) -> Choices:
-    """Return the ways in which a rule spreads; what takes time is done here, once.
+    """Return the choices that a rule makes; weights are decomposed here, once.
 
     Raises
     ------
     InvalidArgumentError
-        For a layer whose weight the rule cannot use, or several schemes where it says ranks of one.
+        For a layer whose weight the rule cannot use, or several schemes for a rule of one.
     """
     if isinstance(rule, Scores):
-        return _Allocated(task, _plans_of_scores(task, rule), rule.rule)
+        return _ScoredChoices(task, _plan_scores(task, rule), rule.rule)
     if rule == "uniform":
-        return _OneNumber(task, lambda _, number: FractionRanks(max(number, 1e-9)))
+        return _UniformChoices(task, lambda _, number: FractionRanks(max(number, 1e-9)))
+    plans: dict[str, list[LayerPlan]] = {}
+    for name, (layer, schemes) in task.layers.items():
+        try:
+            if rule == "evbmf":
+                plans[name] = [plan_with_ranks(layer, schemes[0], EVBMFRanks())]
+            else:
+                plans[name] = candidate_plans(layer, schemes, task.round_to)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"layer {name!r}: {error}") from None
     if rule == "evbmf":
-        return _evbmf(task)
-    plans = {name: _list_plans(task, name) for name in task.layers}
-    if rule == "error":
-        return _Allocated(task, _score_plans(plans, lambda error: error**2), "total")
-    return _Allocated(task, _score_plans(plans, _lost_energy), "greedy")
+        return _UniformChoices(
+            task, lambda name, number: _ScaledRanks(plans[name][0].ranks, number)
+        )
+    score = _error_to_signal if rule == "error" else _lost_energy
+    scored = {name: [(p, score(p.error or 0.0)) for p in group] for name, group in plans.items()}
+    return _ScoredChoices(task, scored, "total" if rule == "error" else "greedy")
 
 
-Scored = list[tuple[LayerPlan, float]]
+ScoredPlans = list[tuple[LayerPlan, float]]
 
 
-class _Allocated:
-    """Every layer has its options, each with a score."""
+class _ScoredChoices:
+    """Choices from several plans for every layer, each with a score."""
 
-    def __init__(self, task: Task, plans: Mapping[str, Scored], by: Allocation) -> None:
-        self._by = by
-        self._ways: dict[str, list[tuple[LayerPlan | None, Option]]] = {
-            name: [(None, Option(task.dense[name], 0.0))]
-            + [(p, Option(task.cost(p), score)) for p, score in found if task.saves(p)]
-            for name, found in plans.items()
-        }
+    def __init__(self, task: Task, plans: Mapping[str, ScoredPlans], method: Allocation) -> None:
+        self._method = method
+        self._plans: dict[str, list[LayerPlan | None]] = {}
+        self._options: dict[str, list[Option]] = {}
+        for name, scored in plans.items():
+            smaller = [(plan, score) for plan, score in scored if task.saves(plan)]
+            # Those within the largest error come first, so that they have the same indices alone.
+            smaller.sort(key=lambda option: (option[0].error or 0.0) > LARGEST_ERROR)
+            self._plans[name] = [None, *(plan for plan, _ in smaller)]
+            options = [Option(task.cost(plan), score) for plan, score in smaller]
+            self._options[name] = [Option(task.dense[name], 0.0), *options]
 
     @property
     def least_cost(self) -> float:
-        return sum(min(option.cost for _, option in found) for found in self._ways.values())
+        return _least_cost(self._options.values())
 
     def choose(self, available: float) -> dict[str, LayerPlan]:
-        layers = [[option for _, option in found] for found in self._ways.values()]
-        chosen = allocate(layers, available, method=self._by)
-        picked = {
-            name: found[index][0]
-            for (name, found), index in zip(self._ways.items(), chosen, strict=True)
-        }
-        return {name: plan for name, plan in picked.items() if plan is not None}
+        # A layer keeps a fifth of its energy, unless the budget is out of reach in this way.
+        options = [
+            [
+                option
+                for option, plan in zip(self._options[name], plans, strict=True)
+                if plan is None or (plan.error or 0.0) <= LARGEST_ERROR
+            ]
+            for name, plans in self._plans.items()
+        ]
+        if _least_cost(options) > available:
+            options = list(self._options.values())
+        indices = allocate(options, available, method=self._method)
+        chosen = zip(self._plans.items(), indices, strict=True)
+        return {name: plan for (name, plans), i in chosen if (plan := plans[i]) is not None}
 
     def explain_dense(self, name: str) -> str:
-        return OUTBID if len(self._ways[name]) > 1 else NO_RANKS
+        return OUTBID if len(self._options[name]) > 1 else NO_RANKS
 
 
-class _OneNumber:
-    """All layers are pressed by one number from 0 to 1, the larger the costlier."""
+class _UniformChoices:
+    """Choices by one number for all layers, from 0 to 1, the larger the costlier."""
 
     def __init__(self, task: Task, rule_at: Callable[[str, float], RankRule]) -> None:
         for name, (_, schemes) in task.layers.items():
@@ -155,64 +178,46 @@ class _OneNumber:
         return NO_RANKS
 
     def _plans(self, number: float) -> dict[str, LayerPlan]:
-        found = {
+        plans = {
             name: plan_with_ranks(layer, scheme, self._rule_at(name, number), self._task.round_to)
             for name, (layer, [scheme]) in self._task.layers.items()
         }
-        return {name: plan for name, plan in found.items() if self._task.saves(plan)}
+        return {name: plan for name, plan in plans.items() if self._task.saves(plan)}
 
     def _cost(self, plans: Mapping[str, LayerPlan]) -> float:
         dense = (cost for name, cost in self._task.dense.items() if name not in plans)
         return sum(map(self._task.cost, plans.values())) + sum(dense)
 
 
-def _list_plans(task: Task, name: str) -> list[LayerPlan]:
-    layer, schemes = task.layers[name]
-    try:
-        return candidate_plans(layer, schemes, task.round_to)
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"layer {name!r}: {error}") from None
+def _least_cost(options: Iterable[Sequence[Option]]) -> float:
+    return sum(min(option.cost for option in layer) for layer in options)
 
 
-def _score_plans(
-    plans: Mapping[str, list[LayerPlan]], score: Callable[[float], float]
-) -> dict[str, Scored]:
-    return {
-        name: [(plan, score(plan.error or 0.0)) for plan in ways] for name, ways in plans.items()
-    }
+def _error_to_signal(error: float) -> float:
+    """Return e² / (1 − e²), the energy lost per energy left: it grows without bound."""
+    return error**2 / max(1 - error**2, SMALLEST_ENERGY)
 
 
 def _lost_energy(error: float) -> float:
-    """Return −ln of the kept energy: its sum is the logarithm of the product over layers."""
+    """Return −ln of the remaining energy: its sum is −ln of the product over layers."""
     return -log(max(1 - error**2, SMALLEST_ENERGY))
 
 
-def _plans_of_scores(task: Task, scores: Scores) -> dict[str, Scored]:
+def _plan_scores(task: Task, scores: Scores) -> dict[str, ScoredPlans]:
     """Return the plans that were scored, of those schemes that a layer may have."""
-    found: dict[str, Scored] = {}
+    result: dict[str, ScoredPlans] = {}
     for name, (layer, schemes) in task.layers.items():
-        known = {scheme.name: scheme for scheme in schemes}
-        found[name] = [
-            (plan_with_ranks(layer, known[x.scheme], FixedRanks(x.ranks)), max(x.score, 0.0))
+        by_name = {scheme.name: scheme for scheme in schemes}
+        result[name] = [
+            (plan_with_ranks(layer, by_name[x.scheme], FixedRanks(x.ranks)), max(x.score, 0.0))
             for x in scores.choices(name)
-            if x.scheme in known
+            if x.scheme in by_name
         ]
-    return found
-
-
-def _evbmf(task: Task) -> _OneNumber:
-    """Return the ranks of EVBMF, weakened or strengthened; spectra are computed once."""
-    found: dict[str, tuple[int, ...]] = {}
-    for name, (layer, schemes) in task.layers.items():
-        try:
-            found[name] = plan_with_ranks(layer, schemes[0], EVBMFRanks()).ranks
-        except InvalidArgumentError as error:
-            raise InvalidArgumentError(f"layer {name!r}: {error}") from None
-    return _OneNumber(task, lambda name, number: _Weakened(found[name], number))
+    return result
 
 
 @dataclass(frozen=True)
-class _Weakened:
+class _ScaledRanks:
     """Ranks between the largest (at 1), EVBMF's (at ½) and none (at 0), at least 1."""
 
     evbmf: tuple[int, ...]
@@ -223,6 +228,6 @@ class _Weakened:
         more = max(2 * self.number - 1, 0.0)
         less = min(2 * self.number, 1.0)
         return tuple(
-            max(1, round(less * rank + more * (most - rank)))
-            for most, rank in zip(largest, self.evbmf, strict=True)
+            max(1, round(less * rank + more * (limit - rank)))
+            for limit, rank in zip(largest, self.evbmf, strict=True)
         )

@@ -1,4 +1,4 @@
-"""A dense model as planning sees it: its costs, its layers, and who else reads their weights."""
+"""A dense model, its costs and its layers, and which weights other modules read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,15 +21,15 @@ from tensorpress.utils.lazy_tensor import defer
 
 @contextmanager
 def record_readers(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
-    """Note which layers have their weight used by others than themselves while a block runs.
+    """Record the layers whose weight other modules use while a block runs.
 
-    Such a layer cannot be replaced by others: its own forward pass is not what runs. Asking for
-    the dtype of the weight is no use of it.
+    Such a layer cannot be replaced, because its own forward pass does not run. Reading the dtype of
+    a weight does not use it.
 
     Parameters
     ----------
     layers : mapping of str to nn.Module
-        By their names, each with a weight.
+        Layers with a weight, by name.
 
     Yields
     ------
@@ -46,20 +46,20 @@ def record_readers(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
     {'1'}
     """
     read: set[str] = set()
-    kinds = {name: type(layer) for name, layer in layers.items()}
+    classes = {name: type(layer) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            layer.__class__ = _watched(kinds[name], partial(read.add, name))
+            layer.__class__ = _make_watched_class(classes[name], partial(read.add, name))
         yield read
     finally:
         for name, layer in layers.items():
-            layer.__class__ = kinds[name]
+            layer.__class__ = classes[name]
 
 
-def _watched(kind: type[nn.Module], note: Callable[[], None]) -> type[nn.Module]:
-    """Return a class of layer that tells when its weight is used outside its forward pass."""
+def _make_watched_class(base: type[nn.Module], record: Callable[[], None]) -> type[nn.Module]:
+    """Return a class of layer that records the use of its weight outside its forward pass."""
 
-    class Watched(kind):  # type: ignore[misc, valid-type]
+    class Watched(base):  # type: ignore[misc, valid-type]
         running = False
 
         def __call__(self, *arguments: Any, **options: Any) -> Any:
@@ -74,34 +74,34 @@ def _watched(kind: type[nn.Module], note: Callable[[], None]) -> type[nn.Module]
             if name != "weight" or self.running or not isinstance(value, Tensor):
                 return value
 
-            def used() -> Tensor:
-                note()
+            def use() -> Tensor:
+                record()
                 return value
 
-            return defer(used, like=value)
+            return defer(use, like=value)
 
-    Watched.__name__ = kind.__name__
+    Watched.__name__ = base.__name__
     return Watched
 
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A model, what it costs, and its layers.
+    """A model, its costs, and its layers.
 
     Attributes
     ----------
     module : nn.Module
         The model.
     inputs : tuple of Tensor
-        Arguments of a forward pass; none where none were given.
+        Arguments of a forward pass, or none.
     params, bytes : int
-        Of all parameters; bytes of the buffers as well.
+        Number of parameters, and bytes of parameters and buffers.
     macs : int or None
-        For one example; None without inputs.
+        Multiply-accumulates for one example; None without inputs.
     layers : mapping of str to Layer
-        Those with a weight that can be pressed, in the order of the model.
-    kept : mapping of str to str
-        Those with one that cannot be, with the reason.
+        The layers with a weight that can be pressed, in the order of the model.
+    unpressed : mapping of str to str
+        The layers with a weight that cannot be pressed, with the reason.
     """
 
     module: nn.Module
@@ -110,7 +110,7 @@ class DenseModel:
     bytes: int
     macs: int | None
     layers: Mapping[str, Layer]
-    kept: Mapping[str, str]
+    unpressed: Mapping[str, str]
 
     @staticmethod
     def from_module(
@@ -118,51 +118,61 @@ class DenseModel:
         example_inputs: Tensor | Sequence[Tensor] | None,
         weights: Weights | None,
     ) -> "DenseModel":
-        """Look at a model, running it once where there are inputs.
+        """Return the description of a model, which runs once if there are inputs.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The model; its weights may be on the meta device.
+        example_inputs : Tensor or sequence of Tensor, optional
+            Arguments of one forward pass.
+        weights : callable, optional
+            Function that returns the weight of a layer by its name, if the model has no values.
 
         Raises
         ------
         InvalidArgumentError
             For inputs that the model does not take, or a layer that has no shape yet.
         """
-        given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-        inputs = tuple(given or ())
-        shapes, kept = find_pressable(model)
+        if isinstance(example_inputs, Tensor):
+            example_inputs = (example_inputs,)
+        inputs = tuple(example_inputs or ())
+        shapes, unpressed = find_pressable(model)
         shapes_in: Mapping[str, tuple[torch.Size, ...]] = {}
         read: set[str] = set()
         if inputs:
             with record_readers({name: model.get_submodule(name) for name in shapes}) as read:
                 shapes_in = record_inputs(model, inputs, list(shapes))
-        blocked = find_obstacles(model, read)
+        obstacles = find_obstacles(model, read)
         layers = {
             name: Layer(
                 name,
                 model.get_submodule(name),
                 shape,
-                {form: reasons[name] for form, reasons in blocked.items() if name in reasons},
+                {form: reasons[name] for form, reasons in obstacles.items() if name in reasons},
                 shapes_in.get(name, ()),
                 weights,
+                inputs[0].shape[0] if inputs else 1,
             )
             for name, shape in shapes.items()
         }
-        if inputs:
-            batch = inputs[0].shape[0]
-            layers = {name: layer.with_calls(batch) for name, layer in layers.items()}
-        held = [*model.parameters(), *model.buffers()]
+        tensors = [*model.parameters(), *model.buffers()]
         return DenseModel(
             model,
             inputs,
             count_params(model),
-            sum(tensor.numel() * tensor.element_size() for tensor in held),
+            sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             count_macs(model, inputs) if inputs else None,
             layers,
-            kept,
+            unpressed,
         )
 
     def select_layers(
         self, targets: Sequence[str], skip: Sequence[str]
     ) -> tuple[dict[str, Layer], dict[str, str]]:
         """Return the layers to press, and the others with the reason.
+
+        ``targets`` and ``skip`` are names and patterns as `tensorpress.plan` takes them.
 
         Raises
         ------
@@ -174,17 +184,27 @@ class DenseModel:
                 raise InvalidArgumentError(
                     f"{key} must be a list of names or patterns, not the text {value!r}"
                 )
-        kept = dict(self.kept)
+        unpressed = dict(self.unpressed)
         if tuple(targets) != ("*",):
-            named = {x for pattern in targets for x in match_names(pattern, self.layers, kept)}
-            kept |= {name: "not among the targets" for name in self.layers if name not in named}
+            named = {x for pattern in targets for x in match_names(pattern, self.layers, unpressed)}
+            unpressed |= {
+                name: "not among the targets" for name in self.layers if name not in named
+            }
         for pattern in skip:
-            found = match_names(pattern, {**self.layers, **kept}, kept)
-            kept = dict.fromkeys(found, f"skipped by {pattern!r}") | kept
-        return {name: layer for name, layer in self.layers.items() if name not in kept}, kept
+            names = match_names(pattern, {**self.layers, **unpressed}, unpressed)
+            unpressed = dict.fromkeys(names, f"skipped by {pattern!r}") | unpressed
+        return {
+            name: layer for name, layer in self.layers.items() if name not in unpressed
+        }, unpressed
 
     def max_params(self, limit: Budget) -> int:
-        """Return how many parameters a budget allows, where those saved are of one kind."""
+        """Return the number of parameters that a budget of parameters or bytes allows.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a budget of something else.
+        """
         if limit.kind == "params":
             return int(limit.resolve(self.params))
         if limit.kind == "bytes":
@@ -194,12 +214,22 @@ class DenseModel:
             f"rebuilt weights save no {limit.kind}: give a budget of params or bytes"
         )
 
-    def plan(self, scheme: str, layers: Sequence[LayerPlan], kept: Mapping[str, str]) -> Plan:
-        """Return the plan that presses some of the layers."""
+    def plan(self, scheme: str, layers: Sequence[LayerPlan], unpressed: Mapping[str, str]) -> Plan:
+        """Return the plan that presses these layers.
+
+        Parameters
+        ----------
+        scheme : str
+            The name of the scheme, or of several.
+        layers : sequence of LayerPlan
+            The layers that are pressed.
+        unpressed : mapping of str to str
+            The other layers, with the reason.
+        """
         return Plan(
             scheme,
             tuple(layers),
-            dict(kept),
+            dict(unpressed),
             self.params - sum(layer.dense_params for layer in layers),
             self.bytes - sum(layer.itemsize * layer.dense_params for layer in layers),
             None if self.macs is None else self.macs - sum(layer.dense_macs for layer in layers),

@@ -11,20 +11,29 @@ from tensorpress.planning.layer_candidates import (
 )
 from tensorpress.planning.layers import Layer, match_names
 from tensorpress.ranks import parse_rank_rule
-from tensorpress.schemes.base import Ranks
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import Sizes
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.scheme import Ranks
 from tensorpress.utils.formatting import format_shape
 
 Entry = Mapping[str, Any]
 
 
 def match_entries(
-    overrides: Mapping[str, Entry], layers: Mapping[str, Layer], kept: Mapping[str, str]
+    overrides: Mapping[str, Entry], layers: Mapping[str, Layer], unpressed: Mapping[str, str]
 ) -> dict[str, Entry]:
-    """Return the entry of every layer that has one, the last that names it.
+    """Return the entry of every layer that has one: the last whose pattern matches it.
+
+    Parameters
+    ----------
+    overrides : mapping of str to mapping
+        Entries by name or pattern, as `tensorpress.plan` takes them.
+    layers : mapping of str to Layer
+        The layers that can be pressed.
+    unpressed : mapping of str to str
+        The other layers, with the reason.
 
     Raises
     ------
@@ -33,12 +42,12 @@ def match_entries(
     """
     entries: dict[str, Entry] = {}
     for pattern, entry in overrides.items():
-        found = match_names(pattern, layers, kept)
+        names = match_names(pattern, layers, unpressed)
         if not isinstance(entry, Mapping):
             raise InvalidArgumentError(
-                f"layer {found[0]!r}: expected a mapping such as {{'ranks': 8}}, got {entry!r}"
+                f"layer {names[0]!r}: expected a mapping such as {{'ranks': 8}}, got {entry!r}"
             )
-        entries |= dict.fromkeys(found, entry)
+        entries |= dict.fromkeys(names, entry)
     return entries
 
 
@@ -51,94 +60,127 @@ def plan_fixed_ranks(
 ) -> dict[str, LayerPlan]:
     """Return the plans of the layers that have entries, smaller or not.
 
-    Ranks that an entry itself says are taken as they are; those of all layers are rounded.
+    Parameters
+    ----------
+    layers : mapping of str to Layer
+        The layers that can be pressed.
+    entries : mapping of str to mapping
+        The entries of some of them.
+    schemes : sequence of str
+        The schemes of all layers.
+    ranks : optional
+        The ranks of all layers, for entries without ranks.
+    round_to : int
+        ``ranks`` are rounded to multiples of it; ranks of an entry are not rounded.
 
     Raises
     ------
     InvalidArgumentError
-        Naming the layer, for keys that are unknown, no ranks, ranks that do not fit, or a layer
-        that the scheme cannot take.
+        Naming the layer, for unknown keys, no ranks, ranks that do not fit, or a layer that the
+        scheme cannot press.
     """
-    found: dict[str, LayerPlan] = {}
+    plans: dict[str, LayerPlan] = {}
     for name, entry in entries.items():
         try:
             [scheme] = layer_schemes(entry, schemes)
-            found[name] = _plan_entry(layers[name], entry, scheme, ranks, round_to)
+            plans[name] = _plan_entry(layers[name], entry, scheme, ranks, round_to)
         except (InvalidArgumentError, TypeError) as error:
             raise InvalidArgumentError(f"layer {name!r}: {error}") from None
-    _check_shared(found.values())
-    return found
+    _check_shared(plans.values())
+    return plans
 
 
 def layer_schemes(entry: Entry | None, schemes: Sequence[str]) -> Sequence[str]:
-    """Return the schemes a layer may have: that of its entry, or those of all.
+    """Return the schemes that may press a layer: the one of its entry, or those of all layers.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown scheme, or ranks in an entry that does not say of which scheme.
+        For an unknown scheme, or an entry that does not say which of several schemes it is for.
     """
-    own = None if entry is None else entry.get("scheme")
-    if own is None:
+    scheme = None if entry is None else entry.get("scheme")
+    if scheme is None:
         if entry is not None and len(schemes) > 1:
             raise InvalidArgumentError(
                 f"its entry must name a scheme: the ranks of {', '.join(schemes)} are not the same"
             )
         return schemes
-    if own not in SCHEMES:
-        raise unknown_name("scheme", own, SCHEMES)
-    return (own,)
+    if scheme not in SCHEMES:
+        raise unknown_name("scheme", scheme, SCHEMES)
+    return (scheme,)
 
 
 def press_where_smaller(
     layers: Mapping[str, Layer], scheme: str, ranks: Ranks, round_to: int
 ) -> tuple[dict[str, LayerPlan], dict[str, str]]:
-    """Return the layers that a scheme makes smaller, and all others with the reason.
+    """Return the plans of the layers that a scheme makes smaller, and the others with the reason.
+
+    Parameters
+    ----------
+    layers : mapping of str to Layer
+        The layers that can be pressed.
+    scheme : str
+        The scheme of all layers.
+    ranks
+        The ranks of all layers, or the rule that chooses them.
+    round_to : int
+        Ranks are multiples of it.
 
     Raises
     ------
     InvalidArgumentError
-        Naming the layer whose weight a rule cannot use.
+        Naming the layer whose weight the rule cannot use.
     """
     pressed: dict[str, LayerPlan] = {}
-    kept: dict[str, str] = {}
+    unpressed: dict[str, str] = {}
+    method, rule = scheme_named(scheme), parse_rank_rule(ranks)
     for name, layer in layers.items():
-        found = _plan_if_smaller(layer, scheme, ranks, round_to)
-        if isinstance(found, str):
-            kept[name] = found
+        usable, reason = applicable_schemes(layer, [method])
+        if not usable:
+            unpressed[name] = reason
+            continue
+        try:
+            plan = plan_with_ranks(layer, method, rule, round_to)
+        except InvalidArgumentError as error:
+            if rule.needs_spectra:
+                raise InvalidArgumentError(f"layer {name!r}: {error}") from None
+            unpressed[name] = str(error)
+            continue
+        refusal = refuse_no_gain(plan)
+        if refusal is None:
+            pressed[name] = plan
         else:
-            pressed[name] = found
-    return pressed, kept
+            unpressed[name] = refusal
+    return pressed, unpressed
 
 
-def nothing_pressed_error(kept: Mapping[str, str]) -> InvalidArgumentError:
+def nothing_pressed_error(unpressed: Mapping[str, str]) -> InvalidArgumentError:
     """Return the error for a model of which nothing is pressed, with the reasons."""
-    reasons = "".join(f"; {name!r}: {reason}" for name, reason in kept.items())
+    reasons = "".join(f"; {name!r}: {reason}" for name, reason in unpressed.items())
     return InvalidArgumentError(f"the model has no layer that can be pressed{reasons}")
 
 
 def _plan_entry(
     layer: Layer, entry: Entry, scheme: str, ranks: Ranks | None, round_to: int
 ) -> LayerPlan:
-    named = scheme_named(scheme)
+    method = scheme_named(scheme)
     options = {key: value for key, value in entry.items() if key not in ("ranks", "scheme")}
-    asked = entry.get("ranks", ranks)
-    if asked is None:
-        named.with_options(options)
+    if "ranks" in entry:
+        ranks, round_to = entry["ranks"], 1
+    if ranks is None:
+        method.with_options(options)
         raise InvalidArgumentError("ranks are needed")
-    obstacle = layer.obstacle(named)
+    obstacle = layer.obstacle(method)
     if obstacle is not None:
         raise InvalidArgumentError(f"it cannot be pressed by {scheme}: {obstacle}")
-    spec = layer.spec(named)
-    method, asked = named.read_entry(spec, options, asked)
+    spec = layer.spec(method)
+    method, ranks = method.read_entry(spec, options, ranks)
     method.check(spec)
-    return plan_with_ranks(
-        layer, method, parse_rank_rule(asked), 1 if "ranks" in entry else round_to
-    )
+    return plan_with_ranks(layer, method, parse_rank_rule(ranks), round_to)
 
 
 def _check_shared(layers: Iterable[LayerPlan]) -> None:
-    """Raise unless all layers that share a core name the same shape for it."""
+    """Raise an error if layers that share a core name different shapes for it."""
     cores: dict[str, set[Sizes]] = {}
     for layer in layers:
         if layer.method.shared:
@@ -149,18 +191,3 @@ def _check_shared(layers: Iterable[LayerPlan]) -> None:
                 "a shared core has one shape, but the layers name "
                 f"{', '.join(sorted(map(format_shape, shapes)))}"
             )
-
-
-def _plan_if_smaller(layer: Layer, scheme: str, ranks: Ranks, round_to: int) -> LayerPlan | str:
-    """Return the plan of a layer, or why it stays dense."""
-    form, rule = scheme_named(scheme), parse_rank_rule(ranks)
-    found, reason = applicable_schemes(layer, [form])
-    if not found:
-        return reason
-    try:
-        plan = plan_with_ranks(layer, form, rule, round_to)
-    except InvalidArgumentError as error:
-        if rule.needs_spectra:
-            raise InvalidArgumentError(f"layer {layer.name!r}: {error}") from None
-        return str(error)
-    return refuse_no_gain(plan) or plan

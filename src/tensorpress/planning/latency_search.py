@@ -1,7 +1,6 @@
-"""Finding the model that takes a given time, by measuring models."""
+"""The search for a model whose measured latency meets a target."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from torch import Tensor, nn
@@ -10,37 +9,16 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.latency import measure_latencies, time_passes
 
 TRIES = 8
-"""Models that are measured at most."""
+"""Largest number of models that are measured."""
 
 LEAST, REPEATS, SECONDS, PRECISION = 9, 300, 45.0, 0.012
-"""How long each is measured, as `time_passes` takes it."""
+"""Rounds, seconds and precision of a measurement: see `time_passes`."""
+
+TOLERANCE = 0.1
+"""How far below the target a time may be, relative to it."""
 
 NARROW = 0.005
-"""Predicted times that differ by less are not told apart."""
-
-
-@dataclass(frozen=True)
-class FittedLatency:
-    """What `fit_latency` found.
-
-    Attributes
-    ----------
-    at : float
-        What its model was built for: the share of the dense model's time that was predicted.
-    share : float
-        The median of its time over that of the dense model in the same round.
-    pressed_ms, dense_ms : float
-        Medians of both.
-    tried : tuple of (float, float)
-        What models were built for, in the order tried, and the share of the dense model's time, or
-        the milliseconds, that each took.
-    """
-
-    at: float
-    share: float
-    pressed_ms: float
-    dense_ms: float
-    tried: tuple[tuple[float, float], ...]
+"""Smallest difference of predicted shares that is worth another measurement."""
 
 
 def fit_latency(
@@ -51,38 +29,41 @@ def fit_latency(
     *,
     relative: bool,
     lowest: float,
-    tolerance: float = 0.1,
-) -> FittedLatency:
-    """Find what a model must be predicted to take so that it takes a given time.
+) -> tuple[float, float]:
+    """Find the predicted latency at which the measured latency of a model meets a target.
 
-    Predictions add up layers; what lies between them, and what the layers do to each other, only
-    the whole model shows. So models are built for one prediction after another and measured, each
-    in rounds with the dense one, until one takes the target's time or up to ``tolerance`` less.
-    Which prediction is next follows from a straight line between the nearest two measured.
+    A prediction is a sum over layers, and misses the time between layers and their effects on each
+    other. So models are built for one prediction after another, and each is measured in rounds
+    with the dense model, until one takes between 0.9 and 1 times the target. The next
+    prediction is interpolated linearly between the nearest two measurements.
 
     Parameters
     ----------
     build : callable
-        Returns a model, with any finite values, that is predicted to take at most a given
-        share, from ``lowest`` to 1, of the dense model's time.
+        Function from a share of the dense model's time, ``lowest`` to 1, to a model with finite
+        values that is predicted to take at most that share.
     dense : nn.Module
         The dense model.
     inputs : sequence of Tensor
         Arguments of one forward pass.
     target : float
-        The time that must not be exceeded: as a share of the dense model's, or in milliseconds.
+        The longest time that is allowed: a share of the dense model's, or milliseconds.
     relative : bool
-        Whether it is a share. A share is robust where the machine's speed drifts, since both
-        models are measured in the same rounds.
+        Whether ``target`` is a share. A share does not depend on drifts of the machine's speed,
+        because both models are measured in the same rounds.
     lowest : float
-        The least share that can be predicted.
-    tolerance : float
-        How far below the target is near enough.
+        The smallest share that can be predicted.
+
+    Returns
+    -------
+    float, float
+        The predicted share of the best model, and its measured time: the median of the ratios to
+        the dense model's time, or of milliseconds.
 
     Raises
     ------
     InvalidArgumentError
-        Where even the model predicted to take least takes longer, with both times.
+        If all models take longer than the target; the message names the shortest time.
 
     Examples
     --------
@@ -90,13 +71,12 @@ def fit_latency(
     >>> def build(share):
     ...     return nn.Sequential(nn.Linear(512, int(1024 * share)))
     >>> x, dense = torch.randn(16, 512), build(1.0)
-    >>> fit_latency(build, dense, [x], 0.9, relative=True, lowest=0.01).share <= 0.9
+    >>> fit_latency(build, dense, [x], 0.9, relative=True, lowest=0.01)[1] <= 0.9
     True
     """
-    found: dict[float, tuple[float, float, float]] = {}
 
-    def taken(share: float) -> float:
-        both = time_passes(
+    def measure(share: float) -> float:
+        dense_times, times = time_passes(
             [dense, build(share)],
             inputs,
             least=LEAST,
@@ -104,40 +84,39 @@ def fit_latency(
             seconds=SECONDS,
             precision=PRECISION,
         )
-        ratio = median(b / a for a, b in zip(*both, strict=True))
-        found[share] = (ratio, median(both[1]), median(both[0]))
-        return ratio if relative else found[share][1]
+        if relative:
+            return median(b / a for a, b in zip(dense_times, times, strict=True))
+        return median(times)
 
-    whole = 1.0 if relative else measure_latencies([dense], inputs)[0]
-    tried = _search(taken, whole, target, lowest, tolerance)
-    within = [(share, value) for share, value in tried if value <= target]
+    dense_time = 1.0 if relative else measure_latencies([dense], inputs)[0]
+    aim = target * (1 - TOLERANCE / 2)
+    trials = _search(measure, dense_time, aim, lowest, 0.3 * TOLERANCE * target)
+    within = [(share, value) for share, value in trials if value <= target]
     if not within:
-        least = min(value for _, value in tried)
-        asked, reached = (
+        least = min(value for _, value in trials)
+        limit, reached = (
             f"{100 * v:.3g} %" if relative else f"{v:.3g} ms" for v in (target, least)
         )
         raise InvalidArgumentError(
-            f"a latency of {asked} cannot be reached: pressed as far as planned for, the model "
+            f"a latency of {limit} cannot be reached: pressed as far as planned for, the model "
             f"takes {reached}" + (" of the dense model's" if relative else "")
         )
-    at, _ = min(within, key=lambda point: abs(point[1] - _aim(target, tolerance)))
-    return FittedLatency(at, *found[at], tuple(tried))
+    return min(within, key=lambda point: abs(point[1] - aim))
 
 
 def _search(
-    taken: Callable[[float], float], whole: float, target: float, lowest: float, tolerance: float
+    measure: Callable[[float], float], dense_time: float, aim: float, lowest: float, margin: float
 ) -> list[tuple[float, float]]:
-    """Return the predictions tried, with what was measured; the dense model takes ``whole``."""
-    aim, near = _aim(target, tolerance), 0.3 * tolerance * target
+    """Return the predicted shares that were tried, with their measured times."""
     fast: tuple[float, float] | None = None
-    slow = (1.0, whole)
-    share = aim / whole
-    tried: list[tuple[float, float]] = []
-    while len(tried) < TRIES:
+    slow = (1.0, dense_time)
+    share = aim / dense_time
+    trials: list[tuple[float, float]] = []
+    while len(trials) < TRIES:
         share = min(max(share, lowest), 1.0)
-        value = taken(share)
-        tried.append((share, value))
-        if abs(value - aim) <= near:
+        value = measure(share)
+        trials.append((share, value))
+        if abs(value - aim) <= margin:
             break
         if value <= aim:
             fast = (share, value)
@@ -146,21 +125,16 @@ def _search(
         if fast is not None:
             if slow[0] - fast[0] < NARROW:
                 break
-            share = _between(fast, slow, aim)
+            share = _interpolate(fast, slow, aim)
         elif share <= lowest:
             break
         else:
-            share = share * aim / value if len(tried) == 1 else lowest
-    return tried
+            share = share * aim / value if len(trials) == 1 else lowest
+    return trials
 
 
-def _aim(target: float, tolerance: float) -> float:
-    """Return the middle of the times that are near enough."""
-    return target * (1 - tolerance / 2)
-
-
-def _between(fast: tuple[float, float], slow: tuple[float, float], aim: float) -> float:
-    """Return where a straight line through two points takes the aim, not too near to either."""
+def _interpolate(fast: tuple[float, float], slow: tuple[float, float], aim: float) -> float:
+    """Return where the straight line through two points reaches the aim, not too near to either."""
     (low, below), (high, above) = fast, slow
     place = (aim - below) / (above - below) if above > below else 0.5
     return low + (high - low) * min(max(place, 0.1), 0.9)

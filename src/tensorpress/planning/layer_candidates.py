@@ -1,4 +1,4 @@
-"""The ways in which a layer can be pressed: ranks of one or several schemes, costs and errors."""
+"""Plans of a single layer: ranks of one or several schemes, with costs and errors."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,14 +7,14 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.layers import Layer
 from tensorpress.ranks import RankRule
 from tensorpress.ranks.checks import round_ranks
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.scheme import Scheme
 
 
 def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], str]:
-    """Return the schemes that can take a layer, and why the others cannot."""
-    found, reasons = [], []
+    """Return the schemes that can press a layer, and why the others cannot."""
+    applicable, reasons = [], []
     for scheme in schemes:
         try:
             refusal = scheme.refusal(layer.spec(scheme))
@@ -27,32 +27,39 @@ def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Sc
         elif refusal is not None:
             reasons.append(f"{scheme.name} cannot take it: {refusal}")
         else:
-            found.append(scheme)
-    return found, "; ".join(dict.fromkeys(reasons))
+            applicable.append(scheme)
+    return applicable, "; ".join(dict.fromkeys(reasons))
 
 
 def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int = 1) -> LayerPlan:
     """Return the plan of a layer at the ranks of a rule, whatever it costs.
 
-    Only a rule that needs spectra looks at the weight.
+    Parameters
+    ----------
+    layer : Layer
+        The layer.
+    scheme : Scheme
+        A scheme that can press it.
+    rule : RankRule
+        The rule of the ranks. The weight is read only if the rule needs spectra.
+    round_to : int
+        Ranks are multiples of it.
 
     Raises
     ------
     InvalidArgumentError
-        For ranks that do not fit, or values that are not there, NaN or infinite.
+        For ranks that do not fit, or a weight without finite values.
     """
     spec = layer.spec(scheme)
     spectra = scheme.spectra(spec, layer.kernel(scheme)) if rule.needs_spectra else ()
     largest = scheme.largest_ranks(spec)
-    chosen = rule.ranks(spectra, largest)
-    scheme.check_ranks(spec, chosen)
-    return plan_layer(
-        layer, scheme, scheme.attainable(spec, round_ranks(chosen, largest, round_to))
-    )
+    ranks = rule.ranks(spectra, largest)
+    scheme.check_ranks(spec, ranks)
+    return plan_layer(layer, scheme, scheme.attainable(spec, round_ranks(ranks, largest, round_to)))
 
 
 def plan_layer(layer: Layer, scheme: Scheme, ranks: Sizes) -> LayerPlan:
-    """Return the plan of a layer at ranks."""
+    """Return the plan of a layer by a scheme at these ranks."""
     return LayerPlan(
         layer.name,
         scheme.name,
@@ -65,10 +72,10 @@ def plan_layer(layer: Layer, scheme: Scheme, ranks: Sizes) -> LayerPlan:
 
 
 def refuse_no_gain(plan: LayerPlan) -> str | None:
-    """Return why a layer is better left dense than pressed so, None where it is not.
+    """Return why a plan is no gain over the dense layer, or None.
 
-    A pressed layer has fewer parameters than the dense one, and where its calls are known no more
-    multiplications; a table that is looked up has none to lose.
+    A pressed layer must have fewer parameters and, if its calls are known, no more multiplications.
+    An embedding that is looked up multiplies nothing.
     """
     if plan.factor_params >= plan.dense_params:
         return (
@@ -86,31 +93,39 @@ def refuse_no_gain(plan: LayerPlan) -> str | None:
 def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) -> list[LayerPlan]:
     """Return plans of a layer at all ranks worth considering, with their errors.
 
-    Those that make it larger or multiply more are left out. The weight is decomposed once a
-    scheme, for schemes without a closed form once a rank.
+    Plans that make the layer larger or slower are left out. The weight is decomposed once for each
+    scheme, or once for each rank if the scheme has no closed form.
+
+    Parameters
+    ----------
+    layer : Layer
+        The layer.
+    schemes : sequence of Scheme
+        Schemes that can press it.
+    round_to : int
+        Ranks are multiples of it.
 
     Raises
     ------
     InvalidArgumentError
-        For values that are not there, NaN or infinite.
+        For a weight without finite values.
     """
-    spec, kernel = layer.spec(), None
-    found = []
-    for scheme in _distinct(spec, schemes):
+    spec, kernel, result = layer.spec(), None, []
+    for scheme in _distinct_schemes(spec, schemes):
         plans = [plan_layer(layer, scheme, ranks) for ranks in scheme.candidates(spec, round_to)]
         plans = [plan for plan in plans if refuse_no_gain(plan) is None]
         if not plans:
             continue
         kernel = layer.kernel() if kernel is None else kernel
         errors = scheme.errors(spec, kernel, [plan.ranks for plan in plans])
-        found += [
+        result += [
             replace(plan, error=max(squared, 0.0) ** 0.5)
             for plan, squared in zip(plans, errors, strict=True)
         ]
-    return found
+    return result
 
 
-def _distinct(spec: LayerSpec, schemes: Sequence[Scheme]) -> Sequence[Scheme]:
+def _distinct_schemes(spec: LayerSpec, schemes: Sequence[Scheme]) -> Sequence[Scheme]:
     """Return the schemes that differ for a layer: truncated SVDs of a matrix do not."""
     if max(spec.kernel, default=1) > 1:
         return schemes

@@ -1,4 +1,4 @@
-"""How long layers take on this machine: dense, and pressed at any ranks."""
+"""Measured times of layers on this machine, dense and pressed at any ranks."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,52 +13,52 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.latency import time_passes
 from tensorpress.measure.layer_calls import layer_calls
 from tensorpress.ranks.checks import round_ranks
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.chain_builder import dense_layer
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.scheme import Scheme
 
 SHARES = (0.03, 0.08, 0.16, 0.3, 0.45, 0.65, 1.0)
-"""Which ranks are timed: those whose MACs are nearest to these shares of the largest ranks'."""
+"""The ranks that are timed have MACs nearest to these shares of the MACs of the largest ranks."""
 
 STEPS = 48
-"""Into how many equal steps ranks are divided to find them."""
+"""Number of equal steps of the ranks among which these are found."""
 
 LEAST, REPEATS, SECONDS, PRECISION = 5, 40, 1.0, 0.02
-"""How long the layers of a curve are timed, as `time_passes` takes it."""
+"""Rounds, seconds and precision of the measurement of a curve: see `time_passes`."""
 
 _Curve = tuple[list[int], list[float]]
 
 
 class LayerTimer:
-    """Times layers side by side with what schemes make of them.
+    """Times dense layers and the pressed layers of schemes side by side.
 
-    Timing every rank of every layer would take hours. Of a layer, a scheme and an input shape
-    seven ranks are timed, all in proportion to the largest ones, in rounds with the dense layer;
-    what is kept is their time over the dense layer's, as a piecewise linear function of the MACs
-    that does not fall. Above the fixed time of its calls, a chain's time grows about in
-    proportion to them; steps between the timed ranks, such as at multiples of a vector's length,
-    are not seen. Layers of one description and input shape are timed once.
+    Every rank of every layer would take hours. Seven ranks, in proportion to the largest ones, are
+    timed for a layer, a scheme and an input shape, in rounds with the dense layer. Their times over
+    the dense layer's are a piecewise linear function of the MACs that does not fall. The time of a
+    chain is about that of its calls plus a part in proportion to its MACs; steps between the timed
+    ranks, such as at multiples of a vector's length, are missed. Layers of one description and
+    input shape are timed once.
 
-    Other work on the machine only ever adds to a layer's time, and not to its share of the whole
-    model's. So the fastest of a layer's passes counts, and on a CPU the processor time of the
-    calling thread.
+    Other work on the machine only ever adds to the time of a layer. So the fastest pass of a layer
+    counts, and on a CPU the processor time of the calling thread.
 
-    A weight that is rebuilt from factors counts as rebuilt once for all passes: its layer
-    takes the time of the dense one.
+    A weight that is rebuilt from factors counts as rebuilt once for all passes: its layer takes
+    the time of the dense one.
 
     Parameters
     ----------
     weight : Tensor
         Layers are timed on its device and in its dtype, with torch's present number of threads.
     inputs : sequence of Tensor
-        Of the whole model. Where one is in channels_last memory format, so is what layers get.
+        Inputs of the whole model. If one is in channels_last memory format, so are the inputs of
+        layers.
     round_to : int
-        Ranks that are timed are multiples of it, as `tensorpress.plan` takes it.
+        Ranks that are timed are multiples of it.
 
     Raises
     ------
     InvalidArgumentError
-        For the meta device, on which nothing takes time.
+        For a weight on the meta device.
 
     Examples
     --------
@@ -82,15 +82,7 @@ class LayerTimer:
         self._curves: dict[tuple[str, LayerSpec, torch.Size], _Curve] = {}
 
     def time_dense(self, spec: LayerSpec, shapes: Sequence[torch.Size]) -> float:
-        """Return the milliseconds of all calls of a dense layer in one forward pass.
-
-        Parameters
-        ----------
-        spec : LayerSpec
-            The layer.
-        shapes : sequence of torch.Size
-            Of its inputs, a call each, the batch included.
-        """
+        """Return the milliseconds of a dense layer in one forward pass, one call for each shape."""
         return sum(times * self._dense_ms(spec, shape) for shape, times in Counter(shapes).items())
 
     def time_pressed(
@@ -100,18 +92,18 @@ class LayerTimer:
         candidates: Sequence[Sizes],
         shapes: Sequence[torch.Size],
     ) -> list[float]:
-        """Return the milliseconds of all calls of a layer pressed at each of several ranks.
+        """Return the milliseconds of a layer in one forward pass, pressed at several ranks.
 
         Parameters
         ----------
         scheme : Scheme
-            One that takes the layer.
+            A scheme that can press the layer.
         spec : LayerSpec
             The layer.
         candidates : sequence of tuple of int
-            Ranks.
+            The ranks, which give one time each.
         shapes : sequence of torch.Size
-            Of its inputs, a call each, the batch included.
+            Shapes of the inputs of its calls, the batch included.
         """
         if scheme.form == "weight":
             return [self.time_dense(spec, shapes)] * len(candidates)
@@ -122,40 +114,29 @@ class LayerTimer:
             total += times * self._dense_ms(spec, shape) * ratios
         return [float(ms) for ms in total]
 
-    def time_model(self, model: nn.Module, inputs: Sequence[Tensor]) -> float:
-        """Return the milliseconds of a forward pass of a model, measured as layers are.
-
-        What layers take is a part of this, and not of a median by the clock on the wall.
-        """
-        [ms] = _fastest([model], inputs)
-        return ms
-
     def _dense_ms(self, spec: LayerSpec, shape: torch.Size) -> float:
         key = (spec, shape)
         if key not in self._dense:
-            [self._dense[key]] = self._side_by_side(
-                [dense_layer(spec, like=self._like)], spec, shape
-            )
+            [self._dense[key]] = self._time_layers([], spec, shape)
         return self._dense[key]
 
     def _curve(self, scheme: Scheme, spec: LayerSpec, shape: torch.Size) -> _Curve:
-        """Return MACs, and time over that of the dense layer at each."""
+        """Return MACs, and the time over that of the dense layer at each."""
         key = (scheme.name, spec, shape)
         if key not in self._curves:
-            macs = _timed_ranks(scheme, spec, shape, self._round_to)
+            macs = _choose_ranks(scheme, spec, shape, self._round_to)
             layers = [scheme.skeleton(spec, ranks, like=self._like) for ranks in macs]
-            dense, *pressed = self._side_by_side(
-                [dense_layer(spec, like=self._like), *layers], spec, shape
-            )
+            dense, *pressed = self._time_layers(layers, spec, shape)
             self._dense.setdefault((spec, shape), dense)
             ratios = np.minimum.accumulate(np.divide(pressed, dense)[::-1])[::-1]
             self._curves[key] = list(macs.values()), ratios.tolist()
         return self._curves[key]
 
-    def _side_by_side(
-        self, layers: Sequence[nn.Module], spec: LayerSpec, shape: torch.Size
+    def _time_layers(
+        self, pressed: Sequence[nn.Module], spec: LayerSpec, shape: torch.Size
     ) -> list[float]:
-        """Return the milliseconds of layers of random values on random inputs."""
+        """Return the least milliseconds of the dense layer and pressed ones, on random values."""
+        layers = [dense_layer(spec, like=self._like), *pressed]
         generator = torch.Generator(self._like.device).manual_seed(0)
         for layer in layers:
             fill_randomly(layer)
@@ -165,28 +146,22 @@ class LayerTimer:
             x = self._like.new_empty(shape).normal_(generator=generator)
         if self._channels_last and spec.order == len(shape) - 2:
             x = x.contiguous(memory_format=_format(x.dim()))
-        return _fastest(layers, [x])
-
-
-def _fastest(models: Sequence[nn.Module], inputs: Sequence[Tensor]) -> list[float]:
-    """Return the least milliseconds of each of several models."""
-    times = time_passes(
-        models,
-        inputs,
-        least=LEAST,
-        repeats=REPEATS,
-        seconds=SECONDS,
-        precision=PRECISION,
-        clock=thread_time if inputs[0].device.type == "cpu" else perf_counter,
-    )
-    return list(map(min, times))
+        times = time_passes(
+            layers,
+            [x],
+            least=LEAST,
+            repeats=REPEATS,
+            seconds=SECONDS,
+            precision=PRECISION,
+            clock=thread_time if x.device.type == "cpu" else perf_counter,
+        )
+        return list(map(min, times))
 
 
 def fill_randomly(layer: nn.Module) -> None:
-    """Fill a layer's parameters with random numbers that keep its outputs near 1.
+    """Fill a layer's parameters with random numbers that give outputs near 1.
 
-    What has no value may hold NaN or denormal numbers, which take other times than what models
-    compute with.
+    Empty memory may hold NaN or denormal numbers, which take other times.
 
     Examples
     --------
@@ -200,18 +175,18 @@ def fill_randomly(layer: nn.Module) -> None:
         value.detach().normal_(0, prod(value.shape[1:]) ** -0.5, generator=generator)
 
 
-def _timed_ranks(
+def _choose_ranks(
     scheme: Scheme, spec: LayerSpec, shape: torch.Size, round_to: int
 ) -> dict[Sizes, int]:
-    """Return the ranks that are timed with their MACs, cheapest first."""
-    largest, found = scheme.largest_ranks(spec), {}
+    """Return the ranks to time with their MACs, cheapest first."""
+    largest, macs = scheme.largest_ranks(spec), {}
     for step in range(1, STEPS + 1):
-        asked = [max(1, round(size * step / STEPS)) for size in largest]
-        ranks = scheme.attainable(spec, round_ranks(asked, largest, round_to))
-        found[ranks] = _macs(scheme, spec, ranks, shape)
-    full = max(found.values())
-    nearest = {min(found, key=lambda r: abs(found[r] - share * full)) for share in SHARES}
-    return {ranks: found[ranks] for ranks in sorted(nearest, key=found.__getitem__)}
+        scaled = [max(1, round(size * step / STEPS)) for size in largest]
+        ranks = scheme.attainable(spec, round_ranks(scaled, largest, round_to))
+        macs[ranks] = _macs(scheme, spec, ranks, shape)
+    full = max(macs.values())
+    nearest = {min(macs, key=lambda r: abs(macs[r] - share * full)) for share in SHARES}
+    return {ranks: macs[ranks] for ranks in sorted(nearest, key=macs.__getitem__)}
 
 
 def _macs(scheme: Scheme, spec: LayerSpec, ranks: Sizes, shape: torch.Size) -> int:
@@ -226,6 +201,6 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _format(order: int) -> torch.memory_format:
-    """Return the memory format of tensors with this many modes that has the channels last."""
+    """Return the memory format with the channels last, for tensors of this order."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return formats.get(order, torch.contiguous_format)

@@ -1,9 +1,10 @@
-"""The layers of a model that can be pressed, and how names and patterns select them."""
+"""The layers of a model that can be pressed, and their selection by names and patterns."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +13,18 @@ from torch.nn.utils import parametrize
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.layer_calls import layer_calls
-from tensorpress.schemes.base import Scheme
-from tensorpress.schemes.layer_spec import (
-    Call,
-    LayerSpec,
-    describe_layer,
-    refuse_layer,
-    weight_to_kernel,
-)
+from tensorpress.schemes.canonical_kernel import weight_to_kernel
+from tensorpress.schemes.layer_spec import Call, LayerSpec, describe_layer, refuse_layer
 from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.reshape_modes import Shape
+from tensorpress.schemes.scheme import Scheme
 
 REGEX = "re:"
 
 
-def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> list[str]:
-    """Return the names a pattern stands for.
+def match_names(pattern: str, names: Iterable[str], unpressed: Mapping[str, str]) -> list[str]:
+    """Return the names that a pattern matches.
 
     Parameters
     ----------
@@ -36,9 +32,9 @@ def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> 
         A name; a pattern with ``*``, which also stands for dots; or ``re:`` and a regular
         expression that matches the whole name.
     names : iterable of str
-        To choose from.
-    kept : mapping of str to str
-        Layers that cannot be chosen, with the reason.
+        The names of the layers.
+    unpressed : mapping of str to str
+        Layers that cannot be pressed, with the reason.
 
     Raises
     ------
@@ -53,26 +49,22 @@ def match_names(pattern: str, names: Iterable[str], kept: Mapping[str, str]) -> 
     """
     names = list(names)
     if pattern.startswith(REGEX):
-        found = _matching_regex(pattern, names)
+        try:
+            expression = re.compile(pattern.removeprefix(REGEX))
+        except re.error as error:
+            raise InvalidArgumentError(f"{pattern!r} is no regular expression: {error}") from None
+        matches = [name for name in names if expression.fullmatch(name)]
     else:
-        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
-    if not found and pattern in kept:
-        raise InvalidArgumentError(f"layer {pattern!r} cannot be pressed: {kept[pattern]}")
-    if not found:
+        matches = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+    if not matches and pattern in unpressed:
+        raise InvalidArgumentError(f"layer {pattern!r} cannot be pressed: {unpressed[pattern]}")
+    if not matches:
         raise unknown_name("layer or pattern", pattern, names)
-    return found
-
-
-def _matching_regex(pattern: str, names: Iterable[str]) -> list[str]:
-    try:
-        expression = re.compile(pattern.removeprefix(REGEX))
-    except re.error as error:
-        raise InvalidArgumentError(f"{pattern!r} is no regular expression: {error}") from None
-    return [name for name in names if expression.fullmatch(name)]
+    return matches
 
 
 Weights = Callable[[str], Tensor]
-"""The weight of a layer by its name, as torch holds it."""
+"""Function that returns the weight of a layer by its name, in torch's shape."""
 
 PRESSED = "it is pressed already: tensorpress.unpress gives the dense layer to press anew"
 
@@ -84,34 +76,35 @@ class Layer:
     Attributes
     ----------
     name : str
-        In the model; of a module that is used twice the first.
+        Its name in the model, the first of a module that is used twice.
     module : nn.Module
-        Its values may be on the meta device.
+        The layer; its values may be on the meta device.
     shape : tuple of int
-        Of its dense weight.
-    blocked : mapping of str to str
+        Shape of its dense weight.
+    obstacles : mapping of str to str
         Forms of schemes that its place in the model forbids, with the reason.
     inputs : tuple of torch.Size
-        Shapes of its inputs in one forward pass, where inputs were given.
+        Shapes of its inputs in one forward pass, if the model ran.
     weights : callable, optional
-        Where its weight comes from, if not from the module.
-    calls : tuple of Call
-        The same for one example, of a layer that can be described.
+        Function that returns its weight, if the module has no values.
+    batch : int
+        Number of examples of that forward pass.
     """
 
     name: str
     module: nn.Module
     shape: Shape
-    blocked: Mapping[str, str] = field(default_factory=dict)
+    obstacles: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[torch.Size, ...] = ()
     weights: Weights | None = None
-    calls: tuple[Call, ...] = ()
+    batch: int = 1
 
-    def with_calls(self, batch: int) -> "Layer":
-        """Return the layer with the calls that its inputs are, for so many examples."""
-        if refuse_layer(self.module) is not None:
-            return self
-        return replace(self, calls=layer_calls(self.spec(), self.inputs, batch))
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """Its calls in the forward pass of one example, if `describe_layer` takes it."""
+        if not self.inputs or refuse_layer(self.module) is not None:
+            return ()
+        return layer_calls(self.spec(), self.inputs, self.batch)
 
     @property
     def itemsize(self) -> int:
@@ -119,20 +112,20 @@ class Layer:
         return next(self.module.parameters()).element_size()
 
     def spec(self, scheme: Scheme | None = None) -> LayerSpec:
-        """Return what the layer is to a scheme, or else by `describe_layer`."""
+        """Return the description of the layer for a scheme, or else by `describe_layer`."""
         return describe_layer(self.module) if scheme is None else scheme.describe(self.module)
 
     def obstacle(self, scheme: Scheme) -> str | None:
-        """Return why its place in the model forbids a scheme, None where it does not."""
-        return None if scheme.of_weight else self.blocked.get(scheme.form)
+        """Return why the layer's place in the model forbids a scheme, or None."""
+        return None if scheme.of_weight else self.obstacles.get(scheme.form)
 
     def kernel(self, scheme: Scheme | None = None) -> Tensor:
-        """Return its canonical kernel in working precision, as it is to a scheme.
+        """Return the layer's canonical kernel, (groups, out, in, *spatial), in working precision.
 
         Raises
         ------
         InvalidArgumentError
-            For values that are not there, NaN or infinite.
+            For a weight on the meta device, of another shape, or with NaN or infinite values.
         """
         spec = self.spec(scheme)
         weight = self.weights(self.name) if self.weights else self.module.get_parameter("weight")
@@ -148,7 +141,7 @@ class Layer:
 
 
 def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
-    """Return the shapes of the weights that can be pressed, and what cannot with the reason.
+    """Return the shapes of the weights that can be pressed, and the other layers with the reason.
 
     Raises
     ------
@@ -156,17 +149,17 @@ def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
         For a layer that has no shape yet.
     """
     shapes: dict[str, Shape] = {}
-    kept: dict[str, str] = {}
-    holders = _holders(model)
-    inside = {id(part) for part in _pressed_parts(model)}
+    unpressed: dict[str, str] = {}
+    names = _name_parameters(model)
+    parts = pressed_parts(model)
     for name, module in model.named_modules():
-        if id(module) in inside:
+        if id(module) in parts:
             continue
         if isinstance(module, Pressed) or factorized_weight(module) is not None:
-            kept[name] = PRESSED
+            unpressed[name] = PRESSED
             continue
         if parametrize.is_parametrized(module, "weight"):
-            kept[name] = "its weight is parametrized"
+            unpressed[name] = "its weight is parametrized"
             continue
         weight = module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
@@ -175,75 +168,63 @@ def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
             )
         if weight is None or weight.ndim < 2:
             continue
-        others = [holder for holder in holders[id(weight)] if holder != f"{name}.weight"]
+        others = [other for other in names[id(weight)] if other != f"{name}.weight"]
         if others:
-            kept[name] = f"its weight is tied to {', '.join(map(repr, others))}"
+            unpressed[name] = f"its weight is tied to {', '.join(map(repr, others))}"
         elif not weight.is_floating_point():
-            kept[name] = f"its weight is {weight.dtype}, not floating point"
+            unpressed[name] = f"its weight is {weight.dtype}, not floating point"
         elif weight.numel() == 0:
-            kept[name] = "its weight is empty"
+            unpressed[name] = "its weight is empty"
         else:
             shapes[name] = tuple(weight.shape)
-    return shapes, kept
+    return shapes, unpressed
 
 
 def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:
-    """Return the layers whose place in a model forbids to press them, with the reason, by form.
+    """Return the layers that their place in a model forbids to press, with the reason, by form.
 
-    The forms are those of `tensorpress.schemes.base.Scheme`: a layer whose weight others read can
-    have it rebuilt, but not be replaced.
+    The forms are those of `tensorpress.schemes.scheme.Scheme`. A weight that other modules read can
+    be rebuilt from factors, but its layer cannot be replaced.
 
     Parameters
     ----------
     model : nn.Module
         The model.
     read : collection of str
-        Layers that others were seen to compute with the weight of; see
+        Layers whose weight other modules read, from
         `tensorpress.planning.dense_model.record_readers`.
     """
-    tied = _tied_biases(model)
-    seen = dict.fromkeys(read, "a module around it computes with its weight")
-    return {"weight": tied, "layer": seen | tied | _read_by_parents(model)}
-
-
-def _tied_biases(model: nn.Module) -> dict[str, str]:
-    reasons: dict[str, str] = {}
-    holders = _holders(model)
+    names = _name_parameters(model)
+    parents = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    children = {id(child) for parent in parents for child in (parent.linear1, parent.linear2)}
+    tied: dict[str, str] = {}
+    replaced = dict.fromkeys(read, "a module around it computes with its weight")
     for name, module in model.named_modules():
-        held = holders.get(id(module._parameters.get("bias")), [])
-        others = [repr(holder) for holder in held if holder != f"{name}.bias"]
+        biases = names.get(id(module._parameters.get("bias")), [])
+        others = [repr(other) for other in biases if other != f"{name}.bias"]
         if others:
-            reasons[name] = f"its bias is tied to {', '.join(others)}"
-    return reasons
+            tied[name] = f"its bias is tied to {', '.join(others)}"
+        if id(module) in children:
+            replaced[name] = "nn.TransformerEncoderLayer reads its weight directly"
+    return {"weight": tied, "layer": tied | replaced}
 
 
-def _read_by_parents(model: nn.Module) -> dict[str, str]:
-    read = {
-        id(child)
-        for module in model.modules()
-        if isinstance(module, nn.TransformerEncoderLayer)
-        for child in (module.linear1, module.linear2)
-    }
-    reason = "nn.TransformerEncoderLayer reads its weight directly"
-    return {name: reason for name, module in model.named_modules() if id(module) in read}
-
-
-def _holders(model: nn.Module) -> dict[int, list[str]]:
-    """Return every place a parameter is held; a module that is used twice counts once."""
-    holders: dict[int, list[str]] = {}
+def _name_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """Return the names of every parameter by its id; a module that is used twice has one name."""
+    names: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                holders.setdefault(id(parameter), []).append(f"{name}.{key}")
-    return holders
+                names.setdefault(id(parameter), []).append(f"{name}.{key}")
+    return names
 
 
-def _pressed_parts(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that pressed layers are made of."""
-    return [
-        part
-        for module in model.modules()
+def pressed_parts(model: nn.Module) -> dict[int, str]:
+    """Return the names of pressed layers by the ids of the modules that they consist of."""
+    return {
+        id(part): name
+        for name, module in model.named_modules()
         if isinstance(module, Pressed)
         for part in module.modules()
         if part is not module
-    ]
+    }

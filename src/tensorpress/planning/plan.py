@@ -1,4 +1,4 @@
-"""What a plan is: layers that are pressed, layers that are kept and why; data that prints."""
+"""The plan of a model: the layers that are pressed, and those that stay dense with the reason."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import yaml
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.planning.plan_file import FORMAT, PlanFile, layer_to_dict
-from tensorpress.planning.plan_table import Sums, format_kept, layer_table
+from tensorpress.planning.plan_table import Sums, format_unpressed, layer_table
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
@@ -29,15 +29,16 @@ class Plan:
     Attributes
     ----------
     scheme : str
-        What was asked for; a layer may have another one.
-    layers : tuple of LayerPlan and LayerPlan
-        In the order of the model.
-    kept : mapping of str to str
-        Layers that stay dense, with the reason.
+        The scheme, or several, of the call of `tensorpress.plan`; each layer names its own.
+    layers : tuple of LayerPlan
+        The layers that are pressed, in the order of the model.
+    unpressed : mapping of str to str
+        The layers that stay dense, with the reason.
     other_params, other_bytes : int
-        What no scheme touches: biases, norms, buffers (bytes only), dense layers.
+        Parameters and bytes outside the pressed weights: biases, norms, buffers (bytes only), dense
+        layers.
     other_macs : int or None
-        Multiply-accumulates of all else, for one example; None where no inputs were given.
+        Multiply-accumulates outside the pressed layers, for one example; None without inputs.
 
     Examples
     --------
@@ -51,15 +52,15 @@ class Plan:
 
     scheme: str
     layers: tuple[LayerPlan, ...]
-    kept: Mapping[str, str] = field(default_factory=dict)
+    unpressed: Mapping[str, str] = field(default_factory=dict)
     other_params: int = 0
     other_bytes: int = 0
     other_macs: int | None = None
 
     @property
     def shared_core(self) -> Shape | None:
-        """Shape of the core that layers share, None where each has its own."""
-        return next((layer.ranks for layer in self._sharing), None)
+        """Shape of the core that layers share, or None."""
+        return next((layer.ranks for layer in self._core_layers), None)
 
     @property
     def dense_params(self) -> int:
@@ -69,7 +70,7 @@ class Plan:
     @property
     def params(self) -> int:
         """Parameters of the pressed model: factors, a shared core once, and all others."""
-        shared = sum(layer.shared_params for layer in self._sharing)
+        shared = sum(layer.shared_params for layer in self._core_layers)
         return self.other_params + shared + sum(layer.factor_params for layer in self.layers)
 
     @property
@@ -80,33 +81,33 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Bytes of the pressed model's parameters and buffers."""
-        shared = sum(x.itemsize * x.shared_params for x in self._sharing)
+        shared = sum(x.itemsize * x.shared_params for x in self._core_layers)
         return self.other_bytes + shared + sum(x.itemsize * x.factor_params for x in self.layers)
 
     @property
     def dense_macs(self) -> int | None:
-        """Multiply-accumulates of the dense model for one example, where inputs were given."""
-        return self._with_others([layer.dense_macs for layer in self.layers])
+        """Multiply-accumulates of the dense model for one example; None without inputs."""
+        return self._add_other_macs([layer.dense_macs for layer in self.layers])
 
     @property
     def macs(self) -> int | None:
-        """Multiply-accumulates of the pressed model for one example, where inputs were given."""
-        return self._with_others([layer.macs for layer in self.layers])
+        """Multiply-accumulates of the pressed model for one example; None without inputs."""
+        return self._add_other_macs([layer.macs for layer in self.layers])
 
     @property
-    def _sharing(self) -> list[LayerPlan]:
+    def _core_layers(self) -> list[LayerPlan]:
         """Return the first layer of each scheme whose layers share a core."""
         first = {layer.scheme: layer for layer in reversed(self.layers) if layer.shared_params}
         return list(first.values())
 
-    def _with_others(self, macs: list[int]) -> int | None:
+    def _add_other_macs(self, macs: list[int]) -> int | None:
         return None if self.other_macs is None else self.other_macs + sum(macs)
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that tell what is done to which layers, on any machine."""
-        done = {layer.name: layer_to_dict(layer, known=False) for layer in self.layers}
-        text = json.dumps(done, sort_keys=True, ensure_ascii=False)
+        """Twelve hexadecimal digits of what is done to which layers, the same on every machine."""
+        layers = {layer.name: layer_to_dict(layer, costs=False) for layer in self.layers}
+        text = json.dumps(layers, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,27 +123,27 @@ class Plan:
             **macs,
             "other": {key: value for key, value in others.items() if value is not None},
             "layers": {layer.name: layer_to_dict(layer) for layer in self.layers},
-            "kept": dict(self.kept),
+            "unpressed": dict(self.unpressed),
         }
 
     @staticmethod
     def from_dict(content: Any) -> "Plan":
-        """Return the plan that `to_dict` gave.
+        """Return the plan of the data of `to_dict`.
 
-        Of a plan written by hand only ``layers`` are needed, and what is derived is not looked at.
+        A plan written by hand needs only ``layers``; totals are computed again.
 
         Raises
         ------
         InvalidArgumentError
             Naming the key that is missing, unknown or has a value that cannot be used.
         """
-        read = validate(PlanFile, content, "plan")
-        layers = tuple(layer.to_layer_plan(name) for name, layer in read.layers.items())
-        other = read.other
-        return Plan(read.scheme, layers, read.kept, other.params, other.bytes, other.macs)
+        file = validate(PlanFile, content, "plan")
+        layers = tuple(layer.to_layer_plan(name) for name, layer in file.layers.items())
+        other = file.other
+        return Plan(file.scheme, layers, file.unpressed, other.params, other.bytes, other.macs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to a file: JSON where its name ends with ``.json``, YAML otherwise."""
+        """Write the plan to a file: JSON if its name ends with ``.json``, YAML otherwise."""
         content = self.to_dict()
         if Path(path).suffix == ".json":
             text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -159,9 +160,9 @@ class Plan:
         Raises
         ------
         DataNotFoundError
-            If there is no such file.
+            If the file does not exist.
         InvalidArgumentError
-            If it cannot be read, naming the file and the key.
+            If the file holds no plan; the message names the file and the key.
         """
         file = Path(path)
         if not file.is_file():
@@ -180,6 +181,6 @@ class Plan:
         ]
         if self.shared_core:
             core = f"(shared core {format_shape(self.shared_core)})"
-            shared = sum(layer.shared_params for layer in self._sharing)
+            shared = sum(layer.shared_params for layer in self._core_layers)
             sums.insert(0, Sums(core, None, shared, None, None))
-        return "\n".join([*layer_table(self.layers, sums), *format_kept(self.kept)])
+        return "\n".join([*layer_table(self.layers, sums), *format_unpressed(self.unpressed)])

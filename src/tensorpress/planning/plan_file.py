@@ -1,10 +1,11 @@
-"""What a plan's file says about a layer, checked by pydantic; every error names the key."""
+"""The file of a plan, checked by pydantic so that every error names the key."""
 
 from dataclasses import MISSING, asdict, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -17,8 +18,8 @@ from tensorpress.schemes.layer_plan import FLOAT_BYTES, LayerPlan
 from tensorpress.schemes.layer_spec import Call, LayerSpec, weight_spec
 from tensorpress.schemes.registry import SCHEMES, scheme
 
-FORMAT: Literal["tensorpress-plan 2"] = "tensorpress-plan 2"
-"""First line of a plan's file."""
+FORMAT: Literal["tensorpress-plan 3"] = "tensorpress-plan 3"
+"""The format that is written; older ones are read."""
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -34,7 +35,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _like(kind: type) -> Any:
+def _make_section(kind: type) -> Any:
     """Return the section whose keys are the fields of a dataclass."""
     hints = get_type_hints(kind)
     keys: dict[str, Any] = {
@@ -49,16 +50,16 @@ class LayerEntry(_Section):
 
     scheme: Annotated[str, AfterValidator(_known_scheme)]
     ranks: tuple[Size, ...]
-    weight: _like(LayerSpec)  # type: ignore[valid-type]
+    weight: _make_section(LayerSpec)  # type: ignore[valid-type]
     options: dict[str, Any] = {}
-    calls: tuple[_like(Call), ...] = ()  # type: ignore[valid-type]
+    calls: tuple[_make_section(Call), ...] = ()  # type: ignore[valid-type]
     error: float | None = None
     itemsize: Size = FLOAT_BYTES
 
     @model_validator(mode="before")
     @classmethod
     def _convert(cls, entry: Any) -> Any:
-        """Take the keys that Tucker weights had in format 1 for spec and options."""
+        """Convert the keys of Tucker weights in format 1 to spec and options."""
         if not isinstance(entry, dict) or not {"shape", "modes"} <= entry.keys():
             return entry
         rest = {key: value for key, value in entry.items() if key not in ("shape", "modes", "core")}
@@ -73,7 +74,7 @@ class LayerEntry(_Section):
         Raises
         ------
         InvalidArgumentError
-            Naming the layer, where options or ranks do not fit it.
+            For options or ranks that do not fit the layer, which is named.
         """
         spec = LayerSpec(**self.weight.model_dump())
         calls = tuple(Call(**call.model_dump()) for call in self.calls)
@@ -88,8 +89,8 @@ class LayerEntry(_Section):
         return layer
 
 
-class Others(_Section):
-    """What no scheme touches."""
+class OtherCosts(_Section):
+    """Costs outside the pressed layers."""
 
     params: Count = 0
     bytes: Count = 0
@@ -97,12 +98,12 @@ class Others(_Section):
 
 
 class PlanFile(_Section):
-    """A whole plan; what follows from its layers is not looked at."""
+    """A whole plan; the id and the totals are not read, but computed from the layers."""
 
-    format: Literal["tensorpress-plan 1", "tensorpress-plan 2"] = FORMAT
+    format: Literal["tensorpress-plan 1", "tensorpress-plan 2", "tensorpress-plan 3"] = FORMAT
     layers: dict[str, LayerEntry]
-    kept: dict[str, str] = {}
-    other: Others = Others()
+    unpressed: dict[str, str] = Field({}, validation_alias=AliasChoices("unpressed", "kept"))
+    other: OtherCosts = OtherCosts()
     scheme: str = ""
     id: str = ""
     params: Count = 0
@@ -111,15 +112,15 @@ class PlanFile(_Section):
     dense_macs: Count | None = None
 
 
-def layer_to_dict(layer: LayerPlan, *, known: bool = True) -> dict[str, Any]:
+def layer_to_dict(layer: LayerPlan, *, costs: bool = True) -> dict[str, Any]:
     """Return a layer's plan as plain data, without its name.
 
     Parameters
     ----------
     layer : LayerPlan
         The layer.
-    known : bool
-        Whether to tell what does not change what is done: calls, predicted error, bytes.
+    costs : bool
+        Whether to include what does not change the pressed layer: calls, predicted error, bytes.
 
     Examples
     --------
@@ -134,17 +135,17 @@ def layer_to_dict(layer: LayerPlan, *, known: bool = True) -> dict[str, Any]:
     }
     if layer.options:
         content["options"] = {name: _plain(value) for name, value in layer.options.items()}
-    if known and layer.calls:
+    if costs and layer.calls:
         content["calls"] = [_to_dict(call) for call in layer.calls]
-    if known and layer.error is not None:
+    if costs and layer.error is not None:
         content["error"] = layer.error
-    if known and layer.itemsize != FLOAT_BYTES:
+    if costs and layer.itemsize != FLOAT_BYTES:
         content["itemsize"] = layer.itemsize
     return content
 
 
 def _to_dict(data: Any) -> dict[str, Any]:
-    """Return a dataclass as plain data, without what is at its default."""
+    """Return a dataclass as plain data, without values that are defaults."""
     defaults = {field.name: field.default for field in fields(data)}
     return {key: _plain(value) for key, value in asdict(data).items() if value != defaults[key]}
 

@@ -1,11 +1,10 @@
-"""Reading the plan back from a pressed model."""
+"""The plan of a pressed model, read from its layers."""
 
 import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan import Plan
-from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import layer_class
 from tensorpress.schemes.parametrization import (
@@ -13,18 +12,18 @@ from tensorpress.schemes.parametrization import (
     factorized_weight,
     stored_factors,
 )
-from tensorpress.schemes.pressed_layer import Pressed, pressed_form
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form
 from tensorpress.schemes.registry import SCHEMES
 
 
 def plan_from_model(model: nn.Module) -> Plan:
-    """Read the plan back from a pressed model.
+    """Return the plan of a pressed model.
 
     Raises
     ------
     ModelMismatchError
-        For what no plan can say: layers that should share one core and do not, and a layer that is
-        not what its scheme makes of its ranks, such as one with modes of its own.
+        If no plan describes the model: its layers should share one core and do not, or a layer is
+        not the one that its scheme builds at its ranks.
 
     Examples
     --------
@@ -51,15 +50,15 @@ def plan_from_model(model: nn.Module) -> Plan:
 
 
 def _read_layer(name: str, module: nn.Module, form: Pressed | FactorizedWeight) -> LayerPlan:
-    """Return the plan of a layer, or raise where its scheme would build another one from it."""
-    known = SCHEMES.get(form.scheme)
-    if known is None or not (
-        known.of_weight or isinstance(form, Pressed) or layer_class(module) is not None
+    """Return the plan of a layer, or raise an error if its scheme would build a different one."""
+    method = SCHEMES.get(form.scheme)
+    if method is None or not (
+        method.of_weight or isinstance(form, Pressed) or layer_class(module) is not None
     ):
         raise ModelMismatchError(
             f"layer {name!r} is pressed by a scheme {form.scheme!r} of your own"
         )
-    plan = LayerPlan(name, form.scheme, known.spec_of(module), form.ranks, form.options)
+    plan = LayerPlan(name, form.scheme, method.read_spec(module), form.ranks, form.options)
     if not _builds(plan, module):
         raise ModelMismatchError(
             f"layer {name!r} is not what {plan.scheme} makes of its ranks {plan.format_ranks()}: "
@@ -69,20 +68,21 @@ def _read_layer(name: str, module: nn.Module, form: Pressed | FactorizedWeight) 
 
 
 def _builds(plan: LayerPlan, module: nn.Module) -> bool:
-    """Whether the scheme of a plan builds such a layer."""
+    """Return whether the scheme of a plan builds such a layer."""
     try:
         plan.check()
     except InvalidArgumentError:
         return False
     like = torch.empty(0, device="meta")
-    return _form(plan.method.skeleton(plan.spec, plan.ranks, like=like)) == _form(module)
+    skeleton = plan.method.skeleton(plan.spec, plan.ranks, like=like)
+    return _describe(skeleton) == _describe(module)
 
 
-def _form(module: nn.Module) -> tuple[object, ...]:
-    """Return what tells pressed layers of the same ranks apart."""
+def _describe(module: nn.Module) -> tuple[object, ...]:
+    """Return what distinguishes pressed layers of the same ranks: modules and shapes."""
     weight = factorized_weight(module)
-    # Of a list of parameters torch prints their types, which do not matter here.
+    # The repr of a ParameterList has the types of its parameters, which do not matter here.
     parts = [part for part in module.children() if not isinstance(part, nn.ParameterList)]
-    printed = list(map(repr, parts)) if weight is None else [repr(weight)]
-    held = module if weight is None else stored_factors(module)
-    return printed, [(key, tuple(p.shape)) for key, p in held.named_parameters()]
+    modules = list(map(repr, parts)) if weight is None else [repr(weight)]
+    factors = module if weight is None else stored_factors(module)
+    return modules, [(key, tuple(p.shape)) for key, p in factors.named_parameters()]

@@ -7,16 +7,16 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.formatting import format_shape
 
 LEFT = ("layer", "scheme", "weight", "modes", "ranks")
-"""Columns of words; the others are numbers, to the right."""
+"""Columns of words; the columns of `RIGHT` are numbers."""
 
 RIGHT = ("dense", "stored", "dense MACs", "MACs", "error")
 
 NAMED = 12
-"""Most layers named for one reason to keep them."""
+"""Largest number of layers named for one reason."""
 
 
 class Sums(NamedTuple):
-    """A row of totals: parameters and MACs, dense and pressed; None where nobody knows."""
+    """A row of totals: parameters and MACs, dense and pressed; None if unknown."""
 
     name: str
     dense: int | None
@@ -28,8 +28,8 @@ class Sums(NamedTuple):
 def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
     """Return lines of text: headings, a row a layer, and rows of totals.
 
-    Columns that say nothing are left out: modes where no layer is reshaped, MACs where no inputs
-    were given, errors where none was predicted.
+    Empty columns are left out: modes if no layer is reshaped, MACs without inputs, and errors if
+    none was predicted.
 
     Examples
     --------
@@ -43,7 +43,8 @@ def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
     fc     channel_svd  20×30   4        600     200
     total                                600     200
     """
-    rows = [_row(layer) for layer in layers] + [_sums(row) for row in sums]
+    rows = [_row(layer) for layer in layers]
+    rows += [{"layer": x.name, **dict(zip(RIGHT, map(_number, x[1:]), strict=False))} for x in sums]
     used = [key for key in (*LEFT, *RIGHT) if any(row.get(key) for row in rows)]
     rows.insert(0, dict(zip(used, used, strict=True)))
     widths = {key: max(len(row.get(key, "")) for row in rows) for key in used}
@@ -55,23 +56,22 @@ def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
     ]
 
 
-def format_kept(kept: Mapping[str, str]) -> list[str]:
-    """Return a line for each reason to keep layers dense, with their names.
+def format_unpressed(unpressed: Mapping[str, str]) -> list[str]:
+    """Return a line of text for each reason why layers stay dense, with their names.
 
     Examples
     --------
-    >>> format_kept({"a": "it is small", "b": "it is small"})
+    >>> format_unpressed({"a": "it is small", "b": "it is small"})
     ['kept dense: a, b (it is small)']
     """
     reasons: dict[str, list[str]] = {}
-    for name, reason in kept.items():
+    for name, reason in unpressed.items():
         reasons.setdefault(reason, []).append(name or "the model itself")
-    return [f"kept dense: {_listed(names)} ({reason})" for reason, names in reasons.items()]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    lines = []
+    for reason, names in reasons.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines.append(f"kept dense: {', '.join(names[:NAMED])}{more} ({reason})")
+    return lines
 
 
 def _row(layer: LayerPlan) -> dict[str, str]:
@@ -87,11 +87,6 @@ def _row(layer: LayerPlan) -> dict[str, str]:
     if layer.calls:
         row |= {"dense MACs": _number(layer.dense_macs), "MACs": _number(layer.macs)}
     return row if layer.error is None else row | {"error": f"{100 * layer.error:.1f} %"}
-
-
-def _sums(row: Sums) -> dict[str, str]:
-    numbers = map(_number, row[1:])
-    return {"layer": row.name, **dict(zip(RIGHT, numbers, strict=False))}
 
 
 def _number(value: int | None) -> str:

@@ -1,5 +1,6 @@
-"""Planning: from schemes, ranks, a budget or single layers' entries to a plan."""
+"""Planning: a plan from schemes, ranks, a budget or entries of single layers."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TypedDict, get_args
@@ -23,15 +24,21 @@ from tensorpress.planning.layer_candidates import plan_layer
 from tensorpress.planning.layers import Layer, Weights
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scores
-from tensorpress.schemes.base import Ranks
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.scheme import Ranks
 
 AUTO_NAME = "auto"
 
 AUTO = ("tucker2", "channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in")
-"""What "auto" chooses from: the schemes whose error at any ranks follows from spectra."""
+"""The schemes of "auto", whose error at any ranks follows from spectra."""
+
+
+WARN_ERROR = 0.7
+"""Relative error of a weight above which a plan warns: half of its energy is gone."""
+
+logger = logging.getLogger("tensorpress.planning")
 
 
 class PlanOptions(TypedDict, total=False):
@@ -63,52 +70,50 @@ def plan(
 ) -> Plan:
     """Plan how a model's layers are decomposed.
 
-    Without a budget nothing is computed but the spectra of the weights where a rank rule looks at
-    them, so that a model on the meta device can be planned as well.
+    A model on the meta device can be planned as well, unless ranks follow from the values of the
+    weights.
 
     Parameters
     ----------
     model : nn.Module
-        Any model. Layers are found anywhere in it; what cannot be pressed stays dense, and the plan
-        says why.
+        Any model. The plan names the layers that stay dense, with the reason.
     example_inputs : Tensor or sequence of Tensor, optional
         Arguments of one forward pass, the first axis being the batch: for MACs and latency.
     scheme : str or sequence of str
-        A name of `SCHEMES`, or several, of which every layer gets the one with the least error at
-        its cost; "auto" are those whose error follows from spectra.
+        A name of `SCHEMES`, or several, from which every layer gets the one with the least error at
+        its cost; "auto" stands for the schemes whose error follows from spectra.
     ranks
         The ranks of all layers, as `press_layer` takes them: a tuple, an int, a float in (0, 1],
-        "evbmf", "evbmf:0.7", "energy:0.9" or a rule. Within a budget there are none to give.
+        "evbmf", "evbmf:0.7", "energy:0.9" or a rule. A budget takes no ranks.
     allocation : {"error", "energy", "uniform", "evbmf"} or Scores, optional
-        The rule by which a budget is spread over the layers. "error" (by default): the least sum of
-        the layers' squared relative errors. "energy": the greatest product of kept PCA energies, by
-        the greedy rule of Zhang et al. (2016). "uniform": one fraction of the largest ranks for
-        all. "evbmf": EVBMF's ranks, all weakened or strengthened alike. Scores, from
-        `tensorpress.sensitivity`: the least loss by them.
+        The rule by which a budget is divided among the layers. "error" (the default): the least sum
+        of the layers' e² / (1 − e²), e being the relative error of a weight. "energy": the greatest
+        product of the remaining PCA energies, by the greedy rule of Zhang et al. (2016). "uniform":
+        one fraction of the largest ranks for all. "evbmf": EVBMF's ranks, all scaled alike.
+        Scores, from `tensorpress.sensitivity`: the least loss by them.
     targets, skip : sequence of str
-        Layers to press, and among them those to keep dense: names, patterns with ``*``, or ``re:``
-        and a regular expression for the whole name.
+        Layers to press, and among them those that stay dense: names, patterns with ``*``, or
+        ``re:`` and a regular expression for the whole name.
     overrides : mapping of str to mapping, optional
-        A name or pattern to what is done with these layers: ``ranks``, and ``scheme`` where it is
-        not the one of all layers; and options of the scheme. For (s)cada_tucker these are ``modes``
-        (a list of sizes, or "original" for the weight's own axes) and optionally ``diagonal:
-        true`` (CP) or ``reduced: true`` (fewer values for the same weights; see `TuckerWeight`),
-        for tensor_train, tt_conv and tt_weight ``row_modes`` and ``column_modes``. Where two
-        entries name a layer, the later one holds. Without ``ranks`` for
-        all and without a budget, other layers stay dense.
+        Entries of single layers by name or pattern, the last one that matches: ``ranks``, a
+        ``scheme`` other than that of all layers, and options of the scheme. The options of
+        (s)cada_tucker are ``modes`` (a list of sizes, or "original" for the axes of the weight) and
+        optionally ``diagonal: true`` (CP) or ``reduced: true`` (fewer values for the same weights;
+        see `TuckerWeight`), those of tensor_train, tt_conv and tt_weight ``row_modes`` and
+        ``column_modes``. Without ``ranks`` and without a budget, all other layers stay dense.
     budget : str, optional
-        What the whole model may cost: ``params=50%``, ``bytes=10MB``, ``macs=300M`` or
+        The cost of the whole model: ``params=50%``, ``bytes=10MB``, ``macs=300M`` or
         ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`. (S)cada_tucker takes
         params and bytes.
     round_to : int
-        Ranks are multiples of it, or the largest ones: what the hardware likes.
+        Ranks are multiples of it, or the largest ones, for hardware that is fast at these.
     weights : callable, optional
-        Gives the weight of a layer by its name, for a model whose own are on the meta device.
+        Function that returns the weight of a layer by its name, for a model on the meta device.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown scheme, a pattern that matches no layer, an entry that cannot be done, modes
+        For an unknown scheme, a pattern that matches no layer, an entry that cannot be used, modes
         or ranks that do not fit, a budget that cannot be met, or nothing to press.
 
     Examples
@@ -131,17 +136,17 @@ def plan(
         raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
     limit = None if budget is None else parse_budget(budget)
     dense = DenseModel.from_module(model, example_inputs, weights)
-    layers, kept = dense.select_layers(targets, skip)
+    layers, unpressed = dense.select_layers(targets, skip)
     chosen: Sequence[LayerPlan]
     if limit is not None and scheme_named(schemes[0]).joint:
-        chosen, others = _plan_together(limit, dense, layers, kept, schemes[0])
-        return dense.plan(schemes[0], chosen, {**kept, **others})
-    entries = match_entries(overrides or {}, layers, kept)
+        chosen, others = _plan_together(limit, dense, layers, unpressed, schemes[0])
+        return dense.plan(schemes[0], chosen, {**unpressed, **others})
+    entries = match_entries(overrides or {}, layers, unpressed)
     if limit is None:
         fixed = plan_fixed_ranks(layers, entries, schemes, ranks, round_to)
     else:
-        own = {name: entry for name, entry in entries.items() if "ranks" in entry}
-        fixed = plan_fixed_ranks(layers, own, schemes, None, 1)
+        with_ranks = {name: entry for name, entry in entries.items() if "ranks" in entry}
+        fixed = plan_fixed_ranks(layers, with_ranks, schemes, None, 1)
     rest = {name: layer for name, layer in layers.items() if name not in fixed}
     if limit is not None:
         allowed = {name: layer_schemes(entries.get(name), schemes) for name in rest}
@@ -152,21 +157,49 @@ def plan(
     else:
         pressed, others = press_where_smaller(rest, schemes[0], ranks, round_to)
     if not fixed and not pressed:
-        raise nothing_pressed_error({**kept, **others})
-    found = {**fixed, **pressed}
-    chosen = [found[name] for name in layers if name in found]
-    return dense.plan(format_schemes(schemes), chosen, {**kept, **others})
+        raise nothing_pressed_error({**unpressed, **others})
+    plans = {**fixed, **pressed}
+    chosen = [plans[name] for name in layers if name in plans]
+    for warning in [] if isinstance(allocation, Scores) else lost_layers(chosen):
+        logger.warning("%s", warning)
+    return dense.plan(format_schemes(schemes), chosen, {**unpressed, **others})
+
+
+def lost_layers(layers: Sequence[LayerPlan]) -> list[str]:
+    """Return a warning for every layer of whose weight a plan leaves little.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> spec = describe_layer(nn.Linear(30, 20))
+    >>> lost_layers([LayerPlan("fc", "channel_svd", spec, (1,), error=0.95)])
+    ["layer 'fc' at ranks 1 loses 90 % of its weight's energy: little of it is left"]
+    """
+    return [
+        f"layer {layer.name!r} at ranks {layer.format_ranks()} loses "
+        f"{100 * layer.error**2:.0f} % of its weight's energy: little of it is left"
+        for layer in layers
+        if layer.error is not None and layer.error > WARN_ERROR
+    ]
 
 
 def check_target(
     schemes: Sequence[str], *, ranks: object, allocation: object, budget: object, overrides: object
 ) -> None:
-    """Raise unless the options of a plan say how far schemes are to press; None is not said.
+    """Raise an error unless the options of a plan name one target: ranks, a budget or overrides.
+
+    Parameters
+    ----------
+    schemes : sequence of str
+        The schemes of all layers.
+    ranks, allocation, budget, overrides
+        The options of `plan`.
 
     Raises
     ------
     InvalidArgumentError
-        With what the schemes take.
+        For options that are missing or do not go together.
     """
     name = schemes[0]
     if scheme_named(name).joint:
@@ -207,7 +240,7 @@ def check_target(
 
 
 def check_allocation(name: object) -> None:
-    """Raise an `InvalidArgumentError` unless a rule that spreads a budget has this name."""
+    """Raise an `InvalidArgumentError` unless a rule that divides a budget has this name."""
     names = get_args(AllocationRule)
     if not isinstance(name, str):
         raise InvalidArgumentError(f"allocation is scores or one of {', '.join(names)}: {name!r}")
@@ -216,12 +249,12 @@ def check_allocation(name: object) -> None:
 
 
 def parse_schemes(scheme: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the schemes that are asked for.
+    """Return the names of the schemes of a plan.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown one, none, or several that no layer can be given the choice of.
+        For an unknown scheme, none, or several of which one presses all layers together.
     """
     if isinstance(scheme, str):
         scheme = AUTO if scheme == AUTO_NAME else (scheme,)
@@ -236,7 +269,7 @@ def parse_schemes(scheme: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def format_schemes(schemes: Sequence[str]) -> str:
-    """Return schemes as a plan names them."""
+    """Return the text for schemes in a plan."""
     return AUTO_NAME if tuple(schemes) == AUTO else ", ".join(schemes)
 
 
@@ -244,16 +277,16 @@ def _plan_together(
     limit: Budget,
     dense: DenseModel,
     layers: Mapping[str, Layer],
-    kept: Mapping[str, str],
+    unpressed: Mapping[str, str],
     scheme: str,
 ) -> tuple[list[LayerPlan], dict[str, str]]:
-    """Have a scheme choose options and ranks of all layers for a budget."""
+    """Plan all layers together by a scheme that chooses their options and ranks for a budget."""
     method = scheme_named(scheme)
     specs = {name: layer.spec(method) for name, layer in layers.items()}
-    taken = sum(prod(layer.shape) for layer in layers.values())
-    chosen = method.allocate(specs, dense.max_params(limit) - dense.params + taken)
+    replaced = sum(prod(layer.shape) for layer in layers.values())
+    chosen = method.allocate(specs, dense.max_params(limit) - dense.params + replaced)
     small = [name for name in layers if name not in chosen]
     others = dict.fromkeys(small, "too small to be made smaller")
     if not chosen:
-        raise nothing_pressed_error({**kept, **others})
+        raise nothing_pressed_error({**unpressed, **others})
     return [plan_layer(layers[name], *choice) for name, choice in chosen.items()], others

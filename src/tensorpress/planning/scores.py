@@ -1,4 +1,4 @@
-"""What each choice for a layer costs the model in quality: plain data that a plan can follow."""
+"""Scores: what the model loses by each choice for a layer."""
 
 import json
 import os
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from pydantic import TypeAdapter
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, unknown_name
 from tensorpress.utils.atomic_files import write_atomically
@@ -15,21 +17,21 @@ Rule = Literal["total", "worst"]
 
 @dataclass(frozen=True)
 class Scored:
-    """One choice for a layer, and what the model loses by it.
+    """One choice for a layer, and its score.
 
     Attributes
     ----------
     scheme : str
-        By name.
+        The name of the scheme.
     ranks : tuple of int
-        In the order of the scheme's paper.
+        The ranks, in the order of the scheme's paper.
     score : float
-        What the model loses, in the unit of the metric: what a plan adds up. Below 0 counts as 0.
+        The loss of the model by this choice, in the unit of the metric; below 0 it counts as 0.
     measured : bool
-        Whether the model was run; otherwise ``score`` is an estimate.
+        Whether the loss was measured; otherwise ``score`` is an estimate.
     increase : float or None
-        By how much the metric of the whole model grew when this layer alone was pressed so. The
-        score may be larger: a few examples show by chance that nothing is lost.
+        The measured increase of the metric of the model when this layer alone is pressed. The score
+        is larger if the increase is small by chance, on few examples.
     """
 
     scheme: str
@@ -48,14 +50,14 @@ class Scores:
     Attributes
     ----------
     metric : str
-        What was measured; the lower, the better.
+        The name of the metric; lower is better.
     dense : float
-        Its value for the dense model.
+        The metric of the dense model.
     layers : mapping of str to tuple of Scored
-        By name of the layer, the choices with few parameters first.
+        The choices for each layer by its name, those with few parameters first.
     rule : {"total", "worst"}
-        What a plan makes small: the sum of the scores, or the largest of them (the greedy selection
-        of AIMET); `dataclasses.replace` changes it.
+        A plan minimizes the sum of the scores, or the largest of them (the greedy selection of
+        AIMET); `dataclasses.replace` changes it.
 
     Examples
     --------
@@ -74,53 +76,26 @@ class Scores:
             raise unknown_name("rule", self.rule, get_args(Rule))
 
     def choices(self, layer: str) -> tuple[Scored, ...]:
-        """Return the choices for a layer, none for one that was not scored."""
+        """Return the choices for a layer; a layer that was not scored has none."""
         return self.layers.get(layer, ())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as plain data for JSON."""
-        return {
-            "metric": self.metric,
-            "dense": self.dense,
-            "rule": self.rule,
-            "layers": {
-                name: [asdict(choice) | {"ranks": list(choice.ranks)} for choice in choices]
-                for name, choices in self.layers.items()
-            },
-        }
+        return asdict(self)
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> "Scores":
-        """Return the scores of `to_dict`.
+        """Return the scores of the data of `to_dict`.
 
         Raises
         ------
-        KeyError, TypeError, ValueError
+        ValueError
             If the content is something else.
         """
-        layers = {
-            str(name): tuple(
-                Scored(
-                    str(choice["scheme"]),
-                    tuple(int(rank) for rank in choice["ranks"]),
-                    float(choice["score"]),
-                    bool(choice["measured"]),
-                    None if choice["increase"] is None else float(choice["increase"]),
-                )
-                for choice in choices
-            )
-            for name, choices in content["layers"].items()
-        }
-        return Scores(str(content["metric"]), float(content["dense"]), layers, content["rule"])
+        return TypeAdapter(Scores).validate_python(content)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the scores to a JSON file, complete or not at all.
-
-        Raises
-        ------
-        InvalidArgumentError
-            If it cannot be written.
-        """
+        """Write the scores to a JSON file."""
         write_atomically(path, json.dumps(self.to_dict(), indent=1).encode())
 
     @staticmethod
@@ -130,13 +105,13 @@ class Scores:
         Raises
         ------
         DataNotFoundError
-            If there is no such file.
+            If the file does not exist.
         CorruptFileError
-            If it holds something else.
+            If the file holds something else.
         """
         try:
             return Scores.from_dict(json.loads(Path(path).read_bytes()))
         except FileNotFoundError:
             raise DataNotFoundError(f"no scores at {path}") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except ValueError as error:
             raise CorruptFileError(f"{path} does not hold scores: {error}") from error

@@ -1,6 +1,6 @@
-"""Norms between the factors of chains, for training them from scratch."""
+"""Norms between the factors of chains, for training from scratch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,22 +12,24 @@ from tensorpress.schemes.chain_builder import PressedLayer
 from tensorpress.schemes.stages import pointwise_kernel
 
 MOMENTUM, EPSILON = 0.1, 1e-5
-"""As torch's batch norms have them."""
+"""The defaults of torch's batch norms."""
 
 
 class ScaleNorm(nn.Module):
-    """Batch norm that divides by the root mean square of a channel, and does not move its mean.
+    """Batch norm that divides by the root mean square of a channel, without its mean.
 
-    Between two linear layers a mean that is moved has to come back as a bias, which zeros that the
-    second one pads its input with make inexact. Without it the norm is a factor a channel, and
-    belongs to the weights of the layer before, exactly.
+    A mean that is subtracted between two linear layers becomes a bias, which is inexact if the
+    second layer pads its input with zeros. The root mean square alone is one factor for each
+    channel, which the weight of the layer before takes exactly.
 
     Parameters
     ----------
     channels : int
-        Of the values.
+        Number of channels.
     axis : int
-        Of the channels, from the end.
+        Axis of the channels, from the end.
+    like : Tensor
+        The parameters have its dtype and device.
     """
 
     mean_square: Tensor
@@ -39,44 +41,39 @@ class ScaleNorm(nn.Module):
         self.register_buffer("mean_square", like.new_ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return normed values, of the same shape."""
+        """Return the normed values, of the same shape."""
+        mean_square = self.mean_square
+        if self.training:
+            # m_c = mean over all positions of x_c²; running mean: m̄ ← m̄ + 0.1 (m − m̄)
+            mean_square = x.movedim(self.axis, -1).flatten(0, -2).float().square().mean(0)
+            with torch.no_grad():
+                self.mean_square.lerp_(mean_square.to(self.mean_square), MOMENTUM)
         shape = [1] * x.ndim
         shape[self.axis] = -1
-        return x * self._factor(self._seen(x)).reshape(shape).to(x.dtype)
+        return x * self.factor(mean_square).reshape(shape).to(x.dtype)
 
-    def factor(self) -> Tensor:
-        """Return what a channel is multiplied by outside training."""
-        return self._factor(self.mean_square)
-
-    def _factor(self, mean_square: Tensor) -> Tensor:
+    def factor(self, mean_square: Tensor) -> Tensor:
+        """Return the factors w_c / √(m_c + ε) of the channels."""
         return self.weight * (mean_square + EPSILON).rsqrt()
-
-    def _seen(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return self.mean_square
-        found = x.movedim(self.axis, -1).flatten(0, -2).float().square().mean(0)
-        with torch.no_grad():
-            self.mean_square.lerp_(found.to(self.mean_square), MOMENTUM)
-        return found
 
 
 @contextmanager
 def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
     """Train a pressed model with a norm between the factors of every chain.
 
-    Where factors were drawn, their product, and so their gradients, vary by orders of magnitude;
-    norms between them hold the scale, as between layers.
+    The product of random factors, and so their gradients, vary by orders of magnitude; norms
+    between the factors fix the scale, as norms between layers do. At the end of the block the norms
+    are multiplied into the factors, and the model computes what the normed one did in eval mode.
 
     Parameters
     ----------
     model : nn.Module
-        With layers in the form of chains. At the end of the block their factors have taken the
-        norms in, and the model computes in eval mode what the normed one did.
+        A model with chains of layers.
 
     Yields
     ------
     nn.Module
-        What to train: the model with its norms.
+        The model with its norms, to be trained.
 
     Raises
     ------
@@ -103,48 +100,40 @@ def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
     if not chains:
         raise InvalidArgumentError("norms go between the layers of chains, and there is no chain")
     with ExitStack() as stack:
-        norms = [_between(chain, stack) for chain in chains]
-        normed = _Normed(model, norms)
+        norms = [_insert_norms(chain, stack) for chain in chains]
+        normed = _NormedModel(model, norms)
         normed.train(model.training)
         yield normed
     with torch.no_grad():
-        for chain, own in zip(chains, norms, strict=True):
+        for chain, chain_norms in zip(chains, norms, strict=True):
             kernels = chain.kernels()
-            for place, norm in enumerate(own):
-                factor = norm.factor().reshape(*kernels[place].shape[:2], 1)
-                kernels[place] = kernels[place] * pointwise_kernel(factor, chain.spec).to(
-                    kernels[place]
-                )
-            chain.put(chain.balanced(kernels))
+            for i, norm in enumerate(chain_norms):
+                # W_i ← diag(factor) W_i
+                factor = norm.factor(norm.mean_square).reshape(*kernels[i].shape[:2], 1)
+                kernels[i] = kernels[i] * pointwise_kernel(factor, chain.spec).to(kernels[i])
+            chain.put(chain.balance(kernels))
 
 
-class _Normed(nn.Module):
+class _NormedModel(nn.Module):
     """A model, and the norms that its layers call."""
 
     def __init__(self, model: nn.Module, norms: list[list[ScaleNorm]]) -> None:
         super().__init__()
         self.model = model
-        self.norms = nn.ModuleList(norm for own in norms for norm in own)
+        self.norms = nn.ModuleList(norm for chain_norms in norms for norm in chain_norms)
 
-    def forward(self, *given: Any, **named: Any) -> Any:
-        """Return what the model does."""
-        return self.model(*given, **named)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs of the model."""
+        return self.model(*args, **kwargs)
 
 
-def _between(chain: PressedLayer, stack: ExitStack) -> list[ScaleNorm]:
-    """Have every layer of a chain but the last call a norm of its own."""
+def _insert_norms(chain: PressedLayer, stack: ExitStack) -> list[ScaleNorm]:
+    """Make every layer of a chain but the last call a norm."""
     order, like = chain.spec.order, next(chain.parameters()).detach().float()
-    found = []
+    norms = []
     for layer, stage in list(zip(chain, chain.stages, strict=True))[:-1]:
         norm = ScaleNorm(stage.groups * stage.out, -1 - order, like=like)
-        stack.callback(layer.register_forward_hook(_calling(norm)).remove)
-        found.append(norm)
-    return found
-
-
-def _calling(norm: ScaleNorm) -> Callable[..., Tensor]:
-    def hook(_: nn.Module, __: Any, found: Tensor) -> Tensor:
-        scaled: Tensor = norm(found)
-        return scaled
-
-    return hook
+        hook = layer.register_forward_hook(lambda _, __, outputs, norm=norm: norm(outputs))
+        stack.callback(hook.remove)
+        norms.append(norm)
+    return norms

@@ -16,7 +16,7 @@ from tensorpress.utils.executors import run_jobs
 
 
 class _Packed(NamedTuple):
-    """A tensor's bytes. Torch itself would move the model's own weights to shared memory."""
+    """A tensor's bytes; a pickled Tensor would move the weights of the model to shared memory."""
 
     values: npt.NDArray[np.uint8]
     dtype: torch.dtype
@@ -27,19 +27,19 @@ def decompose_each(
     layer_weight: Callable[[LayerPlan], Tensor],
     executor: Executor | None = None,
 ) -> Iterator[tuple[LayerPlan, StartValues]]:
-    """Decompose the weights of layers, each by itself, and yield them as they are done.
+    """Decompose the weights of layers one by one, and yield the factors of each.
 
-    Weights are asked for when their turn comes. On an executor the largest layers come first, and
-    about as many weights as there are workers are in memory twice.
+    On an executor the largest layers come first, and about one weight for each worker is in memory
+    twice.
 
     Parameters
     ----------
     layers : sequence of LayerPlan
-        What to decompose.
+        The layers.
     layer_weight : callable
-        From a layer to its dense weight; on the CPU where there is an executor.
+        Function from a layer to its dense weight, which an executor needs on the CPU.
     executor : Executor, optional
-        Where weights are decomposed; without it, in this process.
+        The workers; without it, weights are decomposed in this process.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _decompose_packed(layer: LayerPlan, weight: _Packed) -> tuple[list[_Packed],
 
 
 def _pack(tensor: Tensor) -> _Packed:
-    # NumPy knows no bfloat16.
+    # NumPy has no bfloat16.
     return _Packed(tensor.contiguous().view(torch.uint8).numpy(), tensor.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The layers that a plan names, in the model that it is carried out on."""
+"""Checks that a plan fits the model that is pressed by it."""
 
 from collections import Counter
 from copy import deepcopy
@@ -8,26 +8,26 @@ import torch
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.planning.layers import pressed_parts
 from tensorpress.planning.plan import Plan
 from tensorpress.press.unpress import check_hooks, rebuild_dense
-from tensorpress.schemes.base import Scheme, layer_bias
 from tensorpress.schemes.layer_plan import LayerPlan
-from tensorpress.schemes.layer_spec import LayerSpec, describe_layer
+from tensorpress.schemes.layer_spec import describe_layer
 from tensorpress.schemes.parametrization import factorized_weight
-from tensorpress.schemes.pressed_layer import Pressed, weight_shape
+from tensorpress.schemes.pressed_layer import Pressed, layer_bias, weight_shape
 from tensorpress.utils.formatting import format_shape
 from tensorpress.utils.module_tree import count_references
 
 
 def find_layer(model: nn.Module, layer: LayerPlan) -> nn.Module:
-    """Return the layer that a plan names, dense or pressed.
+    """Return the layer of a model, dense or pressed, that a plan names.
 
     Raises
     ------
     ModelMismatchError
-        Where it is not there, or another one than the plan expects.
+        If the model has no such layer, or a different one than the plan expects.
     InvalidArgumentError
-        For ranks that do not fit it.
+        For ranks that do not fit the layer.
     """
     try:
         module = model.get_submodule(layer.name)
@@ -37,9 +37,9 @@ def find_layer(model: nn.Module, layer: LayerPlan) -> nn.Module:
         ) from None
     shape = weight_shape(module)
     if shape != layer.shape:
-        found = "no plain weight" if shape is None else f"a weight {format_shape(shape)}"
+        actual = "no plain weight" if shape is None else f"a weight {format_shape(shape)}"
         raise ModelMismatchError(
-            f"layer {layer.name!r} has {found} in this model; the plan expects "
+            f"layer {layer.name!r} has {actual} in this model; the plan expects "
             f"{format_shape(layer.shape)}"
         )
     _check_spec(module, layer)
@@ -51,19 +51,18 @@ def find_layer(model: nn.Module, layer: LayerPlan) -> nn.Module:
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raise unless a plan can be carried out on a model, as far as that shows beforehand.
+    """Raise an error if a plan does not fit a model, before any layer is pressed.
 
     Raises
     ------
     ModelMismatchError
-        For what `find_layer` raises, and for layers that are one, are parts of pressed ones or hold
-        parameters that others hold as well.
+        For what `find_layer` raises, for two names of one layer, for parts of a pressed layer, and
+        for a layer that shares a parameter with another one.
     InvalidArgumentError
-        For ranks that do not fit, hooks that would be lost, and values that are not there or not
-        finite.
+        For ranks that do not fit, hooks that would be lost, and weights without finite values.
     """
-    parts = _parts_of_pressed(model)
-    held_by = count_references(model)
+    parts = pressed_parts(model)
+    references = count_references(model)
     names: dict[int, str] = {}
     for layer in plan.layers:
         module = find_layer(model, layer)
@@ -75,7 +74,7 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
                 f"layer {layer.name!r} is a part of {parts[id(module)]!r}, which is pressed: "
                 "plan that one"
             )
-        _check_ties(module, layer, held_by)
+        _check_ties(module, layer, references)
         if isinstance(module, Pressed):
             check_hooks(layer.name, module)
         _check_values(module, layer)
@@ -83,43 +82,28 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
 
 def _check_spec(module: nn.Module, layer: LayerPlan) -> None:
     try:
-        found = _spec(module, layer.method)
+        if layer.method.of_weight or isinstance(module, Pressed):
+            spec = layer.method.read_spec(module)
+        else:
+            dense = factorized_weight(module) is None
+            spec = describe_layer(module if dense else rebuild_dense(deepcopy(module)))
     except InvalidArgumentError as error:
         raise ModelMismatchError(f"layer {layer.name!r}: {error}") from None
-    for field in fields(found):
-        has, expected = getattr(found, field.name), getattr(layer.spec, field.name)
-        if has != expected:
+    for field in fields(spec):
+        actual, expected = getattr(spec, field.name), getattr(layer.spec, field.name)
+        if actual != expected:
             raise ModelMismatchError(
-                f"layer {layer.name!r} has {field.name} {has!r} in this model; the plan expects "
+                f"layer {layer.name!r} has {field.name} {actual!r} in this model; the plan expects "
                 f"{expected!r}"
             )
 
 
-def _spec(module: nn.Module, scheme: Scheme) -> LayerSpec:
-    if scheme.of_weight or isinstance(module, Pressed):
-        return scheme.spec_of(module)
-    return describe_layer(
-        module if factorized_weight(module) is None else rebuild_dense(deepcopy(module))
-    )
-
-
-def _parts_of_pressed(model: nn.Module) -> dict[int, str]:
-    """Return the names of pressed layers, by the ids of the modules they are made of."""
-    return {
-        id(part): name
-        for name, module in model.named_modules()
-        if isinstance(module, Pressed)
-        for part in module.modules()
-        if part is not module
-    }
-
-
-def _check_ties(module: nn.Module, layer: LayerPlan, held_by: Counter[int]) -> None:
+def _check_ties(module: nn.Module, layer: LayerPlan, references: Counter[int]) -> None:
     parameters = {"weight": module._parameters.get("weight")}
     if layer.method.form == "layer":  # the others leave the bias where it is
         parameters["bias"] = layer_bias(module)
     for kind, parameter in parameters.items():
-        if parameter is not None and held_by[id(parameter)] > 1:
+        if parameter is not None and references[id(parameter)] > 1:
             raise ModelMismatchError(
                 f"layer {layer.name!r} shares its {kind} with another one in this model: it cannot "
                 "be pressed"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from copy import deepcopy
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -20,11 +21,10 @@ from tensorpress.press.parallel import decompose_each
 from tensorpress.press.plan_checks import check_plan, find_layer
 from tensorpress.press.unpress import dense_weight, rebuild_dense
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
-from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.initialization import StartValues, build_pressed
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.parametrization import factorized_weight
-from tensorpress.schemes.pressed_layer import Pressed
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.module_tree import ModuleTree
 
@@ -45,77 +45,76 @@ def press(
     processes: int = 1,
     executor: Executor | None = None,
 ) -> nn.Module:
-    """Press the layers a plan names: replace them by chains of layers, or their weights by factors.
+    """Press the layers of a plan: replace them by chains of layers, or their weights by factors.
 
-    One layer is pressed after the other, so that beside the dense model there is the pressed one
-    and about what one layer needs. A terminal shows a bar; elsewhere the logger
+    Layers are pressed one by one, so that memory holds the dense model, the pressed one and about
+    one layer more. A terminal shows a progress bar; elsewhere the logger
     ``tensorpress.press.press`` gets one line at level INFO.
 
-    A layer that is pressed already is pressed again, from the weight that it stands for now: ranks
-    may go down in stages with training between them.
+    A pressed layer can be pressed again, at the weight that its factors stand for: ranks can be
+    lowered in stages with training between them.
 
     Parameters
     ----------
     model : nn.Module
-        The model; left untouched unless ``inplace``.
+        The model, unchanged unless ``inplace``.
     plan : Plan
-        From `tensorpress.plan`, or read from a file.
+        The plan, from `tensorpress.plan` or a file.
     init : {"decompose", "glorot", "kaiming"}
-        Decompose the model's weights (for training on, or as they are), or draw factors for
-        training from scratch such that the weights they stand for have that initializer's variance.
+        Decompose the model's weights, or draw factors for training from scratch such that their
+        products have the variance of that initializer.
     seed : int
-        Of the drawn factors, where each layer draws from its own stream, and of the positions that
-        calibration looks at.
+        Seed of the drawn factors, with one stream for each layer, and of the positions that
+        calibration samples.
     calibration : iterable or Calibration, optional
-        Batches of inputs, or of pairs (inputs, labels) whose labels are not looked at: inputs are a
-        Tensor, or a tuple of them. Or mappings from names of arguments to Tensors; what a mask of
-        attention says is padding is not looked at. Linear layers and convolutions that become
-        chains or sums are then fitted to what the dense model responds to them, one after the other
-        in the order of their calls; other layers start from their weights. A
-        `tensorpress.Calibration` has what "inputs" needs but for the statistics of batch norms.
+        Batches of inputs (a Tensor or a tuple of them), of pairs (inputs, labels) whose labels are
+        ignored, or of mappings from names of arguments to Tensors, whose padding is ignored if
+        there is a mask of attention. Linear layers and convolutions that become chains or sums are
+        then fitted to the responses of the dense model, one after the other in the order of their
+        calls; other layers start from their weights. A `tensorpress.Calibration` has all that
+        "inputs" needs but the statistics of batch norms.
     reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
-        How, with calibration ("linear" unless given, with a Calibration "inputs"). norms: no
-        factors, the statistics of batch norms only; refit: the last factor and the bias only;
-        inputs: all factors, in the norm that the dense model's inputs give a weight, and the
-        statistics of batch norms; linear: all factors and the bias, with the inputs that the layers
-        pressed before leave; nonlinear: that through the ReLU that follows a layer, where one does.
+        What is fitted to calibration data; by default "linear", with a Calibration "inputs".
+        norms: the statistics of batch norms only; refit: the last factor and the bias only;
+        inputs: all factors, in the norm that the dense model's inputs define, and the statistics of
+        batch norms; linear: all factors and the bias, with the inputs from the layers pressed
+        before; nonlinear: the same through the ReLU after a layer, if there is one.
     inplace : bool
-        Press ``model`` itself instead of a copy: every dense weight is freed as soon as its factors
-        are there. What can be checked is checked before the first layer is touched, but whatever
-        ends the work midway, be it too little memory or Ctrl-C, leaves the layers pressed that were
-        done. A model that is itself the layer to replace cannot be pressed in place:
-        `tensorpress.press_layer` presses it.
+        Press ``model`` itself instead of a copy: every dense weight is freed as soon as its layer
+        is pressed. The plan is checked before the first layer is pressed, but an error or Ctrl-C
+        midway leaves a model of which some layers are pressed. A model that is itself the layer to
+        replace cannot be pressed in place: `tensorpress.press_layer` presses it.
     processes : int
-        How many processes decompose weights, with one thread each; for models on the CPU. A script
-        that asks for several must start its work under ``if __name__ == "__main__":``. Factors
-        are drawn, and a core that layers share is decomposed, in one in any case.
+        Number of processes that decompose weights, with one thread each; for models on the CPU. A
+        script with several must start its work under ``if __name__ == "__main__":``. Random factors
+        and a core that layers share are computed in this process.
     executor : Executor, optional
-        Where weights are decomposed, in place of processes: any `concurrent.futures.Executor`,
-        such as that of a Dask client or `mpi4py.futures.MPIPoolExecutor`.
+        Workers in place of processes: any `concurrent.futures.Executor`, such as that of a Dask
+        client or `mpi4py.futures.MPIPoolExecutor`.
 
     Returns
     -------
     nn.Module
-        The same model with pressed layers; a layer that is used in several places stays one.
+        The model with pressed layers; a layer that is used in several places stays one.
 
     Raises
     ------
     ModelMismatchError
-        Where the plan names a layer the model does not have or another one than it expects, or one
-        whose parameters other layers hold as well.
+        If the model does not have a layer of the plan or has a different one, or if other layers
+        share its parameters.
     InvalidArgumentError
         For NaN or infinite weights, hooks that would be lost or ranks that do not fit (naming the
         layer), an unknown initialization, several processes for weights that are not on the CPU, or
-        what does not go together with calibration.
+        options that do not go together with calibration.
     TensorPressError
         If one of several processes is killed.
 
     Notes
     -----
-    The result is a module like any other: `copy.deepcopy`, `state_dict`, ``to``, `torch.compile`
-    and `torch.export` work. `torch.save` of the whole module works where no weight is rebuilt from
-    factors (ada_tucker, scada_tucker, tt_weight): torch pickles no parametrizations, only their
-    `state_dict`, which the dense model pressed by the same plan loads. `torch.fx.symbolic_trace`
+    `copy.deepcopy`, `state_dict`, ``to``, `torch.compile` and `torch.export` work on the result.
+    `torch.save` of the whole module works unless a weight is rebuilt from factors (ada_tucker,
+    scada_tucker, tt_weight), because torch does not pickle parametrizations; their `state_dict` can
+    be saved, and the dense model pressed by the same plan loads it. `torch.fx.symbolic_trace`
     cannot follow a tensor train of a matrix.
 
     References
@@ -149,50 +148,51 @@ def press(
     _check_devices(model, plan, parallel)
     check_reconstruction(reconstruct, calibration is not None, init, parallel)
     target = model if inplace else _copy(model, plan)
-    began, work, console = time.perf_counter(), _Assembly(target), Console()
+    start, builder, console = time.perf_counter(), _ModelBuilder(target), Console()
     with (
         open_executor(processes, executor) as workers,
         Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
     ):
         if calibration is None:
-            values = _values(target, plan, init, seed, workers)
+            start_values = _make_start_values(target, plan, init, seed, workers)
         else:
             fit = reconstruction(target, calibration, reconstruct, seed)
-            values = fit.values(target, plan.layers, lambda layer: _weight(target, layer))
+            start_values = fit.values(target, plan.layers, partial(_layer_weight, target))
+        total = len(plan.layers)
         try:
-            for layer, own in bar.track(values, total=len(plan.layers), description="pressing"):
-                work.put(layer, own)
+            for layer, values in bar.track(start_values, total=total, description="pressing"):
+                builder.press(layer, values)
         except TensorPressError as error:
-            if not inplace or not work.done:
+            if not inplace or not builder.done:
                 raise
-            left = f"{work.done} of {len(plan.layers)} layers of the model are pressed already"
-            raise type(error)(f"{error} ({left})") from None
+            done = f"{builder.done} of {total} layers of the model are pressed already"
+            raise type(error)(f"{error} ({done})") from None
     logger.info(
         "pressed %d layers in %.1f s: %s parameters became %s",
-        *(work.done, time.perf_counter() - began, f"{plan.dense_params:,}", f"{plan.params:,}"),
+        *(total, time.perf_counter() - start, f"{plan.dense_params:,}", f"{plan.params:,}"),
     )
-    return work.model
+    return builder.model
 
 
 def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
-    """Press a model in place without computing anything: its factors have no values yet.
+    """Press a model in place, with factors that have no values yet.
 
     Parameters
     ----------
     model : nn.Module
-        Its weights do not matter.
+        A dense model, of which no values are read.
     plan : Plan
-        What it is to hold.
+        The plan.
 
     Returns
     -------
     nn.Module
-        The model, or the layer in its place where the model is itself the only layer.
+        The model, or the pressed layer if the model is itself the layer.
 
     Raises
     ------
     ModelMismatchError
-        Where the plan names a layer the model does not have, or another one than it expects.
+        If the model does not have a layer of the plan, or has a different one.
     InvalidArgumentError
         For ranks that do not fit.
 
@@ -205,21 +205,23 @@ def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     """
     for layer in plan.layers:
         find_layer(model, layer)
-    work = _Assembly(model)
+    builder = _ModelBuilder(model)
     for layer in plan.layers:
-        work.put(layer, None)
-    return work.model
+        builder.press(layer, None)
+    return builder.model
 
 
 def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Replace factors by the dense weights they stand for, for inference.
+    """Replace factors by the dense weights that are rebuilt from them, for inference.
 
-    Layers that were replaced by chains of layers stay: as they are they multiply less.
+    Chains of layers stay, because they multiply less than dense layers.
 
     Parameters
     ----------
     model : nn.Module
-        A pressed model; left untouched unless ``inplace``.
+        A pressed model, unchanged unless ``inplace``.
+    inplace : bool
+        Change ``model`` itself instead of a copy.
 
     Examples
     --------
@@ -236,66 +238,65 @@ def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return target
 
 
-class _Assembly:
+class _ModelBuilder:
     """A model whose layers are pressed one by one."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.done = model, 0
-        self._holders = ModuleTree(model)
+        self._tree = ModuleTree(model)
         self._cores: dict[str, nn.Parameter] = {}
 
-    def put(self, layer: LayerPlan, values: StartValues | None) -> None:
-        """Press a layer: at given values, or at any."""
-        old = self.model.get_submodule(layer.name)
-        new = build_pressed(layer, rebuild_dense(old), values)
-        self.model = self._holders.replace(old, new)
+    def press(self, layer: LayerPlan, values: StartValues | None) -> None:
+        """Press a layer at values, or without any."""
+        module = self.model.get_submodule(layer.name)
+        pressed = build_pressed(layer, rebuild_dense(module), values)
+        self.model = self._tree.replace(module, pressed)
         if layer.method.shared:
-            own = layer_factors(new)[0]
-            core = self._cores.setdefault(layer.scheme, own)
-            for part in new.modules():
-                part._parameters.update({k: core for k, p in part._parameters.items() if p is own})
+            first = layer_factors(pressed)[0]
+            core = self._cores.setdefault(layer.scheme, first)
+            for part in pressed.modules():
+                for name, parameter in part._parameters.items():
+                    if parameter is first:
+                        part._parameters[name] = core
         self.done += 1
 
 
-def _values(
+def _make_start_values(
     model: nn.Module, plan: Plan, init: Init, seed: int, executor: Executor | None
 ) -> Iterator[tuple[LayerPlan, StartValues]]:
-    """Yield what every layer starts from; a layer may be replaced once it was yielded."""
-
-    def weight_of(layer: LayerPlan) -> Tensor:
-        return _weight(model, layer)
-
-    alone = [layer for layer in plan.layers if not layer.method.shared]
-    sharing: dict[str, list[LayerPlan]] = {}
+    """Yield the start values of every layer, which may be replaced once it was yielded."""
+    weight = partial(_layer_weight, model)
+    separate = [layer for layer in plan.layers if not layer.method.shared]
+    groups: dict[str, list[LayerPlan]] = {}
     for layer in plan.layers:
         if layer.method.shared:
-            sharing.setdefault(layer.scheme, []).append(layer)
+            groups.setdefault(layer.scheme, []).append(layer)
     streams = {
         layer.name: torch.Generator().manual_seed(seed * 1_000_003 + place)
         for place, layer in enumerate(plan.layers)
     }
     if init == "decompose":
-        yield from decompose_each(alone, weight_of, executor)
+        yield from decompose_each(separate, weight, executor)
     else:
-        for layer in alone:
-            draw = (layer.spec, layer.ranks, weight_of(layer), init, streams[layer.name])
+        for layer in separate:
+            draw = (layer.spec, layer.ranks, weight(layer), init, streams[layer.name])
             yield layer, StartValues(layer.method.draw(*draw))
-    for layers in sharing.values():
-        method, weights = layers[0].method, list(map(weight_of, layers))
+    for layers in groups.values():
+        method, weights = layers[0].method, list(map(weight, layers))
         if init == "decompose":
             factors = method.decompose_together(layers, weights)
         else:
-            own = [streams[layer.name] for layer in layers]
-            factors = method.draw_together(layers, weights, init, own)
+            generators = [streams[layer.name] for layer in layers]
+            factors = method.draw_together(layers, weights, init, generators)
         yield from zip(layers, map(StartValues, factors), strict=True)
 
 
-def _weight(model: nn.Module, layer: LayerPlan) -> Tensor:
+def _layer_weight(model: nn.Module, layer: LayerPlan) -> Tensor:
     return dense_weight(model.get_submodule(layer.name))
 
 
 def _copy(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a deep copy that still holds the model's own weights where they will be replaced."""
+    """Return a deep copy that shares with the model the weights that will be replaced."""
     weights = (model.get_submodule(x.name)._parameters.get("weight") for x in plan.layers)
     return deepcopy(model, {id(weight): weight for weight in weights if weight is not None})
 

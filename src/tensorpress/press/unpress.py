@@ -1,4 +1,4 @@
-"""The way back: pressed layers become dense ones."""
+"""Unpressing: pressed layers become dense ones."""
 
 from copy import deepcopy
 
@@ -12,26 +12,26 @@ from tensorpress.utils.module_tree import ModuleTree
 
 
 def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Make all pressed layers dense again, at the weights they stand for now.
+    """Make all pressed layers dense again, at the weights that their factors stand for.
 
     Parameters
     ----------
     model : nn.Module
-        A pressed model, trained on or not; left untouched unless ``inplace``.
+        A pressed model, unchanged unless ``inplace``.
     inplace : bool
         Change ``model`` itself instead of a copy.
 
     Returns
     -------
     nn.Module
-        The model with the layers it was pressed from, which computes the same: biases, modes and
-        what requires gradients are kept.
+        The model with dense layers, which computes the same. Biases, train and eval mode and
+        ``requires_grad`` stay.
 
     Raises
     ------
     InvalidArgumentError
-        For hooks that would be lost (naming the layer), or where the model is itself the layer to
-        replace and ``inplace`` is asked for.
+        For hooks that would be lost (naming the layer), or if ``inplace`` and the model is itself
+        the layer to replace.
 
     Examples
     --------
@@ -52,19 +52,18 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             "tensorpress.unpress_layer"
         )
     target = model if inplace else deepcopy(model)
-    holders = ModuleTree(target)
+    tree = ModuleTree(target)
     for module in list(target.modules()):
         dense = rebuild_dense(module)
         if dense is not module:
-            target = holders.replace(module, dense)
+            target = tree.replace(module, dense)
     return target
 
 
 def rebuild_dense(module: nn.Module) -> nn.Module:
-    """Return the dense layer that a pressed one stands for; any other module is itself.
+    """Return the dense layer of a pressed one, or any other module itself.
 
-    A layer whose weight is rebuilt from factors stays, with everything that hangs on it, and
-    becomes dense in place.
+    A layer whose weight is rebuilt from factors becomes dense in place and keeps its hooks.
     """
     if isinstance(module, Pressed):
         return unpress_layer(module)
@@ -74,7 +73,7 @@ def rebuild_dense(module: nn.Module) -> nn.Module:
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """Return the weight of a layer, or the one that a pressed layer stands for."""
+    """Return the weight of a layer, dense or pressed."""
     if isinstance(module, Pressed):
         return module.dense_weight().detach()
     weight = module.weight
@@ -83,7 +82,7 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 
 def check_hooks(name: str, pressed: Pressed) -> None:
-    """Raise an `InvalidArgumentError` if a pressed layer has hooks, which no other one would."""
+    """Raise an `InvalidArgumentError` if a pressed layer has hooks, which would be lost."""
     for part in pressed.modules():
         hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
         if any(hooks) or part._backward_pre_hooks:

@@ -1,4 +1,4 @@
-"""Dropping the ranks of pressed layers that rounding has made zero."""
+"""Removal of the ranks of pressed layers that rounding has made zero."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.unpress import check_hooks
-from tensorpress.schemes.base import layer_factors
 from tensorpress.schemes.layer_spec import Sizes
 from tensorpress.schemes.parametrization import (
     FactorizedWeight,
@@ -18,7 +17,7 @@ from tensorpress.schemes.parametrization import (
     factorized_weight,
     stored_factors,
 )
-from tensorpress.schemes.pressed_layer import Pressed, pressed_form
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors, pressed_form
 from tensorpress.schemes.registry import scheme
 from tensorpress.utils.module_tree import ModuleTree, count_references
 
@@ -26,32 +25,32 @@ logger = logging.getLogger("tensorpress.press")
 
 
 def drop_zero_ranks(model: nn.Module) -> dict[str, Sizes]:
-    """Lower the ranks of pressed layers by what is all zeros in their factors, in place.
+    """Remove the indices of ranks at which a factor of a pressed layer is zero, in place.
 
-    An index of a rank joins two or more factors. Where the slice of one of them is zero the others'
-    slices do nothing, and the index goes; that may leave further slices zero, until nothing
-    changes. A core that several layers share loses a slice where it is zero or no layer uses it.
-    Ranks stay at least 1. The model computes the same as before, to rounding.
+    An index of a rank joins two or more factors. If the slice of one factor is zero, the slices of
+    the others have no effect and the index is removed. That may leave further slices zero, so it is
+    repeated until nothing changes. A core that several layers share loses a slice that is zero or
+    that no layer uses. Ranks stay at least 1, and the outputs of the model the same to rounding.
 
     Parameters
     ----------
     model : nn.Module
-        Its pressed layers may be of any scheme, with groups too: every group loses as many indices
-        as the one that can lose the fewest. Left are layers that no plan describes, those whose
-        factors others hold as well, and reduced Tucker factors, whose matrices are never zero; the
-        logger ``tensorpress.press`` tells so at level INFO. Factors of another shape are new
-        parameters: an optimizer must be made again.
+        A model with pressed layers of any scheme. Every group of a grouped layer loses the same
+        number of indices. Layers that no plan describes, layers whose factors are shared with
+        others, and reduced Tucker factors, whose matrices are never zero, stay as they are; the
+        logger ``tensorpress.press`` names them at level INFO. Factors of another shape are new
+        parameters, which need a new optimizer.
 
     Returns
     -------
     dict from str to tuple of int
-        The ranks of every layer that has fewer now, by its name.
+        The ranks of every layer that has lost some, by its name.
 
     Raises
     ------
     InvalidArgumentError
-        For hooks that would be lost (naming the layer), or where the model is itself a pressed
-        layer that would have to be replaced. The model is then untouched.
+        For hooks that would be lost (naming the layer), or if the model is itself a pressed layer
+        that would be replaced. The model is then unchanged.
 
     Examples
     --------
@@ -61,104 +60,101 @@ def drop_zero_ranks(model: nn.Module) -> dict[str, Sizes]:
     >>> drop_zero_ranks(net)
     {'0': (3,)}
     """
-    changes = []
-    for network in _networks(model):
-        smaller = _shrink(network)
-        if smaller.ranks != network.ranks:
-            changes.append(smaller)
-    for network in changes:
+    networks = list(_factor_networks(model))
+    smaller = [_drop_zeros(network) for network in networks]
+    changed = [new for old, new in zip(networks, smaller, strict=True) if new.ranks != old.ranks]
+    for network in changed:
         _check_replaceable(model, network)
-    holders = ModuleTree(model)
-    for network in changes:
-        _put(network, holders)
-    return {name: network.ranks for network in changes for name in network.layers}
+    tree = ModuleTree(model)
+    for network in changed:
+        _put_factors(network, tree)
+    return {name: network.ranks for network in changed for name in network.layers}
 
 
 @dataclass(frozen=True)
 class _Network:
-    """The factors of a layer, or of all layers that share a core.
+    """The tensor network of a layer, or of all layers that share a core.
 
-    ``common`` are the factors that all layers hold, ``own`` those of each. A bond is what a rank's
-    indices join; ``order`` has that of every rank: a diagonal core has several ranks and one bond.
+    ``core`` has the factors that all layers share, ``factors`` the others of each layer. A bond
+    joins the axes of several factors; ``bonds`` has the bond of every rank. A diagonal core has
+    several ranks and one bond.
     """
 
     layers: Mapping[str, nn.Module]
-    common: Sequence[RankFactor]
-    own: Sequence[Sequence[RankFactor]]
-    order: Sizes
+    core: Sequence[RankFactor]
+    factors: Sequence[Sequence[RankFactor]]
+    bonds: Sizes
 
     @property
-    def factors(self) -> list[RankFactor]:
-        return [*self.common, *(factor for layer in self.own for factor in layer)]
+    def all_factors(self) -> list[RankFactor]:
+        return [*self.core, *(factor for layer in self.factors for factor in layer)]
 
     @property
     def ranks(self) -> Sizes:
         sizes = {
             bond: factor.values.shape[axis]
-            for factor in self.factors
+            for factor in self.all_factors
             for axis, bond in factor.ranks.items()
         }
-        return tuple(sizes[bond] for bond in self.order)
+        return tuple(sizes[bond] for bond in self.bonds)
 
-    def dead(self, bond: int) -> Tensor:
-        """Return which indices (groups, r) of a bond stand for nothing."""
-        unused = torch.stack([_zero(layer, bond) for layer in self.own]).all(0)
-        return unused | _zero(self.common, bond) if self.common else unused
+    def find_zeros(self, bond: int) -> Tensor:
+        """Return a mask (groups, r) of the indices of a bond that have no effect."""
+        unused = torch.stack([_find_zeros(layer, bond) for layer in self.factors]).all(0)
+        return unused | _find_zeros(self.core, bond) if self.core else unused
 
 
-def _zero(factors: Sequence[RankFactor], bond: int) -> Tensor:
-    """Return at which indices (groups, r) of a bond any factor is zero."""
-    found = [
+def _find_zeros(factors: Sequence[RankFactor], bond: int) -> Tensor:
+    """Return a mask (groups, r) of the indices of a bond at which any factor is zero."""
+    masks = [
         (factor.values.movedim(axis, 1).unsqueeze(-1).flatten(2) == 0).all(2)
         for factor in factors
         for axis, number in factor.ranks.items()
         if number == bond
     ]
-    return torch.stack(found).any(0)
+    return torch.stack(masks).any(0)
 
 
-def _shrink(network: _Network) -> _Network:
-    """Return a network without the indices that stand for nothing."""
+def _drop_zeros(network: _Network) -> _Network:
+    """Return a network without the indices that have no effect."""
     while True:
-        before = network
-        for bond in sorted(set(network.order)):
-            dead = network.dead(bond)
-            common = [_drop_dead(factor, bond, dead) for factor in network.common]
-            own = [[_drop_dead(factor, bond, dead) for factor in layer] for layer in network.own]
-            network = replace(network, common=common, own=own)
-        if _extent(network) == _extent(before):
+        size = _count_nonzero(network)
+        for bond in sorted(set(network.bonds)):
+            zero = network.find_zeros(bond)
+            core = [_drop_indices(factor, bond, zero) for factor in network.core]
+            factors = [[_drop_indices(x, bond, zero) for x in layer] for layer in network.factors]
+            network = replace(network, core=core, factors=factors)
+        if _count_nonzero(network) == size:
             return network
 
 
-def _extent(network: _Network) -> tuple[Sizes, int]:
-    return network.ranks, sum(int(factor.values.count_nonzero()) for factor in network.factors)
+def _count_nonzero(network: _Network) -> tuple[Sizes, int]:
+    return network.ranks, sum(int(x.values.count_nonzero()) for x in network.all_factors)
 
 
-def _drop_dead(factor: RankFactor, bond: int, dead: Tensor) -> RankFactor:
-    """Return a factor without dead indices; those that have to stay become zero."""
-    left = max(1, int((~dead).sum(1).max()))
-    kept = dead.int().argsort(dim=1, stable=True)[:, :left].sort(1).values
+def _drop_indices(factor: RankFactor, bond: int, zero: Tensor) -> RankFactor:
+    """Return a factor without the zero indices; those that other groups need are set to zero."""
+    # All groups keep as many indices as the one with the most, at least one, in their order.
+    count = max(1, int((~zero).sum(1).max()))
+    indices = zero.int().argsort(dim=1, stable=True)[:, :count].sort(1).values
     values = factor.values
     for axis in (axis for axis, number in factor.ranks.items() if number == bond):
-        groups = zip(values.movedim(axis, 1), dead, kept, strict=True)
-        cut = [_zero_at(group, gone)[indices] for group, gone, indices in groups]
-        values = torch.stack(cut).movedim(1, axis)
+        moved = values.movedim(axis, 1)
+        moved = moved.masked_fill(zero.reshape(*zero.shape, *(1,) * (moved.ndim - 2)), 0)
+        groups = [group[i] for group, i in zip(moved, indices, strict=True)]
+        values = torch.stack(groups).movedim(1, axis)
     return replace(factor, values=values)
 
 
-def _zero_at(values: Tensor, at: Tensor) -> Tensor:
-    return values.masked_fill(at.reshape(-1, *(1,) * (values.ndim - 1)), 0)
-
-
-def _networks(model: nn.Module) -> Iterator[_Network]:
-    """Yield the factors of all pressed layers that can be made again from their ranks."""
-    held_by = count_references(model)
+def _factor_networks(model: nn.Module) -> Iterator[_Network]:
+    """Yield the networks of all pressed layers that can be built again from their ranks."""
+    references = count_references(model)
     groups: dict[int, dict[str, nn.Module]] = {}
     for name, module in model.named_modules():
         form = pressed_form(module)
         if form is None:
             continue
-        if not _describable(module):
+        if not _has_plan(module):
             logger.info("layer %s is left: its ranks do not say what it is", name)
         elif not _rank_factors(module):
             logger.info("layer %s is left: what its ranks join is not known", name)
@@ -166,31 +162,30 @@ def _networks(model: nn.Module) -> Iterator[_Network]:
             shared = scheme(form.scheme).shared
             groups.setdefault(id(layer_factors(module)[0] if shared else module), {})[name] = module
     for layers in groups.values():
-        network = _network(layers)
-        core, *_ = map(layer_factors, layers.values())
-        most = {id(x): len(layers) for x in core[: len(network.common)]}
-        held = {id(x) for layer in layers.values() for x in _new_parameters(layer)}
-        if any(held_by[key] > most.get(key, 1) for key in held):
+        network = _build_network(layers)
+        first = layer_factors(next(iter(layers.values())))
+        expected = {id(x): len(layers) for x in first[: len(network.core)]}
+        parameters = {
+            id(x)
+            for layer in layers.values()
+            for x in (layer.parameters() if isinstance(layer, Pressed) else layer_factors(layer))
+        }
+        if any(references[key] > expected.get(key, 1) for key in parameters):
             logger.info("layer %s is left: others hold a parameter of it", ", ".join(layers))
         else:
             yield network
 
 
-def _network(layers: Mapping[str, nn.Module]) -> _Network:
-    """Return the factors of a layer, or of layers that share the first of them."""
+def _build_network(layers: Mapping[str, nn.Module]) -> _Network:
+    """Return the network of a layer, or of layers that share their first factor."""
     form = pressed_form(next(iter(layers.values())))
     assert form is not None
     factors = list(map(_rank_factors, layers.values()))
     bonds = sorted({bond for factor in factors[0] for bond in factor.ranks.values()})
-    order = bonds if len(bonds) == len(form.ranks) else bonds * len(form.ranks)
+    if len(bonds) != len(form.ranks):
+        bonds *= len(form.ranks)
     shared = int(scheme(form.scheme).shared)
-    own = [layer[shared:] for layer in factors]
-    return _Network(layers, factors[0][:shared], own, tuple(order))
-
-
-def _new_parameters(layer: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that a layer of other ranks has anew."""
-    return list(layer.parameters()) if isinstance(layer, Pressed) else layer_factors(layer)
+    return _Network(layers, factors[0][:shared], [x[shared:] for x in factors], tuple(bonds))
 
 
 def _rank_factors(layer: nn.Module) -> list[RankFactor]:
@@ -200,8 +195,8 @@ def _rank_factors(layer: nn.Module) -> list[RankFactor]:
     return [] if form is None else form.rank_factors()
 
 
-def _describable(layer: nn.Module) -> bool:
-    """Whether a layer is what its scheme makes of its ranks."""
+def _has_plan(layer: nn.Module) -> bool:
+    """Return whether a layer is the one that its scheme builds at its ranks."""
     try:
         return bool(plan_from_model(layer).layers)
     except ModelMismatchError:
@@ -219,30 +214,30 @@ def _check_replaceable(model: nn.Module, network: _Network) -> None:
                 )
 
 
-def _put(network: _Network, holders: ModuleTree) -> None:
-    """Give layers their smaller factors."""
-    core = [nn.Parameter(factor.values[0].contiguous()) for factor in network.common]
-    for layer, own in zip(network.layers.values(), network.own, strict=True):
+def _put_factors(network: _Network, tree: ModuleTree) -> None:
+    """Replace the factors of the layers of a network."""
+    core = [nn.Parameter(factor.values[0].contiguous()) for factor in network.core]
+    for layer, factors in zip(network.layers.values(), network.factors, strict=True):
         if isinstance(layer, Pressed):
-            holders.replace(layer, _rebuild(layer, [f.values for f in own], network.ranks))
+            tree.replace(layer, _rebuild(layer, [x.values for x in factors], network.ranks))
             continue
-        form, held = factorized_weight(layer), stored_factors(layer)
+        form, originals = factorized_weight(layer), stored_factors(layer)
         assert form is not None
-        smaller = [*core, *(nn.Parameter(factor.values[0].contiguous()) for factor in own)]
+        smaller = [*core, *(nn.Parameter(factor.values[0].contiguous()) for factor in factors)]
         for number, (new, old) in enumerate(zip(smaller, layer_factors(layer), strict=True)):
-            setattr(held, f"original{number}", new.requires_grad_(old.requires_grad))
+            setattr(originals, f"original{number}", new.requires_grad_(old.requires_grad))
         form.ranks = network.ranks
 
 
-def _rebuild(layer: Pressed, values: Sequence[Tensor], ranks: Sizes) -> Pressed:
-    """Return a pressed layer of other ranks with given factors."""
-    like, bias = next(layer.parameters()).detach(), layer.held_bias()
+def _rebuild(layer: Pressed, factors: Sequence[Tensor], ranks: Sizes) -> Pressed:
+    """Return a pressed layer with these factors, of other ranks."""
+    like = next(layer.parameters()).detach()
     new = scheme(layer.scheme, layer.options).build(layer.spec, ranks, like=like)
     assert isinstance(new, Pressed)
-    new.put_rank_factors(values)
-    held = new.held_bias()
-    if bias is not None and held is not None:
-        held.data.copy_(bias)
+    new.put_rank_factors(factors)
+    bias, new_bias = layer.bias_parameter(), new.bias_parameter()
+    if bias is not None and new_bias is not None:
+        new_bias.data.copy_(bias)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(layer.get_parameter(name).requires_grad)
     new.relative_error = layer.relative_error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod, sqrt
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from tensorpress.decompose.shared_core_tucker import shared_tucker
 from tensorpress.decompose.spectrum import Spectrum, spectrum
 from tensorpress.decompose.tucker import tucker_params
 from tensorpress.errors import InvalidArgumentError, unknown_name
-from tensorpress.schemes.base import PlannedLayer, Ranks, Scheme, initial_std
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import Factors
+from tensorpress.schemes.random_init import initial_std
 from tensorpress.schemes.reshape_modes import (
     CORE_SHARE,
     MAX_ORDER,
@@ -26,6 +27,7 @@ from tensorpress.schemes.reshape_modes import (
     largest_core,
     smallest_params,
 )
+from tensorpress.schemes.scheme import Ranks, Scheme
 from tensorpress.schemes.tucker_weight import (
     TuckerWeight,
     balance_tucker,
@@ -34,8 +36,14 @@ from tensorpress.schemes.tucker_weight import (
 )
 from tensorpress.schemes.weight_scheme import WeightScheme
 
+if TYPE_CHECKING:
+    from tensorpress.schemes.layer_plan import LayerPlan
+
 ORIGINAL = "original"
-"""What an entry may say for the weight's own axes as modes."""
+"""Modes of an entry that stand for the axes of the weight."""
+
+Choice = tuple[Shape, Shape]
+"""Modes and ranks of a layer."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,11 @@ class AdaTucker(WeightScheme):
     Parameters
     ----------
     modes : tuple of int
-        Needed: a budget chooses them, or an entry for a layer says them.
+        Modes of the weight, which a budget chooses or an entry for a layer says.
     diagonal : bool
-        Whether only the core's diagonal is there, which is CP (sec. 2.3).
+        Whether the core is diagonal, which is CP (sec. 2.3).
     reduced : bool
-        Whether the matrices are without the freedom of their bases; see `TuckerWeight`.
+        Whether the freedom of the matrices' bases is removed; see `TuckerWeight`.
 
     References
     ----------
@@ -65,7 +73,7 @@ class AdaTucker(WeightScheme):
     joint: ClassVar[bool] = True
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse modes that are missing or do not fit the weight, and cores that exclude others."""
+        """Refuse missing modes, modes that do not fit the weight, and contradictory options."""
         if not self.modes:
             return "modes are needed: a budget chooses them"
         if self.reduced and (self.diagonal or self.shared):
@@ -77,70 +85,70 @@ class AdaTucker(WeightScheme):
     def read_entry(
         self, spec: LayerSpec, options: Mapping[str, Any], ranks: Ranks
     ) -> tuple[Scheme, Ranks]:
-        """Take the weight's own axes for "original"; align other modes, with their ranks, with it.
+        """Read "original" as the axes of the weight; align other modes, and their ranks, with them.
 
-        Modes of layers that share a core may be fewer than its own: what is missing is 1.
+        A layer that shares a core may have fewer modes than the core: the others are 1.
         """
         modes = options.get("modes")
         if isinstance(modes, str) and modes != ORIGINAL:
             raise unknown_name("modes", modes, [ORIGINAL])
         shape = spec.weight_shape
-        given = dict(options) | ({"modes": shape} if modes == ORIGINAL else {})
-        method = super().read_entry(spec, given, ranks)[0]
+        values = dict(options) | ({"modes": shape} if modes == ORIGINAL else {})
+        method = super().read_entry(spec, values, ranks)[0]
         assert isinstance(method, AdaTucker)
-        each = ranks if isinstance(ranks, Sequence) and not isinstance(ranks, str) else None
+        core = ranks if isinstance(ranks, Sequence) and not isinstance(ranks, str) else None
         sizes = method.modes
-        if self.shared and each is not None and sizes:
-            sizes += (1,) * (len(each) - len(sizes))
-        if modes == ORIGINAL or method.refusal(spec) or len(sizes) != len(each or sizes):
+        if self.shared and core is not None and sizes:
+            sizes += (1,) * (len(core) - len(sizes))
+        if modes == ORIGINAL or method.refusal(spec) or len(sizes) != len(core or sizes):
             return replace(method, modes=sizes), ranks
         sizes, aligned = align_modes(
-            shape, sizes, tuple(each or (1,) * len(sizes)), keep_ranks=self.shared
+            shape, sizes, tuple(core or (1,) * len(sizes)), keep_ranks=self.shared
         )
-        return replace(method, modes=sizes), aligned if each else ranks
+        return replace(method, modes=sizes), aligned if core else ranks
 
     def allocate(
         self, specs: Mapping[str, LayerSpec], params: int
     ) -> dict[str, tuple[Scheme, Sizes]]:
-        """Choose modes and ranks; layers that are too small to gain are left out."""
+        """Choose modes and ranks of all layers that can become smaller."""
         shapes = {name: spec.weight_shape for name, spec in specs.items()}
-        gaining = {n: shape for n, shape in shapes.items() if smallest_params(shape) < prod(shape)}
-        if not gaining:
+        large = {n: shape for n, shape in shapes.items() if smallest_params(shape) < prod(shape)}
+        if not large:
             return {}
-        left = params - sum(prod(shape) for name, shape in shapes.items() if name not in gaining)
-        chosen = self._chosen(gaining, left)
-        return {name: (replace(self, modes=m), ranks) for name, (m, ranks) in chosen.items()}
+        budget = params - sum(prod(shape) for name, shape in shapes.items() if name not in large)
+        choices = self._choose_cores(large, budget)
+        return {name: (replace(self, modes=m), ranks) for name, (m, ranks) in choices.items()}
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
-        """Return the modes, or of a diagonal core the rank at which any tensor is met."""
+        """Return the modes, or for a diagonal core a rank that any tensor has."""
         if self.diagonal:
             return (max_cp_rank(self.modes),) * len(self.modes)
         return self.modes
 
     def check_ranks(self, spec: LayerSpec, ranks: Sizes) -> None:
-        """Raise unless the modes can have such a core; drawn, it may exceed them."""
+        """Raise an `InvalidArgumentError` unless the modes can have such a core; see `draw`."""
         core = "diagonal" if self.diagonal else "reduced" if self.reduced else "full"
         reason = refuse_ranks(self.modes, ranks, core)
         if reason is not None:
             raise InvalidArgumentError(reason)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
-        """Return the spectra of the unfoldings along the modes; a CP rank is of no matrix."""
+        """Return the spectra of the unfoldings along the modes, none for a diagonal core."""
         if self.diagonal:
             return ()
-        whole = self.parametrization(spec, (1,) * len(self.modes))
-        tensor = whole.reshaped(kernel_to_weight(kernel, spec))
+        weight = self.parametrization(spec, (1,) * len(self.modes))
+        tensor = weight.reshape(kernel_to_weight(kernel, spec))
         return tuple(spectrum(tensor.movedim(k, 0).flatten(1)) for k in range(tensor.ndim))
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the values of core and matrices, which a layer has beside its bias."""
+        """Return the values of core and matrices, and the bias."""
         if self.diagonal:
             return ranks[0] * (1 + sum(self.modes))
         fixed = sum(k * k for k in ranks) if self.reduced else 0
         return tucker_params(self.modes, ranks) - fixed + spec.outputs * spec.bias
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return 0: those of the layer, of which only the weight is known, stay what they are."""
+        """Return 0: of the layer, whose multiply-accumulates stay, only the weight is known."""
         return 0
 
     def peak_values(self, spec: LayerSpec, ranks: Sizes) -> int:
@@ -153,11 +161,11 @@ class AdaTucker(WeightScheme):
         return max(widest, tucker_params(modes, ranks))
 
     def factor_name(self, number: int) -> str:
-        """Return what a factor is called: the core comes first."""
+        """Return "core" for the first factor, and the number of the matrix for others."""
         return f"matrix{number}" if number else "core"
 
     def parametrization(self, spec: LayerSpec, ranks: Sizes) -> TuckerWeight:
-        """Return what rebuilds the weight."""
+        """Return the module that rebuilds the weight from core and matrices."""
         return TuckerWeight(
             spec.weight_shape,
             self.modes,
@@ -170,13 +178,13 @@ class AdaTucker(WeightScheme):
     def draw(
         self, spec: LayerSpec, ranks: Sizes, weight: Tensor, init: str, generator: torch.Generator
     ) -> Factors:
-        """Draw core and matrices, of one deviation as far as that gives the weight its own."""
+        """Draw core and matrices of similar deviations; see `TuckerWeight.draw`."""
         tucker, std = self.parametrization(spec, ranks), initial_std(weight, init)
         core = tucker.draw_core(tucker.balanced_std(std), generator)
         return tucker.draw(std, core, weight, generator)
 
-    def _chosen(self, shapes: Mapping[str, Shape], params: int) -> dict[str, tuple[Shape, Shape]]:
-        return separate_cores(shapes, params)
+    def _choose_cores(self, shapes: Mapping[str, Shape], budget: int) -> dict[str, Choice]:
+        return choose_separate_cores(shapes, budget)
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ class ScadaTucker(AdaTucker):
     shared: ClassVar[bool] = True
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
-        """Return the size of the weight for every mode: other layers may use what this cannot."""
+        """Return the size of the weight for every mode: other layers may need ranks above it."""
         return (prod(self.modes),) * len(self.modes)
 
     def shared_params(self, spec: LayerSpec, ranks: Sizes) -> int:
@@ -194,28 +202,29 @@ class ScadaTucker(AdaTucker):
         return prod(ranks)
 
     def decompose_together(
-        self, layers: Sequence[PlannedLayer], weights: Sequence[Tensor]
+        self, layers: Sequence["LayerPlan"], weights: Sequence[Tensor]
     ) -> list[Factors]:
         """Fit core and matrices by `shared_tucker`."""
-        tensors = [t.reshaped(w) for t, w in zip(_tuckers(layers), weights, strict=True)]
-        fit = shared_tucker(tensors, layers[0].ranks)
-        core, matrices = balance_tucker(fit.core, fit.factors)
-        return [(core, *own) for own in matrices]
+        tensors = [t.reshape(w) for t, w in zip(_tucker_weights(layers), weights, strict=True)]
+        tucker = shared_tucker(tensors, layers[0].ranks)
+        core, layer_matrices = balance_tucker(tucker.core, tucker.factors)
+        return [(core, *matrices) for matrices in layer_matrices]
 
     def draw_together(
         self,
-        layers: Sequence[PlannedLayer],
+        layers: Sequence["LayerPlan"],
         weights: Sequence[Tensor],
         init: str,
         generators: Sequence[torch.Generator],
     ) -> list[Factors]:
-        """Draw the core of the first layer, at the geometric mean of the deviations of all."""
-        tuckers = _tuckers(layers)
+        """Draw a core at the geometric mean of the layers' deviations, and matrices for each."""
+        tuckers = _tucker_weights(layers)
         stds = [initial_std(weight, init) for weight in weights]
-        core_stds = [tucker.balanced_std(std) for tucker, std in zip(tuckers, stds, strict=True)]
+        core_stds = list(map(TuckerWeight.balanced_std, tuckers, stds))
+        # Every generator draws a core, as for layers that share none; the first one is used.
         cores = list(map(TuckerWeight.draw_core, tuckers, core_stds, generators))
-        common = prod(std ** (1 / len(layers)) for std in core_stds)
-        core = cores[0] * (common / core_stds[0])
+        mean = prod(std ** (1 / len(layers)) for std in core_stds)
+        core = cores[0] * (mean / core_stds[0])
         return [
             tucker.draw(std, core, weight, generator)
             for tucker, std, weight, generator in zip(
@@ -223,62 +232,61 @@ class ScadaTucker(AdaTucker):
             )
         ]
 
-    def _chosen(self, shapes: Mapping[str, Shape], params: int) -> dict[str, tuple[Shape, Shape]]:
-        return common_core(shapes, params)
+    def _choose_cores(self, shapes: Mapping[str, Shape], budget: int) -> dict[str, Choice]:
+        return choose_common_core(shapes, budget)
 
 
-def _tuckers(layers: Sequence[PlannedLayer]) -> list[TuckerWeight]:
-    """Return the parametrizations of layers with a core in common."""
+def _tucker_weights(layers: Sequence["LayerPlan"]) -> list[TuckerWeight]:
     return [
         TuckerWeight(x.spec.weight_shape, x.method.options["modes"], x.ranks, shared=True)
         for x in layers
     ]
 
 
-def separate_cores(shapes: Mapping[str, Shape], budget: int) -> dict[str, tuple[Shape, Shape]]:
-    """Return modes and ranks of layers with cores of their own.
+def choose_separate_cores(shapes: Mapping[str, Shape], budget: int) -> dict[str, Choice]:
+    """Choose modes and ranks of layers that share nothing.
 
-    Every layer gets a target proportional to the root of its size, the largest that fits. The
-    exponent lies between those of the paper's tables: there parameters grow with the weight's
-    size to the power 0.2 on LeNet-5 (166 times smaller) and 0.7 on the ResNets (4 to 19 times).
+    Every layer gets parameters in proportion to the root of its size, as many as fit. The exponent
+    lies between those of the paper's tables: there parameters grow with the weight's size to the
+    power 0.2 on LeNet-5 (166 times smaller) and 0.7 on the ResNets (4 to 19 times).
     """
 
-    def at(factor: float) -> dict[str, tuple[Shape, Shape]]:
-        chosen = {}
+    def choose(factor: float) -> dict[str, Choice]:
+        choices = {}
         for name, shape in shapes.items():
             target = min(max(int(factor * sqrt(prod(shape))), smallest_params(shape)), prod(shape))
-            chosen[name] = choose_modes(shape, target)
-        return chosen
+            choices[name] = choose_modes(shape, target)
+        return choices
 
-    def stored(chosen: Mapping[str, tuple[Shape, Shape]]) -> int:
-        return sum(tucker_params(*layer) for layer in chosen.values())
+    def params(factor: float) -> int:
+        return sum(tucker_params(*choice) for choice in choose(factor).values())
 
-    if stored(at(0.0)) > budget:
-        raise InvalidArgumentError(_unreachable(stored(at(0.0)), budget))
+    if params(0.0) > budget:
+        raise _budget_error(params(0.0), budget)
     low, high = 0.0, sqrt(max(map(prod, shapes.values())))
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if stored(at(middle)) <= budget else (low, middle)
-    return at(low)
+        low, high = (middle, high) if params(middle) <= budget else (low, middle)
+    return choose(low)
 
 
-def common_core(shapes: Mapping[str, Shape], budget: int) -> dict[str, tuple[Shape, Shape]]:
+def choose_common_core(shapes: Mapping[str, Shape], budget: int) -> dict[str, Choice]:
     """Choose the order and shape of one core for all layers, by the rule for a single layer."""
-    fitting: dict[int, tuple[float, Shape]] = {}
+    cores: dict[int, tuple[float, Shape]] = {}
     modes = {
         order: {name: _padded_modes(prod(shape), order) for name, shape in shapes.items()}
         for order in range(2, MAX_ORDER + 1)
     }
-    least = min(1 + sum(map(sum, sizes.values())) for sizes in modes.values())
     for order, sizes in modes.items():
         sums = [sum(column) for column in zip(*sizes.values(), strict=True)]
         ranks = largest_core(sums, budget)
         if ranks is not None:
-            fitting[order] = (prod(ranks) / tucker_params(sums, ranks), ranks)
-    if not fitting:
-        raise InvalidArgumentError(_unreachable(least, budget))
-    order = max(fitting, key=lambda order: (min(fitting[order][0], CORE_SHARE), -order))
-    ranks = fitting[order][1]
+            cores[order] = (prod(ranks) / tucker_params(sums, ranks), ranks)
+    if not cores:
+        smallest = min(1 + sum(map(sum, sizes.values())) for sizes in modes.values())
+        raise _budget_error(smallest, budget)
+    order = max(cores, key=lambda order: (min(cores[order][0], CORE_SHARE), -order))
+    ranks = cores[order][1]
     return {
         name: align_modes(shape, modes[order][name], ranks, keep_ranks=True)
         for name, shape in shapes.items()
@@ -286,14 +294,14 @@ def common_core(shapes: Mapping[str, Shape], budget: int) -> dict[str, tuple[Sha
 
 
 def _padded_modes(size: int, order: int) -> Shape:
-    """Balanced modes of the order with the smallest sum, then ones up to the core's order."""
-    options = (balanced_modes(size, own) + (1,) * (order - own) for own in range(1, order + 1))
+    """Return the balanced modes of any order with the smallest sum, with ones up to the order."""
+    options = (balanced_modes(size, k) + (1,) * (order - k) for k in range(1, order + 1))
     return min(options, key=sum)
 
 
-def _unreachable(least: int, budget: int) -> str:
-    return (
-        f"the weights to be pressed need at least {least:,} parameters, but only {budget:,} are "
+def _budget_error(smallest: int, budget: int) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"the weights to be pressed need at least {smallest:,} parameters, but only {budget:,} are "
         "left for them once biases, norms and skipped layers are counted: "
-        f"ask for at least {least - budget:,} more"
+        f"ask for at least {smallest - budget:,} more"
     )

@@ -1,25 +1,18 @@
-"""The one place that knows how a layer's stride, padding, bias… divide over a chain of layers."""
+"""Chains of stock torch layers: how stride, padding, groups and bias divide over the stages."""
 
 from collections.abc import Sequence
 from importlib import import_module
-from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.layer_spec import (
-    INPUTS_FIRST,
-    WEIGHT,
-    LayerSpec,
-    Sizes,
-    from_canonical,
-    to_canonical,
-)
+from tensorpress.schemes.canonical_kernel import from_canonical, to_canonical
+from tensorpress.schemes.layer_spec import INPUTS_FIRST, WEIGHT, LayerSpec, Sizes
 from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Composed
-from tensorpress.schemes.stages import Stage, compose, dense_stage
+from tensorpress.schemes.stages import Stage, balance_kernels, compose, dense_stage
 
 
 class PressedLayer(nn.Sequential, Composed):
@@ -43,13 +36,7 @@ class PressedLayer(nn.Sequential, Composed):
     """
 
     def __init__(
-        self,
-        spec: LayerSpec,
-        stages: Sequence[Stage],
-        *,
-        scheme: str,
-        ranks: Sizes,
-        like: Tensor,
+        self, spec: LayerSpec, stages: Sequence[Stage], *, scheme: str, ranks: Sizes, like: Tensor
     ) -> None:
         super().__init__(*build_chain(spec, stages, like=like))
         self.spec, self.stages = spec, tuple(stages)
@@ -59,42 +46,42 @@ class PressedLayer(nn.Sequential, Composed):
 
     @property
     def last_places(self) -> Sizes:
-        """Which of the kernels puts out what the layer puts out: the last."""
+        """The index of the last kernel."""
         return (len(self) - 1,)
 
-    def held_bias(self) -> nn.Parameter | None:
+    def bias_parameter(self) -> nn.Parameter | None:
         """Return the bias of the last layer."""
         return self[-1]._parameters.get("bias")
 
     def kernels(self) -> list[Tensor]:
         """Return the canonical kernels of the chain, first to last, views of its weights."""
         return [
-            to_canonical(_weight(layer), stage.groups, flipped=_flipped(layer))
+            to_canonical(_weight(layer), stage.groups, flipped=_is_flipped(layer))
             for layer, stage in zip(self, self.stages, strict=True)
         ]
 
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy canonical kernels into the chain."""
-        fill_chain(list(self), kernels, None)
+        fill_chain(list(self), kernels)
 
     def rank_factors(self) -> list[RankFactor]:
-        """Return the kernels, with a rank for each joint of the chain or one for all."""
+        """Return the kernels, with one rank between two of them, or one for the whole chain."""
         last, groups = len(self) - 1, self.spec.groups
         factors = []
         for number, (kernel, stage) in enumerate(zip(self.kernels(), self.stages, strict=True)):
             inner = stage.groups // groups
-            joints = {1: number} if number < last else {}
+            ranks = {1: number} if number < last else {}
             if inner > 1:  # depthwise: one channel in, one out, as many as the rank
                 kernel = kernel.reshape(groups, inner, *kernel.shape[3:])
             elif number > 0:
-                joints[2] = number - 1
-            one = len(self.ranks) == 1
-            ranks = {axis: 0 if one else joint for axis, joint in joints.items()}
+                ranks[2] = number - 1
+            if len(self.ranks) == 1:
+                ranks = dict.fromkeys(ranks, 0)
             factors.append(RankFactor(kernel.detach(), ranks))
         return factors
 
-    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
-        """Return kernels that stand for the same, scaled to one norm."""
+    def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+        """Scale the kernels to one norm, such that they stand for the same kernel."""
         return balance_kernels(kernels)
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
@@ -103,10 +90,20 @@ class PressedLayer(nn.Sequential, Composed):
 
 
 def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:
-    """Return uninitialized stock layers for the stages, on the device and in the dtype of ``like``.
+    """Return uninitialized stock layers for the stages.
 
     Every stage has the stride, padding, padding mode, dilation and output padding of the spatial
-    modes it covers and 1, 0, 1 in all others; the last one has the bias.
+    modes it covers, and stride 1, padding 0 and dilation 1 in all others; the last one has the
+    bias.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        The dense layer.
+    stages : sequence of Stage
+        The shapes of the chain.
+    like : Tensor
+        Gives device and dtype.
 
     Examples
     --------
@@ -125,7 +122,7 @@ def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> li
 
 
 def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
-    """Return the uninitialized dense layer that a spec describes; of a weight what just holds it.
+    """Return the uninitialized dense layer of a spec, or a module with just a `WEIGHT`.
 
     Examples
     --------
@@ -142,32 +139,11 @@ def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
     return build_chain(spec, [dense_stage(spec)], like=like)[0]
 
 
-def fill_chain(layers: Sequence[nn.Module], values: Sequence[Tensor], bias: Tensor | None) -> None:
-    """Copy canonical kernels into the layers of a chain, and the bias into the last."""
-    with torch.no_grad():
-        for layer, kernel in zip(layers, values, strict=True):
-            _weight(layer).copy_(from_canonical(kernel, flipped=_flipped(layer)))
-        if bias is not None:
-            held = layers[-1].bias
-            assert isinstance(held, Tensor)
-            held.copy_(bias)
-
-
-def balance_kernels(values: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the kernels of a chain to one norm; what they stand for stays the same.
-
-    Training and quantization then treat all of them alike, and half precision has room.
-
-    Examples
-    --------
-    >>> [float(v) for v in balance_kernels([torch.tensor([8.0]), torch.tensor([2.0])])]
-    [4.0, 4.0]
-    """
-    norms = [float(value.norm()) for value in values]
-    if min(norms) == 0:
-        return list(values)
-    common = prod(norm ** (1 / len(norms)) for norm in norms)
-    return [value * (common / norm) for value, norm in zip(values, norms, strict=True)]
+@torch.no_grad()
+def fill_chain(layers: Sequence[nn.Module], kernels: Sequence[Tensor]) -> None:
+    """Copy canonical kernels into the layers of a chain."""
+    for layer, kernel in zip(layers, kernels, strict=True):
+        _weight(layer).copy_(from_canonical(kernel, flipped=_is_flipped(layer)))
 
 
 def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tensor) -> nn.Module:
@@ -182,13 +158,15 @@ def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tens
         kind, geometry = _convolution(spec, stage)
         options |= geometry
     inputs, outputs = stage.groups * stage.in_, stage.groups * stage.out
-    built = _uninitialized(kind)(inputs, outputs, **options, device=like.device, dtype=like.dtype)
-    built.__class__ = kind
-    return built
+    # A subclass without a random start, which would cost time and random numbers.
+    empty = type(kind.__name__, (kind,), {"reset_parameters": lambda _: None})
+    layer: nn.Module = empty(inputs, outputs, **options, device=like.device, dtype=like.dtype)
+    layer.__class__ = kind
+    return layer
 
 
 def _inputs_first(spec: LayerSpec, *, like: Tensor) -> nn.Module:
-    """Return the one kind of dense layer that is not of torch."""
+    """Return an uninitialized Conv1D of transformers."""
     module, name = INPUTS_FIRST
     try:
         kind = getattr(import_module(module), name)
@@ -201,15 +179,10 @@ def _inputs_first(spec: LayerSpec, *, like: Tensor) -> nn.Module:
     return layer.to(like.dtype).to_empty(device=like.device)
 
 
-def _uninitialized(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return a layer's class without its random start, which would cost time and random numbers."""
-    return type(kind.__name__, (kind,), {"reset_parameters": lambda _: None})
-
-
 def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[str, Any]]:
     """Return the class and the geometry of a stage; one that covers no mode is a plain 1×1."""
 
-    def covered(values: Sizes, other: int) -> Sizes:
+    def per_mode(values: Sizes, other: int) -> Sizes:
         return tuple(v if m in stage.modes else other for m, v in enumerate(values))
 
     name = spec.kind if stage.modes else spec.kind.replace("Transpose", "")
@@ -218,13 +191,13 @@ def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[s
     if not stage.modes:
         return kind, options
     options |= {
-        "stride": covered(spec.stride, 1),
-        "padding": "same" if spec.padding == "same" else covered(spec.padding, 0),
-        "dilation": covered(spec.dilation, 1),
+        "stride": per_mode(spec.stride, 1),
+        "padding": "same" if spec.padding == "same" else per_mode(spec.padding, 0),
+        "dilation": per_mode(spec.dilation, 1),
         "padding_mode": spec.padding_mode,
     }
     if spec.transposed:
-        options["output_padding"] = covered(spec.output_padding, 0)
+        options["output_padding"] = per_mode(spec.output_padding, 0)
     return kind, options
 
 
@@ -234,5 +207,5 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight
 
 
-def _flipped(layer: nn.Module) -> bool:
+def _is_flipped(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)

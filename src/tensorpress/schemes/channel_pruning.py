@@ -1,4 +1,4 @@
-"""A kernel on a choice of its input channels; the others are not there."""
+"""Channel pruning: a smaller layer on a choice of the input channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.spectrum import Spectrum
-from tensorpress.schemes import stages as chains
-from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.canonical_kernel import to_canonical
 from tensorpress.schemes.chain_builder import dense_layer, fill_chain
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight, to_canonical
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import RankFactor
-from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.schemes.pressed_layer import Composed, Pressed
 from tensorpress.schemes.rank_grid import FINE
-from tensorpress.schemes.stages import dense_stage
+from tensorpress.schemes.scheme import Factorized, Scheme
+from tensorpress.schemes.stages import dense_macs
 
 
 class PrunedLayer(Composed):
@@ -26,7 +26,7 @@ class PrunedLayer(Composed):
     spec : LayerSpec
         The dense layer.
     ranks : tuple of int
-        First how many input channels are kept in each group.
+        First how many input channels the layer has in each group.
     scheme : str
         Name of the scheme.
     like : Tensor
@@ -35,9 +35,9 @@ class PrunedLayer(Composed):
     Attributes
     ----------
     kept : Tensor
-        The channels kept, group by group, int64.
+        Indices of the chosen channels, group by group, int64; files have them under this name.
     few : nn.Module
-        A stock layer on these channels, with the bias.
+        Stock layer on these channels, with the bias.
     """
 
     kept: Tensor
@@ -50,79 +50,81 @@ class PrunedLayer(Composed):
         self.register_buffer("kept", like.new_empty(spec.groups * ranks[0], dtype=torch.int64))
         self.select(torch.arange(ranks[0], device=like.device).expand(spec.groups, -1))
 
+    def _first_channels(self) -> Tensor:
+        """Return the index of the first channel of every group, (groups, 1)."""
+        return torch.arange(self.spec.groups, device=self.kept.device)[:, None] * self.spec.in_
+
     def select(self, channels: Tensor) -> None:
-        """Choose the channels: (groups, number), counted within each group."""
-        first = torch.arange(self.spec.groups, device=channels.device)[:, None] * self.spec.in_
-        self.kept.copy_((first + channels).flatten())
+        """Choose the channels: (groups, number), from 0 in each group."""
+        self.kept.copy_((self._first_channels() + channels.to(self.kept.device)).flatten())
 
     def selection(self) -> Tensor:
-        """Return what `select` was given."""
+        """Return the channels: (groups, number), from 0 in each group."""
         return self.kept.reshape(self.spec.groups, -1) % self.spec.in_
 
     def mistake(self) -> str | None:
-        """Return whether a channel is chosen that there is not."""
-        first = torch.arange(self.spec.groups, device=self.kept.device)[:, None] * self.spec.in_
-        if bool(((self.kept.reshape(self.spec.groups, -1) - first) // self.spec.in_ == 0).all()):
+        """Return that a chosen channel does not exist, None where all do."""
+        channels = self.kept.reshape(self.spec.groups, -1) - self._first_channels()
+        if bool((channels // self.spec.in_ == 0).all()):
             return None
         return f"chooses channels {self.kept.tolist()}, and it has {self.spec.inputs}"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map what the dense layer maps."""
-        found: Tensor = self.few(self._picked(x))
-        return found
+        output: Tensor = self.few(self._select_channels(x))
+        return output
 
-    def _picked(self, x: Tensor) -> Tensor:
-        """Return the channels kept, in channels_last where x is: a plain choice copies all of x."""
-        place = -1 - self.spec.order
-        last = x.movedim(place, -1)
+    def _select_channels(self, x: Tensor) -> Tensor:
+        """Return the chosen channels, in channels_last where x is: otherwise all of x is copied."""
+        axis = -1 - self.spec.order
+        last = x.movedim(axis, -1)
         if last.is_contiguous():
-            return last.index_select(-1, self.kept).movedim(-1, place)
-        return x.index_select(place, self.kept)
+            return last.index_select(-1, self.kept).movedim(-1, axis)
+        return x.index_select(axis, self.kept)
 
     def kernels(self) -> list[Tensor]:
-        """Return the kernel on the channels kept."""
+        """Return the kernel on the chosen channels."""
         return [to_canonical(self.few.get_parameter("weight"), self.spec.groups, flipped=False)]
 
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy the kernel into the weight."""
-        fill_chain([self.few], kernels, None)
+        fill_chain([self.few], kernels)
 
-    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+    def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
         """Return the kernel as it is."""
         return list(kernels)
 
     def rank_factors(self) -> list[RankFactor]:
-        """Return the kernels, whose channels are a rank as well, and after them their choice."""
+        """Return the kernels and the choice of channels, which are a rank as well."""
         ranks = ({2: 0}, {1: 1}, {2: 1})
         kernels = (kernel.detach() for kernel in self.kernels())
-        choice = self.selection() + 1  # zero is what stands for nothing
-        return [*map(RankFactor, kernels, ranks), RankFactor(choice, {1: 0})]
+        channels = self.selection() + 1  # from 1, since indices of zero slices are dropped
+        return [*map(RankFactor, kernels, ranks), RankFactor(channels, {1: 0})]
 
     def put_rank_factors(self, values: Sequence[Tensor]) -> None:
-        """Copy in the kernels, and the choice of channels."""
-        *kernels, choice = values
+        """Copy in the kernels and the choice of channels, from 1."""
+        *kernels, channels = values
         super().put_rank_factors(kernels)
-        self.select((choice - 1).clamp_min(0))
+        self.select((channels - 1).clamp_min(0))
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
         """Return the kernel with zeros for the other channels."""
         few, spec = kernels[0], self.spec
-        chosen = self.selection().to(few.device)
-        places = chosen.reshape(*few.shape[:1], 1, -1, *(1,) * spec.order).expand_as(few)
-        whole = few.new_zeros(spec.groups, spec.out, spec.in_, *spec.kernel)
-        return whole.scatter(2, places, few)
+        channels = self.selection().to(few.device)
+        index = channels.reshape(*few.shape[:1], 1, -1, *(1,) * spec.order).expand_as(few)
+        return few.new_zeros(spec.kernel_shape).scatter(2, index, few)
 
-    def held_bias(self) -> nn.Parameter | None:
+    def bias_parameter(self) -> nn.Parameter | None:
         """Return the bias."""
         return self.few._parameters.get("bias")
 
 
 @dataclass(frozen=True)
 class ChannelPruning(Scheme):
-    """Whole input channels are left out, those whose weights have the least energy.
+    """The input channels whose weights have the least energy are cut.
 
-    The rank is the number of channels kept in each group. What is left out is not there: a smaller
-    layer picks its channels from the input.
+    The rank is the number of remaining channels in each group. A smaller layer picks them from the
+    input.
 
     References
     ----------
@@ -144,7 +146,7 @@ class ChannelPruning(Scheme):
         return (spec.in_,)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return the energies of the channels left out."""
+        """Return the energies of the channels that are cut."""
         energy = float(kernel.square().sum())
         if not energy:
             return [0.0] * len(candidates)
@@ -163,51 +165,49 @@ class ChannelPruning(Scheme):
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
         """Return the multiply-accumulates for one example."""
-        few = narrow_spec(spec, ranks[0])
-        return chains.macs(few, [dense_stage(few)], sizes)
+        return dense_macs(narrow_spec(spec, ranks[0]), sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PrunedLayer:
         """Return the layer uninitialized, with the first channels."""
         return PrunedLayer(spec, ranks, scheme=self.name, like=like)
 
-    def decompose(
-        self,
-        layer: nn.Module,
-        spec: LayerSpec,
-        kernel: Tensor,
-        ranks: Sizes,
-        spectra: Sequence[Spectrum],
-    ) -> PrunedLayer:
-        """Return the layer by a weight alone."""
-        pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight"))
+    def factorize(
+        self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
+    ) -> Factorized:
+        """Split every group by itself: the kernels, and after them the choice of channels."""
         parts = [self.split(group, *ranks) for group in kernel]
-        kernels = [torch.stack(own) for own in zip(*(found for _, found in parts), strict=True)]
-        pressed.select(torch.stack([kept for kept, _ in parts]))
-        pressed.put(pressed.balanced(kernels))
-        own, bias = pressed.held_bias(), layer._parameters.get("bias")
-        if own is not None and bias is not None:
-            own.data.copy_(bias)
-        gap = kernel_to_weight(kernel - pressed.compose(kernels), spec)
+        kernels = list(map(torch.stack, zip(*(kernels for _, kernels in parts), strict=True)))
+        factors = [*kernels, torch.stack([channels for channels, _ in parts])]
+        pressed = self.skeleton(spec, ranks, like=kernel)
+        self.fill(pressed, factors)
         norm = float(kernel.norm())
-        pressed.relative_error = float(gap.norm()) / norm if norm else 0.0
-        return pressed
+        error = float((kernel - pressed.compose(kernels)).norm()) / norm if norm else 0.0
+        return Factorized(factors, error)
+
+    def fill(self, pressed: Pressed, factors: Sequence[Tensor]) -> None:
+        """Copy in the kernels and the choice of channels."""
+        assert isinstance(pressed, PrunedLayer)
+        *kernels, channels = factors
+        pressed.select(channels)
+        pressed.put(pressed.balance(kernels))
 
     def split(self, kernel: Tensor, *ranks: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the channels to keep, ascending, and the kernels of one group's (out, in, …).
+        """Return the chosen channels, ascending, and the kernels of one group (out, in, *kernel).
 
         Examples
         --------
         >>> pruning = ChannelPruning("channel_pruning", "")
-        >>> kept, kernels = pruning.split(torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0]]), 2)
-        >>> kept.tolist(), kernels[0].tolist()
+        >>> kernel = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+        >>> channels, kernels = pruning.split(kernel, 2)
+        >>> channels.tolist(), kernels[0].tolist()
         ([0, 2], [[3.0, 2.0], [0.0, 2.0]])
         """
-        kept = _energies(kernel[None])[0].topk(ranks[0]).indices.sort().values
-        return kept, [kernel[:, kept]]
+        channels = _energies(kernel[None])[0].topk(ranks[0]).indices.sort().values
+        return channels, [kernel[:, channels]]
 
 
 def narrow_spec(spec: LayerSpec, channels: int) -> LayerSpec:
-    """Return the same layer on so many input channels a group, as a stock layer."""
+    """Return the spec of a stock layer on so many input channels in each group."""
     return replace(spec, inputs=spec.groups * channels, inputs_first=False)
 
 

@@ -4,20 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from tensorpress.decompose import CP, cp_als, cp_correct, cp_nls, max_cp_rank
 from tensorpress.decompose.spectrum import Spectrum
-from tensorpress.schemes.base import Factorized, LayerScheme
+from tensorpress.schemes.layer_scheme import LayerScheme, join_groups
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.scheme import Factorized
 from tensorpress.schemes.stages import Stage, axis_kernel, pointwise_kernel
 
-GIVEN_UP = 0.01
-"""Part by which the error may grow for factors that are less sensitive."""
+ERROR_GROWTH = 0.01
+"""Part by which "corrected" lets the error grow for factors that are less sensitive."""
 
 EXACT = 1e-6
-"""Relative errors below this leave no room for that."""
+"""Relative error below which "corrected" leaves a fit as it is."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class CPLayers(LayerScheme):
     ----------
     algorithm : {"als", "nls", "corrected"}
         Alternating least squares; non-linear least squares on all factors jointly, which takes
-        longer and fits at least as well; or this, then the least sensitive factors with an error
-        at most `GIVEN_UP` larger: large terms that cancel, which best fits are full of, hinder
-        training.
+        longer and fits at least as well; or the latter, then the least sensitive factors with an
+        error at most `ERROR_GROWTH` larger: best fits are full of large terms that cancel, which
+        hinder training.
 
     References
     ----------
@@ -53,8 +53,8 @@ class CPLayers(LayerScheme):
         return None
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
-        """Return the rank at which any kernel is met: all modes but the largest, multiplied."""
-        return (max_cp_rank(_shape(spec)),)
+        """Return a rank that any kernel has: all modes but the largest, multiplied."""
+        return (max_cp_rank((spec.in_, *spec.kernel, spec.out)),)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
         """Return none: a CP rank is not the rank of a matrix."""
@@ -73,31 +73,20 @@ class CPLayers(LayerScheme):
         self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
     ) -> Factorized:
         """Fit every group, and spread the terms' weights evenly over the factors."""
-        columns: list[list[Tensor]] = []
-        discarded = energy = 0.0
-        for group in kernel:
-            found = self._fit(group.movedim(0, -1), ranks[0])
-            columns.append(list(found.absorb_weights()))
-            norm2 = float(group.double().square().sum())
-            energy += norm2
-            discarded += found.relative_error**2 * norm2
-        into, *between, out = (torch.stack(factors) for factors in zip(*columns, strict=True))
+        fits = [self._fit(group.movedim(0, -1), ranks[0]) for group in kernel]
+        factors, error = join_groups(kernel, [(f.absorb_weights(), f.relative_error) for f in fits])
+        first, *spatial, last = factors
         depthwise = [
             axis_kernel(factor.mT.reshape(spec.groups * ranks[0], 1, 1, -1), spec, mode)
-            for mode, factor in enumerate(between)
+            for mode, factor in enumerate(spatial)
         ]
-        kernels = [pointwise_kernel(into.mT, spec), *depthwise, pointwise_kernel(out, spec)]
-        return Factorized(kernels, (discarded / energy) ** 0.5 if energy else 0.0)
+        kernels = [pointwise_kernel(first.mT, spec), *depthwise, pointwise_kernel(last, spec)]
+        return Factorized(kernels, error)
 
     def _fit(self, tensor: Tensor, rank: int) -> CP:
         if self.algorithm == "als":
             return cp_als(tensor, rank)
-        found = cp_nls(tensor, rank)
-        if self.algorithm == "nls" or found.relative_error < EXACT:
-            return found
-        return cp_correct(found, tensor, max_error=(1 + GIVEN_UP) * found.relative_error)
-
-
-def _shape(spec: LayerSpec) -> Sizes:
-    """Return the modes of the tensor that is decomposed."""
-    return (spec.in_, *spec.kernel, spec.out)
+        cp = cp_nls(tensor, rank)
+        if self.algorithm == "nls" or cp.relative_error < EXACT:
+            return cp
+        return cp_correct(cp, tensor, max_error=(1 + ERROR_GROWTH) * cp.relative_error)

@@ -1,24 +1,33 @@
-"""What factors start from: the decomposed weight, a random draw, or nothing."""
+"""Initial values of a pressed layer: the factors of a weight, a random draw, or none."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.schemes.base import keep_gradients, layer_bias, layer_factors
 from tensorpress.schemes.chain_builder import dense_layer
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.parametrization import FactorizedWeight, Factors
-from tensorpress.schemes.pressed_layer import pressed_form
+from tensorpress.schemes.pressed_layer import (
+    copy_bias,
+    copy_requires_grad,
+    layer_factors,
+    pressed_form,
+)
 
 
 @dataclass(frozen=True)
 class StartValues:
-    """The factors of a layer, in the order of its parameters, and their relative error if known.
+    """Values that a pressed layer starts from.
 
-    After the factors come the buffers of layers that have some: choices of channels.
-    ``bias`` is that of the layer where it is to be another one than the dense layer's.
+    Attributes
+    ----------
+    factors : tuple of Tensor
+        The factors, in the order of the layer's parameters, and after them its buffers.
+    error : float or None
+        The relative error of the factors' weight, None where it is unknown.
+    bias : Tensor or None
+        The bias, None for that of the dense layer.
     """
 
     factors: Factors
@@ -27,12 +36,12 @@ class StartValues:
 
 
 def decompose_weight(plan: LayerPlan, weight: Tensor) -> StartValues:
-    """Decompose one layer's weight, as torch holds it, by itself.
+    """Decompose the weight of one layer, as torch stores it.
 
     Raises
     ------
     InvalidArgumentError
-        Where the scheme cannot take the weight.
+        If the scheme cannot take the weight.
     """
     pressed = press_one_layer(plan, weight)
     form = pressed_form(pressed)
@@ -41,7 +50,7 @@ def decompose_weight(plan: LayerPlan, weight: Tensor) -> StartValues:
 
 
 def press_one_layer(plan: LayerPlan, weight: Tensor) -> nn.Module:
-    """Return the layer of a plan, pressed by its weight, with a bias of zeros if it has one."""
+    """Return the layer of a plan pressed by its weight, with a bias of zeros if it has one."""
     layer = dense_layer(plan.spec, like=weight.new_empty(0, device="meta"))
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if plan.spec.bias:
@@ -50,10 +59,19 @@ def press_one_layer(plan: LayerPlan, weight: Tensor) -> nn.Module:
 
 
 def build_pressed(plan: LayerPlan, layer: nn.Module, values: StartValues | None) -> nn.Module:
-    """Return what stands in a dense layer's place, at the values it starts from or at any.
+    """Return the module that takes a dense layer's place, uninitialized where there are no values.
 
-    In weight form that is the layer itself, whose weight is then rebuilt from factors; in layer
-    form another one with its bias, mode, device and dtype.
+    In weight form it is the layer itself, whose weight is then rebuilt from factors; in layer
+    form a module with the layer's bias, mode, device and dtype.
+
+    Parameters
+    ----------
+    plan : LayerPlan
+        How the layer is pressed.
+    layer : nn.Module
+        The dense layer.
+    values : StartValues or None
+        Values of the factors.
     """
     weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
     pressed = plan.method.build(plan.spec, plan.ranks, like=weight.detach())
@@ -61,26 +79,22 @@ def build_pressed(plan: LayerPlan, layer: nn.Module, values: StartValues | None)
     assert form is not None
     form.relative_error = values.error if values else None
     if isinstance(form, FactorizedWeight):
-        return _attached(form, layer, values.factors if values else layer_factors(pressed))
-    with torch.no_grad():
-        if values is not None:
-            for part, value in zip(factor_values(pressed), values.factors, strict=True):
-                part.copy_(value)
-        own = layer_bias(pressed)
-        if own is not None and bias is not None:
-            own.copy_(bias if values is None or values.bias is None else values.bias)
-    keep_gradients(pressed, layer)
+        # A slice of a larger matrix would keep the whole of it in memory and in files.
+        factors = values.factors if values else layer_factors(pressed)
+        copies = (f.detach().clone(memory_format=torch.contiguous_format) for f in factors)
+        form.attach(layer, tuple(copies))
+        layer.get_submodule("parametrizations").train(layer.training)
+        return layer
+    if values is not None:
+        with torch.no_grad():
+            for tensor, value in zip(factor_values(pressed), values.factors, strict=True):
+                tensor.copy_(value)
+    if bias is not None:
+        copy_bias(bias if values is None or values.bias is None else values.bias, pressed)
+    copy_requires_grad(layer, pressed)
     return pressed.train(layer.training)
 
 
 def factor_values(pressed: nn.Module) -> list[Tensor]:
-    """Return the factors, and what some layers hold beside them."""
+    """Return the factors and the buffers of a pressed layer."""
     return [*layer_factors(pressed), *pressed.buffers()]
-
-
-def _attached(form: FactorizedWeight, layer: nn.Module, factors: Sequence[Tensor]) -> nn.Module:
-    # A part of a larger matrix would keep the whole of it in memory and in files.
-    compact = (f.detach().clone(memory_format=torch.contiguous_format) for f in factors)
-    form.attach(layer, tuple(compact))
-    layer.get_submodule("parametrizations").train(layer.training)
-    return layer

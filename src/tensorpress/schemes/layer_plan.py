@@ -3,40 +3,40 @@
 from dataclasses import dataclass, field
 from math import prod
 
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.layer_spec import Call, LayerSpec
-from tensorpress.schemes.parametrization import Options
+from tensorpress.schemes.options import Options
 from tensorpress.schemes.registry import scheme
 from tensorpress.schemes.reshape_modes import Shape
-from tensorpress.schemes.stages import dense_stage, macs
+from tensorpress.schemes.scheme import Scheme
+from tensorpress.schemes.stages import dense_macs
 from tensorpress.utils.formatting import format_shape
 
 FLOAT_BYTES = 4
-"""Of a parameter where nothing else is said."""
+"""Bytes of a parameter where a plan says nothing else."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """How one layer is pressed by a scheme of `tensorpress.schemes.registry`.
 
-    Two plans of a layer are equal where they make the same of it, whatever is known about it.
+    Two plans are equal if they make the same of a layer; calls, error and itemsize do not matter.
 
     Attributes
     ----------
     name : str
-        Of the layer.
+        Name of the layer in its model.
     scheme : str
-        Of the registry.
+        Name of the scheme.
     spec : LayerSpec
         The dense layer, as `Scheme.describe` describes it.
     ranks : tuple of int
-        In the order of the scheme's paper.
+        Ranks, in the order of the scheme's paper.
     options : mapping
-        Options of the scheme for this layer, where they are not at their defaults.
+        Options of the scheme for this layer that are not at their defaults.
     calls : tuple of Call
-        How an example calls it; empty where it is not called, or nobody looked.
+        How an example calls the layer; empty where it does not, or the calls are unknown.
     error : float or None
-        ‖K − K̂‖ / ‖K‖ of its weight, where it was predicted.
+        Predicted ‖K − K̂‖ / ‖K‖ of the weight, None where there is no prediction.
     itemsize : int
         Bytes of a parameter.
 
@@ -66,7 +66,7 @@ class LayerPlan:
         Raises
         ------
         InvalidArgumentError
-            Where there is no such scheme, or it has no such options.
+            If there is no such scheme, or it has no such options.
         """
         return scheme(self.scheme, self.options)
 
@@ -77,7 +77,7 @@ class LayerPlan:
 
     @property
     def modes(self) -> Shape:
-        """Sizes that the weight is reshaped into, where the plan says some."""
+        """Modes that the weight is reshaped into, () where the plan has no such option."""
         return tuple(self.options.get("modes", ()))
 
     @property
@@ -87,24 +87,24 @@ class LayerPlan:
 
     @property
     def shared_params(self) -> int:
-        """Values stored in the place of the weight that other layers hold as well."""
+        """Values in place of the weight that the layer shares with others."""
         return self.method.shared_params(self.spec, self.ranks)
 
     @property
     def factor_params(self) -> int:
-        """Values stored in the place of the weight for this layer alone; no bias is counted."""
+        """Values in place of the weight that are this layer's alone, without the bias."""
         bias = self.spec.outputs * self.spec.bias
         return self.method.params(self.spec, self.ranks) - bias - self.shared_params
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of its calls, for one example."""
+        """Multiply-accumulates of the pressed layer's calls, for one example."""
         method = self.method
         return sum(c.times * method.macs(self.spec, self.ranks, c.sizes) for c in self.calls)
 
     @property
     def dense_macs(self) -> int:
-        """Those of the dense layer."""
+        """Multiply-accumulates of the dense layer's calls, for one example."""
         return count_call_macs(self.spec, self.calls)
 
     def check(self) -> None:
@@ -116,13 +116,13 @@ class LayerPlan:
     def format_ranks(self) -> str:
         """Return the ranks, and the options but modes, as tables print them."""
         options = {name: value for name, value in self.options.items() if name != "modes"}
-        told = [n if v is True else f"{n} {_format(v)}" for n, v in options.items()]
-        return " ".join([format_shape(self.ranks), *told])
+        words = [n if v is True else f"{n} {_format(v)}" for n, v in options.items()]
+        return " ".join([format_shape(self.ranks), *words])
 
 
 def count_call_macs(spec: LayerSpec, calls: tuple[Call, ...]) -> int:
     """Return the multiply-accumulates of a dense layer's calls, for one example."""
-    return sum(call.times * macs(spec, [dense_stage(spec)], call.sizes) for call in calls)
+    return sum(call.times * dense_macs(spec, call.sizes) for call in calls)
 
 
 def _format(value: object) -> str:

@@ -1,11 +1,11 @@
-"""What a layer is apart from the values of its weight, and its weight as one canonical kernel."""
+"""What a layer is apart from the values of its weight."""
 
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from tensorpress.errors import InvalidArgumentError
@@ -22,23 +22,23 @@ KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, *CONVS, *TRANSPOS
 """The layers that can be pressed, by their torch classes; and `INPUTS_FIRST`."""
 
 INPUTS_FIRST = ("transformers.pytorch_utils", "Conv1D")
-"""Module and name of a Linear, that of GPT-2, whose weight is held as (inputs, outputs)."""
+"""Module and name of the Linear of GPT-2, whose weight is stored as (inputs, outputs)."""
 
 WEIGHT = "weight"
-"""The kind of a spec that knows the shape of a weight and nothing of its layer."""
+"""Kind of a spec that knows the shape of a weight and nothing of its layer."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a layer, for one example.
+    """How often an example calls a layer with inputs of some sizes.
 
     Attributes
     ----------
     sizes : tuple of int
-        Spatial sizes of the input of a convolution; of a Linear or an Embedding one number, the
+        Spatial sizes of the input of a convolution; for a Linear or an Embedding the number of
         positions it is applied to.
     times : int
-        How often it is made with these sizes.
+        How often the layer is called with these sizes.
     """
 
     sizes: Sizes
@@ -58,23 +58,21 @@ class LayerSpec:
     kind : str
         Name of the torch class, or `WEIGHT` where nothing but the weight matters.
     inputs, outputs : int
-        Channels or features; of an Embedding the number and the length of its vectors.
+        Channels or features; for an Embedding the number and the length of its vectors.
     groups : int
-        Of a convolution; 1 for others.
+        Groups of a convolution; 1 for other layers.
     kernel : tuple of int
         Sizes of the spatial modes.
     stride, padding, dilation, output_padding : tuple of int
-        One a spatial mode; ``padding`` may be "same".
+        One number for each spatial mode; ``padding`` may be "same".
     padding_mode : str
-        As torch names it.
+        Padding mode of a convolution, as torch names it.
     bias : bool
-        Whether there is one.
-    padding_idx : int or None
-        Of an Embedding.
-    sparse, scale_grad_by_freq : bool
-        Of an Embedding.
+        Whether the layer has a bias.
+    padding_idx, sparse, scale_grad_by_freq
+        Arguments of an Embedding.
     inputs_first : bool
-        Of a Linear: its weight is held as (inputs, outputs), as the Conv1D of transformers does.
+        Whether a Linear stores its weight as (inputs, outputs), as the Conv1D of transformers does.
     """
 
     kind: str
@@ -95,12 +93,12 @@ class LayerSpec:
 
     @property
     def transposed(self) -> bool:
-        """Whether it is a transposed convolution."""
+        """Whether the layer is a transposed convolution."""
         return self.kind.startswith("ConvTranspose")
 
     @property
     def flipped(self) -> bool:
-        """Whether its weight has the inputs as first axis, and not the outputs."""
+        """Whether the first axis of the weight is the inputs, and not the outputs."""
         return self.kind == "Embedding" or self.transposed or self.inputs_first
 
     @property
@@ -125,7 +123,7 @@ class LayerSpec:
 
     @property
     def weight_shape(self) -> Sizes:
-        """Shape of the weight as torch holds it."""
+        """Shape of the weight as torch stores it."""
         if self.flipped:
             return (self.inputs, self.out, *self.kernel)
         return (self.outputs, self.in_, *self.kernel)
@@ -141,40 +139,39 @@ class LayerSpec:
         Parameters
         ----------
         sizes : tuple of int
-            Before it; for a Linear or an Embedding any positions, which stay.
+            Sizes before the stage; for a Linear or an Embedding any positions, which stay.
         modes : tuple of int
-            The spatial modes covered.
+            Spatial modes that the stage covers.
 
         Raises
         ------
         InvalidArgumentError
-            Where the sizes are too small for the kernel.
+            If the sizes are too small for the kernel.
         """
-        found = list(sizes)
+        result = list(sizes)
         for mode in modes:
             size, reach = sizes[mode], self.dilation[mode] * (self.kernel[mode] - 1)
             if self.padding == "same":
                 continue
             pad, step = self.padding[mode], self.stride[mode]
             if self.transposed:
-                found[mode] = (size - 1) * step - 2 * pad + reach + self.output_padding[mode] + 1
+                result[mode] = (size - 1) * step - 2 * pad + reach + self.output_padding[mode] + 1
             else:
-                found[mode] = (size + 2 * pad - reach - 1) // step + 1
-        if min((found[mode] for mode in modes), default=1) < 1:
+                result[mode] = (size + 2 * pad - reach - 1) // step + 1
+        if min((result[mode] for mode in modes), default=1) < 1:
             raise InvalidArgumentError(
                 f"a {self.kind} with kernel {self.kernel} has no output for sizes {sizes}"
             )
-        return tuple(found)
+        return tuple(result)
 
 
 def describe_layer(layer: nn.Module) -> LayerSpec:
-    """Return what a layer is.
+    """Return the spec of a layer.
 
     Raises
     ------
     InvalidArgumentError
-        With the reason, for a layer that cannot be taken apart: another class, a forward pass of
-        its own, a parametrized, quantized, empty or not yet shaped weight, hooks.
+        For a layer that cannot be pressed, with the reason of `refuse_layer`.
 
     Examples
     --------
@@ -184,12 +181,13 @@ def describe_layer(layer: nn.Module) -> LayerSpec:
     """
     reason = refuse_layer(layer)
     if reason is not None:
-        raise InvalidArgumentError(f"{_name(layer)} cannot be pressed: {reason}")
-    return spec_of(layer)
+        name = f"{type(layer).__name__}({layer.extra_repr()})"
+        raise InvalidArgumentError(f"{name} cannot be pressed: {reason}")
+    return read_spec(layer)
 
 
-def spec_of(layer: nn.Module) -> LayerSpec:
-    """Return what a layer of a known kind is, whatever holds its weight: see `describe_layer`."""
+def read_spec(layer: nn.Module) -> LayerSpec:
+    """Return the spec of a layer of `KINDS` or `INPUTS_FIRST`, without the checks of a weight."""
     if isinstance(layer, nn.Linear):
         return LayerSpec(
             "Linear", layer.in_features, layer.out_features, bias=layer.bias is not None
@@ -224,7 +222,7 @@ def spec_of(layer: nn.Module) -> LayerSpec:
 
 
 def weight_spec(shape: Sizes) -> LayerSpec:
-    """Return the spec of a weight (out, in, *kernel) of whatever layer.
+    """Return the spec of kind `WEIGHT` for a weight of shape (out, in, *kernel).
 
     Raises
     ------
@@ -243,7 +241,10 @@ def weight_spec(shape: Sizes) -> LayerSpec:
 
 
 def refuse_layer(layer: nn.Module) -> str | None:
-    """Return why a layer cannot be taken apart, None where it can.
+    """Return why a layer cannot be pressed, None where it can.
+
+    Reasons are another class, a forward pass that is not that of the class, a weight that is
+    parametrized, quantized, empty or not yet shaped, hooks, and state that would be lost.
 
     Examples
     --------
@@ -274,9 +275,9 @@ def refuse_layer(layer: nn.Module) -> str | None:
         return f"its weight is {weight.dtype}, which nothing computes in: convert it first"
     if weight.numel() == 0:
         return "its weight is empty"
-    own = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
-    if own:
-        return f"it holds {', '.join(map(repr, sorted(own)))} as well, which would be lost"
+    others = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
+    if others:
+        return f"it holds {', '.join(map(repr, sorted(others)))} as well, which would be lost"
     if layer._parameters.get("bias") is None and getattr(layer, "bias", None) is not None:
         return "its bias is no plain parameter, which would be lost"
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
@@ -288,7 +289,7 @@ def refuse_layer(layer: nn.Module) -> str | None:
 
 
 def layer_class(layer: nn.Module) -> type[nn.Module] | None:
-    """Return the class whose forward pass a layer has, None where it is of no known kind.
+    """Return which of `KINDS` or `INPUTS_FIRST` a layer is or derives from, None for others.
 
     Examples
     --------
@@ -299,53 +300,3 @@ def layer_class(layer: nn.Module) -> type[nn.Module] | None:
         if kind in KINDS or (kind.__module__, kind.__qualname__) == INPUTS_FIRST:
             return kind
     return None
-
-
-def _name(layer: nn.Module) -> str:
-    return f"{type(layer).__name__}({layer.extra_repr()})"
-
-
-def layer_kernel(layer: nn.Module, spec: LayerSpec) -> Tensor:
-    """Return a layer's weight as its canonical kernel, a view of shape ``spec.kernel_shape``.
-
-    Examples
-    --------
-    >>> conv = nn.ConvTranspose2d(4, 6, 3, groups=2)
-    >>> layer_kernel(conv, describe_layer(conv)).shape
-    torch.Size([2, 3, 2, 3, 3])
-    """
-    weight = layer._parameters["weight"]
-    assert weight is not None
-    return weight_to_kernel(weight.detach(), spec)
-
-
-def weight_to_kernel(weight: Tensor, spec: LayerSpec) -> Tensor:
-    """Return the canonical kernel of a weight of torch: the inverse of `kernel_to_weight`."""
-    return to_canonical(weight, spec.groups, flipped=spec.flipped)
-
-
-def kernel_to_weight(kernel: Tensor, spec: LayerSpec) -> Tensor:
-    """Return a canonical kernel as the weight that torch holds: the inverse of `weight_to_kernel`.
-
-    Examples
-    --------
-    >>> linear = nn.Linear(3, 2)
-    >>> spec = describe_layer(linear)
-    >>> bool((kernel_to_weight(layer_kernel(linear, spec), spec) == linear.weight).all())
-    True
-    """
-    return from_canonical(kernel, flipped=spec.flipped)
-
-
-def to_canonical(weight: Tensor, groups: int, *, flipped: bool) -> Tensor:
-    """Return a weight (groups·out, in, *kernel) as (groups, out, in, *kernel).
-
-    ``flipped`` weights have their inputs first: (groups·in, out, *kernel).
-    """
-    kernel = weight.reshape(groups, -1, *weight.shape[1:])
-    return kernel.transpose(1, 2) if flipped else kernel
-
-
-def from_canonical(kernel: Tensor, *, flipped: bool) -> Tensor:
-    """Return a canonical kernel as a weight: the inverse of `to_canonical`."""
-    return (kernel.transpose(1, 2) if flipped else kernel).flatten(0, 1)

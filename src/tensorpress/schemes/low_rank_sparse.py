@@ -2,23 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from math import ceil, prod
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.svd import truncated_svd
-from tensorpress.ranks import round_ranks
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.chain_builder import balance_kernels, build_chain, fill_chain
+from tensorpress.schemes.canonical_kernel import to_canonical
+from tensorpress.schemes.chain_builder import build_chain, fill_chain
 from tensorpress.schemes.channel_pruning import ChannelPruning, PrunedLayer
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, to_canonical
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.rank_grid import COARSE
-from tensorpress.schemes.stages import Stage, compose
+from tensorpress.schemes.stages import Stage, balance_kernels, compose
 
 SWEEPS = 20
-"""At most, of the two parts in turn, when a weight is decomposed by itself."""
+"""Most alternations between the two parts, when a weight is decomposed by itself."""
 
 
 class LowRankSparseLayer(PrunedLayer):
@@ -30,10 +29,8 @@ class LowRankSparseLayer(PrunedLayer):
         The dense layer.
     ranks : tuple of int
         How many input channels the first part has in each group, and the rank of the second.
-    scheme : str
-        Name of the scheme.
-    like : Tensor
-        Gives device and dtype.
+    scheme, like
+        As for `PrunedLayer`.
 
     Attributes
     ----------
@@ -51,21 +48,21 @@ class LowRankSparseLayer(PrunedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map what the dense layer maps."""
-        found: Tensor = super().forward(x) + self.low_rank(x)
-        return found
+        output: Tensor = super().forward(x) + self.low_rank(x)
+        return output
 
     def kernels(self) -> list[Tensor]:
-        """Return the kernels: on the channels kept, to the rank, from the rank."""
+        """Return the kernels: on the chosen channels, to the rank, from the rank."""
         weights = (part.get_parameter("weight") for part in self.low_rank)
         low_rank = [to_canonical(weight, self.spec.groups, flipped=False) for weight in weights]
         return [*super().kernels(), *low_rank]
 
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy canonical kernels into the weights."""
-        fill_chain([self.few, *self.low_rank], kernels, None)
+        fill_chain([self.few, *self.low_rank], kernels)
 
-    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
-        """Return kernels that stand for the same, those of the low-rank part scaled to one norm."""
+    def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+        """Scale the kernels of the low-rank part to one norm."""
         return [kernels[0], *balance_kernels(kernels[1:])]
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
@@ -77,9 +74,9 @@ class LowRankSparseLayer(PrunedLayer):
 class LowRankSparse(ChannelPruning):
     """W ≈ A + B: whole input channels of A are zero, B, unfolded as out × (in·k…), is of rank r.
 
-    Ranks are the channels that A has, and r. What is zero is not there: A is a smaller layer that
-    picks its channels from the input. Decomposed by its weight alone, B has the leading singular
-    vectors of the channels that are not in A, and A the channels in which B leaves most, in turn.
+    Ranks are the number of channels of A, and r. A is a smaller layer that picks its channels from
+    the input. Where the weight alone is decomposed, B gets the leading singular vectors of the
+    channels that A lacks, and A the channels in which B leaves most, in turn.
 
     References
     ----------
@@ -93,31 +90,26 @@ class LowRankSparse(ChannelPruning):
 
     def candidates(self, spec: LayerSpec, round_to: int = 1) -> list[Sizes]:
         """Return pairs of ranks, cheapest first."""
-        sides = (
-            round_ranks([ceil(part * most) for part in COARSE], [most] * len(COARSE), round_to)
-            for most in self.largest_ranks(spec)
-        )
-        priced = sorted((self.params(spec, pair), pair) for pair in set(product(*sides)))
-        return [pair for params, pair in priced if params < spec.params]
+        return self.candidate_pairs(spec, COARSE, round_to)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return bounds from above: B the truncated SVD of all, A the channels it leaves most in.
+        """Return bounds from above, all from one decomposition.
 
-        One decomposition is enough for all candidates.
+        B is the truncated SVD of the whole kernel, A the channels in which it leaves most.
         """
         energy = float(kernel.square().sum())
         if not energy:
             return [0.0] * len(candidates)
         _, s, v = torch.linalg.svd(kernel.flatten(2), full_matrices=False)
         parts = (s[..., None] * v).square().unflatten(2, (spec.in_, -1)).sum(3)
-        left = parts.sum(1, keepdim=True) - parts.cumsum(1)  # (group, rank - 1, channel)
-        left = left.clamp_min(0).sort(dim=2, descending=True).values
-        return [float(left[:, rank - 1, channels:].sum()) / energy for channels, rank in candidates]
+        rest = parts.sum(1, keepdim=True) - parts.cumsum(1)  # (groups, rank - 1, channel)
+        rest = rest.clamp_min(0).sort(dim=2, descending=True).values
+        return [float(rest[:, rank - 1, channels:].sum()) / energy for channels, rank in candidates]
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
         """Return the parameters of both parts and the bias; the choice of channels is none."""
-        rest = replace(spec, bias=False)
-        return super().params(spec, ranks) + chains.params(rest, low_rank_stages(spec, ranks[1]))
+        low_rank = chains.params(replace(spec, bias=False), low_rank_stages(spec, ranks[1]))
+        return super().params(spec, ranks) + low_rank
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
         """Return the multiply-accumulates of both parts for one example."""
@@ -129,25 +121,26 @@ class LowRankSparse(ChannelPruning):
         return LowRankSparseLayer(spec, ranks, scheme=self.name, like=like)
 
     def split(self, kernel: Tensor, *ranks: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the channels of A, and the kernels of both parts, of one group's (out, in, …).
+        """Return the channels of A and the kernels of both parts for one group (out, in, *kernel).
 
-        With channels chosen, B has to fit the others only, as A makes up for what it does to them.
-        Neither step of the alternation raises the error.
+        B has to fit the other channels only, since A makes up for B in its own. Neither step of the
+        alternation raises the error.
         """
         channels, rank = ranks
-        kept = torch.empty(0, dtype=torch.int64, device=kernel.device)
+        chosen = torch.empty(0, dtype=torch.int64, device=kernel.device)
         for _ in range(SWEEPS):
-            others = kernel.index_fill(1, kept, 0)
-            u = truncated_svd(others.flatten(1), rank).u
-            reduced = (u.T @ kernel.flatten(1)).reshape(rank, *kernel.shape[1:])
-            rest = kernel - torch.tensordot(u, reduced, 1)
-            before, (kept, few) = kept, super().split(rest, channels)
-            if torch.equal(kept, before):
+            # B: the leading directions U of the other channels, with UᵀK as its first kernel.
+            u = truncated_svd(kernel.index_fill(1, chosen, 0).flatten(1), rank).u
+            projection = (u.T @ kernel.flatten(1)).reshape(rank, *kernel.shape[1:])
+            # A: the channels of K − UUᵀK with the most energy.
+            rest = kernel - torch.tensordot(u, projection, 1)
+            before, (chosen, few) = chosen, super().split(rest, channels)
+            if torch.equal(chosen, before):
                 break
-        return kept, [*few, reduced, u.reshape(*u.shape, *(1,) * (kernel.ndim - 2))]
+        return chosen, [*few, projection, u.reshape(*u.shape, *(1,) * (kernel.ndim - 2))]
 
 
 def low_rank_stages(spec: LayerSpec, rank: int) -> tuple[Stage, Stage]:
-    """Return the chain of the part of low rank: full kernel → 1×1."""
-    every = tuple(range(spec.order))
-    return Stage(spec.groups, rank, spec.in_, every), Stage(spec.groups, spec.out, rank)
+    """Return the chain of the low-rank part: full kernel → 1×1."""
+    modes = tuple(range(spec.order))
+    return Stage(spec.groups, rank, spec.in_, modes), Stage(spec.groups, spec.out, rank)

@@ -3,19 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.options import NO_OPTIONS, Options
 
 Factors = tuple[Tensor, ...]
-Options = Mapping[str, Any]
-"""Options of a scheme by name: plain data, that is numbers, words, yes or no, and tuples of int."""
-
-NO_OPTIONS: Options = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -27,8 +22,8 @@ class RankFactor:
     values : Tensor
         The factor.
     ranks : mapping of int to int
-        From axes to places among the layer's ranks. Factors with a rank in common are joined by
-        it: an index of it does nothing where the slice of one of them is zero.
+        Which of the layer's ranks each axis runs over. Factors with a rank in common are
+        contracted over it: an index does nothing where the slice of one of them is zero.
     """
 
     values: Tensor
@@ -38,15 +33,15 @@ class RankFactor:
 class FactorizedWeight(nn.Module):
     """Base of the parametrizations that rebuild a weight from factors.
 
-    A subclass has ``forward(*factors)``, the weight; ``decompose(weight)``, the factors of a dense
-    weight; and the attributes.
+    A subclass has the attributes, ``forward(*factors)``, which returns the weight, and
+    ``decompose(weight)``, which returns the factors of a dense weight.
 
     Attributes
     ----------
     shape : tuple of int
-        Of the weight, as the layer holds it.
+        Shape of the weight, as torch stores it.
     ranks : tuple of int
-        In the order of the scheme's paper.
+        Ranks, in the order of the scheme's paper.
     scheme : str
         Name of the scheme.
     options : mapping
@@ -63,16 +58,16 @@ class FactorizedWeight(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._given: Factors | None = None
+        self._factors: Factors | None = None
 
     @property
     def factor_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the factors, in their order."""
+        """Shapes of the factors."""
         raise NotImplementedError
 
     @property
     def num_params(self) -> int:
-        """Number of stored values; of factors that layers share as well."""
+        """Number of stored values, those of factors that layers share included."""
         return sum(map(prod, self.factor_shapes))
 
     def decompose(self, weight: Tensor) -> Factors:
@@ -80,25 +75,25 @@ class FactorizedWeight(nn.Module):
         raise NotImplementedError
 
     def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
-        """Return given factors with their ranks, in one group; see `Pressed.rank_factors`."""
+        """Return the factors with the ranks of their axes, as one group; see `Pressed`."""
         return []
 
     def right_inverse(self, weight: Tensor) -> Factors:
-        """Decompose a weight: torch calls this when it is assigned, and in `attach`."""
-        if self._given is not None:
-            return self._given
+        """Decompose a weight: torch calls this when a weight is assigned, and in `attach`."""
+        if self._factors is not None:
+            return self._factors
         check_shape(weight, self.shape)
         return self.decompose(weight)
 
     def attach(self, layer: nn.Module, factors: Factors | None = None) -> None:
-        """Make this the parametrization of ``layer.weight``, at given factors or decomposing it."""
-        self._given = factors
+        """Make this the parametrization of ``layer.weight``; without factors, decompose it."""
+        self._factors = factors
         parametrize.register_parametrization(layer, "weight", self)
-        self._given = None
+        self._factors = None
 
 
 def check_shape(weight: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise an `InvalidArgumentError` unless a weight that is to be decomposed has a shape."""
+    """Raise an `InvalidArgumentError` unless a weight to be decomposed has a shape."""
     if weight.shape != shape:
         raise InvalidArgumentError(
             f"this layer needs a weight of shape {shape}, got {tuple(weight.shape)}"
@@ -106,7 +101,7 @@ def check_shape(weight: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def factorized_weight(module: nn.Module) -> FactorizedWeight | None:
-    """Return what a layer's weight is rebuilt by, None where it is a plain one."""
+    """Return the module that rebuilds a layer's weight, None where the weight is a plain one."""
     if not parametrize.is_parametrized(module, "weight"):
         return None
     first = stored_factors(module)[0]
@@ -114,20 +109,20 @@ def factorized_weight(module: nn.Module) -> FactorizedWeight | None:
 
 
 def stored_factors(module: nn.Module) -> parametrize.ParametrizationList:
-    """Return what holds a layer's factors, which torch names original0, original1 and so on."""
+    """Return the module with a layer's factors, original0, original1 and so on."""
     lists = module.parametrizations
     assert isinstance(lists, nn.ModuleDict)
-    held = lists["weight"]
-    assert isinstance(held, parametrize.ParametrizationList)
-    return held
+    factors = lists["weight"]
+    assert isinstance(factors, parametrize.ParametrizationList)
+    return factors
 
 
 def rebuild(module: nn.Module) -> None:
-    """Replace a layer's factors by the dense weight they stand for, in place.
+    """Replace a layer's factors by their dense weight, in place.
 
-    The weight is trained where any of its factors was.
+    The weight requires gradients where any of its factors did.
     """
-    trained = any(factor.requires_grad for factor in stored_factors(module).parameters())
+    requires_grad = any(factor.requires_grad for factor in stored_factors(module).parameters())
     # Torch computes the weight in a property of a class made for the module, which a deep copy
     # shares; removing the parametrization deletes the property, for all copies.
     shared = type(module)
@@ -135,5 +130,5 @@ def rebuild(module: nn.Module) -> None:
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     weight = module.weight
     assert isinstance(weight, Tensor)
-    del module.weight  # a buffer where no factor was trained
-    module.weight = nn.Parameter(weight.detach(), requires_grad=trained)
+    del module.weight  # a buffer where no factor required gradients
+    module.weight = nn.Parameter(weight.detach(), requires_grad=requires_grad)

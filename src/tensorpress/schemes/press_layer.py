@@ -5,11 +5,11 @@ from copy import deepcopy
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.schemes.base import Ranks, Scheme
 from tensorpress.schemes.chain_builder import dense_layer
 from tensorpress.schemes.parametrization import factorized_weight, rebuild
-from tensorpress.schemes.pressed_layer import Pressed
-from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.pressed_layer import Pressed, layer_factors
+from tensorpress.schemes.registry import scheme as find_scheme
+from tensorpress.schemes.scheme import Ranks, Scheme
 
 
 def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Module:
@@ -20,7 +20,7 @@ def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Modu
     layer : nn.Module
         A Linear, an Embedding, a Conv1d, 2d, 3d or a ConvTranspose1d, 2d, 3d.
     scheme : str or Scheme
-        By name (`tensorpress list` shows them), or one of your own making.
+        The name of a scheme (`tensorpress list` shows them), or a scheme.
     ranks
         A tuple, in the order of the scheme's paper; one int for all ranks; a float in (0, 1] as the
         fraction of the largest ranks, 1.0 being full; or a rule: "evbmf", "energy:0.95", or any
@@ -35,8 +35,8 @@ def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Modu
     Raises
     ------
     InvalidArgumentError
-        A ValueError: for a layer that cannot be pressed or that the scheme cannot take, with the
-        reason; ranks out of range; NaN or infinite values.
+        For a layer that cannot be pressed or that the scheme cannot take, with the reason; ranks
+        out of range; NaN or infinite values. The error is a ValueError as well.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Modu
     True
     """
     if isinstance(scheme, str):
-        scheme = scheme_named(scheme)
+        scheme = find_scheme(scheme)
     if not isinstance(scheme, Scheme):
         raise InvalidArgumentError(f"a scheme is a name or a Scheme, got {scheme!r}")
     return scheme.press(layer, ranks)
@@ -60,7 +60,7 @@ def unpress_layer(pressed: nn.Module) -> nn.Module:
     Parameters
     ----------
     pressed : nn.Module
-        From `press_layer`, trained on or not; it is untouched.
+        A layer from `press_layer`, trained further or not; it is untouched.
 
     Raises
     ------
@@ -82,11 +82,11 @@ def unpress_layer(pressed: nn.Module) -> nn.Module:
 
 
 def _dense(pressed: Pressed) -> nn.Module:
-    weight, bias = pressed.dense_weight(), pressed.held_bias()
+    weight, bias = pressed.dense_weight(), pressed.bias_parameter()
     layer = dense_layer(pressed.spec, like=weight)
     values = {"weight": weight} | ({} if bias is None else {"bias": bias.detach()})
     layer.load_state_dict(values)
-    layer.requires_grad_(any(p.requires_grad for p in pressed.parameters() if p is not bias))
+    layer.requires_grad_(any(factor.requires_grad for factor in layer_factors(pressed)))
     if bias is not None:
         layer.get_parameter("bias").requires_grad_(bias.requires_grad)
     return layer.train(pressed.training)

@@ -1,4 +1,4 @@
-"""The base classes of pressed layers, which know the dense layer that they stand for."""
+"""Base classes of pressed layers, which know the dense layer they stand for."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -8,14 +8,10 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import CorruptFileError
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
-from tensorpress.schemes.parametrization import (
-    NO_OPTIONS,
-    FactorizedWeight,
-    Options,
-    RankFactor,
-    factorized_weight,
-)
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
+from tensorpress.schemes.options import NO_OPTIONS, Options
+from tensorpress.schemes.parametrization import FactorizedWeight, RankFactor, factorized_weight
 from tensorpress.utils.lazy_tensor import defer
 
 
@@ -29,7 +25,7 @@ class Pressed(nn.Module):
     scheme : str
         Name of the scheme.
     ranks : tuple of int
-        Its ranks, in the order of the scheme's paper.
+        Ranks, in the order of the scheme's paper.
     options : mapping
         Options of the scheme that are not at their defaults.
     relative_error : float or None
@@ -44,42 +40,39 @@ class Pressed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, for modules around this one that read it; composed whenever it is used.
+        """The dense weight, for modules around this one that read it.
 
-        Its dtype and device are there without that.
+        It is composed when its values are used; its dtype and device are known without.
         """
         if torch.compiler.is_compiling():
-            return self.composed()
-        return defer(self.composed, like=next(self.parameters()))
+            return self.compose_weight()
+        return defer(self.compose_weight, like=next(self.parameters()))
 
-    def composed(self) -> Tensor:
+    def compose_weight(self) -> Tensor:
         """Return the dense weight as a differentiable function of the factors, in their dtype."""
         return self.dense_weight()
 
     def dense_weight(self) -> Tensor:
-        """Return the weight, as torch holds it, that this stands for."""
+        """Return the dense weight, as torch stores it."""
         raise NotImplementedError
 
-    def held_bias(self) -> nn.Parameter | None:
-        """Return the bias, where there is one."""
-        raise NotImplementedError
+    def bias_parameter(self) -> nn.Parameter | None:
+        """Return the bias, None where the layer has none."""
+        return self._parameters.get("bias")
 
     def rank_factors(self) -> list[RankFactor]:
-        """Return the factors with the ranks that their axes are; none where that is not known.
+        """Return the factors with the ranks of their axes, nothing where the ranks are unknown.
 
         Ranks whose slices are zero can then be dropped; see `tensorpress.drop_zero_ranks`.
         """
         return []
 
     def put_rank_factors(self, values: Sequence[Tensor]) -> None:
-        """Copy in the values of what `rank_factors` returns, of these ranks."""
+        """Copy in values of the factors that `rank_factors` returns."""
         raise NotImplementedError
 
     def mistake(self) -> str | None:
-        """Return what cannot be among the values, which may have come from a file; None if all can.
-
-        Factors can be anything.
-        """
+        """Return why values that may come from a file cannot be, None where they can."""
         return None
 
     def extra_repr(self) -> str:
@@ -88,12 +81,15 @@ class Pressed(nn.Module):
 
 
 def pressed_form(module: nn.Module) -> Pressed | FactorizedWeight | None:
-    """Return what knows how a layer is pressed: itself, or what rebuilds its weight, or None."""
+    """Return the module that records how a layer is pressed, None where the layer is dense.
+
+    It is the layer itself, or in weight form the parametrization of its weight.
+    """
     return module if isinstance(module, Pressed) else factorized_weight(module)
 
 
 def weight_shape(module: nn.Module) -> Sizes | None:
-    """Return the shape of a layer's dense weight, pressed or not; None where it has none."""
+    """Return the shape of a layer's dense weight, None where the layer has no weight."""
     form = pressed_form(module)
     if form is not None:
         return form.spec.weight_shape if isinstance(form, Pressed) else form.shape
@@ -101,8 +97,36 @@ def weight_shape(module: nn.Module) -> Sizes | None:
     return None if weight is None else tuple(weight.shape)
 
 
+def layer_bias(pressed: nn.Module) -> nn.Parameter | None:
+    """Return the bias of a layer pressed in either form, None where it has none."""
+    if isinstance(pressed, Pressed):
+        return pressed.bias_parameter()
+    return pressed._parameters.get("bias")
+
+
+def layer_factors(pressed: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a pressed layer without its bias."""
+    bias = layer_bias(pressed)
+    return [parameter for parameter in pressed.parameters() if parameter is not bias]
+
+
+def copy_bias(bias: Tensor | None, pressed: nn.Module) -> None:
+    """Copy a bias, where there is one, into a pressed layer."""
+    target = layer_bias(pressed)
+    if target is not None and bias is not None:
+        target.data.copy_(bias)
+
+
+def copy_requires_grad(layer: nn.Module, pressed: nn.Module) -> None:
+    """Let factors and bias require gradients as the layer's weight and bias do."""
+    pressed.requires_grad_(layer.get_parameter("weight").requires_grad)
+    target, bias = layer_bias(pressed), layer._parameters.get("bias")
+    if target is not None and bias is not None:
+        target.requires_grad_(bias.requires_grad)
+
+
 def check_read(model: nn.Module, file: str) -> None:
-    """Raise a `CorruptFileError` where layers of a model that was read cannot be as they are."""
+    """Raise a `CorruptFileError` if a layer of a model read from a file has a `mistake`."""
     for name, layer in model.named_modules():
         mistake = layer.mistake() if isinstance(layer, Pressed) else None
         if mistake is not None:
@@ -123,11 +147,11 @@ class Composed(Pressed):
     @property
     def bias(self) -> nn.Parameter | None:
         """The bias, for modules around this one that read it."""
-        return self.held_bias()
+        return self.bias_parameter()
 
     @property
     def last_places(self) -> Sizes:
-        """Which of the kernels put out what the layer puts out."""
+        """Indices of the kernels whose outputs are those of the layer."""
         raise NotImplementedError
 
     def kernels(self) -> list[Tensor]:
@@ -138,23 +162,23 @@ class Composed(Pressed):
         """Copy canonical kernels into the weights."""
         raise NotImplementedError
 
-    def balanced(self, kernels: Sequence[Tensor]) -> list[Tensor]:
-        """Return kernels that stand for the same, at scales that suit training."""
+    def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
+        """Scale kernels as suits training, such that they stand for the same kernel."""
         raise NotImplementedError
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
-        """Return what kernels stand for, (groups, out, in, *kernel), in their dtype."""
+        """Return the kernel (groups, out, in, *kernel) that kernels stand for, in their dtype."""
         raise NotImplementedError
 
     def selection(self) -> Tensor | None:
-        """Return the input channels of the first kernel, (groups, number); None where it has all.
+        """Return the input channels of the first kernel, (groups, number), None where it has all.
 
-        Kernels after it are then the factors of a matrix that is added.
+        The other kernels are then the factors of a matrix that is added.
         """
         return None
 
     def select(self, channels: Tensor) -> None:
-        """Choose the input channels of the first kernel, where it has a choice."""
+        """Choose the input channels of the first kernel: (groups, number), from 0 in each group."""
         raise NotImplementedError
 
     def put_rank_factors(self, values: Sequence[Tensor]) -> None:
@@ -163,13 +187,13 @@ class Composed(Pressed):
         self.put([value.reshape(kernel.shape) for value, kernel in pairs])
 
     def dense_weight(self) -> Tensor:
-        """Return the composed weight: computed in the working precision, in the layer's dtype."""
+        """Return the weight, computed in the working precision, in the layer's dtype."""
         kernels = self.kernels()
-        return self._weight_of(list(map(to_working_precision, kernels))).to(kernels[0].dtype)
+        return self._compose_weight(list(map(to_working_precision, kernels))).to(kernels[0].dtype)
 
-    def composed(self) -> Tensor:
-        """Return the same computed in the layer's dtype, differentiable."""
-        return self._weight_of(self.kernels())
+    def compose_weight(self) -> Tensor:
+        """Return the weight, computed in the layer's dtype, differentiable."""
+        return self._compose_weight(self.kernels())
 
-    def _weight_of(self, kernels: Sequence[Tensor]) -> Tensor:
+    def _compose_weight(self, kernels: Sequence[Tensor]) -> Tensor:
         return kernel_to_weight(self.compose(kernels), self.spec).contiguous()

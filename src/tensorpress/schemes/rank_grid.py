@@ -1,4 +1,4 @@
-"""The ranks worth considering for a layer, and what truncating a spectrum at them discards."""
+"""Grids of ranks worth considering for a layer, and the energy that a truncation discards."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -12,10 +12,10 @@ FINE = tuple((k / 100) ** 2 for k in range(1, 101))
 """Parts of the largest useful rank where errors come from a spectrum: 2 % apart at most."""
 
 GRID = tuple((k / 24) ** 2 for k in range(1, 25))
-"""The same for one of two ranks, of which all pairs are looked at."""
+"""Parts of each of two largest ranks, of which all pairs are considered."""
 
 COARSE = tuple(64 ** (k / 7 - 1) for k in range(8))
-"""The same where every error takes a decomposition: nearly doubled from one to the next."""
+"""Parts where every error takes a decomposition: each is nearly twice the one before."""
 
 
 def thin_grid(
@@ -29,13 +29,13 @@ def thin_grid(
     Parameters
     ----------
     ranks_up_to : callable
-        From one number, at most ``largest``, to ranks that do not fall as it grows.
+        Function from a number to ranks, which do not fall as the number grows.
     fits : callable
-        Whether ranks are small enough; none above ranks that are not.
+        Function that says whether ranks are small enough: false above ranks where it is false.
     largest : int
         The largest number.
     parts : iterable of float
-        In (0, 1], ascending.
+        Parts in (0, 1], ascending.
 
     Examples
     --------
@@ -43,23 +43,23 @@ def thin_grid(
     [(4, 8), (17, 34), (33, 66)]
     """
     numbers = range(1, largest + 1)
-    most = bisect_left(numbers, True, key=lambda number: not fits(ranks_up_to(number)))
-    if not most:
+    limit = bisect_left(numbers, True, key=lambda number: not fits(ranks_up_to(number)))
+    if not limit:
         return []
-    return list(dict.fromkeys(ranks_up_to(ceil(part * most)) for part in parts))
+    return list(dict.fromkeys(ranks_up_to(ceil(part * limit)) for part in parts))
 
 
 def discarded_energy(values: Tensor, ranks: Sequence[int]) -> list[float]:
-    """Return the part of the energy beyond some ranks, of a stack of matrices together.
+    """Return the part of the energy of a stack of matrices beyond each of some ranks.
 
-    It is the squared relative error of the best approximations of these ranks: Σ_{i>r} σ_i² / Σ σ².
+    It is the squared relative error of the best approximation of rank r: Σ_{i>r} σ_i² / Σ σ².
 
     Parameters
     ----------
     values : Tensor
         Singular values of shape (*batch, L), descending.
     ranks : sequence of int
-        From 0 to L.
+        Ranks from 0 to L.
 
     Examples
     --------

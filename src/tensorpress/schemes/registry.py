@@ -5,11 +5,11 @@ from typing import Any
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.schemes.ada_tucker import AdaTucker, ScadaTucker
-from tensorpress.schemes.base import Scheme
 from tensorpress.schemes.channel_pruning import ChannelPruning
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.cp import CPLayers
 from tensorpress.schemes.low_rank_sparse import LowRankSparse
+from tensorpress.schemes.scheme import Scheme
 from tensorpress.schemes.spatial_svd import SpatialChannelSVD, SpatialSVD
 from tensorpress.schemes.tensor_train import TensorTrain
 from tensorpress.schemes.tt_conv import TTConvScheme
@@ -21,12 +21,12 @@ SCHEMES: dict[str, Scheme] = {}
 
 
 def register(scheme: Scheme) -> None:
-    """Make a scheme known by its name, to plans, files and the command line.
+    """Make a scheme known by its name to plans, files and the command line.
 
     Raises
     ------
     InvalidArgumentError
-        If its name is taken.
+        If another scheme has the name.
 
     Examples
     --------
@@ -45,8 +45,7 @@ for _scheme in (
         "weights rebuilt from Tucker factors of their reshape, a core a layer (Zhong et al. 2019)",
     ),
     ScadaTucker(
-        "scada_tucker",
-        "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)",
+        "scada_tucker", "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)"
     ),
     ChannelSVD(
         "channel_svd",
@@ -96,7 +95,7 @@ for _scheme in (
 
 
 def rank_schemes() -> dict[str, Scheme]:
-    """Return the schemes that take ranks for each layer by itself."""
+    """Return the schemes whose ranks are chosen for each layer by itself."""
     return {name: scheme for name, scheme in SCHEMES.items() if not scheme.joint}
 
 

@@ -1,8 +1,8 @@
-"""Adaptive dimension adjustment: into which modes a weight is reshaped, and its core's size.
+"""Adaptive dimension adjustment: the modes that a weight is reshaped into, and the core's shape.
 
 ADA-Tucker (Zhong, Wei, Lin, Zhang 2019), section 2.2: modes of similar sizes, neither too
-large nor too many, and a core as near to a hypercube as they allow. A reshape may cut across the
-weight's own axes, but where it need not it does not: see `axes_for`.
+large nor too many, and a core as near to a hypercube as they allow. A reshape cuts across the
+axes of the weight only where it must: see `choose_axes`.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from tensorpress.errors import InvalidArgumentError
 Shape = tuple[int, ...]
 
 MAX_ORDER = 6
-"""Highest order the choosers consider; the paper's tables end there, too."""
+"""Highest order of a decomposition, as in the paper's tables."""
 
 MAX_ALIGNED = 8
-"""Most modes whose orders are searched."""
+"""Most modes whose permutations are searched."""
 
 CORE_SHARE = 0.5
-"""Part of the parameters the core should hold: with less, the matrices carry the layer."""
+"""Least part of the parameters that the core should have, as against the matrices."""
 
 
 @lru_cache(maxsize=4096)
@@ -48,10 +48,10 @@ def balanced_modes(size: int, order: int) -> Shape:
 
 
 def largest_core(modes: Sequence[int], params: int) -> Shape | None:
-    """Return the largest near-cubic core that keeps the decomposition within ``params`` values.
+    """Return the largest near-cubic core of a decomposition with at most ``params`` values.
 
-    The cube's side is as large as fits (in a mode smaller than that, the mode's size); what is
-    left is spent on single modes, the largest first. None where even ranks of 1 are too many.
+    The cube's side is as large as fits, but no larger than each mode; the rest is spent on single
+    modes, the largest first. The result is None where even ranks of 1 are too many.
 
     Examples
     --------
@@ -65,36 +65,36 @@ def largest_core(modes: Sequence[int], params: int) -> Shape | None:
         return None
     ranks = list(_cube(modes, side))
     for mode in sorted(range(len(modes)), key=lambda i: -modes[i]):
-        grown = [*ranks[:mode], min(ranks[mode] + 1, modes[mode]), *ranks[mode + 1 :]]
-        if tucker_params(modes, grown) <= params:
-            ranks = grown
+        larger = [*ranks[:mode], min(ranks[mode] + 1, modes[mode]), *ranks[mode + 1 :]]
+        if tucker_params(modes, larger) <= params:
+            ranks = larger
     return tuple(ranks)
 
 
 def choose_modes(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
     """Choose order, modes and core of one weight for at most ``params`` stored values.
 
-    Of the orders from 2 up, the lowest whose core holds at least half of the parameters is
-    taken (in section 2.4's words, cores "generally account for a major proportion"): a lower
-    order spends them on the matrices of large modes, a higher one cuts modes so small that
-    their ranks lose information. Where no order gets that far, the one with the largest share.
+    The order is the lowest from 2 up whose core has at least half of the parameters (in section
+    2.4's words, cores "generally account for a major proportion"), or else the one whose core has
+    most: a lower order spends them on the matrices of large modes, a higher one cuts modes so
+    small that their ranks lose information.
 
     Parameters
     ----------
     shape : sequence of int
-        Of the weight, in any layout; modes of size 1 do not matter.
+        Shape of the weight, in any layout; axes of size 1 do not matter.
     params : int
         Most values that core and matrices may have together.
 
     Returns
     -------
     modes, ranks : tuple of int
-        Aligned with the weight's axes as far as possible.
+        Modes and core, aligned with the weight's axes by `align_modes`.
 
     Raises
     ------
     InvalidArgumentError
-        Where no order fits; the message names the smallest possible number.
+        If no order fits; the message names the smallest possible number.
 
     References
     ----------
@@ -118,13 +118,12 @@ def choose_modes(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
             f"the smallest Tucker decomposition has {smallest_params(shape)}"
         )
     shares = [prod(ranks) / tucker_params(modes, ranks) for modes, ranks in candidates]
-    enough = [i for i, share in enumerate(shares) if share >= CORE_SHARE]
-    chosen = enough[0] if enough else max(range(len(shares)), key=shares.__getitem__)
-    return align_modes(shape, *candidates[chosen])
+    best = max(range(len(shares)), key=lambda i: min(shares[i], CORE_SHARE))
+    return align_modes(shape, *candidates[best])
 
 
 def smallest_params(shape: Sequence[int]) -> int:
-    """Return the fewest parameters that `choose_modes` takes: every rank 1, at the best order.
+    """Return the fewest parameters that `choose_modes` accepts: all ranks 1, at the best order.
 
     Examples
     --------
@@ -136,36 +135,40 @@ def smallest_params(shape: Sequence[int]) -> int:
 
 
 @lru_cache(maxsize=4096)
-def axes_for(shape: Shape, modes: Shape) -> Shape:
-    """Return the order of axes in which a weight is reshaped into ``modes``.
+def choose_axes(shape: Shape, modes: Shape) -> Shape:
+    """Choose the order of axes in which a weight is reshaped into ``modes``.
 
-    A reshape reads the axes in some order. A boundary between two modes is clean if it cuts at
-    most one axis, evenly, so that every mode is a set of whole axes or of blocks of one. The
-    order with the most clean boundaries is taken, then the most that fall between axes, then the
-    one nearest to the weight's own; a pure function, so that a file need not store it.
+    A boundary between two modes is clean if it cuts at most one axis, evenly, so that every mode
+    is a set of whole axes or of blocks of one. The result has the most clean boundaries, then the
+    most that fall between axes, then the first axes first. Files do not store it.
 
     Examples
     --------
     A kernel (out, in, 5, 5) as out × (5·5) × in:
 
-    >>> axes_for((50, 20, 5, 5), (50, 25, 20))
+    >>> choose_axes((50, 20, 5, 5), (50, 25, 20))
     (0, 2, 3, 1)
     """
     orders = permutations(range(len(shape)))
-    return max(
-        orders, key=lambda axes: (*_cleanness([shape[a] for a in axes], modes), _negated(axes))
-    )
+    return max(orders, key=lambda axes: _cleanness([shape[axis] for axis in axes], modes))
 
 
 def align_modes(
     shape: Sequence[int], modes: Shape, ranks: Shape, *, keep_ranks: bool = False
 ) -> tuple[Shape, Shape]:
-    """Reorder modes, with their ranks, so that they cut the weight's axes as little as possible.
+    """Reorder modes, with their ranks, such that they cut the weight's axes as little as possible.
 
-    The order of modes is only a naming for a Tucker decomposition, but it decides which
-    entries of the weight share a mode. With ``keep_ranks`` only modes of equal
-    rank change places, as a core that other layers share demands. More than `MAX_ALIGNED` modes
-    are left as they are given: too many orders to try.
+    For a Tucker decomposition the order of modes is only a naming, but it decides which entries of
+    the weight share a mode.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Shape of the weight.
+    modes, ranks : tuple of int
+        The modes and their ranks. More than `MAX_ALIGNED` have too many orders: they stay.
+    keep_ranks : bool
+        Whether only modes of equal rank change places, as a shared core demands.
 
     Examples
     --------
@@ -194,7 +197,7 @@ def _best_cleanness(shape: Shape, modes: Shape) -> tuple[int, int]:
 
 
 def _cleanness(axes: Sequence[int], modes: Sequence[int]) -> tuple[int, int]:
-    """Count the boundaries of modes that cut at most one axis evenly, and those that cut none."""
+    """Count the boundaries of modes that cut at most one axis, evenly, and those that cut none."""
     edges = [1, *accumulate(axes, mul)]
     boundaries = list(accumulate(modes, mul))[:-1]
     even = [
@@ -202,10 +205,6 @@ def _cleanness(axes: Sequence[int], modes: Sequence[int]) -> tuple[int, int]:
         for boundary in boundaries
     ]
     return sum(even), sum(boundary in edges for boundary in boundaries)
-
-
-def _negated(axes: Shape) -> Shape:
-    return tuple(-axis for axis in axes)
 
 
 def _cube(modes: Sequence[int], side: int) -> Shape:

@@ -13,10 +13,10 @@ from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 
 @dataclass(frozen=True)
 class Stage:
-    """Shape of one kernel of a chain: (groups, out, in, *kernel), with 1 for modes not covered.
+    """Shape of one kernel of a chain: (groups, out, in, *kernel).
 
-    ``modes`` are the spatial modes it covers: it has their stride, padding and dilation. Every
-    spatial mode of a layer is covered by exactly one stage.
+    A stage covers the spatial ``modes``: it has their size, stride, padding and dilation, and size
+    1 along all others. Every spatial mode of a layer is covered by exactly one stage.
     """
 
     groups: int
@@ -25,15 +25,15 @@ class Stage:
     modes: Sizes = ()
 
     def kernel_shape(self, spec: LayerSpec) -> Sizes:
-        """Return the shape of its canonical kernel in a chain for the layer."""
+        """Return the shape of the stage's canonical kernel."""
         return (self.groups, self.out, self.in_, *self.kernel(spec))
 
     def kernel(self, spec: LayerSpec) -> Sizes:
-        """Return its spatial sizes, 1 for modes not covered."""
+        """Return the spatial sizes of the stage's kernel."""
         return tuple(size if m in self.modes else 1 for m, size in enumerate(spec.kernel))
 
     def params(self, spec: LayerSpec) -> int:
-        """Return the number of entries of its kernel."""
+        """Return the number of entries of the stage's kernel."""
         return prod(self.kernel_shape(spec))
 
 
@@ -47,6 +47,11 @@ def params(spec: LayerSpec, stages: Sequence[Stage]) -> int:
     return sum(stage.params(spec) for stage in stages) + spec.outputs * spec.bias
 
 
+def dense_macs(spec: LayerSpec, sizes: Sizes) -> int:
+    """Return the multiply-accumulates of the dense layer for one example; see `macs`."""
+    return macs(spec, [dense_stage(spec)], sizes)
+
+
 def macs(spec: LayerSpec, stages: Sequence[Stage], sizes: Sizes) -> int:
     """Return the multiply-accumulates of a chain for one example, as torch counts them.
 
@@ -56,7 +61,7 @@ def macs(spec: LayerSpec, stages: Sequence[Stage], sizes: Sizes) -> int:
     Parameters
     ----------
     spec : LayerSpec
-        Of the layer.
+        The dense layer.
     stages : sequence of Stage
         The chain.
     sizes : tuple of int
@@ -86,31 +91,31 @@ def compose(kernels: Sequence[Tensor], groups: int) -> Tensor:
     Parameters
     ----------
     kernels : sequence of Tensor
-        Canonical, first to last, each (g, out, in, *kernel) with a multiple g of ``groups``.
+        Kernels (g, out, in, *kernel), first to last, with g a multiple of ``groups``.
     groups : int
-        Of the layer.
+        Groups of the layer.
 
     Returns
     -------
     Tensor
-        Shape (groups, out, in, *kernel), in the dtype of the kernels, computed in theirs.
+        Tensor of shape (groups, out, in, *kernel), computed in the dtype of the kernels.
 
     Examples
     --------
     >>> compose([torch.ones(1, 2, 3), torch.ones(1, 4, 2)], 1).shape
     torch.Size([1, 4, 3])
     """
-    return reduce(_after, (_within_groups(kernel, groups) for kernel in kernels))
+    return reduce(_contract, (_block_diagonal(kernel, groups) for kernel in kernels))
 
 
-def _after(first: Tensor, second: Tensor) -> Tensor:
-    """Contract the channels between two kernels; spatial modes that one has, the other has not."""
+def _contract(first: Tensor, second: Tensor) -> Tensor:
+    """Contract the channels between two kernels, which have no spatial mode in common."""
     product = second.movedim((1, 2), (-2, -1)) @ first.movedim((1, 2), (-2, -1))
     return product.movedim((-2, -1), (1, 2))
 
 
-def _within_groups(kernel: Tensor, groups: int) -> Tensor:
-    """Return a kernel with more groups than the layer as one with the layer's, block-diagonal."""
+def _block_diagonal(kernel: Tensor, groups: int) -> Tensor:
+    """Return a kernel with more groups than the layer as a block-diagonal one with the layer's."""
     inner = kernel.shape[0] // groups
     if inner == 1:
         return kernel
@@ -119,13 +124,30 @@ def _within_groups(kernel: Tensor, groups: int) -> Tensor:
     return full.flatten(3, 4).flatten(1, 2)
 
 
+def balance_kernels(kernels: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the kernels of a chain to one norm, such that they stand for the same kernel.
+
+    Training and quantization then treat all of them alike, and half precision has room.
+
+    Examples
+    --------
+    >>> [float(v) for v in balance_kernels([torch.tensor([8.0]), torch.tensor([2.0])])]
+    [4.0, 4.0]
+    """
+    norms = [float(kernel.norm()) for kernel in kernels]
+    if min(norms) == 0:
+        return list(kernels)
+    mean = prod(norm ** (1 / len(norms)) for norm in norms)
+    return [kernel * (mean / norm) for kernel, norm in zip(kernels, norms, strict=True)]
+
+
 def pointwise_kernel(matrix: Tensor, spec: LayerSpec) -> Tensor:
-    """Return matrices (groups, out, in) as the canonical kernels of a stage that covers no mode."""
+    """Return matrices (groups, out, in) as the canonical kernel of a stage that covers no mode."""
     return matrix.reshape(*matrix.shape, *(1,) * spec.order)
 
 
 def axis_kernel(kernel: Tensor, spec: LayerSpec, mode: int) -> Tensor:
-    """Return kernels (groups, out, in, k) as canonical ones of a stage along one spatial mode."""
+    """Return a kernel (groups, out, in, k) as the canonical one of a stage along one mode."""
     shape = [1] * spec.order
     shape[mode] = kernel.shape[3]
     return kernel.reshape(*kernel.shape[:3], *shape)

@@ -1,4 +1,4 @@
-"""A Linear and an Embedding held as a tensor train, which never build their matrix."""
+"""A Linear and an Embedding as tensor trains, which never build their matrix."""
 
 from collections.abc import Sequence
 from math import prod
@@ -9,10 +9,34 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.tt_matrix import tt_rows, tt_to_matrix
 from tensorpress.decompose.tt_matvec import tt_macs, tt_multiply
-from tensorpress.schemes.layer_spec import LayerSpec, kernel_to_weight
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.layer_spec import LayerSpec
 from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.tt_weight import train_factors
+
+
+def contraction_macs(
+    row_modes: Sequence[int], column_modes: Sequence[int], ranks: Sequence[int]
+) -> tuple[int, bool]:
+    """Return the fewest multiply-accumulates of a TT-matrix times a vector, and from which end.
+
+    Parameters
+    ----------
+    row_modes, column_modes, ranks : sequence of int
+        Modes and inner ranks of the matrix.
+
+    Returns
+    -------
+    macs : int
+        Multiply-accumulates from the cheaper end.
+    from_left : bool
+        Whether that is the left end.
+    """
+    left, right = (
+        tt_macs(row_modes, column_modes, ranks, from_left=side) for side in (True, False)
+    )
+    return min(left, right), left <= right
 
 
 class TTLayer(Pressed):
@@ -23,7 +47,7 @@ class TTLayer(Pressed):
     spec : LayerSpec
         The dense layer.
     row_modes, column_modes : sequence of int
-        Of its weight; the row modes of an Embedding may multiply to more than its rows.
+        Modes of the weight; the row modes of an Embedding may multiply to more than its rows.
     ranks : sequence of int
         The inner TT-ranks, one fewer than modes.
     scheme : str
@@ -72,15 +96,11 @@ class TTLayer(Pressed):
             for core, value in zip(self.cores, values, strict=True):
                 core.copy_(value.reshape(core.shape))
 
-    def held_bias(self) -> nn.Parameter | None:
-        """Return the bias, where there is one."""
-        return self._parameters["bias"]
-
 
 class TTLinear(TTLayer):
     """A Linear whose weight is a TT-matrix: the input is contracted with one core after another.
 
-    The end it starts from is the cheaper one, chosen once.
+    The contraction starts from the cheaper end.
 
     References
     ----------
@@ -97,11 +117,7 @@ class TTLinear(TTLayer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        left, right = (
-            tt_macs(self.row_modes, self.column_modes, self.ranks, from_left=side)
-            for side in (True, False)
-        )
-        self.from_left = left <= right
+        _, self.from_left = contraction_macs(self.row_modes, self.column_modes, self.ranks)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, inputs) to (*, outputs)."""
@@ -132,10 +148,10 @@ class TTEmbedding(TTLayer):
         if prod(self.row_modes) > self.spec.inputs:
             # The rows that only fill the modes are no vectors: −1 is out of range as well.
             indices = indices.masked_fill(indices >= self.spec.inputs, -1)
-        found = tt_rows(list(self.cores), indices)
+        vectors = tt_rows(list(self.cores), indices)
         if self.spec.padding_idx is None:
-            return found
-        return found.masked_fill((indices == self.spec.padding_idx)[..., None], 0)
+            return vectors
+        return vectors.masked_fill((indices == self.spec.padding_idx)[..., None], 0)
 
     def dense_weight(self) -> Tensor:
         """Return the table, without the rows that only fill the modes."""

@@ -18,10 +18,11 @@ from tensorpress.decompose import (
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.ranks import check_ranks
-from tensorpress.schemes.chain_builder import balance_kernels
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import FactorizedWeight, Factors, RankFactor
 from tensorpress.schemes.reshape_modes import balanced_modes
+from tensorpress.schemes.stages import balance_kernels
 from tensorpress.schemes.weight_scheme import WeightScheme
 from tensorpress.utils.formatting import format_shape
 
@@ -38,9 +39,9 @@ class TTWeight(FactorizedWeight):
     Parameters
     ----------
     shape : sequence of int
-        Of the weight as the layer holds it.
+        Shape of the weight as torch stores it.
     row_modes, column_modes : sequence of int
-        Of its first two axes; equally many.
+        Modes of its first two axes; equally many.
     ranks : sequence of int
         The inner TT-ranks.
 
@@ -95,7 +96,7 @@ class TTWeight(FactorizedWeight):
 
     def decompose(self, weight: Tensor) -> Factors:
         """Decompose a dense weight by TT-SVD, all cores at one norm."""
-        train = tt_svd(self.reshaped(weight), ranks=self.ranks)
+        train = tt_svd(self.reshape(weight), ranks=self.ranks)
         self.relative_error = train.relative_error
         return tuple(balance_kernels(train.cores))
 
@@ -103,7 +104,7 @@ class TTWeight(FactorizedWeight):
         """Return the cores."""
         return train_factors(factors)
 
-    def reshaped(self, weight: Tensor) -> Tensor:
+    def reshape(self, weight: Tensor) -> Tensor:
         """Return a dense weight as the tensor that is decomposed."""
         order = len(self.row_modes)
         split = weight.reshape(*self.row_modes, *self.column_modes, -1)
@@ -117,7 +118,7 @@ class TTWeight(FactorizedWeight):
 
 
 def train_factors(cores: Sequence[Tensor]) -> list[RankFactor]:
-    """Return the cores (r, …, r') of a train, with the ranks that join each to its neighbours."""
+    """Return the cores (r, …, r') of a train, with the ranks between neighbours."""
     factors = []
     for number, core in enumerate(cores):
         before = {1: number - 1} if number > 0 else {}
@@ -150,7 +151,8 @@ class TTWeightScheme(WeightScheme):
     Parameters
     ----------
     row_modes, column_modes : tuple of int, optional
-        Of the weight's first two axes; by default about the logarithm to base 4 of the larger one.
+        Modes of the weight's first two axes; by default about the logarithm to base 4 of the
+        larger one.
     """
 
     row_modes: Sizes = ()
@@ -163,12 +165,12 @@ class TTWeightScheme(WeightScheme):
             return "its padding vector would not stay zero: use tensor_train"
         if spec.sparse:
             return "its sparse gradients cannot reach the factors of its weight"
-        reason = mode_mismatch(spec.weight_shape, *self.factors_of(spec))
+        reason = mode_mismatch(spec.weight_shape, *self.modes(spec))
         if reason is None and max(self.largest_ranks(spec), default=1) == 1:
             return "its weight, reshaped, is a vector: nothing to cut"
         return reason
 
-    def factors_of(self, spec: LayerSpec) -> tuple[Sizes, Sizes]:
+    def modes(self, spec: LayerSpec) -> tuple[Sizes, Sizes]:
         """Return the row and column modes."""
         if self.row_modes or self.column_modes:
             return self.row_modes, self.column_modes
@@ -177,23 +179,23 @@ class TTWeightScheme(WeightScheme):
         return balanced_modes(rows, order), balanced_modes(columns, order)[::-1]
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
-        """Return the ranks of the unfoldings, at most."""
-        return largest_tt_ranks(paired_modes(spec.weight_shape, *self.factors_of(spec)))
+        """Return the shorter sides of the unfoldings."""
+        return largest_tt_ranks(paired_modes(spec.weight_shape, *self.modes(spec)))
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
         """Return the ranks that a train with these ranks can have."""
-        return attainable_tt_ranks(paired_modes(spec.weight_shape, *self.factors_of(spec)), ranks)
+        return attainable_tt_ranks(paired_modes(spec.weight_shape, *self.modes(spec)), ranks)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
         """Return the spectra of the unfoldings."""
-        whole = TTWeight(spec.weight_shape, *self.factors_of(spec), self.largest_ranks(spec))
-        return tuple(tt_spectra(whole.reshaped(kernel_to_weight(kernel, spec))))
+        weight = self.parametrization(spec, self.largest_ranks(spec))
+        return tuple(tt_spectra(weight.reshape(kernel_to_weight(kernel, spec))))
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
         """Return the entries of the cores and the bias."""
-        modes = paired_modes(spec.weight_shape, *self.factors_of(spec))
+        modes = paired_modes(spec.weight_shape, *self.modes(spec))
         return tt_params(modes, ranks) + spec.outputs * spec.bias
 
     def parametrization(self, spec: LayerSpec, ranks: Sizes) -> TTWeight:
-        """Return what rebuilds the weight."""
-        return TTWeight(spec.weight_shape, *self.factors_of(spec), ranks)
+        """Return the module that rebuilds the weight from its train."""
+        return TTWeight(spec.weight_shape, *self.modes(spec), ranks)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from math import ceil, prod
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 from tensorpress.decompose.spectrum import Spectrum, leading_basis, singular_values, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.decompose.tucker import hooi
-from tensorpress.ranks import round_ranks
-from tensorpress.schemes.base import Factorized, LayerScheme
+from tensorpress.schemes.layer_scheme import LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.rank_grid import FINE, GRID, discarded_energy
+from tensorpress.schemes.scheme import Factorized
 from tensorpress.schemes.stages import Stage, pointwise_kernel
 
 
@@ -24,7 +23,7 @@ class Tucker2(LayerScheme):
     """1×1 to r_in channels, the core convolution to r_out, 1×1 to all: for a Linear, A·G·Bᵀ.
 
     Ranks are (r_in, r_out), the order of Kim et al. (R₃, R₄). Fitted by HOOI from the bases of the
-    two unfoldings; the error is what the core does not hold of the kernel's energy.
+    two unfoldings; the error is the part of the kernel's energy that the core lacks.
 
     References
     ----------
@@ -43,7 +42,7 @@ class Tucker2(LayerScheme):
         return None
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
-        """Return the ranks of the two unfoldings, at most."""
+        """Return the shorter sides of the two unfoldings."""
         size = prod(spec.kernel)
         return min(spec.in_, spec.out * size), min(spec.out, spec.in_ * size)
 
@@ -55,46 +54,40 @@ class Tucker2(LayerScheme):
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
         """Return the spectra of the unfoldings along the input and the output mode."""
         if _is_matrix(spec):  # its two unfoldings are each other's transpose
-            found = spectrum(kernel.flatten(2).mT)
-            return found, found
+            values = spectrum(kernel.flatten(2).mT)
+            return values, values
         return spectrum(kernel.transpose(1, 2).flatten(2)), spectrum(kernel.flatten(2))
 
     def candidates(self, spec: LayerSpec, round_to: int = 1) -> list[Sizes]:
         """Return pairs of ranks, cheapest first; of a matrix equal ones."""
         if _is_matrix(spec):
             return super().candidates(spec, round_to)
-        sides = (
-            round_ranks([ceil(part * most) for part in GRID], [most] * len(GRID), round_to)
-            for most in self.largest_ranks(spec)
-        )
-        pairs = [pair for pair in set(product(*sides)) if self.attainable(spec, pair) == pair]
-        priced = sorted((self.params(spec, pair), pair) for pair in pairs)
-        return [pair for params, pair in priced if params < spec.params]
+        return self.candidate_pairs(spec, GRID, round_to)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return what one full HOSVD has beyond the ranks: HOOI from its bases leaves no more.
+        """Return the energies that truncations of one full HOSVD's core leave out.
 
-        It is the energy of the entries that truncations of its core leave out. HOOI from another
-        start may, seldom and by little, end above it.
+        HOOI from the bases of the HOSVD leaves out no more; from another start it may, seldom and
+        by little, end above that.
         """
         if _is_matrix(spec):
             return discarded_energy(
                 singular_values(kernel.flatten(2)), [min(r) for r in candidates]
             )
-        kept = _energies(kernel, self.spectra(spec, kernel)).cumsum(0).cumsum(1)
-        total = float(kept[-1, -1])
+        energy = _core_energies(kernel, self.spectra(spec, kernel)).cumsum(0).cumsum(1)
+        total = float(energy[-1, -1])
         if not total or not candidates:
             return [0.0] * len(candidates)
-        into, out = ([rank - 1 for rank in side] for side in zip(*candidates, strict=True))
-        return (1 - kept[into, out] / total).clamp_min(0).tolist()
+        r_in, r_out = ([rank - 1 for rank in side] for side in zip(*candidates, strict=True))
+        return (1 - energy[r_in, r_out] / total).clamp_min(0).tolist()
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
         """Return 1×1 → core → 1×1."""
-        reduced, expanded = ranks
+        r_in, r_out = ranks
         return (
-            Stage(spec.groups, reduced, spec.in_),
-            Stage(spec.groups, expanded, reduced, tuple(range(spec.order))),
-            Stage(spec.groups, spec.out, expanded),
+            Stage(spec.groups, r_in, spec.in_),
+            Stage(spec.groups, r_out, r_in, tuple(range(spec.order))),
+            Stage(spec.groups, spec.out, r_out),
         )
 
     def factorize(
@@ -102,36 +95,34 @@ class Tucker2(LayerScheme):
     ) -> Factorized:
         """Fit core and factors by higher-order orthogonal iteration, all groups at once."""
         if _is_matrix(spec):
-            return _of_matrix(spec, kernel.flatten(2), ranks, spectra)
-        found = hooi(kernel, ranks, modes=(1, 0), stacked=True, start=spectra or None)
-        into, out = found.factors
-        return Factorized(
-            [pointwise_kernel(into.mT, spec), found.core, pointwise_kernel(out, spec)],
-            found.relative_error,
-        )
+            return _factorize_matrix(spec, kernel.flatten(2), ranks, spectra)
+        tucker = hooi(kernel, ranks, modes=(1, 0), stacked=True, start=spectra or None)
+        u_in, u_out = tucker.factors
+        kernels = [pointwise_kernel(u_in.mT, spec), tucker.core, pointwise_kernel(u_out, spec)]
+        return Factorized(kernels, tucker.relative_error)
 
 
 def _is_matrix(spec: LayerSpec) -> bool:
     return prod(spec.kernel) == 1
 
 
-def _of_matrix(
+def _factorize_matrix(
     spec: LayerSpec, matrix: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
 ) -> Factorized:
     """Return the SVD as A·G·Bᵀ: what HOOI finds for a matrix (groups, out, in)."""
-    found = truncated_svd(matrix.mT, ranks[0], spectrum=spectra[0] if spectra else None)
-    parts = (found.u.mT, torch.diag_embed(found.s), found.v)
-    return Factorized([pointwise_kernel(part, spec) for part in parts], found.relative_error)
+    svd = truncated_svd(matrix.mT, ranks[0], spectrum=spectra[0] if spectra else None)
+    factors = (svd.u.mT, torch.diag_embed(svd.s), svd.v)
+    return Factorized([pointwise_kernel(factor, spec) for factor in factors], svd.relative_error)
 
 
-def _energies(kernel: Tensor, spectra: Sequence[Spectrum]) -> Tensor:
-    """Return the energy of every pair of an input and an output direction in the HOSVD's core."""
-    unfolded = (kernel.transpose(1, 2).flatten(2), kernel.flatten(2))
-    into, out = (
-        leading_basis(matrix, found.values.shape[-1], found)
-        for matrix, found in zip(unfolded, spectra, strict=True)
+def _core_energies(kernel: Tensor, spectra: Sequence[Spectrum]) -> Tensor:
+    """Return the energies (r_in, r_out) of the HOSVD's core, for each pair of basis vectors."""
+    unfoldings = (kernel.transpose(1, 2).flatten(2), kernel.flatten(2))
+    u_in, u_out = (
+        leading_basis(unfolding, values.values.shape[-1], values)
+        for unfolding, values in zip(unfoldings, spectra, strict=True)
     )
-    reduced = (out.mT @ unfolded[1]).reshape(*out.mT.shape[:2], kernel.shape[2], -1)
-    core = into.mT.unsqueeze(1) @ reduced  # (groups, r_out, r_in, k)
+    product = (u_out.mT @ unfoldings[1]).reshape(*u_out.mT.shape[:2], kernel.shape[2], -1)
+    core = u_in.mT.unsqueeze(1) @ product  # (groups, r_out, r_in, k)
     energies: Tensor = core.square().sum((0, 3)).mT
     return energies

@@ -16,40 +16,41 @@ from tensorpress.schemes.parametrization import (
     RankFactor,
     factorized_weight,
 )
-from tensorpress.schemes.reshape_modes import axes_for
+from tensorpress.schemes.reshape_modes import choose_axes
 from tensorpress.utils.formatting import format_shape
 
 _UNIT = 0.625  # between the sizes of cores and matrices that usual layers start from
-_WORST_CONDITION = 1e4
+_MAX_CONDITION = 1e4
 
 
 class TuckerWeight(FactorizedWeight):
     """Parametrization of a weight by a core and one matrix a mode of its reshape.
 
-    The layer stays what it is; only its ``weight`` becomes reshape(C ×₁ M₁ … ×_d M_d), rebuilt
-    at every forward pass and differentiated by autograd (eqs. 1, 3 to 5 of the paper). With the
-    modes being the weight's own axes this is the plain Tucker decomposition, with a diagonal core
-    it is CP (section 2.3). A core held by several layers makes SCADA-Tucker (section 2.4); its
-    gradient is then the sum over the layers (eq. 9).
+    The ``weight`` of a layer becomes reshape(C ×₁ M₁ … ×_d M_d), rebuilt at every forward pass and
+    differentiated by autograd (eqs. 1, 3 to 5 of the paper). If the modes are the axes of the
+    weight, this is the plain Tucker decomposition; with a diagonal core it is CP (section 2.3). A
+    core that several layers share makes SCADA-Tucker (section 2.4); its gradient is then the sum
+    over the layers (eq. 9).
 
     Parameters
     ----------
     shape : sequence of int
-        Of the weight as the layer holds it: (out, in, *kernel) or (out, in).
+        Shape of the weight as torch stores it: (out, in, *kernel) or (out, in).
     modes : sequence of int
-        (n_1, …, n_d), of the same product as ``shape``. Modes of size 1 are allowed: they give a
-        layer of lower order its 1×k matrices to a shared core.
+        Sizes (n_1, …, n_d) with the same product as ``shape``. Modes of size 1 give a layer of
+        lower order its 1×k matrices to a shared core.
     ranks : sequence of int
-        The core's shape (k_1, …, k_d). A rank above its mode's size only makes sense with a shared
+        Shape (k_1, …, k_d) of the core. A rank above its mode's size only makes sense with a shared
         core, where other layers have use for it.
     diagonal : bool
-        Keep only the core's diagonal, as a vector of length k; all ranks must be equal.
+        Whether the core is diagonal, stored as a vector of length k; all ranks must be equal.
     shared : bool
-        Other layers hold the core as well, so that assigning this layer's weight is an error.
+        Whether other layers have the core as well, so that assigning this weight is an error.
     reduced : bool
-        Fix the first k_i rows of every matrix to a multiple of the identity and hold the others,
-        (n_i - k_i, k_i). A core C ×₁ A and matrices M₁A⁻¹ rebuild the same weight whatever A is;
-        this takes that freedom out, Σ k_i² values, and all but special weights can still be had.
+        Whether the first k_i rows of every matrix are fixed to a multiple of the identity and only
+        the others, (n_i - k_i, k_i), are stored. A core C ×₁ A and matrices M₁A⁻¹ rebuild the same
+        weight for every A; this removes that freedom, Σ k_i² values, and all but special weights
+        can still be represented.
 
     Raises
     ------
@@ -93,19 +94,16 @@ class TuckerWeight(FactorizedWeight):
             raise InvalidArgumentError(reason)
         self.scheme = "scada_tucker" if shared else "ada_tucker"
         self.options = {"modes": self.modes} | ({} if self.core == "full" else {self.core: True})
-        axes = axes_for(self.shape, self.modes)
-        self.axes = axes
-        self._permuted = [self.shape[axis] for axis in axes]
-        self._restore = [axes.index(axis) for axis in range(len(axes))]
+        self.axes = choose_axes(self.shape, self.modes)
 
     @property
     def core_shape(self) -> tuple[int, ...]:
-        """Shape of the core that is held."""
+        """Shape of the stored core."""
         return self.ranks[:1] if self.diagonal else self.ranks
 
     @property
     def matrix_shapes(self) -> list[tuple[int, int]]:
-        """Shapes of the matrices that are held."""
+        """Shapes of the stored matrices."""
         pairs = zip(self.modes, self.ranks, strict=True)
         return [(n - k if self.reduced else n, k) for n, k in pairs]
 
@@ -114,7 +112,8 @@ class TuckerWeight(FactorizedWeight):
         if self.reduced:
             matrices = tuple(torch.cat([_UNIT * torch.eye(m.shape[1]).to(m), m]) for m in matrices)
         product = cp_to_tensor if self.diagonal else tucker_to_tensor
-        return product(core, matrices).reshape(self._permuted).permute(self._restore)
+        permuted = product(core, matrices).reshape([self.shape[axis] for axis in self.axes])
+        return permuted.permute([self.axes.index(axis) for axis in range(len(self.axes))])
 
     @property
     def factor_shapes(self) -> list[tuple[int, ...]]:
@@ -122,8 +121,8 @@ class TuckerWeight(FactorizedWeight):
         return [self.core_shape, *self.matrix_shapes]
 
     def right_inverse(self, weight: Tensor) -> Factors:
-        """Decompose a dense weight, unless other layers hold the core as well."""
-        if self.shared and self._given is None:
+        """Decompose a dense weight, unless other layers share the core."""
+        if self.shared and self._factors is None:
             raise InvalidArgumentError(
                 "a weight whose core other layers share cannot be assigned: materialize it first"
             )
@@ -131,19 +130,20 @@ class TuckerWeight(FactorizedWeight):
 
     def decompose(self, weight: Tensor) -> Factors:
         """Decompose a dense weight: HOOI, or alternating least squares for a diagonal core."""
-        tensor = self.reshaped(weight)
+        tensor = self.reshape(weight)
         if self.diagonal:
             cp = cp_als(tensor, self.ranks[0])
-            core, [matrices] = balance_tucker(cp.weights, [cp.factors])
+            core, factors = cp.weights, cp.factors
         else:
             tucker = hooi(tensor, self.ranks)
-            if self.reduced:
-                return _reduced(tucker.core, tucker.factors)
-            core, [matrices] = balance_tucker(tucker.core, [tucker.factors])
+            core, factors = tucker.core, tucker.factors
+        if self.reduced:
+            return _reduce(core, factors)
+        core, [matrices] = balance_tucker(core, [factors])
         return core, *matrices
 
     def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
-        """Return core and matrices; a diagonal core has one rank, and reduced matrices none."""
+        """Return core and matrices; a diagonal core has one rank, reduced matrices have none."""
         if self.reduced:  # their first rows are fixed, and never zero
             return []
         order = (0,) * len(self.ranks) if self.diagonal else range(len(self.ranks))
@@ -153,28 +153,38 @@ class TuckerWeight(FactorizedWeight):
             *(RankFactor(m, {2: rank}) for m, rank in zip(matrices, order, strict=True)),
         ]
 
-    def reshaped(self, weight: Tensor) -> Tensor:
+    def reshape(self, weight: Tensor) -> Tensor:
         """Return a dense weight as the tensor (n_1, …, n_d) that is decomposed."""
         return weight.permute(self.axes).reshape(self.modes)
 
     def balanced_std(self, std: float) -> float:
-        """Return the common deviation s of all factors that gives the weight deviation ``std``.
+        """Return the deviation s of all factors at which the weight has deviation ``std``.
 
         A rebuilt entry is a sum of t products of d + 1 independent values, so s^{2(d+1)}·t = std²,
         with t the number of entries of the core.
         """
-        return float((std * std / self._terms) ** (0.5 / (len(self.modes) + 1)))
+        return float((std * std / prod(self.core_shape)) ** (0.5 / (len(self.modes) + 1)))
 
     def draw_core(self, std: float, generator: torch.Generator) -> Tensor:
         """Draw a core of deviation ``std``."""
         return std * torch.randn(*self.core_shape, generator=generator, device="cpu")
 
     def draw(self, std: float, core: Tensor, like: Tensor, generator: torch.Generator) -> Factors:
-        """Draw the matrices for a core, in the dtype and on the device of ``like``.
+        """Return a core and matrices drawn for it, whose weight has exactly the deviation ``std``.
 
-        The weight a draw rebuilds varies much more than a dense one, being a sum of long products;
-        so the matrices are scaled to give it exactly the deviation ``std``; reduced ones, whose
-        first rows are fixed, leave that to the core.
+        The weight, a sum of long products, would vary much more than a dense one; so the matrices
+        are scaled, or the core where the matrices are reduced and their first rows fixed.
+
+        Parameters
+        ----------
+        std : float
+            Deviation of the weight.
+        core : Tensor
+            The core, on the CPU.
+        like : Tensor
+            Gives dtype and device of the result.
+        generator : torch.Generator
+            Generator of the draw, on the CPU.
         """
         matrices = [
             torch.randn(*shape, generator=generator, device="cpu") for shape in self.matrix_shapes
@@ -185,10 +195,6 @@ class TuckerWeight(FactorizedWeight):
             return tuple(factor.to(like) for factor in (core, *matrices))
         scale = (std / float(self(core, *matrices).square().mean().sqrt())) ** (1 / len(matrices))
         return tuple(factor.to(like) for factor in (core, *(m * scale for m in matrices)))
-
-    @property
-    def _terms(self) -> int:
-        return self.ranks[0] if self.diagonal else prod(self.ranks)
 
     def extra_repr(self) -> str:
         """Return the modes and the core as torch prints them."""
@@ -207,36 +213,43 @@ def refuse_modes(shape: Sequence[int], modes: Sequence[int]) -> str | None:
 
 
 def refuse_ranks(modes: Sequence[int], ranks: Sequence[int], core: str) -> str | None:
-    """Return why modes cannot have ranks with a "full", "diagonal" or "reduced" core."""
-    told, sizes = format_shape(ranks), format_shape(modes)
+    """Return why a core cannot have some ranks, None where it can.
+
+    Parameters
+    ----------
+    modes, ranks : sequence of int
+        Modes of the weight, and the ranks.
+    core : {"full", "diagonal", "reduced"}
+        Kind of the core.
+    """
+    shape, sizes = format_shape(ranks), format_shape(modes)
     if len(ranks) != len(modes) or min(ranks) < 1:
-        return f"modes {sizes} need {len(modes)} ranks of at least 1, got {told}"
+        return f"modes {sizes} need {len(modes)} ranks of at least 1, got {shape}"
     if core == "diagonal" and len(set(ranks)) > 1:
-        return f"a diagonal core needs equal ranks, got {told}"
+        return f"a diagonal core needs equal ranks, got {shape}"
     if core == "reduced" and any(k > n for k, n in zip(ranks, modes, strict=True)):
-        return f"ranks {told} exceed the modes {sizes}, so that the matrices cannot be reduced"
+        return f"ranks {shape} exceed the modes {sizes}, so that the matrices cannot be reduced"
     return None
 
 
 def tucker_weight(module: nn.Module) -> TuckerWeight | None:
     """Return the Tucker parametrization of a layer's weight, None where it has none."""
-    found = factorized_weight(module)
-    return found if isinstance(found, TuckerWeight) else None
+    form = factorized_weight(module)
+    return form if isinstance(form, TuckerWeight) else None
 
 
 def balance_tucker(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Factors]]:
-    """Scale a core and the matrices of the layers that hold it to similar root mean squares.
+    """Scale a core and the matrices of its layers to similar root mean squares.
 
-    What they stand for stays the same. Within a layer all matrices get one size; the core
-    gets the geometric mean of what each layer alone would give it. Training and
-    quantization then treat all of them alike.
+    The weights stay the same. The matrices of a layer get one size; the core gets the geometric
+    mean of its sizes for each layer alone. Training and quantization then treat all alike.
 
     Parameters
     ----------
     core : Tensor
-        The core, one layer's or shared.
+        The core, of one layer or shared.
     layers : sequence of tuple of Tensor
-        The matrices of every layer that holds the core.
+        The matrices of every layer that has the core.
 
     Examples
     --------
@@ -256,12 +269,12 @@ def balance_tucker(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, lis
     return core * (size / _rms(core)), scaled
 
 
-def _reduced(core: Tensor, matrices: Sequence[Tensor]) -> Factors:
+def _reduce(core: Tensor, matrices: Sequence[Tensor]) -> Factors:
     """Change the basis of every mode so that the first rows of its matrix are fixed."""
     rows = []
     for mode, matrix in enumerate(matrices):
         first = matrix[: matrix.shape[1]]
-        if not float(torch.linalg.cond(first.double())) <= _WORST_CONDITION:  # NaN, of zeros
+        if not float(torch.linalg.cond(first.double())) <= _MAX_CONDITION:  # NaN, of zeros
             raise InvalidArgumentError(
                 f"mode {mode} cannot be reduced: the first rows of its matrix are all but "
                 "dependent; start from random factors, or do not reduce"

@@ -8,32 +8,33 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from tensorpress.decompose.spectrum import Spectrum
-from tensorpress.schemes.base import Scheme
+from tensorpress.schemes.canonical_kernel import kernel_to_weight
 from tensorpress.schemes.chain_builder import dense_layer
-from tensorpress.schemes.layer_spec import LayerSpec, Sizes, kernel_to_weight
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import FactorizedWeight
-from tensorpress.schemes.stages import dense_stage, macs
+from tensorpress.schemes.scheme import Scheme
+from tensorpress.schemes.stages import dense_macs
 
 
 class WeightScheme(Scheme):
-    """A scheme whose pressed layer is the layer itself: all that it makes is a parametrization."""
+    """A scheme whose pressed layer is the layer itself with a `parametrization` of its weight."""
 
     form: ClassVar[Literal["layer", "weight"]] = "weight"
 
     @abstractmethod
     def parametrization(self, spec: LayerSpec, ranks: Sizes) -> FactorizedWeight:
-        """Return what rebuilds the weight of a layer."""
+        """Return the module that rebuilds the weight of a layer."""
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
         """Return the values of the factors, and the bias."""
         return self.parametrization(spec, ranks).num_params + spec.outputs * spec.bias
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return those of the dense layer; the weight is rebuilt once for all examples."""
-        return macs(spec, [dense_stage(spec)], sizes)
+        """Return the count of the dense layer: its weight is rebuilt once for all examples."""
+        return dense_macs(spec, sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:
-        """Return the layer with factors of no value."""
+        """Return the dense layer with uninitialized factors."""
         layer, form = dense_layer(spec, like=like), self._form(spec, ranks)
         form.attach(layer, tuple(like.new_empty(shape) for shape in form.factor_shapes))
         return layer

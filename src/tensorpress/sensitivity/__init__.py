@@ -1,4 +1,4 @@
-"""How much a model loses when its layers are pressed."""
+"""The loss of a model when its layers are pressed."""
 
 from tensorpress.sensitivity.measure_layers import sensitivity
 

@@ -1,8 +1,8 @@
-"""How much a model loses when its layers are pressed: measured on data, one layer at a time."""
+"""The loss of a model when its layers are pressed one at a time, measured on data."""
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from functools import lru_cache
@@ -26,7 +26,7 @@ from tensorpress.sensitivity.candidates import (
     fill_scores,
     job_name,
     make_candidates,
-    measuring_order,
+    order_candidates,
 )
 from tensorpress.sensitivity.metrics import Judge, Metric
 from tensorpress.sensitivity.taylor import estimate_losses
@@ -51,57 +51,55 @@ def sensitivity(
     processes: int = 1,
     executor: Executor | None = None,
 ) -> Scores:
-    """Score how much a model loses by pressing each layer, for a plan within a budget.
+    """Score the loss of a model by pressing each layer, for a plan within a budget.
 
-    Layer by layer and rank by rank, one layer is replaced by its pressed version, the metric is
-    measured on the batches, and the layer is put back. What is not measured is estimated from one
-    backward pass (`tensorpress.sensitivity.taylor`), in proportion to what is. The model is left
-    as it was.
+    One layer at a time is replaced by its pressed version at each of several ranks, the metric is
+    measured on the batches, and the layer is restored. Losses that are not measured are estimated
+    by one backward pass (`tensorpress.sensitivity.taylor`), in proportion to measured ones.
 
     Parameters
     ----------
     model : nn.Module
-        Dense, with trained weights.
+        A dense model with trained weights; unchanged.
     batches : iterable
         Calibration data: a few hundred examples of the training set, as pairs (inputs, labels) or
-        inputs alone. Inputs are a Tensor or a tuple of them, the first axis being the batch. They
-        are held in memory.
+        inputs alone. Inputs are a Tensor or a tuple of them, the first axis being the batch. All
+        batches are in memory at once.
     metric : {"similarity", "loss", "error"} or callable
         "similarity": the squared distance of the model's outputs (logits) from the dense model's,
         relative to their squared norm. "loss": mean cross entropy. "error": misclassified examples
-        in per cent. The latter two need labels, and on a few hundred training images a good model
-        loses little of either, and much of that by chance. Or a function from the model to a
-        number, the lower the better.
+        in per cent. The latter two need labels, and change little and by chance on a few hundred
+        training images that the model has learned. Or a function from the model to a number, lower
+        being better.
     scheme : str or sequence of str
-        As for `tensorpress.plan`.
+        One or several schemes, as for `tensorpress.plan`.
     candidates : int
-        Choices for each layer and scheme: with k / (candidates + 1) of its parameters, k from 1.
+        Number of candidates for each layer and scheme, with k / (candidates + 1) of its parameters.
     targets, skip : sequence of str
-        As for `tensorpress.plan`.
+        Layers to score, as for `tensorpress.plan`.
     journal : path, optional
-        A folder that holds every measurement, so that an interrupted run goes on. It is for one
-        model and one set of batches; of the three named metrics it holds all.
+        A folder for the measurements, from which an interrupted run continues. It is for one model
+        and one set of batches; all three named metrics share it.
     measured : int, optional
-        How many choices are measured, by default all; 0 for the estimates alone. Choices are taken
-        in the order in which they tell most.
+        Number of candidates that are measured, by default all; 0 for estimates alone.
     processes : int
-        How many processes measure, with one thread each. A script that asks for several must start
-        its work under ``if __name__ == "__main__":``.
+        Number of processes that measure, with one thread each. A script with several must start its
+        work under ``if __name__ == "__main__":``.
     executor : Executor, optional
-        Where choices are measured, in place of processes: any `concurrent.futures.Executor`, such
-        as that of a Dask client. Its workers read the model from the journal, which they must see.
+        Workers in place of processes: any `concurrent.futures.Executor`, such as that of a Dask
+        client. They read the model from the journal, which must be on a shared disk.
 
     Returns
     -------
     Scores
-        Give them to `tensorpress.plan` as the ``allocation`` of a budget.
+        The scores, for the ``allocation`` of a budget in `tensorpress.plan`.
 
     Raises
     ------
     InvalidArgumentError
         For an unknown metric or scheme, no batches, labels that are missing or do not fit, a
         metric that is not finite, a pattern that matches nothing, nothing to press, or a journal of
-        something else.
+        another model or other batches.
     CorruptFileError
         For a journal with a damaged file.
 
@@ -118,45 +116,43 @@ def sensitivity(
         raise InvalidArgumentError(
             f"candidates must be positive and measured not negative, got {candidates}, {measured}"
         )
-    held = collect_batches(batches, model)
-    judge = Judge(model, held, metric)
-    layers, kept = DenseModel.from_module(model, None, None).select_layers(targets, skip)
-    groups = make_candidates(layers, _one_by_one(scheme), candidates)
+    data = collect_batches(batches, model)
+    judge = Judge(model, data, metric)
+    layers, unpressed = DenseModel.from_module(model, None, None).select_layers(targets, skip)
+    schemes = parse_schemes(scheme)
+    for name in schemes:
+        if scheme_named(name).joint:
+            raise InvalidArgumentError(f"{name} has no ranks of single layers that could be scored")
+    groups = make_candidates(layers, schemes, candidates)
     if not groups:
-        raise nothing_pressed_error(kept)
-    by_job = {job_name(choice): choice for group in groups for choice in group}
+        raise nothing_pressed_error(unpressed)
+    by_job = {job_name(plan): plan for group in groups for plan in group}
 
     with ExitStack() as stack:
         workers = stack.enter_context(open_executor(processes, executor))
         folder = Path(journal or stack.enter_context(TemporaryDirectory()))
-        jobs = JobFolder(folder, _subject(model, held, judge))
+        jobs = JobFolder(folder, _describe_journal(model, data, judge))
         first = f"estimates|{sha256(repr(sorted(by_job)).encode()).hexdigest()[:16]}"
-        arguments = (model, held, groups)
-        expected = jobs.run({first: arguments}, estimate_losses, title="estimates")[first]
-        names = list(map(job_name, measuring_order(groups, expected)[:measured]))
+        arguments = (model, data, groups)
+        estimates = jobs.run({first: arguments}, estimate_losses, title="estimates")[first]
+        names = list(map(job_name, order_candidates(groups, estimates)[:measured]))
         if workers is None:
-            choices = {name: (model, judge, by_job[name]) for name in names}
-            jobs.run(choices, _measure, title="sensitivity")
+            local = {name: (model, judge, by_job[name]) for name in names}
+            jobs.run(local, _measure, title="sensitivity")
         else:
-            source = str(_write_model(folder, model, judge))
-            sources = {name: (source, by_job[name]) for name in names}
-            jobs.run(sources, _measure_stored, title="sensitivity", executor=workers)
-        found = jobs.results()
-    scores = fill_scores(groups, _increases(found, judge), expected)
-    return Scores(judge.name, judge.dense[judge.name], scores)
-
-
-def _one_by_one(scheme: str | Sequence[str]) -> Sequence[str]:
-    """Return the names of schemes; those that press layers together have no layer's score."""
-    names = parse_schemes(scheme)
-    for name in names:
-        if scheme_named(name).joint:
-            raise InvalidArgumentError(f"{name} has no ranks of single layers that could be scored")
-    return names
+            path = str(_write_model(folder, model, judge))
+            remote = {name: (path, by_job[name]) for name in names}
+            jobs.run(remote, _measure_stored, title="sensitivity", executor=workers)
+        results = jobs.results()
+    dense = judge.dense[judge.name]
+    increases = {
+        name: values[judge.name] - dense for name, values in results.items() if judge.name in values
+    }
+    return Scores(judge.name, dense, fill_scores(groups, increases, estimates))
 
 
 MODEL = "model.pickle"
-"""The model and its batches, for workers; written anew by every call that has workers."""
+"""The file of the model and its batches, which every call with workers writes."""
 
 _ONE_AT_A_TIME = Lock()
 
@@ -178,36 +174,27 @@ def _read_model(path: str, modified: int) -> tuple[nn.Module, Judge]:
     return model, judge
 
 
-def _measure_stored(path: str, choice: LayerPlan) -> dict[str, float]:
-    """Measure a choice in a worker, which changes its copy of the model for as long."""
+def _measure_stored(path: str, plan: LayerPlan) -> dict[str, float]:
+    """Measure a candidate in a worker, whose threads share one copy of the model."""
     with _ONE_AT_A_TIME:
         model, judge = _read_model(path, Path(path).stat().st_mtime_ns)
-        return _measure(model, judge, choice)
+        return _measure(model, judge, plan)
 
 
-def _measure(model: nn.Module, judge: Judge, choice: LayerPlan) -> dict[str, float]:
-    layer = model.get_submodule(choice.name)
+def _measure(model: nn.Module, judge: Judge, plan: LayerPlan) -> dict[str, float]:
+    layer = model.get_submodule(plan.name)
     try:
-        pressed = press_layer(layer, choice.method, choice.ranks)
+        pressed = press_layer(layer, plan.method, plan.ranks)
         with replace_layer(model, layer, pressed) as changed:
             return judge(changed)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(
-            f"layer {choice.name!r}, {choice.scheme} {choice.ranks}: {error}"
+            f"layer {plan.name!r}, {plan.scheme} {plan.ranks}: {error}"
         ) from None
 
 
-def _increases(found: Mapping[str, Mapping[str, float]], judge: Judge) -> dict[str, float]:
-    """Return by how much the metric grew, by job."""
-    return {
-        name: values[judge.name] - judge.dense[judge.name]
-        for name, values in found.items()
-        if judge.name in values
-    }
-
-
-def _subject(model: nn.Module, batches: Sequence[Batch], judge: Judge) -> dict[str, str]:
-    """Return what a journal is about."""
+def _describe_journal(model: nn.Module, batches: Sequence[Batch], judge: Judge) -> dict[str, str]:
+    """Return the subject of a journal: model, batches and metric."""
     state = model.state_dict()
     names = sha256("\n".join(state).encode()).hexdigest()[:16]
     return {

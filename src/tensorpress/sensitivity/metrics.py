@@ -1,4 +1,4 @@
-"""What is measured of a model on batches: loss, error, and how far its outputs have moved."""
+"""Metrics of a model on batches: loss, error, and the distance of its outputs from dense ones."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,23 +17,23 @@ METRICS: Mapping[str, str] = {
     "similarity": "squared distance of the outputs from those of the dense model, relative to "
     "their squared norm",
 }
-"""The metrics by name, with what they are: of all, lower is better."""
+"""The metrics by name, with a description; lower is better for all."""
 
 Metric = str | Callable[[nn.Module], float]
 
 
 class Judge:
-    """Measures models that stand in for a dense one.
+    """Measures versions of a dense model.
 
     Parameters
     ----------
     model : nn.Module
         The dense model.
     batches : sequence of Batch
-        What it is run on.
+        The data.
     metric : str or callable
-        A name of `METRICS`, or a function of the model whose value is the lower the better. It sees
-        the model in eval mode.
+        A name of `METRICS`, or a function from the model in eval mode to a number, lower being
+        better.
 
     Raises
     ------
@@ -67,43 +67,44 @@ class Judge:
 
     @property
     def kind(self) -> str:
-        """What one run measures: all named metrics, or the function."""
+        """The kind of one run: all named metrics, or the function."""
         return "outputs" if isinstance(self._metric, str) else self.name
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return all metrics that one run over the batches gives, by name."""
+        """Return all metrics of one run over the batches, by name."""
         with evaluation_mode(model), torch.no_grad():
             if isinstance(self._metric, str):
-                values = self._compared(model)
+                values = self._compare_outputs(model)
             else:
                 values = {self.name: float(self._metric(model))}
         if not math.isfinite(values[self.name]):
             raise InvalidArgumentError(f"the {self.name} of the model is {values[self.name]}")
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def _compared(self, model: nn.Module) -> dict[str, float]:
+    def _compare_outputs(self, model: nn.Module) -> dict[str, float]:
         assert self._outputs is not None
-        loss, wrong, rows, moved, size = 0.0, 0, 0, 0.0, 0.0
+        loss, wrong, rows, distance, norm = 0.0, 0, 0, 0.0, 0.0
         for batch, expected in zip(self._batches, self._outputs, strict=True):
-            found = model_outputs(model, batch)
-            moved += float((found - expected).square().sum(dtype=torch.float64))
-            size += float(expected.square().sum(dtype=torch.float64))
+            outputs = model_outputs(model, batch)
+            # similarity = ‖y − y_dense‖² / ‖y_dense‖², over all batches
+            distance += float((outputs - expected).square().sum(dtype=torch.float64))
+            norm += float(expected.square().sum(dtype=torch.float64))
             if self._labelled:
-                logits, labels = class_logits(found, batch)
+                logits, labels = class_logits(outputs, batch)
                 loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
                 wrong += int((logits.argmax(dim=1) != labels).sum())
                 rows += len(labels)
         labelled = {"loss": loss / rows, "error": 100 * wrong / rows} if rows else {}
-        return {**labelled, "similarity": moved / size if size else moved}
+        return {**labelled, "similarity": distance / norm if norm else distance}
 
 
 def class_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return logits of shape (rows, classes) and the class of every row.
+    """Return logits (..., classes) as (rows, classes), and the label of every row.
 
     Raises
     ------
     InvalidArgumentError
-        Unless the labels are a class for every row of the logits (..., classes).
+        If the labels of the batch are not integers of shape (...) below the number of classes.
     """
     labels = batch.labels
     assert labels is not None

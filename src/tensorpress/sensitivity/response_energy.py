@@ -1,4 +1,4 @@
-"""Rank selection on responses: how much of the energy of each layer's responses ranks keep."""
+"""Rank selection by the energy of the principal components of each layer's responses."""
 
 from collections.abc import Iterable, Sequence
 from math import log
@@ -15,12 +15,12 @@ from tensorpress.planning.scores import Scored, Scores
 from tensorpress.schemes.registry import scheme as scheme_named
 
 BY_RESPONSES = ("channel_svd", "tucker1_out")
-"""Schemes whose ranks are those of responses: fewer filters, then 1×1."""
+"""Schemes whose rank is the rank of the responses: fewer filters, then 1×1."""
 
 RESPONSES = "responses"
-"""What these scores are called as ``ranks`` of a recipe and on the command line."""
+"""The name of these scores in recipes and on the command line."""
 
-_LEAST = 1e-12  # of the energy, so that there is a logarithm
+_LEAST = 1e-12  # smallest share of the energy, so that its logarithm is finite
 
 
 def response_energies(
@@ -32,30 +32,30 @@ def response_energies(
     skip: Sequence[str] = (),
     seed: int = 0,
 ) -> Scores:
-    r"""Score the ranks of layers by the energy that the principal components of responses keep.
+    r"""Score the ranks of layers by the energy of the first principal components of responses.
 
-    A plan within a budget then makes :math:`\prod_l \sum_{a \le r_l} \sigma_{l,a}` large, the
-    product over layers of the energy kept: the score of rank r is the negative logarithm of its
-    share. Nothing is run but the dense model, once.
+    The score of rank r is −ln of the share of the energy in the first r components, so that a plan
+    within a budget maximizes :math:`\prod_l \sum_{a \le r_l} \sigma_{l,a}`, the product of these
+    shares over layers. Only the dense model runs, once.
 
     Parameters
     ----------
     model : nn.Module
-        Dense, with trained weights.
+        A dense model with trained weights.
     batches : iterable or Calibration
-        Calibration data as for `tensorpress.sensitivity`, whose labels are not looked at, or what
-        was kept of them.
+        Calibration data as for `tensorpress.sensitivity`, whose labels are ignored, or the
+        statistics of them.
     scheme : {"channel_svd", "tucker1_out"}
-        What the ranks are of.
+        The scheme that presses the layers.
     targets, skip : sequence of str
-        As for `tensorpress.plan`.
+        Layers to score, as for `tensorpress.plan`.
     seed : int
-        Of the choice of positions.
+        Seed of the sampled positions.
 
     Returns
     -------
     Scores
-        Give them to `tensorpress.plan` as the ``allocation`` of a budget.
+        The scores, for the ``allocation`` of a budget in `tensorpress.plan`.
 
     Raises
     ------
@@ -75,30 +75,32 @@ def response_energies(
     >>> first == sorted(first, reverse=True) and first[-1] >= 0
     True
     """
-    check_by_responses(scheme)
-    chosen = scheme_named(scheme)
+    check_response_scheme(scheme)
+    method = scheme_named(scheme)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     if not isinstance(batches, Calibration):
         batches = Calibration.collect(model, batches, seed=seed)
-    found = {}
+    scores = {}
     for name, layer in layers.items():
-        held = batches.moments.get(name)
-        if held is None or len(held.blocks) > 1 or not applicable_schemes(layer, [chosen])[0]:
+        moments = batches.moments.get(name)
+        if moments is None or len(moments.blocks) > 1:
+            continue
+        ranks = method.candidates(layer.spec()) if applicable_schemes(layer, [method])[0] else []
+        if not ranks:
             continue
         kernel = layer.kernel().flatten(2)
-        shares = energy_shares(kernel, held.means()[0].to(kernel))
-        found[name] = tuple(
+        shares = energy_shares(kernel, moments.means()[0].to(kernel))
+        scores[name] = tuple(
             Scored(scheme, (rank,), -log(max(shares[rank - 1], _LEAST)), measured=False)
-            for (rank,) in chosen.candidates(layer.spec())
+            for (rank,) in ranks
         )
-    found = {name: choices for name, choices in found.items() if choices}
-    if not found:
+    if not scores:
         raise InvalidArgumentError(f"the model has no layer that {scheme} can press by responses")
-    return Scores("response energy", 0.0, found)
+    return Scores("response energy", 0.0, scores)
 
 
-def check_by_responses(scheme: str) -> None:
-    """Raise an `InvalidArgumentError` unless responses say something of a scheme's ranks."""
+def check_response_scheme(scheme: str) -> None:
+    """Raise an `InvalidArgumentError` unless the rank of a scheme is the rank of responses."""
     if scheme not in BY_RESPONSES:
         raise InvalidArgumentError(
             f"ranks by responses are those of {' and '.join(BY_RESPONSES)}, not of {scheme}"
@@ -106,21 +108,19 @@ def check_by_responses(scheme: str) -> None:
 
 
 def energy_shares(kernel: Tensor, second: Tensor) -> list[float]:
-    """Return which share of the energy of responses their first 1, 2, … components have.
+    """Return the shares of the energy of responses in their first 1, 2, … components.
 
-    Parameters
-    ----------
-    kernel : Tensor
-        (groups, out, columns).
-    second : Tensor
-        Second moment of the inputs, (groups, columns, columns).
+    ``kernel`` is (groups, out, columns), ``second`` the second moment of the inputs,
+    (groups, columns, columns).
 
     Examples
     --------
     >>> energy_shares(torch.diag(torch.tensor([4.0, 4.0]))[None], torch.eye(2)[None])
     [0.5, 1.0]
     """
+    # E y yᵀ = W E[x xᵀ] Wᵀ, eigenvalues σ₁ ≥ σ₂ ≥ …
     values = torch.linalg.eigvalsh(kernel @ second @ kernel.mT).clamp_min(0).flip(-1)
-    kept = values.cumsum(-1).sum(0)
-    total = float(kept[-1])
-    return [1.0] * len(kept) if total <= 0 else [min(1.0, x) for x in (kept / total).tolist()]
+    # e_r = Σ_groups Σ_{a ≤ r} σ_a
+    energy = values.cumsum(-1).sum(0)
+    total = float(energy[-1])
+    return [1.0] * len(energy) if total <= 0 else [min(1.0, x) for x in (energy / total).tolist()]

@@ -1,6 +1,6 @@
-"""What pressing each layer does to the outputs of a model, by its derivative: one backward pass."""
+"""Estimated changes of a model's outputs when layers are pressed, by one backward pass."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, model_outputs
 from tensorpress.measure.cost import evaluation_mode
-from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.sensitivity.candidates import Group, job_name
 
@@ -17,111 +16,107 @@ from tensorpress.sensitivity.candidates import Group, job_name
 def estimate_losses(
     model: nn.Module, batches: Sequence[Batch], groups: Sequence[Group], *, seed: int = 0
 ) -> dict[str, float]:
-    r"""Return the estimated squared distance of a model's outputs for every choice, by job.
+    r"""Return the estimated squared distance of a model's outputs for every candidate, by job.
 
     Pressing a layer changes its output by :math:`Δ`, and to first order the outputs of the model
     by :math:`JΔ`. For a random :math:`v` of unit variance :math:`E (v^T J Δ)^2 = ‖JΔ‖^2`, and one
     backward pass of :math:`v^T y` gives :math:`J^T v` for all layers at once. Every example has a
-    :math:`v` of its own; the estimate is the mean over all of them.
+    different :math:`v`; the estimate is the mean over all of them.
 
-    The choices of all layers are held at once, with c choices of k / (c + 1) of the parameters
-    each about c / 2 times the memory of the model for every scheme.
+    The candidates of all layers are in memory at once: for every scheme about c / 2 times the
+    memory of the model, with c candidates for each layer.
 
     Parameters
     ----------
     model : nn.Module
-        Dense; it is run in eval mode, and nothing in it is changed.
+        A dense model, which runs in eval mode and does not change.
     batches : sequence of Batch
-        Calibration data; labels are not looked at.
+        Calibration data; labels are ignored.
     groups : sequence of Group
-        The choices.
+        The candidates.
     seed : int
-        Of the random directions.
+        Seed of the random directions.
 
     Raises
     ------
     InvalidArgumentError
         For a model that returns no Tensor.
     """
-    pressed = _pressed(model, groups)
+    candidates = _press_candidates(model, groups)
     random = torch.Generator().manual_seed(seed)
-    sums = dict.fromkeys((job_name(choice) for group in groups for choice in group), 0.0)
+    sums = dict.fromkeys((job_name(plan) for group in groups for plan in group), 0.0)
     examples = 0
-    with evaluation_mode(model), _frozen(model):
+    with evaluation_mode(model), _freeze_parameters(model):
         for batch in batches:
-            moved: dict[str, Tensor] = {}
-            with _watched(pressed, len(batch), moved), torch.enable_grad():
-                found = model_outputs(model, batch)
-                direction = torch.randn(found.shape, generator=random).to(found)
-                along = (found * direction).sum()
-                if along.requires_grad:  # not where no layer is called on these inputs
-                    torch.autograd.backward(along)
-            for name, movement in moved.items():
-                sums[name] += float(movement.square().sum())
+            changes: dict[str, Tensor] = {}
+            with _record_changes(candidates, len(batch), changes), torch.enable_grad():
+                outputs = model_outputs(model, batch)
+                direction = torch.randn(outputs.shape, generator=random).to(outputs)
+                product = (outputs * direction).sum()  # vᵀ y
+                if product.requires_grad:  # unless no layer is called on these inputs
+                    torch.autograd.backward(product)
+            for name, change in changes.items():
+                sums[name] += float(change.square().sum())  # Σ (vᵀ J Δ)² over examples
             examples += len(batch)
     return {name: total / examples for name, total in sums.items()}
 
 
-Pressed = list[tuple[nn.Module, list[tuple[str, nn.Module]]]]
-"""Layers, each with the modules that may take its place and their jobs."""
+Jobs = list[tuple[str, nn.Module]]
+"""The pressed versions of a layer, by the names of their jobs."""
 
 
-def _pressed(model: nn.Module, groups: Sequence[Group]) -> Pressed:
-    found: dict[str, list[tuple[str, nn.Module]]] = {}
-    for group in groups:
-        layer = model.get_submodule(group[0].name)
-        ways = [(job_name(choice), _way(layer, choice)) for choice in group]
-        found.setdefault(group[0].name, []).extend(ways)
-    return [(model.get_submodule(name), ways) for name, ways in found.items()]
-
-
-def _way(layer: nn.Module, choice: LayerPlan) -> nn.Module:
-    return press_layer(layer, choice.method, choice.ranks).requires_grad_(False).eval()
+def _press_candidates(model: nn.Module, groups: Sequence[Group]) -> list[tuple[nn.Module, Jobs]]:
+    candidates: dict[str, Jobs] = {}
+    for plan in (plan for group in groups for plan in group):
+        pressed = press_layer(model.get_submodule(plan.name), plan.method, plan.ranks)
+        pressed = pressed.requires_grad_(False).eval()
+        candidates.setdefault(plan.name, []).append((job_name(plan), pressed))
+    return [(model.get_submodule(name), jobs) for name, jobs in candidates.items()]
 
 
 @contextmanager
-def _watched(layers: Pressed, examples: int, moved: dict[str, Tensor]) -> Iterator[None]:
-    """Add up, for every job and example, what the output moves along the backward pass."""
+def _record_changes(
+    candidates: Sequence[tuple[nn.Module, Jobs]], examples: int, changes: dict[str, Tensor]
+) -> Iterator[None]:
+    """Add up vᵀ J Δ, (examples,), of every job over the calls of its layer."""
 
-    def watch(ways: Sequence[tuple[str, nn.Module]]) -> Callable[..., Tensor]:
+    def make_hook(jobs: Jobs) -> Callable[..., Tensor]:
         def forward(
-            _: nn.Module, given: tuple[Any, ...], named: dict[str, Any], found: Tensor
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> Tensor:
-            dense = found.detach()
-            # A copy of its own keeps what comes after from changing it in place.
-            onward = found + torch.zeros((), dtype=found.dtype, requires_grad=True)
+            dense = output.detach()
+            # A copy, so that in-place operations after the layer do not change ``dense``.
+            result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
 
             @torch.no_grad()
             def backward(gradient: Tensor) -> None:
-                for name, way in ways:
-                    along = _by_example(gradient * (way(*given, **named) - dense), examples)
-                    moved[name] = moved[name] + along if name in moved else along
+                for name, pressed in jobs:
+                    # vᵀ J Δ = Σ (Jᵀ v) ⊙ Δ over the values of each example
+                    product = gradient * (pressed(*args, **kwargs) - dense)
+                    # One sum if the first axis is not that of examples.
+                    rows = examples if len(product) % examples == 0 else 1
+                    change = product.reshape(rows, -1).sum(dim=1, dtype=torch.float64)
+                    changes[name] = changes[name] + change if name in changes else change
 
-            onward.register_hook(backward)  # type: ignore[no-untyped-call]
-            return onward
+            result.register_hook(backward)  # type: ignore[no-untyped-call]
+            return result
 
         return forward
 
     with ExitStack() as stack:
-        for layer, ways in layers:
-            hook = layer.register_forward_hook(watch(ways), with_kwargs=True)
+        for layer, jobs in candidates:
+            hook = layer.register_forward_hook(make_hook(jobs), with_kwargs=True)
             stack.callback(hook.remove)
         yield
 
 
-def _by_example(product: Tensor, examples: int) -> Tensor:
-    """Return sums over all but the example; one sum where the rows are not those of examples."""
-    rows = examples if len(product) % examples == 0 else 1
-    return product.reshape(rows, -1).sum(dim=1, dtype=torch.float64)
-
-
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Ask for no gradients of the parameters: only those of outputs are needed."""
-    asked: Mapping[nn.Parameter, bool] = {p: p.requires_grad for p in model.parameters()}
+def _freeze_parameters(model: nn.Module) -> Iterator[None]:
+    """Disable gradients of parameters: only those of outputs are needed."""
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, required in asked.items():
-            parameter.requires_grad_(required)
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)

@@ -1,11 +1,11 @@
-"""What a scheme answers: whether it applies, its ranks and exact cost, and the pressed layer."""
+"""A scheme: which layers a decomposition takes, its ranks and exact cost, and the pressed layer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
-from operator import index
-from typing import Any, ClassVar, Literal, Protocol
+from itertools import product
+from math import ceil
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,28 @@ from tensorpress.decompose.precision import to_working_precision
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.ranks import RankRule, check_ranks, parse_rank_rule, round_ranks
-from tensorpress.schemes import stages as chains
-from tensorpress.schemes.chain_builder import PressedLayer, balance_kernels, dense_layer, fill_chain
-from tensorpress.schemes.layer_spec import (
-    LayerSpec,
-    Sizes,
-    describe_layer,
-    kernel_to_weight,
-    spec_of,
-    weight_spec,
-    weight_to_kernel,
+from tensorpress.schemes.canonical_kernel import kernel_to_weight, layer_kernel
+from tensorpress.schemes.chain_builder import dense_layer
+from tensorpress.schemes.layer_spec import LayerSpec, Sizes, describe_layer, read_spec, weight_spec
+from tensorpress.schemes.options import Options, parse_option
+from tensorpress.schemes.parametrization import Factors
+from tensorpress.schemes.pressed_layer import (
+    Pressed,
+    copy_bias,
+    copy_requires_grad,
+    layer_factors,
+    pressed_form,
+    weight_shape,
 )
-from tensorpress.schemes.parametrization import Factors, Options
-from tensorpress.schemes.pressed_layer import Pressed, pressed_form, weight_shape
+from tensorpress.schemes.random_init import draw_factors, initial_std
 from tensorpress.schemes.rank_grid import COARSE, thin_grid
-from tensorpress.schemes.stages import Stage
+from tensorpress.schemes.stages import balance_kernels
+
+if TYPE_CHECKING:
+    from tensorpress.schemes.layer_plan import LayerPlan
 
 Ranks = int | float | str | Sequence[int] | RankRule
-"""What a user gives for ranks; see `tensorpress.ranks.parse_rank_rule`."""
-
-_MOST_STEPS, _EXACT = 100, 1e-9
-"""How often a draw is scaled at most, and how near to the deviation wanted is near enough."""
+"""What a user may say for ranks; see `tensorpress.ranks.parse_rank_rule`."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,26 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Factorized:
+    """Factors of a canonical kernel K, and ‖K − K̂‖ / ‖K‖ of the kernel that they stand for."""
+
+    factors: Sequence[Tensor]
+    relative_error: float
+
+
+@dataclass(frozen=True)
 class Scheme(ABC):
     """How a decomposition lives in a layer.
+
+    A layer is known by its `LayerSpec` and, where values matter, its canonical kernel (groups, out,
+    in, *kernel). Ranks are a tuple, in the order of the scheme's paper.
 
     Parameters
     ----------
     name : str
-        The name it goes by.
+        Name of the scheme.
     summary : str
-        One line on what it does, with its source.
+        One line on what the scheme does, with its source.
 
     Attributes
     ----------
@@ -63,15 +75,15 @@ class Scheme(ABC):
     parts : tuple of float
         How finely `candidates` divides the ranks.
     option_names : tuple of str
-        The fields that a plan may set for a layer. They have defaults, whose types are those of
+        Fields that a plan may set for a layer. They have defaults, whose types are those of
         plain data: bool, int, float, str or tuple of int.
     of_weight : bool
-        Whether it looks at a weight alone, so that it takes any layer that has one.
+        Whether the scheme looks at a weight alone, so that it takes any layer that has one.
     joint : bool
         Whether ranks and options of all layers are chosen together, by `allocate`, and not for
         each layer by a rank rule.
     shared : bool
-        Whether the layers of a plan hold their first factor in common. They are then decomposed
+        Whether the layers of a plan have their first factor in common. They are then decomposed
         together.
     """
 
@@ -107,15 +119,24 @@ class Scheme(ABC):
         for name in options:
             if name not in self.option_names:
                 raise unknown_name("key", name, ("ranks", "scheme", *self.option_names))
-        values = {n: _option(n, v, getattr(type(self), n)) for n, v in options.items()}
+        values = {n: parse_option(n, v, getattr(type(self), n)) for n, v in options.items()}
         return replace(self, **values) if values else self
 
     def read_entry(
         self, spec: LayerSpec, options: Mapping[str, Any], ranks: Ranks
     ) -> tuple["Scheme", Ranks]:
-        """Return the scheme with the options of a user's entry for a layer, and its ranks.
+        """Return the scheme with the options of a user's entry for a layer, and the layer's ranks.
 
-        Here is where an entry may be written shorter than a plan.
+        A scheme whose entries may be shorter than a plan completes them here.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+            The layer.
+        options : mapping of str to object
+            Options as the user wrote them.
+        ranks
+            Ranks as the user wrote them.
         """
         return self.with_options(options), ranks
 
@@ -124,19 +145,19 @@ class Scheme(ABC):
     ) -> dict[str, tuple["Scheme", Sizes]]:
         """Return options and ranks of layers that together have at most some parameters.
 
-        For `joint` schemes. Layers that are better left dense are left out.
+        Only a `joint` scheme has this method. Layers that are better dense are not in the result.
 
         Parameters
         ----------
         specs : mapping of str to LayerSpec
             The layers by name.
         params : int
-            Most parameters of their weights together, those left dense included.
+            Most parameters of all their weights together, dense ones included.
 
         Raises
         ------
         InvalidArgumentError
-            Where there are no so few.
+            If the layers cannot have so few.
         """
         raise NotImplementedError
 
@@ -148,13 +169,13 @@ class Scheme(ABC):
         InvalidArgumentError
             For a layer that cannot be pressed.
         """
-        return self.spec_of(layer) if self.of_weight else describe_layer(layer)
+        return self.read_spec(layer) if self.of_weight else describe_layer(layer)
 
-    def spec_of(self, layer: nn.Module) -> LayerSpec:
-        """Return what the scheme has to know of a layer, dense or pressed, whatever is about it."""
+    def read_spec(self, layer: nn.Module) -> LayerSpec:
+        """Return what the scheme has to know of a layer, dense or pressed, without any check."""
         if self.of_weight:
             return weight_spec(weight_shape(layer) or ())
-        return layer.spec if isinstance(layer, Pressed) else spec_of(layer)
+        return layer.spec if isinstance(layer, Pressed) else read_spec(layer)
 
     @abstractmethod
     def refusal(self, spec: LayerSpec) -> str | None:
@@ -189,24 +210,37 @@ class Scheme(ABC):
         """
         largest = self.largest_ranks(spec)
 
-        def up_to(number: int) -> Sizes:
-            capped = [min(number, most) for most in largest]
-            return self.attainable(spec, round_ranks(capped, largest, round_to))
+        def round_up(number: int) -> Sizes:
+            ranks = round_ranks([min(number, rank) for rank in largest], largest, round_to)
+            return self.attainable(spec, ranks)
 
-        return thin_grid(
-            up_to, lambda ranks: self.params(spec, ranks) < spec.params, max(largest), self.parts
+        def fits(ranks: Sizes) -> bool:
+            return self.params(spec, ranks) < spec.params
+
+        return thin_grid(round_up, fits, max(largest), self.parts)
+
+    def candidate_pairs(
+        self, spec: LayerSpec, parts: Sequence[float], round_to: int
+    ) -> list[Sizes]:
+        """Return `candidates` that combine parts of the first and of the second largest rank."""
+        sides = (
+            round_ranks([ceil(part * rank) for part in parts], [rank] * len(parts), round_to)
+            for rank in self.largest_ranks(spec)
         )
+        pairs = (pair for pair in set(product(*sides)) if self.attainable(spec, pair) == pair)
+        prices = sorted((self.params(spec, pair), pair) for pair in pairs)
+        return [pair for params, pair in prices if params < spec.params]
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
         """Return ‖K − K̂‖² / ‖K‖² of the layer pressed at each of some ranks.
 
-        From a spectrum where the scheme is an SVD, for tucker2 a close bound from above, for
-        others by decomposing, every time.
+        They come from a spectrum where the scheme is an SVD, for tucker2 they are a close bound
+        from above, and other schemes decompose once for each.
 
         Parameters
         ----------
         spec : LayerSpec
-            Of a layer that the scheme takes.
+            A layer that the scheme takes.
         kernel : Tensor
             Its canonical kernel in the working precision.
         candidates : sequence of tuple of int
@@ -226,15 +260,15 @@ class Scheme(ABC):
         weight = kernel_to_weight(kernel, spec)
         layer = dense_layer(spec, like=weight)
         layer.load_state_dict({"weight": weight}, strict=False)
-        found = []
+        errors = []
         for ranks in candidates:
-            pressed = self._signed(self.decompose(layer, spec, kernel, ranks, ()))
-            found.append(float((self.compose(pressed) - weight).square().sum()) / energy)
-        return found
+            pressed = self._record_options(self.decompose(layer, spec, kernel, ranks, ()))
+            errors.append(float((self.compose(pressed) - weight).square().sum()) / energy)
+        return errors
 
     @abstractmethod
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
-        """Return a spectrum a rank of a canonical kernel, or none where a rank is of no matrix."""
+        """Return one spectrum for each rank, or none where a rank is not that of a matrix."""
 
     @abstractmethod
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
@@ -242,25 +276,58 @@ class Scheme(ABC):
 
     @abstractmethod
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return the multiply-accumulates for one example with the given spatial sizes."""
+        """Return the multiply-accumulates of the pressed layer for one example.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+            The dense layer.
+        ranks : tuple of int
+            The ranks.
+        sizes : tuple of int
+            Spatial sizes of the input; for a Linear or an Embedding the positions of an example.
+        """
 
     def peak_values(self, spec: LayerSpec, ranks: Sizes) -> int:
         """Return the most values that the factors, or a step of composing them, take at once."""
         return self.params(spec, ranks)
 
     def shared_params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return how many of its parameters a layer holds in common with others of a plan."""
+        """Return how many parameters a layer has in common with other layers of a plan."""
         return 0
 
     def factor_name(self, number: int) -> str:
-        """Return what a factor of a rebuilt weight is called, for people."""
+        """Return the name of a factor of a rebuilt weight, for people."""
         return f"core{number}"
 
     @abstractmethod
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:
         """Return an uninitialized pressed layer, on the device and in the dtype of ``like``."""
 
-    @abstractmethod
+    def factorize(
+        self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
+    ) -> Factorized:
+        """Return the factors of a kernel, as `fill` copies them into a skeleton.
+
+        A scheme has this method or a `decompose` that does without.
+
+        Parameters
+        ----------
+        spec : LayerSpec
+            The dense layer.
+        kernel : Tensor
+            Its canonical kernel in the working precision.
+        ranks : tuple of int
+            Attainable ranks.
+        spectra : sequence of Spectrum
+            The result of `spectra`, or nothing where no rule needed it.
+        """
+        raise NotImplementedError
+
+    def fill(self, pressed: Pressed, factors: Sequence[Tensor]) -> None:
+        """Copy the factors of `factorize` into a skeleton, at scales that suit training."""
+        pressed.put_rank_factors(balance_kernels(factors))
+
     def decompose(
         self,
         layer: nn.Module,
@@ -271,12 +338,23 @@ class Scheme(ABC):
     ) -> nn.Module:
         """Return the pressed layer at checked ranks.
 
-        ``kernel`` is the layer's canonical kernel in the working precision, ``spectra`` are
-        those of `spectra`, or none where no rule needed them.
+        Parameters
+        ----------
+        layer : nn.Module
+            The dense layer, which gives dtype, device and bias.
+        spec, kernel, ranks, spectra
+            As for `factorize`.
         """
+        pressed = self.skeleton(spec, ranks, like=layer.get_parameter("weight").detach())
+        assert isinstance(pressed, Pressed)
+        factorized = self.factorize(spec, kernel, ranks, spectra)
+        self.fill(pressed, factorized.factors)
+        copy_bias(layer._parameters.get("bias"), pressed)
+        pressed.relative_error = factorized.relative_error
+        return pressed
 
     def compose(self, pressed: nn.Module) -> Tensor:
-        """Return the dense weight, as torch holds it, that a layer pressed by this stands for.
+        """Return the dense weight, as torch stores it, that a layer pressed by this stands for.
 
         Raises
         ------
@@ -303,7 +381,7 @@ class Scheme(ABC):
         check_ranks(ranks, self.largest_ranks(spec))
 
     def cost(self, layer: nn.Module | LayerSpec, ranks: Ranks, sizes: Sizes = ()) -> Cost:
-        """Return the exact cost of a layer pressed at given ranks, computing nothing heavy.
+        """Return the exact cost of a layer pressed at some ranks; nothing is decomposed.
 
         Parameters
         ----------
@@ -312,7 +390,7 @@ class Scheme(ABC):
         ranks
             As for `press_layer`.
         sizes : tuple of int
-            Spatial sizes of its input; for a Linear or an Embedding the positions of an example.
+            As for `macs`.
 
         Examples
         --------
@@ -330,7 +408,7 @@ class Scheme(ABC):
         return Cost(self.params(spec, chosen), self.macs(spec, chosen, sizes))
 
     def choose_ranks(self, layer: nn.Module | LayerSpec, ranks: Ranks) -> Sizes:
-        """Return the ranks that a rule chooses for a layer; a spectrum is all it may compute.
+        """Return the ranks that a rule chooses for a layer; at most spectra are computed.
 
         Examples
         --------
@@ -344,24 +422,22 @@ class Scheme(ABC):
         if rule.needs_spectra:
             if isinstance(layer, LayerSpec):
                 raise InvalidArgumentError(f"{ranks!r} needs the layer itself, not only its spec")
-            _check_values(layer)
-            kernel = _kernel(layer, spec)
+            kernel = _finite_kernel(layer, spec)
         return self._choose(spec, rule, kernel)[0]
 
     def press(self, layer: nn.Module, ranks: Ranks) -> nn.Module:
         """Return a layer pressed; see `press_layer`."""
         spec = self.describe(layer)
         self.check(spec)
-        _check_values(layer)
-        kernel = _kernel(layer, spec)
+        kernel = _finite_kernel(layer, spec)
         chosen, spectra = self._choose(spec, parse_rank_rule(ranks), kernel)
-        pressed = self._signed(self.decompose(layer, spec, kernel, chosen, spectra))
-        keep_gradients(pressed, layer)
+        pressed = self._record_options(self.decompose(layer, spec, kernel, chosen, spectra))
+        copy_requires_grad(layer, pressed)
         return pressed.train(layer.training)
 
     def build(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:
-        """Return the `skeleton` of a pressed layer, which tells the scheme's options."""
-        return self._signed(self.skeleton(spec, ranks, like=like))
+        """Return the `skeleton` of a pressed layer, with the scheme's options recorded in it."""
+        return self._record_options(self.skeleton(spec, ranks, like=like))
 
     def draw(
         self, spec: LayerSpec, ranks: Sizes, weight: Tensor, init: str, generator: torch.Generator
@@ -373,15 +449,15 @@ class Scheme(ABC):
         Parameters
         ----------
         spec : LayerSpec
-            The layer.
+            The dense layer.
         ranks : tuple of int
             Its ranks.
         weight : Tensor
             Gives shape, dtype and device.
         init : {"glorot", "kaiming"}
-            See `initial_std`.
+            As for `initial_std`.
         generator : torch.Generator
-            On the CPU.
+            Generator of the draw, on the CPU.
 
         Returns
         -------
@@ -390,26 +466,20 @@ class Scheme(ABC):
         """
         # In half precision a product of draws of deviation 1 might overflow.
         pressed = self.build(spec, ranks, like=torch.empty(0, dtype=torch.float64))
-        factors = layer_factors(pressed)
-        with torch.no_grad():
-            for factor in factors:
-                factor.copy_(torch.randn(factor.shape, generator=generator, device="cpu"))
-            for part in pressed.modules():
-                if isinstance(part, nn.Embedding) and part.padding_idx is not None:
-                    part.weight[part.padding_idx].zero_()
-            self._scale(pressed, initial_std(weight, init))
+        std = initial_std(weight, init)
+        draw_factors(pressed, lambda: self.compose(pressed), std, generator)
         buffers = (buffer.to(weight.device) for buffer in pressed.buffers())
-        return (*(factor.detach().to(weight) for factor in factors), *buffers)
+        return (*(factor.detach().to(weight) for factor in layer_factors(pressed)), *buffers)
 
     def decompose_together(
-        self, layers: Sequence["PlannedLayer"], weights: Sequence[Tensor]
+        self, layers: Sequence["LayerPlan"], weights: Sequence[Tensor]
     ) -> list[Factors]:
         """Return the factors of layers that share the first of them: for `shared` schemes."""
         raise NotImplementedError
 
     def draw_together(
         self,
-        layers: Sequence["PlannedLayer"],
+        layers: Sequence["LayerPlan"],
         weights: Sequence[Tensor],
         init: str,
         generators: Sequence[torch.Generator],
@@ -417,171 +487,29 @@ class Scheme(ABC):
         """Draw the factors of layers that share the first of them; see `draw`."""
         raise NotImplementedError
 
-    def _signed(self, pressed: nn.Module) -> nn.Module:
-        """Have a pressed layer tell its options."""
+    def _record_options(self, pressed: nn.Module) -> nn.Module:
         form = pressed_form(pressed)
         if form is not None and self.options:
             form.options = self.options
         return pressed
 
-    def _scale(self, pressed: nn.Module, rms: float) -> None:
-        """Multiply all factors by one number, so that the weight has a root mean square."""
-        factors = layer_factors(pressed)
-        for _ in range(_MOST_STEPS):
-            size = float(self.compose(pressed).square().mean().sqrt())
-            if size == 0 or abs(size / rms - 1) < _EXACT:
-                return
-            # Exact for a product of all factors; a sum of products gets nearer with every step.
-            for factor in factors:
-                factor.mul_((rms / size) ** (1 / len(factors)))
-
     def _choose(
         self, spec: LayerSpec, rule: RankRule, kernel: Tensor | None
     ) -> tuple[Sizes, tuple[Spectrum, ...]]:
+        """Return the ranks of a rule, and the spectra if the rule needed them."""
         spectra: tuple[Spectrum, ...] = ()
         if rule.needs_spectra and kernel is not None:
             spectra = self.spectra(spec, kernel)
-        largest = self.largest_ranks(spec)
-        chosen = rule.ranks(spectra, largest)
-        self.check_ranks(spec, chosen)
-        return self.attainable(spec, chosen), spectra
+        ranks = rule.ranks(spectra, self.largest_ranks(spec))
+        self.check_ranks(spec, ranks)
+        return self.attainable(spec, ranks), spectra
 
 
-class PlannedLayer(Protocol):
-    """What a scheme has to know of the plan of a layer; see `LayerPlan`."""
-
-    @property
-    def method(self) -> Scheme:
-        """The scheme with the layer's options."""
-
-    @property
-    def spec(self) -> LayerSpec:
-        """The dense layer."""
-
-    @property
-    def ranks(self) -> Sizes:
-        """The ranks."""
-
-
-@dataclass(frozen=True)
-class Factorized:
-    """Canonical kernels of a chain, and ‖K − K̂‖ / ‖K‖ of what they stand for."""
-
-    kernels: list[Tensor]
-    relative_error: float
-
-
-class LayerScheme(Scheme):
-    """A scheme whose pressed layer is a chain of stock layers: two pure functions and a matrix."""
-
-    @abstractmethod
-    def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
-        """Return the shapes of the chain."""
-
-    @abstractmethod
-    def factorize(
-        self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
-    ) -> Factorized:
-        """Return the kernels of the chain for a canonical kernel."""
-
-    def params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the parameters of the chain, its bias included."""
-        return chains.params(spec, self.stages(spec, ranks))
-
-    def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return the multiply-accumulates of the chain for one example."""
-        return chains.macs(spec, self.stages(spec, ranks), sizes)
-
-    def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PressedLayer:
-        """Return the chain uninitialized."""
-        return PressedLayer(
-            spec, self.stages(spec, ranks), scheme=self.name, ranks=ranks, like=like
-        )
-
-    def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return the squared relative errors of the chains' kernels."""
-        return [self.factorize(spec, kernel, r, ()).relative_error ** 2 for r in candidates]
-
-    def decompose(
-        self,
-        layer: nn.Module,
-        spec: LayerSpec,
-        kernel: Tensor,
-        ranks: Sizes,
-        spectra: Sequence[Spectrum],
-    ) -> PressedLayer:
-        """Return the chain for a layer: its values, dtype, device, bias and requires_grad."""
-        weight, bias = layer._parameters["weight"], layer._parameters.get("bias")
-        assert weight is not None
-        found = self.factorize(spec, kernel, ranks, spectra)
-        pressed = self.skeleton(spec, ranks, like=weight)
-        fill_chain(list(pressed), balance_kernels(found.kernels), bias)
-        pressed.relative_error = found.relative_error
-        return pressed
-
-
-def initial_std(weight: Tensor, init: str) -> float:
-    """Return the standard deviation that Glorot's or Kaiming's initializer gives a dense weight.
-
-    Parameters
-    ----------
-    weight : Tensor
-        (out, in, *kernel) or (out, in).
-    init : {"glorot", "kaiming"}
-        Glorot & Bengio (2010): √(2/(fan_in+fan_out)); He et al. (2015): √(2/fan_in).
-
-    Examples
-    --------
-    >>> initial_std(torch.empty(30, 50), "kaiming")
-    0.2
-    """
-    fan_out, fan_in = (weight.shape[axis] * weight[0, 0].numel() for axis in (0, 1))
-    return sqrt(2 / (fan_in + fan_out)) if init == "glorot" else sqrt(2 / fan_in)
-
-
-def _option(name: str, value: Any, default: Any) -> Any:
-    """Return a plain value as an option of the type of its default."""
-    if isinstance(default, tuple):
-        try:
-            sizes = tuple(index(size) for size in value if not isinstance(size, bool))
-            if len(sizes) == len(value) and min(sizes, default=1) >= 1:
-                return sizes
-        except TypeError:
-            pass
-        raise InvalidArgumentError(f"{name} are whole numbers of at least 1, not {value!r}")
-    if type(value) is not type(default):
-        raise InvalidArgumentError(f"{name} is of type {type(default).__name__}, and not {value!r}")
-    return value
-
-
-def _kernel(layer: nn.Module, spec: LayerSpec) -> Tensor:
-    """Return the canonical kernel of a dense layer in the working precision."""
-    weight = layer.get_parameter("weight").detach()
-    return to_working_precision(weight_to_kernel(weight, spec))
-
-
-def _check_values(layer: nn.Module) -> None:
+def _finite_kernel(layer: nn.Module, spec: LayerSpec) -> Tensor:
+    """Return the canonical kernel of a layer in the working precision; check the layer's values."""
     for name, parameter in layer.named_parameters(recurse=False):
         if parameter.is_meta:
             raise InvalidArgumentError(f"the layer's {name} is on the meta device: no values")
         if not bool(torch.isfinite(parameter).all()):
             raise InvalidArgumentError(f"the layer's {name} has NaN or infinite values")
-
-
-def layer_bias(pressed: nn.Module) -> nn.Parameter | None:
-    """Return the bias of a layer pressed in either form, where there is one."""
-    return pressed.held_bias() if isinstance(pressed, Pressed) else pressed._parameters.get("bias")
-
-
-def layer_factors(pressed: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a pressed layer but its bias."""
-    bias = layer_bias(pressed)
-    return [parameter for parameter in pressed.parameters() if parameter is not bias]
-
-
-def keep_gradients(pressed: nn.Module, layer: nn.Module) -> None:
-    """Require gradients of the factors as of the weight, and of the bias as of the bias."""
-    pressed.requires_grad_(layer.get_parameter("weight").requires_grad)
-    held, bias = layer_bias(pressed), layer._parameters.get("bias")
-    if held is not None and bias is not None:
-        held.requires_grad_(bias.requires_grad)
+    return to_working_precision(layer_kernel(layer, spec))

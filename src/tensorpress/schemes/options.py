@@ -1,0 +1,43 @@
+"""Options of a scheme: plain data that a plan may set for a layer."""
+
+from collections.abc import Mapping
+from operator import index
+from types import MappingProxyType
+from typing import Any
+
+from tensorpress.errors import InvalidArgumentError
+
+Options = Mapping[str, Any]
+"""Options of a scheme by name: plain data, that is numbers, words, yes or no, and tuples of int."""
+
+NO_OPTIONS: Options = MappingProxyType({})
+
+
+def parse_option(name: str, value: Any, default: Any) -> Any:
+    """Return plain data as an option of the type of its default, with a tuple for a list.
+
+    Parameters
+    ----------
+    name : str
+        The name of the option, for the error.
+    value
+        The value as a plan says it.
+    default : bool, int, float, str or tuple of int
+        The value that the option has where a plan says none.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the value is of another type.
+    """
+    if isinstance(default, tuple):
+        try:
+            sizes = tuple(index(size) for size in value if not isinstance(size, bool))
+            if len(sizes) == len(value) and min(sizes, default=1) >= 1:
+                return sizes
+        except TypeError:
+            pass
+        raise InvalidArgumentError(f"{name} are whole numbers of at least 1, not {value!r}")
+    if type(value) is not type(default):
+        raise InvalidArgumentError(f"{name} is of type {type(default).__name__}, and not {value!r}")
+    return value
