@@ -2,14 +2,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+CORE := .venv-core
+OLDEST := .venv-oldest
+OLDEST_PYTHON ?= python3.10
+OLDEST_TORCH ?= $(shell sed -n 's/^ *"torch>=\(.*\)",/\1/p' pyproject.toml)
 
-.PHONY: demo test lint mutants install
+.PHONY: demo test test-core test-oldest lint mutants install
 
 demo: install  ## Press LeNet-5 on embedded data, about two minutes.
 	$(BIN)/tensorpress demo --out demo
 
 test: install  ## Run the whole suite; tests on real data need TENSORPRESS_DATA.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-core: $(CORE)/ready  ## Tests of what can do with more packages, without them.
+	OMP_NUM_THREADS=1 $(CORE)/bin/pytest -n 2 -rs tests/checkpoints tests/cli tests/export tests/models tests/utils
+
+test-oldest: $(OLDEST)/ready  ## Tests with the least versions of pyproject.toml; PyTorch for CUDA is 5 GB.
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 tests/planning tests/schemes tests/codec tests/utils
 
 lint: install  ## Style and types.
 	$(BIN)/ruff check .
@@ -25,3 +35,15 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
+
+$(CORE)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . hypothesis pytest-xdist
+	touch $@
+
+$(OLDEST)/ready: pyproject.toml
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	sed -n 's/^ *"\([a-zA-Z0-9_-]*\)>=\([0-9.]*\)",$$/\1==\2/p' pyproject.toml \
+		| sed 's/^torch==.*/torch==$(OLDEST_TORCH)/' > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e . hypothesis pytest pytest-xdist
+	touch $@

@@ -133,10 +133,7 @@ class Recorder:
         self._coverage = coverage.Coverage(data_file=None, source=[str(package)])
         self._test = ""
         self.seconds: dict[str, float] = {}
-
-    def pytest_sessionstart(self) -> None:
-        """Note what imports run, of no test."""
-        self._coverage.start()
+        self._coverage.start()  # of no test yet: what imports run, those of conftest.py too
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:

@@ -28,7 +28,9 @@ from benchmarks.files.coding_table import coding_table
 from benchmarks.files.sweep_tables import variants_table
 from benchmarks.models.architectures_table import architectures_table, kept_table
 from benchmarks.models.schemes_table import schemes_table
+from benchmarks.speed.calibration import calibration_table
 from benchmarks.speed.planning_tables import budgets_table, inference_table, latency_budgets_table
+from benchmarks.speed.tt_conv_step import tt_conv_table
 
 from tensorpress.runs.recipe import read_recipe
 
@@ -54,6 +56,14 @@ SIZES = {
     "lenet5-1200": "MIRACLE 1,556 B, 0.96 %; its public implementation 1,140 B, 0.98 %",
     "lenet5-950": "MIRACLE's public implementation 1,140 B, 0.98 %",
     "resnet20-20x": "ADA-Tucker “12×” with coding, 9.03 %",
+}
+
+# Tensor trains of convolutions and linear layers.
+TRAINS = {
+    "conv-fc-tt": "82.87×, 10.6 % (dense 9.5 %)",
+    "conv-fc-tt-scratch": "",
+    "conv-fc-tt-naive": "worse than the proposed one",
+    "conv-fc-tt-naive-chain": "",
 }
 
 LARGEST = 500_000
@@ -88,6 +98,11 @@ def results_table() -> str:
 def sizes_table() -> str:
     """Return the table of networks trained for size."""
     return _rows(SIZES, "others")
+
+
+def trains_table() -> str:
+    """Return the table of the network of Garipov et al. as tensor trains."""
+    return _rows(TRAINS, "the paper")
 
 
 def _rows(known: dict[str, str], heading: str) -> str:
@@ -249,7 +264,7 @@ def _against(title: str, cases: dict[str, dict[str, float]]) -> list[str]:
 def seeds_table() -> str:
     """Return every file with its size and error."""
     rows = ["| file | bytes | test error % | validation error % |", "|---|--:|--:|--:|"]
-    for stem in (*PAPER, *SIZES, "clips3d-tucker2"):
+    for stem in (*PAPER, *SIZES, *TRAINS, "clips3d-tucker2"):
         rows += [
             f"| `results/{stem}/seed{m['seed']}/model.tpz` | {m['file']['bytes']:,} "
             f"| {m['file']['error']:.2f} | {m['file']['validation_error']:.2f} |"
@@ -273,6 +288,8 @@ TABLES = {
     "results": results_table,
     "sizes": sizes_table,
     "frontier": lambda: variants_table("lenet5-frontier"),
+    "trains": trains_table,
+    "tt_conv": tt_conv_table,
     "clips": clips_table,
     "training": training_table,
     "decompose": decompose_table,
@@ -291,6 +308,7 @@ TABLES = {
     "form_times": form_times_table,
     "full_width": full_width_table,
     "costs": costs_table,
+    "calibration": calibration_table,
     "characters": characters_table,
     "norms": lambda: variants_table("lenet5-norms"),
     "resnet20_forms": lambda: variants_table("resnet20-forms"),

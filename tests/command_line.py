@@ -26,5 +26,5 @@ def call(
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    said = capsys.readouterr()
-    return Outcome(code, said.out, said.err)
+    outcome = capsys.readouterr()
+    return Outcome(code, outcome.out, outcome.err)

@@ -29,6 +29,9 @@ def run_code(page: str, names: dict[str, Any]) -> None:
     """Run the Python blocks in one namespace; a text block after one is what it prints."""
     torch.manual_seed(0)
     found = blocks(page)
+    if any("export_onnx" in text for _, text in found):
+        pytest.importorskip("onnxscript", reason="the page writes ONNX files")
+        pytest.importorskip("onnxruntime", reason="the page runs ONNX files")
     for number, (language, text) in enumerate(found):
         if language != "python":
             continue
@@ -49,6 +52,24 @@ def test_code_prints_what_the_page_says(
         run_code(page, {})
 
 
+def test_the_code_of_the_page_on_compressing_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 40, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(40, 40, 3),
+        nn.Flatten(),
+        nn.Linear(160, 9),
+    )
+    monkeypatch.chdir(tmp_path)
+    data = torch.randn(6, 16, 4, 4, 4)
+    names = {"model": model, "batches": data[:4], "held_out": data[4:]}
+    run_code("docs/compress.md", {**names, "example_inputs": data[0, :1]})
+    assert (tmp_path / "small.tpz").exists()
+
+
 def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def factory() -> nn.Module:
         return nn.Sequential(
@@ -61,6 +82,7 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "model": factory(),
         "factory": factory,
         "loader": loader,
+        "batches": [x for x, _ in loader],
         "conv": nn.Conv2d(8, 8, 3),
         "example_inputs": torch.zeros(2, 4, 8, 8),
     }

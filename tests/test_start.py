@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tensorpress as tp
+from tensorpress.cli.app import COMMANDS
 
 HEAVY = ("torch", "numba", "plotly", "accelerate", "sklearn", "scipy", "huggingface_hub")
 
@@ -19,21 +20,29 @@ def run_python(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"]], ids=str)
-def test_the_command_line_is_there_without_torch(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "calls",
+    [[["--version"]], [["--help"], *([name, "--help"] for name in COMMANDS)]],
+    ids=["version", "help"],
+)
+def test_version_and_help_of_every_command_need_no_torch(calls: list[list[str]]) -> None:
     code = f"""
 import sys
 from tensorpress.cli import main
-sys.argv = ["tensorpress", *{words}]
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
-print("imported:", [name for name in {HEAVY} if name in sys.modules])
+for words in {calls}:
+    sys.argv = ["tensorpress", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+    imports = [name for name in {HEAVY} if name in sys.modules]
+    assert not imports, (words, imports)
 """
     out = run_python("-c", code)
-    assert "imported: []" in out
-    assert ("sweep" if words == ["--help"] else f"tensorpress {tp.__version__}") in out
+    if calls == [["--version"]]:
+        assert out == f"tensorpress {tp.__version__}\n"
+    else:
+        assert all(f"tensorpress {' '.join(words[:-1])}" in out for words in calls)
 
 
 def test_import_tensorpress_waits_for_nothing() -> None:

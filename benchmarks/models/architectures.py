@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import tensorpress as tp
-from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
+from tensorpress.export.onnx import export_onnx
+from tensorpress.export.onnx_check import check_onnx, relative_difference
 from tensorpress.measure import count_macs, count_params
 from tensorpress.utils.atomic_files import write_atomically
 

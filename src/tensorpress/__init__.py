@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from tensorpress.codec.inspect import inspect
     from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
     from tensorpress.codec.save_load import load, save
-    from tensorpress.export.onnx import check_onnx, export_onnx
+    from tensorpress.compress.compress import compress
+    from tensorpress.compress.fidelity import Fidelity, fidelity
+    from tensorpress.compress.result import CompressResult
+    from tensorpress.export.onnx import export_onnx
+    from tensorpress.export.onnx_check import check_onnx
     from tensorpress.measure import measure
     from tensorpress.models.loading import load_model
     from tensorpress.planning import LayerPlan, Plan, plan
@@ -50,6 +54,11 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [  # noqa: RUF022 - by task
+    # all in one call
+    "CompressResult",
+    "Fidelity",
+    "compress",
+    "fidelity",
     # plan
     "LayerPlan",
     "Plan",
@@ -94,6 +103,10 @@ __all__ = [  # noqa: RUF022 - by task
 ]
 
 _HOMES = {
+    "CompressResult": "tensorpress.compress.result",
+    "Fidelity": "tensorpress.compress.fidelity",
+    "compress": "tensorpress.compress.compress",
+    "fidelity": "tensorpress.compress.fidelity",
     "LayerPlan": "tensorpress.planning",
     "Plan": "tensorpress.planning",
     "plan": "tensorpress.planning",
@@ -112,7 +125,7 @@ _HOMES = {
     "EncodeResult": "tensorpress.quantize.encode",
     "StepQuantizer": "tensorpress.codec.quantizers",
     "UniformQuantizer": "tensorpress.codec.quantizers",
-    "check_onnx": "tensorpress.export.onnx",
+    "check_onnx": "tensorpress.export.onnx_check",
     "decode": "tensorpress.quantize.encode",
     "encode": "tensorpress.quantize.encode",
     "export_onnx": "tensorpress.export.onnx",

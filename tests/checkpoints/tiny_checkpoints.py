@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from tensorpress.models import torchvision_models
+from tensorpress.models.torchvision import mend_torchvision
 
 
 def transformers():
-    torchvision_models()  # transformers imports torchvision where it is installed
+    mend_torchvision()  # transformers imports torchvision where it is installed
     return pytest.importorskip("transformers")
 
 

@@ -49,30 +49,30 @@ def shell(
 
 
 @pytest.fixture
-def told(shell: Callable[..., Outcome]) -> Callable[..., Any]:
+def run_json(shell: Callable[..., Outcome]) -> Callable[..., Any]:
     """Calls a command that must succeed, and returns its JSON."""
 
-    def told(*words: object) -> Any:
-        said = shell(*words, "--json")
-        assert said.code == 0, said.err
-        return json.loads(said.out)
+    def run_json(*words: object) -> Any:
+        outcome = shell(*words, "--json")
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)
 
-    return told
+    return run_json
 
 
 @pytest.fixture
-def refused(shell: Callable[..., Outcome]) -> Callable[..., str]:
+def fails(shell: Callable[..., Outcome]) -> Callable[..., str]:
     """Calls a command that must fail with a message and nothing else, and returns it."""
 
-    def refused(*words: object) -> str:
-        said = shell(*words)
-        assert said.code == 1
-        assert said.out == ""
-        assert "Traceback" not in said.err
-        [message] = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    def fails(*words: object) -> str:
+        outcome = shell(*words)
+        assert outcome.code == 1
+        assert outcome.out == ""
+        assert "Traceback" not in outcome.err
+        [message] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
         return message
 
-    return refused
+    return fails
 
 
 @pytest.fixture

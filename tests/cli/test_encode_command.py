@@ -12,8 +12,8 @@ from tensorpress.models.zoo import build, network, save_weights
 from tensorpress.models.zoo.splits import load_splits
 
 Shell = Callable[..., Outcome]
-Told = Callable[..., Any]
-Refused = Callable[..., str]
+RunJson = Callable[..., Any]
+Fails = Callable[..., str]
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "m.safetensors"
 
 
-def test_there_and_back(told: Told, weights: Path, tmp_path: Path) -> None:
-    done = told("encode", "m.safetensors", "--bits", "5")
+def test_there_and_back(run_json: RunJson, weights: Path, tmp_path: Path) -> None:
+    done = run_json("encode", "m.safetensors", "--bits", "5")
     assert done["file"] == "m.tpz"
     assert done["bytes"] == (tmp_path / "m.tpz").stat().st_size
     assert done["bits_per_value"] <= 5
-    back = told("decode", "m.tpz", "--out", "back.safetensors")
+    back = run_json("decode", "m.tpz", "--out", "back.safetensors")
     assert (back["tensors"], back["values"]) == (2, 1240)
     dense, decoded = load_file(weights), load_file(tmp_path / "back.safetensors")
     lost = (decoded["w"] - dense["w"]).norm() / dense["w"].norm()
@@ -36,31 +36,31 @@ def test_there_and_back(told: Told, weights: Path, tmp_path: Path) -> None:
 
 
 def test_tables_for_people(shell: Shell, weights: Path) -> None:
-    said = shell("encode", "m.safetensors", "--size", "0.7kB", "--out", "small.tpz")
-    assert said.code == 0
-    assert "40×30" in said.out or "40x30" in said.out
-    assert "small.tpz: " in said.out
+    outcome = shell("encode", "m.safetensors", "--size", "0.7kB", "--out", "small.tpz")
+    assert outcome.code == 0
+    assert "40×30" in outcome.out or "40x30" in outcome.out
+    assert "small.tpz: " in outcome.out
     assert "2 tensors, 1,240 values" in shell("decode", "small.tpz").out
 
 
-def test_a_network_of_the_zoo_loads_without_a_model(told: Told, tmp_path: Path) -> None:
+def test_a_network_of_the_zoo_loads_without_a_model(run_json: RunJson, tmp_path: Path) -> None:
     net = build("lenet300100")
     with torch.no_grad():
         net.ip1.weight.zero_()  # its coding would take a second
     save_weights(net, tmp_path / "w.safetensors")
     model = ("--model", "lenet300100", "--weights", "w.safetensors")
-    told("encode", *model, "--target-error", "0.2", "--out", "l.tpz")
+    run_json("encode", *model, "--target-error", "0.2", "--out", "l.tpz")
     assert type(tp.load(tmp_path / "l.tpz")).__name__ == "LeNet300100"
 
 
-def test_calibration_by_the_images_of_a_data_set(told: Told, tmp_path: Path) -> None:
+def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Path) -> None:
     net = build("lenet5")
     with torch.no_grad():
         net.ip1.weight[20:].zero_()  # its coding would take seconds
     save_weights(net, tmp_path / "w.safetensors")
     model = ("--model", "lenet5", "--weights", "w.safetensors", "--size", "9kB")
-    told("encode", *model, "--out", "blind.tpz")
-    told("encode", *model, "--calibrate", "digits", "--out", "seen.tpz")
+    run_json("encode", *model, "--out", "blind.tpz")
+    run_json("encode", *model, "--calibrate", "digits", "--out", "seen.tpz")
     images = network("lenet5").preprocess(load_splits(network("lenet5"), "digits").test.images)
     expected = net(images)
     blind, seen = (
@@ -93,11 +93,11 @@ def test_calibration_by_the_images_of_a_data_set(told: Told, tmp_path: Path) -> 
     ],
 )
 def test_what_cannot_be_done(
-    refused: Refused, weights: Path, words: tuple[str, ...], message: str
+    fails: Fails, weights: Path, words: tuple[str, ...], message: str
 ) -> None:
-    assert message in refused(*words)
+    assert message in fails(*words)
 
 
-def test_a_file_that_is_no_safetensors(refused: Refused, tmp_path: Path) -> None:
+def test_a_file_that_is_no_safetensors(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    assert "not a complete safetensors" in refused("encode", "x.safetensors", "--bits", "2")
+    assert "not a complete safetensors" in fails("encode", "x.safetensors", "--bits", "2")

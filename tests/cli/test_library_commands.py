@@ -19,8 +19,8 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
     def record(recipe: Any, folder: Path, **_: Any) -> None:
         runs.append((recipe.title, folder))
 
-    monkeypatch.setattr("tensorpress.cli.run.run", record)
-    monkeypatch.setattr("tensorpress.cli.run._show", lambda *_: None)
+    monkeypatch.setattr("tensorpress.runs.run.run", record)
+    monkeypatch.setattr("tensorpress.cli.run._print_result", lambda *_: None)
     return runs
 
 
@@ -34,12 +34,12 @@ def test_a_recipe_is_run_by_its_name(
 
 
 @pytest.mark.parametrize(("command", "kind"), [("run", "recipe"), ("sweep", "sweep")])
-def test_unknown_names_are_refused(refused: Callable[..., str], command: str, kind: str) -> None:
-    assert f"unknown {kind} 'lenet6'" in refused(command, "lenet6")
+def test_unknown_names_are_refused(fails: Callable[..., str], command: str, kind: str) -> None:
+    assert f"unknown {kind} 'lenet6'" in fails(command, "lenet6")
 
 
-def test_recipes_and_sweeps_are_listed_outside_the_repository(told: Callable[..., Any]) -> None:
-    kinds = told("list")
+def test_recipes_and_sweeps_are_listed_outside_the_repository(run_json: Callable[..., Any]) -> None:
+    kinds = run_json("list")
     assert kinds["recipes"]["lenet5-ada"] == "LeNet-5 on MNIST, ADA-Tucker"
     assert kinds["sweeps"]["resnet20-forms"] == "variants of resnet20-20x"
 
@@ -50,7 +50,9 @@ def test_help_of_a_command_is_that_of_its_module(
 ) -> None:
     module, name = COMMANDS[command][0].split(":")
     function = getattr(import_module(f"tensorpress.cli.{module}"), name)
-    said = shell(command, "--help")
-    assert said.code == 0
-    assert " ".join((function.__doc__ or "").split("\n")[0].split()) in " ".join(said.out.split())
-    assert f"tensorpress {command}" in said.out
+    outcome = shell(command, "--help")
+    assert outcome.code == 0
+    assert " ".join((function.__doc__ or "").split("\n")[0].split()) in " ".join(
+        outcome.out.split()
+    )
+    assert f"tensorpress {command}" in outcome.out

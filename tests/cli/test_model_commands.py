@@ -13,8 +13,8 @@ from tensorpress.measure import count_macs
 from tensorpress.models.zoo import build, save_weights
 
 Shell = Callable[..., Outcome]
-Told = Callable[..., Any]
-Refused = Callable[..., str]
+RunJson = Callable[..., Any]
+Fails = Callable[..., str]
 
 SVD = ("--scheme", "channel_svd", "--ranks", "0.1")
 
@@ -26,22 +26,22 @@ def pressed(shell: Shell, tmp_path: Path) -> Path:
     return tmp_path / "pressed"
 
 
-def test_costs_of_a_model(told: Told, shell: Shell) -> None:
-    found = told("eval", "--model", "lenet5")
+def test_costs_of_a_model(run_json: RunJson, shell: Shell) -> None:
+    result = run_json("eval", "--model", "lenet5")
     lenet = build("lenet5")
-    assert found["params"] == 431_080
-    assert found["macs"] == count_macs(lenet, [torch.zeros(1, 1, 28, 28)])
-    assert found["latency_ms"] > 0
-    assert set(told("eval", "--model", "small_nets:net")) == {"model", "params", "bytes"}
+    assert result["params"] == 431_080
+    assert result["macs"] == count_macs(lenet, [torch.zeros(1, 1, 28, 28)])
+    assert result["latency_ms"] > 0
+    assert set(run_json("eval", "--model", "small_nets:net")) == {"model", "params", "bytes"}
     assert "say what it takes by --input" in shell("eval", "--model", "small_nets:net").out
 
 
-def test_error_of_a_pressed_folder_is_that_of_the_model(told: Told, pressed: Path) -> None:
-    found = told("eval", pressed, "--data", "digits")
-    assert found["examples"] == 596
-    assert found["preprocess"] == {"scale": 256, "mean": [0.0], "std": [1.0]}
-    assert 80 < found["error"] < 100  # the weights are random
-    assert found["params"] < 60_000
+def test_error_of_a_pressed_folder_is_that_of_the_model(run_json: RunJson, pressed: Path) -> None:
+    result = run_json("eval", pressed, "--data", "digits")
+    assert result["examples"] == 596
+    assert result["preprocess"] == {"scale": 256, "mean": [0.0], "std": [1.0]}
+    assert 80 < result["error"] < 100  # the weights are random
+    assert result["params"] < 60_000
 
 
 def test_other_models_get_images_at_their_size_and_it_is_said(shell: Shell, tmp_path: Path) -> None:
@@ -50,25 +50,25 @@ def test_other_models_get_images_at_their_size_and_it_is_said(shell: Shell, tmp_
         "def net():\n"
         "    return nn.Sequential(nn.Conv2d(1, 4, 9), nn.Flatten(), nn.Linear(64, 10))\n"
     )
-    said = shell("eval", "--model", "grey:net", "--input", "1x1x12x12", "--data", "digits")
-    assert said.code == 0
-    assert "on 596 test images of digits, pixels over 255, minus 0, over 1" in said.out
+    outcome = shell("eval", "--model", "grey:net", "--input", "1x1x12x12", "--data", "digits")
+    assert outcome.code == 0
+    assert "on 596 test images of digits, pixels over 255, minus 0, over 1" in outcome.out
 
 
-def test_data_that_does_not_fit_is_refused(refused: Refused) -> None:
+def test_data_that_does_not_fit_is_refused(fails: Fails) -> None:
     net = ("eval", "--model", "small_nets:net", "--input", "1x3x8x8")
-    assert "(1×8×8, classes: 10) does not fit small_nets:net (3×8×8, classes: 10)" in refused(
+    assert "(1×8×8, classes: 10) does not fit small_nets:net (3×8×8, classes: 10)" in fails(
         *net, "--data", "digits"
     )
-    assert "unknown data set 'digit'" in refused(*net, "--data", "digit")
-    assert "unknown inputs" in refused("eval", "--model", "small_nets:net", "--data", "digits")
+    assert "unknown data set 'digit'" in fails(*net, "--data", "digit")
+    assert "unknown inputs" in fails("eval", "--model", "small_nets:net", "--data", "digits")
     tokens = ("eval", "--model", "small_nets:tokens", "--input", "1x5:int64", "--data", "digits")
-    assert "classes: unknown" in refused(*tokens)
+    assert "classes: unknown" in fails(*tokens)
 
 
-def test_layers_of_a_model_and_why_some_cannot_be_pressed(told: Told, shell: Shell) -> None:
-    found = told("inspect", "--model", "small_nets:only_dry", "--input", "1x3x8x8")
-    layers = {layer["name"]: layer for layer in found["layers"]}
+def test_layers_of_a_model_and_why_some_cannot_be_pressed(run_json: RunJson, shell: Shell) -> None:
+    result = run_json("inspect", "--model", "small_nets:only_dry", "--input", "1x3x8x8")
+    layers = {layer["name"]: layer for layer in result["layers"]}
     assert list(layers) == ["0", "2", "6"]
     assert layers["0"]["macs"] == 8 * 3 * 9 * 64
     assert layers["6"] | {"schemes": []} == {
@@ -77,13 +77,13 @@ def test_layers_of_a_model_and_why_some_cannot_be_pressed(told: Told, shell: She
     }
     assert "channel_svd" in layers["6"]["schemes"]
     assert "spatial_svd" not in layers["6"]["schemes"]
-    assert found["macs"] == sum(layer["macs"] for layer in layers.values())
-    said = shell("inspect", "--model", "small_nets:tokens")
-    assert "Embedding" in said.out
-    assert "1,800 parameters" in said.out
+    assert result["macs"] == sum(layer["macs"] for layer in layers.values())
+    outcome = shell("inspect", "--model", "small_nets:tokens")
+    assert "Embedding" in outcome.out
+    assert "1,800 parameters" in outcome.out
 
 
-def test_layers_that_are_tied_are_told(shell: Shell, told: Told, tmp_path: Path) -> None:
+def test_layers_that_are_tied_are_told(shell: Shell, run_json: RunJson, tmp_path: Path) -> None:
     (tmp_path / "tied.py").write_text(
         "from torch import nn\n"
         "def net():\n"
@@ -91,65 +91,65 @@ def test_layers_that_are_tied_are_told(shell: Shell, told: Told, tmp_path: Path)
         "    model[1].weight = model[0].weight\n"
         "    return model\n"
     )
-    found = told("inspect", "--model", "tied:net")
-    assert [layer["schemes"] for layer in found["layers"]] == [[], []]
-    said = shell("inspect", "--model", "tied:net")
-    assert "its weight is tied to" in said.out
+    result = run_json("inspect", "--model", "tied:net")
+    assert [layer["schemes"] for layer in result["layers"]] == [[], []]
+    outcome = shell("inspect", "--model", "tied:net")
+    assert "its weight is tied to" in outcome.out
 
 
-def test_what_is_in_a_pressed_folder(told: Told, shell: Shell, pressed: Path) -> None:
-    found = told("inspect", pressed)
-    assert found["plan"]["layers"].keys() == {"ip1", "ip2", "ip3"}
-    assert found["files"]["model.safetensors"] > 4 * found["plan"]["params"]
+def test_what_is_in_a_pressed_folder(run_json: RunJson, shell: Shell, pressed: Path) -> None:
+    result = run_json("inspect", pressed)
+    assert result["plan"]["layers"].keys() == {"ip1", "ip2", "ip3"}
+    assert result["files"]["model.safetensors"] > 4 * result["plan"]["params"]
     assert "channel_svd" in shell("inspect", pressed).out
 
 
 def test_a_file_of_ones_own_model_needs_the_model(
-    told: Told, refused: Refused, tmp_path: Path, dense: nn.Module
+    run_json: RunJson, fails: Fails, tmp_path: Path, dense: nn.Module
 ) -> None:
     tp.save(dense, tmp_path / "own.tpz")
-    assert "say by --model how it is built" in refused("eval", "own.tpz")
-    found = told("eval", "own.tpz", "--model", "small_nets:net", "--input", "2x3x8x8")
-    assert (found["params"], found["batch"]) == (2_042, 2)
+    assert "say by --model how it is built" in fails("eval", "own.tpz")
+    result = run_json("eval", "own.tpz", "--model", "small_nets:net", "--input", "2x3x8x8")
+    assert (result["params"], result["batch"]) == (2_042, 2)
 
 
 def test_a_folder_does_not_choose_code_to_run(
-    shell: Shell, told: Told, refused: Refused, tmp_path: Path
+    shell: Shell, run_json: RunJson, fails: Fails, tmp_path: Path
 ) -> None:
     words = ("press", "--model", "small_nets:net", *SVD, "--out", "pressed")
     assert shell(*words).code == 0
     assert json.loads((tmp_path / "pressed" / "origin.json").read_text()) == {
         "model": "small_nets:net"
     }
-    assert "say it by --model small_nets:net" in refused("eval", "pressed")
-    assert told("eval", "pressed", "--model", "small_nets:net")["params"] > 0
+    assert "say it by --model small_nets:net" in fails("eval", "pressed")
+    assert run_json("eval", "pressed", "--model", "small_nets:net")["params"] > 0
 
 
 def test_export_and_its_difference(
-    told: Told, shell: Shell, refused: Refused, pressed: Path
+    run_json: RunJson, shell: Shell, fails: Fails, pressed: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    found = told("export", pressed, "--onnx", "net.onnx")
-    assert found["difference"] < 1e-5
-    assert found["any_batch"]
-    assert Path("net.onnx").stat().st_size == found["bytes"]
-    said = shell("export", "--model", "small_nets:net", "--input", "1x3x8x8", "--onnx", "b.onnx")
-    assert "b.onnx: " in said.out
-    assert "largest difference from the model in onnxruntime" in said.out
+    result = run_json("export", pressed, "--onnx", "net.onnx")
+    assert result["difference"] < 1e-5
+    assert result["any_batch"]
+    assert Path("net.onnx").stat().st_size == result["bytes"]
+    outcome = shell("export", "--model", "small_nets:net", "--input", "1x3x8x8", "--onnx", "b.onnx")
+    assert "b.onnx: " in outcome.out
+    assert "largest difference from the model in onnxruntime" in outcome.out
     words = ("export", "--model", "small_nets:net", "--onnx", "c.onnx")
-    assert "nobody knows which inputs small_nets:net takes" in refused(*words)
-    assert "input 1x9: layer '0' (Conv2d, weight 8x3x3x3)" in refused(*words, "--input", "1x9")
-    assert "cannot be written" in refused(*words[:-1], "no/c.onnx", "--input", "1x3x8x8")
+    assert "nobody knows which inputs small_nets:net takes" in fails(*words)
+    assert "input 1x9: layer '0' (Conv2d, weight 8x3x3x3)" in fails(*words, "--input", "1x9")
+    assert "cannot be written" in fails(*words[:-1], "no/c.onnx", "--input", "1x3x8x8")
 
 
 @pytest.mark.parametrize("command", ["eval", "inspect"])
-def test_a_subject_is_needed(refused: Refused, command: str, tmp_path: Path) -> None:
-    assert "--model" in refused(command)
+def test_a_subject_is_needed(fails: Fails, command: str, tmp_path: Path) -> None:
+    assert "--model" in fails(command)
     (tmp_path / "empty").mkdir()
-    assert "empty" in refused(command, "empty")
+    assert "empty" in fails(command, "empty")
 
 
-def test_weights_are_of_a_model_by_name_only(refused: Refused, pressed: Path) -> None:
+def test_weights_are_of_a_model_by_name_only(fails: Fails, pressed: Path) -> None:
     save_weights(build("lenet300100"), "w.safetensors")
-    assert "has weights of its own" in refused("eval", pressed, "--weights", "w.safetensors")
+    assert "has weights of its own" in fails("eval", pressed, "--weights", "w.safetensors")

@@ -8,7 +8,7 @@ from torch import nn
 
 import tensorpress as tp
 from command_line import Outcome
-from tensorpress.cli.options import parse_overrides
+from tensorpress.cli.plan_arguments import parse_overrides
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.zoo import build, save_weights
@@ -16,17 +16,17 @@ from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scored, Scores
 
 Shell = Callable[..., Outcome]
-Told = Callable[..., Any]
-Refused = Callable[..., str]
+RunJson = Callable[..., Any]
+Fails = Callable[..., str]
 
 NET = ("plan", "--model", "small_nets:net", "--input", "1x3x8x8")
 
 
-def test_a_plan_is_the_one_of_the_library(told: Told, dense: nn.Module) -> None:
-    found = told(*NET, "--scheme", "tucker2", "--ranks", "0.5", "--round-to", "2")
+def test_a_plan_is_the_one_of_the_library(run_json: RunJson, dense: nn.Module) -> None:
+    result = run_json(*NET, "--scheme", "tucker2", "--ranks", "0.5", "--round-to", "2")
     expected = tp.plan(dense, torch.zeros(1, 3, 8, 8), scheme="tucker2", ranks=0.5, round_to=2)
-    assert found["id"] == expected.id
-    assert (found["params"], found["macs"]) == (expected.params, expected.macs)
+    assert result["id"] == expected.id
+    assert (result["params"], result["macs"]) == (expected.params, expected.macs)
 
 
 @pytest.mark.parametrize(
@@ -39,95 +39,97 @@ def test_a_plan_is_the_one_of_the_library(told: Told, dense: nn.Module) -> None:
         ),
     ],
 )
-def test_ranks_and_patterns(told: Told, dense: nn.Module, words: list[str], options: Any) -> None:
-    found = told(*NET, *words)
+def test_ranks_and_patterns(
+    run_json: RunJson, dense: nn.Module, words: list[str], options: Any
+) -> None:
+    result = run_json(*NET, *words)
     expected = tp.plan(dense, scheme="tucker2", targets=["2"], **options)
-    assert found["layers"].keys() == {"2"}
-    assert found["id"] == expected.id
+    assert result["layers"].keys() == {"2"}
+    assert result["id"] == expected.id
 
 
-def test_overrides_and_several_schemes(told: Told) -> None:
-    found = told(
+def test_overrides_and_several_schemes(run_json: RunJson) -> None:
+    result = run_json(
         *(*NET, "--scheme", "tucker2,spatial_svd", "--budget", "params=70%"),
         *("--override", '"6": {scheme: channel_svd, ranks: 3}'),
     )
-    assert found["layers"]["6"]["scheme"] == "channel_svd"
-    assert found["layers"]["6"]["ranks"] == [3]
-    assert {found["layers"][name]["scheme"] for name in found["layers"] if name != "6"} <= {
+    assert result["layers"]["6"]["scheme"] == "channel_svd"
+    assert result["layers"]["6"]["ranks"] == [3]
+    assert {result["layers"][name]["scheme"] for name in result["layers"] if name != "6"} <= {
         "tucker2",
         "spatial_svd",
     }
 
 
 def test_the_table_shows_layers_totals_and_reasons(shell: Shell) -> None:
-    said = shell(*NET, "--scheme", "channel_svd", "--ranks", "0.5", "--skip", "0")
-    assert said.code == 0
-    assert "16×8×3×3" in said.out
-    assert "kept dense: 0 (skipped by '0')" in said.out
-    assert "parameters" in said.out
-    assert "MACs" in said.out
-    assert max(map(len, said.out.splitlines())) <= 80
+    outcome = shell(*NET, "--scheme", "channel_svd", "--ranks", "0.5", "--skip", "0")
+    assert outcome.code == 0
+    assert "16×8×3×3" in outcome.out
+    assert "kept dense: 0 (skipped by '0')" in outcome.out
+    assert "parameters" in outcome.out
+    assert "MACs" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
 
 
 def test_a_core_that_layers_share_is_told(shell: Shell) -> None:
     words = ("--scheme", "scada_tucker", "--budget", "params=5000")
-    said = shell("plan", "--model", "lenet300100", *words)
-    assert "and a core 8×8×7×7 that layers share" in said.out
+    outcome = shell("plan", "--model", "lenet300100", *words)
+    assert "and a core 8×8×7×7 that layers share" in outcome.out
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
-def test_a_plan_is_written_and_read_again(told: Told, tmp_path: Path, suffix: str) -> None:
+def test_a_plan_is_written_and_read_again(run_json: RunJson, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"plan.{suffix}"
-    found = told(*NET, "--budget", "macs=60%", "--out", file)
-    assert Plan.read(file).id == found["id"]
+    result = run_json(*NET, "--budget", "macs=60%", "--out", file)
+    assert Plan.read(file).id == result["id"]
 
 
-def test_the_model_is_not_loaded_where_no_weight_matters(told: Told, refused: Refused) -> None:
+def test_the_model_is_not_loaded_where_no_weight_matters(run_json: RunJson, fails: Fails) -> None:
     dry = ("plan", "--model", "small_nets:only_dry", "--input", "1x3x8x8")
-    assert told(*dry, "--scheme", "tucker2", "--ranks", "0.5")["macs"] > 0
+    assert run_json(*dry, "--scheme", "tucker2", "--ranks", "0.5")["macs"] > 0
     uniform = ("--budget", "params=60%", "--allocation", "uniform", "--scheme", "tucker2")
-    assert told(*dry, *uniform)["params"] > 0
-    assert "it was loaded" in refused(*dry, "--scheme", "tucker2", "--ranks", "energy:0.9")
-    assert "it was loaded" in refused(*dry, "--budget", "params=60%")
+    assert run_json(*dry, *uniform)["params"] > 0
+    assert "it was loaded" in fails(*dry, "--scheme", "tucker2", "--ranks", "energy:0.9")
+    assert "it was loaded" in fails(*dry, "--budget", "params=60%")
 
 
-def test_a_model_that_looks_at_its_values_is_loaded(told: Told) -> None:
+def test_a_model_that_looks_at_its_values_is_loaded(run_json: RunJson) -> None:
     words = ("--input", "1x3x8x8", "--scheme", "tucker2", "--ranks", "0.5")
-    assert told("plan", "--model", "small_nets:looking", *words)["macs"] > 0
+    assert run_json("plan", "--model", "small_nets:looking", *words)["macs"] > 0
 
 
-def test_without_inputs_macs_are_unknown(told: Told) -> None:
-    found = told("plan", "--model", "small_nets:net", "--scheme", "tucker2", "--ranks", "0.5")
-    assert "macs" not in found
+def test_without_inputs_macs_are_unknown(run_json: RunJson) -> None:
+    result = run_json("plan", "--model", "small_nets:net", "--scheme", "tucker2", "--ranks", "0.5")
+    assert "macs" not in result
 
 
 def test_rules_see_the_weights_of_the_file(
-    told: Told, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run_json: RunJson, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trained = build("lenet300100")
     with torch.no_grad():
         trained.ip1.weight.copy_(torch.outer(torch.ones(300), torch.arange(784.0)))
     save_weights(trained, tmp_path / "w.safetensors")
     words = ("plan", "--model", "lenet300100", "--scheme", "channel_svd", "--ranks", "energy:0.99")
-    found = told(*words, "--weights", "w.safetensors", "--targets", "ip1")
-    assert found["layers"]["ip1"]["ranks"] == [1]
+    result = run_json(*words, "--weights", "w.safetensors", "--targets", "ip1")
+    assert result["layers"]["ip1"]["ranks"] == [1]
     assert "random weights" not in caplog.text
-    told(*words[:-1], "energy:0.5")
+    run_json(*words[:-1], "energy:0.5")
     assert "lenet300100 has random weights" in caplog.text
 
 
-def test_scores_spread_a_budget(told: Told, tmp_path: Path) -> None:
+def test_scores_spread_a_budget(run_json: RunJson, tmp_path: Path) -> None:
     scored = {
         name: (Scored("channel_svd", (2,), loss, True),)
         for name, loss in (("0", 9.0), ("2", 0.1), ("6", 9.0))
     }
     Scores("loss", 1.0, scored).save(tmp_path / "scores.json")
     words = ("--scheme", "channel_svd", "--allocation", "scores.json", "--budget", "params=80%")
-    assert told(*NET, *words)["layers"].keys() == {"2"}
+    assert run_json(*NET, *words)["layers"].keys() == {"2"}
 
 
 def test_a_folder_of_transformers_is_read_tensor_by_tensor(
-    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_json: RunJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
     transformers = transformers_library()
@@ -138,9 +140,9 @@ def test_a_folder_of_transformers_is_read_tensor_by_tensor(
     model.save_pretrained(tmp_path / "bert")
     monkeypatch.setattr("tensorpress.cli.model_source.load_by_name", None)
     words = ("--scheme", "channel_svd", "--ranks", "energy:0.6", "--targets", "encoder.*")
-    found = told("plan", "--model", tmp_path / "bert", *words)
+    result = run_json("plan", "--model", tmp_path / "bert", *words)
     expected = tp.plan(model, scheme="channel_svd", ranks="energy:0.6", targets=["encoder.*"])
-    assert found["id"] == expected.id
+    assert result["id"] == expected.id
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_a_folder_of_transformers_is_read_tensor_by_tensor(
         (["--out", "nowhere/plan.yaml", "--ranks", "0.5"], "nowhere/plan.yaml cannot be written"),
     ],
 )
-def test_what_a_user_can_get_wrong(refused: Refused, words: list[str], message: str) -> None:
+def test_what_a_user_can_get_wrong(fails: Fails, words: list[str], message: str) -> None:
     given = dict(zip(words[::2], words[1::2], strict=True))
     usual = {"--model": "small_nets:net", "--input": "1x3x8x8", "--scheme": "channel_svd"}
     if "--budget" not in given:
@@ -178,11 +180,11 @@ def test_what_a_user_can_get_wrong(refused: Refused, words: list[str], message: 
         usual["--ranks"] = "evbmf"
         del usual["--input"]
     all_words = [word for pair in (usual | given).items() for word in pair]
-    assert message in refused("plan", *all_words)
+    assert message in fails("plan", *all_words)
 
 
 def test_a_pattern_of_an_override_may_be_anything() -> None:
-    found = parse_overrides(["*.a: {ranks: 3}", "re:x.*: {scheme: cp}", "'q r': {}"])
-    assert list(found) == ["*.a", "re:x.*", "q r"]
+    result = parse_overrides(["*.a: {ranks: 3}", "re:x.*: {scheme: cp}", "'q r': {}"])
+    assert list(result) == ["*.a", "re:x.*", "q r"]
     with pytest.raises(InvalidArgumentError, match="expected PATTERN"):
         parse_overrides(["a: 3"])

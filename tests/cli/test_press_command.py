@@ -1,7 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,14 +11,16 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome
 from tensorpress.checkpoints import load_checkpoint
+from tensorpress.cli.press import Reconstruct
 from tensorpress.data import load
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.zoo import build, network, save_weights
 from tensorpress.planning.plan import Plan
+from tensorpress.reconstruct import layerwise
 
 Shell = Callable[..., Outcome]
-Told = Callable[..., Any]
-Refused = Callable[..., str]
+RunJson = Callable[..., Any]
+Fails = Callable[..., str]
 
 LENET = ("--model", "lenet300100", "--weights", "w.safetensors")
 SVD = ("--scheme", "channel_svd", "--ranks", "0.1")
@@ -40,41 +42,41 @@ def images() -> torch.Tensor:
 
 @torch.no_grad()
 def test_a_model_is_pressed_into_a_folder(
-    told: Told, tmp_path: Path, trained: nn.Module, images: torch.Tensor
+    run_json: RunJson, tmp_path: Path, trained: nn.Module, images: torch.Tensor
 ) -> None:
-    found = told("press", *LENET, *SVD, "--out", "pressed")
+    result = run_json("press", *LENET, *SVD, "--out", "pressed")
     plan = tp.plan(trained, scheme="channel_svd", ranks=0.1)
     expected = tp.press(trained, plan)
-    assert found["plan"] == plan.id == Plan.read(tmp_path / "pressed" / "plan.json").id
-    assert found["dense"]["params"] == 266_610
-    assert found["pressed"]["params"] == plan.params
-    assert found["pressed"]["macs"] < found["dense"]["macs"]
-    assert min(found[side]["latency_ms"] for side in ("dense", "pressed")) > 0
-    assert found["file_bytes"] > found["pressed"]["bytes"] == 4 * plan.params
+    assert result["plan"] == plan.id == Plan.read(tmp_path / "pressed" / "plan.json").id
+    assert result["dense"]["params"] == 266_610
+    assert result["pressed"]["params"] == plan.params
+    assert result["pressed"]["macs"] < result["dense"]["macs"]
+    assert min(result[side]["latency_ms"] for side in ("dense", "pressed")) > 0
+    assert result["file_bytes"] > result["pressed"]["bytes"] == 4 * plan.params
     again = load_checkpoint(tmp_path / "pressed", build("lenet300100"))
     assert torch.equal(again(images), expected(images))
 
 
 def test_a_plan_of_a_file_is_carried_out(shell: Shell, tmp_path: Path, trained: nn.Module) -> None:
     assert shell("plan", *LENET, "--budget", "params=20%", "--out", "plan.yaml").code == 0
-    said = shell("press", *LENET, "--plan", "plan.yaml", "--out", "pressed")
-    assert said.code == 0
+    outcome = shell("press", *LENET, "--plan", "plan.yaml", "--out", "pressed")
+    assert outcome.code == 0
     plan = Plan.read(tmp_path / "plan.yaml")
     assert Plan.read(tmp_path / "pressed" / "plan.json") == plan
-    assert f"{plan.params:,}" in said.out
-    assert "latency, ms" in said.out
-    assert "written  pressed" in said.out
+    assert f"{plan.params:,}" in outcome.out
+    assert "latency, ms" in outcome.out
+    assert "written  pressed" in outcome.out
 
 
 @torch.no_grad()
 def test_ranks_and_factors_are_fitted_to_responses(
-    told: Told, refused: Refused, tmp_path: Path, trained: nn.Module
+    run_json: RunJson, fails: Fails, tmp_path: Path, trained: nn.Module
 ) -> None:
     words = (*LENET, "--scheme", "channel_svd", "--budget", "params=15%")
     given = (*words, "--allocation", "responses", "--calibrate", "digits")
-    found = told("press", *given, "--reconstruct", "nonlinear", "--out", "pressed")
-    assert found["plan"] == told("plan", *given)["id"]
-    assert found["plan"] != told("plan", *words)["id"]
+    result = run_json("press", *given, "--reconstruct", "nonlinear", "--out", "pressed")
+    assert result["plan"] == run_json("plan", *given)["id"]
+    assert result["plan"] != run_json("plan", *words)["id"]
     net = network("lenet300100")
     images = net.preprocess(load("digits").test.resize(28, 28).images)
     by_weights = tp.press(trained, tp.plan(trained, budget="params=15%", scheme="channel_svd"))
@@ -86,83 +88,96 @@ def test_ranks_and_factors_are_fitted_to_responses(
         ("--allocation", "responses"): "--allocation responses needs --calibrate",
         ("--allocation", "error", "--calibrate", "digits"): "for --allocation responses only",
     }.items():
-        assert message in refused("plan", *words, *wrong)
+        assert message in fails("plan", *words, *wrong)
 
 
-def test_a_model_whose_inputs_nobody_knows_is_not_timed(told: Told) -> None:
+def test_the_choices_of_reconstruct_are_those_of_the_library() -> None:
+    assert get_args(Reconstruct) == get_args(layerwise.Reconstruct)
+
+
+def test_a_model_whose_inputs_nobody_knows_is_not_timed(run_json: RunJson) -> None:
     words = ("press", "--model", "small_nets:net", "--scheme", "tucker2", "--ranks", "0.5")
-    assert set(told(*words, "--out", "a")["pressed"]) == {"params", "bytes"}
-    assert "macs" in told(*words, "--out", "b", "--input", "1x3x8x8")["pressed"]
+    assert set(run_json(*words, "--out", "a")["pressed"]) == {"params", "bytes"}
+    assert "macs" in run_json(*words, "--out", "b", "--input", "1x3x8x8")["pressed"]
 
 
 @torch.no_grad()
 def test_a_checkpoint_is_pressed_without_being_loaded(
-    told: Told, tmp_path: Path, dense: nn.Module
+    run_json: RunJson, tmp_path: Path, dense: nn.Module
 ) -> None:
     (tmp_path / "dense").mkdir()
     save_file(dense.state_dict(), tmp_path / "dense" / "model.safetensors")
     words = ("--model", "small_nets:net", "--input", "1x3x8x8")
-    found = told("press", "dense", *words, *SVD, "--out", "pressed")
+    result = run_json("press", "dense", *words, *SVD, "--out", "pressed")
     plan = tp.plan(dense, torch.zeros(1, 3, 8, 8), scheme="channel_svd", ranks=0.1)
-    assert found["plan"] == plan.id
-    assert found["pressed"] == {"params": plan.params, "macs": plan.macs, "bytes": plan.bytes}
+    assert result["plan"] == plan.id
+    assert result["pressed"] == {"params": plan.params, "macs": plan.macs, "bytes": plan.bytes}
     pressed = load_checkpoint(tmp_path / "pressed", dense)
     image = torch.randn(1, 3, 8, 8)
     expected = tp.press(dense, plan).eval()(image)
     torch.testing.assert_close(pressed(image), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checkpoint_of_transformers_says_itself_what_it_is(told: Told, tmp_path: Path) -> None:
+def test_a_checkpoint_of_transformers_says_itself_what_it_is(
+    run_json: RunJson, tmp_path: Path
+) -> None:
     pytest.importorskip("transformers")
     transformers = transformers_library()
     config = transformers.BertConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
     )
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    found = told("press", "bert", *SVD, "--out", "pressed")
-    assert found["pressed"]["macs"] < found["dense"]["macs"]
-    costs = told("eval", "pressed")
+    result = run_json("press", "bert", *SVD, "--out", "pressed")
+    assert result["pressed"]["macs"] < result["dense"]["macs"]
+    costs = run_json("eval", "pressed")
     assert (costs["params"], costs["macs"]) == (
-        found["pressed"]["params"],
-        found["pressed"]["macs"],
+        result["pressed"]["params"],
+        result["pressed"]["macs"],
     )
 
 
-def test_what_a_user_can_get_wrong(refused: Refused, tmp_path: Path, trained: nn.Module) -> None:
-    assert "give a model by --model" in refused("press", *SVD, "--out", "x")
-    assert "no plan at none.yaml" in refused("press", *LENET, "--plan", "none.yaml", "--out", "x")
-    assert "give a budget, ranks" in refused("press", *LENET, "--out", "x")
-    assert "is not a folder" in refused("press", "nowhere", "--model", "lenet5", *SVD, "--out", "x")
-    both = refused("press", "nowhere", *LENET, *SVD, "--out", "x")
+def test_what_a_user_can_get_wrong(fails: Fails, tmp_path: Path, trained: nn.Module) -> None:
+    assert "give a model by --model" in fails("press", *SVD, "--out", "x")
+    assert "no plan at none.yaml" in fails("press", *LENET, "--plan", "none.yaml", "--out", "x")
+    assert "give a budget, ranks" in fails("press", *LENET, "--out", "x")
+    assert "is not a folder" in fails("press", "nowhere", "--model", "lenet5", *SVD, "--out", "x")
+    both = fails("press", "nowhere", *LENET, *SVD, "--out", "x")
     assert "has weights of its own" in both
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_named(
+    fails: Fails, tmp_path: Path, trained: nn.Module
+) -> None:
+    pytest.importorskip("distributed")
     words = ("press", *LENET, *SVD, "--out", "x", "--cluster", "no address")
-    assert "no Dask scheduler answers at no address" in refused(*words)
+    assert "no Dask scheduler answers at no address" in fails(*words)
     assert not (tmp_path / "x").exists()
 
 
 def test_a_plan_of_another_model_is_refused(
-    shell: Shell, refused: Refused, tmp_path: Path, trained: nn.Module
+    shell: Shell, fails: Fails, tmp_path: Path, trained: nn.Module
 ) -> None:
     assert shell("plan", "--model", "small_nets:net", *SVD, "--out", "plan.json").code == 0
-    message = refused("press", *LENET, "--plan", "plan.json", "--out", "x")
+    message = fails("press", *LENET, "--plan", "plan.json", "--out", "x")
     assert "which this model does not have" in message
-    message = refused("press", *LENET, "--plan", "plan.json", *SVD, "--out", "x")
+    message = fails("press", *LENET, "--plan", "plan.json", *SVD, "--out", "x")
     assert "plan.json is a plan already" in message
     content = json.loads((tmp_path / "plan.json").read_text())
     content["layers"]["6"]["ranks"] = [900]
     (tmp_path / "plan.json").write_text(json.dumps(content))
-    message = refused("press", *LENET, "--plan", "plan.json", "--out", "x")
+    message = fails("press", *LENET, "--plan", "plan.json", "--out", "x")
     assert "plan.json: layer '6'" in message
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
-    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tensorpress.cli.press.tp.press", None)
     words = ("press", "--model", "small_nets:net", *SVD, "--out")
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
-    assert "file is there already" in refused(*words, "file")
-    assert "full is there already" in refused(*words, "full")
-    assert "file/x cannot be written" in refused(*words, "file/x")
+    assert "file is there already" in fails(*words, "file")
+    assert "full is there already" in fails(*words, "full")
+    assert "file/x cannot be written" in fails(*words, "file/x")

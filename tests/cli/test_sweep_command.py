@@ -45,24 +45,24 @@ def sweep_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_sweep_is_run_and_shown(
     shell: Callable[..., Outcome], sweep_file: str, tmp_path: Path
 ) -> None:
-    said = shell("sweep", sweep_file, "--out", "out", "--pick", "bytes<=300")
-    assert said.code == 0, said.err
-    assert "◆  ranks=2" in said.out
-    assert "803" not in said.out.split("pick")[1].split("page")[0]
-    assert (tmp_path / "out" / "sweep.html").as_uri() in said.out
+    outcome = shell("sweep", sweep_file, "--out", "out", "--pick", "bytes<=300")
+    assert outcome.code == 0, outcome.err
+    assert "◆  ranks=2" in outcome.out
+    assert "803" not in outcome.out.split("pick")[1].split("page")[0]
+    assert (tmp_path / "out" / "sweep.html").as_uri() in outcome.out
 
 
 def test_seeds_picks_and_processes_are_passed_on(
-    told: Callable[..., Any], sweep_file: str, tmp_path: Path
+    run_json: Callable[..., Any], sweep_file: str, tmp_path: Path
 ) -> None:
     words = ["--seeds", "0, 3", "--processes", 3, "--pick", "error<=10", "--pick", "bytes<=1"]
-    found = told("sweep", sweep_file, "--out", "out", *words)
-    assert found["seeds"] == [0, 3]
-    assert [variant["bytes"] for variant in found["variants"]] == [203, 803]
-    large, none = found["picks"]
+    result = run_json("sweep", sweep_file, "--out", "out", *words)
+    assert result["seeds"] == [0, 3]
+    assert [variant["bytes"] for variant in result["variants"]] == [203, 803]
+    large, none = result["picks"]
     assert (large["variant"], large["test_error"]["mean"]) == ("ranks=8", 7.0)
     assert none["variant"] is None
-    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == found
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == result
 
 
 @pytest.mark.parametrize(
@@ -77,24 +77,24 @@ def test_seeds_picks_and_processes_are_passed_on(
     ids=str,
 )
 def test_mistakes_in_options(
-    refused: Callable[..., str],
+    fails: Callable[..., str],
     sweep_file: str,
     tmp_path: Path,
     words: list[str],
     message: str,
 ) -> None:
-    assert message in refused("sweep", sweep_file, "--out", "out", *words)
+    assert message in fails("sweep", sweep_file, "--out", "out", *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_in_the_file(refused: Callable[..., str], sweep_file: str, tmp_path: Path) -> None:
-    assert "no sweep at none.yaml" in refused("sweep", "none.yaml", "--out", "out")
+def test_mistakes_in_the_file(fails: Callable[..., str], sweep_file: str, tmp_path: Path) -> None:
+    assert "no sweep at none.yaml" in fails("sweep", "none.yaml", "--out", "out")
     (tmp_path / sweep_file).write_text("recipe: recipe.yaml\nvary: {press.rank: [2]}\n")
-    assert "variant rank=2" in refused("sweep", sweep_file, "--out", "out")
+    assert "variant rank=2" in fails("sweep", sweep_file, "--out", "out")
 
 
 def test_a_folder_of_something_else_is_refused(
-    refused: Callable[..., str], sweep_file: str, tmp_path: Path
+    fails: Callable[..., str], sweep_file: str, tmp_path: Path
 ) -> None:
     JobFolder(tmp_path / "out" / "jobs", {"task": "other"})
-    assert "holds jobs about something else" in refused("sweep", sweep_file, "--out", "out")
+    assert "holds jobs about something else" in fails("sweep", sweep_file, "--out", "out")

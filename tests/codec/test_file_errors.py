@@ -147,7 +147,7 @@ def test_factors_far_larger_than_their_weight_are_refused(
         tp.plan(dense, scheme="ada_tucker", overrides={"0": {"modes": [50, 2], "ranks": [50, 2]}}),
     )
     path = save_model(model, tmp_path)
-    monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
+    monkeypatch.setattr("tensorpress.codec.header._EXTRA_VALUES", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
     with pytest.raises(CorruptFileError, match="does not describe a model"):

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -59,6 +60,14 @@ def test_headers_of_zoo_networks_take_few_bytes() -> None:
         assert round_trip("lenet300100", model) <= most
     assert round_trip("resnet20", press_network("resnet20", budget="params=40000")) <= 70
     assert round_trip("lenet5", press_network("lenet5", overrides=LENET5)) <= 11
+
+
+@pytest.mark.parametrize("modes", [[30000], [100, 300], [30, 1000], [10, 10, 300]])
+def test_modes_of_any_number_round_trip(modes: list[int]) -> None:
+    ranks = [2] * len(modes)
+    skip = ["ip1", "ip3"]
+    overrides = {"ip2": {"scheme": "ada_tucker", "modes": modes, "ranks": ranks}}
+    round_trip("lenet300100", press_network("lenet300100", overrides=overrides, skip=skip))
 
 
 def test_every_network_scheme_and_core_has_a_number_that_stays() -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import torch
 from torch import nn
@@ -132,6 +133,18 @@ def test_unknown_numbers_in_the_stream_are_refused(
     with pytest.raises(REFUSED, match=reason):
         tp.load(path)
     assert_refused(path)
+
+
+def test_a_scheme_with_more_options_than_any_has_is_refused(tmp_path: Path) -> None:
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    named = msgpack.packb(["channel_svd", {"note": "x" * 5000}])
+    for name, number in (("network", 2), ("layer", 5), ("named", len(named))):
+        stream.number(name, number)
+    for byte in named:
+        stream.choice(256, byte)
+    container.write(path, stream.finish(), b"")
+    with pytest.raises(REFUSED, match="does not describe a model"):
+        tp.load(path)
 
 
 def entry(name: Any = "0.bias", shape: Any = (20,), dtype: Any = "float32") -> list[Any]:

@@ -85,6 +85,26 @@ def test_schemes_of_all_kinds_in_one_file(tmp_path: Path) -> None:
         assert plan_from_model(loaded).layers == plan_from_model(model).layers
 
 
+@pytest.mark.parametrize("scheme", ["tensor_train", "tt_conv", "tt_weight"])
+@pytest.mark.parametrize("network", ["lenet5", None])
+def test_files_keep_the_modes_of_a_train(tmp_path: Path, scheme: str, network: str | None) -> None:
+    dense = build("lenet5")
+    matrix = {"row_modes": (20, 25), "column_modes": (50, 16), "ranks": 3}
+    kernel = {"row_modes": (5, 10), "column_modes": (2, 10), "ranks": (3, 2)}
+    if scheme == "tt_conv":
+        overrides = {"conv2": kernel}
+    else:
+        overrides = {"ip1": matrix} | ({"conv2": kernel} if scheme == "tt_weight" else {})
+    model = press(dense, scheme, 2, targets=list(overrides), overrides=overrides)
+    loaded = tp.load(save_model(model, tmp_path, network=network), dense)
+    assert_holds(loaded, expected(model))
+    layers = plan_from_model(loaded).layers
+    assert layers == plan_from_model(model).layers
+    for layer in layers:
+        modes = {key: overrides[layer.name][key] for key in ("row_modes", "column_modes")}
+        assert layer.options == modes
+
+
 def test_a_loaded_model_computes_the_same_and_trains_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense = build("lenet5")
@@ -252,7 +272,7 @@ def test_factors_far_larger_than_their_weight_are_refused(
     dense = nn.Sequential(nn.Linear(10, 10, bias=False))
     model = tp.press(dense, tp.plan(dense, scheme="tucker2", overrides={"0": {"ranks": 10}}))
     path = save_model(model, tmp_path)
-    monkeypatch.setattr("tensorpress.codec.header._ROOM", 0)
+    monkeypatch.setattr("tensorpress.codec.header._EXTRA_VALUES", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
     with pytest.raises(ModelMismatchError, match=r"model\.tpz holds factors far larger"):

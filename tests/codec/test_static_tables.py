@@ -103,6 +103,15 @@ def test_one_byte_describes_small_tensors_of_the_families(family: str, scale: fl
         assert size == 8
 
 
+@given(st.lists(st.integers(-9, 60), min_size=1, max_size=30), st.sampled_from([60, 400, 9000]))
+def test_no_table_of_a_family_is_better_than_the_one_chosen(values: list[int], reach: int) -> None:
+    symbols = np.array(values, np.int32)
+    histogram, lowest = np.bincount(symbols - symbols.min()), int(symbols.min())
+    costs = [parametric_prior(code, reach).cost(histogram, lowest) for code in range(240)]
+    _, bits = write_prior(BitWriter(), symbols, reach, [])
+    assert bits <= 8 + 1.0001 * min(costs)
+
+
 def test_histograms_come_within_a_thousandth_of_the_entropy_of_large_tensors() -> None:
     symbols = np.where(RNG.random(1_000_000) < 0.5, 37, RNG.integers(-100, 80, 1_000_000))
     symbols = symbols.astype(np.int32)

@@ -2,16 +2,17 @@ from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-import tensorly as tl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorly.decomposition import parafac
 
 from tensorpress.decompose import CP, cp_als, cp_nls, cp_to_tensor, max_cp_rank
 from tensorpress.decompose.cp_als import decompose_slices, initialize_cp
 from tensorpress.decompose.cp_mttkrp import HalvedTensor, hadamard
 from tensorpress.errors import InvalidArgumentError
+
+tl = pytest.importorskip("tensorly")
+parafac = pytest.importorskip("tensorly.decomposition").parafac
 
 BOTH = pytest.mark.parametrize("decompose", [cp_als, cp_nls])
 SHAPES = st.lists(st.integers(1, 6), min_size=2, max_size=5).filter(lambda s: max_cp_rank(s) <= 60)

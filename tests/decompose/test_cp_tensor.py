@@ -1,12 +1,13 @@
 import math
 
 import pytest
-import tensorly as tl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensorpress.decompose import CP, cp_sensitivity, cp_to_tensor, max_cp_rank
+
+tl = pytest.importorskip("tensorly")
 
 
 def draw(*shape, seed=0):

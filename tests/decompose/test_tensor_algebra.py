@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
-import tensorly as tl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorly.tenalg import multi_mode_dot
 
 from tensorpress.decompose import fold, mode_product, project, tucker_to_tensor, unfold
 from tensorpress.decompose.tensor_algebra import is_cheaper_forwards
 from tensorpress.errors import InvalidArgumentError
+
+tl = pytest.importorskip("tensorly")
+multi_mode_dot = pytest.importorskip("tensorly.tenalg").multi_mode_dot
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=5)
 

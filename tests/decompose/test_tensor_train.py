@@ -2,11 +2,9 @@ from math import prod, sqrt
 
 import numpy as np
 import pytest
-import tensorly as tl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorly.decomposition import tensor_train
 
 from tensorpress.decompose import (
     TensorTrain,
@@ -19,6 +17,9 @@ from tensorpress.decompose import (
     tt_to_tensor,
 )
 from tensorpress.errors import InvalidArgumentError
+
+tl = pytest.importorskip("tensorly")
+tensor_train = pytest.importorskip("tensorly.decomposition").tensor_train
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,12 +2,10 @@ from itertools import pairwise
 from math import prod
 
 import pytest
-import tensorly as tl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tensorly.decomposition import partial_tucker, tucker
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +19,10 @@ from tensorpress.decompose import (
     unfold,
 )
 from tensorpress.errors import InvalidArgumentError
+
+tl = pytest.importorskip("tensorly")
+partial_tucker = pytest.importorskip("tensorly.decomposition").partial_tucker
+tucker = pytest.importorskip("tensorly.decomposition").tucker
 
 METHODS = [hooi, st_hosvd]
 DEVICES = [

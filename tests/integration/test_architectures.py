@@ -10,7 +10,8 @@ import torch
 
 import tensorpress as tp
 from tensorpress.errors import TensorPressError
-from tensorpress.export.onnx import check_onnx, export_onnx, relative_difference
+from tensorpress.export.onnx import export_onnx
+from tensorpress.export.onnx_check import check_onnx, relative_difference
 from tensorpress.measure import count_macs, count_params
 from tensorpress.models import load_model, torchvision_models
 from tensorpress.planning import plan_from_model

@@ -45,7 +45,8 @@ def test_run(tmp_path: Path, shell: Call, finished: RunResult) -> None:
 
 CHATTING = """
 import logging
-from tensorpress.cli import main, run as recipes
+from tensorpress.cli import main
+from tensorpress.runs import run as recipes
 
 run = recipes.run
 
@@ -88,7 +89,7 @@ def test_the_recipe_of_demo(shell: Call, monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append((recipe, out, seed))
         raise Reached("far enough")
 
-    monkeypatch.setattr("tensorpress.cli.run.run", stop)
+    monkeypatch.setattr("tensorpress.runs.run.run", stop)
     said = shell("demo", "--seed", 5)
     assert (said.code, said.err) == (1, "error: far enough\n")
     [(recipe, out, seed)] = seen

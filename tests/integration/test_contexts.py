@@ -184,7 +184,7 @@ def test_rounding_by_batches_one_by_one_or_together(name: str) -> None:
             model, dense, quantizers, collect_batches(calibration, dense), seed=0
         )
         assert list(rounded) == list(quantizers)
-        losses.append([one.lost / one.size for one in rounded.values()])
+        losses.append([one.squared_error / one.squared_norm for one in rounded.values()])
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 

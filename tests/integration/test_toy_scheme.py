@@ -14,7 +14,7 @@ from tiny_runs import recipe
 from torch import Tensor, nn
 
 import tensorpress as tp
-from tensorpress.cli.plan import show_plan
+from tensorpress.cli.plan_output import print_plan
 from tensorpress.decompose.spectrum import Spectrum, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.errors import InvalidArgumentError
@@ -304,7 +304,7 @@ def test_it_is_in_tables_and_reports(
     tmp_path: Path, net: nn.Sequential, x: Tensor, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = make(net, x, name)
-    show_plan(made)
+    print_plan(made)
     [(option, value)] = OPTIONS[name].items()
     assert name in capsys.readouterr().out
     assert f"4 {option} {value}" in str(made)

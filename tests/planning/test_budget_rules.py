@@ -47,7 +47,7 @@ def within(budget: float) -> Iterator[tuple[int, int]]:
 
 
 RULES: dict[str, Callable[[list[float]], float]] = {
-    "error": sum,
+    "error": lambda errors: sum(error / (1 - error) for error in errors),
     "energy": lambda errors: -prod(1 - error for error in errors),
 }
 
@@ -65,3 +65,21 @@ def test_no_other_ranks_are_better(rule: str, pair: tuple[str, str], share: int)
         key=lambda ranks: RULES[rule]([e[r] for e, r in zip(errors, ranks, strict=True)]),
     )
     assert tuple(ranks.values()) == best
+
+
+def test_no_layer_is_wiped_out_for_a_budget_that_others_can_meet() -> None:
+    # The first layer is large and flat: cheap to lose if a total loss counted as one.
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(200, 200, bias=False), *(nn.Linear(40, 40) for _ in range(6)))
+    made = tp.plan(net, scheme="channel_svd", budget="params=60%")
+    assert all(layer.error is not None and layer.error <= 0.9 for layer in made.layers)
+
+
+def test_a_layer_is_wiped_out_where_nothing_else_meets_the_budget(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(100, 100, bias=False))
+    made = tp.plan(net, scheme="channel_svd", budget="params=4%")
+    assert made.params <= 400
+    assert "loses 9" in caplog.text

@@ -45,6 +45,15 @@ def test_a_plan_is_the_same_after_writing_and_reading(mixed, tmp_path, suffix):
     assert read.bytes == mixed.bytes < mixed.dense_bytes
 
 
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_names_of_any_script_can_be_read_in_a_file(tmp_path, suffix):
+    path = tmp_path / f"plan.{suffix}"
+    made = plan(nn.ModuleDict({"größe_大": nn.Linear(9, 8)}), scheme="channel_svd", ranks=2)
+    made.save(path)
+    assert "größe_大" in path.read_text(encoding="utf-8")
+    assert Plan.read(path) == made
+
+
 @settings(max_examples=25)
 @given(
     scheme=st.sampled_from(sorted(rank_schemes())),

@@ -69,7 +69,7 @@ def test_fine_steps_leave_the_model_as_it_was() -> None:
     model = deepcopy(dense)
     rounded = round_in_order(model, dense, quantizers(dense, 1e-3), collect(dense), seed=0)
     assert distance(dense, model, x) < 1e-6
-    assert all(one.lost < 1e-6 * one.size for one in rounded.values())
+    assert all(one.squared_error < 1e-6 * one.squared_norm for one in rounded.values())
 
 
 def test_the_loss_is_that_of_responses_to_what_is_left() -> None:
@@ -82,8 +82,8 @@ def test_the_loss_is_that_of_responses_to_what_is_left() -> None:
     with torch.no_grad():
         errors = (model(x) - dense(x)).square().sum(1).mean()
         size = (dense(x) - dense[2].bias).square().sum(1).mean()
-    assert rounded["2"].lost == pytest.approx(float(errors), rel=1e-4)
-    assert rounded["2"].size == pytest.approx(float(size), rel=1e-4)
+    assert rounded["2"].squared_error == pytest.approx(float(errors), rel=1e-4)
+    assert rounded["2"].squared_norm == pytest.approx(float(size), rel=1e-4)
 
 
 class Tangled(nn.Module):

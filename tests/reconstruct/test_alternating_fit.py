@@ -98,6 +98,16 @@ def test_groups_are_fitted_as_layers_of_their_own() -> None:
         )
 
 
+def test_a_fit_ends_with_the_first_sweep_that_changes_nothing() -> None:
+    start = [random(1, 3, 12), random(1, 8, 3, seed=1)]
+    dense = compose(start, 1)
+    places = range(2)  # sweeps, in place of the closed form of two kernels
+    exact = fit_kernels(start, dense, second_moment(12), places=places, tolerance=0)
+    assert exact.losses == [0, 0]
+    unseen = torch.zeros(1, 12, 12, dtype=torch.float64)
+    assert fit_kernels(start, 2 * dense, unseen, places=places).losses == [0, 0]
+
+
 def test_inputs_that_are_all_zero_change_nothing() -> None:
     start = [random(1, 2, 6), random(1, 2, 2, seed=3), random(1, 5, 2, seed=1)]
     fit = fit_kernels(start, random(1, 5, 6, seed=2), torch.zeros(1, 6, 6).double())

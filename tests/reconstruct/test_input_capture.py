@@ -222,6 +222,90 @@ def test_operations_are_carried_out_once(call: Callable[..., Any]) -> None:
     assert matrices == 3 * len(BATCHES)  # the pass ends at the fourth
 
 
+class Block(nn.Module):
+    """Two layers, called as a function says."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.call, self.runs = call, 0
+
+    def forward(self, x: Tensor, seen: list[Tensor]) -> Any:
+        self.runs += 1
+        return self.call(self, x, seen)
+
+
+def plainly(block: Block, x: Tensor, seen: list[Tensor]) -> Tensor:
+    return x + block.second(torch.relu(block.first(x)))
+
+
+def noting(block: Block, x: Tensor, seen: list[Tensor]) -> Tensor:
+    seen.append(block.first(x))
+    return x + block.second(torch.stack(seen).sum(0))
+
+
+def turning_the_input(block: Block, x: Tensor, seen: list[Tensor]) -> Tensor:
+    y = block.second(block.first(x))
+    x.transpose_(0, 1)
+    return y
+
+
+def changing_the_input(block: Block, x: Tensor, seen: list[Tensor]) -> Tensor:
+    x.mul_(block.second(block.first(x)))
+    return x
+
+
+def showing_a_part(block: Block, x: Tensor, seen: list[Tensor]) -> Any:
+    y = block.second(block.first(x))
+    return y[:, :5], (y, None)
+
+
+class Blocks(nn.Module):
+    """Blocks, one after the other, and what they share."""
+
+    def __init__(self, call: Callable[..., Any], count: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(Block(call) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        for block in self.blocks:
+            y = x = x + 1
+            x = block(x, seen)
+            if isinstance(x, tuple):
+                x = x[1][0] + x[0].mean()
+            if y.shape != x.shape:
+                x = x.transpose(0, 1).contiguous() * y
+        return x
+
+
+@pytest.mark.parametrize(
+    "call", [plainly, noting, turning_the_input, changing_the_input, showing_a_part]
+)
+def test_inputs_of_blocks_are_those_of_passes_from_the_start(call: Callable[..., Any]) -> None:
+    model, operations = Blocks(call, 3), Operations()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    with operations:
+        captured = []
+        for name, inputs in capture_inputs(model, names, collect_batches(BATCHES, model)):
+            captured.append((name, [x.clone() for x in inputs]))
+    if call is not turning_the_input:  # a tape cannot turn a tensor whose values are gone
+        assert operations.counts["aten::addmm"] == (len(names) - 1) * len(BATCHES)
+    assert [name for name, _ in captured] == names
+    for name, inputs in captured:
+        for result, expected in zip(inputs, inputs_of(model, name), strict=True):
+            torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_blocks_that_are_done_are_not_run_again() -> None:
+    model = Blocks(plainly, 12)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for _ in capture_inputs(model, names, collect_batches(BATCHES[:1], model)):
+        pass
+    assert all(block.runs <= 3 for block in model.modules() if isinstance(block, Block))
+
+
 def test_a_pass_that_calls_other_operations_is_run_from_the_start() -> None:
     calls = []
 

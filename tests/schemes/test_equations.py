@@ -3,7 +3,6 @@
 from functools import reduce
 
 import pytest
-import tensorly as tl
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -13,6 +12,8 @@ from tensorpress.decompose import tucker_to_tensor
 from tensorpress.schemes.layer_spec import weight_spec
 from tensorpress.schemes.parametrization import stored_factors
 from tensorpress.schemes.tucker_weight import TuckerWeight
+
+tl = pytest.importorskip("tensorly")
 
 # The round of mode products goes from the first mode to the last on one of these, back on the other
 SIZES = [((2, 3, 7), (2, 2, 3)), ((7, 3, 2), (3, 2, 2)), ((4, 3, 2, 3), (3, 3, 2, 2))]

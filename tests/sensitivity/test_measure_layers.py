@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
@@ -13,6 +12,8 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.scores import Scores
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.sensitivity import measure_layers, sensitivity
+
+spearmanr = pytest.importorskip("scipy.stats").spearmanr
 
 SCHEME = "channel_svd"
 FEW = {"scheme": SCHEME, "candidates": 3}

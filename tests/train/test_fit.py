@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from tensorpress.data.digits import read_digits
 from tensorpress.errors import DivergedError, InvalidArgumentError
 from tensorpress.train import Distillation, StraightThrough, TrainConfig, evaluate, finetune, fit
-from tensorpress.train import progress as progress_module
+from tensorpress.utils import progress as progress_module
 
 SGD = TrainConfig(epochs=2, lr=0.1, optimizer="sgd")
 

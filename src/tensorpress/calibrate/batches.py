@@ -1,4 +1,4 @@
-"""Calibration batches as they are held: inputs in the form that the model takes, and labels."""
+"""Calibration batches in memory: inputs in the form that the model takes, and labels."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ class Batch:
         return len(next(iter((*self.inputs, *self.named.values()))))
 
     def unpadded(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Return the tokens that are no padding, of what a layer is given or gives.
+        """Return the tokens that are no padding, of the inputs or outputs of a layer.
 
         That is (tokens, channels) of a Linear's (examples, tokens, channels), and anything else as
         it is.
@@ -75,10 +75,10 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
     (1, 4)
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    found = [_batch(given, device) for given in batches]
-    if not found:
+    result = [_batch(batch, device) for batch in batches]
+    if not result:
         raise InvalidArgumentError("there is nothing to measure on: batches is empty")
-    return found
+    return result
 
 
 def digest(batches: Iterable[Batch]) -> str:
@@ -125,24 +125,24 @@ def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     InvalidArgumentError
         Where it returns something else.
     """
-    found = run_model(model, batch)
-    found = getattr(found, "logits", found)
-    if not isinstance(found, Tensor) or not found.is_floating_point():
+    result = run_model(model, batch)
+    outputs = getattr(result, "logits", result)
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         raise InvalidArgumentError(
-            f"the model returns {type(found).__name__}, where a Tensor or an object with logits "
+            f"the model returns {type(outputs).__name__}, where a Tensor or an object with logits "
             "is expected: wrap it in a module that returns one"
         )
-    return found.float() if found.element_size() < 4 else found
+    return outputs.float() if outputs.element_size() < 4 else outputs
 
 
-def _batch(given: CalibrationBatch, device: torch.device) -> Batch:
-    if isinstance(given, Mapping):
-        return _by_name(given, device)
-    inputs, labels = (given, None) if isinstance(given, Tensor) else _pair(given)
+def _batch(batch: CalibrationBatch, device: torch.device) -> Batch:
+    if isinstance(batch, Mapping):
+        return _by_name(batch, device)
+    inputs, labels = (batch, None) if isinstance(batch, Tensor) else _pair(batch)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     tensors = all(isinstance(value, Tensor) for value in arguments)
     if not arguments or not tensors or not isinstance(labels, Tensor | None):
-        raise _misfit(given)
+        raise _misfit(batch)
     if arguments[0].ndim == 0 or len(arguments[0]) == 0:
         raise InvalidArgumentError("a batch of no examples cannot be measured on")
     return Batch(
@@ -151,12 +151,12 @@ def _batch(given: CalibrationBatch, device: torch.device) -> Batch:
     )
 
 
-def _by_name(given: Mapping[str, Any], device: torch.device) -> Batch:
-    named = {key: value for key, value in given.items() if key != "labels"}
-    labels = given.get("labels")
+def _by_name(batch: Mapping[str, Any], device: torch.device) -> Batch:
+    named = {key: value for key, value in batch.items() if key != "labels"}
+    labels = batch.get("labels")
     tensors = all(isinstance(value, Tensor) and value.ndim for value in named.values())
     if not named or not tensors or not isinstance(labels, Tensor | None):
-        raise _misfit(given)
+        raise _misfit(batch)
     if any(len(value) == 0 for value in named.values()):
         raise InvalidArgumentError("a batch of no examples cannot be measured on")
     mask = named.get(MASK)
@@ -169,14 +169,14 @@ def _by_name(given: Mapping[str, Any], device: torch.device) -> Batch:
     )
 
 
-def _pair(given: object) -> tuple[Any, Any]:
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise _misfit(given)
-    return given[0], given[1]
+def _pair(batch: object) -> tuple[Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise _misfit(batch)
+    return batch[0], batch[1]
 
 
-def _misfit(given: object) -> InvalidArgumentError:
+def _misfit(batch: object) -> InvalidArgumentError:
     return InvalidArgumentError(
         "a batch is a Tensor of inputs, a pair (inputs, labels), inputs being a Tensor or a tuple "
-        f"of them, or a mapping from names of arguments to Tensors; got {type(given).__name__}"
+        f"of them, or a mapping from names of arguments to Tensors; got {type(batch).__name__}"
     )

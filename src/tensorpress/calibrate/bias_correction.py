@@ -89,7 +89,7 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
 
 
 def _channel_axis(module: nn.Module) -> int | None:
-    """Return the axis of the channels of a module with a bias of its own, None for any other."""
+    """Return the axis of the channels of a module that has a bias, None for any other."""
     if module._parameters.get("bias") is None:
         return None
     if isinstance(module, _BatchNorm):

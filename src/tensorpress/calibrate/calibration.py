@@ -48,7 +48,7 @@ class Calibration:
         """Collect the moments in one pass over batches.
 
         If `torch.distributed` is initialized, as under torchrun or accelerate, each process passes
-        its own batches, and all get the sums over all processes.
+        other batches, and all get the sums over all processes.
 
         Parameters
         ----------

@@ -62,6 +62,8 @@ def unfold_inputs(
     order = len(layer.kernel_size)
     if x.ndim == order + 1:
         x = x[None]
+    if max_rows is not None:  # channels last, so that what is picked lies close together
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     patches = _windows(layer, x)
     positions = patches.shape[: order + 1]
     if max_rows is not None and positions.numel() > max_rows:

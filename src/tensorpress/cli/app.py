@@ -15,6 +15,7 @@ from tensorpress.cli.output import print_error, print_line
 from tensorpress.errors import TensorPressError
 
 COMMANDS = {
+    "compress": ("compress:compress_command", "Compress a model to a budget, and say how good."),
     "plan": ("plan:plan_command", "Show what would be pressed, and what that saves."),
     "press": ("press:press_command", "Press a model by a plan into a folder of safetensors."),
     "eval": ("eval:eval_command", "Measure what a model costs, and its error on a data set."),

@@ -1,31 +1,28 @@
 """The commands encode and decode: models and tensors in small files, without training."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 import tensorpress as tp
-from tensorpress.cli.calibration_data import image_batches
-from tensorpress.cli.model_source import find_inputs, open_subject
 from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
-from tensorpress.models.zoo import NETWORKS
-from tensorpress.quantize.encode import EncodeResult
 from tensorpress.report import formatting
 from tensorpress.utils.atomic_files import replace_file
 from tensorpress.utils.formatting import format_shape
 
-_UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
-_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_UNIT_BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+_UNIT_BYTES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
 def encode_command(
@@ -63,9 +60,13 @@ def encode_command(
 
     Example: tensorpress encode model.safetensors --bits 3.5
     """
+    from tensorpress.cli.calibration_data import load_image_batches
+    from tensorpress.cli.model_source import find_inputs, load_source
+    from tensorpress.models.zoo import NETWORKS
+
     limit = None if size is None else parse_size(size)
     network = calibration = None
-    subject: nn.Module | Mapping[str, Tensor]
+    content: nn.Module | Mapping[str, Tensor]
     if source is not None and source.is_file() and source.suffix != ".tpz":
         if model is not None or weights is not None:
             raise InvalidArgumentError(
@@ -75,19 +76,21 @@ def encode_command(
             raise InvalidArgumentError(
                 f"--calibrate needs a model: give --model and --weights {source}"
             )
-        subject = _load_tensors(source)
+        content = _load_tensors(source)
     else:
         if source is not None and not source.exists():
             raise DataNotFoundError(f"{source}: no such file")
-        opened = open_subject(source, model, weights)
-        subject = opened.model
-        network = opened.name if opened.name in NETWORKS else None
+        loaded = load_source(source, model, weights)
+        content = loaded.model
+        network = loaded.name if loaded.name in NETWORKS else None
         if calibrate is not None:
-            taken = find_inputs(opened.name, opened.model, inputs or ())
-            _, calibration = image_batches(opened, taken, calibrate, root, part="calibration")
+            example = find_inputs(loaded.name, loaded.model, inputs or ())
+            _, calibration = load_image_batches(
+                loaded, example, calibrate, root, part="calibration"
+            )
     path = out or _default_path(source, model)
-    done = tp.encode(
-        subject,
+    result = tp.encode(
+        content,
         path,
         target_error=target_error,
         bits=bits,
@@ -96,12 +99,12 @@ def encode_command(
         calibration=calibration,
     )
     if as_json:
-        print_json({"file": str(path), **done.to_dict()})
+        print_json({"file": str(path), **result.to_dict()})
         return
-    print_table(_table(done))
+    print_table(_tensor_table(result))
     print_line(
-        f"{path}: {done.bytes:,} bytes, {done.bits_per_value:.2f} bits a value, "
-        f"relative error {done.error:.4f}"
+        f"{path}: {result.bytes:,} bytes, {result.bits_per_value:.2f} bits a value, "
+        f"relative error {result.error:.4f}"
     )
 
 
@@ -116,21 +119,23 @@ def decode_command(
 
     Example: tensorpress decode model.tpz --out model.safetensors
     """
-    tensors = tp.decode(file)
+    import torch
+    from safetensors.torch import save_file
+
     path = out or file.with_suffix(".safetensors")
     # Clones, because safetensors refuses tensors that share memory.
-    held = {
+    tensors = {
         name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
+        for name, tensor in tp.decode(file).items()
     }
     with replace_file(path) as temporary:
-        save_file(held, temporary)
-    size, values = path.stat().st_size, sum(tensor.numel() for tensor in held.values())
+        save_file(tensors, temporary)
+    size, count = path.stat().st_size, len(tensors)
+    values = sum(tensor.numel() for tensor in tensors.values())
     if as_json:
-        told: dict[str, Any] = {"file": str(path), "bytes": size}
-        print_json({**told, "tensors": len(held), "values": values})
+        print_json({"file": str(path), "bytes": size, "tensors": count, "values": values})
         return
-    print_line(f"{path}: {len(held)} tensors, {values:,} values, {' '.join(formatting.size(size))}")
+    print_line(f"{path}: {count} tensors, {values:,} values, {' '.join(formatting.size(size))}")
 
 
 def parse_size(text: str) -> int:
@@ -139,7 +144,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     InvalidArgumentError
-        For text that is none.
+        If the text is not a number with a unit of bytes.
 
     Examples
     --------
@@ -147,12 +152,15 @@ def parse_size(text: str) -> int:
     [1500, 200000, 1572864]
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
-    if match is None or match[2].lower() not in _UNITS:
+    if match is None or match[2].lower() not in _UNIT_BYTES:
         raise InvalidArgumentError(f"--size {text!r} is no size: give bytes, 200kB or 1.5MiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(float(match[1]) * _UNIT_BYTES[match[2].lower()])
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -167,13 +175,13 @@ def _default_path(source: Path | None, model: str | None) -> Path:
     return source.with_name(source.name.removesuffix(".safetensors") + ".tpz")
 
 
-def _table(done: EncodeResult) -> Table:
+def _tensor_table(result: tp.EncodeResult) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("tensor", overflow="fold")
     table.add_column("shape", no_wrap=True)
     for heading in ("step", "bits", "zeros", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for t in done.tensors:
+    for t in result.tensors:
         numbers = (f"{t.step:.3g}", f"{t.entropy:.2f}", f"{100 * t.zeros:.0f} %", f"{t.error:.4f}")
         table.add_row(t.name, format_shape(t.shape), *numbers)
     return table

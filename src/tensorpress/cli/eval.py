@@ -1,23 +1,25 @@
 """The command eval: what a model costs, and its error on a data set."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import Tensor, nn
 
-from tensorpress.cli.calibration_data import image_batches
-from tensorpress.cli.model_source import Subject, find_inputs, open_subject
+import tensorpress as tp
 from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
-from tensorpress.codec.inspect import inspect
 from tensorpress.errors import ModelMismatchError
-from tensorpress.measure import count_macs, count_params, measure_latencies
-from tensorpress.models import check_inputs
-from tensorpress.models.zoo import NETWORKS, Network
-from tensorpress.train import evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from tensorpress.cli.model_source import LoadedModel
+    from tensorpress.models.zoo import Network
 
 
 def eval_command(
@@ -44,83 +46,91 @@ def eval_command(
 
     Example: tensorpress eval pressed --data cifar10
     """
+    from tensorpress.cli.model_source import find_inputs, load_source
+    from tensorpress.models import check_inputs
+
     if source is not None and not source.is_dir() and model is None:
         _eval_file(source, data, root, as_json)
         return
-    subject = open_subject(source, model, weights)
-    taken = find_inputs(subject.name, subject.model, inputs or ())
-    if taken is not None:
-        check_inputs(subject.model, taken)
-    told = {"model": subject.label, **_costs(subject.model, taken)}
+    loaded = load_source(source, model, weights)
+    example = find_inputs(loaded.name, loaded.model, inputs or ())
+    if example is not None:
+        check_inputs(loaded.model, example)
+    metrics = {"model": loaded.label, **_measure_costs(loaded.model, example)}
     if data is not None:
-        told |= _error(subject, taken, data, root)
+        metrics |= _measure_error(loaded, example, data, root)
     if as_json:
-        print_json(told)
+        print_json(metrics)
         return
-    _show(told)
+    _print_metrics(metrics)
 
 
 def _eval_file(file: Path, data: str | None, root: Path | None, as_json: bool) -> None:
     """Decode a file of a network of the zoo and measure its error."""
-    name = inspect(file).network
+    from tensorpress.cli.model_source import load_source
+    from tensorpress.models.zoo import NETWORKS
+
+    name = tp.inspect(file).network
     if name is None:
         raise ModelMismatchError(
             f"{file} holds a model that is not in the zoo: say by --model how it is built"
         )
-    data = data or _usual_data(NETWORKS[name])
-    subject = open_subject(file, None, None)
-    found = _error(subject, None, data, root)
+    data = data or _default_data(NETWORKS[name])
+    metrics = _measure_error(load_source(file, None, None), None, data, root)
     size = file.stat().st_size
     if as_json:
-        del found["preprocess"]
-        print_json({"file": str(file), "bytes": size, **found})
+        del metrics["preprocess"]
+        print_json({"file": str(file), "bytes": size, **metrics})
         return
     print_line(
-        f"{file}: {name}, {size:,} bytes, error {found['error']:.2f} % "
-        f"on {found['examples']:,} test images of {data}"
+        f"{file}: {name}, {size:,} bytes, error {metrics['error']:.2f} % "
+        f"on {metrics['examples']:,} test images of {data}"
     )
 
 
-def _costs(model: nn.Module, inputs: Sequence[Tensor] | None) -> dict[str, Any]:
-    held = [*model.parameters(), *model.buffers()]
-    found = {
-        "params": count_params(model),
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in held),
-    }
+def _measure_costs(model: nn.Module, inputs: Sequence[Tensor] | None) -> dict[str, Any]:
+    from tensorpress.cli.model_source import count_bytes
+    from tensorpress.measure import count_macs, count_params, measure_latencies
+
+    costs = {"params": count_params(model), "bytes": count_bytes(model)}
     if inputs is None:
-        return found
-    timed = {"latency_ms": measure_latencies([model], inputs)[0], "batch": inputs[0].shape[0]}
-    return {**found, "macs": count_macs(model, inputs), **timed}
+        return costs
+    latency = {"latency_ms": measure_latencies([model], inputs)[0], "batch": inputs[0].shape[0]}
+    return {**costs, "macs": count_macs(model, inputs), **latency}
 
 
-def _error(
-    subject: Subject, inputs: Sequence[Tensor] | None, data: str, root: Path | None
+def _measure_error(
+    loaded: LoadedModel, inputs: Sequence[Tensor] | None, data: str, root: Path | None
 ) -> dict[str, Any]:
-    preprocess, loader = image_batches(subject, inputs, data, root, part="test")
+    from tensorpress.cli.calibration_data import load_image_batches
+    from tensorpress.train import evaluate
+
+    preprocess, loader = load_image_batches(loaded, inputs, data, root, part="test")
     return {
         "data": data,
-        **asdict(evaluate(subject.model, loader)),
+        **asdict(evaluate(loaded.model, loader)),
         "preprocess": asdict(preprocess),
     }
 
 
-def _show(told: dict[str, Any]) -> None:
-    line = f"{told['model']}: {told['params']:,} parameters, {told['bytes']:,} bytes"
-    if "macs" in told:
-        line += f", {told['macs']:,} MACs, {told['latency_ms']:.2f} ms a batch of {told['batch']}"
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    line = f"{metrics['model']}: {metrics['params']:,} parameters, {metrics['bytes']:,} bytes"
+    if "macs" in metrics:
+        line += f", {metrics['macs']:,} MACs"
+        line += f", {metrics['latency_ms']:.2f} ms a batch of {metrics['batch']}"
     else:
         line += " (say what it takes by --input for MACs and latency)"
     print_line(line)
-    if "data" in told:
-        how = told["preprocess"]
-        mean, std = (", ".join(f"{x:g}" for x in how[key]) for key in ("mean", "std"))
+    if "data" in metrics:
+        preprocess = metrics["preprocess"]
+        mean, std = (", ".join(f"{x:g}" for x in preprocess[key]) for key in ("mean", "std"))
         print_line(
-            f"error {told['error']:.2f} % on {told['examples']:,} test images of {told['data']}, "
-            f"pixels over {how['scale']:g}, minus {mean}, over {std}"
+            f"error {metrics['error']:.2f} % on {metrics['examples']:,} test images of "
+            f"{metrics['data']}, pixels over {preprocess['scale']:g}, minus {mean}, over {std}"
         )
 
 
-def _usual_data(net: Network) -> str:
+def _default_data(net: Network) -> str:
     if len(net.input_shape) == 4:
         return "moving-digits"
     return "mnist" if net.input_shape[0] == 1 else "cifar10"

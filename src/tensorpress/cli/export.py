@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tensorpress.cli.model_source import open_subject, require_inputs
+import tensorpress as tp
 from tensorpress.cli.options import Inputs, Json, Model, WeightFile
 from tensorpress.cli.output import print_json, print_line
-from tensorpress.export.onnx import Factors, check_onnx, export_onnx
+from tensorpress.export import Factors
 from tensorpress.report import formatting
 
 
@@ -36,27 +36,29 @@ def export_command(
 
     Example: tensorpress export pressed --onnx model.onnx
     """
-    subject = open_subject(source, model, weights)
-    config: Any = getattr(subject.model, "config", None)
+    from tensorpress.cli.model_source import load_source, require_inputs
+
+    loaded = load_source(source, model, weights)
+    config: Any = getattr(loaded.model, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of earlier tokens are no output of a file
-    taken = require_inputs(subject, inputs or ())
-    written = export_onnx(subject.model, taken, onnx, factors=factors)
+    example = require_inputs(loaded, inputs or ())
+    file = tp.export_onnx(loaded.model, example, onnx, factors=factors)
     difference = None
     if find_spec("onnxruntime") is not None:
-        difference = check_onnx(subject.model, taken, onnx)
+        difference = tp.check_onnx(loaded.model, example, onnx)
     if as_json:
         print_json(
             {
                 "file": str(onnx),
-                "bytes": written.bytes,
-                "any_batch": written.any_batch,
+                "bytes": file.bytes,
+                "any_batch": file.any_batch,
                 "difference": difference,
             }
         )
         return
-    batch = "any batch" if written.any_batch else f"batch {taken[0].shape[0]} only"
-    print_line(f"{onnx}: {' '.join(formatting.size(written.bytes))}, {batch}")
+    batch = "any batch" if file.any_batch else f"batch {example[0].shape[0]} only"
+    print_line(f"{onnx}: {' '.join(formatting.size(file.bytes))}, {batch}")
     if difference is None:
         print_line("not compared with the model: pip install onnxruntime")
     else:

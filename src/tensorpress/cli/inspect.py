@@ -1,29 +1,29 @@
 """The command inspect: what is in a file or a folder, or which layers of a model can be pressed."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from torch import nn
 
-from tensorpress.checkpoints.load import PLAN
-from tensorpress.cli.model_source import DenseByName, is_dense_checkpoint
+import tensorpress as tp
 from tensorpress.cli.options import Inputs, Json, Model
 from tensorpress.cli.output import print_json, print_line, print_table
-from tensorpress.cli.plan import show_plan
-from tensorpress.codec.inspect import Inspection, inspect
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.planning.dense_model import DenseModel
-from tensorpress.planning.layer_candidates import applicable_schemes
-from tensorpress.planning.layers import Layer
-from tensorpress.planning.plan import Plan
 from tensorpress.report import formatting
 from tensorpress.report.cost_table import ModelRow, model_table
-from tensorpress.schemes.layer_plan import count_call_macs
-from tensorpress.schemes.registry import rank_schemes
 from tensorpress.utils.formatting import format_shape
 from tensorpress.utils.module_tree import locate_weight
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tensorpress.cli.model_source import DenseByName
+    from tensorpress.codec.inspect import Inspection
+    from tensorpress.planning.layers import Layer
 
 
 def inspect_command(
@@ -41,73 +41,85 @@ def inspect_command(
 
     Example: tensorpress inspect --model torchvision:resnet18
     """
+    from tensorpress.checkpoints.load import PLAN
+    from tensorpress.cli.model_source import DenseByName, is_dense_checkpoint
+
     if (source is None) == (model is None):
         raise InvalidArgumentError("give either a .tpz file or a folder, or a model by --model")
     if source is not None and (not source.is_dir() or (source / PLAN).is_file()):
-        (_show_folder if source.is_dir() else _show_file)(source, as_json)
+        (_print_folder if source.is_dir() else _print_file)(source, as_json)
         return
     if source is not None and not is_dense_checkpoint(source):
         raise InvalidArgumentError(f"{source} has neither {PLAN} nor config.json: it is no model")
-    _show_model(DenseByName.parse(model or str(source), None, inputs), as_json)
+    _print_model(DenseByName.parse(model or str(source), None, inputs), as_json)
 
 
-def _show_file(file: Path, as_json: bool) -> None:
-    found = inspect(file)
+def _print_file(file: Path, as_json: bool) -> None:
+    inspection = tp.inspect(file)
     if as_json:
-        print_json(found.to_dict())
+        print_json(inspection.to_dict())
         return
-    print_line(f"{file}: {found.network or 'a model of your own'}, {found.coder} coder")
-    print_table(_tensor_table(found))
-    parts = ", ".join(f"{name} {size:,}" for name, size in found.parts.items())
-    print_line(f"{found.size:,} bytes: {parts}")
+    network, coder = inspection.network or "a model of your own", inspection.coder
+    print_line(f"{file}: {network}, {coder} coder")
+    print_table(_tensor_table(inspection))
+    parts = ", ".join(f"{name} {size:,}" for name, size in inspection.parts.items())
+    print_line(f"{inspection.size:,} bytes: {parts}")
 
 
-def _show_folder(folder: Path, as_json: bool) -> None:
-    plan = Plan.read(folder / PLAN)
+def _print_folder(folder: Path, as_json: bool) -> None:
+    from tensorpress.checkpoints.load import PLAN
+    from tensorpress.cli.plan_output import print_plan
+
+    plan = tp.Plan.read(folder / PLAN)
     files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
     if as_json:
         print_json({"folder": str(folder), "files": files, "plan": plan.to_dict()})
         return
-    show_plan(plan)
+    print_plan(plan)
     for name, size in files.items():
         print_line(f"{name}: {size:,} bytes")
 
 
-def _show_model(dense: DenseByName, as_json: bool) -> None:
+def _print_model(dense: DenseByName, as_json: bool) -> None:
+    from tensorpress.planning.dense_model import DenseModel
+
     model = dense.skeleton
-    found = DenseModel.from_module(model, dense.inputs(model), None)
-    layers = [_layer(found.layers[name]) for name in found.layers] + [
-        _kept(found, name, reason) for name, reason in found.unpressed.items()
+    costs = DenseModel.from_module(model, dense.inputs(model), None)
+    layers = [_describe_layer(layer) for layer in costs.layers.values()]
+    layers += [
+        _describe(*locate_weight(costs.module, name), name, reason)
+        for name, reason in costs.unpressed.items()
     ]
-    order = {id(module): place for place, module in enumerate(found.module.modules())}
-    layers.sort(key=lambda layer: order[id(locate_weight(found.module, layer["name"])[0])])
+    order = {id(module): place for place, module in enumerate(costs.module.modules())}
+    layers.sort(key=lambda layer: order[id(locate_weight(costs.module, layer["name"])[0])])
     if as_json:
-        totals = {"params": found.params, "bytes": found.bytes, "macs": found.macs}
+        totals = {"params": costs.params, "bytes": costs.bytes, "macs": costs.macs}
         print_json({"model": dense.name, **totals, "layers": layers})
         return
     print_table(model_table([_row(layer) for layer in layers]))
     print_line("")
-    macs = "" if found.macs is None else f", {found.macs:,} MACs an example"
-    print_line(f"{dense.name}: {found.params:,} parameters, {found.bytes:,} bytes{macs}")
+    macs = "" if costs.macs is None else f", {costs.macs:,} MACs an example"
+    print_line(f"{dense.name}: {costs.params:,} parameters, {costs.bytes:,} bytes{macs}")
 
 
-def _layer(layer: Layer) -> dict[str, Any]:
-    """Return what there is to know about a layer."""
+def _describe_layer(layer: Layer) -> dict[str, Any]:
+    """Describe a layer that planning knows, with its schemes and its cost."""
+    from tensorpress.planning.layer_candidates import applicable_schemes
+    from tensorpress.schemes.layer_plan import count_call_macs
+    from tensorpress.schemes.registry import rank_schemes
+
     schemes, reason = applicable_schemes(layer, list(rank_schemes().values()))
-    macs = count_call_macs(layer.spec(), layer.calls) if schemes and layer.calls else None
     return {
-        "name": layer.name,
-        "kind": type(layer.module).__name__,
+        **_describe(layer.module, layer.key, layer.name, "" if schemes else reason),
         "shape": list(layer.shape),
         "params": _count_params(layer.module, layer.key),
-        "macs": macs,
+        "macs": count_call_macs(layer.spec(), layer.calls) if schemes and layer.calls else None,
         "schemes": [scheme.name for scheme in schemes],
-        "reason": "" if schemes else reason,
     }
 
 
-def _kept(found: DenseModel, name: str, reason: str) -> dict[str, Any]:
-    module, key = locate_weight(found.module, name)
+def _describe(module: nn.Module, key: str, name: str, reason: str) -> dict[str, Any]:
+    """Describe a parameter of a module; ``reason`` says why it cannot be pressed."""
     weight = module._parameters.get(key)
     return {
         "name": name,
@@ -133,14 +145,14 @@ def _row(layer: dict[str, Any]) -> ModelRow:
     return ModelRow(name, layer["kind"], shape, layer["params"], layer["macs"], layer["reason"])
 
 
-def _tensor_table(found: Inspection) -> Table:
+def _tensor_table(inspection: Inspection) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("tensor", overflow="fold")
     for heading in ("shape", "stored as"):
         table.add_column(heading, no_wrap=True)
     for heading in ("bytes", "bits", "entropy"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for tensor in found.tensors:
+    for tensor in inspection.tensors:
         table.add_row(
             tensor.short_name,
             format_shape(tensor.shape) or "scalar",

@@ -6,10 +6,7 @@ from rich.table import Table
 
 from tensorpress.cli.options import Json
 from tensorpress.cli.output import print_json, print_table
-from tensorpress.data import DATASETS
-from tensorpress.models.zoo import NETWORKS
 from tensorpress.runs.library import list_library
-from tensorpress.schemes.registry import SCHEMES
 from tensorpress.utils.config_parsing import parse_yaml
 
 MODELS = {
@@ -34,7 +31,7 @@ BUDGETS = {
     "latency=12ms": "time of a forward pass on this machine",
 }
 SPREADS = {
-    "error": "least sum of the layers' squared relative errors",
+    "error": "least sum of the layers' e² / (1 − e²), e the relative error of a weight",
     "energy": "greatest product of kept PCA energies (Zhang et al. 2016)",
     "uniform": "one fraction of the largest ranks for all; of one scheme",
     "evbmf": "EVBMF's ranks, all weakened alike; of one scheme",
@@ -48,6 +45,10 @@ def list_command(as_json: Json = False) -> None:
 
     Example: tensorpress list
     """
+    from tensorpress.data import DATASETS
+    from tensorpress.models.zoo import NETWORKS
+    from tensorpress.schemes.registry import SCHEMES
+
     kinds = {
         "schemes": {name: scheme.summary for name, scheme in SCHEMES.items()},
         "ranks": RANKS,

@@ -1,4 +1,4 @@
-"""What a command is about: a model by its name, a pressed model's file, or its folder."""
+"""The model of a command: by its name, from the file of a pressed model, or from its folder."""
 
 import json
 import logging
@@ -31,16 +31,16 @@ _TRUSTED = ("", "torchvision", "timm")
 
 @dataclass
 class DenseByName:
-    """A dense model by its name: without values at first, loaded when they are asked for.
+    """A dense model by its name, whose values are loaded when they are needed.
 
     Attributes
     ----------
     name : str
-        Of the model.
+        The name of the model.
     weights : Path or None
-        A file of weights.
+        The file of its weights.
     texts : sequence of str
-        Example inputs, as given.
+        The example inputs as the command line writes them.
     """
 
     name: str
@@ -50,12 +50,12 @@ class DenseByName:
     @staticmethod
     def parse(name: str, weights: Path | None, texts: Sequence[str] | None) -> "DenseByName":
         """Return the model of a name, or of a folder in Hugging Face's layout."""
-        named = f"hf:{name}" if Path(name).is_dir() else name
-        return DenseByName(named, weights, tuple(texts or ()))
+        model = f"hf:{name}" if Path(name).is_dir() else name
+        return DenseByName(model, weights, tuple(texts or ()))
 
     @cached_property
     def skeleton(self) -> nn.Module:
-        """The model on the meta device, after its inputs were tried."""
+        """The model on the meta device, with checked inputs."""
         try:
             model = load_model(self.name, meta=True)
             self._check(model)
@@ -73,11 +73,11 @@ class DenseByName:
         return load_by_name(self.name, self.weights)
 
     def inputs(self, model: nn.Module) -> tuple[Tensor, ...] | None:
-        """Return example inputs for either of the two, None where nobody knows them."""
+        """Return example inputs for the model or its skeleton, or None if they are not known."""
         return find_inputs(self.name, model, self.texts)
 
     def weight(self, layer: str) -> Tensor:
-        """Return the weight of a layer: alone from a folder, else from the loaded model."""
+        """Return the weight of a layer, from a folder without the other weights of the model."""
         if self._stored is None:
             return self.model.get_parameter(parameter_name(self.model, layer))
         files, names = self._stored
@@ -85,12 +85,13 @@ class DenseByName:
 
     @cached_property
     def _stored(self) -> tuple[TensorFiles, Mapping[str, str]] | None:
-        """The tensors of a folder, and their names there by those in the model."""
+        """The tensors of a folder, and their names in its files by their names in the model."""
         parsed = parse_name(self.name)
         if parsed.origin != "hf" or not any(Path(parsed.name).glob("*.safetensors")):
             return None
         files = TensorFiles(parsed.name)
-        return files, {own: name for name, own in match_tensor_names(self.skeleton, files).items()}
+        names = match_tensor_names(self.skeleton, files)
+        return files, {in_model: in_file for in_file, in_model in names.items()}
 
     def _check(self, model: nn.Module) -> None:
         inputs = self.inputs(model)
@@ -99,15 +100,15 @@ class DenseByName:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model that was opened: what to call it, its module, and by which name it was built."""
+class LoadedModel:
+    """A model with the label that messages use, and the name by which it was built."""
 
     label: str
     model: nn.Module
     name: str | None
 
 
-def open_subject(source: Path | None, name: str | None, weights: Path | None) -> Subject:
+def load_source(source: Path | None, name: str | None, weights: Path | None) -> LoadedModel:
     """Open a pressed model's file or folder, or build a dense one by its name.
 
     Parameters
@@ -115,35 +116,35 @@ def open_subject(source: Path | None, name: str | None, weights: Path | None) ->
     source : Path or None
         A ``.tpz`` file, or a folder that ``press`` wrote.
     name : str or None
-        The dense model. With a source it is needed where this does not say what it is.
+        The name of the dense model. With a source it is needed if the source does not name it.
     weights : Path or None
-        Of the model, without a source.
+        The file of the model's weights, without a source.
 
     Raises
     ------
     TensorPressError
-        If neither or too much is given, or something cannot be loaded.
+        If neither source nor name is given, weights come twice, or something cannot be loaded.
     """
     if source is None:
         if name is None:
             raise InvalidArgumentError("give a .tpz file, a folder, or a model by --model")
-        return Subject(name, load_by_name(name, weights), name)
+        return LoadedModel(name, load_by_name(name, weights), name)
     if weights is not None:
         raise InvalidArgumentError(f"{source} has weights of its own: leave out --weights")
     if not source.is_dir():
         network = name or tp.inspect(source).network
         dense = None if name is None else load_model(name)
-        return Subject(str(source), tp.load(source, dense), network)
+        return LoadedModel(str(source), tp.load(source, dense), network)
     if is_dense_checkpoint(source):
-        return Subject(str(source), load_model(f"hf:{source}"), f"hf:{source}")
-    named = name or read_origin(source)
-    if named is not None:
-        return Subject(str(source), load_checkpoint(source, load_model(named)), named)
-    return Subject(str(source), load_checkpoint(source), f"hf:{source}")
+        return LoadedModel(str(source), load_model(f"hf:{source}"), f"hf:{source}")
+    origin = name or read_origin(source)
+    if origin is not None:
+        return LoadedModel(str(source), load_checkpoint(source, load_model(origin)), origin)
+    return LoadedModel(str(source), load_checkpoint(source), f"hf:{source}")
 
 
 def load_by_name(name: str, weights: Path | None) -> nn.Module:
-    """Build a model, and say so if its weights are random."""
+    """Build a model, with a warning if its weights are random."""
     model = load_model(name, weights=weights)
     parsed = parse_name(name)
     if weights is None and parsed.origin in _TRUSTED and "pretrained" not in parsed.options:
@@ -154,27 +155,27 @@ def load_by_name(name: str, weights: Path | None) -> nn.Module:
 def find_inputs(
     name: str | None, model: nn.Module, texts: Sequence[str]
 ) -> tuple[Tensor, ...] | None:
-    """Return the inputs given as text, else those a model is known to take, else None."""
+    """Return the inputs that texts describe, else the known inputs of a model, else None."""
     if texts:
         return tuple(parse_input(text, model) for text in texts)
     return None if name is None else default_inputs(name, model)
 
 
-def require_inputs(subject: Subject, texts: Sequence[str]) -> tuple[Tensor, ...]:
+def require_inputs(loaded: LoadedModel, texts: Sequence[str]) -> tuple[Tensor, ...]:
     """Return inputs that a model takes.
 
     Raises
     ------
     InvalidArgumentError
-        If nobody knows them, or it does not take them.
+        If the inputs of the model are not known, or it does not run on them.
     """
-    inputs = find_inputs(subject.name, subject.model, texts)
+    inputs = find_inputs(loaded.name, loaded.model, texts)
     if inputs is None:
         raise InvalidArgumentError(
-            f"nobody knows which inputs {subject.label} takes: say it by --input, as in "
+            f"nobody knows which inputs {loaded.label} takes: say it by --input, as in "
             "--input 1x3x224x224"
         )
-    check_inputs(subject.model, inputs)
+    check_inputs(loaded.model, inputs)
     return inputs
 
 
@@ -183,20 +184,26 @@ def is_dense_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / PLAN).is_file()
 
 
+def count_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def write_origin(folder: Path, name: str) -> None:
-    """Write down by which name a folder's dense model was built, where no config says it."""
+    """Write the name of a folder's dense model, unless the folder has a config of transformers."""
     if parse_name(name).origin == "hf":
         return
     write_atomically(folder / ORIGIN, json.dumps({"model": name}).encode())
 
 
 def read_origin(folder: Path) -> str | None:
-    """Return the name of a folder's dense model, None where it does not say.
+    """Return the name of a folder's dense model, or None if the folder does not have it.
 
     Raises
     ------
     ModelMismatchError
-        If it is a function of someone's, which only a user may name.
+        If the name is of a function, which only a user may name.
     """
     name = None
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -1,55 +1,43 @@
 """The command press."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from torch import Tensor, nn
 
 import tensorpress as tp
-from tensorpress.checkpoints import press_checkpoint, save_checkpoint
-from tensorpress.cli.calibration_data import calibration_images
-from tensorpress.cli.model_source import DenseByName, write_origin
 from tensorpress.cli.options import (
-    AllocationText,
-    BudgetText,
     Calibrate,
     Cluster,
     Inputs,
     Json,
     Model,
-    Overrides,
     PlanArguments,
     Processes,
-    RankText,
     Root,
-    RoundTo,
-    SchemeNames,
-    Skip,
-    Targets,
     WeightFile,
+    add_plan_options,
 )
 from tensorpress.cli.output import print_json, print_line, print_table
-from tensorpress.cli.plan import plan_costs, plan_from_arguments
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure import count_macs, count_params, measure_latencies
-from tensorpress.models import load_model
-from tensorpress.planning.plan import Plan
-from tensorpress.planning.planner import PlanOptions
-from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction
 from tensorpress.report import formatting
 from tensorpress.report.cost_table import Cost, cost_table
-from tensorpress.utils.executors import connect_cluster
 
-PlanFile = Annotated[
-    Path | None,
-    typer.Option("--plan", "-p", help="A file that plan wrote, in place of options for a plan."),
-]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from tensorpress.cli.model_source import DenseByName
+
+Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
+"""The choices of `tensorpress.reconstruct.layerwise`, which would import torch for the help."""
 
 
+@add_plan_options
 def press_command(
     checkpoint: Annotated[
         Path | None,
@@ -62,16 +50,14 @@ def press_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the pressed model.")],
     model: Model = None,
     weights: WeightFile = None,
-    plan: PlanFile = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", "-p", help="A file that plan wrote, in place of options for a plan."
+        ),
+    ] = None,
     inputs: Inputs = None,
-    scheme: SchemeNames = "auto",
-    ranks: RankText = None,
-    allocation: AllocationText = None,
-    budget: BudgetText = None,
-    targets: Targets = None,
-    skip: Skip = None,
-    override: Overrides = None,
-    round_to: RoundTo = 1,
+    arguments: PlanArguments,
     processes: Processes = 1,
     cluster: Cluster = None,
     calibrate: Calibrate = None,
@@ -87,117 +73,119 @@ def press_command(
     Example: tensorpress press --model torchvision:resnet50 --weights r50.safetensors
     --plan plan.yaml --out pressed
     """
+    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.model_source import DenseByName
+    from tensorpress.cli.plan_arguments import plan_from_arguments
+    from tensorpress.reconstruct.layerwise import check_reconstruction
+    from tensorpress.utils.executors import connect_cluster
+
     parallel = processes > 1 or cluster is not None
     check_reconstruction(reconstruct, calibrate is not None, "decompose", parallel)
-    arguments = PlanArguments(scheme, ranks, allocation, budget, targets, skip, override, round_to)
-    if plan is not None and not arguments.is_default:
+    if plan is not None and arguments != PlanArguments():
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
-    read = None if plan is None else Plan.read(plan)
-    if checkpoint is None:
-        _check_new(out)
+    stored_plan = None if plan is None else tp.Plan.read(plan)
+    if checkpoint is not None:
+        _check_checkpoint_options(checkpoint, weights, calibrate)
+        dense = DenseByName.parse(model or str(checkpoint), None, inputs)
+        with connect_cluster(cluster) as executor:
+            options: dict[str, Any] = {"processes": processes, "executor": executor}
+            result = _press_folder(checkpoint, dense, stored_plan or arguments, out, options)
+    else:
+        check_new(out)
         if model is None:
             raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
         dense = DenseByName.parse(model, weights, inputs)
-        images = None if calibrate is None else calibration_images(dense, calibrate, root)
-        made = read or plan_from_arguments(dense, arguments, images)
+        images = None if calibrate is None else load_calibration_images(dense, calibrate, root)
+        model_plan = stored_plan or plan_from_arguments(dense, arguments, images)
         with connect_cluster(cluster) as executor:
-            how: dict[str, Any] = {"processes": processes, "executor": executor}
+            options = {"processes": processes, "executor": executor}
             if images is not None:
-                how = {"calibration": images, "reconstruct": reconstruct}
-            result = _press_model(dense, made, out, how)
-    else:
-        if calibrate is not None:
-            raise InvalidArgumentError(
-                "a checkpoint is pressed tensor by tensor, and --calibrate needs to run the model: "
-                f"give --model hf:{checkpoint}"
-            )
-        dense = _parse_dense(checkpoint, model, weights, inputs)
-        options = read or arguments.options()
-        with connect_cluster(cluster) as executor:
-            how = {"processes": processes, "executor": executor}
-            result = _press_folder(checkpoint, dense, options, out, how)
-    _show(result, out, as_json)
+                options = {"calibration": images, "reconstruct": reconstruct}
+            result = model_plan, _press_model(dense, model_plan, out, options)
+    _print_result(*result, out, as_json)
 
 
-@dataclass(frozen=True)
-class _Pressed:
-    plan: Plan
-    costs: list[Cost]
+def _press_model(
+    dense: DenseByName, plan: tp.Plan, out: Path, options: dict[str, Any]
+) -> list[Cost]:
+    """Press a model into a folder and return its costs."""
+    from tensorpress.cli.model_source import write_origin
 
-
-def _press_model(dense: DenseByName, plan: Plan, out: Path, how: dict[str, Any]) -> _Pressed:
     model = dense.model
-    pressed = tp.press(model, plan, **how)
-    save_checkpoint(pressed, out, plan)
+    pressed = tp.press(model, plan, **options)
+    tp.save_checkpoint(pressed, out, plan)
     write_origin(out, dense.name)
-    return _Pressed(plan, _measure_costs(model, pressed, dense.inputs(model)))
+    return _measure_costs(model, pressed, dense.inputs(model))
 
 
 def _measure_costs(
     dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | None
 ) -> list[Cost]:
+    from tensorpress.cli.model_source import count_bytes
+    from tensorpress.measure import count_macs, count_params, measure_latencies
+
     models = (dense, pressed)
-    costs = [
-        Cost("params", *map(count_params, models)),
-        Cost("bytes", *map(_bytes, models)),
-    ]
+    costs = [Cost("params", *map(count_params, models)), Cost("bytes", *map(count_bytes, models))]
     if inputs is not None:
         costs.insert(1, Cost("macs", *(count_macs(model, inputs) for model in models)))
         costs.append(Cost("latency_ms", *measure_latencies(models, inputs)))
     return costs
 
 
-def _bytes(model: nn.Module) -> int:
-    held = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-
-def _parse_dense(
-    checkpoint: Path, model: str | None, weights: Path | None, inputs: list[str] | None
-) -> DenseByName:
+def _check_checkpoint_options(
+    checkpoint: Path, weights: Path | None, calibrate: str | None
+) -> None:
+    if calibrate is not None:
+        raise InvalidArgumentError(
+            "a checkpoint is pressed tensor by tensor, and --calibrate needs to run the model: "
+            f"give --model hf:{checkpoint}"
+        )
     if weights is not None:
         raise InvalidArgumentError(f"{checkpoint} has weights of its own: leave out --weights")
-    return DenseByName.parse(model or str(checkpoint), None, inputs)
 
 
 def _press_folder(
     checkpoint: Path,
     dense: DenseByName,
-    plan: Plan | PlanOptions,
+    plan: tp.Plan | PlanArguments,
     out: Path,
-    how: dict[str, Any],
-) -> _Pressed:
-    """Press tensor by tensor; what depends on all weights at once is not measured."""
-    model = load_model(dense.name, meta=True)
-    named = None if dense.name.startswith("hf:") else model
-    if isinstance(plan, Plan):
-        done = press_checkpoint(checkpoint, out, plan, model=named, **how)
+    options: dict[str, Any],
+) -> tuple[tp.Plan, list[Cost]]:
+    """Press tensor by tensor, without a measurement that depends on all weights at once."""
+    from tensorpress.cli.model_source import write_origin
+    from tensorpress.cli.plan_arguments import parse_plan_options
+    from tensorpress.cli.plan_output import plan_costs
+
+    model = tp.load_model(dense.name, meta=True)
+    if not dense.name.startswith("hf:"):
+        options["model"] = model
+    if isinstance(plan, PlanArguments):
+        options |= {"example_inputs": dense.inputs(model), **parse_plan_options(plan)}
     else:
-        how |= {"example_inputs": dense.inputs(model), **plan}
-        done = press_checkpoint(checkpoint, out, model=named, **how)
+        options["plan"] = plan
+    result = tp.press_checkpoint(checkpoint, out, **options)
     write_origin(out, dense.name)
-    return _Pressed(done, plan_costs(done))
+    return result, plan_costs(result)
 
 
-def _show(found: _Pressed, out: Path, as_json: bool) -> None:
-    plan = found.plan
+def _print_result(plan: tp.Plan, costs: list[Cost], out: Path, as_json: bool) -> None:
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     if as_json:
-        dense = {cost.kind: cost.dense for cost in found.costs}
-        pressed = {cost.kind: cost.pressed for cost in found.costs}
-        told = {"out": str(out), "plan": plan.id, "file_bytes": size}
-        print_json({**told, "dense": dense, "pressed": pressed})
+        dense = {cost.kind: cost.dense for cost in costs}
+        pressed = {cost.kind: cost.pressed for cost in costs}
+        sizes = {"file_bytes": size, "dense": dense, "pressed": pressed}
+        print_json({"out": str(out), "plan": plan.id, **sizes})
         return
     schemes = ", ".join(dict.fromkeys(layer.scheme for layer in plan.layers))
     total = len(plan.layers) + len(plan.unpressed_weights)
     print_line(f"pressed {len(plan.layers)} of {total} layers, by {schemes}")
     print_line("")
-    print_table(cost_table(found.costs))
+    print_table(cost_table(costs))
     print_line("")
     print_line(f"written  {out}, {' '.join(formatting.size(size))}")
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path) -> None:
     """Raise before the work is done, not after, if a folder cannot be written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidArgumentError(f"{folder} is there already: give a new or an empty folder")

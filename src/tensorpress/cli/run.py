@@ -1,8 +1,10 @@
 """The commands that carry out recipes: run and demo."""
 
+from __future__ import annotations
+
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,11 +13,12 @@ from tensorpress.cli.options import Json
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.report import headline_table, layer_table
 from tensorpress.runs.library import find_in_library
-from tensorpress.runs.recipe import parse_recipe, read_recipe
-from tensorpress.runs.run import RunResult, run
+
+if TYPE_CHECKING:
+    from tensorpress.runs.run import RunResult
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Seed = Annotated[int, typer.Option(help="Of every random number.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="The seed of every random number.", min=0, max=2**32 - 1)]
 
 DEMO, RUNS = Path("demo"), Path("runs")
 
@@ -38,8 +41,11 @@ def run_command(
 
     Example: tensorpress run lenet5-ada --out runs/lenet5
     """
+    from tensorpress.runs.recipe import read_recipe
+    from tensorpress.runs.run import run
+
     path = find_in_library("recipe", recipe)
-    _show(run(read_recipe(path), out or RUNS / path.stem, seed=seed), as_json)
+    _print_result(run(read_recipe(path), out or RUNS / path.stem, seed=seed), as_json)
 
 
 def demo(out: Out = DEMO, seed: Seed = 0, as_json: Json = False) -> None:
@@ -47,11 +53,14 @@ def demo(out: Out = DEMO, seed: Seed = 0, as_json: Json = False) -> None:
 
     Example: tensorpress demo --out demo
     """
+    from tensorpress.runs.recipe import parse_recipe
+    from tensorpress.runs.run import run
+
     text = resources.files("tensorpress.runs").joinpath("demo.yaml").read_text(encoding="utf-8")
-    _show(run(parse_recipe(text), out, seed=seed), as_json)
+    _print_result(run(parse_recipe(text), out, seed=seed), as_json)
 
 
-def _show(result: RunResult, as_json: bool) -> None:
+def _print_result(result: RunResult, as_json: bool) -> None:
     if as_json:
         print_json(result.metrics)
         return

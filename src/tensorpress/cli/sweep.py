@@ -10,9 +10,6 @@ from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.cli.run import RUNS
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.runs.library import find_in_library
-from tensorpress.sweep import Pick, read_sweep, sweep
-from tensorpress.sweep.table import pick_table, variant_table
-from tensorpress.utils.executors import connect_cluster
 
 
 def sweep_command(
@@ -48,14 +45,18 @@ def sweep_command(
 
     Example: tensorpress sweep sweep.yaml --out sweeps/lenet5 --pick "bytes<=1200"
     """
+    from tensorpress.sweep import Pick, read_sweep, sweep
+    from tensorpress.sweep.table import pick_table, variant_table
+    from tensorpress.utils.executors import connect_cluster
+
     picks = [Pick.parse(text) for text in pick or ()]
     numbers = parse_seeds(seeds)
     path = find_in_library("sweep", file)
     folder = out or RUNS / path.stem
-    asked, variants = read_sweep(path)
+    settings, variants = read_sweep(path)
     with connect_cluster(cluster) as executor:
-        found = sweep(
-            asked,
+        result = sweep(
+            settings,
             variants,
             folder,
             seeds=numbers,
@@ -64,22 +65,22 @@ def sweep_command(
             executor=executor,
         )
     if as_json:
-        print_json(found)
+        print_json(result)
         return
-    print_table(variant_table(found))
-    if found["picks"]:
+    print_table(variant_table(result))
+    if result["picks"]:
         print_line("")
-        print_table(pick_table(found))
+        print_table(pick_table(result))
     print_line(f"page    {(folder / 'sweep.html').resolve().as_uri()}")
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return what ``--seeds`` means.
+    """Return the seeds of ``--seeds``.
 
     Raises
     ------
     InvalidArgumentError
-        For anything but numbers from 0 to 2**32 - 1 with commas.
+        If the text is anything but numbers from 0 to 2**32 - 1 with commas.
 
     Examples
     --------

@@ -24,21 +24,21 @@ from tensorpress.utils.formatting import format_shape
 from tensorpress.utils.module_tree import locate_weight
 
 MAX_MODES = 16
-"""Most modes of a layer, and axes of a tensor, that a header is believed."""
+"""Largest number of modes of a layer, and of axes of a tensor, in a valid header."""
 
 
 class MalformedError(Exception):
-    """The header is not of the form it should be."""
+    """The header does not have the form of a header."""
 
 
 def require(condition: bool) -> None:
-    """Raise a `MalformedError` unless something is so."""
+    """Raise a `MalformedError` unless a condition holds."""
     if not condition:
         raise MalformedError
 
 
 class PackedLayer(NamedTuple):
-    """How a layer is pressed; ``options`` are those of the scheme, with tuples for lists."""
+    """The scheme of a layer with its ranks and its options, in which tuples stand for lists."""
 
     name: str
     shape: Shape
@@ -67,16 +67,16 @@ Table = tuple[TensorEntry, ...]
 
 @dataclass(frozen=True)
 class Description:
-    """What a file says of its model.
+    """The description of a model in its file.
 
     Attributes
     ----------
     network : str or None
-        Name in the zoo.
+        The name of the network in the zoo.
     layers : tuple of PackedLayer
-        Every pressed layer.
+        The pressed layers.
     tensors : tuple of TensorEntry
-        Every tensor, in order.
+        The stored tensors, in order.
     """
 
     network: str | None
@@ -89,7 +89,7 @@ class Description:
         Raises
         ------
         ModelMismatchError
-            If a layer is missing, has another shape or cannot be what the file says.
+            If a layer is missing, has another shape or cannot be pressed as the file describes.
         """
         return plan_from_header(file, dense, self.layers)
 
@@ -99,32 +99,31 @@ class Description:
         Raises
         ------
         ModelMismatchError
-            If they are not, naming the first that differs.
+            If they differ; the message names the first difference.
         """
-        for expected, found in zip_longest(self.tensors, tensor_table(tensors)):
-            if expected != found:
+        for expected, actual in zip_longest(self.tensors, tensor_table(tensors)):
+            if expected != actual:
                 raise ModelMismatchError(
-                    f"{file} expects {_told(expected)} where the model has {_told(found)}"
+                    f"{file} expects {_format_entry(expected)} where the model has "
+                    f"{_format_entry(actual)}"
                 )
 
 
 def plan_from_header(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...]) -> Plan:
     """Return the plan that presses these layers of a dense model; see `Description.plan_for`."""
-    shapes, kept = find_pressable(dense)
+    shapes, dense_reasons = find_pressable(dense)
     planned = []
     for packed in layers:
-        found = shapes.get(packed.name)
-        if found != packed.shape:
-            has = (
-                f"the model has a weight {format_shape(found)}"
-                if found
-                else "the model has no such layer"
-            )
-            if packed.name in kept:
-                has = f"in the model {kept[packed.name]}"
+        shape = shapes.get(packed.name)
+        if shape != packed.shape:
+            reason = "the model has no such layer"
+            if shape is not None:
+                reason = f"the model has a weight {format_shape(shape)}"
+            if packed.name in dense_reasons:
+                reason = f"in the model {dense_reasons[packed.name]}"
             raise ModelMismatchError(
                 f"{file} expects a layer {packed.name!r} with a weight "
-                f"{format_shape(packed.shape)}; {has}"
+                f"{format_shape(packed.shape)}; {reason}"
             )
         try:
             spec = scheme(packed.scheme).describe(*locate_weight(dense, packed.name))
@@ -142,10 +141,10 @@ def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor
     Raises
     ------
     ModelMismatchError
-        If the model is not the network of the zoo it is said to be, or is pressed in a way that
-        no plan describes.
+        If the model is not the named network of the zoo, or is pressed in a way that no plan
+        describes.
     InvalidArgumentError
-        If its factors are far larger than the weights they stand for.
+        If its factors are far larger than the dense weights.
     """
     plan = plan_from_model(model)
     if not is_affordable(plan.layers):
@@ -154,7 +153,7 @@ def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor
         )
     table = tensor_table(tensors)
     if network is not None:
-        _check_is(network, plan, table)
+        _check_network(network, plan, table)
     layers = (PackedLayer(x.name, x.shape, x.scheme, x.ranks, x.options) for x in plan.layers)
     return Description(network, tuple(layers), table)
 
@@ -174,11 +173,11 @@ def tensor_table(tensors: Mapping[str, Tensor]) -> Table:
 
 
 def pressed_table(dense: nn.Module, plan: Plan) -> Table:
-    """Return the table of a dense model once it is pressed; it need not have values."""
+    """Return the table of a dense model, which may be without values, after pressing."""
     return tensor_table(distinct_state(build_skeleton(dense, plan)))
 
 
-def _check_is(network: str, plan: Plan, table: Table) -> None:
+def _check_network(network: str, plan: Plan, table: Table) -> None:
     """Check that a plan and a table are those of a network of the zoo."""
     dense = dense_network(network)
     shapes, _ = find_pressable(dense)
@@ -192,36 +191,37 @@ def _check_is(network: str, plan: Plan, table: Table) -> None:
         expected = pressed_table(dense, plan)
     except ModelMismatchError as error:
         raise ModelMismatchError(f"this model is not {network!r}: {error}") from None
-    for one, other in zip_longest(expected, table):
-        if one != other:
+    for entry, actual in zip_longest(expected, table):
+        if entry != actual:
             raise ModelMismatchError(
-                f"this model is not {network!r}: that has {_told(one)}, the model {_told(other)}"
+                f"this model is not {network!r}: that has {_format_entry(entry)}, the model "
+                f"{_format_entry(actual)}"
             )
 
 
-def _told(entry: TensorEntry | None) -> str:
+def _format_entry(entry: TensorEntry | None) -> str:
     if entry is None:
         return "no more tensors"
     return f"{entry.name!r} ({format_shape(entry.shape) or 'scalar'}, {entry.dtype})"
 
 
 def check_layers(layers: Sequence[PackedLayer]) -> None:
-    """Check that layers can be in one model and are worth their memory, as far as that shows.
+    """Check that layers can be in one model and take a plausible amount of memory.
 
-    Of schemes that need to know no more than the weight it shows without a model.
+    The memory is checked for schemes whose cost depends on the weight alone.
     """
     require(len({layer.name for layer in layers}) == len(layers))
     methods = {layer.scheme: scheme(layer.scheme) for layer in layers}
     shared = [layer for layer in layers if methods[layer.scheme].shared]
     require(len({(x.scheme, x.ranks) for x in shared}) == len({x.scheme for x in shared}))
-    known = [layer for layer in layers if methods[layer.scheme].of_weight]
+    checked = [layer for layer in layers if methods[layer.scheme].of_weight]
     try:
-        require(is_affordable([layer.plan(weight_spec(layer.shape)) for layer in known]))
+        require(is_affordable([layer.plan(weight_spec(layer.shape)) for layer in checked]))
     except InvalidArgumentError:
         raise MalformedError from None
 
 
-_ROOM = 1 << 24  # values; a shared core may be larger than the small layers that hold it
+_EXTRA_VALUES = 1 << 24  # a shared core may be larger than the small layers that use it
 
 
 def is_affordable(layers: Iterable[LayerPlan]) -> bool:
@@ -236,4 +236,4 @@ def is_affordable(layers: Iterable[LayerPlan]) -> bool:
     False
     """
     beyond = (x.method.peak_values(x.spec, x.ranks) - 2 * x.dense_params for x in layers)
-    return sum(max(values, 0) for values in beyond) <= _ROOM
+    return sum(max(values, 0) for values in beyond) <= _EXTRA_VALUES

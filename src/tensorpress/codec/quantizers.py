@@ -12,11 +12,11 @@ from tensorpress.errors import InvalidArgumentError
 
 Rounding = Literal["nearest", "floor"]
 MAX_LEVELS = 1 << 16
-"""Largest Q; beyond it, 16-bit floating point stores as much in no more space."""
+"""Largest Q; beyond it, 16-bit floating point stores as many values in no more space."""
 
 MIN_CODE, MAX_CODE = -1024, 1023
 MAX_SYMBOL = 1 << 23
-"""Largest magnitude of a symbol: up to it, float32 tells every level from the next."""
+"""Largest magnitude of a symbol: up to it, float32 distinguishes every level from the next."""
 
 PER_OCTAVE = 8
 """Number of steps on the grid from a step to its double."""
@@ -117,10 +117,7 @@ class UniformQuantizer:
         InvalidArgumentError
             If `t` is not floating point or holds NaN or an infinity.
         """
-        if not t.is_floating_point():
-            raise InvalidArgumentError(f"only floating-point tensors are quantized, not {t.dtype}")
-        if not torch.isfinite(t).all():
-            raise InvalidArgumentError("a tensor with NaN or infinite values cannot be quantized")
+        _largest_magnitude(t)
         clipped = t.detach().double().clamp(-self.bound, self.bound)
         steps = clipped * self.levels / (2 * self.bound)
         nearest = steps.round()
@@ -211,7 +208,7 @@ class StepQuantizer:
 
     @property
     def step(self) -> float:
-        """The distance of two levels, the same on every machine."""
+        """The distance between two levels, the same on every machine."""
         octave, eighth = divmod(self.code, PER_OCTAVE)
         return ldexp(_MANTISSAS[eighth], octave)
 
@@ -234,18 +231,14 @@ class StepQuantizer:
             If `t` is not floating point, holds NaN or an infinity, has a value of more than 2**23
             steps, or a value whose level its type cannot hold.
         """
-        if not t.is_floating_point():
-            raise InvalidArgumentError(f"only floating-point tensors are quantized, not {t.dtype}")
-        largest = float(t.detach().abs().max()) if t.numel() else 0.0
-        if not isfinite(largest):
-            raise InvalidArgumentError("a tensor with NaN or infinite values cannot be quantized")
-        reach = round(largest / self.step)
-        if reach > MAX_SYMBOL:
+        largest = _largest_magnitude(t)
+        symbol = round(largest / self.step)
+        if symbol > MAX_SYMBOL:
             raise InvalidArgumentError(
                 f"{largest:g} is more than {MAX_SYMBOL:,} steps of {self.step:g}: "
                 "take a larger step"
             )
-        if not isfinite(self.values(torch.tensor(reach), t.dtype).item()):
+        if not isfinite(self.values(torch.tensor(symbol), t.dtype).item()):
             raise InvalidArgumentError(
                 f"{largest:g} has no level of step {self.step:g} in {t.dtype}: take a smaller step"
             )
@@ -276,3 +269,13 @@ class StepQuantizer:
     def __call__(self, t: Tensor) -> Tensor:
         """Return `t` with every value replaced by its level, in the type of `t`."""
         return self.values(self.symbols(t), t.dtype)
+
+
+def _largest_magnitude(t: Tensor) -> float:
+    """Return the largest magnitude of a tensor, whose values must be finite and floating point."""
+    if not t.is_floating_point():
+        raise InvalidArgumentError(f"only floating-point tensors are quantized, not {t.dtype}")
+    largest = float(t.detach().abs().max()) if t.numel() else 0.0
+    if not isfinite(largest):
+        raise InvalidArgumentError("a tensor with NaN or infinite values cannot be quantized")
+    return largest

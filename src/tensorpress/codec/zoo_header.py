@@ -24,11 +24,11 @@ from tensorpress.errors import CorruptFileError, ModelMismatchError
 from tensorpress.planning.layers import find_pressable
 from tensorpress.schemes.reshape_modes import Shape
 
-# The numbers of networks and schemes are their places here: what is new goes to the end. Schemes
-# without a number, and layers with options, are written by name.
+# The numbers of networks and schemes are their places here; new ones are appended. Schemes without
+# a number, and layers with options, are written by name.
 NETWORK_NUMBERS = (
     *("lenet5", "lenet300100", "fc1024", "cifar-cnn", "resnet20", "resnet32", "resnet56"),
-    *("wrn28-10", "clips3d", "vgg16", "vgg16-quarter"),
+    *("wrn28-10", "clips3d", "vgg16", "vgg16-quarter", "conv-fc"),
 )
 SCHEME_NUMBERS = (
     *("channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in", "tucker1_out"),
@@ -36,14 +36,14 @@ SCHEME_NUMBERS = (
     *("spatial_channel_svd", "low_rank_sparse", "channel_pruning", "svd_weight"),
 )
 
-# Of the numbers of what is done with a layer 0 is dense, then come the cores.
+# The kind of a layer is 0 for a dense layer, then the number of its core or scheme.
 _BY_NAME, _FIRST_SCHEME = 5, 8
 _LARGEST = 1 << 22
 _LARGEST_NAMED = 1 << 12  # bytes of a name with options
 
 
 def write_network(stream: Stream, description: Description) -> None:
-    """Write which network of the zoo a description is of, or that it is of none."""
+    """Write the number of a network of the zoo, or 0 for any other network."""
     name = description.network
     stream.number("network", 0 if name is None else 1 + NETWORK_NUMBERS.index(name))
 
@@ -69,28 +69,28 @@ def write_layers(stream: Stream, description: Description) -> None:
     """Write how each layer of a network of the zoo is pressed."""
     shapes, _ = find_pressable(dense_network(description.network or ""))
     layers = _Layers(stream)
-    given = {layer.name: layer for layer in description.layers}
+    packed = {layer.name: layer for layer in description.layers}
     for name, shape in shapes.items():
-        layers.code(name, shape, given.get(name))
+        layers.code(name, shape, packed.get(name))
 
 
 def read_layers(file: str, stream: Stream, network: str) -> Description:
-    """Read what `write_layers` wrote, which is not trusted.
+    """Read the layers that `write_layers` wrote, without trust in the file.
 
     Raises
     ------
     CorruptFileError
-        If no model is pressed so, or it would take far more memory than its weights.
+        If the layers are of no pressed model, or take far more memory than its weights.
     ModelMismatchError
-        If it needs a scheme that this version does not have, or that does not fit a layer.
+        If this version does not have a scheme, or the scheme does not apply to its layer.
     """
     dense = dense_network(network)
     shapes, _ = find_pressable(dense)
     coder = _Layers(stream, file)
     with name_file_in_errors(file):
         try:
-            found = [coder.code(name, shape) for name, shape in shapes.items()]
-            layers = tuple(layer for layer in found if layer is not None)
+            entries = [coder.code(name, shape) for name, shape in shapes.items()]
+            layers = tuple(layer for layer in entries if layer is not None)
             check_layers(layers)
         except MalformedError:
             raise CorruptFileError("the header does not describe a model") from None
@@ -98,19 +98,19 @@ def read_layers(file: str, stream: Stream, network: str) -> Description:
 
 
 class _Layers:
-    """Write or read one layer after the other: a layer is given, or returned."""
+    """A coder of layers, which writes the layer that it gets, or reads and returns one."""
 
     def __init__(self, stream: Stream, file: str = "") -> None:
         self._stream, self._file = stream, file
         self._rank = 4
 
-    def code(self, name: str, shape: Shape, given: PackedLayer | None = None) -> PackedLayer | None:
-        kind = self._stream.number("layer", _kind(given))
+    def code(self, name: str, shape: Shape, layer: PackedLayer | None = None) -> PackedLayer | None:
+        kind = self._stream.number("layer", _kind(layer))
         if kind == 0:
             return None
-        ranks = given.ranks if given else ()
+        ranks = layer.ranks if layer else ()
         if kind <= len(CORES):
-            modes = self._modes(shape, given.options["modes"] if given else ())
+            modes = self._modes(shape, layer.options["modes"] if layer else ())
             scheme, flags = CORES[kind - 1]
             ranks = self._ranks(len(modes), ranks)
             return PackedLayer(name, shape, scheme, ranks, {"modes": modes, **flags})
@@ -123,20 +123,20 @@ class _Layers:
             )
         named: list[Any] = [SCHEME_NUMBERS[number], {}]
         if kind == _BY_NAME:
-            named = self._named(given)
-        count = 1 + self._stream.number("ranks", len(ranks) - 1 if given else 0)
+            named = self._named(layer)
+        count = 1 + self._stream.number("ranks", len(ranks) - 1 if layer else 0)
         self._expect(count <= MAX_MODES)
         ranks = self._ranks(count, ranks)
-        if given is not None:
-            return given
+        if layer is not None:
+            return layer
         return read_layer(self._file, name, shape, named[0], list(ranks), named[1])
 
-    def _named(self, given: PackedLayer | None) -> list[Any]:
+    def _named(self, layer: PackedLayer | None) -> list[Any]:
         """Code the name and the options of a scheme, as msgpack."""
-        data = msgpack.packb([given.scheme, dict(given.options)]) if given else b""
+        data = msgpack.packb([layer.scheme, dict(layer.options)]) if layer else b""
         size = self._stream.number("named", len(data))
         self._expect(size <= _LARGEST_NAMED)
-        data = bytes(self._stream.choice(256, data[k] if given else 0) for k in range(size))
+        data = bytes(self._stream.choice(256, data[k] if layer else 0) for k in range(size))
         try:
             named = msgpack.unpackb(data, raw=False)
         except ValueError:
@@ -154,22 +154,22 @@ class _Layers:
             return shape
         count = 1 + self._stream.number("modes", max(len(modes) - 1, 0))
         self._expect(count <= MAX_MODES)
-        left, found = prod(shape), []
+        left, result = prod(shape), []
         for k in range(count - 1):
             divisors = _divisors(left)
             place = divisors.index(modes[k]) if modes else 0
-            found.append(divisors[self._stream.choice(len(divisors), place)])
-            left //= found[-1]
-        return (*found, left)
+            result.append(divisors[self._stream.choice(len(divisors), place)])
+            left //= result[-1]
+        return (*result, left)
 
     def _ranks(self, count: int, ranks: Sequence[int]) -> Shape:
         equal = self._stream.number("equal", int(len(set(ranks)) == 1)) > 0
-        found: list[int] = []
+        result: list[int] = []
         for k in range(1 if equal else count):
             self._rank += self._stream.signed("rank", ranks[k] - self._rank if ranks else 0)
             self._expect(1 <= self._rank <= _LARGEST)
-            found.append(self._rank)
-        return tuple(found * count if equal else found)
+            result.append(self._rank)
+        return tuple(result * count if equal else result)
 
 
 def _kind(layer: PackedLayer | None) -> int:

@@ -1,4 +1,4 @@
-"""ONNX files: writing a model as one, and comparing its outputs with the model's."""
+"""Writing a model as an ONNX file."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +18,14 @@ from torch.export.dynamic_shapes import ShapesCollection
 from torch.utils._pytree import tree_leaves
 
 from tensorpress.errors import (
-    CorruptFileError,
-    DataNotFoundError,
     InvalidArgumentError,
-    ModelMismatchError,
     TensorPressError,
     unknown_name,
 )
+from tensorpress.export import Factors
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.press.press import materialize
 from tensorpress.schemes.parametrization import factorized_weight
-
-Factors = Literal["materialize", "keep"]
 
 _MAX_FOLDED = 64  # entries by which folding may enlarge a constant
 
@@ -103,20 +99,18 @@ def export_onnx(
     >>> small = export_onnx(pressed, torch.ones(3, 64), f"{folder}/small.onnx", factors="keep")
     >>> small.any_batch, dense.bytes - small.bytes > 3 * 64 * 64
     (True, True)
-    >>> check_onnx(pressed, torch.ones(5, 64), small.path) < 1e-4
-    True
     """
     if factors not in get_args(Factors):
         raise unknown_name("choice of factors", factors, get_args(Factors))
-    onnx, optimizer = _import_extra("onnx"), _import_extra("onnxscript.optimizer")
-    passes = _import_extra("onnx_ir.passes.common")
-    inputs = _as_tuple(example_inputs)
+    onnx, optimizer = import_extra("onnx"), import_extra("onnxscript.optimizer")
+    passes = import_extra("onnx_ir.passes.common")
+    inputs = as_tuple(example_inputs)
     if factors == "materialize" and any(map(factorized_weight, model.modules())):
         model = materialize(model)
     target = Path(path)
     with _temporary_folder(target) as folder:
         with evaluation_mode(model), torch.no_grad():
-            _check_runs(model, inputs)
+            run_on_inputs(model, inputs)
             traced, obstacle = _trace(model, inputs)
         # With gradients, the exporter would decompose attention.
         with _silence(), torch.no_grad():
@@ -124,7 +118,7 @@ def export_onnx(
                 program = torch.onnx.export(traced, dynamo=True, optimize=False, verbose=False)
             except torch.onnx.errors.OnnxExporterError as error:
                 raise InvalidArgumentError(
-                    f"the model cannot be written as ONNX: {_shorten(_root_cause(error))}"
+                    f"the model cannot be written as ONNX: {shorten(_root_cause(error))}"
                 ) from error
             assert program is not None
             _drop_zero_biases(program.model)
@@ -141,103 +135,13 @@ def export_onnx(
     return OnnxFile(target, size, any_batch=obstacle is None)
 
 
-def check_onnx(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | os.PathLike[str]
-) -> float:
-    """Return the relative difference between an ONNX file's outputs and the model's.
-
-    The file runs in onnxruntime on the CPU.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The model that the file was written from; it is run in eval mode.
-    example_inputs : Tensor or sequence of Tensor
-        Positional arguments of one forward pass.
-    path : path-like
-        The ONNX file.
-
-    Returns
-    -------
-    float
-        The largest max|a − b| / max|b| of the outputs, where b are the model's; infinite if values
-        that are not finite differ.
-
-    Raises
-    ------
-    DataNotFoundError
-        If there is no such file.
-    CorruptFileError
-        If onnxruntime cannot read the file.
-    ModelMismatchError
-        If the file takes other inputs or returns other outputs than the model.
-
-    Examples
-    --------
-    >>> folder, net = tempfile.mkdtemp(), nn.Linear(6, 4)
-    >>> file = export_onnx(net, torch.ones(2, 6), f"{folder}/net.onnx")
-    >>> check_onnx(net, torch.randn(7, 6), file.path) < 1e-5
-    True
-    """
-    runtime = _import_extra("onnxruntime")
-    inputs = _as_tuple(example_inputs)
-    if not Path(path).is_file():
-        raise DataNotFoundError(f"there is no file {path}")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no other common class
-        raise CorruptFileError(
-            f"{path} cannot be read by onnxruntime: {_shorten(error)}"
-        ) from error
-    with evaluation_mode(model), torch.no_grad():
-        expected = _check_runs(model, inputs)
-    names = [value.name for value in session.get_inputs()]
-    if len(names) != len(inputs):
-        raise ModelMismatchError(f"{path} takes {len(names)} inputs ({names}), not {len(inputs)}")
-    values = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
-    try:
-        outputs = [torch.as_tensor(value) for value in session.run(None, values)]
-    except Exception as error:
-        raise ModelMismatchError(f"{path} does not run on the inputs: {_shorten(error)}") from error
-    shapes, expected_shapes = ([tuple(y.shape) for y in ys] for ys in (outputs, expected))
-    if shapes != expected_shapes:
-        raise ModelMismatchError(
-            f"{path} returns outputs of shapes {shapes}, the model of {expected_shapes}"
-        )
-    return max(map(relative_difference, outputs, expected), default=0.0)
-
-
-def relative_difference(output: Tensor, expected: Tensor) -> float:
-    """Return max|a − b| / max|b| of an output a and the expected b.
-
-    It is infinite if values that are not finite differ.
-
-    Examples
-    --------
-    >>> relative_difference(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 4.0]))
-    0.25
-    """
-    a, b = output.detach().cpu().double(), expected.detach().cpu().double()
-    finite = b.isfinite()
-    if not torch.equal(a.isfinite(), finite):
-        return float("inf")
-    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
-        return float("inf")
-    a, b = a[finite], b[finite]
-    if not a.numel():
-        return 0.0
-    scale = float(b.abs().max())
-    return float((a - b).abs().max()) / (scale or 1.0)
-
-
-def _as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the positional arguments of a forward pass."""
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
-def _import_extra(name: str) -> Any:
-    """Import a package of the extra ``export``."""
+def import_extra(name: str) -> Any:
+    """Import a package of the extra ``export``, or name it in a `TensorPressError`."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -247,14 +151,20 @@ def _import_extra(name: str) -> Any:
         ) from error
 
 
-def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the tensors of a model's output, in the order of the file's outputs."""
+def run_on_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Run a model and return the tensors of its output, in the order of the file's outputs.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model does not run on the inputs.
+    """
     try:
         output = model(*inputs)
     except Exception as error:  # a user's model may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise InvalidArgumentError(
-            f"the model does not run on inputs of shapes {shapes}: {_shorten(error)}"
+            f"the model does not run on inputs of shapes {shapes}: {shorten(error)}"
         ) from error
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
@@ -281,12 +191,12 @@ def _trace(
         try:
             return torch.export.export(model, examples, dynamic_shapes=shapes, strict=False), None
         except Exception as error:  # torch raises many classes for models that it cannot trace
-            obstacle = _shorten(error)
+            obstacle = shorten(error)
         try:
             return torch.export.export(model, inputs, strict=False), obstacle
         except Exception as error:
             raise InvalidArgumentError(
-                f"torch cannot export this model: {_shorten(error)}"
+                f"torch cannot export this model: {shorten(error)}"
             ) from error
 
 
@@ -302,7 +212,7 @@ def _drop_zero_biases(model: Any) -> None:
             node.resize_inputs(2)
 
 
-def _shorten(error: BaseException) -> str:
+def shorten(error: BaseException) -> str:
     """Return the most informative line of a long message: its first bullet, or its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     points = [line.removeprefix("- ") for line in lines if line.startswith("- ")]

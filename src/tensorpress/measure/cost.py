@@ -1,13 +1,14 @@
 """Exact costs: stored parameters and multiply-accumulates."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
+
+from tensorpress.schemes.parametrization import FactorizedWeight
 
 
 def count_params(model: nn.Module) -> int:
@@ -41,27 +42,46 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     >>> count_macs(nn.Conv2d(3, 8, 3), [torch.zeros(2, 3, 10, 10)])
     13824
     """
-    with evaluation_mode(model), torch.no_grad(), _disable_fusion(), parametrize.cached():
-        # Rebuild all weights into the cache before counting.
+    mapping = {torch.ops.aten._trilinear: _bilinear_flops}
+    with (
+        evaluation_mode(model),
+        torch.no_grad(),
+        _disable_fusion(),
+        FlopCounterMode(display=False, custom_mapping=mapping) as counter,
+        _rebuilding_flops(model, counter) as rebuilding,
+    ):
+        model(*inputs)
+    return int(counter.get_total_flops() - sum(rebuilding)) // (2 * inputs[0].shape[0])
+
+
+@contextmanager
+def _rebuilding_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[int]]:
+    """Yield a list whose sum will be the operations that rebuild weights from factors."""
+    flops: list[int] = []
+    with ExitStack() as hooks:
         for module in model.modules():
-            for name in getattr(module, "parametrizations", ()):
-                getattr(module, name)
-        mapping = {torch.ops.aten._trilinear: _bilinear_flops}
-        with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-            model(*inputs)
-    return int(counter.get_total_flops()) // (2 * inputs[0].shape[0])
+            if isinstance(module, FactorizedWeight):
+                before, after = (
+                    lambda *_: flops.append(-counter.get_total_flops()),
+                    lambda *_: flops.append(counter.get_total_flops()),
+                )
+                hooks.enter_context(module.register_forward_pre_hook(before))
+                hooks.enter_context(module.register_forward_hook(after))
+        yield flops
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode, and restore the mode of each of its modules afterwards."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    if any(modes.values()):
+        model.eval()
     try:
         yield
     finally:
         for module, training in modes.items():
-            module.training = training
+            if module.training is not training:
+                module.training = training
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The rules by which a budget is divided among the layers of a model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import ClassVar, Literal, Protocol
@@ -20,6 +20,9 @@ AllocationRule = Literal["error", "energy", "uniform", "evbmf"]
 
 SMALLEST_ENERGY = 1e-12
 """Smallest energy that a layer is counted with, so that its logarithm is finite."""
+
+LARGEST_ERROR = 0.9
+"""Relative error of a weight that no layer is given as long as the budget allows it."""
 
 STEPS = 40
 """Bisections of the number that a uniform rule has."""
@@ -100,7 +103,7 @@ def make_choices(task: Task, rule: str | Scores) -> Choices:
         return _UniformChoices(
             task, lambda name, number: _ScaledRanks(plans[name][0].ranks, number)
         )
-    score = _squared_error if rule == "error" else _lost_energy
+    score = _error_to_signal if rule == "error" else _lost_energy
     scored = {name: [(p, score(p.error or 0.0)) for p in group] for name, group in plans.items()}
     return _ScoredChoices(task, scored, "total" if rule == "error" else "greedy")
 
@@ -117,16 +120,29 @@ class _ScoredChoices:
         self._options: dict[str, list[Option]] = {}
         for name, scored in plans.items():
             smaller = [(plan, score) for plan, score in scored if task.saves(plan)]
+            # Those within the largest error come first, so that they have the same indices alone.
+            smaller.sort(key=lambda option: (option[0].error or 0.0) > LARGEST_ERROR)
             self._plans[name] = [None, *(plan for plan, _ in smaller)]
             options = [Option(task.cost(plan), score) for plan, score in smaller]
             self._options[name] = [Option(task.dense[name], 0.0), *options]
 
     @property
     def least_cost(self) -> float:
-        return sum(min(option.cost for option in options) for options in self._options.values())
+        return _least_cost(self._options.values())
 
     def choose(self, available: float) -> dict[str, LayerPlan]:
-        indices = allocate(list(self._options.values()), available, method=self._method)
+        # A layer keeps a fifth of its energy, unless the budget is out of reach in this way.
+        options = [
+            [
+                option
+                for option, plan in zip(self._options[name], plans, strict=True)
+                if plan is None or (plan.error or 0.0) <= LARGEST_ERROR
+            ]
+            for name, plans in self._plans.items()
+        ]
+        if _least_cost(options) > available:
+            options = list(self._options.values())
+        indices = allocate(options, available, method=self._method)
         chosen = zip(self._plans.items(), indices, strict=True)
         return {name: plan for (name, plans), i in chosen if (plan := plans[i]) is not None}
 
@@ -173,8 +189,13 @@ class _UniformChoices:
         return sum(map(self._task.cost, plans.values())) + sum(dense)
 
 
-def _squared_error(error: float) -> float:
-    return error**2
+def _least_cost(options: Iterable[Sequence[Option]]) -> float:
+    return sum(min(option.cost for option in layer) for layer in options)
+
+
+def _error_to_signal(error: float) -> float:
+    """Return e² / (1 − e²), the energy lost per energy left: it grows without bound."""
+    return error**2 / max(1 - error**2, SMALLEST_ENERGY)
 
 
 def _lost_energy(error: float) -> float:

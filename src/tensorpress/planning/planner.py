@@ -1,5 +1,6 @@
 """Planning: a plan from schemes, ranks, a budget or entries of single layers."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TypedDict, get_args
@@ -35,6 +36,12 @@ AUTO = (
     "svd_weight",  # for what the others cannot replace
 )
 """The schemes of "auto", whose error at any ranks follows from spectra."""
+
+
+WARN_ERROR = 0.7
+"""Relative error of a weight above which a plan warns: half of its energy is gone."""
+
+logger = logging.getLogger("tensorpress.planning")
 
 
 class PlanOptions(TypedDict, total=False):
@@ -83,10 +90,10 @@ def plan(
         "evbmf", "evbmf:0.7", "energy:0.9" or a rule. A budget takes no ranks.
     allocation : {"error", "energy", "uniform", "evbmf"} or Scores, optional
         The rule by which a budget is divided among the layers. "error" (the default): the least sum
-        of the layers' squared relative errors. "energy": the greatest product of the remaining PCA
-        energies, by the greedy rule of Zhang et al. (2016). "uniform": one fraction of the largest
-        ranks for all. "evbmf": EVBMF's ranks, all scaled alike. Scores, from
-        `tensorpress.sensitivity`: the least loss by them.
+        of the layers' e² / (1 − e²), e being the relative error of a weight. "energy": the greatest
+        product of the remaining PCA energies, by the greedy rule of Zhang et al. (2016). "uniform":
+        one fraction of the largest ranks for all. "evbmf": EVBMF's ranks, all scaled alike.
+        Scores, from `tensorpress.sensitivity`: the least loss by them.
     targets, skip : sequence of str
         Layers to press, and among them those that stay dense: names, patterns with ``*``, or
         ``re:`` and a regular expression for the whole name.
@@ -156,7 +163,28 @@ def plan(
         raise nothing_pressed_error({**unpressed, **others})
     plans = {**fixed, **pressed}
     chosen = [plans[name] for name in layers if name in plans]
+    for warning in [] if isinstance(allocation, Scores) else lost_layers(chosen):
+        logger.warning("%s", warning)
     return dense.plan(format_schemes(schemes), chosen, {**unpressed, **others})
+
+
+def lost_layers(layers: Sequence[LayerPlan]) -> list[str]:
+    """Return a warning for every layer of whose weight a plan leaves little.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from tensorpress.schemes.layer_spec import describe_layer
+    >>> spec = describe_layer(nn.Linear(30, 20))
+    >>> lost_layers([LayerPlan("fc", "channel_svd", spec, (1,), error=0.95)])
+    ["layer 'fc' at ranks 1 loses 90 % of its weight's energy: little of it is left"]
+    """
+    return [
+        f"layer {layer.name!r} at ranks {layer.format_ranks()} loses "
+        f"{100 * layer.error**2:.0f} % of its weight's energy: little of it is left"
+        for layer in layers
+        if layer.error is not None and layer.error > WARN_ERROR
+    ]
 
 
 def check_target(

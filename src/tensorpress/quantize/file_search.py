@@ -208,7 +208,9 @@ class ModelFileSearch(FileSearch):
             rounded.price,
         )
         symbols = {names[name]: layer.symbols for name, layer in layers.items()}
-        errors = {names[name]: (layer.lost, layer.size) for name, layer in layers.items()}
+        errors = {
+            names[name]: (layer.squared_error, layer.squared_norm) for name, layer in layers.items()
+        }
         return replace(
             rounded,
             symbols=rounded.symbols | symbols,

@@ -1,4 +1,4 @@
-"""Rounding layer after layer, each to the responses that the dense model has."""
+"""GPTAQ: weights are rounded layer by layer to fit the responses of the dense model."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,16 +17,16 @@ from tensorpress.reconstruct.next_op import find_next_ops
 from tensorpress.reconstruct.regression import Regression
 from tensorpress.reconstruct.samples import ROWS, Positions, inputs_in_order
 
-_VALUES = 1 << 25  # of the widest layer, rows by columns, where `ROWS` are fewer
+_MAX_VALUES = 1 << 25  # of the widest layer, rows by columns, where `ROWS` are fewer
 
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """Symbols of a layer's weight, int32, and the mean squared error and size of its responses."""
+    """Symbols (int32) of a layer's weight, and the mean squared error and norm of its responses."""
 
     symbols: Tensor
-    lost: float
-    size: float
+    squared_error: float
+    squared_norm: float
 
 
 @torch.no_grad()
@@ -40,30 +40,30 @@ def round_in_order(
 ) -> dict[str, RoundedLayer]:
     """Round the weights of layers in the order in which they are called, in place.
 
-    What is rounded of a layer is not its dense weight but the one that gives the dense model's
-    responses best from the inputs that the layers rounded before leave, so that errors made before
-    are made up for; and its bias, or that of the batch norm that follows, is moved to suit.
+    For each layer a regression gives the weight that maps the inputs in the partly rounded model
+    to the responses of the dense model, so that it compensates for earlier errors. This weight is
+    rounded, and the bias of the layer, or of the batch norm after it, is fitted again.
 
     Parameters
     ----------
     model : nn.Module
-        A copy of `dense`; weights that are not rounded here are best rounded before.
+        A copy of `dense`, in which other weights should be rounded already.
     dense : nn.Module
-        Run beside it.
+        The dense model.
     quantizers : mapping of str to StepQuantizer
-        By the names of Linear layers and convolutions. Those that are not called once by every
-        batch, all in one order, are left as they are.
+        The quantizers by the names of Linear layers and convolutions. Layers that are not called
+        once by every batch, in the same order, are left unchanged.
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
     seed : int
-        Of the choice of positions.
+        The seed of the random positions.
     price : float
-        Of a bit; see `Feedback.round`.
+        The price of a bit; see `Feedback.round`.
 
     Returns
     -------
     dict
-        What became of each layer, by name, in the order of the calls.
+        The rounded layers by name, in the order of the calls.
 
     References
     ----------
@@ -76,50 +76,52 @@ def round_in_order(
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> dense = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     >>> model, quantizer = deepcopy(dense), StepQuantizer(-8)
-    >>> held = collect_batches([torch.randn(50, 3)], dense)
-    >>> found = round_in_order(model, dense, {"0": quantizer, "1": quantizer}, held, seed=0)
-    >>> list(found), torch.equal(quantizer.values(found["0"].symbols), model[0].weight)
+    >>> batches = collect_batches([torch.randn(50, 3)], dense)
+    >>> layers = round_in_order(model, dense, {"0": quantizer, "1": quantizer}, batches, seed=0)
+    >>> list(layers), torch.equal(quantizer.values(layers["0"].symbols), model[0].weight)
     (['0', '1'], True)
     """
-    names = _in_one_order(dense, list(quantizers), batches)
+    names = _common_call_order(dense, list(quantizers), batches)
     if not names:
         return {}
     widest = max(dense.get_submodule(name).get_parameter("weight")[0].numel() for name in names)
-    positions = Positions(max(1, max(ROWS, _VALUES // widest) // len(batches)), seed)
+    positions = Positions(max(1, max(ROWS, _MAX_VALUES // widest) // len(batches)), seed)
     after = find_next_ops(model, names, batches[0])
-    found = {}
-    given = inputs_in_order(dense, names, batches, positions)
-    left = inputs_in_order(model, names, batches, positions)
-    for (name, whole), (_, inputs) in zip(given, left, strict=True):
+    layers = {}
+    dense_pass = inputs_in_order(dense, names, batches, positions)
+    rounded_pass = inputs_in_order(model, names, batches, positions)
+    for (name, dense_inputs), (_, inputs) in zip(dense_pass, rounded_pass, strict=True):
         weight = dense.get_submodule(name).get_parameter("weight")
-        kernel = weight.reshape(whole.shape[1], -1, whole.shape[2]).double()
-        responses = torch.einsum("pgc,goc->pgo", whole, kernel.to(whole))
+        kernel = weight.reshape(dense_inputs.shape[1], -1, dense_inputs.shape[2]).double()
+        # y = W x at every position p of the dense model
+        responses = torch.einsum("pgc,goc->pgo", dense_inputs, kernel.to(dense_inputs))
         layer, norm = model.get_submodule(name), after[name].norm
-        own = layer._parameters.get("bias")
-        regression = Regression(inputs, biased=own is not None or norm is not None)
+        bias = layer._parameters.get("bias")
+        regression = Regression(inputs, biased=bias is not None or norm is not None)
+        # argmin over W of |y - W x'|^2 for the inputs x' of the partly rounded model, in steps
         best = regression.kernel(responses, prior=kernel) / quantizers[name].step
-        symbols = _rounded(best.cpu(), regression.second.cpu(), price)
+        symbols = _round_groups(best.cpu(), regression.second.cpu(), price)
         values = quantizers[name].values(symbols, torch.float64).to(kernel)
-        bias = regression.bias(responses, values)
+        shift = regression.bias(responses, values)
         layer.get_parameter("weight").copy_(values.reshape(weight.shape))
-        if own is not None:
-            own.add_(bias.flatten().to(own))
+        if bias is not None:
+            bias.add_(shift.flatten().to(bias))
         elif norm is not None:
-            absorb_bias(norm, bias.flatten().to(weight))
-        errors = torch.einsum("pgc,goc->pgo", inputs, values.to(inputs)) + bias.to(inputs)
-        found[name] = RoundedLayer(
+            absorb_bias(norm, shift.flatten().to(weight))
+        errors = torch.einsum("pgc,goc->pgo", inputs, values.to(inputs)) + shift.to(inputs)
+        layers[name] = RoundedLayer(
             symbols.reshape(weight.shape), _mean_square(errors - responses), _mean_square(responses)
         )
-    return found
+    return layers
 
 
-def _rounded(values: Tensor, second: Tensor, price: float) -> Tensor:
-    """Return symbols of kernels in steps, group by group."""
-    found = []
+def _round_groups(values: Tensor, second: Tensor, price: float) -> Tensor:
+    """Round kernels in units of steps, group by group."""
+    symbols = []
     for part, moments in zip(values, second, strict=True):
         first = Feedback.from_moments(moments).round(part, price)
-        found.append(polish(first, part, moments, price))
-    return torch.stack(found)
+        symbols.append(polish(first, part, moments, price))
+    return torch.stack(symbols)
 
 
 def _mean_square(rows: Tensor) -> float:
@@ -127,8 +129,10 @@ def _mean_square(rows: Tensor) -> float:
     return float(rows.double().square().sum()) / len(rows)
 
 
-def _in_one_order(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> list[str]:
-    """Return the layers that every batch calls once, none where batches differ in their order."""
+def _common_call_order(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
+) -> list[str]:
+    """Return the layers that every batch calls once, or none if the orders of batches differ."""
     calls: list[str] = []
 
     def hook(name: str) -> Any:
@@ -144,5 +148,5 @@ def _in_one_order(model: nn.Module, names: Sequence[str], batches: Sequence[Batc
             run_model(model, batch)
             orders.append([name for name in calls if calls.count(name) == 1])
     once = set.intersection(*map(set, orders))
-    kept = [[name for name in order if name in once] for order in orders]
-    return kept[0] if all(order == kept[0] for order in kept) else []
+    first, *others = ([name for name in order if name in once] for order in orders)
+    return first if all(order == first for order in others) else []

@@ -13,7 +13,7 @@ from tensorpress.reconstruct.relu_fit import Retarget
 ITERATIONS = 500
 TOLERANCE = 1e-5
 CHOOSING = 100
-"""Iterations where channels are all that is wanted; docs/reconstruction.md shows what is left."""
+"""Iterations that choose channels; docs/reconstruction.md shows the residuals that are left."""
 
 RETARGETED = 10
 """Every so many iterations the target moves: it costs a pass over all rows, and moves slowly."""
@@ -24,7 +24,7 @@ _BALANCE, _ADAPTED = 10.0, 100
 Threshold = Callable[[Tensor], float]
 """What to take off sizes, which are norms of groups of columns or singular values."""
 
-_Rule = Callable[[float, Tensor], float]  # the same, given the penalty first
+_Rule = Callable[[float, Tensor], float]  # the same, of the penalty and the sizes
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def low_rank_sparse(
         Where to start, such as the solution for other weights.
     retarget : callable, optional
         Moves W with M, as a nonlinearity after the layer does: responses are then right behind it.
-        Σ times λ then says how strongly M is held to W.
+        Σ times λ then says how strongly M is drawn to W.
 
     Raises
     ------
@@ -100,12 +100,12 @@ def low_rank_sparse(
     --------
     >>> column, row = torch.zeros(4, 6).double(), torch.ones(4, 6).double()
     >>> column[:, 2] = torch.tensor([5.0, -5.0, 5.0, -5.0])
-    >>> found = low_rank_sparse(
+    >>> split = low_rank_sparse(
     ...     column + row, torch.eye(6), sparse_weight=1.0, rank_weight=1.0
     ... )
-    >>> found.sparse.norm(dim=0).nonzero().flatten().tolist()
+    >>> split.sparse.norm(dim=0).nonzero().flatten().tolist()
     [2]
-    >>> int(torch.linalg.matrix_rank(found.low_rank, atol=1e-6))
+    >>> int(torch.linalg.matrix_rank(split.low_rank, atol=1e-6))
     1
     """
     if not (sparse_weight > 0 and rank_weight > 0):
@@ -155,14 +155,16 @@ def _alternated(
     primal, dual = [], []
     size = max(float(w.norm()), 1e-30)
     for iteration in range(iterations):
+        # The A-step: a group soft threshold of M - Y / ρ - B, with ρ the penalty.
         rest = middle - multiplier / penalty
         a = shrink_groups((rest - b) @ vectors.T, partial(rules[0], penalty), width)
         turned = _turned(a, vectors)
-        if rules[1] is not None:
+        if rules[1] is not None:  # the B-step: singular values of M - Y / ρ - A
             b = shrink_singular_values(rest - turned, partial(rules[1], penalty))
         aims = retarget is None or iteration % RETARGETED == 0
         if retarget is not None and aims:
             aim = 2 * (retarget(middle @ vectors.T).to(w) @ vectors) * values
+        # The M-step: (2 W Σ + ρ (A + B) + Y) (2 Σ + ρ I)⁻¹, and Y moves by ρ (A + B - M).
         whole = turned + b
         before, middle = middle, (aim + penalty * whole + multiplier) / (2 * values + penalty)
         multiplier = multiplier + penalty * (whole - middle)
@@ -170,7 +172,7 @@ def _alternated(
         dual.append(float((middle - before).norm()) / size)
         if aims and max(primal[-1], dual[-1]) < TOLERANCE:
             break
-        if iteration >= _ADAPTED:
+        if iteration >= _ADAPTED:  # a penalty that changes for ever may not converge
             continue
         if primal[-1] > _BALANCE * dual[-1]:
             penalty *= 2
@@ -208,7 +210,7 @@ def split_ranks(
 
     Returns
     -------
-    kept : Tensor
+    chosen : Tensor
         The groups of A, ascending.
     split : LowRankSparse
         With the residuals.
@@ -217,18 +219,18 @@ def split_ranks(
     --------
     >>> column, row = torch.zeros(4, 6), torch.ones(4, 6)
     >>> column[:, 2] = torch.tensor([5.0, -5.0, 5.0, -5.0])
-    >>> kept, _ = split_ranks(column + row, torch.eye(6), channels=1, rank=1)
-    >>> kept.tolist()
+    >>> chosen, _ = split_ranks(column + row, torch.eye(6), channels=1, rank=1)
+    >>> chosen.tolist()
     [2]
     """
     w = kernel.double()
     rules = _by_number(channels), _by_number(rank) if rank else None
     nothing = torch.zeros_like(w)
     start = LowRankSparse(nothing, w, [], []) if rank else LowRankSparse(w, nothing, [], [])
-    found = _alternated(w, second, rules, width, start, retarget, CHOOSING)
-    left = _group_norms(w - found.low_rank, width)
-    order = _group_norms(found.sparse, width) + 1e-9 * left  # should some be equal, or zero
-    return order.topk(channels).indices.sort().values, found
+    split = _alternated(w, second, rules, width, start, retarget, CHOOSING)
+    left = _group_norms(w - split.low_rank, width)
+    order = _group_norms(split.sparse, width) + 1e-9 * left  # should some be equal, or zero
+    return order.topk(channels).indices.sort().values, split
 
 
 def _group_norms(matrix: Tensor, width: int) -> Tensor:
@@ -247,8 +249,8 @@ def shrink_groups(matrix: Tensor, by: Threshold, width: int) -> Tensor:
     """
     groups, norms = matrix.reshape(len(matrix), -1, width), _group_norms(matrix, width)
     left = (1 - by(norms) / norms.clamp_min(1e-300)).clamp_min(0)
-    kept: Tensor = groups * left[:, None]
-    return kept.flatten(1)
+    shrunk: Tensor = groups * left[:, None]
+    return shrunk.flatten(1)
 
 
 def shrink_singular_values(matrix: Tensor, by: Threshold) -> Tensor:
@@ -268,5 +270,5 @@ def shrink_singular_values(matrix: Tensor, by: Threshold) -> Tensor:
     s = squares.clamp_min(0).sqrt()
     least = by(s)
     left = torch.where(s > least, 1 - least / s.clamp_min(1e-300), 0)
-    found: Tensor = (u * left) @ (u.mT @ matrix)
-    return found
+    result: Tensor = (u * left) @ (u.mT @ matrix)
+    return result

@@ -54,7 +54,7 @@ def fit_kernels(
         Σ, shape (groups, n, n) with n = in·kernel…, symmetric, positive semidefinite; singular is
         fine.
     composition : Composition, optional
-        What the kernels stand for; a chain unless given.
+        What the kernels stand for; a chain by default.
     places : sequence of int, optional
         Change the kernels at these places only.
     sweeps : int
@@ -89,50 +89,51 @@ def fit_kernels(
         )
     kernels = [to_working_precision(kernel) for kernel in kernels]
     composed = composition or Composition(groups)
-    wanted, norm = to_working_precision(target), to_working_precision(second)
-    found = composed(kernels)
-    if found.shape != target.shape:
+    composite = composed(kernels)
+    if composite.shape != target.shape:
         raise InvalidArgumentError(
-            f"the kernels stand for {tuple(found.shape)}, not {tuple(target.shape)}"
+            f"the kernels stand for {tuple(composite.shape)}, not {tuple(target.shape)}"
         )
-    losses = [response_error(found, wanted, norm)]
-    closest = composed.closest(kernels, wanted, norm) if places is None else None
+    target, second = to_working_precision(target), to_working_precision(second)
+    losses = [response_error(composite, target, second)]
+    closest = composed.closest(kernels, target, second) if places is None else None
     if closest is not None:
-        return KernelFit(closest, [*losses, response_error(composed(closest), wanted, norm)])
+        return KernelFit(closest, [*losses, response_error(composed(closest), target, second)])
     for _ in range(sweeps):
         for place in reversed(range(len(kernels))) if places is None else places:
-            kernels[place] = _best_kernel(kernels, place, composed, wanted.flatten(2), norm)
-        losses.append(response_error(composed(kernels), wanted, norm))
+            kernels[place] = _best_kernel(kernels, place, composed, target.flatten(2), second)
+        losses.append(response_error(composed(kernels), target, second))
         if losses[-2] - losses[-1] <= tolerance * losses[-2]:
             break
     return KernelFit(kernels, losses)
 
 
-def response_error(found: Tensor, wanted: Tensor, second: Tensor) -> float:
+def response_error(kernel: Tensor, target: Tensor, second: Tensor) -> float:
     """Return the summed squared error of responses, of kernels (groups, out, in, *kernel)."""
-    error = (wanted - found).flatten(2)
+    error = (target - kernel).flatten(2)  # tr (W - W̃) Σ (W - W̃)ᵀ
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
 def _best_kernel(
-    kernels: Sequence[Tensor], place: int, composed: Composition, wanted: Tensor, second: Tensor
+    kernels: Sequence[Tensor], place: int, composed: Composition, target: Tensor, second: Tensor
 ) -> Tensor:
     """Return the kernel at one place that is best while the others stay."""
 
     def with_kernel(kernel: Tensor) -> Tensor:
         return composed([*kernels[:place], kernel, *kernels[place + 1 :]]).flatten(2)
 
-    found, vjp, *_ = torch.func.vjp(with_kernel, kernels[place])
+    # W̃ = L(K) + rest is affine in the kernel K, and the vector-Jacobian product is Lᵀ.
+    composite, vjp, *_ = torch.func.vjp(with_kernel, kernels[place])
     rest = with_kernel(torch.zeros_like(kernels[place]))  # of a sum the other terms
 
     def transposed(kernel: Tensor) -> Tensor:
-        gradient: Tensor = vjp(kernel @ second)[0]
+        gradient: Tensor = vjp(kernel @ second)[0]  # Lᵀ(K Σ)
         return gradient
 
     def gram(kernel: Tensor) -> Tensor:
-        return transposed(with_kernel(kernel) - rest)
+        return transposed(with_kernel(kernel) - rest)  # Lᵀ(L(K) Σ)
 
-    residual = transposed(wanted - found)
+    residual = transposed(target - composite)  # Lᵀ((W - W̃) Σ)
     return kernels[place] + conjugate_gradients(gram, residual, ITERATIONS, ENOUGH)
 
 
@@ -149,7 +150,7 @@ def conjugate_gradients(
     >>> conjugate_gradients(lambda x: scale * x, torch.ones(3).double(), 5)
     tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
     """
-    found, direction, left = torch.zeros_like(right), right, right
+    x, direction, residual = torch.zeros_like(right), right, right
     size = float(right.square().sum())
     enough = size * tolerance**2
     for _ in range(iterations):
@@ -159,8 +160,8 @@ def conjugate_gradients(
         curvature = float((direction * step).sum())
         if curvature <= 0:
             break
-        found = found + direction * (size / curvature)
-        left = left - step * (size / curvature)
-        before, size = size, float(left.square().sum())
-        direction = left + direction * (size / before)
-    return found
+        x = x + direction * (size / curvature)
+        residual = residual - step * (size / curvature)
+        before, size = size, float(residual.square().sum())
+        direction = residual + direction * (size / before)
+    return x

@@ -34,18 +34,18 @@ def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def absorb_bias(norm: nn.Module, bias: Tensor) -> None:
-    """Give a batch norm the bias of the layer before it, which has none of its own."""
+    """Give a batch norm the bias of the layer before it, which has no bias."""
     assert isinstance(norm, _BatchNorm)
     assert norm.running_mean is not None
-    norm.running_mean.sub_(bias)
+    norm.running_mean.sub_(bias)  # x + b - mean = x - (mean - b)
 
 
 NormStatistics = dict[str, tuple[Tensor, Tensor]]
-"""Mean and variance of what each batch norm of a model is given, by its name."""
+"""Mean and variance of the inputs of each batch norm of a model, by its name."""
 
 
 def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistics:
-    """Return the statistics of what the batch norms of a model are given.
+    """Return the statistics of the inputs of the batch norms of a model.
 
     In one pass over the batches; each norm sees what the norms before it make with the statistics
     of the batch, as in training. The model stays as it is.
@@ -67,7 +67,7 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
     (2.0, 2.0)
     """
     norms = _norms(model)
-    kept = {name: (deepcopy(norm.state_dict()), norm.momentum) for name, norm in norms.items()}
+    states = {name: (deepcopy(norm.state_dict()), norm.momentum) for name, norm in norms.items()}
     with torch.no_grad(), evaluation_mode(model):
         try:
             for norm in norms.values():
@@ -79,7 +79,7 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
             return {name: _statistics(norm) for name, norm in norms.items()}
         finally:
             for name, norm in norms.items():
-                state, norm.momentum = kept[name]
+                state, norm.momentum = states[name]
                 norm.load_state_dict(state)
 
 

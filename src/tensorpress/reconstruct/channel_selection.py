@@ -41,7 +41,7 @@ def choose_channels(
     second : Tensor
         Second moments of its inputs, (groups, columns, columns).
     scale : Tensor, optional
-        (groups, out); 1 unless given.
+        (groups, out); 1 by default.
     retarget : callable, optional
         Moves the kernel to aim at with the one that there is, where the responses have to be right
         behind a nonlinearity.
@@ -56,7 +56,7 @@ def choose_channels(
     seen = Composition.of(layer).scaled(scale)
     fit = partial(fit_kernels, target=kernel, second=second, composition=seen)
     by_weight = fit(start)
-    kept = []
+    groups = []
     for group in range(spec.groups):
         chosen, split = split_ranks(
             kernel[group].flatten(1),
@@ -67,9 +67,10 @@ def choose_channels(
             retarget=_within(retarget, kernel, group),
         )
         _report(name, split)
-        kept.append(chosen)
-    layer.select(torch.stack(kept))
-    few = torch.stack([group[:, own] for group, own in zip(kernel / factor, kept, strict=True)])
+        groups.append(chosen)
+    layer.select(torch.stack(groups))
+    parts = zip(kernel / factor, groups, strict=True)
+    few = torch.stack([part[:, chosen] for part, chosen in parts])
     by_responses = fit([few, *start[1:]])
     if by_responses.losses[-1] <= by_weight.losses[-1]:
         return by_responses.kernels
@@ -78,13 +79,13 @@ def choose_channels(
 
 
 def _within(retarget: Retarget | None, kernel: Tensor, group: int) -> Retarget | None:
-    """Return the same for one group, while the others are as the kernel."""
+    """Return the retargeting of one group, while the others stay as in the kernel."""
     if retarget is None:
         return None
 
-    def alone(own: Tensor) -> Tensor:
+    def alone(part: Tensor) -> Tensor:
         whole = kernel.flatten(2).clone()
-        whole[group] = own
+        whole[group] = part
         return retarget(whole)[group]
 
     return alone

@@ -8,7 +8,7 @@ from torch import Tensor
 from tensorpress.reconstruct.regression import MOST_ROWS
 
 ROWS_A_COLUMN = 4
-"""With fewer rows a fit is mostly the rows' own noise."""
+"""With fewer rows a fit is mostly one to the rows' noise."""
 
 COLUMNS = 256
 """Of so many columns at most it is looked whether they vary independently."""
@@ -29,21 +29,21 @@ def warn_of_few_rows(name: str, rows: int, columns: int, sample: Tensor) -> None
     rows, columns : int
         How many inputs were seen, and of how many numbers.
     sample : Tensor
-        Their second moments between the columns of `sample_columns`, (groups, some, some).
+        Their second moments between the columns of `sample_columns`, (groups, columns, columns).
     """
     if rows < ROWS_A_COLUMN * columns:
         logger.warning(
             "layer %s has %s inputs a response, and calibration data show %s: at least %s are "
-            "wanted, or it is fitted to their noise",
+            "needed, or it is fitted to their noise",
             *(name, f"{columns:,}", f"{rows:,}", f"{ROWS_A_COLUMN * columns:,}"),
         )
         return
-    found, most = count_directions(sample), sample.shape[-1]
-    if found < PART * most:
+    directions, most = count_directions(sample), sample.shape[-1]
+    if directions < PART * most:
         logger.warning(
             "layer %s: calibration data vary in %d directions of %d inputs looked at: what it "
             "does in others is known by its weights only",
-            *(name, found, most),
+            *(name, directions, most),
         )
 
 
@@ -73,5 +73,6 @@ def sample_columns(columns: int) -> Tensor:
 
 def column_moments(inputs: Tensor) -> Tensor:
     """Return the second moments between some columns of inputs (rows, groups, columns)."""
-    some = inputs[..., sample_columns(inputs.shape[-1]).to(inputs.device)].movedim(0, 1).double()
-    return some.mT @ some / len(inputs)
+    columns = sample_columns(inputs.shape[-1]).to(inputs.device)
+    x = inputs[..., columns].movedim(0, 1).double()  # (groups, rows, columns)
+    return x.mT @ x / len(inputs)

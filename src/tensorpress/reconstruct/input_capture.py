@@ -1,7 +1,8 @@
 """The inputs of a model's layers, one layer after the other, while layers are being replaced."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -18,14 +19,14 @@ def capture_inputs(
 ) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield the inputs of layers in the order in which a model calls them.
 
-    Once a layer was yielded it may be replaced or changed, and the layers after it are given what
-    it then makes of its inputs. So every layer can be fitted to what those before it leave.
+    Once a layer was yielded it may be replaced or changed, and the layers after it get what it
+    then makes of its inputs. So every layer can be fitted to what those before it leave.
 
     A hook on the next layer records its input and ends the pass with an exception, so that every
     context that the model's forward has entered is left again. The next pass runs the model's
-    Python from the start, and its operations from where the one before it has stopped (`OpTape`):
-    for all layers together they are carried out once. A pass that a tape cannot continue is
-    computed from the start for each layer, with the same result.
+    Python from the start, but for modules that are done, and its operations from where the pass
+    before it has stopped (`OpTape`): for all layers together they are carried out once. A pass that
+    a tape cannot continue is computed from the start for each layer, with the same result.
 
     Parameters
     ----------
@@ -57,10 +58,10 @@ def capture_inputs(
     0 [tensor([[1., 1.]])]
     1 [tensor([[6., 6.]])]
     """
-    passes = [_Pass(model, batch) for batch in batches]
+    passes, blocks = [_Pass(model, batch) for batch in batches], _blocks(model)
     done: set[str] = set()
     for _ in names:
-        with torch.no_grad(), evaluation_mode(model), _hooks(model, names, done) as hooks:
+        with torch.no_grad(), evaluation_mode(model), _hooks(model, names, blocks, done) as hooks:
             stops = [one.advance(hooks) for one in passes]
         reached = {name for name, _ in stops}
         if len(reached) > 1:
@@ -73,7 +74,7 @@ def capture_inputs(
         inputs = [x for _, x in stops]
         del stops
         yield reached.pop(), inputs
-        del inputs  # or it would be held while the passes go on
+        del inputs  # or they would stay in memory while the passes go on
 
 
 class _Stop(BaseException):
@@ -81,7 +82,7 @@ class _Stop(BaseException):
 
 
 class _Hooks:
-    """Hooks that stop a pass at the first layer that is not done.
+    """Hooks that put the calls of modules on a tape, and stop at the first layer that is not done.
 
     Attributes
     ----------
@@ -96,34 +97,65 @@ class _Hooks:
         self.stop: tuple[str, Tensor] | None = None
         self._done = done
 
-    def on(self, name: str) -> Callable[..., None]:
-        """Return the hook of a layer."""
+    def before(
+        self, name: str, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> None:
+        """Stop the pass before a layer."""
+        if name in self._done or self.stop is not None:
+            return
+        if self.tape is not None:
+            self.tape.stop()
+        self.stop = name, (*arguments, *keywords.values())[0]
+        raise _Stop
 
-        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            if name in self._done or self.stop is not None:
-                return
-            if self.tape is not None:
-                self.tape.stop()
-            self.stop = name, (*arguments, *keywords.values())[0]
-            raise _Stop
-
-        return hook
+    def around(
+        self, name: str, forward: Callable[..., Any], *arguments: Any, **keywords: Any
+    ) -> Any:
+        """Call the forward of a module through the tape."""
+        if self.tape is None:
+            return forward(*arguments, **keywords)
+        return self.tape.call(name, forward, arguments, keywords)
 
 
 @contextmanager
-def _hooks(model: nn.Module, names: Sequence[str], done: set[str]) -> Iterator[_Hooks]:
-    """Put hooks on all layers, for a while.
+def _hooks(
+    model: nn.Module, names: Sequence[str], blocks: Mapping[str, nn.Module], done: set[str]
+) -> Iterator[_Hooks]:
+    """Put hooks on all layers, and around the forward of blocks, for a while.
 
-    Those that are done keep one that does nothing, as stock modules of torch take another path
+    Layers that are done keep a hook that does nothing, as stock modules of torch take another path
     where no hooks are.
     """
     hooks = _Hooks(done)
-    with ExitStack() as stack:
+    handles, forwards = [], []
+    try:
+        modules = dict(model.named_modules(remove_duplicate=False))
         for name in names:
-            layer = model.get_submodule(name)
-            handle = layer.register_forward_pre_hook(hooks.on(name), with_kwargs=True)
-            stack.callback(handle.remove)
+            hook = partial(hooks.before, name)
+            handles.append(modules[name].register_forward_pre_hook(hook, with_kwargs=True))
+        for name, block in blocks.items():
+            forwards.append((block, vars(block).get("forward")))
+            vars(block)["forward"] = wraps(block.forward)(
+                partial(hooks.around, name, block.forward)
+            )
         yield hooks
+    finally:
+        for handle in handles:
+            handle.remove()
+        for block, forward in forwards:
+            if forward is None:
+                del vars(block)["forward"]
+            else:
+                vars(block)["forward"] = forward
+
+
+def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that are made of others, by name, but for the model itself."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and any(module.children()) and not isinstance(module, torch.jit.ScriptModule)
+    }
 
 
 class _Pass:
@@ -138,7 +170,7 @@ class _Pass:
         if self._tape is not None:
             with suppress(Exception, DivergedError):
                 return self._run(hooks)
-            self._tape = None  # an error of the model's own will come again
+            self._tape = None  # an error of the model will come again
         return self._run(hooks)
 
     def _run(self, hooks: _Hooks) -> tuple[str, Tensor]:

@@ -13,7 +13,7 @@ from tensorpress.schemes.stages import compose
 
 _DAMPING = 1e-9
 """How much directions without data count, relative to the mean second moment: among equals the
-largest of the weight are kept."""
+largest of the weight stay."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Composition:
     groups : int
         Of the layer.
     parts : callable, optional
-        What the kernels stand for; a chain unless given.
+        What the kernels stand for; a chain by default.
     chosen : callable, optional
         If the first kernel is on few input channels: gives these, (groups, number). Kernels after
         it are the factors of a matrix that is added.
@@ -45,7 +45,7 @@ class Composition:
 
     @staticmethod
     def of(layer: Composed) -> "Composition":
-        """Return that of a pressed layer."""
+        """Return the composition of a pressed layer."""
         groups = layer.spec.groups
         if layer.chained:
             return Composition(groups)
@@ -53,7 +53,7 @@ class Composition:
         return Composition(groups, layer.compose, chosen)
 
     def scaled(self, scale: Tensor) -> "Composition":
-        """Return the same behind which outputs are multiplied with a scale, (groups, out)."""
+        """Return this composition with outputs multiplied by a scale, (groups, out)."""
         return replace(self, scale=scale)
 
     def __call__(self, kernels: Sequence[Tensor]) -> Tensor:
@@ -74,7 +74,7 @@ class Composition:
         Parameters
         ----------
         kernels : sequence of Tensor
-            For their shapes; the one on chosen channels is kept in directions without data.
+            For their shapes; the one on chosen channels stays in directions without data.
         target : Tensor
             W, (groups, out, in, *kernel).
         second : Tensor
@@ -85,9 +85,10 @@ class Composition:
             return self._product(kernels, target, second) if known else None
         first, *product = kernels
         seen, factor = self._on_chosen(first, second)
-        if product:
+        if product:  # Σyy - Σyx Σxx⁻¹ Σxy
             unpredicted = second - seen @ torch.cholesky_solve(seen.mT, factor)
             product = self._product(product, target, unpredicted)
+        # The kernel on x: A + (W - A - B) Σ·x Σxx⁻¹.
         slope = (target - self([first, *product])).flatten(2) @ seen
         step = torch.cholesky_solve(slope.mT, factor).mT.reshape(first.shape)
         return [first + (step if self.scale is None else step / self._factor(step)), *product]
@@ -99,9 +100,9 @@ class Composition:
         places = torch.arange(width, device=first.device)
         columns = (self.chosen()[..., None].to(first.device) * width + places).flatten(1)
         seen = second.take_along_dim(columns[:, None], 2)
-        own = seen.take_along_dim(columns[..., None], 1)
+        block = seen.take_along_dim(columns[..., None], 1)
         mean = second.diagonal(dim1=-2, dim2=-1).mean(-1)
-        return seen, damped_cholesky(own, _DAMPING * mean.clamp_min(1e-30))
+        return seen, damped_cholesky(block, _DAMPING * mean.clamp_min(1e-30))
 
     def _product(self, kernels: Sequence[Tensor], target: Tensor, second: Tensor) -> list[Tensor]:
         r"""Return the factors of one matrix.
@@ -114,15 +115,15 @@ class Composition:
         Zhang, Zou, He, Sun (2016), "Accelerating very deep convolutional networks for
         classification and detection": the linear case.
         """
-        wanted, rank = target.flatten(2), kernels[1].shape[2]
+        matrix, rank = target.flatten(2), kernels[1].shape[2]
         basis = None
-        if wanted.shape[1] > wanted.shape[2]:
-            basis, wanted = torch.linalg.qr(wanted)
+        if matrix.shape[1] > matrix.shape[2]:  # W = Q R: the eigenvectors of R Σ Rᵀ are fewer
+            basis, matrix = torch.linalg.qr(matrix)
         mean = second.diagonal(dim1=-2, dim2=-1).mean(-1)
-        seen = wanted @ second + (_DAMPING * mean.clamp_min(1e-30))[:, None, None] * wanted
-        _, vectors = torch.linalg.eigh(seen @ wanted.mT)
+        seen = matrix @ second + (_DAMPING * mean.clamp_min(1e-30))[:, None, None] * matrix
+        _, vectors = torch.linalg.eigh(seen @ matrix.mT)  # W Σ Wᵀ
         u = vectors[..., -rank:].flip(-1)
-        first = (u.mT @ wanted).reshape(kernels[0].shape)
+        first = (u.mT @ matrix).reshape(kernels[0].shape)
         last = (u if basis is None else basis @ u).reshape(kernels[1].shape)
         return [first, last if self.scale is None else last / self._factor(last)]
 

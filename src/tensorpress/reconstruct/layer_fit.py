@@ -33,7 +33,7 @@ class LayerData:
     inputs : Tensor
         Vectors that its kernel will be multiplied with, (rows, groups, columns).
     responses : Tensor
-        What the dense layer makes of its own inputs there, (rows, groups, out).
+        What the dense layer makes of the dense model's inputs there, (rows, groups, out).
     scale, shift : Tensor
         Of a norm that follows, (groups, out); 1 and 0 where there is none.
     relu : bool
@@ -66,11 +66,11 @@ def fit_layer(
     kernels : sequence of Tensor
         Canonical kernels, where the search starts.
     dense : Tensor
-        The dense kernel, (groups, out, in, *kernel), to which directions without data are held.
+        The dense kernel, (groups, out, in, *kernel), which decides in directions without data.
     data : LayerData
         The rows.
     composition : Composition, optional
-        What the kernels stand for; a chain unless given.
+        What the kernels stand for; a chain by default.
     places : sequence of int, optional
         Change the kernels at these places only, and not through the ReLU.
     choose : callable, optional
@@ -91,32 +91,33 @@ def fit_layer(
     >>> bool((Composition(1)(fit.kernels) - dense).abs().max() < 1e-2)
     True
     """
-    scale = _kept_from_zero(data.scale.double())
+    scale = _away_from_zero(data.scale.double())
     seen_by_norm = (composition or Composition(len(dense))).scaled(scale)
     seen = data.responses * scale.float() + data.shift.float()
-    held = torch.arange(len(seen)) % HELD_OUT == HELD_OUT - 1
-    x, y = data.inputs[~held], seen[~held]
+    test = torch.arange(len(seen)) % HELD_OUT == HELD_OUT - 1
+    x, y = data.inputs[~test], seen[~test]
+    # W*, the best kernel of any rank; all kernels are then fitted to it: tr (W* - W̃) Σ (W* - W̃)ᵀ.
     regression = Regression(x, biased=data.biased, shrink=True)
     prior = dense.double().flatten(2) * scale[..., None]
     best = regression.kernel(y, prior).reshape(dense.shape)
     if choose is not None:
         retarget = relu_retarget(x, y, regression) if data.relu else None
         kernels = choose(best, regression.second, scale, retarget)
-    found = fit_kernels(kernels, best, regression.second, seen_by_norm, places=places)
-    kernels = found.kernels
+    kernels = fit_kernels(kernels, best, regression.second, seen_by_norm, places=places).kernels
     fit = ActivatedFit(kernels, regression.bias(y, seen_by_norm(kernels).flatten(2)))
     if data.relu and places is None:
         through = fit_through_relu(kernels, seen_by_norm, fit.bias, x, y, regression)
 
         def loss(of: ActivatedFit) -> float:
-            found = respond(data.inputs[held], seen_by_norm(of.kernels).flatten(2), of.bias)
-            return float((found.clamp_min(0) - seen[held].clamp_min(0)).square().sum())
+            outputs = respond(data.inputs[test], seen_by_norm(of.kernels).flatten(2), of.bias)
+            return float((outputs.clamp_min(0) - seen[test].clamp_min(0)).square().sum())
 
         fit = min(fit, through, key=loss)
+    # scale · (W̃ x + b) + shift is what was fitted, so b is solved for.
     return ActivatedFit(fit.kernels, (fit.bias - data.shift.double()) / scale)
 
 
-def _kept_from_zero(scale: Tensor) -> Tensor:
+def _away_from_zero(scale: Tensor) -> Tensor:
     """Return scales that can be divided by: of a channel that a norm cuts off nothing matters."""
     least = 1e-3 * scale.abs().max().clamp_min(1e-30)
     return torch.where(scale.abs() < least, least, scale)

@@ -55,25 +55,36 @@ logger = logging.getLogger("tensorpress.press")
 
 def reconstruction(
     model: nn.Module,
-    given: Iterable[CalibrationBatch] | Calibration,
+    calibration: Iterable[CalibrationBatch] | Calibration,
     kind: Reconstruct | None,
     seed: int,
 ) -> "Reconstruction":
-    """Return how layers are fitted by what a user gives.
+    """Return how layers are fitted to calibration data.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model to be pressed.
+    calibration : iterable or Calibration
+        Batches, or moments that were collected before.
+    kind : str or None
+        What is fitted; None for the default.
+    seed : int
+        Seed of the choice of positions.
 
     Raises
     ------
     InvalidArgumentError
-        For batches that are none, or what moments alone cannot say.
+        If there are no batches, or moments alone do not suffice.
     """
-    if not isinstance(given, Calibration):
-        return Reconstruction(collect_batches(given, model), kind or "linear", seed)
+    if not isinstance(calibration, Calibration):
+        return Reconstruction(collect_batches(calibration, model), kind or "linear", seed)
     if kind not in (None, "inputs"):
         raise InvalidArgumentError(
             f"reconstruct={kind!r} needs batches to run the model on; a Calibration is enough for "
             "'inputs'"
         )
-    return Reconstruction((), "inputs", seed, given.moments)
+    return Reconstruction((), "inputs", seed, calibration.moments)
 
 
 def check_reconstruction(kind: str | None, calibrated: bool, init: str, parallel: bool) -> None:
@@ -94,9 +105,18 @@ def check_reconstruction(kind: str | None, calibrated: bool, init: str, parallel
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What layers are fitted by: batches, in which way, and the seed of the positions.
+    """How layers are fitted to batches, or to moments that were collected before.
 
-    Or, for the norm of their inputs, by moments that were collected before.
+    Attributes
+    ----------
+    batches : sequence of Batch
+        Calibration data; none with moments.
+    kind : str
+        What is fitted.
+    seed : int
+        Seed of the choice of positions.
+    moments : mapping of str to Moments, optional
+        The moments of the inputs of layers, for the kind "inputs".
     """
 
     batches: Sequence[Batch]
@@ -140,15 +160,16 @@ class Reconstruction:
         moments = self.moments
         if moments is None:
             moments = input_moments(model, self.batches, seed=self.seed)
-        for name, held in moments.items():
-            if name in layers and len(held.blocks) == 1:
+        for name, sums in moments.items():
+            if name in layers and len(sums.blocks) == 1:
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
-                second = held.means()[0].to(dense)
+                second = sums.means()[0].to(dense)
                 _check_fits(name, second, dense)
-                some = sample_columns(second.shape[-1]).to(second.device)
-                warn_of_few_rows(name, held.rows, second.shape[-1], second[:, some][..., some])
-                second = shrunk(second, held.rows)
+                places = sample_columns(second.shape[-1]).to(second.device)
+                sample = second[:, places][..., places]
+                warn_of_few_rows(name, sums.rows, second.shape[-1], sample)
+                second = shrunk(second, sums.rows)
                 kernels = pressed.kernels()
                 if pressed.selection() is not None:
                     kernels = choose_channels(pressed, name, dense, second)
@@ -168,14 +189,14 @@ class Reconstruction:
             warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
             if self.kind == "nonlinear" and not after[name].relu:
                 logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
-            norm, own_bias = after[name].norm, layers[name].spec.bias
-            biased = own_bias or norm is not None
+            norm, has_bias = after[name].norm, layers[name].spec.bias
+            biased = has_bias or norm is not None
             data = _data(inputs, responses.pop(name), after[name], self.kind, biased)
             weight = weight_of(layers[name])
             pressed, dense = _decomposed(layers[name], weight)
             fit = self._fit(name, pressed, dense, data)
             bias = fit.bias.flatten().to(weight)
-            if norm is not None and not own_bias:
+            if norm is not None and not has_bias:
                 absorb_bias(norm, bias)
             yield name, _values(pressed, fit.kernels, weight, bias)
 
@@ -220,12 +241,12 @@ def _values(
     layer: Composed, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
 ) -> StartValues:
     layer.put(layer.balance(kernels))
-    held = tuple(value.detach() for value in factor_values(layer))
+    factors = tuple(value.detach() for value in factor_values(layer))
     dense = to_working_precision(weight)
     error = (to_working_precision(layer.dense_weight()) - dense).norm() / dense.norm().clamp_min(
         1e-30
     )
-    return StartValues(held, float(error), bias)
+    return StartValues(factors, float(error), bias)
 
 
 def _data(

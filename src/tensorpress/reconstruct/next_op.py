@@ -26,7 +26,7 @@ class Following:
     Attributes
     ----------
     norm : nn.Module or None
-        A batch norm in between, with statistics of its own and of no other layer.
+        A batch norm in between that no other layer uses, with running statistics.
     activation : str or None
         Name of the function that takes what comes out of that, None where there is no single one.
     relu : bool
@@ -60,8 +60,9 @@ def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict
     --------
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
-    >>> found = find_next_ops(net, ["0"], collect_batches([torch.ones(1, 1, 5, 5)], net)[0])["0"]
-    >>> found.norm is net[1], found.relu
+    >>> [batch] = collect_batches([torch.ones(1, 1, 5, 5)], net)
+    >>> following = find_next_ops(net, ["0"], batch)["0"]
+    >>> following.norm is net[1], following.relu
     (True, True)
     """
     watch = _Watch()
@@ -82,11 +83,11 @@ def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict
 
 @dataclass(frozen=True)
 class _Use:
-    """A call that was given a value: the function's name and itself, what came out, its norm."""
+    """A call that took a value: the function and its name, the value it returned, its norm."""
 
     name: str
     function: Callable[..., Any]
-    found: int
+    output: int
     norm: nn.Module | None
 
 
@@ -99,7 +100,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._outputs: dict[str, list[int]] = {}
-        self._held: list[Tensor] = []  # so that no tensor takes the place of one that is gone
+        self._tensors: list[Tensor] = []  # so that no tensor takes the place of one that is gone
         self._value_of: dict[int, int] = {}  # by the tensor's id
         self._uses: list[list[_Use]] = []  # of every value
         self._norm: nn.Module | None = None
@@ -108,8 +109,8 @@ class _Watch(TorchFunctionMode):
     def output_of(self, name: str) -> Callable[..., None]:
         """Return a hook that notes a layer's output."""
 
-        def hook(_: nn.Module, __: Any, found: Tensor) -> None:
-            self._outputs.setdefault(name, []).append(self._value(found))
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            self._outputs.setdefault(name, []).append(self._value(output))
 
         return hook
 
@@ -122,22 +123,23 @@ class _Watch(TorchFunctionMode):
         self,
         function: Callable[..., Any],
         types: Any,
-        given: tuple[Any, ...] = (),
-        named: dict[str, Any] | None = None,
+        arguments: tuple[Any, ...] = (),
+        keywords: dict[str, Any] | None = None,
     ) -> Any:
-        """Carry a call out, and note it as a use of what it was given."""
-        named = named or {}
-        taken = {self._value_of[id(x)] for x in tree_leaves((given, named)) if self._knows(x)}
-        found = function(*given, **named)
+        """Carry a call out, and note it as a use of its arguments."""
+        keywords = keywords or {}
+        leaves = tree_leaves((arguments, keywords))
+        taken = {self._value_of[id(x)] for x in leaves if self._knows(x)}
+        output = function(*arguments, **keywords)
         name = (resolve_name(function) or "").rpartition(".")[2]
         norm = None
         if function is functional.batch_norm:
             norm, self._norm = self._norm, None
-        if taken and name != "__get__" and isinstance(found, Tensor):
-            use = _Use(name, function, self._value(found), norm)
+        if taken and name != "__get__" and isinstance(output, Tensor):
+            use = _Use(name, function, self._value(output), norm)
             for value in taken:
                 self._uses[value].append(use)
-        return found
+        return output
 
     def following(self, name: str) -> Following:
         """Return what follows a layer that was called once."""
@@ -146,7 +148,7 @@ class _Watch(TorchFunctionMode):
         use, norm = self._only_use(self._outputs[name][0]), None
         if use is not None and use.norm is not None and self._calls[use.norm] == 1:
             norm = use.norm
-            use = self._only_use(use.found)
+            use = self._only_use(use.output)
         if use is None:
             return Following(norm)
         return Following(norm, use.name, use.function in _RELUS)
@@ -155,11 +157,11 @@ class _Watch(TorchFunctionMode):
         uses = self._uses[value]
         return uses[0] if len(uses) == 1 else None
 
-    def _knows(self, given: object) -> bool:
-        return isinstance(given, Tensor) and id(given) in self._value_of
+    def _knows(self, argument: object) -> bool:
+        return isinstance(argument, Tensor) and id(argument) in self._value_of
 
     def _value(self, tensor: Tensor) -> int:
-        self._held.append(tensor)
+        self._tensors.append(tensor)
         self._value_of[id(tensor)] = len(self._uses)
         self._uses.append([])
         return self._value_of[id(tensor)]

@@ -1,6 +1,7 @@
-"""A tape of the operations of a forward pass, so that running it again computes nothing twice."""
+"""A tape of a forward pass, so that running it again computes nothing twice."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,46 +13,86 @@ _SMALL = 1024  # bytes of a tensor that stays on the tape whether it is used or 
 
 
 class DivergedError(BaseException):
-    """A pass cannot be continued from its tape: it is to be run without one.
+    """A pass cannot be continued from its tape and has to be run without one.
 
-    No `Exception`, so that models that catch those do not catch it.
+    This is no `Exception`, so that models that catch those do not catch it.
     """
 
 
 class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs a forward pass in pieces: each time its Python from the start, its operations only once.
+    """Runs a forward pass in pieces: each runs the Python from the start, but no operation again.
 
-    Within ``with tape:`` every operation that reaches torch's dispatcher goes on the tape. When
-    `stop` was called and the pass has ended, by an exception that unwinds all of its contexts, the
-    next pass is given what is on the tape in place of computing it, and goes on from there. As
-    Python runs from the start, contexts, attributes and objects of the model's own are as they
-    would be; what is skipped is the work of the operations, be they random or in place.
+    Within ``with tape:`` every operation that reaches torch's dispatcher is recorded, and every
+    module whose forward is called through `call`. When `stop` was called and the pass has ended, by
+    an exception that unwinds all of its contexts, the next pass gets the recorded outputs instead
+    of computing them, and goes on from there. As Python runs from the start, contexts, attributes
+    and objects of the model are as they would be; what is skipped is the work of the operations,
+    be they random or in place.
 
-    Held are the tensors that something still refers to at the stop, which is what a suspended pass
-    would hold. In place of the others there are `_Gone` without values. Nothing but the operations
-    already done may read a tensor, so whatever else would need the values of one that is gone
-    raises `DivergedError`, and so does a pass that calls other operations than the one before it.
+    A module that has returned, and of whose tensors nobody refers to any but its outputs, is not
+    run again at all. So a piece costs the Python of one block of the model, not of all blocks.
+
+    Tensors that something still refers to at the stop stay in memory, as in a suspended pass. The
+    others are replaced by `_Gone`, without values. Nothing but the recorded operations may read
+    those, so whatever else would need their values raises `DivergedError`, and so does a pass that
+    calls other operations than the one before it.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._records: list[tuple[Callable[..., Any], Any]] = []
-        self._alive: list[_Value] = []
-        self._place = 0
+        self._root = _Call("")
+        self._open = [_Frame(self._root.records)]
         self._stopped = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch's compiler would be imported, and asked at every operation
 
     def __enter__(self) -> "OpTape":
         """Begin a pass."""
-        self._place, self._stopped = 0, False
+        self._open, self._stopped = [_Frame(self._root.records)], False
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def stop(self) -> None:
-        """End the part of the pass that is on the tape, and hold what is still referred to."""
-        if self._place != len(self._records):
+        """End the recorded part of the pass, and keep the tensors that are still referred to."""
+        if not all(frame.at_end() for frame in self._open):
             raise DivergedError
         self._stopped = True
-        self._alive = [value for value in self._alive if value.hold()]
+        self._root.settle()
+
+    def call(
+        self,
+        name: str,
+        forward: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+    ) -> Any:
+        """Return the outputs of a module: recorded ones, if it need not be run again."""
+        if self._stopped:
+            return forward(*arguments, **keywords)
+        frame = self._open[-1]
+        if frame.at_end():
+            frame.records.append(_Call(name))
+        call = frame.next()
+        if not isinstance(call, _Call) or call.name != name:
+            raise DivergedError
+        if call.skipped:
+            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+                return _map(call.outputs, _Value, _Value.take)
+        self._open.append(_Frame(call.records))
+        try:
+            outputs = forward(*arguments, **keywords)
+        except Exception as error:  # which the model may catch
+            if self._stopped:
+                raise
+            raise DivergedError from error
+        if not self._stopped:
+            if not self._open.pop().at_end():
+                raise DivergedError
+            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+                call.finish(outputs, (*arguments, *keywords.values()))
+        return outputs
 
     def __torch_dispatch__(
         self,
@@ -64,31 +105,101 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         keywords = keywords or {}
         if self._stopped:
             return operation(*arguments, **keywords)
-        if self._place == len(self._records):
-            return self._run(operation, arguments, keywords)
-        done, outputs = self._records[self._place]
-        if done is not operation:
+        frame = self._open[-1]
+        if frame.at_end():
+            frame.place += 1
+            first: Any = arguments[0] if arguments else None
+            before = _Form.of(first) if isinstance(first, Tensor) else None
+            outputs = operation(*arguments, **keywords)
+            if before is not None and outputs is first:
+                saved: Any = _Change(_Form.of(outputs), before)
+            else:
+                saved = _map(outputs, Tensor, _Value)
+            frame.records.append(_Operation(operation, saved))
+            return outputs
+        record = frame.next()
+        if not isinstance(record, _Operation) or record.operation is not operation:
             raise DivergedError
-        self._place += 1
-        if isinstance(outputs, _Form):  # of the argument that was changed in place
-            return outputs.give(arguments[0])
-        return _map(outputs, _Value, _Value.take)
+        if isinstance(record.outputs, _Change):
+            return record.outputs.after.give(arguments[0])
+        return _map(record.outputs, _Value, _Value.take)
 
-    def _run(self, operation: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Carry an operation out and put it on the tape."""
-        outputs = operation(*arguments, **keywords)
-        in_place = len(arguments) > 0 and outputs is arguments[0]
-        saved = _Form.of(outputs) if in_place else _map(outputs, Tensor, self._save)
-        self._records.append((operation, saved))
-        self._place += 1
-        return outputs
 
-    def _save(self, output: Tensor) -> Any:
-        """Return what stands on the tape for an output."""
-        value = _Value(output)
-        if not value.stays:
-            self._alive.append(value)
-        return value
+class _Operation(NamedTuple):
+    """A recorded operation, and on the tape what it returned."""
+
+    operation: Callable[..., Any]
+    outputs: Any
+
+
+class _Call:
+    """A recorded call of a module: what it has called, and what it returned."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.records: list[_Operation | _Call] = []
+        self.outputs: Any = None
+        self.skipped = False
+        self._can_skip = False
+
+    def finish(self, outputs: Any, arguments: tuple[Any, ...]) -> None:
+        """Record what the module has returned."""
+        tensors = list(_leaves(outputs, Tensor))
+        inputs = {id(argument) for argument in arguments}
+        self._can_skip = bool(tensors and self.records) and _is_plain(outputs)
+        self._can_skip &= not any(id(tensor) in inputs for tensor in tensors)
+        if self._can_skip:
+            self.outputs = _map(outputs, Tensor, _Value)
+
+    def settle(self) -> None:
+        """Keep the tensors that are still referred to, and decide which modules run no more."""
+        if self._can_skip and not self.skipped and self._is_closed():
+            self.skipped, self.records = True, []
+        for value in _leaves(self.outputs, _Value):
+            value.hold()
+        for record in self.records:
+            if isinstance(record, _Call):
+                record.settle()
+            else:
+                for value in _leaves(record.outputs, _Value):
+                    value.hold()
+
+    def _is_closed(self) -> bool:
+        """Tell whether nothing that was made inside is referred to, but for the outputs."""
+        outputs = {id(value.tensor()) for value in _leaves(self.outputs, _Value)}  # None as well
+        outputs.add(id(None))
+        return all(
+            # A change of form may be one of a tensor from outside.
+            value.after == value.before
+            if isinstance(value, _Change)
+            else id(value.tensor()) in outputs
+            for value in self._inside()
+        )
+
+    def _inside(self) -> Iterator["_Value | _Change"]:
+        """Yield what the operations and modules inside have returned."""
+        for record in self.records:
+            yield from _leaves(record.outputs, (_Value, _Change))
+            if isinstance(record, _Call):
+                yield from record._inside()
+
+
+class _Frame:
+    """A call that runs, and how far it is."""
+
+    __slots__ = ("place", "records")
+
+    def __init__(self, records: list[_Operation | _Call]) -> None:
+        self.records, self.place = records, 0
+
+    def at_end(self) -> bool:
+        """Tell whether all that is recorded was played back."""
+        return self.place == len(self.records)
+
+    def next(self) -> _Operation | _Call:
+        """Return the record at this place, and go on."""
+        self.place += 1
+        return self.records[self.place - 1]
 
 
 class _Form(NamedTuple):
@@ -102,7 +213,7 @@ class _Form(NamedTuple):
 
     @staticmethod
     def of(tensor: Tensor) -> "_Form":
-        """Return that of a tensor."""
+        """Return the form of a tensor."""
         offset = int(tensor.storage_offset())
         return _Form(tensor.size(), tensor.stride(), offset, tensor.dtype, tensor.device)
 
@@ -128,8 +239,16 @@ class _Form(NamedTuple):
         return tensor.as_strided_(self.size, self.strides, self.offset)
 
 
+@dataclass(frozen=True)
+class _Change:
+    """The form of the argument that an operation has changed in place, after it and before."""
+
+    after: _Form
+    before: _Form
+
+
 class _Gone(Tensor):
-    """What Python can see of a tensor but its values: shape, strides, dtype, device."""
+    """A tensor without values: it has shape, strides, dtype and device."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -141,24 +260,29 @@ class _Gone(Tensor):
 
 
 class _Value:
-    """A tensor on the tape: held between passes while something refers to it, then gone."""
+    """A tensor on the tape: in memory between passes while something refers to it, then gone."""
 
-    __slots__ = ("_form", "_reference", "_tensor", "stays")
+    __slots__ = ("_form", "_reference", "_stays", "_tensor")
 
     def __init__(self, tensor: Tensor) -> None:
         plain = type(tensor) is Tensor and tensor.layout is torch.strided
-        self.stays = not plain or tensor.numel() * tensor.element_size() <= _SMALL
+        self._stays = not plain or tensor.numel() * tensor.element_size() <= _SMALL
         self._form = _Form.of(tensor) if plain else None
-        self._tensor = tensor.detach() if self.stays else None  # another than torch is given
+        self._tensor = tensor.detach() if self._stays else None  # another object than torch gets
         self._reference = TensorWeakRef(tensor)
 
-    def hold(self) -> bool:
-        """Hold the tensor if anything does, and tell whether."""
-        self._tensor = self._reference()
-        return self._tensor is not None
+    def tensor(self) -> Tensor | None:
+        """Return the tensor as the last pass knows it, if anything refers to it."""
+        tensor: Tensor | None = self._reference()
+        return tensor
+
+    def hold(self) -> None:
+        """Keep the tensor in memory until the next pass, if anything refers to it."""
+        if not self._stays:
+            self._tensor = self._reference()
 
     def take(self) -> Tensor:
-        """Return the tensor as it was made, which from now on lives as long as others hold it."""
+        """Return the tensor as it was made, which from now on lives as others refer to it."""
         tensor, form = self._tensor, self._form
         if tensor is None:
             assert form is not None
@@ -167,13 +291,30 @@ class _Value:
             alias = tensor.detach()  # autograd takes no tensor twice
         else:
             alias = tensor.as_strided(form.size, form.strides, form.offset)
-        if not self.stays:
-            self._tensor, self._reference = None, TensorWeakRef(alias)
+        self._reference = TensorWeakRef(alias)
+        if not self._stays:
+            self._tensor = None
         return alias
 
 
+def _is_plain(outputs: Any) -> bool:
+    """Tell whether outputs are tensors, None, or lists and tuples of those."""
+    if type(outputs) in (list, tuple):
+        return all(map(_is_plain, outputs))
+    return outputs is None or isinstance(outputs, Tensor)
+
+
+def _leaves(outputs: Any, kind: type | tuple[type, ...]) -> Iterator[Any]:
+    """Yield the outputs of a type."""
+    if isinstance(outputs, kind):
+        yield outputs
+    elif isinstance(outputs, list | tuple):
+        for output in outputs:
+            yield from _leaves(output, kind)
+
+
 def _map(outputs: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Return the outputs of an operation with a function applied to those of a type."""
+    """Return outputs with a function applied to those of a type."""
     if isinstance(outputs, kind):
         return function(outputs)
     if isinstance(outputs, list | tuple):

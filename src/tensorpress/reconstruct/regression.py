@@ -6,7 +6,7 @@ from torch import Tensor
 from tensorpress.errors import InvalidArgumentError
 
 DAMPING = 1e-4
-"""How strongly, relative to the mean second moment, a kernel is held to what it was before."""
+"""How strongly, relative to the mean second moment, a kernel is drawn to what it was before."""
 
 MOST_ROWS = 200_000
 """More rows count as so many: float32 products leave rounding errors of that part of the trace."""
@@ -19,7 +19,7 @@ class Regression:
 
     With the inputs centred, a kernel's error is that of the best kernel and the distance from it
     in the norm of the inputs' second moment; the best bias follows from the means. Directions of
-    which the inputs say nothing are held to a prior kernel.
+    which the inputs say nothing stay as in a prior kernel.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Regression:
     def __init__(self, inputs: Tensor, *, biased: bool = True, shrink: bool = False) -> None:
         self._biased = biased
         self.mean = _mean(inputs) * biased  # (groups, columns)
-        # In the inputs' own precision: products of many rows dominate all work.
+        # In the precision of the inputs: products of many rows dominate all work.
         self._inputs = (inputs - self.mean.to(inputs.dtype)).movedim(0, 1)  # (groups, rows, n)
         rows = len(inputs)
         self._seen = (self._inputs.mT @ self._inputs).double() / rows
@@ -75,10 +75,12 @@ class Regression:
         centred = responses - (_mean(responses) * self._biased).to(responses.dtype)
         slope = (centred.movedim(0, -1) @ self._inputs).double() / len(responses)
         gap = slope - prior.double() @ self._seen  # what the prior leaves of Y Xᵀ
+        # W = P + (Y Xᵀ - P X Xᵀ) (X Xᵀ + damping)⁻¹, with P the prior
         return prior.double() + torch.cholesky_solve(gap.mT, self._factor).mT
 
     def bias(self, responses: Tensor, kernel: Tensor) -> Tensor:
         """Return the best bias (groups, out) of a kernel."""
+        # b = mean(y) - W mean(x)
         left = _mean(responses) - (kernel.double() @ self.mean[..., None])[..., 0]
         return left * self._biased
 
@@ -98,7 +100,7 @@ def shrunk(second: Tensor, rows: int) -> Tensor:
 
     References
     ----------
-    Shrinkage to a multiple of the identity: Ledoit and Wolf (2004); how much is our own choice.
+    Shrinkage to a multiple of the identity: Ledoit and Wolf (2004); how much is our choice.
 
     Examples
     --------

@@ -13,7 +13,6 @@ from tensorpress.reconstruct.regression import Regression
 PENALTIES = ((0.01, 10), (1.0, 10))
 """λ and how often both steps are done with it; the paper has 25 each."""
 
-
 COUPLING = 3.0
 """λ where targets and another method take turns: the larger, the nearer to the true problem, and
 the slower."""
@@ -30,7 +29,7 @@ class ActivatedFit:
     bias: Tensor
 
 
-def relu_targets(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
+def relu_targets(responses: Tensor, outputs: Tensor, penalty: float) -> Tensor:
     r"""Return what a linear layer should aim at for responses to be right after a ReLU.
 
     The elementwise minimum over z of
@@ -41,7 +40,7 @@ def relu_targets(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
     ----------
     responses : Tensor
         y, of the dense layer.
-    found : Tensor
+    outputs : Tensor
         y', of the pressed one, same shape.
     penalty : float
         λ, positive: how far z may be from what the layer does now.
@@ -59,10 +58,11 @@ def relu_targets(responses: Tensor, found: Tensor, penalty: float) -> Tensor:
     tensor([-3.,  2.])
     """
     active = responses.clamp_min(0)
-    low = found.clamp_max(0)
-    high = ((penalty * found + active) / (penalty + 1)).clamp_min(0)
-    cost_low = active.square() + penalty * (low - found).square()
-    cost_high = (active - high).square() + penalty * (high - found).square()
+    # The minimum over z ≤ 0, min(0, y'), and over z ≥ 0, max(0, (λ y' + max(0, y)) / (λ + 1)).
+    low = outputs.clamp_max(0)
+    high = ((penalty * outputs + active) / (penalty + 1)).clamp_min(0)
+    cost_low = active.square() + penalty * (low - outputs).square()
+    cost_high = (active - high).square() + penalty * (high - outputs).square()
     return torch.where(cost_low < cost_high, low, high)
 
 
@@ -88,7 +88,7 @@ def fit_through_relu(
     bias : Tensor
         (groups, out).
     inputs, responses : Tensor
-        Rows of inputs (rows, groups, columns) and of what the dense layer makes of its own,
+        Rows of inputs (rows, groups, columns) and of what the dense layer makes of its inputs,
         (rows, groups, out), before the ReLU.
     regression : Regression
         Of the inputs.
@@ -101,30 +101,32 @@ def fit_through_relu(
     for penalty, times in PENALTIES:
         for _ in range(times):
             kernel = composed(kernels)
-            wanted = relu_targets(responses, respond(inputs, kernel.flatten(2), bias), penalty)
-            best = regression.kernel(wanted, prior=kernel.flatten(2)).reshape(kernel.shape)
+            # z, the elementwise targets for the present outputs
+            targets = relu_targets(responses, respond(inputs, kernel.flatten(2), bias), penalty)
+            # W*, the best kernel for z, the kernels nearest to it, and b = mean(z) - W̃ mean(x)
+            best = regression.kernel(targets, prior=kernel.flatten(2)).reshape(kernel.shape)
             kernels = fit_kernels(kernels, best, regression.second, composed, sweeps=1).kernels
-            bias = regression.bias(wanted, composed(kernels).flatten(2))
+            bias = regression.bias(targets, composed(kernels).flatten(2))
     return ActivatedFit(kernels, bias)
 
 
 def relu_retarget(inputs: Tensor, responses: Tensor, regression: Regression) -> Retarget:
-    """Return what gives for a kernel (groups, out, columns) the one that its targets would have.
+    """Return a function from a kernel (groups, out, columns) to the best one for its targets.
 
     The step of the targets at λ = `COUPLING`. The bias is the best one for the targets before.
     """
-    wanted = responses
+    targets = responses
 
     def retarget(kernel: Tensor) -> Tensor:
-        nonlocal wanted
-        found = respond(inputs, kernel, regression.bias(wanted, kernel))
-        wanted = relu_targets(responses, found, COUPLING)
-        return regression.kernel(wanted, prior=kernel)
+        nonlocal targets
+        outputs = respond(inputs, kernel, regression.bias(targets, kernel))
+        targets = relu_targets(responses, outputs, COUPLING)
+        return regression.kernel(targets, prior=kernel)
 
     return retarget
 
 
 def respond(inputs: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     """Return the responses (rows, groups, out) of a kernel (groups, out, columns) and a bias."""
-    found = torch.einsum("rgn,gon->rgo", inputs, kernel.to(inputs.dtype))
-    return found + bias.to(inputs.dtype)
+    outputs = torch.einsum("rgn,gon->rgo", inputs, kernel.to(inputs.dtype))
+    return outputs + bias.to(inputs.dtype)

@@ -16,19 +16,19 @@ from tensorpress.reconstruct.input_capture import capture_inputs
 from tensorpress.schemes.layer_spec import CONVS
 
 ROWS = 20_000
-"""Positions of a layer that are looked at, over all batches: a random choice where it has more."""
+"""Positions of a layer that are sampled over all batches, at random where it has more."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Which positions of each batch are looked at: the same whenever they are asked for.
+    """The positions of each batch that are sampled: the same in every call.
 
     Attributes
     ----------
     most : int
-        At most so many a batch.
+        The largest number of positions of a batch.
     seed : int
-        Of the choice.
+        Seed of the choice.
     """
 
     most: int
@@ -47,7 +47,7 @@ class Positions:
 def sample_responses(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
 ) -> dict[str, Tensor]:
-    """Return what layers put out, in the order in which they are called.
+    """Return the outputs of layers, in the order in which they are called.
 
     Parameters
     ----------
@@ -58,24 +58,24 @@ def sample_responses(
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
     positions : Positions
-        Where to look.
+        The positions that are sampled.
 
     Returns
     -------
     dict of str to Tensor
-        Of each layer that is called exactly once a batch, shape (rows, groups, outputs a group).
+        The outputs of each layer that is called once a batch, (rows, groups, outputs a group).
 
     Examples
     --------
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
-    >>> held = collect_batches([torch.ones(2, 1, 5, 5)], net)
-    >>> sample_responses(net, ["0"], held, Positions(100, seed=0))["0"].shape
+    >>> batches = collect_batches([torch.ones(2, 1, 5, 5)], net)
+    >>> sample_responses(net, ["0"], batches, Positions(100, seed=0))["0"].shape
     torch.Size([18, 1, 4])
     """
-    found: dict[str, list[Tensor]] = {}
+    responses: dict[str, list[Tensor]] = {}
 
-    def looking(name: str, layer: nn.Module) -> Callable[..., None]:
+    def record(name: str, layer: nn.Module) -> Callable[..., None]:
         groups = layer.groups if isinstance(layer, CONVS) else 1
 
         @outside_contexts()
@@ -84,7 +84,7 @@ def sample_responses(
                 order = len(layer.kernel_size)
                 out = out.movedim(-order - 1, -1)
             out = batch.unpadded(layer, out)
-            rows, before = out.reshape(-1, out.shape[-1]), found.setdefault(name, [])
+            rows, before = out.reshape(-1, out.shape[-1]), responses.setdefault(name, [])
             if len(rows) > positions.most:
                 random = positions.random(batch=len(before))
                 chosen = torch.randint(len(rows), (positions.most,), generator=random)
@@ -99,10 +99,11 @@ def sample_responses(
         stack.enter_context(evaluation_mode(model))
         for name in names:
             layer = model.get_submodule(name)
-            stack.callback(layer.register_forward_hook(looking(name, layer)).remove)
+            stack.callback(layer.register_forward_hook(record(name, layer)).remove)
         for batch in batches:
             run_model(model, batch)
-    return {name: torch.cat(rows) for name, rows in found.items() if len(rows) == len(batches)}
+    once = [name for name, rows in responses.items() if len(rows) == len(batches)]
+    return {name: torch.cat(responses.pop(name)) for name in once}  # never two copies of all
 
 
 def inputs_in_order(
@@ -117,7 +118,7 @@ def inputs_in_order(
     model, batches, positions
         As for `sample_responses`.
     names : sequence of str
-        The layers that it has found.
+        The layers that it returns responses of.
 
     Yields
     ------
@@ -139,7 +140,7 @@ def inputs_in_order(
                 for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))
             ]
         rows = torch.cat(parts)
-        del inputs, parts  # or they would be held while the passes go on
-        if not bool(torch.isfinite(rows).all()):
+        del inputs, parts  # or they would stay in memory while the passes go on
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all()):
             raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
         yield name, rows

@@ -148,8 +148,8 @@ def bytes_by_part(parts: Sequence[FilePart]) -> go.Figure:
     )
     largest = max((part.bytes for part in ranked), default=1)
     figure.update_layout(bargap=0.3, showlegend=False, margin={"t": 8})
-    # Room on the right for the text of the longest bar.
-    figure.update_xaxes(title="bytes", range=[0, 1.45 * largest], nticks=6, tickformat="~s")
+    # Room on the right for the text of the longest bar, on a phone too.
+    figure.update_xaxes(title="bytes", range=[0, 1.75 * largest], nticks=6, tickformat="~s")
     _name_rows(figure, [part.name for part in ranked])
     return figure
 

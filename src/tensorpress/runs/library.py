@@ -11,7 +11,7 @@ Kind = Literal["recipe", "sweep"]
 
 
 def list_library(kind: Kind) -> dict[str, Path]:
-    """Return the files of a kind by name, those of a checkout where the package lies in one.
+    """Return the files of a kind by name, from the package or from its checkout.
 
     Examples
     --------
@@ -25,15 +25,14 @@ def list_library(kind: Kind) -> dict[str, Path]:
 
 
 def find_in_library(kind: Kind, name: str | os.PathLike[str]) -> Path:
-    """Return the path of a file, or that of the recipe or sweep of a name.
+    """Return the path of the recipe or sweep of a name, or a path as it is.
 
-    What ends with ``.yaml`` or ``.yml``, names a folder, or is there as a file, is a path; it need
-    not exist.
+    A name that ends with ``.yaml`` or ``.yml``, has a folder, or is an existing file is a path.
 
     Raises
     ------
     InvalidArgumentError
-        If there is none of that name; it says which are nearest.
+        If no file has this name; the message has the nearest names.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a run measured: `metrics.json`, and the content of the report."""
+"""The measurements of a run: `metrics.json`, and the content of the report."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ BINS = 61
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything a run has in hand when it ends; the source of metrics and report.
+    """The results of a run, from which its metrics and report are made.
 
     ``initial`` is the pressed model before training where it was decomposed from trained weights;
     ``latent`` has the weights before quantization, ``decoded`` those of the file. ``errors`` are
@@ -49,12 +49,12 @@ class RunRecord:
 
 
 def run_metrics(record: RunRecord) -> dict[str, Any]:
-    """Return what goes into ``metrics.json``: plain numbers, errors in per cent, times in ms.
+    """Return the content of ``metrics.json``: plain numbers, errors in per cent, times in ms.
 
     ``ratio.params`` is dense over stored parameters; ``ratio.file`` is 4 bytes a dense
-    parameter over all bytes of the file. ``latency.pressed_ms`` is of the pressed network as it
-    is, ``materialized_ms`` with its dense weights rebuilt once; both have the MACs of
-    ``pressed``. ``pressed.start_error`` is before any training.
+    parameter over all bytes of the file. ``latency.pressed_ms`` is the time of the pressed network,
+    ``materialized_ms`` its time with dense weights that are rebuilt once; both have the MACs of
+    ``pressed``. ``pressed.start_error`` is the error before any training.
     """
     dense_params, params = record.plan.dense_params, record.plan.params
     size = record.inspection.size
@@ -126,7 +126,7 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
             continue
         layer = planned.get(name)
         params = layer.factor_params if layer else weight.numel()
-        size = sum(bytes_ for key, bytes_ in stored.items() if _stands_for(key, name, layer))
+        size = sum(bytes_ for key, bytes_ in stored.items() if _is_weight_of(key, name, layer))
         rows.append(
             LayerRow(
                 name=name,
@@ -146,8 +146,8 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
     return rows
 
 
-def _stands_for(key: str, name: str, layer: LayerPlan | None) -> bool:
-    """Whether a stored tensor is a layer's weight or, without a shared core, one of its factors."""
+def _is_weight_of(key: str, name: str, layer: LayerPlan | None) -> bool:
+    """Return whether a stored tensor is a layer's weight or factor, but no shared core."""
     if layer is None:
         return key == f"{name}.weight"
     shared = layer.method.shared and key.endswith("original0")
@@ -155,19 +155,19 @@ def _stands_for(key: str, name: str, layer: LayerPlan | None) -> bool:
 
 
 def file_parts(inspection: Inspection) -> list[FilePart]:
-    """Return what the bytes of a file are spent on, by layer and kind; they add up to the file."""
+    """Return the parts of a file by layer and kind, whose bytes add up to the file."""
     groups: dict[str, float] = {
         "container, checksum": inspection.parts["container"],
         "header: network and plan": inspection.parts["header"],
     }
     for tensor in inspection.tensors:
-        part = _part_of(tensor.name, inspection.layers)
+        part = _name_part(tensor.name, inspection.layers)
         groups[part] = groups.get(part, 0.0) + tensor.bytes
     groups["quantizers, padding"] = inspection.size - sum(groups.values())
     return [FilePart(name, size) for name, size in groups.items()]
 
 
-def _part_of(name: str, layers: Sequence[StoredLayer]) -> str:
+def _name_part(name: str, layers: Sequence[StoredLayer]) -> str:
     if name.endswith(".bias"):
         return "biases"
     layer = next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
@@ -178,7 +178,7 @@ def _part_of(name: str, layers: Sequence[StoredLayer]) -> str:
 
 
 def _start_error(record: RunRecord, name: str) -> float | None:
-    """Relative error of a layer's weight right after the decomposition."""
+    """Return the relative error of a layer's weight right after the decomposition."""
     if record.initial is None:
         return None
     module = record.initial.get_submodule(name)
@@ -193,28 +193,28 @@ def _start_error(record: RunRecord, name: str) -> float | None:
 
 
 def _histograms(record: RunRecord) -> list[Histogram]:
-    """Histograms of every layer's stored values, before and after quantization."""
+    """Return histograms of every layer's stored values, before and after quantization."""
     before, after = stored_tensors(record.latent), stored_tensors(record.decoded)
     groups: dict[str, list[str]] = {}
     for name in quantized_names(record.decoded):
-        own = name.removesuffix(".bias").removesuffix(".weight")
-        layer = next((p.name for p in record.plan.layers if name.startswith(f"{p.name}.")), own)
+        module = name.removesuffix(".bias").removesuffix(".weight")
+        layer = next((p.name for p in record.plan.layers if name.startswith(f"{p.name}.")), module)
         groups.setdefault(layer, []).append(name)
     histograms = []
     for layer, names in groups.items():
-        old, new = (
+        latent, decoded = (
             torch.cat([tensors[name].detach().flatten() for name in names]).cpu()
             for tensors in (before, after)
         )
-        reach = max(float(old.abs().max()), float(new.abs().max())) or 1.0
-        edges = torch.linspace(-reach, reach, BINS + 1)
-        counts = [torch.histogram(v, edges).hist.int().tolist() for v in (old, new)]
+        bound = max(float(latent.abs().max()), float(decoded.abs().max())) or 1.0
+        edges = torch.linspace(-bound, bound, BINS + 1)
+        counts = [torch.histogram(v, edges).hist.int().tolist() for v in (latent, decoded)]
         histograms.append(Histogram(layer, edges.tolist(), *counts))
     return histograms
 
 
 def _curves(histories: Mapping[str, History]) -> list[Curves]:
-    """Return a curve a phase; each goes on where the one before ended, but for the dense net's."""
+    """Return a curve for each phase; after the dense phase, epochs are counted on."""
     offsets, done = {}, 0
     for phase, history in histories.items():
         offsets[phase] = done

@@ -1,4 +1,4 @@
-"""What a recipe may say, checked by pydantic; every error names the key."""
+"""A recipe, checked by pydantic; every error names the key."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ class Recipe(Section):
     rate: Rate | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Recipe":
+    def _check_sources(self) -> "Recipe":
         if (self.weights is None) == (self.dense is None):
             raise ValueError("give either weights (a file) or dense (how to train them)")
         if (self.quantize is None) == (self.rate is None):
@@ -55,29 +55,28 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _teacher_fits(self) -> "Recipe":
+    def _check_teacher(self) -> "Recipe":
         if self.teacher is None:
             return self
         if not any(phase.distill is not None for phase in self._trainings()):
             raise ValueError("nobody listens to the teacher: give a training distill")
-        own, other = network(self.network), network(self.teacher.network)
-        if (own.input_shape, own.classes, own.preprocess) != (
-            other.input_shape,
-            other.classes,
-            other.preprocess,
+        student, teacher = network(self.network), network(self.teacher.network)
+        if any(
+            getattr(student, key) != getattr(teacher, key)
+            for key in ("input_shape", "classes", "preprocess")
         ):
             raise ValueError(
-                f"teacher.network {other.name} takes other images, or tells other classes, than "
-                f"{own.name}"
+                f"teacher.network {teacher.name} takes other images, or tells other classes, than "
+                f"{student.name}"
             )
         return self
 
     @model_validator(mode="after")
-    def _labels_fit(self) -> "Recipe":
-        listening = (
+    def _check_augmentation(self) -> "Recipe":
+        distilled = (
             phase.distill is not None and phase.distill.weight == 1 for phase in self._trainings()
         )
-        if self.data.augment in MIXED and not all(listening):
+        if self.data.augment in MIXED and not all(distilled):
             raise ValueError(
                 f"augment {self.data.augment} mixes images, of which labels say nothing: every "
                 "training needs distill with weight 1"
@@ -90,7 +89,7 @@ class Recipe(Section):
         return [p for p in (self.dense, self.train, finetune, *rated) if p is not None]
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML that `read_recipe` takes, without what is left at default.
+        """Return the recipe as YAML that `read_recipe` takes, without default values.
 
         Examples
         --------
@@ -135,7 +134,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def parse_recipe(text: str) -> Recipe:
-    """Parse and check a recipe given as YAML text.
+    """Parse and check the YAML text of a recipe.
 
     Examples
     --------

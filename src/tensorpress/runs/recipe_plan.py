@@ -18,9 +18,9 @@ from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
 
 
 def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBatch] = ()) -> Plan:
-    """Return the plan that a recipe asks for; only rank rules with a name look at the weights.
+    """Return the plan that a recipe asks for; only rank rules with a name depend on the weights.
 
-    ``images`` are those whose responses say how a budget is spread, where the recipe asks for that.
+    ``images`` are batches for ``allocation: responses``.
     """
     section = recipe.press
     if section is None:
@@ -51,32 +51,32 @@ def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBa
 def try_plan(net: Network, recipe: Recipe) -> None:
     """Make a recipe's plan for the untrained network, so that mistakes show before training.
 
-    Rules that look at the weights are tried as one that keeps rank 1 of any, and budgets spread by
-    them as a small saving for all: what can be met only the trained network tells.
+    Rank rules that depend on the weights are tried with rank 1, and budgets with a saving of 1 %:
+    only the trained network shows which budgets can be met.
     """
     section = recipe.press
     if section is None:
         return
     if section.budget is not None and not scheme(parse_schemes(section.scheme)[0]).joint:
-        tried = {
+        trial = {
             "budget": "params=99%",
             "allocation": "uniform",
             "scheme": parse_schemes(section.scheme)[0],
         }
-        section = section.model_copy(update=tried)
+        section = section.model_copy(update=trial)
     else:
-        section = _at_rank_1(section)
+        section = _with_rank_1(section)
     entries = section.overrides or {}
     ranks = [section.ranks, *(entry.ranks for entry in entries.values())]
-    overrides = {pattern: _at_rank_1(entry) for pattern, entry in entries.items()}
+    overrides = {pattern: _with_rank_1(entry) for pattern, entry in entries.items()}
     section = section.model_copy(update={"overrides": overrides or None})
     with torch.device("cpu" if any(isinstance(r, str) for r in ranks) else "meta"):
         plan_recipe(net.build(), recipe.model_copy(update={"press": section}))
 
 
-Ranked = TypeVar("Ranked", Press, LayerPress)
+RankSection = TypeVar("RankSection", Press, LayerPress)
 
 
-def _at_rank_1(section: Ranked) -> Ranked:
+def _with_rank_1(section: RankSection) -> RankSection:
     by_name = isinstance(section.ranks, str)
     return section.model_copy(update={"ranks": "energy:1e-9"}) if by_name else section

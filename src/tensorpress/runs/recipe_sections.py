@@ -38,13 +38,13 @@ from tensorpress.utils.config_parsing import SHORT
 Schemes = str | tuple[str, ...]
 
 
-def _known_schemes(schemes: Schemes) -> Schemes:
+def _check_schemes(schemes: Schemes) -> Schemes:
     parse_schemes(schemes)
     return schemes
 
 
-def _one_message(expected: str) -> WrapValidator:
-    """Make the mistakes of a union's members one mistake."""
+def _expect(expected: str) -> WrapValidator:
+    """Return a validator that reports one mistake for all members of a union."""
 
     def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -55,76 +55,77 @@ def _one_message(expected: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-def _rank_name(name: str) -> str:
+def _check_rank_name(name: str) -> str:
     parse_rank_rule(name)
     return name
 
 
-def _allocation_name(name: str) -> str:
+def _check_allocation_name(name: str) -> str:
     if name != RESPONSES:
         check_allocation(name)
     return name
 
 
-def _budget(text: str) -> str:
+def _check_budget(text: str) -> str:
     parse_budget(text)
     return text
 
 
-def _network_name(name: str) -> str:
+def _check_network_name(name: str) -> str:
     return network(name).name
 
 
-def _augmentation(name: str) -> str:
+def _check_augmentation(name: str) -> str:
     if name not in AUGMENTATIONS:
         raise unknown_name("augmentation", name, AUGMENTATIONS)
     return name
 
 
 Count = Annotated[int, Field(ge=1)]
-NetworkName = Annotated[str, AfterValidator(_network_name)]
+NetworkName = Annotated[str, AfterValidator(_check_network_name)]
 Scheme = Annotated[
-    Schemes, _one_message("a scheme, auto, or a list of schemes"), AfterValidator(_known_schemes)
+    Schemes, _expect("a scheme, auto, or a list of schemes"), AfterValidator(_check_schemes)
 ]
 Modes = Annotated[
-    tuple[Count, ...] | Literal["original"], _one_message("a list of positive sizes, or original")
+    tuple[Count, ...] | Literal["original"],
+    _expect("a list of positive sizes, or original"),
 ]
 Rank = Annotated[int, Field(ge=1, strict=True)]
-RankName = Annotated[str, AfterValidator(_rank_name)]
-AllocationName = Annotated[str, AfterValidator(_allocation_name)]
+RankName = Annotated[str, AfterValidator(_check_rank_name)]
+AllocationName = Annotated[str, AfterValidator(_check_allocation_name)]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 _RANKS = f"a list of positive numbers, one for all, a fraction, {' or '.join(NAMES)}"
 AnyRanks = tuple[Rank, ...] | Rank | Fraction | RankName
-LayerRanks = Annotated[AnyRanks, _one_message(_RANKS)]
-Ranks = Annotated[AnyRanks, _one_message(f"{_RANKS} (what spreads a budget is the allocation)")]
+LayerRanks = Annotated[AnyRanks, _expect(_RANKS)]
+Ranks = Annotated[AnyRanks, _expect(f"{_RANKS} (what spreads a budget is the allocation)")]
 
 
 class Section(BaseModel):
-    """A part of a recipe: every key is known, and nothing changes once read."""
+    """A part of a recipe, immutable and without unknown keys."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {}
-    """Keys of recipes written before, and what they are called now: errors name both."""
+    """Former names of keys, and their present names; errors name both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(Section):
-    """The data set, how much of its training part validates, and how training images vary.
+    """The data set, the number of its training images that validate, and augmentation.
 
-    After ``variants`` epochs the same varied images come again, and teachers remember what they
-    said of them.
+    After ``variants`` epochs the same augmented images come again, with the stored outputs of the
+    teacher.
     """
 
     name: str
     root: Path | None = None
     validation: Annotated[int, Field(ge=0)]
-    augment: Annotated[str, AfterValidator(_augmentation)] | None = None
+    augment: Annotated[str, AfterValidator(_check_augmentation)] | None = None
     variants: Count | None = None
     batch_size: Count = 256
 
 
 class Teacher(Section):
-    """A trained network to listen to instead of the dense one, such as a larger one.
+    """A trained network that is distilled in place of the dense one, such as a larger one.
 
     ``weights`` are a safetensors file, relative to the data folder.
     """
@@ -134,20 +135,20 @@ class Teacher(Section):
 
 
 class LayerPress(Section):
-    """What is done with a layer, or with all layers a pattern names.
+    """The settings of a layer, or of all layers that match a pattern.
 
-    Other keys are options of the scheme, such as ``modes`` of (s)cada_tucker; without ``ranks``
-    those for all layers hold.
+    Other keys are options of the scheme, such as ``modes`` of (s)cada_tucker. The default of
+    ``ranks`` are the ranks for all layers.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    scheme: Annotated[str, AfterValidator(_known_schemes)] | None = None
+    scheme: Annotated[str, AfterValidator(_check_schemes)] | None = None
     modes: Modes | None = None
     ranks: LayerRanks | None = None
 
     @model_validator(mode="after")
-    def _known_options(self) -> "LayerPress":
+    def _check_options(self) -> "LayerPress":
         schemes = SCHEMES.values() if self.scheme is None else [scheme(self.scheme)]
         options = {name for one in schemes for name in one.option_names}
         for key in self.model_extra or {}:
@@ -157,12 +158,12 @@ class LayerPress(Section):
 
 
 class Press(Section):
-    """Which layers are pressed and how: what `tensorpress.plan` and `tensorpress.press` take.
+    """The arguments of `tensorpress.plan` and `tensorpress.press`.
 
-    See `tensorpress.plan` for what goes together. With ``calibrate``, a number of training images,
-    factors are fitted to responses as ``reconstruct`` says, and a budget may be spread by them:
-    ``allocation: responses``. With ``norms`` chains whose factors are drawn are trained with a norm
-    between their factors, which take it in at the end.
+    See `tensorpress.plan` for possible combinations. With ``calibrate``, a number of training
+    images, factors are fitted to responses as ``reconstruct`` says, and ``allocation: responses``
+    spreads a budget by them. With ``norms``, chains of random factors are trained with a norm
+    between the factors, which absorb it at the end.
     """
 
     RENAMED = {"layers": "overrides", "start": "init"}
@@ -173,7 +174,7 @@ class Press(Section):
     targets: tuple[str, ...] = ("*",)
     skip: tuple[str, ...] = ()
     overrides: dict[str, LayerPress] | None = None
-    budget: Annotated[str, AfterValidator(_budget)] | None = None
+    budget: Annotated[str, AfterValidator(_check_budget)] | None = None
     round_to: Count = 1
     init: Init | None = None
     calibrate: Count | None = None
@@ -181,7 +182,7 @@ class Press(Section):
     norms: bool = False
 
     @model_validator(mode="after")
-    def _one_target(self) -> "Press":
+    def _check_target(self) -> "Press":
         by_responses = self.allocation == RESPONSES
         if by_responses:
             if self.calibrate is None or self.budget is None:
@@ -209,7 +210,7 @@ class Press(Section):
 
 
 class Quantize(Section):
-    """How the file is made: quantizer, coder, and how long to train with quantized weights.
+    """The quantizer and coder of the file, and the training with quantized weights.
 
     Either ``levels`` and ``bound``, which are Q and b of eq. 13 for all parameters alike, or
     ``step``, in units of each parameter's root mean square. ``norms`` says how the parameters of
@@ -225,10 +226,10 @@ class Quantize(Section):
     finetune: TrainConfig | None = None
 
     @model_validator(mode="after")
-    def _one_quantizer(self) -> "Quantize":
-        fixed = self.levels is not None and self.bound is not None
-        partly = self.levels is not None or self.bound is not None
-        if partly == (self.step is not None) or partly != fixed:
+    def _check_quantizer(self) -> "Quantize":
+        complete = self.levels is not None and self.bound is not None
+        partial = self.levels is not None or self.bound is not None
+        if partial == (self.step is not None) or partial != complete:
             raise ValueError("give levels and bound, or step")
         if self.levels is not None and self.bound is not None:
             UniformQuantizer(self.levels, self.bound)
@@ -236,12 +237,12 @@ class Quantize(Section):
 
 
 class Rate(Section):
-    """How the network is trained for few bytes: loss + ``tradeoff`` · kilobytes of its parameters.
+    """Training of the network for loss + ``tradeoff`` · kilobytes of its parameters.
 
-    First, for ``noise``, with noise in place of rounding, and then, for ``hard``, rounded. ``step``
-    is the first quantization step of each parameter, in units of its root mean square. With
-    ``calibrate``, weights are rounded to a file of so many bytes before, by calibration on training
-    images.
+    The phase ``noise`` trains with noise in place of rounding, then ``hard`` with rounding.
+    ``step`` is the initial quantization step of each parameter, in units of its root mean square.
+    With ``calibrate``, weights are first rounded to a file of so many bytes, by calibration on
+    training images.
     """
 
     tradeoff: Annotated[float, Field(gt=0, allow_inf_nan=False)]

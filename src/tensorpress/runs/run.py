@@ -35,7 +35,7 @@ from tensorpress.utils.atomic_files import write_atomically
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left: its measurements, and what the report shows."""
+    """The folder, measurements and report content of a finished run."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -53,22 +53,22 @@ def run(
     """Carry out a recipe from the dense network to the report.
 
     Train or load the dense network, plan, press, train; quantize and train again with quantized
-    weights, or train for size; save, decode the file, and test. Choices were made in the recipe;
-    the test set is looked at for the final numbers only.
+    weights, or train for size; save, decode the file, and test. The test set is used for the final
+    numbers only.
 
     Parameters
     ----------
     recipe : Recipe
-        What to do.
+        The recipe.
     folder : path-like
         Receives ``recipe.yaml``, ``plan.yaml``, ``metrics.json``, ``model.tpz``, ``report.html``
         and ``checkpoints/``. If a run of the same recipe and seed was interrupted there, it goes on
         where its last epoch ended, to the same result on CPU.
     seed : int
-        Of every random number.
+        The seed of every random number.
     test : bool
-        Measure errors on the test images; otherwise all are on the validation images, as while
-        one is still choosing.
+        Whether errors are measured on the test images, or on the validation images, as in the
+        choice between recipes.
     common : Path, optional
         A folder in which runs share the checkpoints of the training that they have in common; see
         `train_common`.
@@ -79,7 +79,7 @@ def run(
         If the folder holds results of another recipe or seed, or cannot be written to, the seed is
         not from 0 to 2**32 - 1, or there are no validation images where they are needed.
     TensorPressError
-        For anything a user can cause; see the parts called.
+        If any step fails.
     """
     started = perf_counter()
     if not 0 <= seed < 1 << 32:
@@ -133,14 +133,14 @@ def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
     Parameters
     ----------
     recipe : Recipe
-        Of one of them.
+        The recipe of one of the runs.
     common : Path
         The folder for `run`.
     phase : {"dense", "train"}
         The dense network is common to runs that press it in different ways, and the pressed one to
         those that differ only in how their file is made.
     seed : int
-        Of the runs.
+        The seed of the runs.
     """
     net, folder = network(recipe.network), common / common_part(recipe, phase, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
 def _train_pressed(
     phases: Phases, recipe: Recipe, seed: int
 ) -> tuple[nn.Module, Plan, nn.Module | None, nn.Module]:
-    """Return the dense network, the plan, what was decomposed by it if so, and that trained."""
+    """Return the dense network, the plan, the decomposed network or None, and the trained one."""
     dense = phases.dense_model()
     chosen = phases.make_plan(dense)
     section = recipe.press
@@ -231,7 +231,7 @@ def make_quantizers(model: nn.Module, section: Quantize) -> Quantizers:
 
 
 def _claim_folder(out: Path, recipe: Recipe, seed: int) -> None:
-    """Write the recipe into the folder, or check that it is the one of the results there."""
+    """Write the recipe into the folder, or check that the results in it are of this recipe."""
     text = f"# seed: {seed}\n{recipe.to_yaml()}"
     path = out / "recipe.yaml"
     results = any((out / name).exists() for name in ("checkpoints", "model.tpz", "metrics.json"))

@@ -36,31 +36,31 @@ from tensorpress.train.epoch import Penalty
 _KEYS = {"model", "errors"}
 
 
-def press_once(dense: nn.Module, plan: Plan, path: Path, **how: Any) -> nn.Module:
-    """Press a copy of a model, or read what was pressed before.
+def press_once(dense: nn.Module, plan: Plan, path: Path, **options: Any) -> nn.Module:
+    """Press a copy of a model, or read the pressed model of an earlier run.
 
     Parameters
     ----------
     dense : nn.Module
         The model.
     plan : Plan
-        How.
+        The plan.
     path : Path
-        Where the pressed model is kept, or will be.
-    **how
-        For `tensorpress.press`.
+        The file of the pressed model.
+    **options
+        Keyword arguments of `tensorpress.press`.
 
     Raises
     ------
     CorruptFileError
-        If the file is not what was written.
+        If the file is damaged.
     ModelMismatchError
-        If it is of another model or plan.
+        If the file has another model or plan.
     """
     if path.exists():
         return _restore_pressed(build_skeleton(deepcopy(dense), plan), path)
-    model = press(dense, plan, **how)
-    errors = {name: held.relative_error for name, held in _modules_with_errors(model)}
+    model = press(dense, plan, **options)
+    errors = {name: module.relative_error for name, module in _modules_with_errors(model)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_checkpoint(path, {"model": model.state_dict(), "errors": errors})
     return model
@@ -69,13 +69,13 @@ def press_once(dense: nn.Module, plan: Plan, path: Path, **how: Any) -> nn.Modul
 def _restore_pressed(model: nn.Module, path: Path) -> nn.Module:
     content = read_checkpoint(path, _KEYS)
     restore_model(path, model, content["model"])
-    for name, held in _modules_with_errors(model):
-        held.relative_error = content["errors"][name]
+    for name, module in _modules_with_errors(model):
+        module.relative_error = content["errors"][name]
     return model
 
 
 def _modules_with_errors(model: nn.Module) -> list[tuple[str, Pressed | FactorizedWeight]]:
-    """Return what knows how far its weight is from the dense one."""
+    """Return the modules that store the relative error of their weight."""
     modules = model.named_modules()
     return [(name, x) for name, x in modules if isinstance(x, Pressed | FactorizedWeight)]
 
@@ -89,11 +89,11 @@ logger = logging.getLogger("tensorpress.runs")
 
 
 COMMON_PHASES = ("dense", "train")
-"""Those before it matters how the file is made."""
+"""The phases that do not depend on how the file is made."""
 
 
 def common_part(recipe: Recipe, phase: str, seed: int) -> str:
-    """Return a name of what a run does up to the end of a phase: runs that share it are alike."""
+    """Return a digest of the settings of a run up to the end of a phase."""
     later = {"title", "quantize", "rate"}
     if phase == "dense":
         later |= {"teacher", "press", "train"}
@@ -134,16 +134,16 @@ class Phases:
         return model.eval()
 
     def make_plan(self, dense: nn.Module) -> Plan:
-        """Return the plan, that of the run which is gone on with where there is one.
+        """Return the plan, which is read from the folder if an interrupted run has made it.
 
-        A second one might differ, where times are measured.
+        A second plan might differ, because some plans depend on measured times.
         """
         file, common = (
             folder / "plan.yaml" for folder in (self.folder, self.checkpoint_folder("train"))
         )
         if not file.exists():
-            known = Plan.read(common) if common.exists() else None
-            (known or plan_recipe(dense, self.recipe, self.press_batches())).save(file)
+            stored = Plan.read(common) if common.exists() else None
+            (stored or plan_recipe(dense, self.recipe, self.press_batches())).save(file)
         return Plan.read(file)
 
     def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
@@ -203,12 +203,12 @@ class Phases:
         )
 
     def press_batches(self) -> Iterator[Batch]:
-        """Return batches of the images that the recipe presses with, none if it asks for none."""
+        """Return the calibration batches for pressing, none if the recipe asks for none."""
         section = self.recipe.press
         return self.calibration_batches(0 if section is None else section.calibrate or 0)
 
     def calibration_batches(self, images: int) -> Iterator[Batch]:
-        """Return batches of so many training images, or a few more, as they are."""
+        """Return batches of at least so many training images, without augmentation."""
         loader = batches(
             self.splits.train, self.net.preprocess, CALIBRATION_BATCH, shuffle=True, seed=self.seed
         )
@@ -229,7 +229,7 @@ class Phases:
         return self.net.preprocess(self.splits.test.images[:64])
 
     def _choose_teacher(self, dense: nn.Module) -> nn.Module:
-        """Return the network that others listen to: the recipe's teacher, or the dense one."""
+        """Return the teacher of the recipe, or the dense network."""
         teacher = dense if self._teacher is None else self._teacher
         if self.recipe.data.variants is not None and not isinstance(teacher, CachedTeacher):
             teacher = CachedTeacher(teacher)
@@ -237,11 +237,11 @@ class Phases:
         return teacher
 
     def _load_teacher(self) -> nn.Module | None:
-        given = self.recipe.teacher
-        if given is None:
+        section = self.recipe.teacher
+        if section is None:
             return None
-        teacher = network(given.network).build()
-        load_weights(teacher, find_weights(given.weights, self.recipe.data.root))
+        teacher = network(section.network).build()
+        load_weights(teacher, find_weights(section.weights, self.recipe.data.root))
         return teacher
 
     def _evaluation_batches(self, images: Any) -> BatchLoader | None:

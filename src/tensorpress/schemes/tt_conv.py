@@ -1,4 +1,4 @@
-"""A convolution as the tensor train of its reshaped kernel, which it never builds."""
+"""A convolution held as the tensor train of its reshaped kernel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,23 +10,26 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.decompose.tensor_train import tt_svd
-from tensorpress.decompose.tt_matvec import tt_multiply
+from tensorpress.decompose.tt_matvec import tt_macs
 from tensorpress.schemes.canonical_kernel import kernel_to_weight
 from tensorpress.schemes.chain_builder import build_chain
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.scheme import Factorized, Scheme
-from tensorpress.schemes.stages import Stage
-from tensorpress.schemes.tt_layers import contraction_macs
+from tensorpress.schemes.stages import dense_stage
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme, train_factors
+
+DENSE_SPEED = 4
+"""How many times as fast a dense convolution multiplies as the small products of a train."""
 
 
 class TTConv(Pressed):
     """A few spatial filters, the same for every input channel, then a TT-matrix over the channels.
 
-    ``filters`` (r₀, *kernel) are the core G₀. Their output has channels (r₀·n₁, n₂, …), and the
-    other cores (r, m, n, r') are a TT-matrix that multiplies them at every position.
+    ``filters`` (r₀, *kernel) are G₀, ``cores`` (r, m, n, r') the others. Without gradients, and
+    where that takes at most a quarter of the dense layer's multiplications, the input is contracted
+    with one after another; otherwise the kernel is rebuilt, which takes less time.
 
     Parameters
     ----------
@@ -54,28 +57,47 @@ class TTConv(Pressed):
         self.register_parameter("bias", None)
         if spec.bias:
             self.bias = nn.Parameter(like.new_empty(spec.outputs))
-        _, self.from_left = contraction_macs(*_channel_matrix(weight))
-        stage = Stage(spec.inputs, filters, 1, tuple(range(spec.order)))
-        self.geometry = build_chain(replace(spec, bias=False), [stage], like=like)[0]
-        self.geometry.register_parameter("weight", None)  # every channel has the same filters
+        self.contracted = _is_contracted(weight)
+        self.geometry = build_chain(replace(spec, bias=False), [dense_stage(spec)], like=like)[0]
+        self.geometry.register_parameter("weight", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*, inputs, *sizes) to (*, outputs, *sizes)."""
-        spec, rank = self.spec, len(self.filters)
-        weight = self.filters.repeat(spec.inputs, *(1,) * spec.order).unsqueeze(1)
-        assert isinstance(self.geometry, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        filtered = self.geometry._conv_forward(x, weight, None)
-        axis = filtered.ndim - spec.order - 1
-        split = filtered.reshape(
-            *filtered.shape[:axis], spec.inputs, rank, *filtered.shape[axis + 1 :]
-        )
-        vectors = split.movedim((axis + 1, axis), (-2, -1)).flatten(-2)
-        first, *others = self.cores
-        joined = first.transpose(0, 1).flatten(1, 2).unsqueeze(0)
-        product = tt_multiply([joined, *others], vectors, from_left=self.from_left)
+        if torch.is_grad_enabled() or not self.contracted:
+            return self._convolve(x, self.dense_weight(), self.bias)
+        batch = x if x.ndim > self.spec.order + 1 else x.unsqueeze(0)
+        output = self._contract(batch)
         if self.bias is not None:
-            product = product + self.bias
-        return product.movedim(-1, axis)
+            output = output + self.bias.reshape(-1, *(1,) * self.spec.order)
+        return output if batch is x else output.squeeze(0)
+
+    def _contract(self, x: Tensor) -> Tensor:
+        first, *others = self.cores
+        (_, m, n, rank), columns = first.shape, self.spec.inputs // first.shape[2]
+        # Σ_α G₀[α, x, y] G₁[α, i₁, j₁, β] is a kernel [(i₁, β), j₁, x, y] for channels that share
+        # j₂, …, j_d: (N, n₁·columns, …) → (N·columns, m₁·r₁, …).
+        products = (
+            first.transpose(2, 3).unsqueeze(-1) * self.filters.flatten(1)[:, None, None, None]
+        )
+        kernel = products.sum(0).reshape(m * rank, n, *self.spec.kernel)
+        channels = x.reshape(-1, n, columns, *x.shape[2:]).transpose(1, 2).flatten(0, 1)
+        filtered = self._convolve(channels, kernel, None)
+        sizes, positions = filtered.shape[2:], prod(filtered.shape[2:])
+        state = filtered.reshape(-1, columns, m, rank, positions).permute(0, 2, 3, 1, 4)
+        # (N·m₁⋯m_{k-1}, r_{k-1}·n_k, n_{k+1}⋯n_d·positions) → (N·m₁⋯m_{k-1}, m_k·r_k, …)
+        for core in others:
+            left, m, n, right = core.shape
+            columns //= n
+            matrix = core.permute(1, 3, 0, 2).reshape(m * right, left * n)
+            state = matrix @ state.reshape(-1, left * n, columns * positions)
+        output: Tensor = state.reshape(-1, self.spec.outputs, *sizes)
+        return output
+
+    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        # Not a union, which PyTorch 2.6 does not compile
+        assert isinstance(self.geometry, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        output: Tensor = self.geometry._conv_forward(x, kernel, bias)
+        return output
 
     def rank_factors(self) -> list[RankFactor]:
         """Return the filters as the first core, and the other cores."""
@@ -92,15 +114,22 @@ class TTConv(Pressed):
 
     def dense_weight(self) -> Tensor:
         """Return the kernel that the cores stand for."""
-        cores = [core.flatten(1, 2) for core in self.cores]
-        weight: Tensor = self.tt_weight(self.filters.flatten(1).mT.unsqueeze(0), *cores)
-        return weight.contiguous()
+        first = self.filters.flatten(1).mT.unsqueeze(0)
+        cores = [first, *(core.flatten(1, 2) for core in self.cores)]
+        # Copies, since torch's counter of operations fails at modules that get views of parameters.
+        rebuilt: Tensor = self.tt_weight(*(core.clone() for core in cores))
+        return rebuilt.contiguous()
 
 
-def _channel_matrix(weight: TTWeight) -> tuple[Sizes, Sizes, Sizes]:
-    """Return row modes, column modes and ranks of the TT-matrix over the channels."""
-    first, *others = weight.column_modes
-    return weight.row_modes, (weight.ranks[0] * first, *others), weight.ranks[1:]
+def _contraction_macs(weight: TTWeight) -> int:
+    """Return the multiplications at a position where the input is contracted with the cores."""
+    # Filters and first core are one core of the columns K·n₁.
+    columns = (prod(weight.shape[2:]) * weight.column_modes[0], *weight.column_modes[1:])
+    return tt_macs(weight.row_modes, columns, weight.ranks[1:], from_left=True)
+
+
+def _is_contracted(weight: TTWeight) -> bool:
+    return DENSE_SPEED * _contraction_macs(weight) <= prod(weight.shape)
 
 
 @dataclass(frozen=True)
@@ -125,11 +154,11 @@ class TTConvScheme(TTWeightScheme):
         return super().refusal(spec)
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return the multiply-accumulates of filters and TT-matrix at every output position."""
-        positions = prod(spec.output_sizes(sizes, tuple(range(spec.order))))
-        filtering = spec.inputs * ranks[0] * prod(spec.kernel)
-        mixing, _ = contraction_macs(*_channel_matrix(self.parametrization(spec, ranks)))
-        return positions * (filtering + mixing)
+        """Return the multiplications of the contraction, or of the dense layer; see `TTConv`."""
+        weight = self.parametrization(spec, ranks)
+        if not _is_contracted(weight):
+            return super().macs(spec, ranks, sizes)
+        return prod(spec.output_sizes(sizes, tuple(range(spec.order)))) * _contraction_macs(weight)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> TTConv:
         """Return the layer uninitialized."""

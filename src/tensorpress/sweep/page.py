@@ -19,7 +19,7 @@ _REFERENCE = "#D55E00"
 
 
 def frontier_figure(content: Mapping[str, Any]) -> go.Figure:
-    """Return validation errors over bytes, the frontier joined by steps and all others paler.
+    """Return a figure of validation errors over bytes, with the frontier as a line of steps.
 
     Picked variants have a ring, references are diamonds with their names. Bytes are on a
     logarithmic axis, and so are errors that span more than a factor of thirty.
@@ -38,8 +38,8 @@ def frontier_figure(content: Mapping[str, Any]) -> go.Figure:
     """
     complete = [variant for variant in content["variants"] if variant["bytes"] is not None]
     complete.sort(key=lambda variant: float(variant["bytes"]))
-    best = [variant for variant in complete if variant["frontier"]]
-    beaten = [variant for variant in complete if not variant["frontier"]]
+    optimal = [variant for variant in complete if variant["frontier"]]
+    dominated = [variant for variant in complete if not variant["frontier"]]
     picked = [pick for pick in content["picks"] if pick["variant"] is not None]
     references = content["references"]
     figure = go.Figure(
@@ -53,36 +53,36 @@ def frontier_figure(content: Mapping[str, Any]) -> go.Figure:
         }
     )
     figure.layout.template = None
-    if beaten:
+    if dominated:
         marker = {"color": BEFORE, "size": 7, "opacity": 0.45}
-        _points(figure, "dominated", beaten, mode="markers", marker=marker)
-    if best:
+        _add_points(figure, "dominated", dominated, mode="markers", marker=marker)
+    if optimal:
         line = {"color": AFTER, "width": 2, "shape": "hv"}
         marker = {"color": AFTER, "size": 9}
-        _points(figure, "frontier", best, mode="lines+markers", line=line, marker=marker)
+        _add_points(figure, "frontier", optimal, mode="lines+markers", line=line, marker=marker)
     if picked:
         marker = {"symbol": "circle-open", "color": AFTER, "size": 18, "line": {"width": 2}}
-        _points(figure, "picked", picked, mode="markers", marker=marker, hoverinfo="skip")
+        _add_points(figure, "picked", picked, mode="markers", marker=marker, hoverinfo="skip")
     if references:
-        _references(figure, references)
+        _add_references(figure, references)
     sizes = [float(point["bytes"]) for point in (*complete, *references)]
     errors = [float(one["validation_error"]) for one in complete]
     errors += [float(one["error"]) for one in references]
     figure.update_xaxes(
         title="bytes of the file (logarithmic)",
         type="log",
-        dtick="D2" if _span(sizes) < 50 else 1,
+        dtick="D2" if _ratio(sizes) < 50 else 1,
         tickformat="~s",
         fixedrange=True,
         automargin=True,
     )
     figure.update_yaxes(title="error (%)", nticks=8, fixedrange=True, automargin=True)
-    if _span(errors) > 30:
+    if _ratio(errors) > 30:
         figure.update_yaxes(type="log", tickformat="~g", dtick="D2")
     return figure
 
 
-def _points(
+def _add_points(
     figure: go.Figure, name: str, points: Sequence[Mapping[str, Any]], **style: Any
 ) -> None:
     figure.add_scatter(
@@ -95,7 +95,7 @@ def _points(
     )
 
 
-def _references(figure: go.Figure, references: Sequence[Mapping[str, Any]]) -> None:
+def _add_references(figure: go.Figure, references: Sequence[Mapping[str, Any]]) -> None:
     names = [escape(str(reference["name"])) for reference in references]
     figure.add_scatter(
         x=[reference["bytes"] for reference in references],
@@ -111,7 +111,7 @@ def _references(figure: go.Figure, references: Sequence[Mapping[str, Any]]) -> N
     )
 
 
-def _span(values: Sequence[float]) -> float:
+def _ratio(values: Sequence[float]) -> float:
     """Return the ratio of the largest to the smallest value, 1 where they are not all positive."""
     low = min(values, default=0.0)
     return max(values) / low if low > 0 and math.isfinite(low) else 1.0

@@ -1,4 +1,4 @@
-"""What the variants of a sweep came to, which of them are on the frontier, and which are picked."""
+"""Results of the variants of a sweep, their frontier, and rules that pick variants."""
 
 import re
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the runs of a variant came to."""
+    """The results of all runs of a variant."""
 
     variant: Variant
     trials: Sequence[Trial]
 
     @property
     def complete(self) -> bool:
-        """Whether no run diverged: others are not compared."""
+        """Whether no run diverged; only complete variants are compared."""
         return all(trial.bytes is not None for trial in self.trials)
 
     @property
@@ -47,60 +47,61 @@ class Outcome:
 
 
 def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the outcomes that no other beats, smallest files first.
+    """Return the outcomes that no other outcome dominates, smallest files first.
 
-    One beats another if it has fewer bytes and no more error, or less error and no more bytes.
+    An outcome dominates another if it has fewer bytes and no more error, or less error and no more
+    bytes.
     """
     complete = [outcome for outcome in outcomes if outcome.complete]
-    best = [one for one in complete if not any(_beats(other, one) for other in complete)]
-    return sorted(best, key=lambda one: (one.bytes, one.error))
+    optimal = [one for one in complete if not any(_dominates(other, one) for other in complete)]
+    return sorted(optimal, key=lambda one: (one.bytes, one.error))
 
 
-def _beats(a: Outcome, b: Outcome) -> bool:
+def _dominates(a: Outcome, b: Outcome) -> bool:
     numbers = (a.bytes, a.error), (b.bytes, b.error)
     return a.bytes <= b.bytes and a.error <= b.error and numbers[0] != numbers[1]
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A rule that picks a variant: a limit for one of bytes and error, and the best of the other.
+    """A rule that picks a variant: a limit on bytes or error, and the least of the other.
 
     Examples
     --------
     >>> Pick.parse("bytes <= 1200")
-    Pick(limited='bytes', limit=1200.0)
+    Pick(quantity='bytes', limit=1200.0)
     >>> str(Pick.parse("error<=0.95"))
     'error<=0.95'
     """
 
-    limited: Literal["bytes", "error"]
+    quantity: Literal["bytes", "error"]
     limit: float
 
     @classmethod
     def parse(cls, text: str) -> "Pick":
-        """Return what a text such as ``bytes<=1200`` or ``error<=0.95`` (per cent) means.
+        """Parse a rule such as ``bytes<=1200`` or ``error<=0.95`` (per cent).
 
         Raises
         ------
         InvalidArgumentError
-            For any other text.
+            If the text is not such a rule.
         """
-        found = re.fullmatch(r"\s*(bytes|error)\s*<=\s*(\d+(?:\.\d*)?|\.\d+)\s*", text)
-        if found is None:
+        match = re.fullmatch(r"\s*(bytes|error)\s*<=\s*(\d+(?:\.\d*)?|\.\d+)\s*", text)
+        if match is None:
             raise InvalidArgumentError(
                 f"a pick is bytes<=NUMBER or error<=NUMBER (in per cent), got {text!r}"
             )
-        return cls("bytes" if found[1] == "bytes" else "error", float(found[2]))
+        return cls("bytes" if match[1] == "bytes" else "error", float(match[2]))
 
     def __str__(self) -> str:
-        return f"{self.limited}<={self.limit:g}"
+        return f"{self.quantity}<={self.limit:g}"
 
     def choose(self, outcomes: Sequence[Outcome]) -> Outcome | None:
-        """Return the least error within so many bytes, or the fewest bytes within such an error.
+        """Return the outcome of least error, or of fewest bytes, within the limit, or None.
 
-        Among equals it is the one with less of what is limited; None where nothing is within.
+        Among equals it is the outcome with less of the limited quantity.
         """
-        if self.limited == "bytes":
-            within = [one for one in frontier(outcomes) if one.bytes <= self.limit]
-            return within[-1] if within else None
+        if self.quantity == "bytes":
+            matching = [one for one in frontier(outcomes) if one.bytes <= self.limit]
+            return matching[-1] if matching else None
         return next((one for one in frontier(outcomes) if one.error <= self.limit), None)

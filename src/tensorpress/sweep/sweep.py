@@ -1,4 +1,4 @@
-"""A sweep: variants are run and compared, and those that are picked are tested."""
+"""A sweep: variants are run and compared, and the picked ones are tested."""
 
 import json
 import os
@@ -25,8 +25,8 @@ from tensorpress.utils.executors import open_executor
 
 
 @dataclass(frozen=True)
-class Picked:
-    """A pick: the variant, None where there is none, and its errors on the test images by seed."""
+class PickResult:
+    """The outcome that a rule picks, or None, and its errors on the test images by seed."""
 
     pick: Pick
     outcome: Outcome | None
@@ -43,11 +43,11 @@ def sweep(
     processes: int = 2,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Run all variants of a recipe, compare them on validation images, and test those picked.
+    """Run all variants of a recipe, compare them on validation images, and test the picked ones.
 
     The test images are looked at for the files of picked variants only. A sweep that was
-    interrupted goes on; one that was done is only compared again, so that picks can be added, and
-    so can variants and seeds.
+    interrupted goes on where it stopped. A finished sweep is only compared again, so that picks,
+    variants and seeds can be added.
 
     Parameters
     ----------
@@ -59,9 +59,9 @@ def sweep(
         Every variant is run with each of them. What counts is its mean error on the validation
         images and its largest file.
     picks : sequence of Pick
-        Which variants are tested.
+        The rules that pick the variants to test.
     processes : int
-        How many runs at a time, with one thread each. A script that calls this must start its work
+        Number of runs at a time, with one thread each. A script that calls this must start its work
         under ``if __name__ == "__main__":``.
     executor : Executor, optional
         Where the runs take place, in place of processes: any `concurrent.futures.Executor`, such as
@@ -77,16 +77,16 @@ def sweep(
     Raises
     ------
     InvalidArgumentError
-        For no seeds, a seed twice, processes below 1, or a folder that holds something else.
+        If seeds are missing or repeated, processes are below 1, or the folder has other content.
     TensorPressError
-        For what a run ends with, naming the variant.
+        If a run fails; the message names the variant.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise InvalidArgumentError(f"seeds are different numbers, at least one, got {list(seeds)}")
     folder = Path(out)
     with open_executor(processes, executor) as workers:
         outcomes = run_trials(variants, folder, seeds=seeds, executor=workers)
-    picked = [_picked(pick, outcomes, folder) for pick in picks]
+    picked = [_test_pick(pick, outcomes, folder) for pick in picks]
     content = _content(file, outcomes, picked)
     text = json.dumps(content, indent=1, default=str) + "\n"
     write_atomically(folder / "sweep.json", text.encode())
@@ -94,12 +94,12 @@ def sweep(
     return content
 
 
-def _picked(pick: Pick, outcomes: Sequence[Outcome], folder: Path) -> Picked:
+def _test_pick(pick: Pick, outcomes: Sequence[Outcome], folder: Path) -> PickResult:
     outcome = pick.choose(outcomes)
     if outcome is None:
-        return Picked(pick, None)
+        return PickResult(pick, None)
     errors = [_test_error(outcome.variant, folder / one.folder) for one in outcome.trials]
-    return Picked(pick, outcome, errors)
+    return PickResult(pick, outcome, errors)
 
 
 def _test_error(variant: Variant, folder: Path) -> float:
@@ -112,27 +112,27 @@ def _test_error(variant: Variant, folder: Path) -> float:
 
 
 def _content(
-    file: SweepFile, outcomes: Sequence[Outcome], picked: Sequence[Picked]
+    file: SweepFile, outcomes: Sequence[Outcome], picked: Sequence[PickResult]
 ) -> dict[str, Any]:
-    first, best = outcomes[0].variant.recipe, frontier(outcomes)
+    first, optimal = outcomes[0].variant.recipe, frontier(outcomes)
     return {
         "title": first.title,
         "network": first.network,
         "data": first.data.name,
         "seeds": [trial.seed for trial in outcomes[0].trials],
-        "variants": [_variant(outcome, outcome in best) for outcome in outcomes],
-        "picks": [_pick(one) for one in picked],
+        "variants": [_describe_variant(outcome, outcome in optimal) for outcome in outcomes],
+        "picks": [_describe_pick(one) for one in picked],
         "references": [reference.model_dump() for reference in file.references],
     }
 
 
-def _variant(outcome: Outcome, best: bool) -> dict[str, Any]:
+def _describe_variant(outcome: Outcome, optimal: bool) -> dict[str, Any]:
     return {
         "name": outcome.variant.name,
         "settings": dict(outcome.variant.settings),
         "bytes": outcome.bytes if outcome.complete else None,
         "validation_error": outcome.error if outcome.complete else None,
-        "frontier": best,
+        "frontier": optimal,
         "runs": [
             {
                 "seed": trial.seed,
@@ -145,7 +145,7 @@ def _variant(outcome: Outcome, best: bool) -> dict[str, Any]:
     }
 
 
-def _pick(picked: Picked) -> dict[str, Any]:
+def _describe_pick(picked: PickResult) -> dict[str, Any]:
     outcome, errors = picked.outcome, list(picked.test_errors)
     if outcome is None:
         return {"rule": str(picked.pick), "variant": None}

@@ -13,7 +13,7 @@ ON_FRONTIER = "◆"
 
 
 def variant_table(content: Mapping[str, Any]) -> Table:
-    """Return one line a variant, smallest files first; those on the frontier are marked.
+    """Return a table of variants, smallest files first, with a mark on the frontier.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def variant_table(content: Mapping[str, Any]) -> Table:
 
 
 def pick_table(content: Mapping[str, Any]) -> Table:
-    """Return one line a pick, with the error on the test images."""
+    """Return a table of picks with their errors on the test images."""
     table = plain_table()
     for name in ("pick", "variant"):
         table.add_column(name, overflow="fold")
@@ -70,7 +70,7 @@ def pick_table(content: Mapping[str, Any]) -> Table:
 
 
 def sort_variants(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the variants by bytes, then by error; those that diverged come last."""
+    """Return the variants by bytes, then by error, and diverged variants last."""
 
     def place(variant: Mapping[str, Any]) -> tuple[bool, float, float]:
         size, error = variant["bytes"], variant["validation_error"]
@@ -80,7 +80,7 @@ def sort_variants(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def format_mean(errors: Mapping[str, Any]) -> str:
-    """Write a mean and, of several runs, the standard deviation.
+    """Return a mean as text, with the standard deviation of several runs.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The runs of a sweep; what was done before is not done again."""
+"""The runs of a sweep, each of which is done once."""
 
 import io
 import os
@@ -24,7 +24,7 @@ _COMMON = "common"
 
 @dataclass(frozen=True)
 class _Task:
-    """A run to do, and what it is called to the user."""
+    """A run, and its name in messages."""
 
     name: str
     recipe: Recipe
@@ -52,7 +52,7 @@ def run_trials(
         Receives the folder of every run in ``runs``, its result in ``jobs``, and in ``common`` what
         several have in common. All workers must see it.
     seeds : sequence of int
-        Of the runs of each variant.
+        The seeds of the runs of each variant.
     executor : Executor, optional
         Where the runs take place; without it, in this process, one after the other.
 
@@ -61,12 +61,12 @@ def run_trials(
     InvalidArgumentError
         If the folder holds something else, or cannot be written.
     TensorPressError
-        For what a run ends with other than divergence, or if a worker is killed. What is done stays
-        done.
+        If a run fails other than by divergence, or a worker is killed. Finished runs stay
+        finished.
     """
     folder = Path(out).absolute()
     tasks = {
-        _job(variant, seed): _Task(f"{variant.name}, seed {seed}", variant.recipe, seed)
+        _job_name(variant, seed): _Task(f"{variant.name}, seed {seed}", variant.recipe, seed)
         for seed in seeds
         for variant in variants
     }
@@ -76,7 +76,7 @@ def run_trials(
         for phase in COMMON_PHASES:
             _train_common(common, phase, list(tasks.values()), executor)
         jobs.run(
-            {job: (task, folder / _folder(job), common) for job, task in tasks.items()},
+            {job: (task, folder / _run_folder(job), common) for job, task in tasks.items()},
             _run_task,
             title="sweep",
             executor=executor,
@@ -84,22 +84,22 @@ def run_trials(
         )
     results = jobs.results()
     return [
-        Outcome(variant, [_trial(_job(variant, seed), seed, results) for seed in seeds])
+        Outcome(variant, [_trial(_job_name(variant, seed), seed, results) for seed in seeds])
         for variant in variants
     ]
 
 
-def _job(variant: Variant, seed: int) -> str:
+def _job_name(variant: Variant, seed: int) -> str:
     return f"{variant.id}-seed{seed}"
 
 
-def _folder(job: str) -> str:
+def _run_folder(job: str) -> str:
     return f"runs/{job}"
 
 
 def _trial(job: str, seed: int, results: Mapping[str, Mapping[str, Any]]) -> Trial:
     result = results[job]
-    return Trial(seed, _folder(job), result["bytes"], result["validation_error"])
+    return Trial(seed, _run_folder(job), result["bytes"], result["validation_error"])
 
 
 def _describe(task: _Task, result: Mapping[str, Any]) -> str:
@@ -110,7 +110,7 @@ def _describe(task: _Task, result: Mapping[str, Any]) -> str:
 def _train_common(
     common: Path, phase: str, tasks: Sequence[_Task], executor: Executor | None
 ) -> None:
-    """Do the training up to a phase, once for all tasks that have it in common."""
+    """Train up to a phase, once for all tasks that share this training."""
     first = {common_part(task.recipe, phase, task.seed): task for task in reversed(tasks)}
     jobs = JobFolder(common / "jobs", _SUBJECT)
     parts = {part: (first[part], common, phase) for part in reversed(first)}
@@ -118,14 +118,14 @@ def _train_common(
 
 
 def _train_part(task: _Task, common: Path, phase: str) -> None:
-    # Of what diverges the runs themselves will tell.
-    with _in_worker(), _name_task(task), suppress(DivergedError):
+    # If training diverges, the run itself reports it.
+    with _hide_worker_output(), _name_task(task), suppress(DivergedError):
         train_common(task.recipe, common, phase, task.seed)
 
 
 def _run_task(task: _Task, folder: Path, common: Path) -> dict[str, float | None]:
-    """Carry out a run and return what a sweep needs of it."""
-    with _in_worker(), _name_task(task):
+    """Carry out a run and return its bytes and its validation error, None if it diverged."""
+    with _hide_worker_output(), _name_task(task):
         try:
             metrics = run(task.recipe, folder, seed=task.seed, test=False, common=common).metrics
         except DivergedError:
@@ -135,8 +135,8 @@ def _run_task(task: _Task, folder: Path, common: Path) -> dict[str, float | None
 
 
 @contextmanager
-def _in_worker() -> Iterator[None]:
-    """Show no bars of a worker: one for all is enough, and no terminal could show more."""
+def _hide_worker_output() -> Iterator[None]:
+    """Hide the bars of a worker: the bar of the sweep is shown already."""
     worker = parent_process() is not None
     with redirect_stdout(io.StringIO()) if worker else nullcontext():
         yield

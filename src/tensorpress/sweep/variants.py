@@ -1,4 +1,4 @@
-"""What a sweep's file may say, and the variants of the recipe that it asks for."""
+"""The file of a sweep, and the variants of its recipe."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,10 @@ from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.utils.config_parsing import parse_yaml, validate
 
 Settings = Mapping[str, Any]
-"""Values by dotted key: what a variant changes in the recipe."""
+"""The values that a variant changes in the recipe, by dotted key."""
 
 _LONGEST = 60
-_NAME = "name"  # of a point: no recipe has that key
+_NAME = "name"  # key of a point that no recipe has
 
 
 class Reference(BaseModel):
@@ -36,11 +36,11 @@ class Reference(BaseModel):
 
 
 class SweepFile(BaseModel):
-    """A recipe and what is varied in it.
+    """A recipe and the settings that vary in it.
 
     ``recipe`` is a mapping, or the name of a file, relative to this one. ``vary`` gives a list of
     values for each of some dotted keys, of which every combination is a variant; each of ``points``
-    is one more, with a ``name`` if it says one. A value may be a whole section, and null leaves a
+    is one more, with an optional ``name``. A value may be a whole section, and null leaves a
     section out.
     """
 
@@ -53,27 +53,27 @@ class SweepFile(BaseModel):
 
     @field_validator("recipe")
     @classmethod
-    def _readable(cls, recipe: Any) -> Any:
+    def _check_recipe(cls, recipe: Any) -> Any:
         if not isinstance(recipe, str | dict):
             raise ValueError("expected the name of a recipe's file, or a recipe")
         return recipe
 
     @field_validator("points")
     @classmethod
-    def _names_are_texts(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _check_names(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for point in points:
             if _NAME in point and not (isinstance(point[_NAME], str) and point[_NAME].strip()):
                 raise ValueError(f"the name of a point is a text, not {point[_NAME]!r}")
         return points
 
     @model_validator(mode="after")
-    def _something_varies(self) -> "SweepFile":
+    def _check_settings(self) -> "SweepFile":
         if not (self.vary or self.points):
             raise ValueError("give vary, points or both")
         return self
 
     def settings(self) -> Iterator[tuple[str | None, Settings]]:
-        """Yield the name that each variant is given, if any, and what it changes."""
+        """Yield the name of each variant, or None, and its settings."""
         if self.vary:
             for values in product(*self.vary.values()):
                 yield None, dict(zip(self.vary, values, strict=True))
@@ -91,17 +91,17 @@ class Variant:
 
     @property
     def id(self) -> str:
-        """What tells its recipe from others; it stays where a sweep gets more variants."""
+        """A digest of the recipe, which stays the same when a sweep gets more variants."""
         return sha256(self.recipe.to_yaml().encode()).hexdigest()[:12]
 
 
 def read_sweep(path: str | os.PathLike[str]) -> tuple[SweepFile, list[Variant]]:
-    """Read a sweep's file and check every variant that it asks for.
+    """Read the file of a sweep and check every variant.
 
     Raises
     ------
     DataNotFoundError
-        If there is no such file, or none of the recipe that it names.
+        If there is no such file, or no file of its recipe.
     InvalidArgumentError
         If a file is not YAML, or a variant is not a recipe that can be carried out; the message
         names the variant and the key.
@@ -127,7 +127,7 @@ def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
     Raises
     ------
     InvalidArgumentError
-        Naming the variant and what is wrong with it.
+        If a variant is no valid recipe; the message names the variant and the mistake.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
     """
     if not isinstance(base, dict):
         raise InvalidArgumentError("a recipe is a mapping of keys, such as title and network")
-    found: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}
     tried: set[str] = set()
     points = list(sweep.settings())
     for (_, settings), name in zip(points, _make_names(points), strict=True):
@@ -153,10 +153,10 @@ def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"variant {name}: {error}") from None
         variant = Variant(name, settings, recipe)
-        first = found.setdefault(variant.id, variant)
+        first = variants.setdefault(variant.id, variant)
         if first is not variant:
             raise InvalidArgumentError(f"variants {first.name} and {name} are the same recipe")
-    return list(found.values())
+    return list(variants.values())
 
 
 def apply_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def apply_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, 
     Raises
     ------
     InvalidArgumentError
-        For a key that leads into something that has no keys.
+        If a key leads into a value without keys.
 
     Examples
     --------
@@ -201,18 +201,20 @@ def _first_key(section: Mapping[str, Any], parts: list[str]) -> str:
 
 
 def _make_names(points: list[tuple[str | None, Settings]]) -> list[str]:
-    """Return short names: those given, or ends of keys that tell them apart, and values."""
+    """Return short names: explicit ones, or distinct ends of keys with values."""
     keys = list(dict.fromkeys(key for _, settings in points for key in settings))
     names: list[str] = []
-    for given, settings in points:
-        parts = [f"{_ending(key, keys)}={_text(value)}" for key, value in settings.items()]
-        name = given or " ".join(parts)
-        taken = sum(other.partition(" #")[0] == name for other in names)
-        names.append(f"{name} #{taken + 1}" if taken else name)
+    for explicit, settings in points:
+        parts = [
+            f"{_shorten_key(key, keys)}={_format_value(value)}" for key, value in settings.items()
+        ]
+        name = explicit or " ".join(parts)
+        duplicates = sum(other.partition(" #")[0] == name for other in names)
+        names.append(f"{name} #{duplicates + 1}" if duplicates else name)
     return names
 
 
-def _ending(key: str, keys: list[str]) -> str:
+def _shorten_key(key: str, keys: list[str]) -> str:
     parts = key.split(".")
     for start in range(len(parts) - 1, 0, -1):
         ending = ".".join(parts[start:])
@@ -221,7 +223,7 @@ def _ending(key: str, keys: list[str]) -> str:
     return key
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
     text = text.strip().removesuffix("\n...").strip()
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

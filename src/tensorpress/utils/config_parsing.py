@@ -133,6 +133,7 @@ def _did_you_mean(kind: type[BaseModel], where: list[str]) -> str:
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
     """Return the section among the types an annotation is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    parts = get_args(annotation)  # in Python 3.10 tuple[int, ...] is a type, too
+    if not parts and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(filter(None, map(_section_in, get_args(annotation))), None)
+    return next(filter(None, map(_section_in, parts)), None)

@@ -19,8 +19,6 @@ from pickle import PicklingError
 from threading import Thread
 from typing import Any, TypeVar
 
-import torch
-
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 
 Key = TypeVar("Key")
@@ -202,8 +200,10 @@ def _list_names(keys: Sequence[object]) -> str:
 def _start_worker(reader: "connection.Connection") -> None:
     """Prepare a process of the pool: one thread, no interrupts, and an end with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends the pool
-    torch.set_num_threads(1)
     Thread(target=_end_with_pipe, args=(reader,), daemon=True).start()
+    import torch  # after the thread, because it takes seconds in which the parent may die
+
+    torch.set_num_threads(1)
 
 
 def _end_with_pipe(reader: "connection.Connection") -> None:

@@ -1,24 +1,51 @@
-"""Progress of pressing a checkpoint: a bar of bytes on a terminal, log lines elsewhere."""
+"""Progress bars on a terminal, and the progress of pressing a checkpoint by bytes."""
 
 import logging
 from time import perf_counter
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from typing_extensions import Self
 
 logger = logging.getLogger("tensorpress.checkpoints")
 
 
-class ByteProgress:
-    """A context manager that shows progress by the bytes that were read.
+class ProgressBar:
+    """A context manager that shows a progress bar on a terminal, and nothing elsewhere.
+
+    Parameters
+    ----------
+    columns : ProgressColumn
+        The columns of the bar.
+    silent : bool
+        Whether nothing is shown on a terminal either.
+    """
+
+    def __init__(self, *columns: ProgressColumn, silent: bool = False) -> None:
+        console = Console()
+        disable = silent or not console.is_terminal
+        self._bar = Progress(*columns, console=console, disable=disable)
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+
+class ByteProgress(ProgressBar):
+    """The progress of pressing a checkpoint, by the bytes that were read.
 
     On a terminal, a bar shows bytes, throughput and the remaining time. The logger
     ``tensorpress.checkpoints`` gets one line at level INFO for every shard.
@@ -30,36 +57,19 @@ class ByteProgress:
     """
 
     def __init__(self, total: int) -> None:
-        console = Console()
-        self._bar = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("pressing", total=total)
-        self._begun, self._read = perf_counter(), 0
-
-    def __enter__(self) -> "ByteProgress":
-        """Show the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the bar as it is."""
-        self._bar.stop()
+        self._start, self._read = perf_counter(), 0
 
     def begin(self, shard: str) -> None:
         """Show which shard is being pressed."""
-        self._begun, self._read = perf_counter(), 0
+        self._start, self._read = perf_counter(), 0
         self._bar.update(self._task, description=f"pressing {shard}")
 
     def advance(self, size: int) -> None:
@@ -68,10 +78,10 @@ class ByteProgress:
         self._bar.advance(self._task, size)
 
     def end(self, shard: str, size: int) -> None:
-        """Report that a shard of ``size`` bytes is done, here, in another process or before."""
+        """Report that a shard of ``size`` bytes is done, in any process."""
         self._bar.advance(self._task, size - self._read)
         if self._read:
-            seconds = perf_counter() - self._begun
+            seconds = perf_counter() - self._start
             speed = self._read / 1e6 / seconds
             logger.info("%s: %.1f MB in %.1f s, %.1f MB/s", shard, size / 1e6, seconds, speed)
         self._read = 0

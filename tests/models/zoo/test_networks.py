@@ -22,6 +22,7 @@ PARAMETERS = {
     "clips3d": 585_940,
     "vgg16": 14_724_042,
     "vgg16-quarter": 923_130,
+    "conv-fc": 13_934_538,
 }
 SMALL = sorted(set(PARAMETERS) - {"wrn28-10"})
 

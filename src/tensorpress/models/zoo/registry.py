@@ -10,6 +10,7 @@ from torch import nn
 from tensorpress.errors import unknown_name
 from tensorpress.models.zoo.cifar_cnn import CifarCNN
 from tensorpress.models.zoo.clips import Clips3D
+from tensorpress.models.zoo.conv_fc import ConvFC
 from tensorpress.models.zoo.lenet import FC1024, LeNet5, LeNet300100
 from tensorpress.models.zoo.preprocess import Preprocess
 from tensorpress.models.zoo.resnet import ResNet
@@ -73,6 +74,7 @@ def _colour(name: str, build: Callable[[], nn.Module], description: str, source:
 _LECUN = "LeCun et al., Gradient-based learning applied to document recognition, 1998 (Caffe)"
 _NOVIKOV = "Novikov et al., Tensorizing neural networks, 2015"
 _ZHONG = "Zhong et al., ADA-Tucker, 2019, Table 10"
+_GARIPOV = "Garipov et al., Ultimate tensorization, 2016"
 _HE = "He et al., Deep residual learning for image recognition, 2016"
 _ZAGORUYKO = "Zagoruyko and Komodakis, Wide residual networks, 2016"
 _SIMONYAN = "Simonyan and Zisserman, Very deep convolutional networks, 2015 (for CIFAR)"
@@ -83,6 +85,7 @@ _KNOWN = (
     _grey("lenet300100", LeNet300100, 28, "3 linear layers, 266,610 params", _LECUN),
     _grey("fc1024", FC1024, 32, "2 linear layers, 1,059,850 params", _NOVIKOV),
     _colour("cifar-cnn", CifarCNN, "5 convolutions 5x5 and 1 linear, 1,221,514 params", _ZHONG),
+    _colour("conv-fc", ConvFC, "6 convolutions 3x3 and 3 linear, 13,934,538 params", _GARIPOV),
     _colour("resnet20", partial(ResNet, 20), "CIFAR ResNet-20, 269,722 params", _HE),
     _colour("resnet32", partial(ResNet, 32), "CIFAR ResNet-32, 464,154 params", _HE),
     _colour("resnet56", partial(ResNet, 56), "CIFAR ResNet-56, 853,018 params", _HE),

@@ -1,0 +1,84 @@
+"""The command compress."""
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+import tensorpress as tp
+from tensorpress.cli.options import MODEL, Inputs, Json, Root, Skip, Targets, WeightFile
+from tensorpress.cli.output import print_json, print_line
+from tensorpress.cli.press import check_new
+from tensorpress.utils.atomic_files import write_atomically
+
+REPORT, MODEL_FILE, JSON_FILE = "report.html", "model.tpz", "compress.json"
+
+
+def compress_command(
+    model: Annotated[str, MODEL],
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget", "-b", help="bytes=25% (of a file), params=50%, macs=300M, latency=12ms."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for model and report.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", "-d", help="Inputs that say what matters, unlabelled: a data set's name."
+        ),
+    ] = None,
+    weights: WeightFile = None,
+    inputs: Inputs = None,
+    targets: Targets = None,
+    skip: Skip = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Compress a model to a budget in the way that keeps its outputs best, and say how good it is.
+
+    Example: tensorpress compress --model timm:resnet50,pretrained=true --budget bytes=25%
+    --data images/ --out small
+    """
+    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.model_source import DenseByName, write_origin
+    from tensorpress.report.compression_page import write_compression_page
+
+    check_new(out)
+    dense = DenseByName.parse(model, weights, inputs)
+    batches = None if data is None else load_calibration_images(dense, data, root)
+    with TemporaryDirectory() as folder:
+        result = tp.compress(
+            dense.model,
+            budget,
+            batches,
+            example_inputs=dense.inputs(dense.model),
+            out=Path(folder, MODEL_FILE),
+            targets=tuple(targets or ("*",)),
+            skip=tuple(skip or ()),
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        if result.file is None:
+            tp.save_checkpoint(result.model, out, result.plan)
+        else:
+            result = replace(result, file=out / MODEL_FILE)
+            shutil.copyfile(Path(folder, MODEL_FILE), out / MODEL_FILE)
+    write_origin(out, dense.name)
+    content = {"model": dense.name, **result.to_dict()}
+    write_atomically(out / JSON_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    write_compression_page(
+        content, dense.name, out / REPORT, command=shlex.join(["tensorpress", *sys.argv[1:]])
+    )
+    if as_json:
+        print_json(content)
+        return
+    print_line(str(result))
+    print_line("")
+    print_line(f"written  {out}")

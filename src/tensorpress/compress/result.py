@@ -1,0 +1,194 @@
+"""What `compress` returns: the model, its costs, its fidelity, and what was tried."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tensorpress.compress.fidelity import Fidelity
+from tensorpress.planning.plan import Plan
+from tensorpress.schemes.layer_plan import LayerPlan
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way to meet the budget, carried out and measured.
+
+    Attributes
+    ----------
+    name : str
+        What ranks follow from, and whether the model is coded.
+    plan : Plan or None
+        The layers that are pressed; None where the model is coded alone.
+    fidelity : Fidelity or None
+        On held-out inputs; None without data, or where the way failed.
+    estimate : float or None
+        The error of the outputs that the plan's scores add up to, in the unit of
+        `Fidelity.error`; None where nothing estimates it.
+    seconds : float
+        Time of planning, pressing and measuring.
+    failure : str or None
+        Why the budget could not be met in this way.
+    """
+
+    name: str
+    plan: Plan | None
+    fidelity: Fidelity | None
+    estimate: float | None = None
+    seconds: float = 0.0
+    failure: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """What came of it, in a line."""
+        if self.fidelity is not None:
+            return f"{self.name}: {self.fidelity.verdict} ({self.seconds:.0f} s)"
+        return f"{self.name}: {self.failure or 'outputs were not compared'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the trial as plain data for JSON, its plan by its id."""
+        return {
+            "name": self.name,
+            "plan": None if self.plan is None else self.plan.id,
+            "fidelity": None if self.fidelity is None else self.fidelity.to_dict(),
+            "estimate": self.estimate,
+            "seconds": round(self.seconds, 2),
+            "failure": self.failure,
+        }
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """A compressed model, and what there is to know of it.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The compressed model. After a budget of bytes it has the values that its file holds.
+    budget : str
+        The budget.
+    trial : Trial
+        The way that was chosen.
+    trials : tuple of Trial
+        All ways that were tried.
+    costs : mapping of str to tuple of float
+        Dense and compressed: params, bytes (of the file after a budget of bytes, else in memory),
+        macs and latency_ms where inputs are known.
+    before : Fidelity or None
+        Fidelity of the same plan by weights alone, before anything was fitted to data.
+    metric : tuple of float or None
+        What ``evaluate`` returns of the dense and the compressed model.
+    file : Path or None
+        The `.tpz` file that was written.
+    warnings : tuple of str
+        What a user should know: layers that lost most, data that is missing.
+    seconds : float
+        Time of it all.
+    """
+
+    model: nn.Module
+    budget: str
+    trial: Trial
+    trials: tuple[Trial, ...]
+    costs: Mapping[str, tuple[float, float]]
+    before: Fidelity | None = None
+    metric: tuple[float, float] | None = None
+    file: Path | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    advice: tuple[str, ...] = field(default=())
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the layers that are pressed, None where the model is coded alone."""
+        return self.trial.plan
+
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """How far the outputs are from the dense model's on held-out inputs."""
+        return self.trial.fidelity
+
+    @property
+    def verdict(self) -> str:
+        """What the fidelity means, in a sentence."""
+        if self.fidelity is None:
+            return "outputs were not compared: give calibration data"
+        return self.fidelity.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the model as plain data for JSON."""
+        return {
+            "budget": self.budget,
+            "chosen": self.trial.to_dict(),
+            "verdict": self.verdict,
+            "costs": {
+                name: {"dense": dense, "compressed": compressed}
+                for name, (dense, compressed) in self.costs.items()
+            },
+            "before": None if self.before is None else self.before.to_dict(),
+            "metric": None
+            if self.metric is None
+            else {"dense": self.metric[0], "compressed": self.metric[1]},
+            "file": None if self.file is None else str(self.file),
+            "layers": [] if self.plan is None else [_layer_row(x) for x in self.plan.layers],
+            "unpressed": {} if self.plan is None else dict(self.plan.unpressed),
+            "trials": [trial.to_dict() for trial in self.trials],
+            "warnings": list(self.warnings),
+            "advice": list(self.advice),
+            "seconds": round(self.seconds, 1),
+        }
+
+    def __str__(self) -> str:
+        """Return the result as lines of text."""
+        lines = [f"{self.budget}: {self.verdict}"]
+        for name, (dense, compressed) in self.costs.items():
+            share = f" ({100 * compressed / dense:.1f} %)" if dense else ""
+            lines.append(f"{name:<11}{dense:>16,.6g} → {compressed:,.6g}{share}")
+        if self.metric is not None:
+            lines.append(f"{'metric':<11}{self.metric[0]:>16,.6g} → {self.metric[1]:,.6g}")
+        lines += ["", *trial_lines(self.trials, self.trial)]
+        lines += [f"warning: {text}" for text in self.warnings]
+        lines += [f"try: {text}" for text in self.advice]
+        return "\n".join(lines)
+
+
+def _layer_row(layer: LayerPlan) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "scheme": layer.scheme,
+        "ranks": list(layer.ranks),
+        "dense_params": layer.dense_params,
+        "params": layer.factor_params,
+        "dense_macs": layer.dense_macs if layer.calls else None,
+        "macs": layer.macs if layer.calls else None,
+    }
+
+
+def trial_rows(trials: Sequence[Trial], chosen: Trial) -> list[tuple[str, ...]]:
+    """Return the trials as rows of text: a mark, name, estimate, error, agreement, seconds."""
+    rows: list[tuple[str, ...]] = []
+    for trial in trials:
+        fidelity = trial.fidelity
+        estimate = "–" if trial.estimate is None else f"{100 * trial.estimate:.1f} %"
+        error = "–" if fidelity is None else f"{100 * fidelity.error:.1f} %"
+        agreement = fidelity.agreement if fidelity is not None else None
+        same = "–" if agreement is None else f"{100 * agreement:.1f} %"
+        name = trial.name if trial.failure is None else f"{trial.name}: {trial.failure}"
+        mark = "→" if trial is chosen else ""
+        rows.append((mark, name, estimate, error, same, f"{trial.seconds:.1f}"))
+    return rows
+
+
+def trial_lines(trials: Sequence[Trial], chosen: Trial) -> list[str]:
+    """Return the trials as an aligned table of text."""
+    rows = [("", "tried", "estimate", "error", "agreement", "s"), *trial_rows(trials, chosen)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

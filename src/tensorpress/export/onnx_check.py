@@ -1,0 +1,103 @@
+"""The comparison of an ONNX file with the model from which it was written."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
+from tensorpress.export.onnx import as_tuple, import_extra, run_on_inputs, shorten
+from tensorpress.measure.cost import evaluation_mode
+
+
+def check_onnx(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | os.PathLike[str]
+) -> float:
+    """Return the relative difference between an ONNX file's outputs and the model's.
+
+    The file runs in onnxruntime on the CPU.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that the file was written from; it is run in eval mode.
+    example_inputs : Tensor or sequence of Tensor
+        Positional arguments of one forward pass.
+    path : path-like
+        The ONNX file.
+
+    Returns
+    -------
+    float
+        The largest max|a − b| / max|b| of the outputs, where b are the model's; infinite if values
+        that are not finite differ.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there is no such file.
+    CorruptFileError
+        If onnxruntime cannot read the file.
+    ModelMismatchError
+        If the file takes other inputs or returns other outputs than the model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import tensorpress as tp
+    >>> folder, net = tempfile.mkdtemp(), nn.Linear(6, 4)
+    >>> file = tp.export_onnx(net, torch.ones(2, 6), f"{folder}/net.onnx")
+    >>> check_onnx(net, torch.randn(7, 6), file.path) < 1e-5
+    True
+    """
+    runtime = import_extra("onnxruntime")
+    inputs = as_tuple(example_inputs)
+    if not Path(path).is_file():
+        raise DataNotFoundError(f"there is no file {path}")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no other common class
+        raise CorruptFileError(f"{path} cannot be read by onnxruntime: {shorten(error)}") from error
+    with evaluation_mode(model), torch.no_grad():
+        expected = run_on_inputs(model, inputs)
+    names = [value.name for value in session.get_inputs()]
+    if len(names) != len(inputs):
+        raise ModelMismatchError(f"{path} takes {len(names)} inputs ({names}), not {len(inputs)}")
+    values = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
+    try:
+        outputs = [torch.as_tensor(value) for value in session.run(None, values)]
+    except Exception as error:
+        raise ModelMismatchError(f"{path} does not run on the inputs: {shorten(error)}") from error
+    shapes, expected_shapes = ([tuple(y.shape) for y in ys] for ys in (outputs, expected))
+    if shapes != expected_shapes:
+        raise ModelMismatchError(
+            f"{path} returns outputs of shapes {shapes}, the model of {expected_shapes}"
+        )
+    return max(map(relative_difference, outputs, expected), default=0.0)
+
+
+def relative_difference(output: Tensor, expected: Tensor) -> float:
+    """Return max|a − b| / max|b| of an output a and the expected b.
+
+    It is infinite if values that are not finite differ.
+
+    Examples
+    --------
+    >>> relative_difference(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 4.0]))
+    0.25
+    """
+    a, b = output.detach().cpu().double(), expected.detach().cpu().double()
+    finite = b.isfinite()
+    if not torch.equal(a.isfinite(), finite):
+        return float("inf")
+    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0
+    scale = float(b.abs().max())
+    return float((a - b).abs().max()) / (scale or 1.0)

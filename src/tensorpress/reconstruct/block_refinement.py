@@ -1,0 +1,283 @@
+"""Refinement of pressed blocks: trained without labels to give the dense blocks' outputs."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.outputs import floating_tensors
+from tensorpress.measure.cost import evaluation_mode
+from tensorpress.schemes.parametrization import factorized_weight
+from tensorpress.schemes.pressed_layer import Pressed
+
+logger = logging.getLogger("tensorpress.press")
+
+RATE = 3e-3
+"""Largest step of Adam, relative to the root mean square of a parameter.
+
+It grows to that over the first tenth of the steps and then falls to zero.
+"""
+
+PATIENCE = 2
+"""Passes without progress on held-out examples after which a block is done."""
+
+HELD_OUT = 0.2
+"""Share of the batches that say when to stop."""
+
+MEMORY = 1 << 29
+"""Most bytes of inputs and outputs of a block; of more batches the first are taken."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What refinement did to a block.
+
+    Attributes
+    ----------
+    name : str
+        Name of the block; "" is the model.
+    before, after : float
+        Relative error of the block's outputs on held-out batches, given the inputs that the pressed
+        model before it leaves.
+    """
+
+    name: str
+    before: float
+    after: float
+
+
+def refine_blocks(
+    model: nn.Module,
+    dense: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    epochs: int = 10,
+    seed: int = 0,
+) -> list[Refined]:
+    r"""Train the blocks of a pressed model to give the outputs of the dense model's blocks.
+
+    In the order of their calls, the parameters of each block :math:`f` minimize
+    :math:`‖f(\hat x) - y‖^2` by Adam, where :math:`\hat x` are the inputs that the pressed model
+    leaves and y the outputs of the dense block for the dense model's inputs; the last block is the
+    whole model. A fifth of the batches, to which nothing is fitted, chooses the best of all passes,
+    the state before the first among them, so that no block becomes worse on them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The pressed model, which is changed.
+    dense : nn.Module
+        The dense model, left as it is.
+    batches : sequence of Batch
+        Inputs; labels are not looked at. With fewer than two batches nothing is done.
+    epochs : int
+        Most passes over the examples of a block.
+    seed : int
+        Seed of the order of batches.
+
+    Returns
+    -------
+    list of Refined
+        The blocks with their errors.
+
+    References
+    ----------
+    Li et al. (2021), "BRECQ: pushing the limit of post-training quantization by block
+    reconstruction".
+    """
+    count = max(1, round(HELD_OUT * len(batches)))
+    if len(batches) < 2:
+        return []
+    training, judging = batches[:-count], batches[-count:]
+    results = []
+    for name in [*find_blocks(model, batches[0]), ""]:
+        fitted = _examples(model, dense, name, training)
+        judged = _examples(model, dense, name, judging)
+        block = model.get_submodule(name)
+        before, after = _train(block, fitted, judged, epochs, torch.Generator().manual_seed(seed))
+        logger.info("block %s: error %.3f became %.3f", name or "(the model)", before, after)
+        results.append(Refined(name, before, after))
+    return results
+
+
+def find_blocks(model: nn.Module, batch: Batch) -> list[str]:
+    """Return the names of a pressed model's blocks in the order of their calls.
+
+    A block is a module that is called once in a pass, has pressed layers in it, and no smaller such
+    module around them. The model itself is not listed.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A pressed model.
+    batch : Batch
+        Inputs of a pass.
+    """
+    calls: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            hook = module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+            stack.callback(hook.remove)
+        with evaluation_mode(model), torch.no_grad():
+            run_model(model, batch)
+    layers = {name for name, module in model.named_modules() if _is_pressed(module)}
+    inside = tuple(f"{name}." for name in layers)
+    once = [
+        name
+        for name, times in calls.items()
+        if name and times == 1 and name not in layers and not name.startswith(inside)
+    ]  # in the order of calls
+    holders = [name for name in once if any(layer.startswith(f"{name}.") for layer in layers)]
+    return [name for name in holders if not any(x.startswith(f"{name}.") for x in holders)]
+
+
+def _is_pressed(module: nn.Module) -> bool:
+    return isinstance(module, Pressed) or factorized_weight(module) is not None
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A call of a block in the pressed model, and the outputs of the dense block."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Tensor]
+
+
+class _StopError(Exception):
+    """Ends a forward pass once the call of a block was seen."""
+
+
+def _examples(
+    model: nn.Module, dense: nn.Module, name: str, batches: Sequence[Batch]
+) -> list[_Example]:
+    """Record the calls of a block, in memory of a fixed size."""
+    examples: list[_Example] = []
+    size = 0
+    for batch in batches:
+        args, kwargs = _record_call(model, name, batch)
+        outputs = _record_outputs(dense, name, batch)
+        examples.append(_Example(args, kwargs, outputs))
+        tensors = [x for x in tree_leaves((args, kwargs, outputs)) if isinstance(x, Tensor)]
+        size += sum(x.numel() * x.element_size() for x in tensors)
+        if size > MEMORY:
+            break
+    return examples
+
+
+def _record_call(model: nn.Module, name: str, batch: Batch) -> tuple[tuple[Any, ...], Any]:
+    call: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call.append(tree_map(_detached, (args, kwargs)))
+        raise _StopError
+
+    _run(
+        model, batch, model.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True)
+    )
+    return call[0]
+
+
+def _record_outputs(dense: nn.Module, name: str, batch: Batch) -> list[Tensor]:
+    result: list[list[Tensor]] = []
+
+    def record(_: nn.Module, __: Any, output: Any) -> None:
+        result.append([x.detach().clone() for x in floating_tensors(output)])
+        raise _StopError
+
+    _run(dense, batch, dense.get_submodule(name).register_forward_hook(record))
+    return result[0]
+
+
+def _run(model: nn.Module, batch: Batch, hook: Any) -> None:
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            run_model(model, batch)
+    except _StopError:
+        pass
+    finally:
+        hook.remove()
+
+
+def _detached(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _train(
+    block: nn.Module,
+    training: Sequence[_Example],
+    judging: Sequence[_Example],
+    epochs: int,
+    random: torch.Generator,
+) -> tuple[float, float]:
+    """Train a block, and leave it in the state that is best on the examples that judge."""
+    parameters = [p for p in block.parameters() if p.is_floating_point()]
+    best = before = _error(block, judging)
+    state = [p.detach().clone() for p in parameters]
+    groups = [
+        {"params": [p], "lr": RATE * max(float(p.detach().square().mean().sqrt()), 1e-3)}
+        for p in parameters
+    ]
+    optimizer = torch.optim.Adam(groups)
+    steps = epochs * len(training)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (steps / 10 + 1), 1 - step / steps)
+    )
+    waited = 0
+    with _trainable(block, parameters):
+        for _ in range(epochs):
+            for place in torch.randperm(len(training), generator=random).tolist():
+                optimizer.zero_grad(set_to_none=True)
+                with torch.enable_grad():
+                    torch.autograd.backward(_squared_error(block, training[place]))
+                optimizer.step()
+                schedule.step()
+            error = _error(block, judging)
+            waited = 0 if error < best else waited + 1
+            if error < best:
+                best, state = error, [p.detach().clone() for p in parameters]
+            if waited >= PATIENCE:
+                break
+    with torch.no_grad():
+        for parameter, value in zip(parameters, state, strict=True):
+            parameter.copy_(value)
+    return before, best
+
+
+def _squared_error(block: nn.Module, example: _Example) -> Tensor:
+    """Return ‖f(x) − y‖² / ‖y‖² of an example."""
+    # A block may change its inputs in place.
+    args, kwargs = tree_map(_detached, (example.args, example.kwargs))
+    outputs = list(floating_tensors(block(*args, **kwargs)))
+    pairs = list(zip(outputs, example.outputs, strict=True))
+    lost = sum(((x - y).float().square().sum() for x, y in pairs), start=torch.zeros(()))
+    return lost / sum(float(y.float().square().sum()) for _, y in pairs)
+
+
+def _error(block: nn.Module, examples: Sequence[_Example]) -> float:
+    with evaluation_mode(block), torch.no_grad():
+        errors = [float(_squared_error(block, example)) for example in examples]
+    return sqrt(sum(errors) / len(errors))
+
+
+@contextmanager
+def _trainable(block: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Ask for gradients of parameters in eval mode, and restore what was asked before."""
+    required = [p.requires_grad for p in parameters]
+    try:
+        with evaluation_mode(block):
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            yield
+    finally:
+        for parameter, value in zip(parameters, required, strict=True):
+            parameter.requires_grad_(value)
+            parameter.grad = None

@@ -1,0 +1,78 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from command_line import Outcome
+from tensorpress.checkpoints import load_checkpoint
+from tensorpress.codec.save_load import load
+from tensorpress.models.zoo import build, save_weights
+
+Shell = Callable[..., Outcome]
+RunJson = Callable[..., Any]
+Fails = Callable[..., str]
+
+LENET = ("--model", "lenet300100", "--weights", "w.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def trained(tmp_path: Path) -> nn.Module:
+    """A network whose weights are in the file w.safetensors."""
+    torch.manual_seed(1)
+    model = build("lenet300100")
+    save_weights(model, tmp_path / "w.safetensors")
+    return model.eval()
+
+
+def test_a_folder_with_model_plan_and_report(run_json: RunJson, tmp_path: Path) -> None:
+    result = run_json(
+        "compress", *LENET, "--budget", "params=30%", "--data", "digits", "--out", "small"
+    )
+    folder = tmp_path / "small"
+    assert result["costs"]["params"]["compressed"] <= 0.3 * 266_610
+    assert json.loads((folder / "compress.json").read_text()) == result
+    model = load_checkpoint(folder, build("lenet300100"))
+    assert sum(p.numel() for p in model.parameters()) == result["costs"]["params"]["compressed"]
+    page = (folder / "report.html").read_text()
+    assert result["verdict"] in page
+    assert all(trial["name"] in page for trial in result["trials"])
+
+
+def test_bytes_are_a_file(run_json: RunJson, tmp_path: Path) -> None:
+    result = run_json(
+        "compress", *LENET, "--budget", "bytes=10%", "--data", "digits", "--out", "small"
+    )
+    file = tmp_path / "small" / "model.tpz"
+    assert file.stat().st_size == result["costs"]["bytes"]["compressed"] <= 106_644
+    load(file, build("lenet300100"))
+    assert not (tmp_path / "small" / "model.safetensors").exists()
+
+
+def test_the_table_ends_with_the_folder(shell: Shell) -> None:
+    said = shell("compress", *LENET, "--budget", "params=50%", "--out", "small")
+    assert said.code == 0
+    assert "give calibration data" in said.out
+    assert said.out.splitlines()[-1] == "written  small"
+
+
+def test_a_folder_that_is_there_stays(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "mine").write_text("x")
+    assert "small is there already" in fails(
+        "compress", *LENET, "--budget", "params=50%", "--out", "small"
+    )
+
+
+@pytest.mark.parametrize("budget", ["params=1", "bytes=1B", "weights=3"])
+def test_budgets_that_cannot_be_met(fails: Fails, tmp_path: Path, budget: str) -> None:
+    assert "budget" in fails("compress", *LENET, "--budget", budget, "--out", "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_data_that_does_not_exist(fails: Fails) -> None:
+    text = fails("compress", *LENET, "--budget", "params=50%", "--data", "dogs", "--out", "x")
+    assert "dogs" in text

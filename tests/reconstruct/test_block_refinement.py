@@ -1,0 +1,102 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tensorpress as tp
+from tensorpress.calibrate.batches import collect_batches
+from tensorpress.reconstruct.block_refinement import find_blocks, refine_blocks
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        return x + scale * self.down(self.up(x).relu_())
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 12)
+        self.blocks = nn.ModuleList(Block(12) for _ in range(3))
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, scale=0.5)
+        return self.head(x)
+
+
+@pytest.fixture
+def dense() -> Residual:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+@pytest.fixture
+def batches() -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(32, 6) for _ in range(10)]
+
+
+def pressed_by(dense: nn.Module, batches: list[Tensor], ranks: float = 0.5) -> nn.Module:
+    plan = tp.plan(dense, scheme="channel_svd", ranks=ranks)
+    return tp.press(dense, plan, calibration=batches)
+
+
+def test_blocks_are_the_smallest_modules_around_pressed_layers(
+    dense: Residual, batches: list[Tensor]
+) -> None:
+    pressed = pressed_by(dense, batches)
+    [batch] = collect_batches(batches[:1], pressed)
+    assert find_blocks(pressed, batch) == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+def test_a_block_that_is_called_twice_is_none(batches: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    net = Residual()
+    net.blocks[1] = net.blocks[0]
+    pressed = pressed_by(net, batches)
+    [batch] = collect_batches(batches[:1], pressed)
+    assert find_blocks(pressed, batch) == ["blocks.2"]
+
+
+def test_outputs_come_nearer(dense: Residual, batches: list[Tensor]) -> None:
+    pressed = pressed_by(dense, batches)
+    held_out = [torch.randn(200, 6)]
+    before = tp.fidelity(dense, pressed, held_out).error
+    state = copy.deepcopy(dense.state_dict())
+    results = refine_blocks(pressed, dense, collect_batches(batches, pressed), epochs=30)
+    assert [result.name for result in results] == ["blocks.0", "blocks.1", "blocks.2", ""]
+    assert all(result.after <= result.before for result in results)
+    assert tp.fidelity(dense, pressed, held_out).error < 0.95 * before
+    assert all(torch.equal(state[name], value) for name, value in dense.state_dict().items())
+
+
+def test_a_model_that_is_exact_stays_as_it_is(dense: Residual, batches: list[Tensor]) -> None:
+    pressed = copy.deepcopy(dense)
+    before = copy.deepcopy(pressed.state_dict())
+    refine_blocks(pressed, dense, collect_batches(batches, pressed))
+    for name, value in pressed.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_modes_and_gradients_are_as_before(dense: Residual, batches: list[Tensor]) -> None:
+    pressed = pressed_by(dense, batches)
+    pressed.train()
+    pressed.stem.requires_grad_(False)
+    required = {name: p.requires_grad for name, p in pressed.named_parameters()}
+    refine_blocks(pressed, dense, collect_batches(batches, pressed), epochs=1)
+    assert pressed.training
+    assert {name: p.requires_grad for name, p in pressed.named_parameters()} == required
+    assert all(p.grad is None for p in pressed.parameters())
+
+
+def test_one_batch_is_too_few(dense: Residual, batches: list[Tensor]) -> None:
+    pressed = pressed_by(dense, batches)
+    assert refine_blocks(pressed, dense, collect_batches(batches[:1], pressed)) == []

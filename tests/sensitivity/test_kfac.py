@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tensorpress.planning import plan
+from tensorpress.press.press import press
+from tensorpress.sensitivity.kfac import kfac_scores
+
+
+def test_the_score_of_a_last_layer_is_its_error() -> None:
+    # The outputs are the responses, so that B = I and what is lost is known exactly.
+    torch.manual_seed(0)
+    net, inputs = nn.Sequential(nn.Linear(12, 8)), torch.randn(4000, 12)
+    scores = kfac_scores(net, [inputs])
+    outputs = net(inputs).detach()
+    centred = outputs - outputs.mean(0)
+    values = torch.linalg.svdvals(centred).square()
+    for choice in scores.layers["0"]:
+        [rank] = choice.ranks
+        assert choice.score == pytest.approx(float(values[rank:].sum() / values.sum()), rel=0.1)
+
+
+def test_a_layer_that_the_outputs_do_not_depend_on_costs_nothing() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(10, 10), nn.Linear(10, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x) + 0 * self.unused(x)
+
+    scores = kfac_scores(Net(), [torch.randn(300, 10)])
+    assert max(choice.score for choice in scores.layers["unused"]) < 1e-6
+    assert max(choice.score for choice in scores.layers["used"]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(4, 12, 3, bias=False), nn.BatchNorm2d(12), nn.Flatten()),
+            (4, 6, 6),
+        ),
+        (nn.Sequential(nn.Conv1d(8, 12, 3, groups=2), nn.ReLU(inplace=True), nn.Flatten()), (8, 9)),
+        (nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3)), (5, 8)),
+    ],
+)
+def test_the_estimate_is_near_what_is_lost(net: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    inputs = torch.randn(600, *shape)
+    net.eval()
+    scores = kfac_scores(net, [inputs])
+    choices = [c for c in scores.layers["0"] if c.score > 0]
+    choice = choices[len(choices) // 2]
+    entry = {"0": {"scheme": choice.scheme, "ranks": choice.ranks}}
+    pressed = press(net, plan(net, overrides=entry), calibration=[inputs])
+    with torch.no_grad():
+        dense, outputs = net(inputs), pressed(inputs)
+    lost = float((dense - outputs).square().sum() / (dense - dense.mean(0)).square().sum())
+    assert lost / 3 < choice.score < 3 * lost
+
+
+def test_gradients_are_asked_for_as_before() -> None:
+    net = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 4))
+    net[0].weight.requires_grad_(False)
+    net.train()
+    kfac_scores(net, [torch.randn(100, 10)], of="loss")
+    assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]
+    assert net.training
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_layers_called_many_times_add_up() -> None:
+    class Unrolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = torch.tanh(self.step(x))
+            return x
+
+    scores = kfac_scores(Unrolled(), [torch.randn(200, 6)])
+    assert scores.layers["step"]
