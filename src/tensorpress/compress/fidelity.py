@@ -149,7 +149,7 @@ class Reference:
         self.has_logits = self._classes and any(
             float(outputs[0].min()) < 0 or float(outputs[0].max()) > 1 for outputs in self._outputs
         )
-        self._tokens = self.has_logits and self._outputs[0][0].ndim == 3
+        self.tokens = self.has_logits and self._outputs[0][0].ndim == 3
         self._energy = self._deviation()
 
     def compare(self, model: nn.Module) -> Fidelity:
@@ -162,7 +162,7 @@ class Reference:
                 sums.add_distance(expected, outputs, len(batch))
                 if self._classes:
                     sums.add_classes(expected[0], outputs[0], batch, self.has_logits)
-        return sums.fidelity(self._energy, self._classes, self.has_logits, self._tokens)
+        return sums.fidelity(self._energy, self._classes, self.has_logits, self.tokens)
 
     def _pairs(self) -> Iterable[tuple[list[Tensor], Batch]]:
         return zip(self._outputs, self.batches, strict=True)

@@ -119,7 +119,13 @@ class Task:
 
         def curvature(of: Curvature) -> Scores:
             return kfac_scores(
-                self.model, data, of=of, targets=self.targets, skip=self.skip, seed=self.seed
+                self.model,
+                data,
+                of=of,
+                scheme="auto",
+                targets=self.targets,
+                skip=self.skip,
+                seed=self.seed,
             )
 
         def energies() -> Scores:
@@ -132,7 +138,7 @@ class Task:
             "response energy": energies,
             "weight error": lambda: "error",
         }
-        if self.reference.has_logits:
+        if self.reference.tokens:
             criteria["curvature of the loss"] = lambda: curvature("loss")
         return criteria
 
@@ -141,11 +147,10 @@ class Task:
         if criterion not in self._scores:
             self._scores[criterion] = self.criteria[criterion]()
         allocation = self._scores[criterion]
-        scored = isinstance(allocation, Scores)
         return plan(
             self.model,
             self.inputs or None,
-            scheme="channel_svd" if scored else "auto",
+            scheme="channel_svd" if criterion == "response energy" else "auto",
             allocation=allocation,
             budget=budget,
             targets=self.targets,
@@ -155,13 +160,22 @@ class Task:
     def estimate(self, made: Plan) -> float | None:
         """Return the error of the outputs that the curvature adds up for a plan."""
         name = "curvature of the outputs"
-        if self.reference is None or any(x.scheme != "channel_svd" for x in made.layers):
+        if self.reference is None:
             return None
         scores = self._scores.get(name)
         if not isinstance(scores, Scores):
             return None
-        known = [{x.ranks: x.score for x in scores.choices(layer.name)} for layer in made.layers]
-        lost = [table.get(layer.ranks) for table, layer in zip(known, made.layers, strict=True)]
+        lost = [
+            next(
+                (
+                    choice.score
+                    for choice in scores.choices(layer.name)
+                    if (choice.scheme, choice.ranks) == (layer.scheme, layer.ranks)
+                ),
+                None,
+            )
+            for layer in made.layers
+        ]
         return None if None in lost else sqrt(sum(cast(list[float], lost)))
 
     def press(self, made: Plan) -> nn.Module:
