@@ -31,7 +31,7 @@ from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.utils.atomic_files import write_atomically
 
 RESULTS = Path(__file__).parents[2] / "results" / "real_models.json"
-BUDGETS = ("bytes=25%", "bytes=12.5%", "params=70%", "params=50%", "macs=70%")
+BUDGETS = ("bytes=25%", "params=70%", "macs=70%", "params=50%", "bytes=12.5%")
 PACKAGES = ("tensorpress", "torch", "timm", "transformers")
 DYNAMIC = {nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell}
 
@@ -112,14 +112,14 @@ Way = Callable[[RealNetwork], tuple[nn.Module, Row]]
 def ways(network: RealNetwork) -> dict[str, Way]:
     """Return the ways that apply to a network, by name."""
     result: dict[str, Way] = {"dense": lambda n: (n.model, {})}
-    for budget in BUDGETS:
-        result[budget] = lambda n, budget=budget: compressed(n, budget)
-    for budget in ("params=70%", "params=50%"):
-        result[f"SVD {budget}"] = lambda n, budget=budget: plain_svd(n, budget)
     for bits in (8, 4):
         result[f"int{bits}"] = lambda n, bits=bits: rounded(n, bits)
     if any(type(module) in DYNAMIC for module in network.model.modules()):
         result["dynamic int8"] = dynamic
+    for budget in ("params=70%", "params=50%"):
+        result[f"SVD {budget}"] = lambda n, budget=budget: plain_svd(n, budget)
+    for budget in BUDGETS:
+        result[budget] = lambda n, budget=budget: compressed(n, budget)
     return result
 
 

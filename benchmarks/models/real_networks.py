@@ -114,7 +114,7 @@ def cifar_resnet(name: str) -> RealNetwork:
     root = os.environ["TENSORPRESS_DATA"]
     splits = load("cifar10", root)
     train, test = splits.train, splits.test
-    x = network.preprocess(train.images[:512])
+    x = network.preprocess(train.images[:256])
     images, labels = network.preprocess(test.images[:2000]), test.labels[:2000]
     return RealNetwork(model.eval(), batched(x), (x[:1],), "accuracy %", accuracy(images, labels))
 

@@ -84,6 +84,11 @@ class Fidelity:
         return f"{error}: {level}"
 
     @property
+    def nearly_same(self) -> bool:
+        """Whether the outputs are so close that there is next to nothing to gain."""
+        return self._level == 0
+
+    @property
     def usable(self) -> bool:
         """Whether the outputs are close enough for use without fine-tuning."""
         return self._level <= 1
