@@ -123,9 +123,7 @@ class Task:
             )
 
         def energies() -> Scores:
-            return response_energies(
-                self.model, data, targets=self.targets, skip=self.skip, seed=self.seed
-            )
+            return response_energies(self.model, data, targets=self.targets, skip=self.skip)
 
         criteria: dict[str, Callable[[], AllocationRule | Scores]] = {
             "curvature of the outputs": lambda: curvature("outputs"),
