@@ -79,7 +79,9 @@ def rounded(network: RealNetwork, bits: int) -> tuple[nn.Module, Row]:
             whole.append(tensor.numpy().tobytes())
             continue
         largest = 2 ** (bits - 1) - 1
-        scale = (tensor.flatten(1).abs().amax(1) / largest).clamp_min(1e-8).half()
+        scale = (
+            (tensor.flatten(1).abs().amax(1) / largest).clamp_min(2**-14).half()
+        )  # the least normal number
         shaped = scale.float().reshape(-1, *[1] * (tensor.ndim - 1))
         levels = (tensor / shaped).round().clamp(-largest, largest)
         tensor.copy_(levels * shaped)
