@@ -129,9 +129,7 @@ class Task:
             )
 
         def energies() -> Scores:
-            return response_energies(
-                self.model, data, targets=self.targets, skip=self.skip, seed=self.seed
-            )
+            return response_energies(self.model, data, targets=self.targets, skip=self.skip)
 
         criteria: dict[str, Callable[[], AllocationRule | Scores]] = {
             "curvature of the outputs": lambda: curvature("outputs"),
@@ -253,12 +251,17 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
 
 
 def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Attempt]:
-    """Yield the coded model, and models pressed before they are coded as long as that helps."""
+    """Yield the coded model, and models pressed before they are coded as long as that helps.
+
+    Nothing is pressed where coding leaves the outputs nearly the same, or nothing compares them.
+    """
     limit = int(task.limit.resolve(count_bytes(task.model)))
     with TemporaryDirectory() as folder:
         best = coded = _code(task, "coding", None, limit, Path(folder))
         yield coded
         for share in SHARES:
+            if _nothing_to_gain(best):
+                break
             name = f"{100 * share:.0f} % of the parameters, coded"
             began = time.perf_counter()
             try:
@@ -274,6 +277,13 @@ def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Att
         if out is not None and best.trial.failure is None:
             with replace_file(out) as temporary:
                 temporary.write_bytes((Path(folder) / best.trial.name).read_bytes())
+
+
+def _nothing_to_gain(attempt: Attempt) -> bool:
+    fidelity = attempt.trial.fidelity
+    if attempt.trial.failure is not None:
+        return False
+    return fidelity is None or fidelity.nearly_same
 
 
 def _nearest_plan(task: Task, budget: str) -> Plan:

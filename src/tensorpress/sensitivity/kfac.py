@@ -229,7 +229,7 @@ def _collect(
             evaluation_mode(model),
             _frozen(model),
             torch.enable_grad(),
-            _watch(layers, moments, normed),
+            _watch(layers, moments, normed, batch),
         ):
             outputs = output_tensors(model, batch)
             along = (
@@ -277,9 +277,15 @@ class _Variance:
 
 @contextmanager
 def _watch(
-    layers: Mapping[str, nn.Module], moments: dict[str, _Moments], normed: set[str]
+    layers: Mapping[str, nn.Module],
+    moments: dict[str, _Moments],
+    normed: set[str],
+    batch: Batch,
 ) -> Iterator[None]:
-    """Add up second moments of responses and of gradients by them, of the passes in the block."""
+    """Add up second moments of responses and of gradients by them, of a batch's pass.
+
+    Padding does not count.
+    """
 
     def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
         weight = layer.get_parameter("weight").detach()
@@ -287,6 +293,7 @@ def _watch(
         groups = layer.groups if isinstance(layer, CONVS) else 1
 
         def rows(y: Tensor) -> Tensor:
+            y = batch.unpadded(layer, y)
             if isinstance(layer, CONVS):
                 y = y if y.ndim == weight.ndim else y[None]
                 y = y.movedim(1, -1)
@@ -299,8 +306,7 @@ def _watch(
             bias = layer._parameters.get("bias")
             with torch.no_grad():
                 if by_inputs:
-                    seen = (*args, *kwargs.values())[0].detach()
-                    seen = seen.reshape(-1, groups, seen.shape[-1])
+                    seen = rows((*args, *kwargs.values())[0].detach())
                 else:
                     seen = rows(output.detach())
                     if bias is not None:
