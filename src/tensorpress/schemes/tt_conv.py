@@ -21,6 +21,8 @@ from tensorpress.schemes.stages import Stage
 from tensorpress.schemes.tt_layers import contraction_macs
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme, train_factors
 
+torch.fx.wrap("tt_multiply")  # torch.fx does not look into it
+
 
 class TTConv(Pressed):
     """A few spatial filters, the same for every input channel, then a TT-matrix over the channels.
@@ -59,17 +61,14 @@ class TTConv(Pressed):
         self.geometry = build_chain(replace(spec, bias=False), [stage], like=like)[0]
         self.geometry.register_parameter("weight", None)  # every channel has the same filters
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map (*, inputs, *sizes) to (*, outputs, *sizes)."""
-        spec, rank = self.spec, len(self.filters)
+        spec, rank, axis = self.spec, self.ranks[0], -1 - self.spec.order
         weight = self.filters.repeat(spec.inputs, *(1,) * spec.order).unsqueeze(1)
         assert isinstance(self.geometry, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        filtered = self.geometry._conv_forward(x, weight, None)
-        axis = filtered.ndim - spec.order - 1
-        split = filtered.reshape(
-            *filtered.shape[:axis], spec.inputs, rank, *filtered.shape[axis + 1 :]
-        )
-        vectors = split.movedim((axis + 1, axis), (-2, -1)).flatten(-2)
+        filtered = self.geometry._conv_forward(input, weight, None)
+        split = filtered.unflatten(axis, (spec.inputs, rank))
+        vectors = split.movedim((axis, axis - 1), (-2, -1)).flatten(-2)
         first, *others = self.cores
         joined = first.transpose(0, 1).flatten(1, 2).unsqueeze(0)
         product = tt_multiply([joined, *others], vectors, from_left=self.from_left)
