@@ -1,6 +1,7 @@
 """A pressed layer in the place of its dense one: attributes, calls, and the tools of torch."""
 
 from copy import deepcopy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -245,10 +246,164 @@ def test_dynamic_quantization():
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)), torch.randn(64, 32)
     for name in ("channel_svd", "channel_pruning", "low_rank_sparse", "tensor_train"):
-        pressed = tp.press(net, tp.plan(net, scheme=name, ranks=0.4)).eval()
+        pressed = tp.press(net, tp.plan(net, scheme=name, ranks=0.25)).eval()
         quantized = torch.ao.quantization.quantize_dynamic(pressed, {nn.Linear})
         expected = pressed(x)
         assert (quantized(x) - expected).norm() < 0.05 * expected.norm()
         weight = quantized[0].weight
         assert weight.dtype == torch.float32
         assert (weight - pressed[0].weight).norm() < 0.05 * pressed[0].weight.norm()
+
+
+class Nested(nn.Module):
+    """Takes a dict, a list and a number, and returns a dataclass."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, streams, others, scale=1.0):
+        y = torch.relu(self.first(streams["a"] + others[0])) * scale
+        return Outputs(self.second(y + others[1]["b"]), [y, None])
+
+
+@dataclass
+class Outputs:
+    scores: torch.Tensor
+    others: list
+
+
+def nested(batch=6):
+    return {"a": torch.randn(batch, 8)}, [torch.randn(batch, 8), {"b": torch.randn(batch, 16)}]
+
+
+def named(batch=6):
+    return dict(zip(("streams", "others"), nested(batch), strict=True))
+
+
+@pytest.mark.parametrize(
+    "make_inputs",
+    [nested, lambda batch=6: (*nested(batch), 0.5), lambda batch=6: {**named(batch), "scale": 2}],
+    ids=["nested", "a number", "by name"],
+)
+def test_inputs_of_any_structure(make_inputs):
+    net, inputs = Nested(), make_inputs()
+    for budget in ("macs=60%", "params=60%"):
+        plan = tp.plan(net, inputs, scheme="channel_svd", budget=budget)
+        assert plan.macs < plan.dense_macs == 8 * 16 + 16 * 4
+    assert tp.measure(net, inputs).macs == 8 * 16 + 16 * 4
+    batches = [make_inputs(4), make_inputs(5)]
+    if not isinstance(inputs, dict):
+        batches = [(batch, None) for batch in batches]
+    pressed = tp.press(net, plan, example_inputs=inputs, calibration=batches)
+    assert plan.params == sum(p.numel() for p in pressed.parameters())
+    # What is fitted to batches does not depend on how they are put together.
+    assert len(tp.Calibration.collect(net, batches).moments) == 2
+
+
+def test_inputs_that_cannot_be_are_refused():
+    net = nn.Linear(8, 4)
+    for inputs, message in (
+        (torch.zeros(0, 8), r"no examples: \(0, 8\) torch.float32"),
+        ({"input": torch.zeros(0, 8)}, r"no examples: input=\(0, 8\)"),
+        (({"x": [torch.zeros(2, 0, 8), torch.zeros(0)]},), "no examples"),
+        ((), "have no Tensor"),
+        ((1.5, "x"), "have no Tensor"),
+        (3.0, "got float"),
+    ):
+        with pytest.raises(tp.InvalidArgumentError, match=message):
+            tp.plan(net, inputs, scheme="channel_svd", ranks=2)
+        with pytest.raises(tp.InvalidArgumentError, match=message):
+            tp.measure(net, inputs)
+    with pytest.raises(tp.InvalidArgumentError, match=r"does not take .*\[input=\(2, 9\) torch"):
+        tp.plan(net, {"input": torch.zeros(2, 9)}, scheme="channel_svd", ranks=2)
+    plan = tp.plan(net, scheme="channel_svd", ranks=2)
+    for batch, message in (
+        (torch.zeros(0, 8), "batch cannot be measured on: .* no examples"),
+        ((torch.zeros(2, 8), 0.5), "got tuple of Tensor, float"),
+        ((torch.zeros(2, 8),), "got tuple of Tensor"),
+        (((), None), "have no Tensor"),
+    ):
+        with pytest.raises(tp.InvalidArgumentError, match=message):
+            tp.press(net, plan, calibration=[batch])
+
+
+def test_labels_of_any_structure_are_ignored():
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(20, 8)
+    plan = tp.plan(net, scheme="channel_svd", ranks=2)
+    expected = tp.press(net, plan, calibration=[x])
+    for labels in ([{"boxes": torch.zeros(3, 4)}], {"class": 3}, torch.zeros(20), None):
+        result = tp.press(net, plan, calibration=[(x, labels)])
+        for one, other in zip(result.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+WRAPPERS = {
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "parallel": nn.DataParallel,
+    "both": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_is_planned_under_its_names(wrap):
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(20, 8)
+    wrapped = wrap(net)
+    plan = tp.plan(wrapped, x, scheme="channel_svd", ranks=2)
+    assert plan == tp.plan(net, x, scheme="channel_svd", ranks=2)
+    assert [layer.name for layer in plan.layers] == ["0", "2"]
+    calibration = tp.Calibration.collect(wrapped, [x])
+    pressed = tp.press(wrapped, plan, calibration=calibration)
+    assert pressed.state_dict().keys() == tp.press(net, plan).state_dict().keys()
+    assert type(net[0]) is nn.Linear
+    assert wrap(pressed)(x).shape == (20, 4)
+    scores = tp.sensitivity(wrapped, [x], scheme="channel_svd", candidates=2)
+    assert list(scores.layers) == ["0", "2"]
+
+
+def test_a_wrapped_model_is_pressed_in_place():
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(20, 8)
+    wrapped = torch.compile(net, backend="eager")
+    wrapped(x)
+    pressed = tp.press(wrapped, tp.plan(net, scheme="channel_svd", ranks=2), inplace=True)
+    assert pressed is net
+    torch.testing.assert_close(wrapped(x), pressed(x))
+
+
+def test_a_pressed_model_that_does_not_run_names_the_layer():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(8, 16)
+
+        def forward(self, x):
+            assert self.up.weight.shape == (16, 8)
+            return self.up(x) if isinstance(self.up, nn.Linear) else self.up.missing
+
+    net, x = nn.Sequential(nn.Linear(8, 8), Inner()), torch.randn(3, 8)
+    plan = tp.plan(net, scheme="channel_svd", ranks=2)
+    assert tp.press(net, plan)[1].up.in_features == 8  # nothing is known to run it on
+    for known in ({"example_inputs": x}, {"calibration": [x]}):
+        with pytest.raises(
+            tp.InvalidArgumentError,
+            match=r"does not run on .*\(3, 8\).*layer '1.up' \(PressedLayer\): .*'missing'",
+        ):
+            tp.press(net, plan, **known)
+    with pytest.raises(tp.InvalidArgumentError, match=r"layer '0.0' \(Linear\): mat1 and mat2"):
+        tp.press(net, plan, example_inputs=torch.randn(3, 9))
+
+
+def test_adapters_on_the_factors():
+    peft = pytest.importorskip("peft")
+    net, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)), torch.randn(6, 32)
+    plan = tp.plan(net, scheme="channel_svd", ranks=4)
+    pressed = tp.press(net, plan).eval()
+    expected = pressed(x)
+    config = peft.LoraConfig(r=2, target_modules=["0.1", "2.0"], init_lora_weights=False)
+    adapted = peft.get_peft_model(deepcopy(pressed), config)
+    names = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert len(names) == 4
+    result = adapted(x)
+    assert not torch.allclose(result, expected)
+    torch.testing.assert_close(adapted.merge_and_unload()(x), result)

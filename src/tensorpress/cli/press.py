@@ -127,7 +127,7 @@ class _Pressed:
 
 def _press_model(dense: DenseByName, plan: Plan, out: Path, how: dict[str, Any]) -> _Pressed:
     model = dense.model
-    pressed = tp.press(model, plan, **how)
+    pressed = tp.press(model, plan, example_inputs=dense.inputs(model), **how)
     save_checkpoint(pressed, out, plan)
     write_origin(out, dense.name)
     return _Pressed(plan, _measure_costs(model, pressed, dense.inputs(model)))

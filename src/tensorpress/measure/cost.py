@@ -1,13 +1,15 @@
 """Exact costs: stored parameters and multiply-accumulates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
+
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 
 
 def count_params(model: nn.Module) -> int:
@@ -21,7 +23,7 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+def count_macs(model: nn.Module, inputs: ExampleInputs) -> int:
     """Return the multiply–accumulates of a forward pass per example.
 
     torch counts them on the operations that run, which are convolutions and matrix products. A
@@ -31,22 +33,23 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     ----------
     model : nn.Module
         The model, which runs in eval mode without gradients.
-    inputs : sequence of Tensor
-        Arguments of one forward pass, whose first axis is the batch.
+    inputs : Tensor, sequence or mapping
+        Arguments of one forward pass, whose first axis is the batch; see `ModelInputs.parse`.
 
     Examples
     --------
     >>> count_macs(nn.Conv2d(3, 8, 3), [torch.zeros(2, 3, 10, 10)])
     13824
     """
+    arguments = ModelInputs.parse(inputs)
     with evaluation_mode(model), torch.no_grad(), _disable_fused_attention(), parametrize.cached():
         # Rebuild all weights into the cache before counting.
         for module in model.modules():
             for name in getattr(module, "parametrizations", ()):
                 getattr(module, name)
         with FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    return int(counter.get_total_flops()) // (2 * inputs[0].shape[0])
+            arguments.run(model)
+    return int(counter.get_total_flops()) // (2 * arguments.batch)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class PressedTransposed(PressedLayer):
         ValueError
             For sizes that the layer cannot make.
         """
-        order = len(self.kernel_size)
+        order = len(self.kernel_size)  # type: ignore[arg-type]
         if output_size is not None and len(output_size) < order:
             raise ValueError("the output_size has fewer axes than the kernel")
         result = input
@@ -119,8 +119,9 @@ class PressedTransposed(PressedLayer):
                 if output_size is not None:
                     sizes = list(output_size)[-order:]
                     for mode, size in enumerate(result.shape[-order:]):
-                        if layer.kernel_size[mode] == 1 and layer.stride[mode] == 1:
-                            sizes[mode] = size - 2 * layer.padding[mode]
+                        # TorchScript takes no variable of another type for these attributes.
+                        if layer.kernel_size[mode] == 1 and layer.stride[mode] == 1:  # type: ignore[index]
+                            sizes[mode] = size - 2 * layer.padding[mode]  # type: ignore
                 result = layer(result, sizes)
             else:
                 result = layer(result)
@@ -242,10 +243,12 @@ def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[s
 
 
 def plain_weight(layer: nn.Module) -> Tensor:
-    """Return the weight of a stock layer, dequantized where torch.ao.quantization replaced it."""
+    """Return the weight of a stock layer, dequantized where it was quantized after pressing."""
     weight = layer.weight
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor):  # the method of a layer of torch.ao.quantization
         weight = weight().dequantize()
+    elif type(weight).dequantize is not Tensor.dequantize:  # a tensor of torchao
+        weight = weight.dequantize()
     assert isinstance(weight, Tensor)
     return weight
 

@@ -107,11 +107,11 @@ class Pressed(nn.Module):
         InvalidArgumentError
             For a bias of another shape.
         """
-        if bias is not None and bias.shape != (self.spec.outputs,):
+        if bias is not None and tuple(bias.shape) != (self.spec.outputs,):
             raise InvalidArgumentError(
                 f"this layer needs a bias of shape ({self.spec.outputs},), got {tuple(bias.shape)}"
             )
-        nn.Module.__setattr__(self.bias_module(), "bias", bias)
+        self.bias_module().register_parameter("bias", bias)
         self.spec = replace(self.spec, bias=bias is not None)
 
     def rank_factors(self) -> list[RankFactor]:
