@@ -137,7 +137,20 @@ def test_export_and_its_difference(
     said = shell("export", "--model", "small_nets:net", "--input", "1x3x8x8", "--onnx", "b.onnx")
     assert "b.onnx: " in said.out
     assert "largest difference from the model in onnxruntime" in said.out
+    words = ("export", "--model", "small_nets:any_size", "--onnx", "c.onnx")
+    axes = ("--dynamic", "0.2=height", "--dynamic", "0.3=width")
+    found = told(*words, "--input", "1x3x8x9", *axes, "--opset", 21)
+    assert list(found["inputs"].values()) == [["batch", 3, "height", "width"]]
+    assert found["difference"] < 1e-5
+    said = shell(*words, "--input", "2x3x8x9", *axes[:2])
+    assert ": batch x 3 x height x 9" in said.out
     words = ("export", "--model", "small_nets:net", "--onnx", "c.onnx")
+    # Torch writes the pooling to 2×2 for the sizes of the example.
+    assert "at twice the size of batch, height, width: c.onnx does not run" in refused(
+        *words, "--input", "1x3x8x9", *axes
+    )
+    for text, message in (("0.4=x", "(1, 3, 8, 8)"), ("1.0=x", "have shapes"), ("2=x", "AXIS=")):
+        assert message in refused(*words, "--input", "1x3x8x8", "--dynamic", text)
     assert "nobody knows which inputs small_nets:net takes" in refused(*words)
     assert "input 1x9: layer '0' (Conv2d, weight 8x3x3x3)" in refused(*words, "--input", "1x9")
     assert "cannot be written" in refused(*words[:-1], "no/c.onnx", "--input", "1x3x8x8")

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -206,10 +207,9 @@ def test_a_batch_norm_is_folded_into_it(name, kind):
     layer, x = make(kind)
     pressed = tp.press_layer(layer, name, 0.5).eval()
     after = norm(pressed(x).shape[1], x.ndim - 2)
-    if kind == "linear":
-        folded = fuse_linear_bn_eval(pressed, after)
-    else:
-        folded = fuse_conv_bn_eval(pressed, after, transpose=kind.startswith("transposed"))
+    fold: Any = fuse_linear_bn_eval if kind == "linear" else fuse_conv_bn_eval
+    options = {"transpose": True} if kind.startswith("transposed") else {}
+    folded = fold(pressed, after, **options)
     torch.testing.assert_close(folded(x), after(pressed(x)), atol=2e-3, rtol=2e-3)
     assert folded.ranks == pressed.ranks
     # Its file and its dense layer have the bias that came with the norm.
@@ -223,9 +223,23 @@ def test_a_batch_norm_that_a_train_cannot_take_is_refused(name, kind):
     layer, x = make(kind)
     pressed = tp.press_layer(layer, name, 0.5).eval()
     after = norm(pressed(x).shape[1], x.ndim - 2)
-    fold = fuse_linear_bn_eval if kind == "linear" else fuse_conv_bn_eval
+    fold: Any = fuse_linear_bn_eval if kind == "linear" else fuse_conv_bn_eval
     with pytest.raises(tp.InvalidArgumentError, match="fold batch norms into it, before pressing"):
         fold(pressed, after)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "transposed2d"])
+def test_a_batch_norm_is_not_folded_into_a_weight_that_is_rebuilt(kind):
+    layer, x = make(kind)
+    pressed = tp.press_layer(layer, "tt_weight", 2).eval()
+    expected, after = pressed(x), norm(pressed(x).shape[1], x.ndim - 2)
+    fold: Any = fuse_linear_bn_eval if kind == "linear" else fuse_conv_bn_eval
+    options = {"transpose": True} if kind.startswith("transposed") else {}
+    with pytest.raises(tp.InvalidArgumentError, match=r"by tt_weight is rebuilt .*materialize"):
+        fold(pressed, after, **options)
+    assert torch.equal(pressed(x), expected)
+    folded = fold(tp.materialize(pressed), after, **options)
+    torch.testing.assert_close(folded(x), after(expected), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["channel_svd", "channel_pruning", "tensor_train"])
@@ -320,7 +334,7 @@ def test_inputs_that_cannot_be_are_refused():
         tp.plan(net, {"input": torch.zeros(2, 9)}, scheme="channel_svd", ranks=2)
     plan = tp.plan(net, scheme="channel_svd", ranks=2)
     for batch, message in (
-        (torch.zeros(0, 8), "batch cannot be measured on: .* no examples"),
+        (torch.zeros(0, 8), "a batch is a Tensor of inputs, .* no examples"),
         ((torch.zeros(2, 8), 0.5), "got tuple of Tensor, float"),
         ((torch.zeros(2, 8),), "got tuple of Tensor"),
         (((), None), "have no Tensor"),
@@ -339,10 +353,14 @@ def test_labels_of_any_structure_are_ignored():
             assert torch.equal(one, other)
 
 
+def compiled(net) -> Any:
+    return torch.compile(net, backend="eager")
+
+
 WRAPPERS = {
-    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "compiled": compiled,
     "parallel": nn.DataParallel,
-    "both": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+    "both": lambda net: nn.DataParallel(compiled(net)),
 }
 
 

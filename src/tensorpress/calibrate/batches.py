@@ -17,6 +17,12 @@ from tensorpress.utils.tensor_hash import fingerprint
 CalibrationBatch = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
 """A batch as users give it: inputs, (inputs, labels), or arguments by name, as tokenizers do."""
 
+FORMS = (
+    "a batch is a Tensor of inputs, a pair (inputs, labels), inputs being a Tensor, a tuple of "
+    "arguments or a mapping from their names, or such a mapping"
+)
+"""The forms of a batch, for errors."""
+
 MASK = "attention_mask"
 """The argument, (examples, tokens), that says which tokens are no padding."""
 
@@ -158,7 +164,7 @@ def _batch(batch: CalibrationBatch, device: torch.device) -> Batch:
     try:
         arguments = ModelInputs.parse(inputs)
     except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"a batch cannot be measured on: {error}") from None
+        raise InvalidArgumentError(f"{FORMS}: {error}") from None
     mask = arguments.named.get(MASK)
     if isinstance(mask, Tensor) and not bool(mask.any()):
         raise InvalidArgumentError(f"a batch with {MASK} all zero has nothing to measure on")
@@ -171,7 +177,4 @@ def _misfit(batch: object) -> InvalidArgumentError:
     what = type(batch).__name__
     if isinstance(batch, tuple | list):
         what += f" of {', '.join(type(x).__name__ for x in batch)}"
-    return InvalidArgumentError(
-        "a batch is a Tensor of inputs, a pair (inputs, labels), inputs being a Tensor, a tuple of "
-        f"arguments or a mapping from their names, or a mapping from names of arguments; got {what}"
-    )
+    return InvalidArgumentError(f"{FORMS}; got {what}")

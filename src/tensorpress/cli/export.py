@@ -1,14 +1,19 @@
 """The command export."""
 
+import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
+from torch import Tensor, nn
 
 from tensorpress.cli.model_source import open_subject, require_inputs
 from tensorpress.cli.options import Inputs, Json, Model, WeightFile
 from tensorpress.cli.output import print_json, print_line
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.export.onnx import Factors, check_onnx, export_onnx
 from tensorpress.report import formatting
 
@@ -28,38 +33,93 @@ def export_command(
             help="Weights stored as factors are written as dense ones, or kept as factors."
         ),
     ] = "materialize",
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dynamic",
+            help="An axis of any size beside the batch, INPUT.AXIS=NAME: 0.2=height is the third "
+            "axis of the first input; repeatable.",
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operators; torch's choice if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model as an ONNX file, and compare it with the model in onnxruntime.
 
     With a file or a folder, --model says what the dense model is where that is not known.
 
-    Example: tensorpress export pressed --onnx model.onnx
+    Axes of any size are compared at the sizes of the example inputs, and at twice these.
+
+    Example: tensorpress export pressed --onnx model.onnx --dynamic 0.2=height --dynamic 0.3=width
     """
     subject = open_subject(source, model, weights)
     config: Any = getattr(subject.model, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of earlier tokens are no output of a file
     taken = require_inputs(subject, inputs or ())
-    written = export_onnx(subject.model, taken, onnx, factors=factors)
+    shapes = None if dynamic is None else _parse_axes(dynamic, taken)
+    written = export_onnx(
+        subject.model, taken, onnx, factors=factors, dynamic_shapes=shapes, opset=opset
+    )
     difference = None
     if find_spec("onnxruntime") is not None:
         difference = check_onnx(subject.model, taken, onnx)
+        if shapes is not None:
+            difference = max(difference, _check_twice(subject.model, taken, shapes, onnx))
     if as_json:
         print_json(
             {
                 "file": str(onnx),
                 "bytes": written.bytes,
                 "any_batch": written.any_batch,
+                "inputs": written.inputs,
                 "difference": difference,
             }
         )
         return
     batch = "any batch" if written.any_batch else f"batch {taken[0].shape[0]} only"
     print_line(f"{onnx}: {' '.join(formatting.size(written.bytes))}, {batch}")
+    if shapes is not None:
+        for name, shape in written.inputs.items():
+            print_line(f"input {name}: {' x '.join(map(str, shape))}")
     if difference is None:
         print_line("not compared with the model: pip install onnxruntime")
     else:
         print_line(
             f"largest difference from the model in onnxruntime: {difference:.1e} of its output"
         )
+
+
+def _parse_axes(texts: Sequence[str], inputs: Sequence[Tensor]) -> list[dict[int, str]]:
+    """Return the names of the axes of any size of every input, that of the batch included."""
+    batch = len(inputs[0])
+    shapes = [{0: "batch"} if x.ndim and len(x) == batch else {} for x in inputs]
+    for text in texts:
+        match = re.fullmatch(r"(\d+)\.(\d+)=(\w+)", text)
+        if match is None:
+            raise InvalidArgumentError(f"--dynamic is INPUT.AXIS=NAME, as 0.2=height; got {text!r}")
+        place, axis, name = int(match[1]), int(match[2]), match[3]
+        if place >= len(inputs) or axis >= inputs[place].ndim:
+            known = ", ".join(str(tuple(x.shape)) for x in inputs)
+            raise InvalidArgumentError(
+                f"--dynamic {text}: the inputs, numbered from 0 as their axes are, have shapes "
+                f"{known}"
+            )
+        shapes[place][axis] = name
+    return shapes
+
+
+def _check_twice(
+    model: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[dict[int, str]], onnx: Path
+) -> float:
+    """Return the difference at twice the size of every axis that may have any size."""
+    larger, names = list(inputs), dict.fromkeys(name for axes in shapes for name in axes.values())
+    for place, axes in enumerate(shapes):
+        for axis in axes:
+            larger[place] = torch.cat([larger[place], larger[place]], axis)
+    try:
+        return check_onnx(model, larger, onnx)
+    except TensorPressError as error:
+        raise type(error)(f"at twice the size of {', '.join(names)}: {error}") from error

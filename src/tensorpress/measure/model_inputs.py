@@ -1,5 +1,6 @@
 """Inputs of a model as users give them: one Tensor, several arguments, or arguments by name."""
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,7 @@ class ModelInputs:
 
         Examples
         --------
+        >>> import torch
         >>> x = torch.zeros(4, 3)
         >>> [ModelInputs.parse(given).batch for given in (x, [x, 0.5], {"x": [x]}, ({"x": x},))]
         [4, 4, 4, 4]
@@ -60,7 +62,9 @@ class ModelInputs:
                 f"names of arguments; got {type(inputs).__name__}"
             )
         if not result.tensors:
-            raise InvalidArgumentError(f"the inputs of a model have no Tensor: {inputs!r}")
+            raise InvalidArgumentError(
+                f"the inputs of a model have no Tensor: {reprlib.repr(inputs)}"
+            )
         if any(x.ndim and not len(x) for x in result.tensors):
             raise InvalidArgumentError(f"the inputs of a model have no examples: {result}")
         return result
