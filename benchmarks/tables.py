@@ -27,6 +27,11 @@ from benchmarks.decompose.cp_table import cp_table
 from benchmarks.files.coding_table import coding_table
 from benchmarks.files.sweep_tables import variants_table
 from benchmarks.models.architectures_table import architectures_table, kept_table
+from benchmarks.models.real_models_table import (
+    real_bytes_table,
+    real_shapes_table,
+    real_times_table,
+)
 from benchmarks.models.schemes_table import schemes_table
 from benchmarks.speed.calibration import calibration_table
 from benchmarks.speed.planning_tables import budgets_table, inference_table, latency_budgets_table
@@ -302,6 +307,9 @@ TABLES = {
     "resnet56": resnet56_budget_table,
     "architectures": architectures_table,
     "kept": kept_table,
+    "real_bytes": real_bytes_table,
+    "real_shapes": real_shapes_table,
+    "real_times": real_times_table,
     "coding": coding_table,
     "speedups": speedups_table,
     "sparse": sparse_table,

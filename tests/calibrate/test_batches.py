@@ -80,9 +80,9 @@ def test_a_convolution_as_wide_as_a_sentence_is_long_is_not_masked() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "a mapping from names of arguments to Tensors; got dict"),
-        ({"input_ids": [1, 2]}, "a mapping from names"),
-        ({"input_ids": torch.zeros(2, 3), "labels": "yes"}, "a mapping from names"),
+        ({}, "such a mapping: the inputs of a model have no Tensor: {}"),
+        ({"input_ids": [1, 2]}, "no Tensor: {'input_ids': [1, 2]}"),
+        ({"input_ids": torch.zeros(2, 3), "labels": "yes"}, "such a mapping; got dict"),
         ({"input_ids": torch.zeros(0, 3)}, "no examples"),
         (
             {"input_ids": torch.zeros(2, 3), "attention_mask": torch.zeros(2, 3)},

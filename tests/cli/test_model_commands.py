@@ -137,7 +137,20 @@ def test_export_and_its_difference(
     outcome = shell("export", "--model", "small_nets:net", "--input", "1x3x8x8", "--onnx", "b.onnx")
     assert "b.onnx: " in outcome.out
     assert "largest difference from the model in onnxruntime" in outcome.out
+    words = ("export", "--model", "small_nets:any_size", "--onnx", "c.onnx")
+    axes = ("--dynamic", "0.2=height", "--dynamic", "0.3=width")
+    result = run_json(*words, "--input", "1x3x8x9", *axes, "--opset", 21)
+    assert list(result["inputs"].values()) == [["batch", 3, "height", "width"]]
+    assert result["difference"] < 1e-5
+    outcome = shell(*words, "--input", "2x3x8x9", *axes[:2])
+    assert ": batch x 3 x height x 9" in outcome.out
     words = ("export", "--model", "small_nets:net", "--onnx", "c.onnx")
+    # Torch writes the pooling to 2×2 for the sizes of the example.
+    assert "at twice the size of batch, height, width: c.onnx does not run" in fails(
+        *words, "--input", "1x3x8x9", *axes
+    )
+    for text, message in (("0.4=x", "(1, 3, 8, 8)"), ("1.0=x", "have shapes"), ("2=x", "AXIS=")):
+        assert message in fails(*words, "--input", "1x3x8x8", "--dynamic", text)
     assert "nobody knows which inputs small_nets:net takes" in fails(*words)
     assert "input 1x9: layer '0' (Conv2d, weight 8x3x3x3)" in fails(*words, "--input", "1x9")
     assert "cannot be written" in fails(*words[:-1], "no/c.onnx", "--input", "1x3x8x8")

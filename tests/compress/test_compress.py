@@ -161,3 +161,12 @@ def test_the_content_is_plain_data(net: Net, data: list[Tensor]) -> None:
     content = tp.compress(net, "macs=60%", data).to_dict()
     assert json.loads(json.dumps(content)) == content
     assert content["layers"]
+
+
+def test_nothing_is_pressed_where_coding_leaves_outputs_nearly_the_same(
+    net: Net, data: list[Tensor]
+) -> None:
+    assert [trial.name for trial in tp.compress(net, "bytes=50%", data).trials] == ["coding"]
+    tight = tp.compress(net, "bytes=8%", data).trials
+    assert tight[0].fidelity is None or not tight[0].fidelity.nearly_same
+    assert len(tight) > 1

@@ -78,7 +78,7 @@ class Probabilities(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x).sigmoid()
+        return self.net(x).softmax(1)
 
 
 def test_outputs_that_are_no_logits_have_no_divergence() -> None:
@@ -86,6 +86,20 @@ def test_outputs_that_are_no_logits_have_no_divergence() -> None:
     result = fidelity(net, net, [torch.randn(20, 6)])
     assert result.divergence is None
     assert result.agreement == 1
+
+
+class Normalized(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(super().forward(x))
+
+
+@pytest.mark.parametrize("net", [Normalized(6, 4), nn.Sequential(nn.Linear(6, 4), nn.Sigmoid())])
+def test_embeddings_and_separate_probabilities_are_no_choice_of_a_class(net: nn.Module) -> None:
+    result = fidelity(net, net, [torch.randn(20, 6)])
+    assert result.agreement is None
+    assert result.divergence is None
+    labelled = fidelity(net, net, [(torch.randn(20, 6), torch.arange(20) % 4)])
+    assert labelled.agreement == 1
 
 
 @dataclass

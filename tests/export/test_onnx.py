@@ -10,6 +10,7 @@ from torch import nn
 
 from tensorpress.errors import (
     InvalidArgumentError,
+    ModelMismatchError,
     TensorPressError,
 )
 from tensorpress.export.onnx import export_onnx
@@ -237,3 +238,92 @@ def test_convolutions_of_clips_without_a_bias_are_written(tmp_path):
     for number, model in enumerate([net, press_layer(net[0], "channel_svd", 4)]):
         file = export_onnx(model, x, tmp_path / f"{number}.onnx")
         assert check_onnx(model, x, file.path) < 1e-4
+
+
+class Frames(nn.Module):
+    """Reads a mapping of sound and steps, and a number; as long as what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = press_layer(nn.Conv1d(6, 8, 3, stride=2, padding=1), "tucker2", 0.5)
+        self.head = press_layer(nn.Linear(8, 4), "channel_svd", 2)
+
+    def forward(self, batch, scale=1.0, *, shift):
+        steps = (batch["sound"].shape[-1] + 1) // self.conv.stride[0]
+        y = self.conv(batch["sound"]).mT * scale + shift[0][:, None]
+        return {"out": self.head(y), "mean": y.sum(1) / steps}
+
+
+def frames(batch, length):
+    streams = {"sound": torch.randn(batch, 6, length)}
+    return {"batch": streams, "scale": 0.5, "shift": [torch.randn(batch, 8)]}
+
+
+@needs_onnx
+def test_named_and_nested_inputs_with_axes_of_any_size(tmp_path):
+    model = seeded(Frames)
+    axes = {"batch": {"sound": {0: "batch", 2: "length"}}, "shift": [{0: "batch"}]}
+    names = ["sound", "shift"]
+    file = export_onnx(
+        model,
+        frames(1, 9),
+        tmp_path / "m.onnx",
+        dynamic_shapes=axes,
+        input_names=names,
+        opset=21,
+    )
+    assert file.inputs == {"sound": ("batch", 6, "length"), "shift": ("batch", 8)}
+    assert file.any_batch
+    for sizes in ((1, 9), (3, 40), (2, 5)):
+        assert check_onnx(model, frames(*sizes), file.path) < CLOSE
+    reordered = dict(reversed(frames(2, 7).items()))
+    assert check_onnx(model, reordered, file.path) < CLOSE
+
+    import onnx
+
+    assert onnx.load(file.path).opset_import[0].version == 21
+
+
+@needs_onnx
+def test_shapes_as_torch_takes_them(tmp_path):
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)))
+    height = torch.export.Dim("height", min=4, max=64)
+    given = torch.export.ShapesCollection()
+    x = torch.randn(2, 3, 8, 8)
+    given[x] = {2: height}
+    for shapes in ([{2: height}], ({2: height},), {"input": {2: height}}, given):
+        file = export_onnx(model, x, tmp_path / "m.onnx", dynamic_shapes=shapes)
+        assert not file.any_batch
+        assert check_onnx(model, torch.randn(2, 3, 30, 8), file.path) < CLOSE
+        with pytest.raises(ModelMismatchError, match="does not run on the inputs"):
+            check_onnx(model, torch.randn(3, 3, 8, 8), file.path)
+
+
+class OfFixedLength(nn.Module):
+    def forward(self, x):
+        return x + torch.arange(5.0)
+
+
+@needs_onnx
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dynamic_shapes": [{1: "length"}]}, "with these dynamic_shapes: .*5"),
+        ({"dynamic_shapes": [{2: "length"}]}, r"axis 2 of an input of shape \(2, 5\)"),
+        ({"dynamic_shapes": {"y": {0: "batch"}}}, "has 'y', and the arguments .* are 'x'"),
+        ({"input_names": ["a", "b"]}, "has 1 inputs, got 2 input_names"),
+        ({"opset": 99}, "written"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(options, message, tmp_path):
+    with pytest.raises(InvalidArgumentError, match=message):
+        export_onnx(OfFixedLength(), torch.randn(2, 5), tmp_path / "m.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
+def test_a_compiled_model_is_written(tmp_path):
+    net = seeded(lambda: nn.Sequential(nn.Linear(4, 3)))
+    for model in (torch.compile(net, backend="eager"), nn.DataParallel(net)):
+        file = export_onnx(model, torch.randn(2, 4), tmp_path / "m.onnx")
+        assert check_onnx(model, torch.randn(5, 4), file.path) < CLOSE

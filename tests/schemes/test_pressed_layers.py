@@ -274,8 +274,17 @@ def test_a_module_around_it_may_read_its_weight_and_bias(name):
 
 
 @pytest.mark.parametrize("name", LAYER_FORM)
-def test_its_weight_is_no_parameter_and_cannot_be_set(name):
-    for _, _, pressed, _ in taken(name):
+def test_its_weight_is_no_parameter_and_cannot_be_changed(name):
+    for _, layer, pressed, x in taken(name):
         assert "weight" not in pressed.state_dict()
-        with pytest.raises(KeyError, match="already exists"):
-            pressed.weight = nn.Parameter(torch.zeros(3, 4))
+        before = pressed(x).clone()
+        other = nn.Parameter(torch.randn_like(layer.weight))
+        with pytest.raises(InvalidArgumentError, match=rf"pressed by {name} is composed .*unpress"):
+            pressed.weight = other
+        with pytest.raises(InvalidArgumentError, match="composed of its factors"):
+            pressed.weight.data = other
+        with pytest.raises(InvalidArgumentError, match="composed of its factors"):
+            nn.init.zeros_(pressed.weight)
+        with pytest.raises(InvalidArgumentError, match="composed of its factors"):
+            pressed.weight.requires_grad = False
+        assert torch.equal(pressed(x), before)

@@ -83,3 +83,22 @@ def test_layers_called_many_times_add_up() -> None:
 
     scores = kfac_scores(Unrolled(), [torch.randn(200, 6)])
     assert scores.layers["step"]
+
+
+def test_padding_does_not_count() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return (self.layer(x) * attention_mask[..., None]).sum(1)
+
+    torch.manual_seed(0)
+    net, x, mask = Tokens(), torch.randn(40, 6, 8), torch.ones(40, 6, dtype=torch.long)
+    mask[:, 4:] = 0
+    loud = torch.where(mask.bool()[..., None], x, 100 * x)
+    quiet, padded = (
+        kfac_scores(net, [{"x": value, "attention_mask": mask}]) for value in (x, loud)
+    )
+    assert quiet.layers == padded.layers

@@ -7,13 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.model_inputs import ModelInputs
 from tensorpress.schemes.layer_spec import CONVS
 from tensorpress.utils.tensor_hash import fingerprint
 
 CalibrationBatch = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
 """A batch as users give it: inputs, (inputs, labels), or arguments by name, as tokenizers do."""
+
+FORMS = (
+    "a batch is a Tensor of inputs, a pair (inputs, labels), inputs being a Tensor, a tuple of "
+    "arguments or a mapping from their names, or such a mapping"
+)
+"""The forms of a batch, for errors."""
 
 MASK = "attention_mask"
 """The argument, (examples, tokens), that says which tokens are no padding."""
@@ -25,20 +33,25 @@ class Batch:
 
     Attributes
     ----------
-    inputs : tuple of Tensor
-        Positional arguments of the model, the first axis being the batch.
+    inputs : tuple
+        Positional arguments of the model, the first axis of the first Tensor being the batch.
     labels : Tensor or None
         What the loss and the error compare the outputs to.
-    named : mapping from str to Tensor
+    named : mapping from str to Any
         Arguments by name. Where one is the mask of attention, padding is not looked at.
     """
 
-    inputs: tuple[Tensor, ...]
+    inputs: tuple[Any, ...]
     labels: Tensor | None
-    named: Mapping[str, Tensor] = field(default_factory=dict)
+    named: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> ModelInputs:
+        """All arguments of the model."""
+        return ModelInputs(self.inputs, self.named)
 
     def __len__(self) -> int:
-        return len(next(iter((*self.inputs, *self.named.values()))))
+        return self.arguments.batch
 
     def unpadded(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Return the tokens that are no padding, of the inputs or outputs of a layer.
@@ -47,7 +60,7 @@ class Batch:
         it is.
         """
         mask = self.named.get(MASK)
-        if mask is None or isinstance(layer, CONVS) or x.shape[:-1] != mask.shape:
+        if not isinstance(mask, Tensor) or isinstance(layer, CONVS) or x.shape[:-1] != mask.shape:
             return x
         return x[mask.bool()]
 
@@ -59,14 +72,15 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
     ----------
     batches : iterable
         Of Tensor, of pairs (inputs, labels) or of mappings, which are arguments by name but for
-        ``labels``. Inputs are a Tensor, or a tuple of them.
+        ``labels``. Inputs are a Tensor, a tuple of arguments, which may be nested or scalars beside
+        Tensors, or a mapping. Labels that are no Tensor are left out.
     model : nn.Module
         It decides the device.
 
     Raises
     ------
     InvalidArgumentError
-        For no batches, or something else.
+        For no batches, no examples, or something else.
 
     Examples
     --------
@@ -84,10 +98,10 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
 def digest(batches: Iterable[Batch]) -> str:
     """Return a fingerprint of all inputs and labels."""
     return fingerprint(
-        tensor
+        leaf if isinstance(leaf, Tensor) else torch.tensor(list(repr(leaf).encode()))
         for batch in batches
-        for tensor in (*batch.inputs, *dict(sorted(batch.named.items())).values(), batch.labels)
-        if tensor is not None
+        for leaf in tree_leaves((batch.inputs, dict(sorted(batch.named.items())), batch.labels))
+        if leaf is not None
     )
 
 
@@ -114,7 +128,7 @@ def outside_contexts() -> Iterator[None]:
 
 def run_model(model: nn.Module, batch: Batch) -> Any:
     """Run a forward pass and return whatever the model returns."""
-    return model(*batch.inputs, **batch.named)
+    return batch.arguments.run(model)
 
 
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
@@ -125,58 +139,42 @@ def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     InvalidArgumentError
         Where it returns something else.
     """
-    result = run_model(model, batch)
-    outputs = getattr(result, "logits", result)
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+    output = run_model(model, batch)
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
         raise InvalidArgumentError(
-            f"the model returns {type(outputs).__name__}, where a Tensor or an object with logits "
+            f"the model returns {type(output).__name__}, where a Tensor or an object with logits "
             "is expected: wrap it in a module that returns one"
         )
-    return outputs.float() if outputs.element_size() < 4 else outputs
+    return output.float() if output.element_size() < 4 else output
 
 
 def _batch(batch: CalibrationBatch, device: torch.device) -> Batch:
     if isinstance(batch, Mapping):
-        return _by_name(batch, device)
-    inputs, labels = (batch, None) if isinstance(batch, Tensor) else _pair(batch)
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    tensors = all(isinstance(value, Tensor) for value in arguments)
-    if not arguments or not tensors or not isinstance(labels, Tensor | None):
+        inputs: Any = {key: value for key, value in batch.items() if key != "labels"}
+        labels = batch.get("labels")
+    elif isinstance(batch, Tensor):
+        inputs, labels = batch, None
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        inputs, labels = batch
+    else:
         raise _misfit(batch)
-    if arguments[0].ndim == 0 or len(arguments[0]) == 0:
-        raise InvalidArgumentError("a batch of no examples cannot be measured on")
-    return Batch(
-        tuple(value.to(device) for value in arguments),
-        None if labels is None else labels.to(device),
-    )
-
-
-def _by_name(batch: Mapping[str, Any], device: torch.device) -> Batch:
-    named = {key: value for key, value in batch.items() if key != "labels"}
-    labels = batch.get("labels")
-    tensors = all(isinstance(value, Tensor) and value.ndim for value in named.values())
-    if not named or not tensors or not isinstance(labels, Tensor | None):
+    if not isinstance(labels, Tensor | list | tuple | Mapping | None):
         raise _misfit(batch)
-    if any(len(value) == 0 for value in named.values()):
-        raise InvalidArgumentError("a batch of no examples cannot be measured on")
-    mask = named.get(MASK)
-    if mask is not None and not bool(mask.any()):
+    try:
+        arguments = ModelInputs.parse(inputs)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{FORMS}: {error}") from None
+    mask = arguments.named.get(MASK)
+    if isinstance(mask, Tensor) and not bool(mask.any()):
         raise InvalidArgumentError(f"a batch with {MASK} all zero has nothing to measure on")
-    return Batch(
-        (),
-        None if labels is None else labels.to(device),
-        {key: value.to(device) for key, value in named.items()},
-    )
-
-
-def _pair(batch: object) -> tuple[Any, Any]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise _misfit(batch)
-    return batch[0], batch[1]
+    arguments = arguments.map(lambda x: x.to(device))
+    labels = labels.to(device) if isinstance(labels, Tensor) else None
+    return Batch(arguments.positional, labels, arguments.named)
 
 
 def _misfit(batch: object) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        "a batch is a Tensor of inputs, a pair (inputs, labels), inputs being a Tensor or a tuple "
-        f"of them, or a mapping from names of arguments to Tensors; got {type(batch).__name__}"
-    )
+    what = type(batch).__name__
+    if isinstance(batch, tuple | list):
+        what += f" of {', '.join(type(x).__name__ for x in batch)}"
+    return InvalidArgumentError(f"{FORMS}; got {what}")

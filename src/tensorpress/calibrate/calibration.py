@@ -13,6 +13,7 @@ from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.errors import CorruptFileError, DataNotFoundError
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.module_tree import unwrap
 
 FORMAT = "tensorpress-calibration 1"
 
@@ -64,6 +65,7 @@ class Calibration:
         InvalidArgumentError
             If there are no batches, or an input of a layer is not finite; the message names it.
         """
+        model = unwrap(model)
         return Calibration(input_moments(model, collect_batches(batches, model), seed=seed))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +20,7 @@ from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
 from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
 from tensorpress.planning.planner import PlanOptions
@@ -44,7 +45,7 @@ def press_checkpoint(
     plan: Plan | None = None,
     *,
     model: nn.Module | None = None,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
     processes: int = 1,
     executor: Executor | None = None,
     **options: Unpack[PlanOptions],
@@ -69,7 +70,7 @@ def press_checkpoint(
     model : nn.Module, optional
         A dense model of the architecture, which may be on the meta device. It is not needed if
         ``config.json`` names a model of transformers.
-    example_inputs : Tensor or sequence of Tensor, optional
+    example_inputs : Tensor, sequence or mapping, optional
         Arguments of one forward pass, as for `tensorpress.plan`, without a plan.
     processes : int
         Number of shards that are pressed at a time, each by a process with one thread. A script
@@ -163,14 +164,15 @@ def _make_plan(
     out: Path,
     dense: nn.Module,
     stored: Mapping[str, str],
-    example_inputs: Tensor | Sequence[Tensor] | None,
+    example_inputs: ExampleInputs | None,
     options: PlanOptions,
 ) -> Plan:
     """Return the plan of the first call with these options; a continued call reads it."""
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    inputs = None if inputs is None else [x.to("meta") for x in inputs]
+    inputs = None
+    if example_inputs is not None:
+        inputs = ModelInputs.parse(example_inputs).map(lambda x: x.to("meta"))
     subject = {"source": files.fingerprint, **{key: repr(x) for key, x in options.items()}}
-    subject["inputs"] = repr(inputs and [(tuple(x.shape), x.dtype) for x in inputs])
+    subject["inputs"] = str(inputs)
     digest = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
     # One folder for each set of options, so that a failed plan can be made again with others.
     jobs = JobFolder(out / JOBS / f"plan-{digest}", subject)

@@ -1,16 +1,25 @@
 """The command export."""
 
+from __future__ import annotations
+
+import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import tensorpress as tp
 from tensorpress.cli.options import Inputs, Json, Model, WeightFile
 from tensorpress.cli.output import print_json, print_line
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.export import Factors
 from tensorpress.report import formatting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
 
 
 def export_command(
@@ -28,13 +37,26 @@ def export_command(
             help="Weights stored as factors are written as dense ones, or kept as factors."
         ),
     ] = "materialize",
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dynamic",
+            help="An axis of any size beside the batch, INPUT.AXIS=NAME: 0.2=height is the third "
+            "axis of the first input; repeatable.",
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operators; torch's choice if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model as an ONNX file, and compare it with the model in onnxruntime.
 
     With a file or a folder, --model says what the dense model is where that is not known.
 
-    Example: tensorpress export pressed --onnx model.onnx
+    Axes of any size are compared at the sizes of the example inputs, and at twice these.
+
+    Example: tensorpress export pressed --onnx model.onnx --dynamic 0.2=height --dynamic 0.3=width
     """
     from tensorpress.cli.model_source import load_source, require_inputs
 
@@ -43,25 +65,69 @@ def export_command(
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of earlier tokens are no output of a file
     example = require_inputs(loaded, inputs or ())
-    file = tp.export_onnx(loaded.model, example, onnx, factors=factors)
+    shapes = None if dynamic is None else _parse_axes(dynamic, example)
+    file = tp.export_onnx(
+        loaded.model, example, onnx, factors=factors, dynamic_shapes=shapes, opset=opset
+    )
     difference = None
     if find_spec("onnxruntime") is not None:
         difference = tp.check_onnx(loaded.model, example, onnx)
+        if shapes is not None:
+            difference = max(difference, _check_twice(loaded.model, example, shapes, onnx))
     if as_json:
         print_json(
             {
                 "file": str(onnx),
                 "bytes": file.bytes,
                 "any_batch": file.any_batch,
+                "inputs": file.inputs,
                 "difference": difference,
             }
         )
         return
     batch = "any batch" if file.any_batch else f"batch {example[0].shape[0]} only"
     print_line(f"{onnx}: {' '.join(formatting.size(file.bytes))}, {batch}")
+    if shapes is not None:
+        for name, shape in file.inputs.items():
+            print_line(f"input {name}: {' x '.join(map(str, shape))}")
     if difference is None:
         print_line("not compared with the model: pip install onnxruntime")
     else:
         print_line(
             f"largest difference from the model in onnxruntime: {difference:.1e} of its output"
         )
+
+
+def _parse_axes(texts: Sequence[str], inputs: Sequence[Tensor]) -> list[dict[int, str]]:
+    """Return the names of the axes of any size of every input, that of the batch included."""
+    batch = len(inputs[0])
+    shapes = [{0: "batch"} if x.ndim and len(x) == batch else {} for x in inputs]
+    for text in texts:
+        match = re.fullmatch(r"(\d+)\.(\d+)=(\w+)", text)
+        if match is None:
+            raise InvalidArgumentError(f"--dynamic is INPUT.AXIS=NAME, as 0.2=height; got {text!r}")
+        place, axis, name = int(match[1]), int(match[2]), match[3]
+        if place >= len(inputs) or axis >= inputs[place].ndim:
+            known = ", ".join(str(tuple(x.shape)) for x in inputs)
+            raise InvalidArgumentError(
+                f"--dynamic {text}: the inputs, numbered from 0 as their axes are, have shapes "
+                f"{known}"
+            )
+        shapes[place][axis] = name
+    return shapes
+
+
+def _check_twice(
+    model: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[dict[int, str]], onnx: Path
+) -> float:
+    """Return the difference at twice the size of every axis that may have any size."""
+    import torch
+
+    larger, names = list(inputs), dict.fromkeys(name for axes in shapes for name in axes.values())
+    for place, axes in enumerate(shapes):
+        for axis in axes:
+            larger[place] = torch.cat([larger[place], larger[place]], axis)
+    try:
+        return tp.check_onnx(model, larger, onnx)
+    except TensorPressError as error:
+        raise type(error)(f"at twice the size of {', '.join(names)}: {error}") from error

@@ -112,7 +112,7 @@ def _press_model(
     from tensorpress.cli.model_source import write_origin
 
     model = dense.model
-    pressed = tp.press(model, plan, **options)
+    pressed = tp.press(model, plan, example_inputs=dense.inputs(model), **options)
     tp.save_checkpoint(pressed, out, plan)
     write_origin(out, dense.name)
     return _measure_costs(model, pressed, dense.inputs(model))

@@ -47,7 +47,8 @@ class Fidelity:
         Whether outputs are logits of tokens, (examples, tokens, vocabulary).
     agreement : float or None
         Share of the rows whose largest output is at the same place, where outputs are scores of
-        classes.
+        classes. Rows of length 1 are embeddings, and probabilities that do not add up to 1 are of
+        one question each, unless labels say that they are of classes.
     divergence : float or None
         Mean Kullback–Leibler divergence of the classes' probabilities, in nats, where outputs are
         logits.
@@ -82,6 +83,11 @@ class Fidelity:
         if self.agreement is not None:
             return f"{100 * self.agreement:.1f} % of the predictions agree, {error}: {level}"
         return f"{error}: {level}"
+
+    @property
+    def nearly_same(self) -> bool:
+        """Whether the outputs are so close that there is next to nothing to gain."""
+        return self._level == 0
 
     @property
     def usable(self) -> bool:
@@ -149,7 +155,7 @@ class Reference:
         self.has_logits = self._classes and any(
             float(outputs[0].min()) < 0 or float(outputs[0].max()) > 1 for outputs in self._outputs
         )
-        self._tokens = self.has_logits and self._outputs[0][0].ndim == 3
+        self.tokens = self.has_logits and self._outputs[0][0].ndim == 3
         self._energy = self._deviation()
 
     def compare(self, model: nn.Module) -> Fidelity:
@@ -162,7 +168,7 @@ class Reference:
                 sums.add_distance(expected, outputs, len(batch))
                 if self._classes:
                     sums.add_classes(expected[0], outputs[0], batch, self.has_logits)
-        return sums.fidelity(self._energy, self._classes, self.has_logits, self._tokens)
+        return sums.fidelity(self._energy, self._classes, self.has_logits, self.tokens)
 
     def _pairs(self) -> Iterable[tuple[list[Tensor], Batch]]:
         return zip(self._outputs, self.batches, strict=True)
@@ -253,7 +259,17 @@ def _are_scores(outputs: Sequence[Tensor], batch: Batch) -> bool:
     [first, *more] = outputs
     if more or first.ndim not in (2, 3) or first.shape[-1] < 2:
         return False
-    return first.ndim == 2 or _class_labels(first, batch) is not None or first.shape[-1] > 1000
+    if _class_labels(first, batch) is not None:
+        return True
+    return first.shape[-1] > 1000 if first.ndim == 3 else not _are_separate(first)
+
+
+def _are_separate(rows: Tensor) -> bool:
+    """Tell whether rows are no scores of one choice: of length 1, or probabilities of many."""
+    if torch.allclose(rows.norm(dim=1), rows.new_ones(()), atol=1e-3):
+        return True  # embeddings
+    probabilities = float(rows.min()) >= 0 and float(rows.max()) <= 1
+    return probabilities and not torch.allclose(rows.sum(1), rows.new_ones(()), atol=1e-3)
 
 
 def _class_labels(scores: Tensor, batch: Batch) -> Tensor | None:

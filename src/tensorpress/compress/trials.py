@@ -119,20 +119,24 @@ class Task:
 
         def curvature(of: Curvature) -> Scores:
             return kfac_scores(
-                self.model, data, of=of, targets=self.targets, skip=self.skip, seed=self.seed
+                self.model,
+                data,
+                of=of,
+                scheme="auto",
+                targets=self.targets,
+                skip=self.skip,
+                seed=self.seed,
             )
 
         def energies() -> Scores:
-            return response_energies(
-                self.model, data, targets=self.targets, skip=self.skip, seed=self.seed
-            )
+            return response_energies(self.model, data, targets=self.targets, skip=self.skip)
 
         criteria: dict[str, Callable[[], AllocationRule | Scores]] = {
             "curvature of the outputs": lambda: curvature("outputs"),
             "response energy": energies,
             "weight error": lambda: "error",
         }
-        if self.reference.has_logits:
+        if self.reference.tokens:
             criteria["curvature of the loss"] = lambda: curvature("loss")
         return criteria
 
@@ -141,11 +145,10 @@ class Task:
         if criterion not in self._scores:
             self._scores[criterion] = self.criteria[criterion]()
         allocation = self._scores[criterion]
-        scored = isinstance(allocation, Scores)
         return plan(
             self.model,
             self.inputs or None,
-            scheme="channel_svd" if scored else "auto",
+            scheme="channel_svd" if criterion == "response energy" else "auto",
             allocation=allocation,
             budget=budget,
             targets=self.targets,
@@ -155,13 +158,22 @@ class Task:
     def estimate(self, made: Plan) -> float | None:
         """Return the error of the outputs that the curvature adds up for a plan."""
         name = "curvature of the outputs"
-        if self.reference is None or any(x.scheme != "channel_svd" for x in made.layers):
+        if self.reference is None:
             return None
         scores = self._scores.get(name)
         if not isinstance(scores, Scores):
             return None
-        known = [{x.ranks: x.score for x in scores.choices(layer.name)} for layer in made.layers]
-        lost = [table.get(layer.ranks) for table, layer in zip(known, made.layers, strict=True)]
+        lost = [
+            next(
+                (
+                    choice.score
+                    for choice in scores.choices(layer.name)
+                    if (choice.scheme, choice.ranks) == (layer.scheme, layer.ranks)
+                ),
+                None,
+            )
+            for layer in made.layers
+        ]
         return None if None in lost else sqrt(sum(cast(list[float], lost)))
 
     def press(self, made: Plan) -> nn.Module:
@@ -239,12 +251,17 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
 
 
 def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Attempt]:
-    """Yield the coded model, and models pressed before they are coded as long as that helps."""
+    """Yield the coded model, and models pressed before they are coded as long as that helps.
+
+    Nothing is pressed where coding leaves the outputs nearly the same, or nothing compares them.
+    """
     limit = int(task.limit.resolve(count_bytes(task.model)))
     with TemporaryDirectory() as folder:
         best = coded = _code(task, "coding", None, limit, Path(folder))
         yield coded
         for share in SHARES:
+            if _nothing_to_gain(best):
+                break
             name = f"{100 * share:.0f} % of the parameters, coded"
             began = time.perf_counter()
             try:
@@ -260,6 +277,13 @@ def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Att
         if out is not None and best.trial.failure is None:
             with replace_file(out) as temporary:
                 temporary.write_bytes((Path(folder) / best.trial.name).read_bytes())
+
+
+def _nothing_to_gain(attempt: Attempt) -> bool:
+    fidelity = attempt.trial.fidelity
+    if attempt.trial.failure is not None:
+        return False
+    return fidelity is None or fidelity.nearly_same
 
 
 def _nearest_plan(task: Task, budget: str) -> Plan:

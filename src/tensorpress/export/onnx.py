@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +14,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.export.dynamic_shapes import ShapesCollection
 from torch.utils._pytree import tree_leaves
 
 from tensorpress.errors import (
@@ -23,9 +22,12 @@ from tensorpress.errors import (
     unknown_name,
 )
 from tensorpress.export import Factors
+from tensorpress.export.dynamic_shapes import batch_shapes, bind_arguments, prepare
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.press.press import materialize
 from tensorpress.schemes.parametrization import factorized_weight
+from tensorpress.utils.module_tree import unwrap
 
 _MAX_FOLDED = 64  # entries by which folding may enlarge a constant
 
@@ -43,32 +45,40 @@ class OnnxFile:
         Bytes of both files together.
     any_batch : bool
         Whether the file runs on batches of any size, or only of the example's size.
+    inputs : mapping of str to tuple
+        The shape of every input by its name; an axis of any size is a text.
     """
 
     path: Path
     bytes: int
     any_batch: bool
+    inputs: Mapping[str, tuple[int | str, ...]]
 
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     path: str | os.PathLike[str],
     *,
     factors: Factors = "materialize",
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    opset: int | None = None,
 ) -> OnnxFile:
     """Write a model, pressed or dense, as an ONNX file.
 
-    The first axis of the file's inputs, the batch, may have any size. If the model itself fixes
-    it, the file has the example's size, and a warning says the reason. The onnx package checks the
-    file before it replaces a file at ``path``.
+    Unless ``dynamic_shapes`` says which axes may have any size, it is the first one of the file's
+    inputs, the batch. If the model itself fixes it, the file has the example's size, and a warning
+    says the reason. The onnx package checks the file before it replaces a file at ``path``.
 
     Parameters
     ----------
     model : nn.Module
         The model, which is written as it computes in eval mode and left untouched.
-    example_inputs : Tensor or sequence of Tensor
-        Positional arguments of one forward pass; the first axis of each is the batch.
+    example_inputs : Tensor, sequence or mapping
+        Arguments of one forward pass, the only one, several by position, or by name; the first axis
+        is the batch. Every Tensor in them is an input of the file, in the order of the model's
+        arguments, and all other values are fixed.
     path : path-like
         The file to write or replace.
     factors : {"materialize", "keep"}
@@ -76,17 +86,25 @@ def export_onnx(
         as its factors and the products that rebuild it. The latter gives a small file, whose
         weights a runtime rebuilds as it loads the file. Chains of layers and TT layers are written
         as they are in both cases.
+    dynamic_shapes : sequence or mapping, optional
+        The axes that may have any size, as `torch.export.export` takes them: for every argument a
+        mapping from axes. A text such as ``{0: "batch", 2: "height"}`` is the name of an axis of
+        any size that the model takes; a `torch.export.Dim` has bounds.
+    input_names : sequence of str, optional
+        Names of the file's inputs, by default those of the model's arguments.
+    opset : int, optional
+        Version of ONNX's operators; by default the one that torch writes.
 
     Returns
     -------
     OnnxFile
-        Path, size and kind of batches of the file.
+        Path, size and inputs of the file.
 
     Raises
     ------
     InvalidArgumentError
         If ``factors`` is unknown, the model does not run on the inputs, torch cannot export the
-        model, or the file cannot be written.
+        model, or not with these axes or operators, or the file cannot be written.
     TensorPressError
         If the packages of ``pip install tensorpress[export]`` are not installed.
 
@@ -99,28 +117,47 @@ def export_onnx(
     >>> small = export_onnx(pressed, torch.ones(3, 64), f"{folder}/small.onnx", factors="keep")
     >>> small.any_batch, dense.bytes - small.bytes > 3 * 64 * 64
     (True, True)
+
+    >>> net, axes = nn.Conv2d(3, 4, 3, stride=2), {0: "batch", 2: "height", 3: "width"}
+    >>> file = export_onnx(net, torch.ones(1, 3, 9, 9), f"{folder}/c.onnx", dynamic_shapes=[axes])
+    >>> file.inputs
+    {'input': ('batch', 3, 'height', 'width')}
     """
     if factors not in get_args(Factors):
         raise unknown_name("choice of factors", factors, get_args(Factors))
     onnx, optimizer = import_extra("onnx"), import_extra("onnxscript.optimizer")
     passes = import_extra("onnx_ir.passes.common")
-    inputs = as_tuple(example_inputs)
+    model, inputs = unwrap(model), ModelInputs.parse(example_inputs)
+    inputs = bind_arguments(model, inputs)
+    if input_names is not None and len(input_names) != len(inputs.tensors):
+        raise InvalidArgumentError(
+            f"the file has {len(inputs.tensors)} inputs, got {len(input_names)} input_names"
+        )
     if factors == "materialize" and any(map(factorized_weight, model.modules())):
         model = materialize(model)
     target = Path(path)
     with _temporary_folder(target) as folder:
         with evaluation_mode(model), torch.no_grad():
             run_on_inputs(model, inputs)
-            traced, obstacle = _trace(model, inputs)
+            traced, names, obstacle = _trace(model, inputs, dynamic_shapes)
         # With gradients, the exporter would decompose attention.
         with _silence(), torch.no_grad():
             try:
-                program = torch.onnx.export(traced, dynamo=True, optimize=False, verbose=False)
-            except torch.onnx.errors.OnnxExporterError as error:
+                program = torch.onnx.export(
+                    traced,
+                    dynamo=True,
+                    optimize=False,
+                    verbose=False,
+                    input_names=input_names,
+                    opset_version=opset,
+                    dynamic_shapes=tuple(names) if any(names) else None,
+                )
+            except (torch.onnx.errors.OnnxExporterError, ValueError) as error:
                 raise InvalidArgumentError(
                     f"the model cannot be written as ONNX: {shorten(_root_cause(error))}"
                 ) from error
             assert program is not None
+            _check_opset(program.model, opset)
             _drop_zero_biases(program.model)
             # By default torch would multiply factors out to weights of up to 512×512 entries.
             optimizer.optimize(program.model, output_size_limit=_MAX_FOLDED)
@@ -132,12 +169,9 @@ def export_onnx(
             size = _move_files(folder, target)
     if obstacle is not None:
         warnings.warn(f"{target} takes only the example's batch size: {obstacle}", stacklevel=2)
-    return OnnxFile(target, size, any_batch=obstacle is None)
-
-
-def as_tuple(inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the positional arguments of a forward pass."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    shapes = {str(value.name): _shape(value) for value in program.model.graph.inputs}
+    first = next((shape for shape in shapes.values() if shape), ())
+    return OnnxFile(target, size, any(isinstance(axis, str) for axis in first[:1]), shapes)
 
 
 def import_extra(name: str) -> Any:
@@ -151,7 +185,7 @@ def import_extra(name: str) -> Any:
         ) from error
 
 
-def run_on_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def run_on_inputs(model: nn.Module, inputs: ModelInputs) -> list[Tensor]:
     """Run a model and return the tensors of its output, in the order of the file's outputs.
 
     Raises
@@ -160,9 +194,9 @@ def run_on_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         If the model does not run on the inputs.
     """
     try:
-        output = model(*inputs)
+        output = inputs.run(model)
     except Exception as error:  # a user's model may raise anything
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
         raise InvalidArgumentError(
             f"the model does not run on inputs of shapes {shapes}: {shorten(error)}"
         ) from error
@@ -170,34 +204,43 @@ def run_on_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _trace(
-    model: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[torch.export.ExportedProgram, str | None]:
-    """Return the exported program, and the reason if its batch size is fixed.
-
-    Torch treats an axis of size 1 as one that always has this size: such a batch is doubled.
-    """
-    size = inputs[0].shape[0] if inputs and inputs[0].ndim else None
-    has_batch = [bool(x.ndim) and x.shape[0] == size for x in inputs]
-    examples = tuple(
-        torch.cat([x, x]) if batched and size == 1 else x
-        for x, batched in zip(inputs, has_batch, strict=True)
-    )
-    shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]
-    batch = torch.export.Dim("batch")
-    for x, batched in zip(examples, has_batch, strict=True):
-        if batched:
-            shapes[x] = {0: batch}
+    model: nn.Module, inputs: ModelInputs, shapes: Any
+) -> tuple[torch.export.ExportedProgram, list[dict[int, str]], str | None]:
+    """Return the exported program, names of axes, and the reason if its batch size is fixed."""
+    dynamic = prepare(model, inputs, batch_shapes(model, inputs) if shapes is None else shapes)
     with _silence():
         try:
-            return torch.export.export(model, examples, dynamic_shapes=shapes, strict=False), None
+            return _export(model, dynamic.inputs, dynamic.shapes), dynamic.names, None
         except Exception as error:  # torch raises many classes for models that it cannot trace
             obstacle = shorten(error)
+            if shapes is not None:
+                raise InvalidArgumentError(
+                    f"torch cannot export this model with these dynamic_shapes: {obstacle}"
+                ) from error
         try:
-            return torch.export.export(model, inputs, strict=False), obstacle
+            return _export(model, inputs, None), [], obstacle
         except Exception as error:
             raise InvalidArgumentError(
                 f"torch cannot export this model: {shorten(error)}"
             ) from error
+
+
+def _export(model: nn.Module, inputs: ModelInputs, shapes: Any) -> torch.export.ExportedProgram:
+    named = dict(inputs.named)
+    return torch.export.export(model, inputs.positional, named, dynamic_shapes=shapes, strict=False)
+
+
+def _check_opset(model: Any, opset: int | None) -> None:
+    version = model.opset_imports[""]
+    if opset is not None and version != opset:
+        raise InvalidArgumentError(
+            f"the model cannot be written with operators of version {opset}, but with {version}"
+        )
+
+
+def _shape(value: Any) -> tuple[int | str, ...]:
+    """Return the shape of an input of a file, with texts for axes of any size."""
+    return tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
 
 
 def _drop_zero_biases(model: Any) -> None:

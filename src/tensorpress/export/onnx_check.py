@@ -1,19 +1,21 @@
 """The comparison of an ONNX file with the model from which it was written."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
-from tensorpress.export.onnx import as_tuple, import_extra, run_on_inputs, shorten
+from tensorpress.export.dynamic_shapes import bind_arguments
+from tensorpress.export.onnx import import_extra, run_on_inputs, shorten
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
+from tensorpress.utils.module_tree import unwrap
 
 
 def check_onnx(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | os.PathLike[str]
+    model: nn.Module, example_inputs: ExampleInputs, path: str | os.PathLike[str]
 ) -> float:
     """Return the relative difference between an ONNX file's outputs and the model's.
 
@@ -23,8 +25,8 @@ def check_onnx(
     ----------
     model : nn.Module
         The model that the file was written from; it is run in eval mode.
-    example_inputs : Tensor or sequence of Tensor
-        Positional arguments of one forward pass.
+    example_inputs : Tensor, sequence or mapping
+        Arguments of one forward pass, of the sizes that are to be compared.
     path : path-like
         The ONNX file.
 
@@ -53,7 +55,9 @@ def check_onnx(
     True
     """
     runtime = import_extra("onnxruntime")
-    inputs = as_tuple(example_inputs)
+    model = unwrap(model)
+    inputs = bind_arguments(model, ModelInputs.parse(example_inputs))
+    tensors = inputs.tensors
     if not Path(path).is_file():
         raise DataNotFoundError(f"there is no file {path}")
     options = runtime.SessionOptions()
@@ -65,9 +69,9 @@ def check_onnx(
     with evaluation_mode(model), torch.no_grad():
         expected = run_on_inputs(model, inputs)
     names = [value.name for value in session.get_inputs()]
-    if len(names) != len(inputs):
-        raise ModelMismatchError(f"{path} takes {len(names)} inputs ({names}), not {len(inputs)}")
-    values = {name: x.detach().cpu().numpy() for name, x in zip(names, inputs, strict=True)}
+    if len(names) != len(tensors):
+        raise ModelMismatchError(f"{path} takes {len(names)} inputs ({names}), not {len(tensors)}")
+    values = {name: x.detach().cpu().numpy() for name, x in zip(names, tensors, strict=True)}
     try:
         outputs = [torch.as_tensor(value) for value in session.run(None, values)]
     except Exception as error:

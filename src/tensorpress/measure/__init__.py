@@ -1,12 +1,12 @@
 """Measurement of models: parameters, multiply–accumulates and time."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from tensorpress.measure.cost import count_macs, count_params
 from tensorpress.measure.latency import measure_latencies
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 
 __all__ = ["Measurement", "count_macs", "count_params", "measure", "measure_latencies"]
 
@@ -34,15 +34,16 @@ class Measurement:
         return asdict(self)
 
 
-def measure(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Measurement:
+def measure(model: nn.Module, example_inputs: ExampleInputs) -> Measurement:
     """Measure the parameters, multiply–accumulates and time of a model on example inputs.
 
     Parameters
     ----------
     model : nn.Module
         The model, which runs in eval mode without gradients and then returns to its mode.
-    example_inputs : Tensor or sequence of Tensor
-        Arguments of one forward pass, whose first axis is the batch.
+    example_inputs : Tensor, sequence or mapping
+        Arguments of one forward pass, whose first axis is the batch: the only one, several by
+        position, or by name.
 
     Examples
     --------
@@ -50,6 +51,6 @@ def measure(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Meas
     >>> measure(nn.Linear(30, 10), torch.zeros(2, 30)).macs
     300
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = ModelInputs.parse(example_inputs)
     time_ms = measure_latencies([model], inputs)[0]
     return Measurement(count_params(model), count_macs(model, inputs), time_ms)

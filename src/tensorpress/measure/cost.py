@@ -1,13 +1,14 @@
 """Exact costs: stored parameters and multiply-accumulates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.schemes.parametrization import FactorizedWeight
 
 
@@ -22,7 +23,7 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+def count_macs(model: nn.Module, inputs: ExampleInputs) -> int:
     """Return the multiply–accumulates of a forward pass per example.
 
     torch counts them on the operations that run, which are convolutions and matrix products.
@@ -34,8 +35,8 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     ----------
     model : nn.Module
         The model, which runs in eval mode without gradients.
-    inputs : sequence of Tensor
-        Arguments of one forward pass, whose first axis is the batch.
+    inputs : Tensor, sequence or mapping
+        Arguments of one forward pass, whose first axis is the batch; see `ModelInputs.parse`.
 
     Examples
     --------
@@ -43,6 +44,7 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     13824
     """
     mapping = {torch.ops.aten._trilinear: _bilinear_flops}
+    arguments = ModelInputs.parse(inputs)
     with (
         evaluation_mode(model),
         torch.no_grad(),
@@ -50,8 +52,8 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> int:
         FlopCounterMode(display=False, custom_mapping=mapping) as counter,
         _rebuilding_flops(model, counter) as rebuilding,
     ):
-        model(*inputs)
-    return int(counter.get_total_flops() - sum(rebuilding)) // (2 * inputs[0].shape[0])
+        arguments.run(model)
+    return int(counter.get_total_flops() - sum(rebuilding)) // (2 * arguments.batch)
 
 
 @contextmanager

@@ -8,16 +8,17 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 
 NORMAL = 0.93
 """Standard error of a median times √n, in units of the quartile distance, of normal values."""
 
 
 def measure_latencies(
-    models: Sequence[nn.Module], inputs: Sequence[Tensor], *, repeats: int = 15
+    models: Sequence[nn.Module], inputs: ExampleInputs, *, repeats: int = 15
 ) -> list[float]:
     """Return the median time of a forward pass of every model, in milliseconds.
 
@@ -27,8 +28,8 @@ def measure_latencies(
     ----------
     models : sequence of nn.Module
         The models, which run in eval mode without gradients.
-    inputs : sequence of Tensor
-        Arguments of one forward pass.
+    inputs : Tensor, sequence or mapping
+        Arguments of one forward pass; see `ModelInputs.parse`.
     repeats : int
         Number of timed passes of every model, after two passes that are not timed.
 
@@ -42,7 +43,7 @@ def measure_latencies(
 
 def time_passes(
     models: Sequence[nn.Module],
-    inputs: Sequence[Tensor],
+    inputs: ExampleInputs,
     *,
     repeats: int = 15,
     least: int = 5,
@@ -59,8 +60,8 @@ def time_passes(
     ----------
     models : sequence of nn.Module
         The models, which run in eval mode without gradients.
-    inputs : sequence of Tensor
-        Arguments of one forward pass.
+    inputs : Tensor, sequence or mapping
+        Arguments of one forward pass; see `ModelInputs.parse`.
     repeats : int
         Largest number of rounds.
     least : int
@@ -86,6 +87,7 @@ def time_passes(
     4
     """
     times: list[list[float]] = [[] for _ in models]
+    arguments = ModelInputs.parse(inputs)
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluation_mode(model))
@@ -97,7 +99,7 @@ def time_passes(
             ):
                 break
             for place in range(len(models))[:: -1 if turn % 2 else 1]:
-                elapsed = _time_pass(models[place], inputs, clock)
+                elapsed = _time_pass(models[place], arguments, clock)
                 if turn >= 0:
                     times[place].append(1000 * elapsed)
     return times
@@ -114,11 +116,11 @@ def _uncertainty(times: Sequence[Sequence[float]]) -> float:
     return float(errors.max())
 
 
-def _time_pass(model: nn.Module, inputs: Sequence[Tensor], clock: Callable[[], float]) -> float:
-    device = inputs[0].device
+def _time_pass(model: nn.Module, inputs: ModelInputs, clock: Callable[[], float]) -> float:
+    device = inputs.tensors[0].device
     _synchronize(device)
     start = clock()
-    model(*inputs)
+    inputs.run(model)
     _synchronize(device)
     return clock() - start
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.schemes.layer_spec import Call, LayerSpec
 
 
 def record_inputs(
-    model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str]
+    model: nn.Module, inputs: ExampleInputs, names: Sequence[str]
 ) -> dict[str, tuple[torch.Size, ...]]:
     """Return the shape of the first argument of every call of some modules.
 
@@ -22,8 +23,8 @@ def record_inputs(
     ----------
     model : nn.Module
         The model, which runs once in eval mode without gradients and may be on the meta device.
-    inputs : sequence of Tensor
-        Arguments of one forward pass.
+    inputs : Tensor, sequence or mapping
+        Arguments of one forward pass; see `ModelInputs.parse`.
     names : sequence of str
         The names of the modules.
 
@@ -43,6 +44,7 @@ def record_inputs(
     >>> record_inputs(net, [torch.zeros(2, 3, 9, 9)], ["0"])
     {'0': (torch.Size([2, 3, 9, 9]),)}
     """
+    arguments = ModelInputs.parse(inputs)
     shapes: dict[str, list[torch.Size]] = {name: [] for name in names}
 
     def make_hook(name: str) -> Callable[..., None]:
@@ -61,11 +63,10 @@ def record_inputs(
             )
             stack.callback(hook.remove)
         try:
-            model(*inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            shown = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in inputs)
+            arguments.run(model)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InvalidArgumentError(
-                f"the model does not take the example inputs [{shown}]: {error}"
+                f"the model does not take the example inputs [{arguments}]: {error}"
             ) from error
     return {name: tuple(calls) for name, calls in shapes.items()}
 

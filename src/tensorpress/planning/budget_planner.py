@@ -78,7 +78,7 @@ def plan_within_budget(
             candidates[name] = layer, usable
         else:
             unpressed[name] = reason
-    if limit.kind in ("macs", "latency") and not dense.inputs:
+    if limit.kind in ("macs", "latency") and dense.inputs is None:
         raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
     allot = _allot_latency if limit.kind == "latency" else _allot_count
     pressed, choices = allot(limit, dense, candidates, fixed, rule, round_to)
@@ -157,7 +157,9 @@ def _allot_latency(
     models are then built and timed until one meets the budget. A layer that pressing makes slower
     stays dense.
     """
-    timer = LayerTimer(next(dense.module.parameters()), dense.inputs, round_to=round_to)
+    assert dense.inputs is not None
+    like = next(dense.module.parameters())
+    timer = LayerTimer(like, dense.inputs.tensors, round_to=round_to)
 
     def cost(plan: LayerPlan) -> float:
         shapes = dense.layers[plan.name].inputs

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import count_macs, count_params
 from tensorpress.measure.layer_calls import record_inputs
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning.budget import Budget
 from tensorpress.planning.layers import (
     Layer,
@@ -101,8 +102,8 @@ class DenseModel:
     ----------
     module : nn.Module
         The model.
-    inputs : tuple of Tensor
-        Arguments of a forward pass, or none.
+    inputs : ModelInputs or None
+        Arguments of a forward pass.
     params, bytes : int
         Number of parameters, and bytes of parameters and buffers.
     macs : int or None
@@ -116,7 +117,7 @@ class DenseModel:
     """
 
     module: nn.Module
-    inputs: tuple[Tensor, ...]
+    inputs: ModelInputs | None
     params: int
     bytes: int
     macs: int | None
@@ -127,7 +128,7 @@ class DenseModel:
     @staticmethod
     def from_module(
         model: nn.Module,
-        example_inputs: Tensor | Sequence[Tensor] | None,
+        example_inputs: ExampleInputs | None,
         weights: Weights | None,
     ) -> "DenseModel":
         """Return the description of a model, which runs once if there are inputs.
@@ -136,8 +137,8 @@ class DenseModel:
         ----------
         model : nn.Module
             The model; its weights may be on the meta device.
-        example_inputs : Tensor or sequence of Tensor, optional
-            Arguments of one forward pass.
+        example_inputs : Tensor, sequence or mapping, optional
+            Arguments of one forward pass; see `ModelInputs.parse`.
         weights : callable, optional
             Function that returns the weight of a layer by its name, if the model has no values.
 
@@ -146,15 +147,13 @@ class DenseModel:
         InvalidArgumentError
             For inputs that the model does not take, or a layer that has no shape yet.
         """
-        if isinstance(example_inputs, Tensor):
-            example_inputs = (example_inputs,)
-        inputs = tuple(example_inputs or ())
+        inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
         model = fold(model)
         shapes, unpressed = find_pressable(model)
         shapes_in: Mapping[str, tuple[torch.Size, ...]] = {}
         read: set[str] = set()
         places = {name: locate_weight(model, name) for name in shapes}
-        if inputs:
+        if inputs is not None:
             modules = {name: layer for name, (layer, key) in places.items() if key == "weight"}
             with record_readers(modules) as read:
                 shapes_in = record_inputs(model, inputs, list(modules))
@@ -167,7 +166,7 @@ class DenseModel:
                 {form: reasons[name] for form, reasons in obstacles.items() if name in reasons},
                 shapes_in.get(name, ()),
                 weights,
-                inputs[0].shape[0] if inputs else 1,
+                inputs.batch if inputs is not None else 1,
                 places[name][1],
             )
             for name, shape in shapes.items()
@@ -178,7 +177,7 @@ class DenseModel:
             inputs,
             count_params(model),
             sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-            count_macs(model, inputs) if inputs else None,
+            count_macs(model, inputs) if inputs is not None else None,
             layers,
             unpressed,
             find_vectors(model),

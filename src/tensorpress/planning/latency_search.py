@@ -1,12 +1,13 @@
 """The search for a model whose measured latency meets a target."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
 
-from torch import Tensor, nn
+from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.latency import measure_latencies, time_passes
+from tensorpress.measure.model_inputs import ExampleInputs
 
 TRIES = 8
 """Largest number of models that are measured."""
@@ -24,7 +25,7 @@ NARROW = 0.005
 def fit_latency(
     build: Callable[[float], nn.Module],
     dense: nn.Module,
-    inputs: Sequence[Tensor],
+    inputs: ExampleInputs,
     target: float,
     *,
     relative: bool,
@@ -44,7 +45,7 @@ def fit_latency(
         values that is predicted to take at most that share.
     dense : nn.Module
         The dense model.
-    inputs : sequence of Tensor
+    inputs : Tensor, sequence or mapping
         Arguments of one forward pass.
     target : float
         The longest time that is allowed: a share of the dense model's, or milliseconds.

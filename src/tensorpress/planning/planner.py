@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TypedDict, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.budget_planner import plan_within_budget
 from tensorpress.planning.budget_rules import AllocationRule
@@ -28,6 +29,7 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.schemes.scheme import Ranks
+from tensorpress.utils.module_tree import unwrap
 
 AUTO_NAME = "auto"
 
@@ -59,7 +61,7 @@ class PlanOptions(TypedDict, total=False):
 
 def plan(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
     *,
     scheme: str | Sequence[str] = AUTO_NAME,
     ranks: Ranks | None = None,
@@ -79,9 +81,11 @@ def plan(
     Parameters
     ----------
     model : nn.Module
-        Any model. The plan names the layers that stay dense, with the reason.
-    example_inputs : Tensor or sequence of Tensor, optional
-        Arguments of one forward pass, the first axis being the batch: for MACs and latency.
+        Any model. The plan names the layers that stay dense, with the reason. One that is compiled
+        or in a DataParallel is planned under its own names.
+    example_inputs : Tensor, sequence or mapping, optional
+        Arguments of one forward pass, the first axis being the batch, for MACs and latency: the
+        only one, several by position, or by name. They may be nested, and scalars beside Tensors.
     scheme : str or sequence of str
         A name of `SCHEMES`, or several, from which every layer gets the one with the least error at
         its cost; "auto" stands for the schemes whose error follows from spectra.
@@ -138,7 +142,7 @@ def plan(
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InvalidArgumentError(f"round_to must be a positive number, got {round_to!r}")
     limit = None if budget is None else parse_budget(budget)
-    dense = DenseModel.from_module(model, example_inputs, weights)
+    dense = DenseModel.from_module(unwrap(model), example_inputs, weights)
     layers, unpressed = dense.select_layers(targets, skip)
     chosen: Sequence[LayerPlan]
     if limit is not None and scheme_named(schemes[0]).joint:

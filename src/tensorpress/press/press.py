@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning.plan import Plan
 from tensorpress.press.parallel import decompose_each
 from tensorpress.press.plan_checks import check_plan, find_layer
+from tensorpress.press.trial_run import check_runs
 from tensorpress.press.unpress import dense_weight, rebuild_dense
 from tensorpress.reconstruct.layerwise import Reconstruct, check_reconstruction, reconstruction
 from tensorpress.schemes.folding import fold, fold_inplace
@@ -26,7 +28,7 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.parametrization import factorized_weights
 from tensorpress.schemes.pressed_layer import Pressed, layer_factors
 from tensorpress.utils.executors import open_executor
-from tensorpress.utils.module_tree import ModuleTree, copy_model, locate_weight
+from tensorpress.utils.module_tree import ModuleTree, copy_model, locate_weight, unwrap
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -39,6 +41,7 @@ def press(
     *,
     init: Init = "decompose",
     seed: int = 0,
+    example_inputs: ExampleInputs | None = None,
     calibration: Iterable[CalibrationBatch] | Calibration | None = None,
     reconstruct: Reconstruct | None = None,
     inplace: bool = False,
@@ -59,7 +62,8 @@ def press(
     Parameters
     ----------
     model : nn.Module
-        The model, unchanged unless ``inplace``.
+        The model, unchanged unless ``inplace``. Of one that is compiled or in a DataParallel, the
+        model within is pressed.
     plan : Plan
         The plan, from `tensorpress.plan` or a file.
     init : {"decompose", "glorot", "kaiming"}
@@ -68,13 +72,16 @@ def press(
     seed : int
         Seed of the drawn factors, with one stream for each layer, and of the positions that
         calibration samples.
+    example_inputs : Tensor, sequence or mapping, optional
+        Arguments of one forward pass, as for `tensorpress.plan`, on which the pressed model runs
+        once before it is returned; by default the first batch of calibration.
     calibration : iterable or Calibration, optional
-        Batches of inputs (a Tensor or a tuple of them), of pairs (inputs, labels) whose labels are
-        ignored, or of mappings from names of arguments to Tensors, whose padding is ignored if
-        there is a mask of attention. Linear layers and convolutions that become chains or sums are
-        then fitted to the responses of the dense model, one after the other in the order of their
-        calls; other layers start from their weights. A `tensorpress.Calibration` has all that
-        "inputs" needs but the statistics of batch norms.
+        Batches of inputs (a Tensor or a tuple of arguments, which may be nested), of pairs (inputs,
+        labels) whose labels are ignored, or of mappings from names of arguments, whose padding is
+        ignored if there is a mask of attention. Linear layers and convolutions that become chains
+        or sums are then fitted to the responses of the dense model, one after the other in the
+        order of their calls; other layers start from their weights. A `tensorpress.Calibration` has
+        all that "inputs" needs but the statistics of batch norms.
     reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
         What is fitted to calibration data; by default "linear", with a Calibration "inputs".
         norms: the statistics of batch norms only; refit: the last factor and the bias only;
@@ -107,7 +114,8 @@ def press(
     InvalidArgumentError
         For NaN or infinite weights, hooks that would be lost or ranks that do not fit (naming the
         layer), an unknown initialization, several processes for weights that are not on the CPU, or
-        options that do not go together with calibration.
+        options that do not go together with calibration; or if the pressed model fails on the
+        example inputs or the first batch.
     TensorPressError
         If one of several processes is killed.
 
@@ -116,8 +124,9 @@ def press(
     `copy.deepcopy`, `state_dict`, ``to``, `torch.compile` and `torch.export` work on the result.
     `torch.save` of the whole module works unless a weight is rebuilt from factors (ada_tucker,
     scada_tucker, tt_weight), because torch does not pickle parametrizations; their `state_dict` can
-    be saved, and the dense model pressed by the same plan loads it. `torch.fx.symbolic_trace`
-    cannot follow a tensor train of a matrix.
+    be saved, and the dense model pressed by the same plan loads it. `torch.jit.script` takes chains
+    of layers, but no tensor train of a matrix and no weight that is rebuilt: `torch.jit.trace`
+    takes these as well.
 
     References
     ----------
@@ -143,6 +152,7 @@ def press(
     """
     if init not in get_args(Init):
         raise unknown_name("initialization", init, get_args(Init))
+    model = unwrap(model)
     if inplace:
         fold_inplace(model)
     else:
@@ -153,6 +163,7 @@ def press(
     parallel = processes != 1 or executor is not None
     _check_devices(model, plan, parallel)
     check_reconstruction(reconstruct, calibration is not None, init, parallel)
+    inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
     target = model if inplace else _copy(model, plan)
     start, builder, console = time.perf_counter(), _ModelBuilder(target), Console()
     with (
@@ -163,6 +174,8 @@ def press(
             start_values = _make_start_values(target, plan, init, seed, workers)
         else:
             fit = reconstruction(target, calibration, reconstruct, seed)
+            if inputs is None and fit.batches:
+                inputs = fit.batches[0].arguments
             start_values = fit.values(target, plan.layers, partial(_layer_weight, target))
         total = len(plan.layers)
         try:
@@ -173,6 +186,8 @@ def press(
                 raise
             done = f"{builder.done} of {total} layers of the model are pressed already"
             raise type(error)(f"{error} ({done})") from None
+    if inputs is not None:
+        check_runs(builder.model, inputs)
     logger.info(
         "pressed %d layers in %.1f s: %s parameters became %s",
         *(total, time.perf_counter() - start, f"{plan.dense_params:,}", f"{plan.params:,}"),

@@ -49,14 +49,14 @@ class PressedLayer(nn.Sequential, Composed):
         """The index of the last kernel."""
         return (len(self) - 1,)
 
-    def bias_parameter(self) -> nn.Parameter | None:
-        """Return the bias of the last layer."""
-        return self[-1]._parameters.get("bias")
+    def bias_module(self) -> nn.Module:
+        """Return the last layer."""
+        return self[-1]
 
     def kernels(self) -> list[Tensor]:
         """Return the canonical kernels of the chain, first to last, views of its weights."""
         return [
-            to_canonical(_weight(layer), stage.groups, flipped=_is_flipped(layer))
+            to_canonical(plain_weight(layer), stage.groups, flipped=_is_flipped(layer))
             for layer, stage in zip(self, self.stages, strict=True)
         ]
 
@@ -87,6 +87,47 @@ class PressedLayer(nn.Sequential, Composed):
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
         """Return the kernel that a chain of kernels stands for."""
         return compose(kernels, self.spec.groups)
+
+
+class PressedTransposed(PressedLayer):
+    """A chain in the place of a transposed convolution, which may say the size of its output."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
+        """Map (*, inputs, *sizes) to (*, outputs, *sizes), as torch's layer does.
+
+        Parameters
+        ----------
+        input : Tensor
+            The input.
+        output_size : list of int, optional
+            Sizes of the output, with or without the axes before them. Every transposed layer of
+            the chain makes those of the spatial modes it covers.
+
+        Raises
+        ------
+        ValueError
+            For sizes that the layer cannot make.
+        """
+        order = len(self.kernel_size)  # type: ignore[arg-type]
+        if output_size is not None and len(output_size) < order:
+            raise ValueError("the output_size has fewer axes than the kernel")
+        result = input
+        for layer in self:
+            # TorchScript compiles the loop layer by layer, and only transposed ones take sizes.
+            if hasattr(layer, "_output_padding"):
+                sizes: list[int] | None = None
+                if output_size is not None:
+                    sizes = list(output_size)[-order:]
+                    for mode, size in enumerate(result.shape[-order:]):
+                        # TorchScript takes no variable of another type for these attributes.
+                        if layer.kernel_size[mode] == 1 and layer.stride[mode] == 1:  # type: ignore[index]
+                            sizes[mode] = size - 2 * layer.padding[mode]  # type: ignore
+                result = layer(result, sizes)
+            else:
+                result = layer(result)
+        if output_size is not None and list(output_size)[-order:] != list(result.shape[-order:]):
+            raise ValueError("the layer makes no output of this output_size")
+        return result
 
 
 def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:
@@ -143,7 +184,7 @@ def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
 def fill_chain(layers: Sequence[nn.Module], kernels: Sequence[Tensor]) -> None:
     """Copy canonical kernels into the layers of a chain."""
     for layer, kernel in zip(layers, kernels, strict=True):
-        _weight(layer).copy_(from_canonical(kernel, flipped=_is_flipped(layer)))
+        plain_weight(layer).copy_(from_canonical(kernel, flipped=_is_flipped(layer)))
 
 
 def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tensor) -> nn.Module:
@@ -201,8 +242,13 @@ def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[s
     return kind, options
 
 
-def _weight(layer: nn.Module) -> Tensor:
+def plain_weight(layer: nn.Module) -> Tensor:
+    """Return the weight of a stock layer, dequantized where it was quantized after pressing."""
     weight = layer.weight
+    if not isinstance(weight, Tensor):  # the method of a layer of torch.ao.quantization
+        weight = weight().dequantize()
+    elif type(weight).dequantize is not Tensor.dequantize:  # a tensor of torchao
+        weight = weight.dequantize()
     assert isinstance(weight, Tensor)
     return weight
 

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.schemes.canonical_kernel import to_canonical
-from tensorpress.schemes.chain_builder import dense_layer, fill_chain
+from tensorpress.schemes.chain_builder import dense_layer, fill_chain, plain_weight
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Composed, Pressed
 from tensorpress.schemes.rank_grid import FINE
 from tensorpress.schemes.scheme import Factorized, Scheme
 from tensorpress.schemes.stages import dense_macs
+
+torch.fx.wrap("select_channels")  # torch.fx does not look into it
 
 
 class PrunedLayer(Composed):
@@ -46,6 +48,7 @@ class PrunedLayer(Composed):
     def __init__(self, spec: LayerSpec, ranks: Sizes, *, scheme: str, like: Tensor) -> None:
         super().__init__()
         self.spec, self.ranks, self.scheme = spec, tuple(ranks), scheme
+        self.axis = -1 - spec.order
         self.few = dense_layer(narrow_spec(spec, ranks[0]), like=like)
         self.register_buffer("kept", like.new_empty(spec.groups * ranks[0], dtype=torch.int64))
         self.select(torch.arange(ranks[0], device=like.device).expand(spec.groups, -1))
@@ -69,22 +72,17 @@ class PrunedLayer(Composed):
             return None
         return f"chooses channels {self.kept.tolist()}, and it has {self.spec.inputs}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map what the dense layer maps."""
-        output: Tensor = self.few(self._select_channels(x))
+        output: Tensor = self.few(self._select_channels(input))
         return output
 
     def _select_channels(self, x: Tensor) -> Tensor:
-        """Return the chosen channels, in channels_last where x is: otherwise all of x is copied."""
-        axis = -1 - self.spec.order
-        last = x.movedim(axis, -1)
-        if last.is_contiguous():
-            return last.index_select(-1, self.kept).movedim(-1, axis)
-        return x.index_select(axis, self.kept)
+        return select_channels(x, self.axis, self.kept)
 
     def kernels(self) -> list[Tensor]:
         """Return the kernel on the chosen channels."""
-        return [to_canonical(self.few.get_parameter("weight"), self.spec.groups, flipped=False)]
+        return [to_canonical(plain_weight(self.few), self.spec.groups, flipped=False)]
 
     def put(self, kernels: Sequence[Tensor]) -> None:
         """Copy the kernel into the weight."""
@@ -114,9 +112,9 @@ class PrunedLayer(Composed):
         index = channels.reshape(*few.shape[:1], 1, -1, *(1,) * spec.order).expand_as(few)
         return few.new_zeros(spec.kernel_shape).scatter(2, index, few)
 
-    def bias_parameter(self) -> nn.Parameter | None:
-        """Return the bias."""
-        return self.few._parameters.get("bias")
+    def bias_module(self) -> nn.Module:
+        """Return the layer on the chosen channels."""
+        return self.few
 
 
 @dataclass(frozen=True)
@@ -204,6 +202,29 @@ class ChannelPruning(Scheme):
         """
         channels = _energies(kernel[None])[0].topk(ranks[0]).indices.sort().values
         return channels, [kernel[:, channels]]
+
+
+def select_channels(x: Tensor, axis: int, channels: Tensor) -> Tensor:
+    """Return some channels, in channels_last where x is: otherwise all of x is copied.
+
+    Parameters
+    ----------
+    x : Tensor
+        The input.
+    axis : int
+        The axis of the channels.
+    channels : Tensor
+        Their indices.
+
+    Examples
+    --------
+    >>> select_channels(torch.arange(6).reshape(2, 3), -1, torch.tensor([0, 2])).tolist()
+    [[0, 2], [3, 5]]
+    """
+    last = x.movedim(axis, -1)
+    if last.is_contiguous():
+        return last.index_select(-1, channels).movedim(-1, axis)
+    return x.index_select(axis, channels)
 
 
 def narrow_spec(spec: LayerSpec, channels: int) -> LayerSpec:

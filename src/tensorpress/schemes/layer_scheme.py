@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.schemes import stages as chains
-from tensorpress.schemes.chain_builder import PressedLayer
+from tensorpress.schemes.chain_builder import PressedLayer, PressedTransposed
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.scheme import Factorized, Scheme
 from tensorpress.schemes.stages import Stage
@@ -41,7 +41,8 @@ class LayerScheme(Scheme):
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PressedLayer:
         """Return the chain uninitialized."""
         stages = self.stages(spec, ranks)
-        return PressedLayer(spec, stages, scheme=self.name, ranks=ranks, like=like)
+        kind = PressedTransposed if spec.transposed else PressedLayer
+        return kind(spec, stages, scheme=self.name, ranks=ranks, like=like)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
         """Return the squared relative errors of the chains' kernels."""

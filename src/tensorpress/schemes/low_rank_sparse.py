@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.schemes import stages as chains
 from tensorpress.schemes.canonical_kernel import to_canonical
-from tensorpress.schemes.chain_builder import build_chain, fill_chain
+from tensorpress.schemes.chain_builder import build_chain, fill_chain, plain_weight
 from tensorpress.schemes.channel_pruning import ChannelPruning, PrunedLayer
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.rank_grid import COARSE
@@ -46,14 +46,15 @@ class LowRankSparseLayer(PrunedLayer):
             *build_chain(replace(spec, bias=False), low_rank_stages(spec, ranks[1]), like=like)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map what the dense layer maps."""
-        output: Tensor = super().forward(x) + self.low_rank(x)
+        few: Tensor = self.few(self._select_channels(input))
+        output: Tensor = few + self.low_rank(input)
         return output
 
     def kernels(self) -> list[Tensor]:
         """Return the kernels: on the chosen channels, to the rank, from the rank."""
-        weights = (part.get_parameter("weight") for part in self.low_rank)
+        weights = map(plain_weight, self.low_rank)
         low_rank = [to_canonical(weight, self.spec.groups, flipped=False) for weight in weights]
         return [*super().kernels(), *low_rank]
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -107,6 +108,20 @@ class FactorizedWeight(nn.Module):
         self._factors = None
         if isinstance(layer, nn.RNNBase):
             read_weights_anew(layer)
+        # Torch has made this class for the layer, and drops it with the parametrization.
+        type(layer).__setattr__ = _set_attribute  # type: ignore[method-assign, assignment]
+
+
+def _set_attribute(layer: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute of a layer, but no Parameter in the place of a weight that is rebuilt."""
+    form = factorized_weight(layer) if name == "weight" else None
+    if form is not None and isinstance(value, nn.Parameter):
+        raise InvalidArgumentError(
+            f"the weight of a layer pressed by {form.scheme} is rebuilt from factors: fold batch "
+            "norms into it, quantize it or put another Parameter there before pressing, or make it "
+            "dense by tensorpress.materialize"
+        )
+    nn.Module.__setattr__(layer, name, value)
 
 
 def check_shape(weight: Tensor, shape: tuple[int, ...]) -> None:

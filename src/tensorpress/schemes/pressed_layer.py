@@ -1,14 +1,16 @@
 """Base classes of pressed layers, which know the dense layer they stand for."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.decompose.precision import to_working_precision
-from tensorpress.errors import CorruptFileError
-from tensorpress.schemes.canonical_kernel import kernel_to_weight
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.schemes.canonical_kernel import kernel_to_weight, weight_to_kernel
+from tensorpress.schemes.dense_attributes import dense_attributes
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.options import NO_OPTIONS, Options
 from tensorpress.schemes.parametrization import (
@@ -23,6 +25,8 @@ from tensorpress.utils.lazy_tensor import defer
 
 class Pressed(nn.Module):
     """Base of the modules that stand in the place of one dense layer.
+
+    They have the public attributes of that layer as well, such as ``in_features`` or ``stride``.
 
     Attributes
     ----------
@@ -44,6 +48,19 @@ class Pressed(nn.Module):
     options: Options = NO_OPTIONS
     relative_error: float | None = None
 
+    __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "last_places"]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a spec brings those of its layer, weight and bias go to the factors."""
+        if name == "weight":
+            self.put_weight(value)
+        elif name == "bias":
+            self.put_bias(value)
+        else:
+            if name == "spec":
+                vars(self).update(dense_attributes(value))
+            super().__setattr__(name, value)
+
     @property
     def weight(self) -> Tensor:
         """The dense weight, for modules around this one that read it.
@@ -52,7 +69,25 @@ class Pressed(nn.Module):
         """
         if torch.compiler.is_compiling():
             return self.compose_weight()
-        return defer(self.compose_weight, like=next(self.parameters()))
+        like = next(self.parameters(), torch.empty(0))  # none where all factors are quantized
+        return defer(self.compose_weight, like=like, refusal=self._refusal())
+
+    def put_weight(self, weight: Tensor) -> None:
+        """Take a weight that is assigned to the layer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the factors do not stand for such a weight.
+        """
+        raise InvalidArgumentError(self._refusal())
+
+    def _refusal(self) -> str:
+        return (
+            f"the weight of a {self.spec.kind} pressed by {self.scheme} is composed of its factors "
+            "and cannot be changed: change it, or fold batch norms into it, before pressing, or "
+            "make the layer dense again by tensorpress.unpress"
+        )
 
     def compose_weight(self) -> Tensor:
         """Return the dense weight as a differentiable function of the factors, in their dtype."""
@@ -64,7 +99,26 @@ class Pressed(nn.Module):
 
     def bias_parameter(self) -> nn.Parameter | None:
         """Return the bias, None where the layer has none."""
-        return self._parameters.get("bias")
+        return self.bias_module()._parameters.get("bias")
+
+    def bias_module(self) -> nn.Module:
+        """Return the module whose parameter ``bias`` is that of the layer."""
+        return self
+
+    def put_bias(self, bias: nn.Parameter | None) -> None:
+        """Take a bias that is assigned to the layer, which may have had none.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For a bias of another shape.
+        """
+        if bias is not None and tuple(bias.shape) != (self.spec.outputs,):
+            raise InvalidArgumentError(
+                f"this layer needs a bias of shape ({self.spec.outputs},), got {tuple(bias.shape)}"
+            )
+        self.bias_module().register_parameter("bias", bias)
+        self.spec = replace(self.spec, bias=bias is not None)
 
     def rank_factors(self) -> list[RankFactor]:
         """Return the factors with the ranks of their axes, nothing where the ranks are unknown.
@@ -208,5 +262,37 @@ class Composed(Pressed):
         """Return the weight, computed in the layer's dtype, differentiable."""
         return self._compose_weight(self.kernels())
 
+    def put_weight(self, weight: Tensor) -> None:
+        """Take a weight that is the layer's but for a scale of every output channel.
+
+        Folding a batch norm makes such a weight: the kernels of `last_places` are scaled.
+
+        Raises
+        ------
+        InvalidArgumentError
+            For any other weight.
+        """
+        kernels = self.kernels()
+        before = self.compose(list(map(to_working_precision, kernels))).flatten(2)
+        if weight.shape != self.spec.weight_shape:
+            super().put_weight(weight)
+        after = to_working_precision(weight_to_kernel(weight.detach(), self.spec)).flatten(2)
+        # The scales s that minimize ‖W' − diag(s) W‖.
+        energies = before.square().sum(2)
+        scales = (after * before).sum(2) / energies.where(energies > 0, 1)
+        distance = (after - scales[..., None] * before).norm()
+        if distance > _tolerance(weight.dtype) * after.norm():
+            super().put_weight(weight)
+        for place in self.last_places:
+            kernel = kernels[place]
+            shape = (*kernel.shape[:2], *(1,) * (kernel.ndim - 2))
+            kernels[place] = kernel * scales.reshape(shape).to(kernel.dtype)
+        self.put(kernels)
+
     def _compose_weight(self, kernels: Sequence[Tensor]) -> Tensor:
         return kernel_to_weight(self.compose(kernels), self.spec).contiguous()
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Return the relative difference by which rounding may change a composed weight."""
+    return max(1e-3, 4 * torch.finfo(dtype).eps)

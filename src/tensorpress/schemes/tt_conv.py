@@ -61,15 +61,15 @@ class TTConv(Pressed):
         self.geometry = build_chain(replace(spec, bias=False), [dense_stage(spec)], like=like)[0]
         self.geometry.register_parameter("weight", None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map (*, inputs, *sizes) to (*, outputs, *sizes)."""
         if torch.is_grad_enabled() or not self.contracted:
-            return self._convolve(x, self.dense_weight(), self.bias)
-        batch = x if x.ndim > self.spec.order + 1 else x.unsqueeze(0)
+            return self._convolve(input, self.dense_weight(), self.bias)
+        batch = input if input.ndim > self.spec.order + 1 else input.unsqueeze(0)
         output = self._contract(batch)
         if self.bias is not None:
             output = output + self.bias.reshape(-1, *(1,) * self.spec.order)
-        return output if batch is x else output.squeeze(0)
+        return output if batch is input else output.squeeze(0)
 
     def _contract(self, x: Tensor) -> Tensor:
         first, *others = self.cores

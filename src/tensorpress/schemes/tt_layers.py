@@ -15,6 +15,9 @@ from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.tt_weight import train_factors
 
+torch.fx.wrap("tt_multiply")  # torch.fx does not look into these
+torch.fx.wrap("tt_rows")
+
 
 def contraction_macs(
     row_modes: Sequence[int], column_modes: Sequence[int], ranks: Sequence[int]
@@ -119,9 +122,9 @@ class TTLinear(TTLayer):
         super().__init__(*args, **options)
         _, self.from_left = contraction_macs(self.row_modes, self.column_modes, self.ranks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map (*, inputs) to (*, outputs)."""
-        product = tt_multiply(list(self.cores), x, from_left=self.from_left)
+        product = tt_multiply(list(self.cores), input, from_left=self.from_left)
         return product if self.bias is None else product + self.bias
 
 
@@ -143,8 +146,9 @@ class TTEmbedding(TTLayer):
     torch.Size([1, 2, 32])
     """
 
-    def forward(self, indices: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map indices (*) to vectors (*, length); one out of range is an IndexError."""
+        indices = input
         if prod(self.row_modes) > self.spec.inputs:
             # The rows that only fill the modes are no vectors: −1 is out of range as well.
             indices = indices.masked_fill(indices >= self.spec.inputs, -1)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import log, prod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from tensorpress.decompose import (
@@ -25,6 +26,8 @@ from tensorpress.schemes.reshape_modes import balanced_modes
 from tensorpress.schemes.stages import balance_kernels
 from tensorpress.schemes.weight_scheme import WeightScheme
 from tensorpress.utils.formatting import format_shape
+
+torch.fx.wrap("tt_to_tensor")  # torch.fx does not look into it
 
 USUAL_MODE = 4
 """Row and column modes are chosen to be about this large; the train has their products."""

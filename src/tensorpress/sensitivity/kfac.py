@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -10,19 +11,38 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
+from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.calibrate.outputs import output_tensors, random_direction
 from tensorpress.calibrate.patches import can_unfold
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import applicable_schemes
+from tensorpress.planning.layers import Layer
+from tensorpress.planning.planner import parse_schemes
 from tensorpress.planning.scores import Scored, Scores
+from tensorpress.reconstruct.alternating_fit import fit_kernels
+from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.next_op import find_next_ops
+from tensorpress.reconstruct.regression import shrunk
+from tensorpress.schemes.initialization import press_one_layer
+from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import CONVS
+from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.sensitivity.candidates import make_candidates
 
 Curvature = Literal["outputs", "loss"]
 """Of what: the squared distance of the outputs, or the cross entropy of their classes."""
+
+CANDIDATES = 6
+"""Ranks of a layer for every scheme other than channel_svd."""
+
+MAX_COLUMNS = 1536
+"""Largest number of columns of a kernel on which schemes other than channel_svd compete."""
+
+SWEEPS = 1
+"""Passes over the kernels of a fit: more do not change which schemes win."""
 
 _DAMPING = 1e-3  # of the gradients' second moment, relative to its mean eigenvalue
 
@@ -32,6 +52,7 @@ def kfac_scores(
     batches: Iterable[CalibrationBatch],
     *,
     of: Curvature = "outputs",
+    scheme: str | Sequence[str] = "channel_svd",
     targets: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
     seed: int = 0,
@@ -57,6 +78,10 @@ def kfac_scores(
         "outputs": the squared distance of the outputs, relative to their variance over examples;
         "loss": the divergence of the probabilities of classes, whose logits the model returns, by
         gradients of the cross entropy at labels drawn from the model's own probabilities.
+    scheme : str or sequence of str
+        As for `tensorpress.plan`. Of channel_svd all ranks are scored, by eigenvalues. Other
+        schemes compete on kernels larger than 1 and up to 1,536 columns, with a few ranks each:
+        their kernels are fitted in the norm of the inputs.
     targets, skip : sequence of str
         As for `tensorpress.plan`.
     seed : int
@@ -65,7 +90,7 @@ def kfac_scores(
     Returns
     -------
     Scores
-        Of channel_svd; give them to `tensorpress.plan` as the ``allocation`` of a budget.
+        Give them to `tensorpress.plan` as the ``allocation`` of a budget.
 
     Raises
     ------
@@ -86,20 +111,58 @@ def kfac_scores(
     True
     """
     chosen = scheme_named("channel_svd")
+    schemes = parse_schemes(scheme)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     names = [name for name, layer in layers.items() if applicable_schemes(layer, [chosen])[0]]
-    unit, moments = _collect(model, collect_batches(batches, model), names, of, seed)
-    result = {}
-    for name, layer in moments.items():
-        lost = (layer.lost() * unit).tolist()
-        result[name] = tuple(
-            Scored("channel_svd", (rank,), lost[min(rank, len(lost) - 1)], measured=False)
-            for (rank,) in chosen.candidates(layers[name].spec())
-        )
+    data = collect_batches(batches, model)
+    unit, moments = _collect(model, data, names, of, seed)
+    result: dict[str, list[Scored]] = {name: [] for name in moments}
+    if "channel_svd" in schemes:
+        for name, sums in moments.items():
+            lost = (sums.lost() * unit).tolist()
+            result[name] = [
+                Scored("channel_svd", (rank,), lost[min(rank, len(lost) - 1)], measured=False)
+                for (rank,) in chosen.candidates(layers[name].spec())
+            ]
+    others = [name for name in schemes if name != "channel_svd"]
+    spatial = {name: layers[name] for name in moments if _is_spatial(layers[name])}
+    if others and spatial:
+        inputs = input_moments(model, data, seed=seed)
+        for group in make_candidates(spatial, others, CANDIDATES):
+            name = group[0].name
+            result[name] += _score_fits(layers[name], group, inputs[name], moments[name], unit)
     result = {name: choices for name, choices in result.items() if choices}
     if not result:
-        raise InvalidArgumentError("the model has no layer that channel_svd can press by responses")
-    return Scores(f"curvature of the {of}", 0.0, result)
+        raise InvalidArgumentError(
+            f"the model has no layer that {', '.join(schemes)} can press by responses"
+        )
+    choices = {name: tuple(scored) for name, scored in result.items()}
+    return Scores(f"curvature of the {of}", 0.0, choices)
+
+
+def _is_spatial(layer: Layer) -> bool:
+    columns = prod(layer.shape[1:])
+    return prod(layer.spec().kernel) > 1 and columns <= MAX_COLUMNS
+
+
+def _score_fits(
+    layer: Layer, plans: Sequence[LayerPlan], inputs: Moments, moments: "_Moments", unit: float
+) -> list[Scored]:
+    """Return plans of a layer with what they lose, their kernels fitted in the inputs' norm."""
+    weight, dense = layer.module.get_parameter("weight").detach(), layer.kernel()
+    second = shrunk(inputs.means()[0].to(dense), inputs.rows)
+    result = []
+    for plan in plans:
+        pressed = press_one_layer(plan, weight)
+        assert isinstance(pressed, Composed)
+        composition = Composition.of(pressed)
+        fit = fit_kernels(pressed.kernels(), dense, second, composition, sweeps=SWEEPS)
+        lost = (dense - composition(fit.kernels)).flatten(2)
+        # Σ tr(B ΔW A ΔWᵀ), as of channel_svd
+        responses = (lost @ second @ lost.mT).double()
+        score = float((moments.gradients / moments.examples * responses).sum())
+        result.append(Scored(plan.scheme, plan.ranks, unit * score, measured=False))
+    return result
 
 
 @dataclass
@@ -166,7 +229,7 @@ def _collect(
             evaluation_mode(model),
             _frozen(model),
             torch.enable_grad(),
-            _watch(layers, moments, normed),
+            _watch(layers, moments, normed, batch),
         ):
             outputs = output_tensors(model, batch)
             along = (
@@ -214,9 +277,15 @@ class _Variance:
 
 @contextmanager
 def _watch(
-    layers: Mapping[str, nn.Module], moments: dict[str, _Moments], normed: set[str]
+    layers: Mapping[str, nn.Module],
+    moments: dict[str, _Moments],
+    normed: set[str],
+    batch: Batch,
 ) -> Iterator[None]:
-    """Add up second moments of responses and of gradients by them, of the passes in the block."""
+    """Add up second moments of responses and of gradients by them, of a batch's pass.
+
+    Padding does not count.
+    """
 
     def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
         weight = layer.get_parameter("weight").detach()
@@ -224,6 +293,7 @@ def _watch(
         groups = layer.groups if isinstance(layer, CONVS) else 1
 
         def rows(y: Tensor) -> Tensor:
+            y = batch.unpadded(layer, y)
             if isinstance(layer, CONVS):
                 y = y if y.ndim == weight.ndim else y[None]
                 y = y.movedim(1, -1)
@@ -236,8 +306,7 @@ def _watch(
             bias = layer._parameters.get("bias")
             with torch.no_grad():
                 if by_inputs:
-                    seen = (*args, *kwargs.values())[0].detach()
-                    seen = seen.reshape(-1, groups, seen.shape[-1])
+                    seen = rows((*args, *kwargs.values())[0].detach())
                 else:
                     seen = rows(output.detach())
                     if bias is not None:

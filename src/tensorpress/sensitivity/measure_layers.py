@@ -34,7 +34,7 @@ from tensorpress.sensitivity.taylor import estimate_losses
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.jobs import JobFolder
-from tensorpress.utils.module_tree import replace_layer
+from tensorpress.utils.module_tree import replace_layer, unwrap
 from tensorpress.utils.tensor_hash import fingerprint
 
 
@@ -117,7 +117,7 @@ def sensitivity(
         raise InvalidArgumentError(
             f"candidates must be positive and measured not negative, got {candidates}, {measured}"
         )
-    model = fold(model)
+    model = fold(unwrap(model))
     data = collect_batches(batches, model)
     judge = Judge(model, data, metric)
     layers, unpressed = DenseModel.from_module(model, None, None).select_layers(targets, skip)

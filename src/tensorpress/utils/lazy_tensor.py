@@ -7,17 +7,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from tensorpress.errors import InvalidArgumentError
+
 _KNOWN = (Tensor.dtype.__get__, Tensor.device.__get__)  # type: ignore[attr-defined]
+
+_IN_PLACE_OPERATORS = [f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow")]
 
 
 class LazyTensor(Tensor):
     """A placeholder that computes its tensor whenever anything but its dtype or device is used.
 
     Networks read the dtype of a layer's weight in every forward pass, to cast the inputs of the
-    layer.
+    layer. A change in place would be lost; it is an error where ``refusal`` says why.
     """
 
     make: Callable[[], Tensor]
+    refusal: str = ""
 
     @classmethod
     def __torch_function__(
@@ -31,12 +36,23 @@ class LazyTensor(Tensor):
         if func in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
+        if _changes(func.__name__) and isinstance(args[0], LazyTensor) and args[0].refusal:
+            raise InvalidArgumentError(args[0].refusal)
         args, kwargs = tree_map_only(LazyTensor, lambda lazy: lazy.make(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
-def defer(make: Callable[[], Tensor], *, like: Tensor) -> Tensor:
+def defer(make: Callable[[], Tensor], *, like: Tensor, refusal: str = "") -> Tensor:
     """Return a tensor with the dtype and device of ``like`` whose values ``make`` computes.
+
+    Parameters
+    ----------
+    make : callable
+        Function that returns the tensor.
+    like : Tensor
+        Gives dtype and device.
+    refusal : str
+        Why it cannot be changed in place, if changes would be lost.
 
     Examples
     --------
@@ -46,5 +62,11 @@ def defer(make: Callable[[], Tensor], *, like: Tensor) -> Tensor:
     """
     empty = torch.empty(0, dtype=like.dtype, device=like.device)
     result = empty.as_subclass(LazyTensor)
-    result.make = make
+    result.make, result.refusal = make, refusal
     return result
+
+
+def _changes(name: str) -> bool:
+    """Return whether a method of tensors changes its tensor in place, by its name."""
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in ("__set__", "__setitem__") or name in _IN_PLACE_OPERATORS

@@ -145,6 +145,24 @@ def parameter_name(model: nn.Module, layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model in torch.compile, DataParallel and DistributedDataParallel, or itself.
+
+    Examples
+    --------
+    >>> unwrap(nn.DataParallel(nn.ReLU()))
+    ReLU()
+    """
+    while True:
+        compiled = model._modules.get("_orig_mod")
+        if compiled is not None:
+            model = compiled
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
 def count_references(model: nn.Module) -> Counter[int]:
     """Return the number of modules that have each parameter and buffer, by its `id`.
 
