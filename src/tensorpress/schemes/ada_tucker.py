@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from tensorpress.schemes.reshape_modes import (
     largest_core,
     smallest_params,
 )
-from tensorpress.schemes.scheme import Ranks, Scheme
+from tensorpress.schemes.scheme import PlannedLayer, Ranks, Scheme
 from tensorpress.schemes.tucker_weight import (
     TuckerWeight,
     balance_tucker,
@@ -35,9 +35,6 @@ from tensorpress.schemes.tucker_weight import (
     refuse_ranks,
 )
 from tensorpress.schemes.weight_scheme import WeightScheme
-
-if TYPE_CHECKING:
-    from tensorpress.schemes.layer_plan import LayerPlan
 
 ORIGINAL = "original"
 """Modes of an entry that stand for the axes of the weight."""
@@ -202,7 +199,7 @@ class ScadaTucker(AdaTucker):
         return prod(ranks)
 
     def decompose_together(
-        self, layers: Sequence["LayerPlan"], weights: Sequence[Tensor]
+        self, layers: Sequence[PlannedLayer], weights: Sequence[Tensor]
     ) -> list[Factors]:
         """Fit core and matrices by `shared_tucker`."""
         tensors = [t.reshape(w) for t, w in zip(_tucker_weights(layers), weights, strict=True)]
@@ -212,7 +209,7 @@ class ScadaTucker(AdaTucker):
 
     def draw_together(
         self,
-        layers: Sequence["LayerPlan"],
+        layers: Sequence[PlannedLayer],
         weights: Sequence[Tensor],
         init: str,
         generators: Sequence[torch.Generator],
@@ -236,7 +233,7 @@ class ScadaTucker(AdaTucker):
         return choose_common_core(shapes, budget)
 
 
-def _tucker_weights(layers: Sequence["LayerPlan"]) -> list[TuckerWeight]:
+def _tucker_weights(layers: Sequence[PlannedLayer]) -> list[TuckerWeight]:
     return [
         TuckerWeight(x.spec.weight_shape, x.method.options["modes"], x.ranks, shared=True)
         for x in layers

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,6 @@ from tensorpress.schemes.random_init import draw_factors, initial_std
 from tensorpress.schemes.rank_grid import COARSE, thin_grid
 from tensorpress.schemes.stages import balance_kernels
 
-if TYPE_CHECKING:
-    from tensorpress.schemes.layer_plan import LayerPlan
-
 Ranks = int | float | str | Sequence[int] | RankRule
 """What a user may say for ranks; see `tensorpress.ranks.parse_rank_rule`."""
 
@@ -51,6 +48,22 @@ class Cost:
 
     params: int
     macs: int
+
+
+class PlannedLayer(Protocol):
+    """The part of a `LayerPlan` that a scheme knows."""
+
+    @property
+    def method(self) -> "Scheme":
+        """Return the scheme with the layer's options."""
+
+    @property
+    def spec(self) -> LayerSpec:
+        """Return the dense layer."""
+
+    @property
+    def ranks(self) -> Sizes:
+        """Return the ranks."""
 
 
 @dataclass(frozen=True)
@@ -490,14 +503,14 @@ class Scheme(ABC):
         return (*(factor.detach().to(weight) for factor in layer_factors(pressed)), *buffers)
 
     def decompose_together(
-        self, layers: Sequence["LayerPlan"], weights: Sequence[Tensor]
+        self, layers: Sequence["PlannedLayer"], weights: Sequence[Tensor]
     ) -> list[Factors]:
         """Return the factors of layers that share the first of them: for `shared` schemes."""
         raise NotImplementedError
 
     def draw_together(
         self,
-        layers: Sequence["LayerPlan"],
+        layers: Sequence["PlannedLayer"],
         weights: Sequence[Tensor],
         init: str,
         generators: Sequence[torch.Generator],
