@@ -2,17 +2,15 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.calibrate.input_moments import Moments, input_moments
-from tensorpress.calibrate.patches import can_unfold
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.reconstruct.alternating_fit import fit_kernels
@@ -30,6 +28,7 @@ from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
 from tensorpress.reconstruct.samples import Positions, inputs_in_order, sample_responses
+from tensorpress.reconstruct.unfitted import reason_unfitted
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
     StartValues,
@@ -137,17 +136,23 @@ class Reconstruction:
         those of the model before anything was pressed.
         """
         left = {layer.name: layer for layer in layers}
+        reasons: dict[str, str] = {}
         moves = self.kind in ("norms", "inputs") and len(self.batches) > 0
         norms = norm_statistics(model, self.batches) if moves else {}
         if self.kind != "norms":
             ways = self._by_inputs if self.kind == "inputs" else self._by_responses
-            fitted = [x for x in layers if _can_be_fitted(model, x)]
-            by_name = {layer.name: layer for layer in fitted}
-            for name, values in ways(model, by_name, weight_of):
+            refused = {name: reason_unfitted(model, layer) for name, layer in left.items()}
+            reasons = {name: reason for name, reason in refused.items() if reason is not None}
+            by_name = {name: layer for name, layer in left.items() if name not in reasons}
+            for name, values in ways(model, by_name, weight_of, reasons):
                 yield left.pop(name), values
-        for layer in left.values():
-            logger.info("layer %s: by its weight alone", layer.name)
-            yield layer, decompose_weight(layer, weight_of(layer))
+        for name, layer in left.items():
+            values = decompose_weight(layer, weight_of(layer))
+            if self.kind != "norms":
+                reason = reasons.get(name, "calibration data do not call it")
+                logger.warning("layer %s: by its weight alone, as %s", name, reason)
+                values = replace(values, unfitted=reason)
+            yield layer, values
         if norms:
             move_norms(model, norms, norm_statistics(model, self.batches))
 
@@ -156,6 +161,7 @@ class Reconstruction:
         model: nn.Module,
         layers: dict[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
+        _: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         moments = self.moments
         if moments is None:
@@ -181,11 +187,14 @@ class Reconstruction:
         model: nn.Module,
         layers: dict[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
+        reasons: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         positions = Positions.spread(self.batches, self.seed)
-        responses = sample_responses(model, list(layers), self.batches, positions)
-        after = find_next_ops(model, list(responses), self.batches[0])
-        for name, inputs in inputs_in_order(model, list(responses), self.batches, positions):
+        dense_pass = sample_responses(model, list(layers), self.batches, positions)
+        responses, names = dense_pass.rows, list(dense_pass.rows)
+        after = find_next_ops(model, names, self.batches[0])
+        reasons |= dict.fromkeys(names, "its calls change with the layers before it")
+        for name, inputs in inputs_in_order(model, names, self.batches, positions, dense_pass):
             warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
             if self.kind == "nonlinear" and not after[name].relu:
                 logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
@@ -208,16 +217,6 @@ class Reconstruction:
         else:
             how = {}
         return fit_layer(pressed.kernels(), dense, data, Composition.of(pressed), **how)
-
-
-def _can_be_fitted(model: nn.Module, layer: LayerPlan) -> bool:
-    """Tell whether a layer is composed of kernels, and what it multiplies them with is known."""
-    method = layer.method
-    if method.form != "layer" or not can_unfold(model.get_submodule(layer.name)):
-        return False
-    nothing = torch.empty(0, device="meta")
-    shape = method.skeleton(layer.spec, layer.ranks, like=nothing)
-    return isinstance(shape, Composed)
 
 
 def _check_fits(name: str, second: Tensor, dense: Tensor) -> None:

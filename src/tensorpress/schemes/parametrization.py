@@ -48,6 +48,8 @@ class FactorizedWeight(nn.Module):
         Options of the scheme that are not at their defaults.
     relative_error : float or None
         ‖W − Ŵ‖ / ‖W‖ of the weight when it was decomposed; None where it was not.
+    unfitted : str or None
+        Why it was not fitted to calibration data, None where there were none.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +57,7 @@ class FactorizedWeight(nn.Module):
     scheme: str = ""
     options: Options = NO_OPTIONS
     relative_error: float | None = None
+    unfitted: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
