@@ -105,7 +105,8 @@ def fit_layer(
     if choose is not None:
         retarget = relu_retarget(x, y, regression) if data.relu else None
         kernels = choose(best, regression.second, scale, retarget)
-    kernels = fit_kernels(kernels, best, regression.second, seen_by_norm, places=places).kernels
+    moment = regression.second if seen_by_norm.chosen else regression.moment
+    kernels = fit_kernels(kernels, best, moment, seen_by_norm, places=places).kernels
     fit = ActivatedFit(kernels, regression.bias(y, seen_by_norm(kernels).flatten(2)))
     if through_relu:
         through = fit_through_relu(kernels, seen_by_norm, fit.bias, x, y, regression)
