@@ -1,5 +1,6 @@
 """Which layers calibration data reach: called often, transposed, in models that return anything."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import tensorpress as tp
+from tensorpress.calibrate import input_moments
 from tensorpress.calibrate.batches import collect_batches
 from tensorpress.calibrate.patches import unfold_inputs
 from tensorpress.planning.fixed_ranks import Entry
+from tensorpress.reconstruct import layerwise, samples
 from tensorpress.reconstruct.layerwise import Reconstruct
 from tensorpress.reconstruct.samples import Positions, inputs_in_order, sample_responses
 from tensorpress.reconstruct.unfitted import unfitted_layers
@@ -147,6 +150,7 @@ TRANSPOSED = [
 @pytest.mark.parametrize("kind", ["refit", "inputs", "linear"])
 def test_transposed_convolutions_are_fitted(layer: nn.Module, kind: Reconstruct) -> None:
     torch.manual_seed(0)
+    layer.reset_parameters()
     net, sizes = nn.Sequential(layer), (5,) * (layer.weight.ndim - 2)
     patterns = torch.randn(2, 6, *sizes)
 
@@ -156,7 +160,8 @@ def test_transposed_convolutions_are_fitted(layer: nn.Module, kind: Reconstruct)
     plan = tp.plan(net, scheme="channel_svd", ranks=2)
     pressed = tp.press(net, plan, calibration=[inputs(100)], reconstruct=kind)
     x = inputs(100)
-    assert distance(pressed, net, x) < 0.97 * distance(tp.press(net, plan), net, x)
+    most = 1 if kind == "refit" else 0.95
+    assert distance(pressed, net, x) < most * distance(tp.press(net, plan), net, x)
 
 
 @torch.no_grad()
@@ -175,6 +180,48 @@ def test_a_transposed_fit_is_the_best_of_its_rank() -> None:
     torch.testing.assert_close(residual, torch.zeros(6), atol=1e-5, rtol=0)
     rows = unfold_inputs(layer, x)
     assert rows.shape == (len(y), 1, 36)
+
+
+def blobs(count: int, seed: int) -> Tensor:
+    """Inputs of 128 numbers that vary in 20 directions and a little in all."""
+    mix = torch.randn(20, 128, generator=torch.Generator().manual_seed(98))
+    generator = torch.Generator().manual_seed(seed)
+    part = torch.randn(count, 20, generator=generator) @ mix
+    return part + torch.randn(count, 128, generator=generator)
+
+
+@pytest.mark.parametrize("kind", ["refit", "linear", "nonlinear"])
+def test_wide_layers_are_fitted_by_fewer_rows_than_columns(
+    kind: Reconstruct, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(128, 24), nn.ReLU(), nn.Linear(24, 4))
+    plan = tp.plan(net, scheme="channel_svd", ranks=6, skip=["2"])
+    batches = [blobs(500, seed) for seed in (1, 2)]
+    full = tp.press(net, plan, calibration=batches, reconstruct=kind)
+    monkeypatch.setattr(samples, "WIDE", 100)
+    monkeypatch.setattr(layerwise, "WIDE", 100)
+    monkeypatch.setattr(samples, "WIDE_VALUES", 64 * 128)
+    caplog.set_level(logging.INFO, "tensorpress.press")
+    wide = tp.press(net, plan, calibration=batches, reconstruct=kind)
+    assert "layer 0: fitted to a sample of 64 inputs, as each has 128 numbers" in caplog.text
+    assert "to their noise" not in caplog.text
+    models = wide, full, tp.press(net, plan)
+    by_rows, best, by_weights = (distance(m, net, blobs(500, 3)) for m in models)
+    assert best < by_rows < by_weights - (by_weights - best) / 3
+
+
+def test_moments_in_blocks_fit_wide_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(128, 24))
+    plan = tp.plan(net, scheme="channel_svd", ranks=6)
+    monkeypatch.setattr(input_moments, "MAX_COLUMNS", 48)
+    calibration = tp.Calibration.collect(net, [blobs(500, 1)])
+    assert [len(block[0]) for block in calibration.moments["0"].blocks] == [48, 48, 32]
+    pressed = tp.press(net, plan, calibration=calibration)
+    assert unfitted_layers(pressed) == {}
+    x = blobs(500, 2)
+    assert distance(pressed, net, x) < distance(tp.press(net, plan), net, x)
 
 
 @dataclass

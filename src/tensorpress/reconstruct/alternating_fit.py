@@ -117,7 +117,11 @@ def response_error(kernel: Tensor, target: Tensor, second: SecondMoment) -> floa
 
 
 def _best_kernel(
-    kernels: Sequence[Tensor], place: int, composed: Composition, target: Tensor, second: SecondMoment
+    kernels: Sequence[Tensor],
+    place: int,
+    composed: Composition,
+    target: Tensor,
+    second: SecondMoment,
 ) -> Tensor:
     """Return the kernel at one place that is best while the others stay."""
 

@@ -27,7 +27,8 @@ from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
-from tensorpress.reconstruct.samples import Positions, inputs_in_order, sample_responses
+from tensorpress.reconstruct.samples import WIDE, Positions, inputs_in_order, sample_responses
+from tensorpress.reconstruct.second_moment import BlockMoment, SecondMoment
 from tensorpress.reconstruct.unfitted import reason_unfitted
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
@@ -167,18 +168,19 @@ class Reconstruction:
         if moments is None:
             moments = input_moments(model, self.batches, seed=self.seed)
         for name, sums in moments.items():
-            if name in layers and len(sums.blocks) == 1:
+            if name in layers:
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
-                second = sums.means()[0].to(dense)
-                _check_fits(name, second, dense)
-                places = sample_columns(second.shape[-1]).to(second.device)
-                sample = second[:, places][..., places]
-                warn_of_few_rows(name, sums.rows, second.shape[-1], sample)
-                second = shrunk(second, sums.rows)
+                blocks = [block.to(dense) for block in sums.means()]
+                _check_fits(name, BlockMoment(blocks), dense)
+                places = sample_columns(blocks[0].shape[-1]).to(dense.device)
+                sample = blocks[0][:, places][..., places]
+                warn_of_few_rows(name, sums.rows, dense[0, 0].numel(), sample)
+                blocks = [shrunk(block, sums.rows) for block in blocks]
+                second: SecondMoment = blocks[0] if len(blocks) == 1 else BlockMoment(blocks)
                 kernels = pressed.kernels()
                 if pressed.selection() is not None:
-                    kernels = choose_channels(pressed, name, dense, second)
+                    kernels = choose_channels(pressed, name, dense, blocks[0])
                 fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
                 yield name, _values(pressed, fit.kernels, weight)
 
@@ -195,7 +197,8 @@ class Reconstruction:
         after = find_next_ops(model, names, self.batches[0])
         reasons |= dict.fromkeys(names, "its calls change with the layers before it")
         for name, inputs in inputs_in_order(model, names, self.batches, positions, dense_pass):
-            warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
+            share = positions.share(model.get_submodule(name))
+            _check_rows(name, inputs, share * len(self.batches))
             if self.kind == "nonlinear" and not after[name].relu:
                 logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
             norm, has_bias = after[name].norm, layers[name].spec.bias
@@ -219,14 +222,25 @@ class Reconstruction:
         return fit_layer(pressed.kernels(), dense, data, Composition.of(pressed), **how)
 
 
-def _check_fits(name: str, second: Tensor, dense: Tensor) -> None:
+def _check_fits(name: str, second: BlockMoment, dense: Tensor) -> None:
     """Raise where moments are of another layer."""
     groups, columns = len(dense), dense[0, 0].numel()
     if second.shape != (groups, columns, columns):
         raise ModelMismatchError(
             f"layer {name!r} has {columns:,} inputs a response in {groups:,} groups, and the "
-            f"calibration is of {second.shape[-1]:,} in {len(second):,}"
+            f"calibration is of {second.shape[-1]:,} in {second.shape[0]:,}"
         )
+
+
+def _check_rows(name: str, inputs: Tensor, most: int) -> None:
+    """Warn of too few rows, unless they are a sample that was limited to ``most``."""
+    if len(inputs) >= most and inputs.shape[-1] > WIDE:
+        logger.info(
+            "layer %s: fitted to a sample of %s inputs, as each has %s numbers",
+            *(name, f"{len(inputs):,}", f"{inputs.shape[-1]:,}"),
+        )
+    else:
+        warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
 
 
 def _decomposed(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]:

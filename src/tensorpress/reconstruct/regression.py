@@ -39,8 +39,8 @@ class Regression:
     Attributes
     ----------
     moment : Tensor or RowMoment
-        Mean of x xᵀ of (centred) inputs, with white rows: (groups, columns, columns), float64, or by
-        the rows where they are fewer than columns.
+        Mean of x xᵀ of (centred) inputs, with white rows, (groups, columns, columns): in float64,
+        or by the rows where they are fewer than columns.
     mean : Tensor
         Of the inputs, (groups, columns), float64; 0 without a bias.
 
@@ -76,7 +76,7 @@ class Regression:
         self._factor = damped_cholesky(self._seen, white + damping)
         self.moment: Tensor | RowMoment
         if self._dual:
-            self.moment = RowMoment(self._inputs / rows**0.5, white)
+            self.moment = RowMoment(self._inputs, white)
         else:
             eye = torch.eye(columns, dtype=torch.float64, device=inputs.device)
             self.moment = self._seen + white[:, None, None] * eye

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowMoment:
-    r"""The second moment :math:`\Sigma = X^T X + c I` by fewer rows X than columns.
+    r"""The second moment :math:`\Sigma = X^T X / N + c I` by N rows X, fewer than columns.
 
     A kernel times it takes two products with the rows, in their precision, and no memory for
     columns × columns numbers.
@@ -17,7 +17,7 @@ class RowMoment:
     Attributes
     ----------
     rows : Tensor
-        X, (groups, rows, columns): the inputs over the root of their number.
+        X, (groups, rows, columns).
     white : Tensor
         c, (groups,).
 
@@ -25,7 +25,7 @@ class RowMoment:
     --------
     >>> x = torch.randn(1, 5, 20)
     >>> kernel = torch.randn(1, 3, 20)
-    >>> torch.allclose(kernel @ RowMoment(x, torch.zeros(1)), kernel @ x.mT @ x, atol=1e-4)
+    >>> torch.allclose(kernel @ RowMoment(x, torch.zeros(1)), kernel @ x.mT @ x / 5, atol=1e-4)
     True
     """
 
@@ -40,19 +40,19 @@ class RowMoment:
 
     def __rmatmul__(self, kernel: Tensor) -> Tensor:
         """Return K Σ for a kernel K, (groups, out, columns)."""
-        seen = (kernel.to(self.rows) @ self.rows.mT) @ self.rows  # (K Xᵀ) X
+        seen = (kernel.to(self.rows) @ self.rows.mT / self.rows.shape[1]) @ self.rows
         return seen.to(kernel) + self.white[:, None, None].to(kernel) * kernel
 
     def mean_energy(self) -> Tensor:
         """Return the mean of the diagonal, (groups,), float64."""
-        energy = self.rows.double().square().sum((1, 2)) / self.rows.shape[-1]
-        return energy + self.white.double()
+        norms = torch.linalg.vector_norm(self.rows, dim=(1, 2)).double()
+        return norms.square() / self.rows[0].numel() + self.white.double()
 
     def to_matrix(self) -> Tensor:
         """Return Σ in float64, (groups, columns, columns)."""
         rows = self.rows.double()
         eye = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
-        return rows.mT @ rows + self.white.to(rows)[:, None, None] * eye
+        return rows.mT @ rows / rows.shape[1] + self.white.to(rows)[:, None, None] * eye
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class BlockMoment:
     def __rmatmul__(self, kernel: Tensor) -> Tensor:
         """Return K Σ for a kernel K, (groups, out, columns)."""
         parts = kernel.split([block.shape[-1] for block in self.blocks], dim=-1)
-        return torch.cat([part @ b.to(part) for part, b in zip(parts, self.blocks, strict=True)], -1)
+        return torch.cat(
+            [part @ b.to(part) for part, b in zip(parts, self.blocks, strict=True)], -1
+        )
 
     def mean_energy(self) -> Tensor:
         """Return the mean of the diagonal, (groups,)."""

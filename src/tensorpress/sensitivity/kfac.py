@@ -1,5 +1,6 @@
 """Rank selection by Kronecker-factored curvature: what a layer's error does to the outputs."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,18 +12,19 @@ from torch.nn import functional
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.outputs import output_tensors, random_direction
-from tensorpress.calibrate.patches import can_unfold
+from tensorpress.calibrate.patches import can_unfold, output_rows
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import applicable_schemes
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.reconstruct.next_op import find_next_ops
-from tensorpress.schemes.layer_spec import CONVS
 from tensorpress.schemes.registry import scheme as scheme_named
 
 Curvature = Literal["outputs", "loss"]
 """Of what: the squared distance of the outputs, or the cross entropy of their classes."""
+
+logger = logging.getLogger("tensorpress.sensitivity")
 
 _DAMPING = 1e-3  # of the gradients' second moment, relative to its mean eigenvalue
 
@@ -160,13 +162,14 @@ def _collect(
     normed = {name for name, layer in layers.items() if getattr(layer, "bias", None) is None}
     normed = _followed_by_norm(model, normed, batches[0])
     moments: dict[str, _Moments] = {}
+    without: set[str] = set()  # layers in parts of the model that run without gradients
     outputs_energy, examples = _Variance(), 0
     for batch in batches:
         with (
             evaluation_mode(model),
             _frozen(model),
             torch.enable_grad(),
-            _watch(layers, moments, normed),
+            _watch(layers, moments, normed, without),
         ):
             outputs = output_tensors(model, batch)
             along = (
@@ -178,10 +181,21 @@ def _collect(
                 torch.autograd.backward(along)
         outputs_energy.add(outputs)
         examples += len(batch)
+    for name in names:
+        if name not in moments:
+            logger.warning("layer %s is not scored: %s", name, _reason(name, layers, without))
     for sums in moments.values():
         sums.examples = examples
     energy = outputs_energy.per_example(examples)
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
+
+
+def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> str:
+    if name not in layers:
+        return "it multiplies no inputs with its weight"
+    if name in without:
+        return "it is called in a part of the model that runs without gradients"
+    return "calibration data do not call it"
 
 
 def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
@@ -214,42 +228,39 @@ class _Variance:
 
 @contextmanager
 def _watch(
-    layers: Mapping[str, nn.Module], moments: dict[str, _Moments], normed: set[str]
+    layers: Mapping[str, nn.Module],
+    moments: dict[str, _Moments],
+    normed: set[str],
+    without: set[str],
 ) -> Iterator[None]:
     """Add up second moments of responses and of gradients by them, of the passes in the block."""
 
     def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
         weight = layer.get_parameter("weight").detach()
         by_inputs = isinstance(layer, nn.Linear) and weight.shape[0] > weight.shape[1]
-        groups = layer.groups if isinstance(layer, CONVS) else 1
-
-        def rows(y: Tensor) -> Tensor:
-            if isinstance(layer, CONVS):
-                y = y if y.ndim == weight.ndim else y[None]
-                y = y.movedim(1, -1)
-            return y.reshape(-1, groups, y.shape[-1] // groups)
 
         def forward(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
             if not result.requires_grad:  # in a part of the model that runs without gradients
+                without.add(name)
                 return output
             bias = layer._parameters.get("bias")
             with torch.no_grad():
                 if by_inputs:
                     seen = (*args, *kwargs.values())[0].detach()
-                    seen = seen.reshape(-1, groups, seen.shape[-1])
+                    seen = seen.reshape(-1, 1, seen.shape[-1])
                 else:
-                    seen = rows(output.detach())
+                    seen = output_rows(layer, output.detach())
                     if bias is not None:
-                        seen = seen - bias.reshape(groups, -1)
+                        seen = seen - bias.reshape(seen.shape[1:])
                 if name not in moments:
                     centred = bias is not None or name in normed
-                    moments[name] = _Moments.zeros(groups, seen.shape[-1], centred)
+                    moments[name] = _Moments.zeros(*seen.shape[1:], centred)
                 moments[name].add_values(seen)
 
             @torch.no_grad()
             def backward(gradient: Tensor) -> None:
-                slopes = rows(gradient)
+                slopes = output_rows(layer, gradient)
                 moments[name].add_gradients(slopes @ weight.to(slopes) if by_inputs else slopes)
 
             result.register_hook(backward)  # type: ignore[no-untyped-call]

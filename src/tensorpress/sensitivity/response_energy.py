@@ -1,17 +1,23 @@
 """Rank selection by the energy of the principal components of each layer's responses."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from math import log
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import CalibrationBatch
+from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
+from tensorpress.calibrate.input_moments import Moments
+from tensorpress.calibrate.patches import can_unfold
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import applicable_schemes
+from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scored, Scores
+from tensorpress.reconstruct.samples import ROWS, Positions, sample_responses
+from tensorpress.reconstruct.second_moment import BlockMoment
 from tensorpress.schemes.registry import scheme as scheme_named
 
 BY_RESPONSES = ("channel_svd", "tucker1_out")
@@ -19,6 +25,8 @@ BY_RESPONSES = ("channel_svd", "tucker1_out")
 
 RESPONSES = "responses"
 """The name of these scores in recipes and on the command line."""
+
+logger = logging.getLogger("tensorpress.sensitivity")
 
 _LEAST = 1e-12  # smallest share of the energy, so that its logarithm is finite
 
@@ -78,21 +86,25 @@ def response_energies(
     check_response_scheme(scheme)
     method = scheme_named(scheme)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
-    if not isinstance(batches, Calibration):
-        batches = Calibration.collect(model, batches, seed=seed)
+    ranks = {
+        name: [rank for (rank,) in method.candidates(layer.spec())]
+        for name, layer in layers.items()
+        if applicable_schemes(layer, [method])[0]
+    }
+    names = [name for name, candidates in ranks.items() if candidates]
+    if isinstance(batches, Calibration):
+        seconds = _from_inputs(layers, names, batches.moments)
+    else:
+        seconds = _from_outputs(model, names, collect_batches(batches, model), seed)
     scores = {}
-    for name, layer in layers.items():
-        moments = batches.moments.get(name)
-        if moments is None or len(moments.blocks) > 1:
+    for name in names:
+        if name not in seconds:
+            logger.warning("layer %s is not scored: calibration data show no inputs of it", name)
             continue
-        ranks = method.candidates(layer.spec()) if applicable_schemes(layer, [method])[0] else []
-        if not ranks:
-            continue
-        kernel = layer.kernel().flatten(2)
-        shares = energy_shares(kernel, moments.means()[0].to(kernel))
+        shares = energy_shares(seconds[name])
         scores[name] = tuple(
             Scored(scheme, (rank,), -log(max(shares[rank - 1], _LEAST)), measured=False)
-            for (rank,) in ranks
+            for rank in ranks[name]
         )
     if not scores:
         raise InvalidArgumentError(f"the model has no layer that {scheme} can press by responses")
@@ -107,19 +119,46 @@ def check_response_scheme(scheme: str) -> None:
         )
 
 
-def energy_shares(kernel: Tensor, second: Tensor) -> list[float]:
+def _from_inputs(
+    layers: Mapping[str, Layer], names: Sequence[str], moments: Mapping[str, Moments]
+) -> dict[str, Tensor]:
+    """Return the second moments of responses by those of inputs: E y yᵀ = W E[x xᵀ] Wᵀ."""
+    result = {}
+    for name in names:
+        if name in moments:
+            kernel = layers[name].kernel().flatten(2)
+            inputs = BlockMoment([block.to(kernel) for block in moments[name].means()])
+            result[name] = kernel @ inputs @ kernel.mT
+    return result
+
+
+def _from_outputs(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], seed: int
+) -> dict[str, Tensor]:
+    """Return the second moments of responses without the bias, however many inputs layers have."""
+    layers = {name: model.get_submodule(name) for name in names}
+    names = [name for name, layer in layers.items() if can_unfold(layer)]
+    positions = Positions(max(1, ROWS // len(batches)), seed)
+    responses = sample_responses(model, names, batches, positions).rows
+    for name, rows in responses.items():
+        bias = layers[name]._parameters.get("bias")
+        y = (rows if bias is None else rows - bias.detach().reshape(rows.shape[1:])).movedim(0, 1)
+        responses[name] = (y.mT @ y).double() / len(rows)
+    return responses
+
+
+def energy_shares(second: Tensor) -> list[float]:
     """Return the shares of the energy of responses in their first 1, 2, … components.
 
-    ``kernel`` is (groups, out, columns), ``second`` the second moment of the inputs,
-    (groups, columns, columns).
+    ``second`` is their second moment, (groups, out, out).
 
     Examples
     --------
-    >>> energy_shares(torch.diag(torch.tensor([4.0, 4.0]))[None], torch.eye(2)[None])
+    >>> energy_shares(torch.diag(torch.tensor([4.0, 4.0]))[None])
     [0.5, 1.0]
     """
-    # E y yᵀ = W E[x xᵀ] Wᵀ, eigenvalues σ₁ ≥ σ₂ ≥ …
-    values = torch.linalg.eigvalsh(kernel @ second @ kernel.mT).clamp_min(0).flip(-1)
+    # eigenvalues σ₁ ≥ σ₂ ≥ …
+    values = torch.linalg.eigvalsh(second).clamp_min(0).flip(-1)
     # e_r = Σ_groups Σ_{a ≤ r} σ_a
     energy = values.cumsum(-1).sum(0)
     total = float(energy[-1])
