@@ -131,7 +131,8 @@ def _spread(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
     """
     sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], layer.stride, strict=True)]
     spread = x.new_zeros(len(x), *sizes, x.shape[1]).movedim(-1, 1)
-    spread[(..., *(slice(None, None, step) for step in layer.stride))] = x
+    places = tuple(slice(None, None, step) for step in (1, 1, *layer.stride))
+    spread[places] = x
     ends = []
     for axis in reversed(range(len(sizes))):
         assert not isinstance(layer.padding, str)

@@ -45,8 +45,8 @@ class RowMoment:
 
     def mean_energy(self) -> Tensor:
         """Return the mean of the diagonal, (groups,), float64."""
-        norms = torch.linalg.vector_norm(self.rows, dim=(1, 2)).double()
-        return norms.square() / self.rows[0].numel() + self.white.double()
+        norms: Tensor = torch.linalg.vector_norm(self.rows, dim=(1, 2))
+        return norms.double().square() / self.rows[0].numel() + self.white.double()
 
     def to_matrix(self) -> Tensor:
         """Return Σ in float64, (groups, columns, columns)."""
@@ -81,7 +81,7 @@ class BlockMoment:
 
     def __rmatmul__(self, kernel: Tensor) -> Tensor:
         """Return K Σ for a kernel K, (groups, out, columns)."""
-        parts = kernel.split([block.shape[-1] for block in self.blocks], dim=-1)
+        parts = torch.split(kernel, [block.shape[-1] for block in self.blocks], dim=-1)
         return torch.cat(
             [part @ b.to(part) for part, b in zip(parts, self.blocks, strict=True)], -1
         )

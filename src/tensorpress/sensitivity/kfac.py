@@ -255,7 +255,7 @@ def _watch(
                         seen = seen - bias.reshape(seen.shape[1:])
                 if name not in moments:
                     centred = bias is not None or name in normed
-                    moments[name] = _Moments.zeros(*seen.shape[1:], centred)
+                    moments[name] = _Moments.zeros(seen.shape[1], seen.shape[2], centred)
                 moments[name].add_values(seen)
 
             @torch.no_grad()
