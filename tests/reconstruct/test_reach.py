@@ -51,6 +51,18 @@ def stream() -> Stream:
     return Stream().eval()
 
 
+def test_many_calls_share_the_rows() -> None:
+    """As many rows of each call, in random order, and never more than two shares at a time."""
+    calls = samples._Calls(Positions(100, seed=0), 100, batch=3)
+    for call in range(37):
+        calls.add(torch.arange(100.0)[:, None] + 1000 * call)
+        assert sum(map(len, calls._parts)) <= 200
+    rows = calls.merge()[:, 0]
+    assert len(rows) == 37 * 2
+    assert (rows // 1000).long().bincount().tolist() == [2] * 37
+    assert float((rows % 1000).max()) > 80
+
+
 @torch.no_grad()
 def distance(model: nn.Module, dense: nn.Module, x: Tensor) -> float:
     return float((model(x) - dense(x)).square().mean() / dense(x).var())

@@ -65,26 +65,42 @@ class Positions:
         seed = self.seed * 1_000_003 + batch + call * 1_000_000_007
         return torch.Generator().manual_seed(seed)
 
-    def merge(self, calls: Sequence[Tensor], share: int, batch: int) -> Tensor:
-        """Return the rows of all calls of a layer in a batch, as many of each.
 
-        Parameters
-        ----------
-        calls : sequence of Tensor
-            Rows of each call, at most ``share``.
-        share : int
-            The most rows of all calls; one of each call at least.
-        batch : int
-            The number of the batch.
-        """
-        most = max(1, share // len(calls))
-        parts = []
-        for call, rows in enumerate(calls):
-            if len(rows) > most:
-                random = self.random(batch, call)
-                rows = rows[torch.randperm(len(rows), generator=random)[:most].to(rows.device)]
-            parts.append(rows)
-        return torch.cat(parts)
+class _Calls:
+    """Rows of all calls of a layer in a batch: a share of them all, as many of each call.
+
+    How many calls come is not known before, so rows are in random order and there are at most two
+    shares at a time.
+    """
+
+    def __init__(self, positions: Positions, share: int, batch: int) -> None:
+        self._positions, self._share, self._batch = positions, share, batch
+        self._parts: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, rows: Tensor) -> None:
+        """Add the rows of a call, at most a share."""
+        self._parts.append(rows)
+        count = len(self)
+        if count == 2:
+            self._parts[0] = self._shuffled(0)
+        if count > 1:
+            self._parts[-1] = self._shuffled(count - 1)
+            power = 1 << (count.bit_length() - 1)  # trimmed for so many calls until there are twice
+            for call in range(count) if count == power else (count - 1,):
+                self._parts[call] = self._parts[call][: max(1, self._share // power)].clone()
+
+    def merge(self) -> Tensor:
+        """Return the rows of all calls."""
+        most = max(1, self._share // len(self))
+        return torch.cat([rows[:most] for rows in self._parts])
+
+    def _shuffled(self, call: int) -> Tensor:
+        rows = self._parts[call]
+        random = self._positions.random(self._batch, call)
+        return rows[torch.randperm(len(rows), generator=random).to(rows.device)]
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,7 @@ def sample_responses(
     torch.Size([18, 1, 4])
     """
     seen: dict[str, list[Tensor]] = {}
-    calls: dict[str, list[Tensor]] = {}  # of one batch
+    calls: dict[str, _Calls] = {}  # of one batch
     counts: dict[str, list[int]] = {}
     orders: list[list[str]] = []
 
@@ -146,12 +162,12 @@ def sample_responses(
         @outside_contexts()
         def hook(_: nn.Module, __: Any, out: Tensor) -> None:
             rows = output_rows(layer, _unpadded(batch, layer, out))
-            before = calls.setdefault(name, [])
+            before = calls.setdefault(name, _Calls(positions, share, number))
             if len(rows) > share:
                 random = positions.random(number, len(before))
                 chosen = torch.randint(len(rows), (share,), generator=random)
                 rows = rows[chosen.to(rows.device)]
-            before.append(rows.to(torch.float32, copy=True))  # what follows may change it in place
+            before.add(rows.to(torch.float32, copy=True))  # what follows may change it in place
 
         return hook
 
@@ -167,8 +183,7 @@ def sample_responses(
             orders.append([name for name, parts in calls.items() if len(parts) == 1])
             for name, parts in calls.items():
                 counts.setdefault(name, [0] * len(batches))[number] = len(parts)
-                share = positions.share(layers[name])
-                seen.setdefault(name, []).append(positions.merge(parts, share, number))
+                seen.setdefault(name, []).append(parts.merge())
     rows = {name: torch.cat(seen.pop(name)) for name in list(seen)}  # never two copies of all
     return Responses(rows, counts, _common_order(orders))
 
@@ -245,17 +260,17 @@ def _rows_of_all_calls(
     @outside_contexts()
     def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         x = (*arguments, *keywords.values())[0]
-        calls.append(_input_rows(layer, batch, x, positions, number, len(calls)))
+        calls.add(_input_rows(layer, batch, x, positions, number, len(calls)))
 
     handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with evaluation_mode(model):
             for number, batch in enumerate(batches):
-                calls: list[Tensor] = []
+                calls = _Calls(positions, share, number)
                 run_to_end(model, batch)
                 counts.append(len(calls))
                 if calls:
-                    parts.append(positions.merge(calls, share, number))
+                    parts.append(calls.merge())
     finally:
         handle.remove()
     return torch.cat(parts) if parts else torch.empty(0), counts
