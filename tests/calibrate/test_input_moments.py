@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from tensorpress.calibrate import input_moments as moments_file
 from tensorpress.calibrate.batches import collect_batches
 from tensorpress.calibrate.input_moments import input_moments
-from tensorpress.calibrate.patches import can_unfold, unfold_inputs
+from tensorpress.calibrate.patches import can_unfold, output_rows, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.schemes.canonical_kernel import layer_kernel
+from tensorpress.schemes.layer_spec import describe_layer
 
 LAYERS = [
     (nn.Linear(6, 4, bias=False), (3, 6)),
@@ -18,18 +20,28 @@ LAYERS = [
     (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect", bias=False), (2, 3, 6, 6)),
     (nn.Conv2d(4, 4, 3, padding="same", groups=4, bias=False), (2, 4, 5, 5)),
     (nn.Conv3d(2, 4, 2, stride=(1, 2, 1), bias=False), (2, 2, 4, 5, 4)),
+    (nn.ConvTranspose1d(4, 6, 3, stride=2, padding=2, dilation=2, bias=False), (2, 4, 11)),
+    (
+        nn.ConvTranspose2d(
+            4, 6, (5, 2), (3, 1), padding=(2, 1), output_padding=(1, 0), groups=2, bias=False
+        ),
+        (2, 4, 4, 5),
+    ),
+    (nn.ConvTranspose2d(2, 3, 2, stride=3, padding=1, output_padding=2, bias=False), (2, 4, 4)),
+    (nn.ConvTranspose3d(2, 4, 2, stride=(1, 2, 1), bias=False), (2, 2, 3, 4, 3)),
 ]
+
+
+def canonical(layer: nn.Module) -> Tensor:
+    """Return the kernel of a layer as (groups, out, columns)."""
+    return layer_kernel(layer, describe_layer(layer)).flatten(2)
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
 def test_rows_times_the_weight_are_the_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
-    rows, y = unfold_inputs(layer, x), layer(x)
-    weight = layer.get_parameter("weight")
-    kernel = weight.reshape(rows.shape[1], -1, rows.shape[2])
-    result = torch.einsum("pgc,goc->pgo", rows, kernel).flatten(1)
-    expected = y if isinstance(layer, nn.Linear) else y.movedim(1, -1)
-    torch.testing.assert_close(result, expected.reshape(len(result), -1), atol=1e-5, rtol=1e-4)
+    result = torch.einsum("pgc,goc->pgo", unfold_inputs(layer, x), canonical(layer))
+    torch.testing.assert_close(result, output_rows(layer, layer(x)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
@@ -37,9 +49,7 @@ def test_moments_give_the_mean_squared_response(layer: nn.Module, shape: tuple[i
     net, x = nn.Sequential(layer), torch.randn(shape)
     result = input_moments(net, collect_batches([x, x], net))["0"]
     [second] = result.means()
-    kernel = (
-        layer.get_parameter("weight").detach().double().reshape(len(second), -1, second.shape[-1])
-    )
+    kernel = canonical(layer).double()
     rows = unfold_inputs(layer, x)
     assert result.rows == 2 * len(rows)
     mean_square = layer(x).detach().double().square().sum() / len(rows)
@@ -47,7 +57,7 @@ def test_moments_give_the_mean_squared_response(layer: nn.Module, shape: tuple[i
 
 
 def test_other_modules_have_no_rows() -> None:
-    for module in (nn.ConvTranspose2d(2, 2, 3), nn.Embedding(4, 2), nn.BatchNorm1d(3), nn.ReLU()):
+    for module in (nn.Embedding(4, 2), nn.BatchNorm1d(3), nn.ReLU()):
         assert not can_unfold(module)
 
 

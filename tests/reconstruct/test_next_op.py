@@ -86,5 +86,10 @@ def test_a_norm_by_function_is_not_the_module_before() -> None:
     assert seen(ByFunction()) == Following(None, "batch_norm", relu=False)
 
 
-def test_a_layer_called_twice_has_no_one_follower() -> None:
-    assert seen(Twice()) == Following()
+def test_a_layer_called_twice_has_a_follower_where_both_calls_have_it() -> None:
+    class Other(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.one(torch.relu(self.one(x))))
+
+    assert seen(Twice()) == Following(None, "relu", relu=True)
+    assert seen(Other()) == Following()

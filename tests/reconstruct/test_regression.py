@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.reconstruct.regression import Regression, damped_cholesky
+from tensorpress.reconstruct.regression import DAMPING, Regression, damped_cholesky
+from tensorpress.reconstruct.second_moment import RowMoment
 
 
 def test_moments_that_rounding_left_indefinite_are_damped_more() -> None:
@@ -29,3 +30,24 @@ def test_inputs_whose_squares_overflow_are_told() -> None:
         InvalidArgumentError, match=r"inputs as large as 1\.0e\+30 cannot be fitted"
     ):
         Regression(torch.tensor([1e30, -1e30]).reshape(2, 1, 1))
+
+
+@pytest.mark.parametrize("rows", [12, 30, 31, 80])
+@pytest.mark.parametrize("biased", [True, False])
+def test_fewer_rows_than_columns_have_the_same_solution(rows: int, biased: bool) -> None:
+    """Against the normal equations, in columns × columns numbers, by rows or not."""
+    torch.manual_seed(0)
+    x, y, prior = torch.randn(rows, 2, 30) + 1, torch.randn(rows, 2, 4), torch.randn(2, 4, 30)
+    regression = Regression(x, biased=biased, shrink=True)
+    centred, responses = (z.double() - z.double().mean(0) * biased for z in (x, y))
+    for group in range(2):
+        inputs, outputs, before = centred[:, group], responses[:, group], prior[group].double()
+        seen = inputs.T @ inputs / rows
+        damping = seen.trace() / rows + DAMPING * seen.trace() / 30
+        gap = outputs.T @ inputs / rows - before @ seen
+        expected = before + gap @ torch.linalg.inv(seen + damping * torch.eye(30))
+        kernel = regression.kernel(y, prior)[group]
+        torch.testing.assert_close(kernel, expected, rtol=1e-3, atol=1e-4)
+        second = seen + torch.eye(30) * seen.trace() / rows
+        torch.testing.assert_close(regression.second[group], second, rtol=1e-4, atol=1e-4)
+    assert isinstance(regression.moment, RowMoment) == (rows < 30)

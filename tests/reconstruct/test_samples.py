@@ -16,7 +16,7 @@ def test_what_follows_in_place_does_not_change_responses(layer: nn.Module) -> No
     x = x if x.ndim == 2 else x.contiguous(memory_format=torch.channels_last)
     plain, changed = nn.Sequential(layer), nn.Sequential(layer, nn.ReLU(inplace=True))
     rows = [
-        sample_responses(net, ["0"], collect_batches([x], net), Positions(100, seed=0))["0"]
+        sample_responses(net, ["0"], collect_batches([x], net), Positions(100, seed=0)).rows["0"]
         for net in (plain, changed)
     ]
     torch.testing.assert_close(rows[1], rows[0], rtol=0, atol=0)
@@ -28,7 +28,7 @@ def test_inputs_and_responses_are_at_the_same_positions() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2))
     batches = collect_batches([torch.randn(2, 3, 9, 9) for _ in range(3)], net)
     positions = Positions(40, seed=3)
-    responses = sample_responses(net, ["0", "2"], batches, positions)
+    responses = sample_responses(net, ["0", "2"], batches, positions).rows
     for name, inputs in inputs_in_order(net, ["0", "2"], batches, positions):
         layer = net.get_submodule(name)
         kernel = layer.weight.reshape(layer.groups, -1, inputs.shape[-1])
@@ -51,5 +51,5 @@ def test_modes_of_the_model_do_not_reach_the_rows() -> None:
 
     net = Net(nn.Linear(6, 4))
     x = torch.randn(5, 6)
-    rows = sample_responses(net, ["0"], collect_batches([x], net), Positions(100, seed=0))["0"]
+    rows = sample_responses(net, ["0"], collect_batches([x], net), Positions(100, seed=0)).rows["0"]
     torch.testing.assert_close(rows[:, 0], -nn.functional.linear(x, *net[0].parameters()))

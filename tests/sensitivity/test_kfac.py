@@ -102,3 +102,22 @@ def test_padding_does_not_count() -> None:
         kfac_scores(net, [{"x": value, "attention_mask": mask}]) for value in (x, loud)
     )
     assert quiet.layers == padded.layers
+
+
+def test_layers_that_are_not_scored_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.up = nn.Linear(16, 16), nn.ConvTranspose1d(16, 8, 3, stride=2)
+            self.never = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.frozen(x)
+            result: Tensor = self.up(x[..., None])
+            return result
+
+    scores = kfac_scores(Partly(), [torch.randn(50, 16)])
+    assert set(scores.layers) == {"up"}
+    assert "layer never is not scored: calibration data do not call it" in caplog.text
+    assert "layer frozen is not scored: it is called in a part of the model" in caplog.text

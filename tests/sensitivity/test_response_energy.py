@@ -1,38 +1,51 @@
-"""Ranks by the energy of responses, from batches and from the moments of inputs."""
+"""Ranks by the energy of responses, from outputs or from moments of inputs."""
 
+from math import exp
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tensorpress as tp
+from tensorpress.calibrate import input_moments
 from tensorpress.sensitivity.response_energy import response_energies
 
 
-class Mixed(nn.Module):
-    """A wide kernel, groups, a Linear that widens, and one that is called twice."""
-
+class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.wide = nn.Conv1d(2, 12, 63, padding="same")
-        self.grouped = nn.Conv1d(12, 12, 5, groups=2, bias=False)
-        self.up = nn.Linear(12, 40)
-        self.twice = nn.Linear(40, 40)
+        self.up = nn.ConvTranspose2d(4, 8, 3, stride=2)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.never = nn.Conv2d(8, 8, 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.grouped(self.wide(x).relu()).mean(2)
-        return self.twice(self.twice(self.up(x).relu()).relu())
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.twice(torch.relu(self.twice(self.up(x))))
+        return result
 
 
-def test_scores_are_those_of_the_moments_of_inputs() -> None:
+@torch.no_grad()
+def test_scores_are_the_energies_of_the_outputs_without_the_bias(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     torch.manual_seed(0)
-    net = Mixed().eval()
-    data = [torch.randn(8, 2, 40), torch.randn(3, 2, 40)]
-    direct = response_energies(net, data)
-    by_inputs = response_energies(net, tp.Calibration.collect(net, data))
-    assert set(direct.layers) >= {"wide", "up", "twice"}
-    for name in by_inputs.layers:
-        for one, other in zip(direct.layers[name], by_inputs.layers[name], strict=True):
-            assert one.ranks == other.ranks
-            assert abs(one.score - other.score) < 1e-3 * (1 + abs(other.score)), name
+    net, x = Net(), torch.randn(20, 4, 5, 5)
+    scores = response_energies(net, [x[:10], x[10:]])
+    by_moments = response_energies(net, tp.Calibration.collect(net, [x]))
+    y = (net.up(x) - net.up.bias[:, None, None]).movedim(1, -1).reshape(-1, 8).double()
+    energies = torch.linalg.svdvals(y).square()
+    for one in (scores, by_moments):
+        assert set(one.layers) == {"up", "twice"}
+        for choice in one.layers["up"]:
+            share = float(energies[: choice.ranks[0]].sum() / energies.sum())
+            assert exp(-choice.score) == pytest.approx(share, rel=1e-4)
+    assert "layer never is not scored: calibration data show no inputs of it" in caplog.text
+
+
+def test_layers_of_moments_in_blocks_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_moments, "MAX_COLUMNS", 20)
+    net = nn.Sequential(nn.Linear(50, 10), nn.ReLU(), nn.Linear(10, 10))
+    calibration = tp.Calibration.collect(net, [torch.randn(100, 50)])
+    assert set(response_energies(net, calibration).layers) == {"0", "2"}
 
 
 def test_padding_does_not_count() -> None:
@@ -41,7 +54,7 @@ def test_padding_does_not_count() -> None:
             super().__init__()
             self.layer = nn.Linear(8, 8)
 
-        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
             return self.layer(x)
 
     torch.manual_seed(0)

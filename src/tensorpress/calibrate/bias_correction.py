@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tensorpress.calibrate.batches import Batch, outside_contexts, run_model
-from tensorpress.calibrate.patches import can_unfold
+from tensorpress.calibrate.patches import ANY_CONV, can_unfold
 from tensorpress.measure.cost import evaluation_mode
 
 
@@ -96,7 +96,7 @@ def _channel_axis(module: nn.Module) -> int | None:
         return 1
     if not can_unfold(module):
         return None
-    return -1 if isinstance(module, nn.Linear) else -len(module.get_parameter("weight").shape) + 1
+    return -1 - len(module.kernel_size) if isinstance(module, ANY_CONV) else -1
 
 
 def _channel_means(output: Tensor, axis: int) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from tensorpress.calibrate.batches import Batch, outside_contexts, run_model
+from tensorpress.calibrate.batches import Batch, outside_contexts
+from tensorpress.calibrate.full_pass import run_to_end
 from tensorpress.calibrate.patches import can_unfold, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
@@ -27,7 +28,7 @@ MAX_ROWS = 8192
 
 @dataclass
 class Moments:
-    """Sums of second moments of the vectors that a layer multiplies its weight with.
+    """Sums of second moments of the vectors that a layer multiplies its kernel with.
 
     Attributes
     ----------
@@ -117,7 +118,7 @@ def input_moments(
 
     with _input_hooks(layers, add), evaluation_mode(model), torch.no_grad():
         for batch in batches:
-            run_model(model, batch)
+            run_to_end(model, batch)
     for name, sums in moments.items():
         if not all(bool(torch.isfinite(block).all()) for block in sums.blocks):
             raise InvalidArgumentError(
@@ -163,7 +164,7 @@ def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> di
         leaders.setdefault(name, leader)
 
     with _input_hooks(layers, record), evaluation_mode(model), torch.no_grad():
-        run_model(model, batch)
+        run_to_end(model, batch)
     once = {name for name, times in calls.items() if times == 1}
     return {name: leader if {name, leader} <= once else name for name, leader in leaders.items()}
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, model_outputs
-from tensorpress.calibrate.patches import can_unfold, unfold_inputs
+from tensorpress.calibrate.patches import can_unfold, output_rows, unfold_inputs
 from tensorpress.measure.cost import evaluation_mode
-from tensorpress.schemes.layer_spec import CONVS
 
 
 def weight_gradients(
@@ -90,12 +89,10 @@ def weight_gradients(
 
 def _sum_squared_norms(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:
     """Return the sum over examples of the squared norm of the weight's gradient."""
-    groups = layer.groups if isinstance(layer, CONVS) else 1
     total = 0.0
     for x_one, gradient_one in zip(x, gradient, strict=True):
         rows = unfold_inputs(layer, x_one)  # (positions, groups, columns)
-        slopes = gradient_one.flatten(1).T if isinstance(layer, CONVS) else gradient_one
-        slopes = slopes.reshape(len(rows), groups, -1)
+        slopes = output_rows(layer, gradient_one)
         # dW_g = sum over positions p of slope_pg x_pgᵀ: they add up before they are squared.
         product = slopes.permute(1, 2, 0).float() @ rows.permute(1, 0, 2).float()
         total += float(product.square().sum(dtype=torch.float64))

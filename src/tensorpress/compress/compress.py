@@ -15,6 +15,7 @@ from tensorpress.compress.trials import Attempt, Task, bytes_trials, shape_trial
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.planner import lost_layers
+from tensorpress.reconstruct.unfitted import unfitted_layers
 
 logger = logging.getLogger("tensorpress.compress")
 
@@ -95,6 +96,10 @@ def compress(
     warnings = _data_warnings(task)
     if best.trial.plan is not None and task.reference is None:
         warnings += lost_layers(best.trial.plan.layers)
+    warnings += [
+        f"layer {name} was not fitted to the data: {reason}"
+        for name, reason in unfitted_layers(best.model).items()
+    ]
     metric = None if evaluate is None else (float(evaluate(model)), float(evaluate(best.model)))
     return CompressResult(
         best.model,

@@ -241,5 +241,5 @@ def _rebuild(layer: Pressed, factors: Sequence[Tensor], ranks: Sizes) -> Pressed
         new_bias.data.copy_(bias)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(layer.get_parameter(name).requires_grad)
-    new.relative_error = layer.relative_error
+    new.relative_error, new.unfitted = layer.relative_error, layer.unfitted
     return new.train(layer.training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.input_moments import Moments, input_moments
+from tensorpress.calibrate.patches import outputs_first
 from tensorpress.calibrate.weight_gradients import weight_gradients
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
@@ -162,7 +163,11 @@ def calibrated_weights(
     InvalidArgumentError
         If no layer is called on the batches.
     """
-    moments = input_moments(model, batches, seed=seed)
+    moments = {
+        name: sums
+        for name, sums in input_moments(model, batches, seed=seed).items()
+        if outputs_first(model.get_submodule(name))
+    }
     gradients = weight_gradients(model, batches, seed=seed)
     references = count_references(model)
     by_tensor = {id(model.get_submodule(n).get_parameter("weight")): n for n in moments}

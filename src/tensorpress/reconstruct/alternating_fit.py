@@ -9,6 +9,7 @@ from torch import Tensor
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.kernel_model import Composition
+from tensorpress.reconstruct.second_moment import SecondMoment
 
 SWEEPS = 20
 ITERATIONS, ENOUGH = 30, 1e-2
@@ -27,7 +28,7 @@ class KernelFit:
 def fit_kernels(
     kernels: Sequence[Tensor],
     target: Tensor,
-    second: Tensor,
+    second: SecondMoment,
     composition: Composition | None = None,
     *,
     places: Sequence[int] | None = None,
@@ -50,7 +51,7 @@ def fit_kernels(
         Canonical kernels, where the search starts.
     target : Tensor
         W, shape (groups, out, in, *kernel).
-    second : Tensor
+    second : SecondMoment
         Σ, shape (groups, n, n) with n = in·kernel…, symmetric, positive semidefinite; singular is
         fine.
     composition : Composition, optional
@@ -94,7 +95,8 @@ def fit_kernels(
         raise InvalidArgumentError(
             f"the kernels stand for {tuple(composite.shape)}, not {tuple(target.shape)}"
         )
-    target, second = to_working_precision(target), to_working_precision(second)
+    target = to_working_precision(target)
+    second = to_working_precision(second) if isinstance(second, Tensor) else second
     losses = [response_error(composite, target, second)]
     closest = composed.closest(kernels, target, second) if places is None else None
     if closest is not None:
@@ -108,14 +110,18 @@ def fit_kernels(
     return KernelFit(kernels, losses)
 
 
-def response_error(kernel: Tensor, target: Tensor, second: Tensor) -> float:
+def response_error(kernel: Tensor, target: Tensor, second: SecondMoment) -> float:
     """Return the summed squared error of responses, of kernels (groups, out, in, *kernel)."""
     error = (target - kernel).flatten(2)  # tr (W - W̃) Σ (W - W̃)ᵀ
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
 def _best_kernel(
-    kernels: Sequence[Tensor], place: int, composed: Composition, target: Tensor, second: Tensor
+    kernels: Sequence[Tensor],
+    place: int,
+    composed: Composition,
+    target: Tensor,
+    second: SecondMoment,
 ) -> Tensor:
     """Return the kernel at one place that is best while the others stay."""
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.full_pass import run_to_end
 from tensorpress.measure.cost import evaluation_mode
 
 _LEAST = 1e-12  # variance, so that a channel that is always the same can be divided by
@@ -75,7 +76,7 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
                 norm.momentum = None  # the mean over all batches
                 norm.training = True
             for batch in batches:
-                run_model(model, batch)
+                run_to_end(model, batch)
             return {name: _statistics(norm) for name, norm in norms.items()}
         finally:
             for name, norm in norms.items():

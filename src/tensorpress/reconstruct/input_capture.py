@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.full_pass import run_to_end
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.reconstruct.op_tape import DivergedError, OpTape
@@ -176,7 +177,7 @@ class _Pass:
     def _run(self, hooks: _Hooks) -> tuple[str, Tensor]:
         hooks.tape, hooks.stop = self._tape, None
         with suppress(_Stop), self._tape or nullcontext():
-            run_model(self._model, self._batch)
+            run_to_end(self._model, self._batch)
         if hooks.stop is None:
             raise InvalidArgumentError(
                 "a batch calls fewer layers once others are pressed: they cannot be fitted one "

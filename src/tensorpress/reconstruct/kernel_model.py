@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tensorpress.reconstruct.regression import damped_cholesky
+from tensorpress.reconstruct.second_moment import SecondMoment, mean_energy
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.stages import compose
 
@@ -62,7 +63,7 @@ class Composition:
         return whole if self.scale is None else whole * self._factor(whole)
 
     def closest(
-        self, kernels: Sequence[Tensor], target: Tensor, second: Tensor
+        self, kernels: Sequence[Tensor], target: Tensor, second: SecondMoment
     ) -> list[Tensor] | None:
         r"""Return the best kernels of these shapes, where they are known at once.
 
@@ -77,12 +78,13 @@ class Composition:
             For their shapes; the one on chosen channels stays in directions without data.
         target : Tensor
             W, (groups, out, in, *kernel).
-        second : Tensor
-            Σ, (groups, n, n).
+        second : SecondMoment
+            Σ, (groups, n, n); a Tensor where channels are chosen.
         """
         if self.chosen is None:
             known = self.parts is None and self._is_product(kernels, target)
             return self._product(kernels, target, second) if known else None
+        assert isinstance(second, Tensor)
         first, *product = kernels
         seen, factor = self._on_chosen(first, second)
         if product:  # Σyy - Σyx Σxx⁻¹ Σxy
@@ -101,10 +103,12 @@ class Composition:
         columns = (self.chosen()[..., None].to(first.device) * width + places).flatten(1)
         seen = second.take_along_dim(columns[:, None], 2)
         block = seen.take_along_dim(columns[..., None], 1)
-        mean = second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        mean = mean_energy(second)
         return seen, damped_cholesky(block, _DAMPING * mean.clamp_min(1e-30))
 
-    def _product(self, kernels: Sequence[Tensor], target: Tensor, second: Tensor) -> list[Tensor]:
+    def _product(
+        self, kernels: Sequence[Tensor], target: Tensor, second: SecondMoment
+    ) -> list[Tensor]:
         r"""Return the factors of one matrix.
 
         With U the first eigenvectors of :math:`W \Sigma W^T` these are :math:`U^T W` and U: the
@@ -119,7 +123,7 @@ class Composition:
         basis = None
         if matrix.shape[1] > matrix.shape[2]:  # W = Q R: the eigenvectors of R Σ Rᵀ are fewer
             basis, matrix = torch.linalg.qr(matrix)
-        mean = second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        mean = mean_energy(second)
         seen = matrix @ second + (_DAMPING * mean.clamp_min(1e-30))[:, None, None] * matrix
         _, vectors = torch.linalg.eigh(seen @ matrix.mT)  # W Σ Wᵀ
         u = vectors[..., -rank:].flip(-1)

@@ -21,7 +21,8 @@ Choose = Callable[[Tensor, Tensor, Tensor, Retarget | None], list[Tensor]]
 """Given the kernel to aim at, the second moments, the scale of the outputs and how to aim anew."""
 
 HELD_OUT = 8
-"""One row of so many is not fitted, but decides whether the fit through the ReLU is better."""
+"""One row of so many is not fitted where there is a ReLU, but decides whether the fit through it
+is better."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def fit_layer(
     scale = _away_from_zero(data.scale.double())
     seen_by_norm = (composition or Composition(len(dense))).scaled(scale)
     seen = data.responses * scale.float() + data.shift.float()
+    through_relu = data.relu and places is None
     test = torch.arange(len(seen)) % HELD_OUT == HELD_OUT - 1
-    x, y = data.inputs[~test], seen[~test]
+    x, y = (data.inputs[~test], seen[~test]) if through_relu else (data.inputs, seen)
     # W*, the best kernel of any rank; all kernels are then fitted to it: tr (W* - W̃) Σ (W* - W̃)ᵀ.
     regression = Regression(x, biased=data.biased, shrink=True)
     prior = dense.double().flatten(2) * scale[..., None]
@@ -103,9 +105,10 @@ def fit_layer(
     if choose is not None:
         retarget = relu_retarget(x, y, regression) if data.relu else None
         kernels = choose(best, regression.second, scale, retarget)
-    kernels = fit_kernels(kernels, best, regression.second, seen_by_norm, places=places).kernels
+    moment = regression.second if seen_by_norm.chosen else regression.moment
+    kernels = fit_kernels(kernels, best, moment, seen_by_norm, places=places).kernels
     fit = ActivatedFit(kernels, regression.bias(y, seen_by_norm(kernels).flatten(2)))
-    if data.relu and places is None:
+    if through_relu:
         through = fit_through_relu(kernels, seen_by_norm, fit.bias, x, y, regression)
 
         def loss(of: ActivatedFit) -> float:

@@ -2,17 +2,15 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.calibrate.input_moments import Moments, input_moments
-from tensorpress.calibrate.patches import can_unfold
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.reconstruct.alternating_fit import fit_kernels
@@ -29,7 +27,9 @@ from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
-from tensorpress.reconstruct.samples import Positions, inputs_in_order, sample_responses
+from tensorpress.reconstruct.samples import WIDE, Positions, inputs_in_order, sample_responses
+from tensorpress.reconstruct.second_moment import BlockMoment, SecondMoment
+from tensorpress.reconstruct.unfitted import reason_unfitted
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
     StartValues,
@@ -137,17 +137,23 @@ class Reconstruction:
         those of the model before anything was pressed.
         """
         left = {layer.name: layer for layer in layers}
+        reasons: dict[str, str] = {}
         moves = self.kind in ("norms", "inputs") and len(self.batches) > 0
         norms = norm_statistics(model, self.batches) if moves else {}
         if self.kind != "norms":
             ways = self._by_inputs if self.kind == "inputs" else self._by_responses
-            fitted = [x for x in layers if _can_be_fitted(model, x)]
-            by_name = {layer.name: layer for layer in fitted}
-            for name, values in ways(model, by_name, weight_of):
+            refused = {name: reason_unfitted(model, layer) for name, layer in left.items()}
+            reasons = {name: reason for name, reason in refused.items() if reason is not None}
+            by_name = {name: layer for name, layer in left.items() if name not in reasons}
+            for name, values in ways(model, by_name, weight_of, reasons):
                 yield left.pop(name), values
-        for layer in left.values():
-            logger.info("layer %s: by its weight alone", layer.name)
-            yield layer, decompose_weight(layer, weight_of(layer))
+        for name, layer in left.items():
+            values = decompose_weight(layer, weight_of(layer))
+            if self.kind != "norms":
+                reason = reasons.get(name, "calibration data do not call it")
+                logger.warning("layer %s: by its weight alone, as %s", name, reason)
+                values = replace(values, unfitted=reason)
+            yield layer, values
         if norms:
             move_norms(model, norms, norm_statistics(model, self.batches))
 
@@ -156,23 +162,25 @@ class Reconstruction:
         model: nn.Module,
         layers: dict[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
+        _: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         moments = self.moments
         if moments is None:
             moments = input_moments(model, self.batches, seed=self.seed)
         for name, sums in moments.items():
-            if name in layers and len(sums.blocks) == 1:
+            if name in layers:
                 weight = weight_of(layers[name])
                 pressed, dense = _decomposed(layers[name], weight)
-                second = sums.means()[0].to(dense)
-                _check_fits(name, second, dense)
-                places = sample_columns(second.shape[-1]).to(second.device)
-                sample = second[:, places][..., places]
-                warn_of_few_rows(name, sums.rows, second.shape[-1], sample)
-                second = shrunk(second, sums.rows)
+                blocks = [block.to(dense) for block in sums.means()]
+                _check_fits(name, BlockMoment(blocks), dense)
+                places = sample_columns(blocks[0].shape[-1]).to(dense.device)
+                sample = blocks[0][:, places][..., places]
+                warn_of_few_rows(name, sums.rows, dense[0, 0].numel(), sample)
+                blocks = [shrunk(block, sums.rows) for block in blocks]
+                second: SecondMoment = blocks[0] if len(blocks) == 1 else BlockMoment(blocks)
                 kernels = pressed.kernels()
                 if pressed.selection() is not None:
-                    kernels = choose_channels(pressed, name, dense, second)
+                    kernels = choose_channels(pressed, name, dense, blocks[0])
                 fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
                 yield name, _values(pressed, fit.kernels, weight)
 
@@ -181,12 +189,16 @@ class Reconstruction:
         model: nn.Module,
         layers: dict[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
+        reasons: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         positions = Positions.spread(self.batches, self.seed)
-        responses = sample_responses(model, list(layers), self.batches, positions)
-        after = find_next_ops(model, list(responses), self.batches[0])
-        for name, inputs in inputs_in_order(model, list(responses), self.batches, positions):
-            warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
+        dense_pass = sample_responses(model, list(layers), self.batches, positions)
+        responses, names = dense_pass.rows, list(dense_pass.rows)
+        after = find_next_ops(model, names, self.batches[0])
+        reasons |= dict.fromkeys(names, "its calls change with the layers before it")
+        for name, inputs in inputs_in_order(model, names, self.batches, positions, dense_pass):
+            share = positions.share(model.get_submodule(name))
+            _check_rows(name, inputs, share * len(self.batches))
             if self.kind == "nonlinear" and not after[name].relu:
                 logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
             norm, has_bias = after[name].norm, layers[name].spec.bias
@@ -210,24 +222,25 @@ class Reconstruction:
         return fit_layer(pressed.kernels(), dense, data, Composition.of(pressed), **how)
 
 
-def _can_be_fitted(model: nn.Module, layer: LayerPlan) -> bool:
-    """Tell whether a layer is composed of kernels, and what it multiplies them with is known."""
-    method = layer.method
-    if method.form != "layer" or not can_unfold(model.get_submodule(layer.name)):
-        return False
-    nothing = torch.empty(0, device="meta")
-    shape = method.skeleton(layer.spec, layer.ranks, like=nothing)
-    return isinstance(shape, Composed)
-
-
-def _check_fits(name: str, second: Tensor, dense: Tensor) -> None:
+def _check_fits(name: str, second: BlockMoment, dense: Tensor) -> None:
     """Raise where moments are of another layer."""
     groups, columns = len(dense), dense[0, 0].numel()
     if second.shape != (groups, columns, columns):
         raise ModelMismatchError(
             f"layer {name!r} has {columns:,} inputs a response in {groups:,} groups, and the "
-            f"calibration is of {second.shape[-1]:,} in {len(second):,}"
+            f"calibration is of {second.shape[-1]:,} in {second.shape[0]:,}"
         )
+
+
+def _check_rows(name: str, inputs: Tensor, most: int) -> None:
+    """Warn of too few rows, unless they are a sample that was limited to ``most``."""
+    if len(inputs) >= most and inputs.shape[-1] > WIDE:
+        logger.info(
+            "layer %s: fitted to a sample of %s inputs, as each has %s numbers",
+            *(name, f"{len(inputs):,}", f"{inputs.shape[-1]:,}"),
+        )
+    else:
+        warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
 
 
 def _decomposed(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]:

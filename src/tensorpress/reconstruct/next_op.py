@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.full_pass import run_to_end
 from tensorpress.measure.cost import evaluation_mode
 
 _RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
@@ -77,7 +78,7 @@ def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict
                 hook = module.register_forward_pre_hook(watch.entering)
                 stack.callback(hook.remove)
         with watch:
-            run_model(model, batch)
+            run_to_end(model, batch)
     return {name: watch.following(name) for name in layers}
 
 
@@ -142,11 +143,15 @@ class _Watch(TorchFunctionMode):
         return output
 
     def following(self, name: str) -> Following:
-        """Return what follows a layer that was called once."""
-        if len(self._outputs.get(name, ())) != 1:
-            return Following()
-        use, norm = self._only_use(self._outputs[name][0]), None
-        if use is not None and use.norm is not None and self._calls[use.norm] == 1:
+        """Return what follows a layer after each of its calls, if that is the same."""
+        outputs = self._outputs.get(name, [])
+        after = {self._following(value, len(outputs)) for value in outputs}
+        return after.pop() if len(after) == 1 else Following()
+
+    def _following(self, value: int, calls: int) -> Following:
+        """Return what follows one of several outputs of a layer."""
+        use, norm = self._only_use(value), None
+        if use is not None and use.norm is not None and self._calls[use.norm] == calls:
             norm = use.norm
             use = self._only_use(use.output)
         if use is None:

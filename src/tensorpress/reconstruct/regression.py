@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.reconstruct.second_moment import RowMoment
 
 DAMPING = 1e-4
 """How strongly, relative to the mean second moment, a kernel is drawn to what it was before."""
@@ -37,8 +38,9 @@ class Regression:
 
     Attributes
     ----------
-    second : Tensor
-        Mean of x xᵀ of (centred) inputs, (groups, columns, columns), float64; with white rows.
+    moment : Tensor or RowMoment
+        Mean of x xᵀ of (centred) inputs, with white rows, (groups, columns, columns): in float64,
+        or by the rows where they are fewer than columns.
     mean : Tensor
         Of the inputs, (groups, columns), float64; 0 without a bias.
 
@@ -58,21 +60,40 @@ class Regression:
         self.mean = _mean(inputs) * biased  # (groups, columns)
         # In the precision of the inputs: products of many rows dominate all work.
         self._inputs = (inputs - self.mean.to(inputs.dtype)).movedim(0, 1)  # (groups, rows, n)
-        rows = len(inputs)
-        self._seen = (self._inputs.mT @ self._inputs).double() / rows
+        rows, columns = len(inputs), inputs.shape[-1]
+        self._dual = rows < columns
+        x = self._inputs.mT if self._dual else self._inputs
+        self._seen = (x.mT @ x).double() / rows  # X Xᵀ, or of fewer rows than columns Xᵀ X
         if not bool(torch.isfinite(self._seen).all()):
             raise InvalidArgumentError(
                 f"inputs as large as {float(inputs.abs().max()):.1e} cannot be fitted: their "
                 "squares are no finite numbers"
             )
         rounding = torch.finfo(inputs.dtype).eps * self.mean.square().mean(-1)
-        spread = self._seen.diagonal(dim1=-2, dim2=-1).mean(-1)
-        self.second = shrunk(self._seen, rows) if shrink else self._seen
-        self._factor = damped_cholesky(self.second, (DAMPING * spread + rounding).clamp_min(_LEAST))
+        trace = self._seen.diagonal(dim1=-2, dim2=-1).sum(-1)
+        white = white_energy(trace, rows) * shrink
+        damping = (DAMPING * trace / columns + rounding).clamp_min(_LEAST)
+        self._factor = damped_cholesky(self._seen, white + damping)
+        self.moment: Tensor | RowMoment
+        if self._dual:
+            self.moment = RowMoment(self._inputs, white)
+        else:
+            eye = torch.eye(columns, dtype=torch.float64, device=inputs.device)
+            self.moment = self._seen + white[:, None, None] * eye
+
+    @property
+    def second(self) -> Tensor:
+        """The moment as a matrix, (groups, columns, columns), float64."""
+        return self.moment if isinstance(self.moment, Tensor) else self.moment.to_matrix()
 
     def kernel(self, responses: Tensor, prior: Tensor) -> Tensor:
         """Return the kernel (groups, out, columns) that fits responses (rows, groups, out)."""
         centred = responses - (_mean(responses) * self._biased).to(responses.dtype)
+        if self._dual:
+            # W = P + (Y - P X) (Xᵀ X + damping)⁻¹ Xᵀ, with rows × rows numbers to invert
+            left = centred.movedim(0, -1) - prior.to(self._inputs) @ self._inputs.mT
+            solved = torch.cholesky_solve(left.double().mT / len(responses), self._factor).mT
+            return prior.double() + (solved.to(self._inputs) @ self._inputs).double()
         slope = (centred.movedim(0, -1) @ self._inputs).double() / len(responses)
         gap = slope - prior.double() @ self._seen  # what the prior leaves of Y Xᵀ
         # W = P + (Y Xᵀ - P X Xᵀ) (X Xᵀ + damping)⁻¹, with P the prior
@@ -110,7 +131,12 @@ def shrunk(second: Tensor, rows: int) -> Tensor:
     """
     trace = second.diagonal(dim1=-2, dim2=-1).sum(-1)
     eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
-    return second + (trace / min(rows, MOST_ROWS))[:, None, None] * eye
+    return second + white_energy(trace, rows)[:, None, None] * eye
+
+
+def white_energy(trace: Tensor, rows: int) -> Tensor:
+    """Return what white rows, as many as columns, add to the diagonal of a moment; see `shrunk`."""
+    return trace / min(rows, MOST_ROWS)
 
 
 def damped_cholesky(second: Tensor, damping: Tensor) -> Tensor:

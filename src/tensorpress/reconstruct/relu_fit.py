@@ -98,6 +98,7 @@ def fit_through_relu(
     Zhang et al. (2016): the nonlinear case and asymmetric reconstruction.
     """
     kernels = list(kernels)
+    moment = regression.second if composed.chosen else regression.moment
     for penalty, times in PENALTIES:
         for _ in range(times):
             kernel = composed(kernels)
@@ -105,7 +106,7 @@ def fit_through_relu(
             targets = relu_targets(responses, respond(inputs, kernel.flatten(2), bias), penalty)
             # W*, the best kernel for z, the kernels nearest to it, and b = mean(z) - W̃ mean(x)
             best = regression.kernel(targets, prior=kernel.flatten(2)).reshape(kernel.shape)
-            kernels = fit_kernels(kernels, best, regression.second, composed, sweeps=1).kernels
+            kernels = fit_kernels(kernels, best, moment, composed, sweeps=1).kernels
             bias = regression.bias(targets, composed(kernels).flatten(2))
     return ActivatedFit(kernels, bias)
 

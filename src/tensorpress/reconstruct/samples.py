@@ -3,25 +3,34 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, outside_contexts, run_model
-from tensorpress.calibrate.patches import unfold_inputs
+from tensorpress.calibrate.batches import Batch, outside_contexts
+from tensorpress.calibrate.full_pass import run_to_end
+from tensorpress.calibrate.patches import ANY_CONV, output_rows, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.reconstruct.input_capture import capture_inputs
-from tensorpress.schemes.layer_spec import CONVS
+from tensorpress.schemes.layer_spec import read_spec
 
 ROWS = 20_000
 """Positions of a layer that are sampled over all batches, at random where it has more."""
 
 
+WIDE = 4_608
+"""More columns than a 3×3 convolution of 512 channels has: the rows of such a layer are fewer."""
+
+WIDE_VALUES = 1 << 25
+"""Rows times columns of such a layer: 128 MiB of float32, and fewer rows than columns."""
+
+
 @dataclass(frozen=True)
 class Positions:
-    """The positions of each batch that are sampled: the same in every call.
+    """The positions of each batch that are sampled: the same in every run of it.
 
     Attributes
     ----------
@@ -29,24 +38,93 @@ class Positions:
         The largest number of positions of a batch.
     seed : int
         Seed of the choice.
+    wide_values : int, optional
+        The largest number of positions of a batch, times columns, of a layer of more than `WIDE`
+        columns.
     """
 
     most: int
     seed: int
+    wide_values: int | None = None
 
     @staticmethod
     def spread(batches: Sequence[Batch], seed: int) -> "Positions":
-        """Return an even share of `ROWS` for every batch."""
-        return Positions(max(1, ROWS // len(batches)), seed)
+        """Return an even share of `ROWS` for every batch, and of `WIDE_VALUES`."""
+        share = max(1, ROWS // len(batches))
+        return Positions(share, seed, WIDE_VALUES // len(batches))
 
-    def random(self, batch: int) -> torch.Generator:
-        """Return the stream that the positions of a batch are drawn from."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + batch)
+    def share(self, layer: nn.Module) -> int:
+        """Return the largest number of positions of a layer and batch."""
+        columns = prod(read_spec(layer).kernel_shape[2:])
+        if self.wide_values is None or columns <= WIDE:
+            return self.most
+        return max(1, min(self.most, self.wide_values // columns))
+
+    def random(self, batch: int, call: int = 0) -> torch.Generator:
+        """Return the stream that the positions of a call in a batch are drawn from."""
+        seed = self.seed * 1_000_003 + batch + call * 1_000_000_007
+        return torch.Generator().manual_seed(seed)
+
+
+class _Calls:
+    """Rows of all calls of a layer in a batch: a share of them all, as many of each call.
+
+    How many calls come is not known before, so rows are in random order and there are at most two
+    shares at a time.
+    """
+
+    def __init__(self, positions: Positions, share: int, batch: int) -> None:
+        self._positions, self._share, self._batch = positions, share, batch
+        self._parts: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, rows: Tensor) -> None:
+        """Add the rows of a call, at most a share."""
+        self._parts.append(rows)
+        count = len(self)
+        if count == 2:
+            self._parts[0] = self._shuffled(0)
+        if count > 1:
+            self._parts[-1] = self._shuffled(count - 1)
+            power = 1 << (count.bit_length() - 1)  # trimmed for so many calls until there are twice
+            for call in range(count) if count == power else (count - 1,):
+                self._parts[call] = self._parts[call][: max(1, self._share // power)].clone()
+
+    def merge(self) -> Tensor:
+        """Return the rows of all calls."""
+        most = max(1, self._share // len(self))
+        return torch.cat([rows[:most] for rows in self._parts])
+
+    def _shuffled(self, call: int) -> Tensor:
+        rows = self._parts[call]
+        random = self._positions.random(self._batch, call)
+        return rows[torch.randperm(len(rows), generator=random).to(rows.device)]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The sampled outputs of layers of a dense model.
+
+    Attributes
+    ----------
+    rows : dict of str to Tensor
+        By name, in the order of the first calls: (rows, groups, outputs a group).
+    calls : dict of str to list of int
+        How often each batch calls them.
+    once : list of str
+        Those that every batch calls once; none where batches call them in different orders.
+    """
+
+    rows: dict[str, Tensor]
+    calls: dict[str, list[int]]
+    once: list[str]
 
 
 def sample_responses(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
-) -> dict[str, Tensor]:
+) -> Responses:
     """Return the outputs of layers, in the order in which they are called.
 
     Parameters
@@ -54,62 +132,77 @@ def sample_responses(
     model : nn.Module
         Run in eval mode.
     names : sequence of str
-        Linear layers and convolutions.
+        Layers of which `can_unfold` is true.
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
     positions : Positions
-        The positions that are sampled.
+        The positions that are sampled, evenly from all calls of a batch.
 
     Returns
     -------
-    dict of str to Tensor
-        The outputs of each layer that is called once a batch, (rows, groups, outputs a group).
+    Responses
+        The outputs of each layer that is called.
 
     Examples
     --------
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
     >>> batches = collect_batches([torch.ones(2, 1, 5, 5)], net)
-    >>> sample_responses(net, ["0"], batches, Positions(100, seed=0))["0"].shape
+    >>> sample_responses(net, ["0"], batches, Positions(100, seed=0)).rows["0"].shape
     torch.Size([18, 1, 4])
     """
-    responses: dict[str, list[Tensor]] = {}
+    seen: dict[str, list[Tensor]] = {}
+    calls: dict[str, _Calls] = {}  # of one batch
+    counts: dict[str, list[int]] = {}
+    orders: list[list[str]] = []
 
     def record(name: str, layer: nn.Module) -> Callable[..., None]:
-        groups = layer.groups if isinstance(layer, CONVS) else 1
+        share = positions.share(layer)
 
         @outside_contexts()
         def hook(_: nn.Module, __: Any, out: Tensor) -> None:
-            if isinstance(layer, CONVS):
-                order = len(layer.kernel_size)
-                out = out.movedim(-order - 1, -1)
-            out = batch.unpadded(layer, out)
-            rows, before = out.reshape(-1, out.shape[-1]), responses.setdefault(name, [])
-            if len(rows) > positions.most:
-                random = positions.random(batch=len(before))
-                chosen = torch.randint(len(rows), (positions.most,), generator=random)
+            rows = output_rows(layer, _unpadded(batch, layer, out))
+            before = calls.setdefault(name, _Calls(positions, share, number))
+            if len(rows) > share:
+                random = positions.random(number, len(before))
+                chosen = torch.randint(len(rows), (share,), generator=random)
                 rows = rows[chosen.to(rows.device)]
-            rows = rows.to(torch.float32, copy=True)  # what follows may change it in place
-            before.append(rows.reshape(len(rows), groups, -1))
+            before.add(rows.to(torch.float32, copy=True))  # what follows may change it in place
 
         return hook
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluation_mode(model))
-        for name in names:
-            layer = model.get_submodule(name)
+        layers = {name: model.get_submodule(name) for name in names}
+        for name, layer in layers.items():
             stack.callback(layer.register_forward_hook(record(name, layer)).remove)
-        for batch in batches:
-            run_model(model, batch)
-    once = [name for name, rows in responses.items() if len(rows) == len(batches)]
-    return {name: torch.cat(responses.pop(name)) for name in once}  # never two copies of all
+        for number, batch in enumerate(batches):
+            calls.clear()
+            run_to_end(model, batch)
+            orders.append([name for name, parts in calls.items() if len(parts) == 1])
+            for name, parts in calls.items():
+                counts.setdefault(name, [0] * len(batches))[number] = len(parts)
+                seen.setdefault(name, []).append(parts.merge())
+    rows = {name: torch.cat(seen.pop(name)) for name in list(seen)}  # never two copies of all
+    return Responses(rows, counts, _common_order(orders))
+
+
+def _common_order(orders: Sequence[Sequence[str]]) -> list[str]:
+    """Return the names that are in all orders, or none if their order differs."""
+    common = set.intersection(*map(set, orders))
+    first, *others = ([name for name in order if name in common] for order in orders)
+    return first if all(order == first for order in others) else []
 
 
 def inputs_in_order(
-    model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Sequence[Batch],
+    positions: Positions,
+    dense: Responses | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield what layers multiply their weights with, at the same positions.
+    """Yield what layers multiply their kernels with, at the same positions.
 
     A layer may be replaced once it was yielded; those after it then see what it leaves.
 
@@ -118,7 +211,11 @@ def inputs_in_order(
     model, batches, positions
         As for `sample_responses`.
     names : sequence of str
-        The layers that it returns responses of.
+        The layers, in the order of their first calls.
+    dense : Responses, optional
+        How the dense model calls the layers; by default every batch calls each once. A layer that
+        is called otherwise takes a pass of its own over the batches, for the inputs of all of its
+        calls; where the model has come to call it more or less often, it is left out.
 
     Yields
     ------
@@ -130,17 +227,62 @@ def inputs_in_order(
     InvalidArgumentError
         For inputs that are not finite, or batches that call layers in different orders.
     """
-    for name, inputs in capture_inputs(model, names, batches):
-        layer = model.get_submodule(name)
-        with torch.no_grad():
-            parts = [
-                unfold_inputs(
-                    layer, batch.unpadded(layer, x), positions.most, positions.random(number)
-                ).float()
-                for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))
-            ]
-        rows = torch.cat(parts)
-        del inputs, parts  # or they would stay in memory while the passes go on
+    once = names if dense is None else dense.once
+    walk = capture_inputs(model, once, batches)
+    for name in names:
+        if name in once:
+            name, inputs = next(walk)
+            layer = model.get_submodule(name)
+            rows = torch.cat(
+                [
+                    _input_rows(layer, batch, x, positions, number)
+                    for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))
+                ]
+            )
+            del inputs  # or they would stay in memory while the passes go on
+        else:
+            layer = model.get_submodule(name)
+            rows, calls = _rows_of_all_calls(model, layer, batches, positions)
+            if dense is not None and calls != dense.calls[name]:
+                continue
         if not bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all()):
             raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
         yield name, rows
+
+
+@torch.no_grad()
+def _rows_of_all_calls(
+    model: nn.Module, layer: nn.Module, batches: Sequence[Batch], positions: Positions
+) -> tuple[Tensor, list[int]]:
+    """Run a model on all batches; return a layer's inputs of all calls, and the calls of each."""
+    share, parts, counts = positions.share(layer), [], []
+
+    @outside_contexts()
+    def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        x = (*arguments, *keywords.values())[0]
+        calls.add(_input_rows(layer, batch, x, positions, number, len(calls)))
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with evaluation_mode(model):
+            for number, batch in enumerate(batches):
+                calls = _Calls(positions, share, number)
+                run_to_end(model, batch)
+                counts.append(len(calls))
+                if calls:
+                    parts.append(calls.merge())
+    finally:
+        handle.remove()
+    return torch.cat(parts) if parts else torch.empty(0), counts
+
+
+def _input_rows(
+    layer: nn.Module, batch: Batch, x: Tensor, positions: Positions, number: int, call: int = 0
+) -> Tensor:
+    """Return the sampled rows of one input of a layer."""
+    x, random = _unpadded(batch, layer, x), positions.random(number, call)
+    return unfold_inputs(layer, x, positions.share(layer), random).float()
+
+
+def _unpadded(batch: Batch, layer: nn.Module, x: Tensor) -> Tensor:
+    return x if isinstance(layer, ANY_CONV) else batch.unpadded(layer, x)

@@ -28,11 +28,14 @@ class StartValues:
         The relative error of the factors' weight, None where it is unknown.
     bias : Tensor or None
         The bias, None for that of the dense layer.
+    unfitted : str or None
+        Why it was not fitted to calibration data, None where it was or there were none.
     """
 
     factors: Factors
     error: float | None = None
     bias: Tensor | None = None
+    unfitted: str | None = None
 
 
 def decompose_weight(plan: LayerPlan, weight: Tensor) -> StartValues:
@@ -82,6 +85,7 @@ def build_pressed(
     form = pressed_form(pressed)
     assert form is not None
     form.relative_error = values.error if values else None
+    form.unfitted = values.unfitted if values else None
     if isinstance(form, FactorizedWeight):
         # A slice of a larger matrix would keep the whole of it in memory and in files.
         factors = values.factors if values else layer_factors(pressed)

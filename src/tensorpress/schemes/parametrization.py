@@ -53,6 +53,8 @@ class FactorizedWeight(nn.Module):
         ‖W − Ŵ‖ / ‖W‖ of the weight when it was decomposed; None where it was not.
     spec : LayerSpec or None
         What the scheme knew of the dense layer; None where no scheme made this.
+    unfitted : str or None
+        Why it was not fitted to calibration data, None where there were none.
     """
 
     shape: tuple[int, ...]
@@ -61,6 +63,7 @@ class FactorizedWeight(nn.Module):
     options: Options = NO_OPTIONS
     relative_error: float | None = None
     spec: LayerSpec | None = None
+    unfitted: str | None = None
 
     def __init__(self) -> None:
         super().__init__()

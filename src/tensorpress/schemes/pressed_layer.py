@@ -40,6 +40,9 @@ class Pressed(nn.Module):
         Options of the scheme that are not at their defaults.
     relative_error : float or None
         ‖K − K̂‖ / ‖K‖ of the weight when it was decomposed; None where it was not.
+    unfitted : str or None
+        Why it starts from its weight alone where other layers were fitted to calibration data; None
+        where it does not.
     """
 
     spec: LayerSpec
@@ -47,6 +50,7 @@ class Pressed(nn.Module):
     ranks: Sizes
     options: Options = NO_OPTIONS
     relative_error: float | None = None
+    unfitted: str | None = None
 
     __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "last_places"]
 

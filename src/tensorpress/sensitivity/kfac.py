@@ -1,5 +1,6 @@
 """Rank selection by Kronecker-factored curvature: what a layer's error does to the outputs."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.nn import functional
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.calibrate.outputs import output_tensors, random_direction
-from tensorpress.calibrate.patches import can_unfold
+from tensorpress.calibrate.patches import can_unfold, output_rows
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.planning.dense_model import DenseModel
@@ -27,7 +28,6 @@ from tensorpress.reconstruct.next_op import find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.schemes.initialization import press_one_layer
 from tensorpress.schemes.layer_plan import LayerPlan
-from tensorpress.schemes.layer_spec import CONVS
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.sensitivity.candidates import make_candidates
@@ -43,6 +43,8 @@ MAX_COLUMNS = 1536
 
 SWEEPS = 1
 """Passes over the kernels of a fit: more do not change which schemes win."""
+
+logger = logging.getLogger("tensorpress.sensitivity")
 
 _DAMPING = 1e-3  # of the gradients' second moment, relative to its mean eigenvalue
 
@@ -223,13 +225,14 @@ def _collect(
     normed = {name for name, layer in layers.items() if getattr(layer, "bias", None) is None}
     normed = _followed_by_norm(model, normed, batches[0])
     moments: dict[str, _Moments] = {}
+    without: set[str] = set()  # layers in parts of the model that run without gradients
     outputs_energy, examples = _Variance(), 0
     for batch in batches:
         with (
             evaluation_mode(model),
             _frozen(model),
             torch.enable_grad(),
-            _watch(layers, moments, normed, batch),
+            _watch(layers, moments, normed, without, batch),
         ):
             outputs = output_tensors(model, batch)
             along = (
@@ -241,10 +244,21 @@ def _collect(
                 torch.autograd.backward(along)
         outputs_energy.add(outputs)
         examples += len(batch)
+    for name in names:
+        if name not in moments:
+            logger.warning("layer %s is not scored: %s", name, _reason(name, layers, without))
     for sums in moments.values():
         sums.examples = examples
     energy = outputs_energy.per_example(examples)
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
+
+
+def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> str:
+    if name not in layers:
+        return "it multiplies no inputs with its weight"
+    if name in without:
+        return "it is called in a part of the model that runs without gradients"
+    return "calibration data do not call it"
 
 
 def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
@@ -280,6 +294,7 @@ def _watch(
     layers: Mapping[str, nn.Module],
     moments: dict[str, _Moments],
     normed: set[str],
+    without: set[str],
     batch: Batch,
 ) -> Iterator[None]:
     """Add up second moments of responses and of gradients by them, of a batch's pass.
@@ -290,30 +305,27 @@ def _watch(
     def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
         weight = layer.get_parameter("weight").detach()
         by_inputs = isinstance(layer, nn.Linear) and weight.shape[0] > weight.shape[1]
-        groups = layer.groups if isinstance(layer, CONVS) else 1
 
         def rows(y: Tensor) -> Tensor:
-            y = batch.unpadded(layer, y)
-            if isinstance(layer, CONVS):
-                y = y if y.ndim == weight.ndim else y[None]
-                y = y.movedim(1, -1)
-            return y.reshape(-1, groups, y.shape[-1] // groups)
+            return output_rows(layer, batch.unpadded(layer, y))
 
         def forward(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
             if not result.requires_grad:  # in a part of the model that runs without gradients
+                without.add(name)
                 return output
             bias = layer._parameters.get("bias")
             with torch.no_grad():
                 if by_inputs:
-                    seen = rows((*args, *kwargs.values())[0].detach())
+                    seen = batch.unpadded(layer, (*args, *kwargs.values())[0].detach())
+                    seen = seen.reshape(-1, 1, seen.shape[-1])
                 else:
                     seen = rows(output.detach())
                     if bias is not None:
-                        seen = seen - bias.reshape(groups, -1)
+                        seen = seen - bias.reshape(seen.shape[1:])
                 if name not in moments:
                     centred = bias is not None or name in normed
-                    moments[name] = _Moments.zeros(groups, seen.shape[-1], centred)
+                    moments[name] = _Moments.zeros(seen.shape[1], seen.shape[2], centred)
                 moments[name].add_values(seen)
 
             @torch.no_grad()
