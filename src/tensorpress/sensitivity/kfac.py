@@ -18,7 +18,7 @@ from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import applicable_schemes
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.reconstruct.next_op import find_next_ops
-from tensorpress.schemes.layer_spec import CONVS
+from tensorpress.schemes.layer_spec import CONVS, layer_class
 from tensorpress.schemes.registry import scheme as scheme_named
 
 Curvature = Literal["outputs", "loss"]
@@ -156,8 +156,10 @@ def _collect(
 ) -> tuple[float, dict[str, _Moments]]:
     """Run the model forward and back on every batch; return the unit of scores, and moments."""
     random = torch.Generator().manual_seed(seed)
-    layers = {name: layer for name in names if can_unfold(layer := model.get_submodule(name))}
-    normed = {name for name, layer in layers.items() if getattr(layer, "bias", None) is None}
+    modules = {name: model.get_submodule(name) for name in names}
+    layers = {name: layer for name, layer in modules.items() if _has_responses(layer)}
+    normed = {name for name, layer in layers.items() if layer._parameters.get("bias") is None}
+    normed -= {name for name, layer in layers.items() if isinstance(layer, nn.Embedding)}
     normed = _followed_by_norm(model, normed, batches[0])
     moments: dict[str, _Moments] = {}
     outputs_energy, examples = _Variance(), 0
@@ -182,6 +184,11 @@ def _collect(
         sums.examples = examples
     energy = outputs_energy.per_example(examples)
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
+
+
+def _has_responses(layer: nn.Module) -> bool:
+    """Tell whether a layer's output is that of a weight on vectors, of an Embedding on one-hots."""
+    return can_unfold(layer) or layer_class(layer) is nn.Embedding
 
 
 def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
