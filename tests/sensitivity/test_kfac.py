@@ -121,3 +121,17 @@ def test_layers_that_are_not_scored_are_named(caplog: pytest.LogCaptureFixture) 
     assert set(scores.layers) == {"up"}
     assert "layer never is not scored: calibration data do not call it" in caplog.text
     assert "layer frozen is not scored: it is called in a part of the model" in caplog.text
+
+
+def test_an_embedding_is_scored_by_the_vectors_of_the_tokens() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(40, 16), nn.Flatten(), nn.Linear(48, 8))
+    tokens = torch.randint(40, (3000, 3))
+    choices = [c for c in kfac_scores(net, [tokens]).layers["0"] if c.score > 0]
+    choice = choices[len(choices) // 2]
+    entry = {"0": {"scheme": choice.scheme, "ranks": choice.ranks}}
+    pressed = press(net, plan(net, overrides=entry))
+    with torch.no_grad():
+        dense, outputs = net(tokens), pressed(tokens)
+    lost = float((dense - outputs).square().sum() / (dense - dense.mean(0)).square().sum())
+    assert lost / 2 < choice.score < 2 * lost

@@ -28,6 +28,7 @@ from tensorpress.reconstruct.next_op import find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.schemes.initialization import press_one_layer
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import layer_class
 from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.sensitivity.candidates import make_candidates
@@ -221,8 +222,10 @@ def _collect(
 ) -> tuple[float, dict[str, _Moments]]:
     """Run the model forward and back on every batch; return the unit of scores, and moments."""
     random = torch.Generator().manual_seed(seed)
-    layers = {name: layer for name in names if can_unfold(layer := model.get_submodule(name))}
-    normed = {name for name, layer in layers.items() if getattr(layer, "bias", None) is None}
+    modules = {name: model.get_submodule(name) for name in names}
+    layers = {name: layer for name, layer in modules.items() if _has_responses(layer)}
+    normed = {name for name, layer in layers.items() if layer._parameters.get("bias") is None}
+    normed -= {name for name, layer in layers.items() if isinstance(layer, nn.Embedding)}
     normed = _followed_by_norm(model, normed, batches[0])
     moments: dict[str, _Moments] = {}
     without: set[str] = set()  # layers in parts of the model that run without gradients
@@ -259,6 +262,11 @@ def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> st
     if name in without:
         return "it is called in a part of the model that runs without gradients"
     return "calibration data do not call it"
+
+
+def _has_responses(layer: nn.Module) -> bool:
+    """Tell whether a layer's output is that of a weight on vectors, of an Embedding on one-hots."""
+    return can_unfold(layer) or layer_class(layer) is nn.Embedding
 
 
 def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
