@@ -1,7 +1,7 @@
 """What `compress` returns: the model, its costs, its fidelity, and what was tried."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,24 +195,22 @@ def trial_lines(trials: Sequence[Trial], chosen: Trial) -> list[str]:
 
     Under it stand the trials that failed or have a note.
     """
-    columns: dict[str, Callable[[Trial], str]] = {
-        "estimate": lambda t: _percent(t.estimate),
-        "error": lambda t: _percent(t.fidelity and t.fidelity.error),
-        "agreement": lambda t: _percent(t.fidelity and t.fidelity.agreement),
-        "divergence": lambda t: _decimal(t.fidelity and t.fidelity.divergence),
-        "loss": lambda t: _decimal(t.fidelity and t.fidelity.loss),
-    }
     measured = [trial for trial in trials if trial.failure is None]
     columns = {
-        title: cell
-        for title, cell in columns.items()
-        if any(cell(trial) != "–" for trial in measured)
+        "estimate": [_percent(trial.estimate) for trial in measured],
+        **{
+            name: [_percent(_measure(t, name)) for t in measured] for name in ("error", "agreement")
+        },
+        **{
+            name: [_decimal(_measure(t, name)) for t in measured] for name in ("divergence", "loss")
+        },
     }
-    columns["s"] = lambda t: f"{t.seconds:.1f}"
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {"–"}}
+    columns["s"] = [f"{trial.seconds:.1f}" for trial in measured]
     rows = [["", "tried", *columns]]
-    for trial in measured:
+    for place, trial in enumerate(measured):
         mark = "→" if trial is chosen else ""
-        rows.append([mark, trial.name, *(cell(trial) for cell in columns.values())])
+        rows.append([mark, trial.name, *(cells[place] for cells in columns.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -223,6 +221,10 @@ def trial_lines(trials: Sequence[Trial], chosen: Trial) -> list[str]:
     ]
     remarks = [(trial, trial.failure or trial.note) for trial in trials]
     return lines + [f"{trial.name}: {text}" for trial, text in remarks if text]
+
+
+def _measure(trial: Trial, name: str) -> float | None:
+    return None if trial.fidelity is None else getattr(trial.fidelity, name)
 
 
 def _percent(share: float | None) -> str:

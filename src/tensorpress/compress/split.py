@@ -36,7 +36,7 @@ def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     ends = torch.arange(count + 1) * total // count
     judged[ends[:-1] + (random * ends.diff()).long()] = True
     parts: tuple[list[Batch], list[Batch]] = [], []
-    for batch, chosen in zip(batches, judged.split([len(b) for b in batches]), strict=True):
+    for batch, chosen in zip(batches, torch.split(judged, [*map(len, batches)]), strict=True):
         for part, places in zip(parts, (~chosen, chosen), strict=True):
             if places.all():
                 part.append(batch)
@@ -62,7 +62,7 @@ def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
     return [
         select_examples(batch, places)
         for batch in batches
-        for places in torch.arange(len(batch)).split(size)
+        for places in torch.split(torch.arange(len(batch)), size)
     ]
 
 

@@ -82,7 +82,7 @@ def refine_blocks(
     dense : nn.Module
         The dense model, left as it is.
     batches : sequence of Batch
-        Inputs; labels are not looked at. With fewer than two batches, or no passes, nothing is done.
+        Inputs; labels are not looked at. With fewer than two batches nothing is done.
     epochs : int
         Most passes over the examples of a block.
     seed : int
