@@ -65,7 +65,7 @@ def test_the_code_of_the_page_on_compressing_runs(
     )
     monkeypatch.chdir(tmp_path)
     data = torch.randn(6, 16, 4, 4, 4)
-    names = {"model": model, "batches": data[:4], "held_out": data[4:]}
+    names = {"model": model, "batches": list(data[:4]), "held_out": list(data[4:])}
     run_code("docs/compress.md", {**names, "example_inputs": data[0, :1]})
     assert (tmp_path / "small.tpz").exists()
 

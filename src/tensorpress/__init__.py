@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
     from tensorpress.codec.save_load import load, save
     from tensorpress.compress.compress import compress
-    from tensorpress.compress.fidelity import Fidelity, fidelity
+    from tensorpress.compress.fidelity import fidelity
     from tensorpress.compress.result import CompressResult
+    from tensorpress.compress.verdict import Fidelity
     from tensorpress.export.onnx import export_onnx
     from tensorpress.export.onnx_check import check_onnx
     from tensorpress.measure import measure
@@ -104,7 +105,7 @@ __all__ = [  # noqa: RUF022 - by task
 
 _HOMES = {
     "CompressResult": "tensorpress.compress.result",
-    "Fidelity": "tensorpress.compress.fidelity",
+    "Fidelity": "tensorpress.compress.verdict",
     "compress": "tensorpress.compress.compress",
     "fidelity": "tensorpress.compress.fidelity",
     "LayerPlan": "tensorpress.planning",
@@ -148,6 +149,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
+    package = sys.modules.get(f"{__name__}.{name}")
+    if package is not None:  # for `import tensorpress.press.press as p`, which asks the function
+        value.__dict__ = package.__dict__
     globals()[name] = value
     return value
 

@@ -94,3 +94,30 @@ def test_a_convolution_as_wide_as_a_sentence_is_long_is_not_masked() -> None:
 def test_unusable_batches_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=re.escape(message)):
         collect_batches([arguments], Tokens())
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (torch.zeros(4, 3), "a Tensor is one batch: give a list"),
+        ({"x": torch.zeros(4, 3)}, "a dict is one batch"),
+        ((torch.zeros(4, 3), torch.arange(4)), "a pair (inputs, labels) is one batch"),
+        (torch.utils.data.TensorDataset(torch.zeros(4, 3)), "DataLoader"),
+        (3, "not int"),
+    ],
+)
+def test_one_batch_in_place_of_many_is_refused(batches: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=re.escape(message)):
+        collect_batches(batches, Tokens())
+
+
+def test_a_model_gets_copies_of_its_inputs() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2)
+
+    x = torch.ones(2, 3)
+    [batch] = collect_batches([x], InPlace())
+    assert model_outputs(InPlace(), batch).eq(2).all()
+    assert model_outputs(InPlace(), batch).eq(2).all()
+    assert x.eq(1).all()

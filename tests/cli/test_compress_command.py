@@ -76,3 +76,9 @@ def test_budgets_that_cannot_be_met(fails: Fails, tmp_path: Path, budget: str) -
 def test_data_that_does_not_exist(fails: Fails) -> None:
     text = fails("compress", *LENET, "--budget", "params=50%", "--data", "dogs", "--out", "x")
     assert "dogs" in text
+
+
+def test_a_folder_that_cannot_be_written_is_known_first(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    text = fails("compress", *LENET, "--budget", "params=50%", "--out", "file/small")
+    assert "file/small cannot be written" in text

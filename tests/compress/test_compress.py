@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import tensorpress as tp
+from tensorpress.calibrate.batches import Batch, collect_batches
+from tensorpress.compress.split import split_batches, user_batches
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -58,8 +60,11 @@ def test_the_nearest_of_all_trials_is_returned(net: Net, data: list[Tensor]) -> 
     assert len(distances) > 1
     assert result.fidelity is not None
     assert result.fidelity.distance == min(distances)
-    again = tp.fidelity(net, result.model, [torch.cat(data)[205:]])
-    assert again.error == pytest.approx(result.fidelity.error, rel=1e-3)
+    _, held_out = split_batches(collect_batches(data, net))
+    again = tp.fidelity(net, result.model, user_batches(held_out))
+    # The scale is that of all data in one, of the data held out in the other.
+    assert again.error == pytest.approx(result.fidelity.error, rel=0.2)
+    assert again.agreement == result.fidelity.agreement
 
 
 def test_data_helps(net: Net, data: list[Tensor]) -> None:
@@ -139,7 +144,37 @@ def test_a_budget_that_nothing_meets(net: Net, data: list[Tensor]) -> None:
 
 def test_one_example_is_not_held_out(net: Net) -> None:
     result = tp.compress(net, "params=60%", [torch.randn(1, 3, 8, 8)])
-    assert any("one example" in text for text in result.warnings)
+    assert "the one example" in result.warnings[0]
+    assert "too few to judge" in result.verdict
+    lines = str(result).splitlines()
+    assert lines[1].startswith("warning: too few examples to judge the outputs: give at least 20")
+
+
+def test_seven_examples_are_not_judged(net: Net) -> None:
+    result = tp.compress(net, "params=60%", [torch.randn(7, 3, 8, 8)], refine=False)
+    assert "1 now" in result.warnings[0]
+    assert "nearly the same" not in str(result)
+
+
+def test_held_out_examples_are_of_all_classes() -> None:
+    in_order = torch.arange(200) // 20
+    cyclic = torch.arange(200) % 5
+    for labels in (in_order, cyclic):
+        batches = [Batch((x,), x) for x in labels.split(32)]
+        fitted, judged = split_batches(batches)
+        assert sum(map(len, judged)) == 40
+        assert sum(map(len, fitted)) == 160
+        seen = torch.cat([b.labels for b in judged if b.labels is not None])
+        assert set(seen.tolist()) == set(labels.tolist())
+
+
+def test_positions_and_scalars_are_not_cut() -> None:
+    batch = Batch((torch.zeros(8, 8, 3), torch.arange(8), torch.tensor(2.0)), torch.arange(8))
+    _, [judged] = split_batches([batch])
+    assert [tuple(x.shape) for x in judged.inputs] == [(2, 8, 3), (8,), ()]
+    steps = Batch((torch.zeros(8, 3, 5, 5), torch.arange(8)), None)
+    _, [judged] = split_batches([steps])
+    assert [len(x) for x in judged.inputs] == [2, 2]
 
 
 @pytest.mark.parametrize("budget", ["", "params", "size=3", "params=120%"])
@@ -170,3 +205,160 @@ def test_nothing_is_pressed_where_coding_leaves_outputs_nearly_the_same(
     tight = tp.compress(net, "bytes=8%", data).trials
     assert tight[0].fidelity is None or not tight[0].fidelity.nearly_same
     assert len(tight) > 1
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(40, 24), nn.Linear(24, 40)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.table(input_ids))}
+
+
+def test_arguments_by_name_give_example_inputs() -> None:
+    ids = torch.randint(40, (64, 6))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    result = tp.compress(Tokens(), "macs=60%", [batch])
+    dense, compressed = result.costs["macs"]
+    assert compressed <= 0.6 * dense
+    assert result.fidelity is not None
+    assert result.fidelity.tokens
+    assert "loss" in str(result)
+
+
+def test_the_least_divergence_wins_where_outputs_are_logits(net: Net, data: list[Tensor]) -> None:
+    labelled = [(x, torch.arange(32) % 5) for x in data]
+    result = tp.compress(net, "params=50%", labelled)
+    divergences = [t.fidelity.divergence for t in result.trials if t.fidelity is not None]
+    assert result.fidelity is not None
+    assert result.fidelity.divergence == min(d for d in divergences if d is not None)
+    assert "divergence" in str(result)
+
+
+def test_models_that_change_their_input_leave_it(net: Net, data: list[Tensor]) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.mul_(2))
+
+    before = [x.clone() for x in data]
+    tp.compress(InPlace(), "params=60%", data)
+    assert all(torch.equal(x, y) for x, y in zip(data, before, strict=True))
+
+
+def test_refinement_leaves_what_is_skipped_and_frozen(net: Net, data: list[Tensor]) -> None:
+    net.stem.requires_grad_(False)
+    result = tp.compress(net, "params=60%", data, skip=["head", "stem"])
+    [refined] = [trial for trial in result.trials if "refined" in trial.name]
+    assert refined.failure is None
+    for name in ("stem", "head"):
+        layer, dense = result.model.get_submodule(name), net.get_submodule(name)
+        for parameter, value in zip(layer.parameters(), dense.parameters(), strict=True):
+            assert torch.equal(parameter, value)
+            assert parameter.requires_grad == value.requires_grad
+
+
+def test_a_pressed_model_is_coded(net: Net, data: list[Tensor], tmp_path: Path) -> None:
+    pressed = tp.compress(net, "params=60%", data, refine=False).model
+    result = tp.compress(pressed, "bytes=50%", data, out=tmp_path / "small.tpz")
+    loaded = tp.load(tmp_path / "small.tpz", Net())
+    with torch.no_grad():
+        assert torch.equal(loaded(data[0]), result.model(data[0]))
+
+
+def test_the_file_is_that_of_the_best_trial_without_data(net: Net, tmp_path: Path) -> None:
+    smallest = next(
+        size for size in range(2, 40) if not _coding_fails(net, f"bytes={size}%", tmp_path / "a")
+    )
+    result = tp.compress(net, f"bytes={smallest}%", out=tmp_path / "net.tpz")
+    assert result.file is not None
+    assert result.file.stat().st_size == result.costs["bytes"][1]
+
+
+def _coding_fails(net: Net, budget: str, out: Path) -> bool:
+    try:
+        tp.compress(net, budget, out=out)
+    except InvalidArgumentError:
+        return True
+    return False
+
+
+def test_an_error_in_refinement_does_not_lose_the_model(net: Net, data: list[Tensor]) -> None:
+    class NoGradient(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    result = tp.compress(NoGradient(), "params=60%", data)
+    assert result.fidelity is not None
+    failures = [trial.failure for trial in result.trials if trial.failure is not None]
+    assert any("no gradient" in text for text in failures)
+
+
+@pytest.mark.parametrize("place", ["weight", "data"])
+def test_values_that_are_not_finite_are_named(net: Net, data: list[Tensor], place: str) -> None:
+    if place == "weight":
+        net.stem.weight.data[0] = torch.nan
+    else:
+        data[3][0] = torch.nan
+    match = "parameter 'stem.weight'" if place == "weight" else "batch 3 "
+    with pytest.raises(InvalidArgumentError, match=match):
+        tp.compress(net, "params=60%", data)
+
+
+def test_evaluate_runs_first_and_must_return_a_number(net: Net, data: list[Tensor]) -> None:
+    calls: list[nn.Module] = []
+
+    def evaluate(model: nn.Module) -> float:
+        calls.append(model)
+        return None  # type: ignore[return-value]
+
+    with pytest.raises(InvalidArgumentError, match="evaluate must return a number, not NoneType"):
+        tp.compress(net, "params=60%", data, evaluate=evaluate)
+    assert calls == [net]
+
+
+def test_files_that_cannot_be_written_are_known_first(
+    net: Net, data: list[Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="cannot be written"):
+        tp.compress(net, "bytes=30%", data, out=tmp_path / "no" / "net.tpz")
+    with pytest.raises(InvalidArgumentError, match="save_checkpoint"):
+        tp.compress(net, "params=60%", data, out=tmp_path / "net.tpz")
+
+
+def test_a_missing_percent_sign_is_guessed(net: Net, data: list[Tensor]) -> None:
+    with pytest.raises(InvalidArgumentError, match="did you mean params=60%"):
+        tp.compress(net, "params=60", data)
+
+
+def test_the_result_is_short_and_its_numbers_are_readable(net: Net, data: list[Tensor]) -> None:
+    result = tp.compress(net, "params=60%", data)
+    assert len(repr(result)) < 200
+    text = str(result)
+    assert f"{result.costs['params'][0]:,}" in text
+    assert " ms" in text
+    assert "e+0" not in text
+
+
+def test_layers_with_too_few_inputs_are_warned_of_in_one_line(
+    net: Net, data: list[Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = tp.compress(net, "params=60%", [data[0][:6]])
+    assert sum("give more data" in text for text in result.warnings) == 1
+    assert "inputs a response" not in caplog.text
+
+
+def test_the_package_has_its_modules_beside_the_function() -> None:
+    import tensorpress.compress.trials as trials
+
+    assert trials.EPOCHS > 0
+    assert callable(tp.compress)

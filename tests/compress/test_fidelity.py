@@ -1,5 +1,7 @@
+import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ def shifted(net: nn.Linear, by: float) -> nn.Linear:
 
 def test_of_itself_a_model_is_perfect() -> None:
     net = nn.Linear(6, 4)
-    result = fidelity(net, net, [torch.randn(32, 6)])
+    result = fidelity(net, net, [(torch.randn(32, 6), torch.arange(32) % 4)])
     assert result.error == 0
     assert result.cosine == pytest.approx(1)
     assert result.agreement == 1
@@ -60,7 +62,8 @@ def test_divergence_is_that_of_torch() -> None:
     net, other, inputs = nn.Linear(6, 4), nn.Linear(6, 4), torch.randn(64, 6)
     p, q = (m(inputs).log_softmax(1).detach() for m in (net, other))
     expected = nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
-    assert fidelity(net, other, [inputs]).divergence == pytest.approx(float(expected), rel=1e-4)
+    batch = inputs, torch.arange(64) % 4
+    assert fidelity(net, other, [batch]).divergence == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_losses_with_labels() -> None:
@@ -200,3 +203,168 @@ def test_a_language_model_is_judged_by_its_perplexity() -> None:
     assert result.loss is not None
     assert f"perplexity {math.exp(result.loss):.4g}" in result.verdict
     assert fidelity(net, net, [(ids, ids)]).usable
+
+
+class Given(nn.Module):
+    """Returns what it was made with, whatever the inputs."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor, **_: Tensor) -> Any:
+        return self.output
+
+
+X = torch.zeros(8, 2)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 4000), (8, 4, 1024)])
+def test_waveforms_and_hidden_states_are_no_tokens(shape: tuple[int, ...]) -> None:
+    y = torch.randn(shape)
+    result = fidelity(Given(y), Given(2 * y), [X])
+    assert not result.tokens
+    assert result.agreement is None
+    assert result.error == pytest.approx(1, rel=0.2)
+    assert not result.usable
+
+
+def test_logits_of_three_axes_by_name_are_tokens_and_their_error_counts() -> None:
+    y = torch.randn(8, 5, 30)
+    result = fidelity(Given({"logits": y}), Given({"logits": y + 3}), [X])
+    assert result.tokens
+    assert result.divergence == pytest.approx(0, abs=1e-9)
+    assert result.error > 1
+    assert not result.usable
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_examples_have_no_verdict(count: int) -> None:
+    net = nn.Linear(6, 4)
+    result = fidelity(net, net, [torch.randn(count, 6)])
+    assert "too few to judge" in result.verdict
+    assert "nearly the same" not in result.verdict
+    assert not result.usable
+    assert not result.nearly_same
+
+
+def test_a_large_mean_hides_no_difference() -> None:
+    y = (1e4 + torch.randn(200, 3, dtype=torch.double)).float()
+    result = fidelity(Given(y), Given(y.mean(0).expand(200, 3)), [torch.zeros(200, 1)])
+    assert result.error == pytest.approx(1, rel=1e-2)
+
+
+def test_batches_of_other_sizes_are_centred_by_channel() -> None:
+    means = torch.tensor([0.0, 100.0, -300.0])[:, None, None]
+
+    class Maps(nn.Module):
+        def __init__(self, constant: bool) -> None:
+            super().__init__()
+            self.constant = constant
+
+        def forward(self, x: Tensor) -> Tensor:
+            return means + (0 if self.constant else 1) * x
+
+    batches = [torch.randn(6, 3, size, size) for size in (8, 12)]
+    assert fidelity(Maps(False), Maps(True), batches).error == pytest.approx(1, rel=1e-2)
+
+
+def test_padding_counts_in_no_number() -> None:
+    y = torch.randn(4, 5, 3)
+    mask = torch.ones(4, 5, dtype=torch.long)
+    mask[:, 3:] = 0
+    other = y + 0.1 * torch.randn_like(y)
+    batch = {"x": torch.zeros(4, 5), "attention_mask": mask}
+    loud, loud_other = y.clone(), other.clone()
+    loud[:, 3:], loud_other[:, 3:] = 50, -50
+    plain, padded = (
+        fidelity(Given(a), Given(b), [batch]) for a, b in ((y, other), (loud, loud_other))
+    )
+    assert padded.to_dict() == plain.to_dict()
+
+
+def test_a_large_output_does_not_drown_a_small_one() -> None:
+    large, boxes = torch.randn(20, 500), 0.01 * torch.randn(20, 4)
+    x = torch.zeros(20, 2)
+    dense = Given({"logits": large, "boxes": boxes})
+    result = fidelity(dense, Given({"logits": large, "boxes": 2 * boxes}), [x])
+    assert result.error == result.errors["boxes"] == pytest.approx(1, rel=0.2)
+    assert result.errors["logits"] == 0
+    assert "'boxes'" in result.verdict
+    assert result.divergence == pytest.approx(0, abs=1e-9)
+
+
+def test_labels_that_are_the_inputs_are_of_the_next_token() -> None:
+    ids = torch.randint(10, (6, 7))
+    y = torch.randn(6, 7, 10)
+    expected = nn.functional.cross_entropy(y[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert fidelity(Given(y), Given(y), [(ids, ids)]).loss == pytest.approx(float(expected))
+    shifted_labels = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], 1)
+    as_given = fidelity(Given(y), Given(y), [(ids, shifted_labels)])
+    assert as_given.loss == pytest.approx(float(expected))
+
+
+def test_labels_that_are_no_class_are_ignored() -> None:
+    y, labels = torch.randn(8, 4), torch.arange(8) % 4
+    expected = nn.functional.cross_entropy(y[1:], labels[1:])
+    labels[0] = 255
+    result = fidelity(Given(y), Given(y + torch.randn_like(y)), [(X, labels)])
+    assert result.dense_loss == pytest.approx(float(expected), rel=1e-5)
+    assert result.divergence is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
+    y, labels = torch.randn(8, 4), torch.arange(8) % 4
+    result = fidelity(Given(y), Given(y), [(X, labels.to(dtype))])
+    assert result.loss == pytest.approx(float(nn.functional.cross_entropy(y, labels)), rel=1e-5)
+
+
+def test_regressions_are_ranked_by_error() -> None:
+    y = torch.randn(8, 3)
+    near, far = (fidelity(Given(y), Given(y + shift), [X]) for shift in (0.1, 1.0))
+    assert near.divergence is None  # a shift of all would be none of probabilities
+    assert near.distance < far.distance
+
+
+def test_among_equal_divergences_the_error_decides_and_none_is_negative() -> None:
+    y = 30 * torch.randn(8, 3)
+    labels = torch.zeros(8, dtype=torch.long)
+    near, far = (fidelity(Given(y), Given(y + shift), [(X, labels)]) for shift in (0.0, 1.0))
+    assert far.divergence is not None
+    assert far.divergence >= 0
+    assert near.order < far.order
+
+
+def test_masked_classes_in_both_count_zero() -> None:
+    y = torch.randn(8, 4)
+    y[:, 0] = -math.inf
+    other = y + 0.01
+    result = fidelity(Given(y), Given(other), [(X, torch.ones(8, dtype=torch.long))])
+    assert 0 < result.error < 0.1
+    assert result.divergence == pytest.approx(0, abs=1e-6)
+    assert result.cosine == pytest.approx(1, abs=1e-2)
+    other[:, 1] = -math.inf
+    worse = fidelity(Given(y), Given(other), [(X, torch.ones(8, dtype=torch.long))])
+    assert worse.error == math.inf
+    content = json.dumps(worse.to_dict(), allow_nan=False)
+    assert json.loads(content)["error"] is None
+
+
+def test_scalars_beside_outputs_and_alone() -> None:
+    y = torch.randn(8, 3)
+    assert fidelity(Given((y, y.mean())), Given((y, y.mean())), [X]).error == 0
+    assert fidelity(Given(y.mean()), Given(2 * y.mean()), [X]).error == pytest.approx(1)
+
+
+def test_huge_losses_are_no_overflow() -> None:
+    y = torch.zeros(8, 5, 10)
+    y[..., 0] = 1e4
+    labels = torch.ones(8, 5, dtype=torch.long)
+    assert "perplexity" in fidelity(Given(y), Given(y), [(torch.zeros(8, 5), labels)]).verdict
+
+
+def test_a_model_that_does_not_run_is_named_with_its_inputs() -> None:
+    net = nn.Linear(6, 4)
+    with pytest.raises(InvalidArgumentError, match=r"a batch of \(8, 2\) torch.float32: mat1"):
+        fidelity(net, net, [X])

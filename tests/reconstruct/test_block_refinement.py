@@ -100,3 +100,49 @@ def test_modes_and_gradients_are_as_before(dense: Residual, batches: list[Tensor
 def test_one_batch_is_too_few(dense: Residual, batches: list[Tensor]) -> None:
     pressed = pressed_by(dense, batches)
     assert refine_blocks(pressed, dense, collect_batches(batches[:1], pressed)) == []
+
+
+def test_frozen_parameters_stay(dense: Residual, batches: list[Tensor]) -> None:
+    pressed = pressed_by(dense, batches)
+    pressed.head.requires_grad_(False)
+    before = pressed.head.weight.clone()
+    refine_blocks(pressed, dense, collect_batches(batches, pressed), epochs=2)
+    assert torch.equal(pressed.head.weight, before)
+
+
+def test_no_passes_change_nothing(dense: Residual, batches: list[Tensor]) -> None:
+    pressed = pressed_by(dense, batches)
+    assert refine_blocks(pressed, dense, collect_batches(batches, pressed), epochs=0) == []
+
+
+def test_models_without_gradients_stay_as_they_are(batches: list[Tensor]) -> None:
+    class NoGradient(Residual):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    net = NoGradient().eval()
+    pressed = pressed_by(net, batches)
+    state = copy.deepcopy(pressed.head.state_dict())
+    results = refine_blocks(pressed, net, collect_batches(batches, pressed), epochs=2)
+    assert results[-1].after == results[-1].before
+    assert all(torch.equal(state[name], x) for name, x in pressed.head.state_dict().items())
+
+
+def test_blocks_that_some_batches_do_not_call(batches: list[Tensor]) -> None:
+    class Branch(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.blocks[0](self.stem(x))
+            return self.head(self.blocks[1](y) if x[0, 0] > 0 else y)
+
+    torch.manual_seed(0)
+    net = Branch().eval()
+    signed = [
+        x.index_fill(1, torch.tensor([0]), 1.0 if i % 2 else -1.0)
+        for i, x in enumerate(reversed(batches), start=1)
+    ]
+    pressed = pressed_by(net, signed)
+    results = refine_blocks(pressed, net, collect_batches(signed, pressed), epochs=2)
+    assert results[0].name == "blocks.0"
+    assert results[-1].name == ""

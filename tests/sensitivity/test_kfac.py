@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import plan
 from tensorpress.press.press import press
 from tensorpress.sensitivity.kfac import kfac_scores
@@ -135,3 +136,29 @@ def test_an_embedding_is_scored_by_the_vectors_of_the_tokens() -> None:
         dense, outputs = net(tokens), pressed(tokens)
     lost = float((dense - outputs).square().sum() / (dense - dense.mean(0)).square().sum())
     assert lost / 2 < choice.score < 2 * lost
+
+
+def test_what_has_no_curvature_is_refused() -> None:
+    net, data = nn.Linear(6, 4), [torch.randn(20, 6)]
+    with pytest.raises(InvalidArgumentError, match="'nonsense'"):
+        kfac_scores(net, data, of="nonsense")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="needs logits"):
+        kfac_scores(nn.Sequential(net, nn.Flatten(0)), data, of="loss")
+
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).detach()
+
+    with pytest.raises(InvalidArgumentError, match="no gradient"):
+        kfac_scores(Detached(), data)
+
+
+def test_overflow_names_the_layer() -> None:
+    net = nn.Linear(6, 4)
+    net.weight.data *= 1e25
+    with pytest.raises(InvalidArgumentError, match="layer '"):
+        kfac_scores(nn.Sequential(net), [torch.randn(20, 6)])

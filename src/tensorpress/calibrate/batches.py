@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset, IterableDataset
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.model_inputs import ModelInputs
@@ -88,11 +89,39 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
     >>> len(batch.inputs), len(batch)
     (1, 4)
     """
+    _check_batches(batches)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     result = [_batch(batch, device) for batch in batches]
     if not result:
         raise InvalidArgumentError("there is nothing to measure on: batches is empty")
     return result
+
+
+def _check_batches(batches: object) -> None:
+    """Refuse what is one batch, or single examples, in place of several batches."""
+    if isinstance(batches, Tensor | Mapping):
+        name = "Tensor" if isinstance(batches, Tensor) else type(batches).__name__
+        raise InvalidArgumentError(f"a {name} is one batch: give a list of batches, [batch]")
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise InvalidArgumentError(
+            f"a {type(batches).__name__} has single examples: give batches of them, "
+            "torch.utils.data.DataLoader(dataset, batch_size=32)"
+        )
+    if not isinstance(batches, Iterable):
+        raise InvalidArgumentError(f"batches are an iterable, not {type(batches).__name__}")
+    if isinstance(batches, tuple) and len(batches) == 2 and _are_labels(*batches):
+        raise InvalidArgumentError("a pair (inputs, labels) is one batch: give a list, [pair]")
+
+
+def _are_labels(inputs: object, labels: object) -> bool:
+    """Tell whether the second Tensor has labels of the first: integers, one an example."""
+    return (
+        isinstance(inputs, Tensor)
+        and isinstance(labels, Tensor)
+        and labels.shape == inputs.shape[:1]
+        and inputs.ndim > 1
+        and not labels.is_floating_point()
+    )
 
 
 def digest(batches: Iterable[Batch]) -> str:
@@ -127,8 +156,11 @@ def outside_contexts() -> Iterator[None]:
 
 
 def run_model(model: nn.Module, batch: Batch) -> Any:
-    """Run a forward pass and return whatever the model returns."""
-    return batch.arguments.run(model)
+    """Run a forward pass and return whatever the model returns.
+
+    The model gets copies, since it may change its inputs in place.
+    """
+    return batch.arguments.map(torch.clone).run(model)
 
 
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:

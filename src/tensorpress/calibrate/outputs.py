@@ -1,24 +1,32 @@
 """What a model returns, as tensors: of any structure that models return."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, run_model
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.calibrate.batches import MASK, Batch, run_model
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 
-_STATES = ("past_key_values", "hidden_states", "attentions", "decoder_hidden_states")
+LOGITS = "logits"
+"""The name of unnormalized scores of classes in what a model returns."""
+
+_STATES = re.compile(r".*(past_key_values|hidden_states|attentions)")
 """What models of Transformers return beside their outputs."""
 
+_CONSTANT = 1e-6
+"""Least standard deviation, relative to the root mean square, of outputs that are no constant."""
 
-def output_tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """Run a model and return the floating-point tensors of what it returns, float32 at least.
 
-    They are found in tuples, lists, mappings and dataclasses, in their order. Of an output with
-    ``logits``, as models of Transformers return, those alone count.
+def named_outputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Run a model and return the floating-point tensors of what it returns, by name.
+
+    They are found in tuples, lists, mappings and dataclasses, in their order; a name is the path to
+    one, that of a Tensor alone "output". Beside ``logits``, losses and hidden states do not count.
+    Values are float32 at least.
 
     Parameters
     ----------
@@ -30,43 +38,73 @@ def output_tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
     Raises
     ------
     InvalidArgumentError
-        If there is no floating-point tensor in what the model returns.
+        If the model does not run, or returns no floating-point tensor.
 
     Examples
     --------
     >>> class Halves(nn.Module):
     ...     def forward(self, x):
     ...         return {"left": x[:, :2], "right": (x[:, 2:],)}
-    >>> [tuple(t.shape) for t in output_tensors(Halves(), Batch((torch.zeros(1, 4),), None))]
-    [(1, 2), (1, 2)]
+    >>> outputs = named_outputs(Halves(), Batch((torch.zeros(1, 4),), None))
+    >>> {name: tuple(tensor.shape) for name, tensor in outputs.items()}
+    {'left': (1, 2), 'right.0': (1, 2)}
     """
-    output = run_model(model, batch)
-    logits = getattr(output, "logits", None)
-    tensors = list(floating_tensors(output if logits is None else logits))
+    try:
+        output = run_model(model, batch)
+    except TensorPressError:
+        raise
+    except Exception as error:  # a model may raise anything
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidArgumentError(
+            f"the model does not run on a batch of {batch.arguments}: {message}"
+        ) from error
+    if not isinstance(output, Mapping) and isinstance(getattr(output, LOGITS, None), Tensor):
+        output = {LOGITS: output.logits}
+    tensors = dict(_walk(output, ""))
+    if LOGITS in tensors:
+        tensors = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if not name.endswith(("loss", "hidden_state"))
+        }
     if not tensors:
         raise InvalidArgumentError(
             f"the model returns {type(output).__name__} without a floating-point tensor, so that "
             "nothing tells how much its outputs change"
         )
-    return [tensor.float() if tensor.element_size() < 4 else tensor for tensor in tensors]
+    return {
+        name: tensor.float() if tensor.element_size() < 4 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def output_tensors(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """Run a model and return its `named_outputs`, logits first."""
+    outputs = named_outputs(model, batch)
+    return [outputs[name] for name in sorted(outputs, key=lambda name: name != LOGITS)]
 
 
 def floating_tensors(output: Any) -> Iterator[Tensor]:
     """Yield the floating-point tensors of an output of any structure, in order."""
+    for _, tensor in _walk(output, ""):
+        yield tensor
+
+
+def _walk(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
         if output.is_floating_point() and output.numel():
-            yield output
-    elif isinstance(output, Mapping):
-        for name, value in output.items():
-            if name not in _STATES:
-                yield from floating_tensors(value)
+            yield path or "output", output
+        return
+    items: Any = ()
+    if isinstance(output, Mapping):
+        items = output.items()
     elif isinstance(output, list | tuple):
-        for value in output:
-            yield from floating_tensors(value)
+        items = enumerate(output)
     elif is_dataclass(output):
-        for field in fields(output):
-            if field.name not in _STATES:
-                yield from floating_tensors(getattr(output, field.name))
+        items = ((field.name, getattr(output, field.name)) for field in fields(output))
+    for name, value in items:
+        if not _STATES.fullmatch(str(name)):
+            yield from _walk(value, f"{path}.{name}" if path else str(name))
 
 
 def random_direction(tensors: list[Tensor], generator: torch.Generator) -> Tensor:
@@ -74,3 +112,64 @@ def random_direction(tensors: list[Tensor], generator: torch.Generator) -> Tenso
     return torch.stack(
         [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in tensors]
     ).sum()
+
+
+def token_mask(x: Tensor, batch: Batch) -> Tensor | None:
+    """Return which tokens of (examples, tokens, …) are no padding, None where all count."""
+    mask: Any = batch.named.get(MASK)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or x.shape[:2] != mask.shape or x.ndim < 2:
+        return None
+    return mask.bool()
+
+
+class Deviation:
+    """The squared deviation of a tensor's values from their mean over batches.
+
+    The mean is over examples, and over positions of (examples, positions, channels). Where batches
+    have other sizes, it is over all axes but the channels, the last axis or the second. Sums are
+    merged as those of Chan, Golub and LeVeque (1979), so that no digits are lost to a large mean.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size]) -> None:
+        """Prepare for tensors of the shapes of all batches."""
+        self._axes = _mean_axes(shapes)
+        self._count = 0
+        self._mean: Tensor = torch.zeros(())
+        self._lost = self._squares = 0.0
+
+    def add(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Add the values of a batch, of which a mask of the first axes says which count."""
+        x = torch.where(x.isfinite(), x, 0).detach().double()
+        if mask is not None:
+            x = x[mask].unsqueeze(0)
+        axes = tuple(axis for axis in self._axes if axis < x.ndim)
+        mean = x.mean(axes) if axes else x
+        count = x.numel() // max(mean.numel(), 1)
+        if not count:
+            return
+        shift, total = mean - self._mean, self._count + count
+        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+        self._lost += float((x - mean.reshape(shape)).square().sum())
+        if self._count:
+            self._lost += float(shift.square().sum()) * self._count * count / total
+            self._mean = self._mean + shift * (count / total)
+        else:
+            self._mean = mean
+        self._squares += float(x.square().sum())
+        self._count = total
+
+    @property
+    def energy(self) -> float:
+        """Σ (y − ȳ)², or Σ y² of outputs that are a constant, whatever the inputs."""
+        constant = self._lost <= _CONSTANT**2 * self._squares
+        return self._squares if constant else self._lost
+
+
+def _mean_axes(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
+    first = shapes[0]
+    axes = range(len(first))
+    if all(shape[1:] == first[1:] for shape in shapes):
+        return (0, 1) if len(first) == 3 else tuple(axes[:1])
+    same = [a for a in axes if a and all(len(s) == len(first) and s[a] == first[a] for s in shapes)]
+    channels = next((a for a in (len(first) - 1, 1) if a in same), None)
+    return tuple(axis for axis in axes if axis != channels)

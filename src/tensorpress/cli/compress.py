@@ -4,6 +4,8 @@ import json
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +17,7 @@ import tensorpress as tp
 from tensorpress.cli.options import MODEL, Inputs, Json, Root, Skip, Targets, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.cli.press import check_new
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.atomic_files import write_atomically
 
 REPORT, MODEL_FILE, JSON_FILE = "report.html", "model.tpz", "compress.json"
@@ -45,26 +48,27 @@ def compress_command(
     """Compress a model to a budget in the way that keeps its outputs best, and say how good it is.
 
     Example: tensorpress compress --model timm:resnet50,pretrained=true --budget bytes=25%
-    --data images/ --out small
+    --data imagenette --out small
     """
     from tensorpress.cli.calibration_data import load_calibration_images
     from tensorpress.cli.model_source import DenseByName, write_origin
+    from tensorpress.planning.budget import parse_budget
     from tensorpress.report.compression_page import write_compression_page
 
     check_new(out)
+    limit = parse_budget(budget)
     dense = DenseByName.parse(model, weights, inputs)
     batches = None if data is None else load_calibration_images(dense, data, root)
-    with TemporaryDirectory() as folder:
+    with _new_folder(out), TemporaryDirectory() as folder:
         result = tp.compress(
             dense.model,
             budget,
             batches,
             example_inputs=dense.inputs(dense.model),
-            out=Path(folder, MODEL_FILE),
+            out=Path(folder, MODEL_FILE) if limit.kind == "bytes" else None,
             targets=tuple(targets or ("*",)),
             skip=tuple(skip or ()),
         )
-        out.mkdir(parents=True, exist_ok=True)
         if result.file is None:
             tp.save_checkpoint(result.model, out, result.plan)
         else:
@@ -82,3 +86,20 @@ def compress_command(
     print_line(str(result))
     print_line("")
     print_line(f"written  {out}")
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder before the work begins, and remove it if that fails."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(f"{folder} cannot be written: {error}") from None
+    try:
+        yield
+    except BaseException:
+        for path in created:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
+        raise

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from torch import nn
 
 import tensorpress as tp
 from tensorpress.cli.options import Inputs, Json, Model
@@ -16,7 +15,6 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.report import formatting
 from tensorpress.report.cost_table import ModelRow, model_table
 from tensorpress.utils.formatting import format_shape
-from tensorpress.utils.module_tree import locate_weight
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +80,7 @@ def _print_folder(folder: Path, as_json: bool) -> None:
 
 def _print_model(dense: DenseByName, as_json: bool) -> None:
     from tensorpress.planning.dense_model import DenseModel
+    from tensorpress.utils.module_tree import locate_weight
 
     model = dense.skeleton
     costs = DenseModel.from_module(model, dense.inputs(model), None)

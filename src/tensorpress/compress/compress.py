@@ -3,16 +3,21 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from torch import Tensor, nn
+from torch import nn
 
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
-from tensorpress.compress.fidelity import Fidelity
+from tensorpress.compress.data_warnings import FewRows, collect_few_rows
 from tensorpress.compress.result import CompressResult, Trial
+from tensorpress.compress.split import HELD_OUT
 from tensorpress.compress.trials import Attempt, Task, bytes_trials, shape_trials
+from tensorpress.compress.verdict import LEAST, Fidelity
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.planner import lost_layers
 from tensorpress.reconstruct.unfitted import unfitted_layers
@@ -25,7 +30,7 @@ def compress(
     budget: str,
     calibration: Iterable[CalibrationBatch] | None = None,
     *,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
     out: str | os.PathLike[str] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     targets: Sequence[str] = ("*",),
@@ -40,7 +45,9 @@ def compress(
     of the dense model and of models pressed first. Each is planned (`tensorpress.plan`), pressed
     with its layers fitted to responses (`tensorpress.press`) or coded (`tensorpress.encode`), and
     the outputs are compared with the dense model's on a fifth of the data that nothing was fitted
-    to (`tensorpress.fidelity`). The nearest is returned. Without data the weights alone decide.
+    to (`tensorpress.fidelity`). Returned is the model of the least divergence where outputs are
+    known to be logits of classes, by labels or by that name, else of the least error. Without data
+    the weights alone decide.
 
     Parameters
     ----------
@@ -50,17 +57,19 @@ def compress(
         What the model may cost: ``bytes=25%`` (of a file), ``params=50%``, ``macs=300M``,
         ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`.
     calibration : iterable, optional
-        Batches of inputs as for `tensorpress.press`, a few hundred examples. Labels are used for
-        the loss that is reported, and for nothing else.
-    example_inputs : Tensor or sequence of Tensor, optional
+        Batches of inputs as for `tensorpress.press`, a few hundred examples. Nothing is fitted to
+        labels: they say that outputs are scores of classes, and give the loss that is reported.
+    example_inputs : Tensor, sequence or mapping, optional
         Arguments of one forward pass, the first axis being the batch: for MACs and latency. By
         default the first example of the calibration data.
     out : path-like, optional
         The `.tpz` file for a budget of bytes.
     evaluate : callable, optional
-        A function from a model to the number that matters to you, reported before and after.
+        A function from a model to the number that matters to you, reported before and after. It
+        runs on the dense model before anything else is done.
     targets, skip : sequence of str
-        As for `tensorpress.plan`; of a budget of bytes the layers that may be pressed.
+        As for `tensorpress.plan`; of a budget of bytes the layers that may be pressed. What is
+        skipped stays as it is, and so do parameters that ask for no gradient.
     refine : bool
         Whether to train blocks of the best pressed model, without labels, to give the outputs of
         the dense blocks (`tensorpress.reconstruct.block_refinement`). A fifth of the data stops
@@ -89,25 +98,33 @@ def compress(
     """
     began = time.perf_counter()
     limit = parse_budget(budget)
+    _check_out(out, limit)
+    dense_metric = None if evaluate is None else _evaluate(evaluate, model)
     batches = None if calibration is None else collect_batches(calibration, model)
     task = Task.make(model, limit, example_inputs, batches, targets, skip, seed)
     attempts = bytes_trials(task, out) if limit.kind == "bytes" else shape_trials(task)
-    best, trials = _run(task, attempts, refine and limit.kind != "bytes")
-    warnings = _data_warnings(task)
-    if best.trial.plan is not None and task.reference is None:
-        warnings += lost_layers(best.trial.plan.layers)
+    with collect_few_rows() as few:
+        best, trials = _run(task, attempts, refine and limit.kind != "bytes")
+        before = task.before(best.trial.plan) if best.size is None else None
+    costs = task.costs(best)
+    warnings = _warnings(task, best, few, costs)
     warnings += [
         f"layer {name} was not fitted to the data: {reason}"
         for name, reason in unfitted_layers(best.model).items()
     ]
-    metric = None if evaluate is None else (float(evaluate(model)), float(evaluate(best.model)))
+    metric = None
+    if evaluate is not None and dense_metric is not None:
+        try:
+            metric = dense_metric, _evaluate(evaluate, best.model)
+        except Exception as error:  # the model must not be lost
+            warnings.append(f"evaluate failed on the compressed model: {error}")
     return CompressResult(
         best.model,
         str(limit),
         best.trial,
         trials,
-        task.costs(best),
-        before=task.before(best.trial.plan) if best.size is None else None,
+        costs,
+        before=before,
         metric=metric,
         file=None if out is None or best.size is None else Path(out),
         warnings=tuple(warnings),
@@ -116,41 +133,110 @@ def compress(
     )
 
 
+def _check_out(out: str | os.PathLike[str] | None, limit: Budget) -> None:
+    """Check that a file can be written before anything is done."""
+    if out is None:
+        return
+    if limit.kind != "bytes":
+        raise InvalidArgumentError(
+            f"out is the file of a budget of bytes, not of {limit.kind}: write the model with "
+            "tensorpress.save_checkpoint(result.model, folder, result.plan)"
+        )
+    try:
+        with TemporaryFile(dir=Path(out).absolute().parent):
+            pass
+    except OSError as error:
+        raise InvalidArgumentError(f"{os.fspath(out)} cannot be written: {error}") from None
+
+
+def _evaluate(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:
+    value = evaluate(model)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(
+            f"evaluate must return a number, not {type(value).__name__}"
+        ) from None
+
+
 def _run(
     task: Task, attempts: Iterable[Attempt], refine: bool
 ) -> tuple[Attempt, tuple[Trial, ...]]:
     """Return the best of all attempts, of which no more than two are in memory, and all trials."""
-    best, trials = None, []
+    best: Attempt | None = None
+    trials = []
     for attempt in attempts:
         trials.append(attempt.trial)
         logger.info("%s", attempt.trial.summary)
-        if attempt.trial.failure is None and (best is None or attempt.distance < best.distance):
+        if attempt.beats(best):
             best = attempt
-    if best is None:
+    if best is None or best.trial.failure is not None:
         reasons = "; ".join(dict.fromkeys(trial.failure or "" for trial in trials))
-        raise InvalidArgumentError(f"the budget {task.limit} cannot be met: {reasons}")
+        raise InvalidArgumentError(
+            f"the budget {task.limit} cannot be met: {reasons}{_percent_hint(task.limit)}"
+        )
     if refine and task.reference is not None:
+        logger.info("refinement of %s", best.trial.name)
         attempt = task.refine(best)
+        better = attempt.beats(best)
+        if not better and attempt.trial.failure is None:
+            reason = "not kept, since it is no nearer on the data that judge"
+            attempt = replace(attempt, trial=replace(attempt.trial, note=reason))
         trials.append(attempt.trial)
         logger.info("%s", attempt.trial.summary)
-        if attempt.distance < best.distance:
-            best = attempt
+        best = attempt if better else best
     return best, tuple(trials)
 
 
-def _data_warnings(task: Task) -> list[str]:
+def _percent_hint(limit: Budget) -> str:
+    if limit.relative or limit.kind == "latency" or not 1 <= limit.amount < 100:
+        return ""
+    return f"; did you mean {limit.kind}={limit.amount:g}%?"
+
+
+def _warnings(
+    task: Task, best: Attempt, few: FewRows, costs: Mapping[str, tuple[float, float]]
+) -> list[str]:
+    """Return what a user should know, the most important first."""
+    warnings = []
     if task.reference is None:
-        return [
+        warnings.append(
             "no calibration data: ranks follow from weights alone, and outputs are not compared"
-        ]
-    if sum(map(len, task.fitted)) == 1:
-        return ["one example alone: the outputs are compared on what layers were fitted to"]
-    return []
+        )
+        if best.trial.plan is not None:
+            warnings += lost_layers(best.trial.plan.layers)
+    else:
+        fitted, judged = (sum(map(len, b)) for b in (task.fitted, task.reference.batches))
+        if judged < LEAST:
+            warnings.append(
+                f"too few examples to judge the outputs: give at least {round(LEAST / HELD_OUT)}"
+                + (
+                    "; the one example is the one that layers were fitted to"
+                    if fitted == 1
+                    else f", of which a fifth is held out ({judged} now)"
+                )
+            )
+    if few.warning is not None:
+        warnings.append(few.warning)
+    if "latency_ms" in costs:
+        dense, compressed = costs["latency_ms"]
+        if compressed > 1.05 * dense:
+            warnings.append(
+                f"on this machine a pass takes longer than the dense model's: {compressed:.2f} ms "
+                f"for {dense:.2f} ms; several small layers in place of one have their own costs, "
+                "and a budget of latency takes them into account"
+            )
+        if task.limit.kind == "latency" and compressed > task.limit.resolve(dense):
+            warnings.append(
+                "measured again, the latency is above the budget, which it met when layers were "
+                "chosen: times vary by a few percent"
+            )
+    return warnings
 
 
 def _advice(limit: Budget, fidelity: Fidelity | None) -> list[str]:
     """Return what to try where outputs are too far from the dense model's."""
-    if fidelity is None or fidelity.usable:
+    if fidelity is None or fidelity.usable or not fidelity.enough:
         return []
     if limit.kind == "bytes":
         return ["a larger budget of bytes", "training for size: tensorpress.train_for_size"]

@@ -1,5 +1,6 @@
 """What `compress` returns: the model, its costs, its fidelity, and what was tried."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tensorpress.compress.fidelity import Fidelity
+from tensorpress.compress.verdict import Fidelity
 from tensorpress.planning.plan import Plan
 from tensorpress.schemes.layer_plan import LayerPlan
 
@@ -31,6 +32,8 @@ class Trial:
         Time of planning, pressing and measuring.
     failure : str or None
         Why the budget could not be met in this way.
+    note : str or None
+        Why it was not chosen, where that is not plain from the numbers.
     """
 
     name: str
@@ -39,12 +42,14 @@ class Trial:
     estimate: float | None = None
     seconds: float = 0.0
     failure: str | None = None
+    note: str | None = None
 
     @property
     def summary(self) -> str:
         """What came of it, in a line."""
         if self.fidelity is not None:
-            return f"{self.name}: {self.fidelity.verdict} ({self.seconds:.0f} s)"
+            note = "" if self.note is None else f"; {self.note}"
+            return f"{self.name}: {self.fidelity.verdict}{note} ({self.seconds:.0f} s)"
         return f"{self.name}: {self.failure or 'outputs were not compared'}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,13 +58,14 @@ class Trial:
             "name": self.name,
             "plan": None if self.plan is None else self.plan.id,
             "fidelity": None if self.fidelity is None else self.fidelity.to_dict(),
-            "estimate": self.estimate,
+            "estimate": finite(self.estimate),
             "seconds": round(self.seconds, 2),
             "failure": self.failure,
+            "note": self.note,
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressResult:
     """A compressed model, and what there is to know of it.
 
@@ -130,7 +136,7 @@ class CompressResult:
             "before": None if self.before is None else self.before.to_dict(),
             "metric": None
             if self.metric is None
-            else {"dense": self.metric[0], "compressed": self.metric[1]},
+            else {"dense": finite(self.metric[0]), "compressed": finite(self.metric[1])},
             "file": None if self.file is None else str(self.file),
             "layers": [] if self.plan is None else [_layer_row(x) for x in self.plan.layers],
             "unpressed": {} if self.plan is None else dict(self.plan.unpressed),
@@ -143,15 +149,33 @@ class CompressResult:
     def __str__(self) -> str:
         """Return the result as lines of text."""
         lines = [f"{self.budget}: {self.verdict}"]
-        for name, (dense, compressed) in self.costs.items():
-            share = f" ({100 * compressed / dense:.1f} %)" if dense else ""
-            lines.append(f"{name:<11}{dense:>16,.6g} → {compressed:,.6g}{share}")
-        if self.metric is not None:
-            lines.append(f"{'metric':<11}{self.metric[0]:>16,.6g} → {self.metric[1]:,.6g}")
-        lines += ["", *trial_lines(self.trials, self.trial)]
         lines += [f"warning: {text}" for text in self.warnings]
+        lines += ["", f"{'':<10}{'dense':>16}{'compressed':>16}"]
+        for name, (dense, compressed) in self.costs.items():
+            cells = [_number(name, value) for value in (dense, compressed)]
+            share = f"{100 * compressed / dense:>8.1f} %" if dense else ""
+            lines.append(f"{name.removesuffix('_ms'):<10}{cells[0]:>16}{cells[1]:>16}{share}")
+        fidelity = self.fidelity
+        if fidelity is not None and fidelity.loss is not None and fidelity.dense_loss is not None:
+            lines.append(f"{'loss':<10}{fidelity.dense_loss:>16.4f}{fidelity.loss:>16.4f}")
+        if self.metric is not None:
+            lines.append(f"{'metric':<10}{self.metric[0]:>16,.6g}{self.metric[1]:>16,.6g}")
+        lines += ["", *trial_lines(self.trials, self.trial)]
         lines += [f"try: {text}" for text in self.advice]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Return budget, verdict and way, without the model."""
+        return f"<CompressResult {self.budget} by {self.trial.name!r}: {self.verdict}>"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:,.2f} ms" if name == "latency_ms" else f"{value:,.0f}"
+
+
+def finite(value: float | None) -> float | None:
+    """Return a number for JSON, None where it is infinite or not a number."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _layer_row(layer: LayerPlan) -> dict[str, Any]:
@@ -166,29 +190,46 @@ def _layer_row(layer: LayerPlan) -> dict[str, Any]:
     }
 
 
-def trial_rows(trials: Sequence[Trial], chosen: Trial) -> list[tuple[str, ...]]:
-    """Return the trials as rows of text: a mark, name, estimate, error, agreement, seconds."""
-    rows: list[tuple[str, ...]] = []
-    for trial in trials:
-        fidelity = trial.fidelity
-        estimate = "–" if trial.estimate is None else f"{100 * trial.estimate:.1f} %"
-        error = "–" if fidelity is None else f"{100 * fidelity.error:.1f} %"
-        agreement = fidelity.agreement if fidelity is not None else None
-        same = "–" if agreement is None else f"{100 * agreement:.1f} %"
-        name = trial.name if trial.failure is None else f"{trial.name}: {trial.failure}"
-        mark = "→" if trial is chosen else ""
-        rows.append((mark, name, estimate, error, same, f"{trial.seconds:.1f}"))
-    return rows
-
-
 def trial_lines(trials: Sequence[Trial], chosen: Trial) -> list[str]:
-    """Return the trials as an aligned table of text."""
-    rows = [("", "tried", "estimate", "error", "agreement", "s"), *trial_rows(trials, chosen)]
+    """Return the trials as an aligned table of text; columns that no trial has are left out.
+
+    Under it stand the trials that failed or have a note.
+    """
+    measured = [trial for trial in trials if trial.failure is None]
+    columns = {
+        "estimate": [_percent(trial.estimate) for trial in measured],
+        **{
+            name: [_percent(_measure(t, name)) for t in measured] for name in ("error", "agreement")
+        },
+        **{
+            name: [_decimal(_measure(t, name)) for t in measured] for name in ("divergence", "loss")
+        },
+    }
+    columns = {name: cells for name, cells in columns.items() if set(cells) != {"–"}}
+    columns["s"] = [f"{trial.seconds:.1f}" for trial in measured]
+    rows = [["", "tried", *columns]]
+    for place, trial in enumerate(measured):
+        mark = "→" if trial is chosen else ""
+        rows.append([mark, trial.name, *(cells[place] for cells in columns.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
+    lines = [
         "  ".join(
             cell.ljust(width) if place < 2 else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
+    remarks = [(trial, trial.failure or trial.note) for trial in trials]
+    return lines + [f"{trial.name}: {text}" for trial, text in remarks if text]
+
+
+def _measure(trial: Trial, name: str) -> float | None:
+    return None if trial.fidelity is None else getattr(trial.fidelity, name)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch
@@ -14,8 +15,9 @@ HELD_OUT = 0.2
 def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Return batches to fit to, and batches to compare outputs on.
 
-    The latter are about a fifth of the examples, the last ones, cut out of a batch where needed. A
-    single example is in both.
+    The latter are about a fifth of the examples: one out of each of as many stretches of equal
+    length, so that data in the order of their classes are judged on all classes. A single example
+    is in both.
 
     Examples
     --------
@@ -27,20 +29,20 @@ def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     total = sum(map(len, batches))
     if total == 1:
         return list(batches), list(batches)
-    left = total - max(1, round(HELD_OUT * total))
-    fitted: list[Batch] = []
-    judged: list[Batch] = []
-    for batch in batches:
-        size = len(batch)
-        if left >= size:
-            fitted.append(batch)
-        elif left <= 0:
-            judged.append(batch)
-        else:
-            fitted.append(_part(batch, 0, left))
-            judged.append(_part(batch, left, size))
-        left -= size
-    return fitted, judged
+    count = max(1, round(HELD_OUT * total))
+    # At random in its stretch: every fifth example might be of the same class.
+    random = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    judged = torch.zeros(total, dtype=torch.bool)
+    ends = torch.arange(count + 1) * total // count
+    judged[ends[:-1] + (random * ends.diff()).long()] = True
+    parts: tuple[list[Batch], list[Batch]] = [], []
+    for batch, chosen in zip(batches, torch.split(judged, [*map(len, batches)]), strict=True):
+        for part, places in zip(parts, (~chosen, chosen), strict=True):
+            if places.all():
+                part.append(batch)
+            elif places.any():
+                part.append(select_examples(batch, places.nonzero()[:, 0]))
+    return parts
 
 
 def user_batches(batches: Sequence[Batch]) -> list[CalibrationBatch]:
@@ -58,22 +60,32 @@ def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
     [4, 4, 2]
     """
     return [
-        _part(batch, start, min(start + size, len(batch)))
+        select_examples(batch, places)
         for batch in batches
-        for start in range(0, len(batch), size)
+        for places in torch.split(torch.arange(len(batch)), size)
     ]
 
 
-def _part(batch: Batch, start: int, stop: int) -> Batch:
-    size = len(batch)
+def select_examples(batch: Batch, places: Tensor) -> Batch:
+    """Return some examples of a batch.
 
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor[start:stop] if tensor.ndim and len(tensor) == size else tensor
+    A Tensor is cut if its first axis is as long as the batch. A later one of one axis that is as
+    long as another axis of the first is not: it numbers positions.
+    """
+    size, [first, *_] = len(batch), batch.arguments.tensors
 
-    labels = batch.labels
+    def cut(x: Tensor) -> Tensor:
+        if not x.ndim or len(x) != size:
+            return x
+        if x.ndim == 1 and x is not first and size in first.shape[1:]:
+            return x
+        return x[places.to(x.device)]
+
+    labels, arguments = batch.labels, batch.arguments.map(cut)
+    labelled = labels is not None and labels.ndim and len(labels) == size
     return replace(
         batch,
-        inputs=tuple(map(cut, batch.inputs)),
-        labels=None if labels is None else cut(labels),
-        named={name: cut(value) for name, value in batch.named.items()},
+        inputs=arguments.positional,
+        labels=labels[places.to(labels.device)] if labels is not None and labelled else labels,
+        named=arguments.named,
     )

@@ -1,8 +1,11 @@
 """The ways in which a model is brought within a budget, each carried out and measured."""
 
+import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf, sqrt
@@ -10,26 +13,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from tensorpress.calibrate.batches import Batch
-from tensorpress.codec.save_load import load
-from tensorpress.compress.fidelity import Fidelity, Reference
+from tensorpress.compress.reference import Reference
 from tensorpress.compress.result import Trial
-from tensorpress.compress.split import rebatch, split_batches, user_batches
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.compress.split import rebatch, select_examples, split_batches, user_batches
+from tensorpress.compress.verdict import Fidelity
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.measure import count_macs, count_params, measure_latencies
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning.budget import Budget
 from tensorpress.planning.budget_rules import AllocationRule
+from tensorpress.planning.layers import match_names
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.planner import plan
 from tensorpress.planning.scores import Scores
 from tensorpress.press.press import press
-from tensorpress.quantize.encode import encode
+from tensorpress.quantize.encode import decode, encode
 from tensorpress.reconstruct.block_refinement import refine_blocks
 from tensorpress.sensitivity.kfac import Curvature, kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
 from tensorpress.utils.atomic_files import replace_file
+
+logger = logging.getLogger("tensorpress.compress")
 
 EPOCHS = 10
 """Most passes of refinement over the examples."""
@@ -52,10 +60,18 @@ class Attempt:
     model: nn.Module
     size: int | None = None
 
+    def beats(self, other: "Attempt | None") -> bool:
+        """Tell whether the model meets the budget, and is nearer than another that may do so.
+
+        The first attempt wins where outputs were not compared.
+        """
+        if self.trial.failure is not None or other is None or other.trial.failure is not None:
+            return self.trial.failure is None
+        return self._order < other._order
+
     @property
-    def distance(self) -> float:
-        """How far the outputs are; the first attempt wins where that was not measured."""
-        return inf if self.trial.fidelity is None else self.trial.fidelity.distance
+    def _order(self) -> tuple[float, float]:
+        return (inf, inf) if self.trial.fidelity is None else self.trial.fidelity.order
 
 
 @dataclass
@@ -68,8 +84,8 @@ class Task:
         The dense model.
     limit : Budget
         The budget.
-    inputs : tuple of Tensor
-        Arguments of a forward pass; none where there are none.
+    inputs : ModelInputs or None
+        Arguments of a forward pass, where they are known.
     fitted : sequence of Batch
         Data that layers are fitted to; none without calibration.
     reference : Reference or None
@@ -82,7 +98,7 @@ class Task:
 
     model: nn.Module
     limit: Budget
-    inputs: tuple[Tensor, ...]
+    inputs: ModelInputs | None
     fitted: Sequence[Batch]
     reference: Reference | None
     targets: Sequence[str]
@@ -94,20 +110,21 @@ class Task:
     def make(
         model: nn.Module,
         limit: Budget,
-        example_inputs: Tensor | Sequence[Tensor] | None,
+        example_inputs: ExampleInputs | None,
         batches: Sequence[Batch] | None,
         targets: Sequence[str],
         skip: Sequence[str],
         seed: int,
     ) -> "Task":
-        """Split the data, and run the dense model on the part that judges."""
-        given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-        inputs = tuple(given or ())
+        """Split the data, and run the dense model on all of them."""
+        _check_weights(model)
+        inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
         if batches is None:
             return Task(model, limit, inputs, (), None, targets, skip, seed)
+        _check_batches(batches)
         fitted, judged = split_batches(batches)
-        inputs = inputs or tuple(x[:1] for x in batches[0].inputs)
-        reference = Reference(model, judged)
+        inputs = inputs or select_examples(batches[0], torch.arange(1)).arguments
+        reference = Reference(model, judged, fitted if fitted is not judged else ())
         return Task(model, limit, inputs, fitted, reference, targets, skip, seed)
 
     @property
@@ -147,7 +164,7 @@ class Task:
         allocation = self._scores[criterion]
         return plan(
             self.model,
-            self.inputs or None,
+            self.inputs,
             scheme="channel_svd" if criterion == "response energy" else "auto",
             allocation=allocation,
             budget=budget,
@@ -185,19 +202,43 @@ class Task:
     def refine(self, attempt: Attempt) -> Attempt:
         """Return an attempt with its blocks refined, on as many passes as a few minutes allow."""
         began, batches = time.perf_counter(), rebatch(self.fitted, REFINED_BATCH)
+        name, made = f"{attempt.trial.name}, refined", attempt.trial.plan
         examples = sum(map(len, batches))
-        macs = count_macs(attempt.model, self.inputs) if self.inputs else 0
-        # Forward and back a pass multiplies thrice as much, once by blocks and once as a whole.
-        epochs = min(EPOCHS, int(MOST_MACS / max(6 * macs * examples, 1)))
-        name = f"{attempt.trial.name}, refined"
-        if epochs < 1:
-            reason = f"a pass over {examples:,} examples multiplies more than {MOST_MACS:.0e} times"
-            return Attempt(Trial(name, attempt.trial.plan, None, failure=reason), attempt.model)
-        model = deepcopy(attempt.model)
-        refine_blocks(model, self.model, batches, epochs=epochs, seed=self.seed)
-        fidelity, seconds = self.fidelity(model), time.perf_counter() - began
-        trial = Trial(name, attempt.trial.plan, fidelity, attempt.trial.estimate, seconds)
-        return Attempt(trial, model)
+        try:
+            macs = 0 if self.inputs is None else count_macs(attempt.model, self.inputs)
+            # Forward and back a pass multiplies thrice as much, once by blocks, once as a whole.
+            epochs = min(EPOCHS, int(MOST_MACS / max(6 * macs * examples, 1)))
+            if epochs < 1:
+                raise InvalidArgumentError(
+                    f"a pass over {examples:,} examples multiplies more than {MOST_MACS:.0e} times"
+                )
+            model = deepcopy(attempt.model)
+            with self._skipped(model):
+                refine_blocks(model, self.model, batches, epochs=epochs, seed=self.seed)
+            fidelity = self.fidelity(model)
+        except Exception as error:  # what was tried before must not be lost
+            return failed(name, error, attempt.model, made)
+        seconds = time.perf_counter() - began
+        return Attempt(Trial(name, made, fidelity, attempt.trial.estimate, seconds), model)
+
+    @contextmanager
+    def _skipped(self, model: nn.Module) -> Iterator[None]:
+        """Ask for no gradients of the layers that are to be skipped, and all that is in them."""
+        names = [name for name, _ in self.model.named_modules() if name]
+        skipped = [name for pattern in self.skip for name in match_names(pattern, names, {})]
+        frozen = [
+            parameter
+            for name in dict.fromkeys(skipped)
+            for parameter in model.get_submodule(name).parameters()
+            if parameter.requires_grad
+        ]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
 
     def fidelity(self, model: nn.Module) -> Fidelity | None:
         """Return how far the outputs of a model are on the data that judges."""
@@ -217,12 +258,33 @@ class Task:
             "params": cast(tuple[float, float], tuple(params)),
             "bytes": (sizes[0], sizes[1] if best.size is None else best.size),
         }
-        if self.inputs:
+        if self.inputs is not None:
             dense, compressed = (count_macs(model, self.inputs) for model in models)
             costs["macs"] = dense, compressed
             before, after = measure_latencies(models, self.inputs)
             costs["latency_ms"] = before, after
         return costs
+
+
+def failed(name: str, error: Exception, model: nn.Module, made: Plan | None = None) -> Attempt:
+    """Return an attempt that failed by an error, which is not allowed to lose the others."""
+    reason = (
+        str(error) if isinstance(error, TensorPressError) else f"{type(error).__name__}: {error}"
+    )
+    logger.debug("%s", name, exc_info=error)
+    return Attempt(Trial(name, made, None, failure=" ".join(reason.split())), model)
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InvalidArgumentError(f"parameter {name!r} has values that are not finite")
+
+
+def _check_batches(batches: Sequence[Batch]) -> None:
+    for place, batch in enumerate(batches):
+        if any(bool(x.isnan().any()) for x in batch.arguments.tensors):
+            raise InvalidArgumentError(f"batch {place} of the calibration data has NaN")
 
 
 def count_bytes(model: nn.Module) -> int:
@@ -234,18 +296,21 @@ def count_bytes(model: nn.Module) -> int:
 def shape_trials(task: Task) -> Iterator[Attempt]:
     """Yield a pressed model for every criterion, the same plan no more than once."""
     plans: set[str] = set()
-    for name in task.criteria:
+    criteria = list(task.criteria)
+    for place, name in enumerate(criteria):
         began = time.perf_counter()
+        logger.info("trial %d of %d: %s", place + 1, len(criteria), name)
         try:
             made = task.plan(name, str(task.limit))
             if made.id in plans:
+                logger.info("%s: the same plan as before", name)
                 continue
-            plans.add(made.id)
             model = task.press(made)
-        except InvalidArgumentError as error:
-            yield Attempt(Trial(name, None, None, failure=str(error)), task.model)
+            fidelity, estimate = task.fidelity(model), task.estimate(made)
+        except Exception as error:  # other criteria may go on
+            yield failed(name, error, task.model)
             continue
-        fidelity, estimate = task.fidelity(model), task.estimate(made)
+        plans.add(made.id)
         seconds = time.perf_counter() - began
         yield Attempt(Trial(name, made, fidelity, estimate, seconds), model)
 
@@ -257,26 +322,22 @@ def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Att
     """
     limit = int(task.limit.resolve(count_bytes(task.model)))
     with TemporaryDirectory() as folder:
-        best = coded = _code(task, "coding", None, limit, Path(folder))
-        yield coded
-        for share in SHARES:
+        best = _code(task, "coding", None, limit, Path(folder))
+        yield best
+        for place, share in enumerate(SHARES):
             if _nothing_to_gain(best):
                 break
             name = f"{100 * share:.0f} % of the parameters, coded"
-            began = time.perf_counter()
-            try:
-                made = _nearest_plan(task, f"params={100 * share:g}%")
-            except InvalidArgumentError as error:
-                yield Attempt(Trial(name, None, None, failure=str(error)), task.model)
-                break
-            attempt = _code(task, name, made, limit, Path(folder), began)
+            logger.info("trial %d of at most %d: %s", place + 2, len(SHARES) + 1, name)
+            attempt = _code(task, name, f"params={100 * share:g}%", limit, Path(folder))
             yield attempt
-            if attempt.trial.failure is not None or attempt.distance >= best.distance:
+            if attempt.beats(best):
+                best = attempt
+            elif attempt.trial.failure is None:
                 break
-            best = attempt
         if out is not None and best.trial.failure is None:
             with replace_file(out) as temporary:
-                temporary.write_bytes((Path(folder) / best.trial.name).read_bytes())
+                shutil.copyfile(Path(folder) / best.trial.name, temporary)
 
 
 def _nothing_to_gain(attempt: Attempt) -> bool:
@@ -286,28 +347,19 @@ def _nothing_to_gain(attempt: Attempt) -> bool:
     return fidelity is None or fidelity.nearly_same
 
 
-def _nearest_plan(task: Task, budget: str) -> Plan:
-    """Return a plan for parameters by the curvature of the outputs, or by weights without data."""
-    return task.plan(next(iter(task.criteria)), budget)
-
-
-def _code(
-    task: Task,
-    name: str,
-    made: Plan | None,
-    limit: int,
-    folder: Path,
-    began: float | None = None,
-) -> Attempt:
-    """Write a model, pressed first where there is a plan, and read it again."""
-    began = time.perf_counter() if began is None else began
-    model = task.model if made is None else task.press(made)
-    data = user_batches(task.fitted) if task.fitted else None
-    path = folder / name
+def _code(task: Task, name: str, budget: str | None, limit: int, folder: Path) -> Attempt:
+    """Write a model, pressed first where there is a budget for that, and read it again."""
+    began, made = time.perf_counter(), None
     try:
+        # by the curvature of the outputs, or by weights without data
+        made = None if budget is None else task.plan(next(iter(task.criteria)), budget)
+        model = task.model if made is None else task.press(made)
+        data = user_batches(task.fitted) if task.fitted else None
+        path = folder / name
         size = encode(model, path, size=limit, calibration=data, seed=task.seed).bytes
-    except InvalidArgumentError as error:
-        return Attempt(Trial(name, made, None, failure=str(error)), model)
-    decoded = load(path, task.model)
-    fidelity = task.fidelity(decoded)
+        decoded = deepcopy(model).cpu().eval()
+        decoded.load_state_dict(decode(path))
+        fidelity = task.fidelity(decoded)
+    except Exception as error:  # other ways may go on
+        return failed(name, error, task.model, made)
     return Attempt(Trial(name, made, fidelity, None, time.perf_counter() - began), decoded, size)

@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -34,6 +34,9 @@ HELD_OUT = 0.2
 
 MEMORY = 1 << 29
 """Most bytes of inputs and outputs of a block; of more batches the first are taken."""
+
+
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def refine_blocks(
     :math:`‖f(\hat x) - y‖^2` by Adam, where :math:`\hat x` are the inputs that the pressed model
     leaves and y the outputs of the dense block for the dense model's inputs; the last block is the
     whole model. A fifth of the batches, to which nothing is fitted, chooses the best of all passes,
-    the state before the first among them, so that no block becomes worse on them.
+    the state before the first among them, so that no block becomes worse on them. Parameters that
+    ask for no gradient stay as they are, and so does a block without gradients, or one that is not
+    called in some batch of either part.
 
     Parameters
     ----------
@@ -94,13 +99,15 @@ def refine_blocks(
     reconstruction".
     """
     count = max(1, round(HELD_OUT * len(batches)))
-    if len(batches) < 2:
+    if len(batches) < 2 or epochs < 1:
         return []
     training, judging = batches[:-count], batches[-count:]
     results = []
     for name in [*find_blocks(model, batches[0]), ""]:
         fitted = _examples(model, dense, name, training)
         judged = _examples(model, dense, name, judging)
+        if not fitted or not judged:
+            continue
         block = model.get_submodule(name)
         before, after = _train(block, fitted, judged, epochs, torch.Generator().manual_seed(seed))
         logger.info("block %s: error %.3f became %.3f", name or "(the model)", before, after)
@@ -163,8 +170,10 @@ def _examples(
     examples: list[_Example] = []
     size = 0
     for batch in batches:
-        args, kwargs = _record_call(model, name, batch)
-        outputs = _record_outputs(dense, name, batch)
+        call, outputs = _record_call(model, name, batch), _record_outputs(dense, name, batch)
+        if call is None or not outputs:  # the model took another branch
+            continue
+        args, kwargs = call
         examples.append(_Example(args, kwargs, outputs))
         tensors = [x for x in tree_leaves((args, kwargs, outputs)) if isinstance(x, Tensor)]
         size += sum(x.numel() * x.element_size() for x in tensors)
@@ -173,7 +182,7 @@ def _examples(
     return examples
 
 
-def _record_call(model: nn.Module, name: str, batch: Batch) -> tuple[tuple[Any, ...], Any]:
+def _record_call(model: nn.Module, name: str, batch: Batch) -> tuple[tuple[Any, ...], Any] | None:
     call: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -183,7 +192,7 @@ def _record_call(model: nn.Module, name: str, batch: Batch) -> tuple[tuple[Any, 
     _run(
         model, batch, model.get_submodule(name).register_forward_pre_hook(record, with_kwargs=True)
     )
-    return call[0]
+    return call[0] if call else None
 
 
 def _record_outputs(dense: nn.Module, name: str, batch: Batch) -> list[Tensor]:
@@ -194,7 +203,7 @@ def _record_outputs(dense: nn.Module, name: str, batch: Batch) -> list[Tensor]:
         raise _StopError
 
     _run(dense, batch, dense.get_submodule(name).register_forward_hook(record))
-    return result[0]
+    return result[0] if result else []
 
 
 def _run(model: nn.Module, batch: Batch, hook: Any) -> None:
@@ -219,8 +228,10 @@ def _train(
     random: torch.Generator,
 ) -> tuple[float, float]:
     """Train a block, and leave it in the state that is best on the examples that judge."""
-    parameters = [p for p in block.parameters() if p.is_floating_point()]
+    parameters = [p for p in block.parameters() if p.requires_grad]
     best = before = _error(block, judging)
+    if not parameters or not _has_gradient(block, training[0]):
+        return before, before
     state = [p.detach().clone() for p in parameters]
     groups = [
         {"params": [p], "lr": RATE * max(float(p.detach().square().mean().sqrt()), 1e-3)}
@@ -232,7 +243,7 @@ def _train(
         optimizer, lambda step: min((step + 1) / (steps / 10 + 1), 1 - step / steps)
     )
     waited = 0
-    with _trainable(block, parameters):
+    with evaluation_mode(block):
         for _ in range(epochs):
             for place in torch.randperm(len(training), generator=random).tolist():
                 optimizer.zero_grad(set_to_none=True)
@@ -249,7 +260,13 @@ def _train(
     with torch.no_grad():
         for parameter, value in zip(parameters, state, strict=True):
             parameter.copy_(value)
+            parameter.grad = None
     return before, best
+
+
+def _has_gradient(block: nn.Module, example: _Example) -> bool:
+    with evaluation_mode(block), torch.enable_grad():
+        return _squared_error(block, example).requires_grad
 
 
 def _squared_error(block: nn.Module, example: _Example) -> Tensor:
@@ -259,25 +276,11 @@ def _squared_error(block: nn.Module, example: _Example) -> Tensor:
     outputs = list(floating_tensors(block(*args, **kwargs)))
     pairs = list(zip(outputs, example.outputs, strict=True))
     lost = sum(((x - y).float().square().sum() for x, y in pairs), start=torch.zeros(()))
-    return lost / sum(float(y.float().square().sum()) for _, y in pairs)
+    energy = sum(float(y.float().square().sum()) for _, y in pairs)
+    return lost / max(energy, _TINY)
 
 
 def _error(block: nn.Module, examples: Sequence[_Example]) -> float:
     with evaluation_mode(block), torch.no_grad():
         errors = [float(_squared_error(block, example)) for example in examples]
     return sqrt(sum(errors) / len(errors))
-
-
-@contextmanager
-def _trainable(block: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Ask for gradients of parameters in eval mode, and restore what was asked before."""
-    required = [p.requires_grad for p in parameters]
-    try:
-        with evaluation_mode(block):
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            yield
-    finally:
-        for parameter, value in zip(parameters, required, strict=True):
-            parameter.requires_grad_(value)
-            parameter.grad = None

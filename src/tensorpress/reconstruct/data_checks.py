@@ -16,6 +16,12 @@ COLUMNS = 256
 PART = 0.25
 """In fewer directions than this part of all a layer's inputs hardly ever vary by themselves."""
 
+FEW_ROWS = (
+    "layer %s has %s inputs a response, and calibration data show %s: at least %s are needed, or "
+    "it is fitted to their noise"
+)
+"""The warning of too few rows, of a layer's name, its columns, its rows and those needed."""
+
 logger = logging.getLogger("tensorpress.press")
 
 
@@ -33,8 +39,7 @@ def warn_of_few_rows(name: str, rows: int, columns: int, sample: Tensor) -> None
     """
     if rows < ROWS_A_COLUMN * columns:
         logger.warning(
-            "layer %s has %s inputs a response, and calibration data show %s: at least %s are "
-            "needed, or it is fitted to their noise",
+            FEW_ROWS,
             *(name, f"{columns:,}", f"{rows:,}", f"{ROWS_A_COLUMN * columns:,}"),
         )
         return

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.input_moments import Moments, input_moments
-from tensorpress.calibrate.outputs import output_tensors, random_direction
+from tensorpress.calibrate.outputs import Deviation, output_tensors, random_direction, token_mask
 from tensorpress.calibrate.patches import can_unfold, output_rows
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import applicable_schemes
@@ -98,7 +98,8 @@ def kfac_scores(
     Raises
     ------
     InvalidArgumentError
-        For no batches, nothing to press, or outputs that have no gradient.
+        For no batches, nothing to press, outputs that have no gradient, or that are no logits for
+        "loss", and responses or gradients that are not finite.
 
     References
     ----------
@@ -113,6 +114,8 @@ def kfac_scores(
     >>> first == sorted(first, reverse=True) and first[-1] >= 0
     True
     """
+    if of not in get_args(Curvature):
+        raise unknown_name("curvature", of, get_args(Curvature))
     chosen = scheme_named("channel_svd")
     schemes = parse_schemes(scheme)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
@@ -122,6 +125,10 @@ def kfac_scores(
     result: dict[str, list[Scored]] = {name: [] for name in moments}
     if "channel_svd" in schemes:
         for name, sums in moments.items():
+            if not all(bool(x.isfinite().all()) for x in (sums.values, sums.gradients)):
+                raise InvalidArgumentError(
+                    f"layer {name!r}: its responses or their gradients are not finite, or overflow"
+                )
             lost = (sums.lost() * unit).tolist()
             result[name] = [
                 Scored("channel_svd", (rank,), lost[min(rank, len(lost) - 1)], measured=False)
@@ -182,6 +189,7 @@ class _Moments:
     centred: bool
     rows: int = 0
     examples: int = 0
+    has_gradients: bool = False
 
     @staticmethod
     def zeros(groups: int, channels: int, centred: bool) -> "_Moments":
@@ -197,6 +205,7 @@ class _Moments:
 
     def add_gradients(self, rows: Tensor) -> None:
         """Add gradients, (rows, groups, n)."""
+        self.has_gradients = True
         columns = rows.movedim(0, -1).float()
         self.gradients += (columns @ columns.mT).to(self.gradients)
 
@@ -229,7 +238,8 @@ def _collect(
     normed = _followed_by_norm(model, normed, batches[0])
     moments: dict[str, _Moments] = {}
     without: set[str] = set()  # layers in parts of the model that run without gradients
-    outputs_energy, examples = _Variance(), 0
+    all_outputs: list[list[Tensor]] = []
+    examples = 0
     for batch in batches:
         with (
             evaluation_mode(model),
@@ -245,14 +255,20 @@ def _collect(
             )
             if along.requires_grad:
                 torch.autograd.backward(along)
-        outputs_energy.add(outputs)
+        all_outputs.append([y.detach() for y in outputs])
         examples += len(batch)
+    moments = {name: sums for name, sums in moments.items() if sums.has_gradients}
+    if names and not moments:
+        raise InvalidArgumentError(
+            "the outputs have no gradient by any layer's responses: the model runs without "
+            "gradients (no_grad, inference_mode or detach)"
+        )
     for name in names:
         if name not in moments:
             logger.warning("layer %s is not scored: %s", name, _reason(name, layers, without))
     for sums in moments.values():
         sums.examples = examples
-    energy = outputs_energy.per_example(examples)
+    energy = _energy(all_outputs, batches) / examples
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
 
 
@@ -269,32 +285,28 @@ def _has_responses(layer: nn.Module) -> bool:
     return can_unfold(layer) or layer_class(layer) is nn.Embedding
 
 
+def _energy(outputs: Sequence[Sequence[Tensor]], batches: Sequence[Batch]) -> float:
+    """Return the squared deviation of all outputs from their means."""
+    energy = 0.0
+    for tensors in zip(*outputs, strict=False):
+        deviation = Deviation([y.shape for y in tensors])
+        for y, batch in zip(tensors, batches, strict=True):
+            deviation.add(y, token_mask(y, batch))
+        energy += deviation.energy
+    return energy
+
+
 def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
+    if outputs[0].ndim < 2:
+        raise InvalidArgumentError(
+            "the curvature of the loss needs logits (examples, classes) as first output, got shape "
+            f"{tuple(outputs[0].shape)}"
+        )
     logits = outputs[0].flatten(0, -2)
+    if not bool(logits.detach().isfinite().any(-1).all()) or bool(logits.detach().isnan().any()):
+        raise InvalidArgumentError("the model returns logits that are not finite")
     labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=random)[:, 0]
     return functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
-
-
-class _Variance:
-    """The squared deviation of outputs from their mean over examples."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, tuple[Tensor, float]] = {}
-
-    def add(self, outputs: Sequence[Tensor]) -> None:
-        for place, y in enumerate(outputs):
-            y = y.detach().double()
-            total, squares = self._sums.get(place, (torch.zeros(()), 0.0))
-            mean = y.sum(0) if y.ndim else y
-            total = total + mean if total.shape in ((), mean.shape) else mean
-            self._sums[place] = total, squares + float(y.square().sum())
-
-    def per_example(self, examples: int) -> float:
-        result = 0.0
-        for total, squares in self._sums.values():
-            centred = squares - float(total.square().sum()) / examples
-            result += (centred if centred > 1e-6 * squares else squares) / examples
-        return result
 
 
 @contextmanager

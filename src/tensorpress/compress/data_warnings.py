@@ -1,0 +1,49 @@
+"""Warnings of too little data, of all layers and trials, in one line."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tensorpress.reconstruct.data_checks import FEW_ROWS, ROWS_A_COLUMN
+
+_MOST_NAMES = 3
+
+
+class FewRows(logging.Filter):
+    """Collects the warnings of too few inputs of a layer in place of passing them on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shares: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is something else."""
+        if record.msg != FEW_ROWS or not isinstance(record.args, tuple):
+            return True
+        name, columns, rows, _ = map(str, record.args)
+        self._shares[name] = int(rows.replace(",", "")) / int(columns.replace(",", ""))
+        return False
+
+    @property
+    def warning(self) -> str | None:
+        """One line about all layers, the worst by name."""
+        if not self._shares:
+            return None
+        worst = sorted(self._shares, key=lambda name: self._shares[name])
+        names = ", ".join(worst[:_MOST_NAMES]) + (", …" if len(worst) > _MOST_NAMES else "")
+        count = "1 layer has" if len(worst) == 1 else f"{len(worst)} layers have"
+        return (
+            f"{count} fewer inputs in the calibration data than {ROWS_A_COLUMN} times the numbers "
+            f"of one, and may be fitted to noise ({names}): give more data"
+        )
+
+
+@contextmanager
+def collect_few_rows() -> Iterator[FewRows]:
+    """Collect warnings of too few inputs of layers in a block of code."""
+    few, logger = FewRows(), logging.getLogger("tensorpress.press")
+    logger.addFilter(few)
+    try:
+        yield few
+    finally:
+        logger.removeFilter(few)

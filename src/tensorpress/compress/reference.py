@@ -1,0 +1,189 @@
+"""Outputs of the dense model, and the sums over batches by which others are compared with them."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.outputs import Deviation, named_outputs, token_mask
+from tensorpress.compress.class_scores import class_labels, find_scores
+from tensorpress.compress.verdict import Fidelity
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.cost import evaluation_mode
+
+Outputs = Mapping[str, Tensor]
+
+
+class Reference:
+    """Outputs of the dense model, which others are compared with.
+
+    Parameters
+    ----------
+    dense : nn.Module
+        The dense model, run once.
+    batches : sequence of Batch
+        Inputs on which models are compared.
+    others : sequence of Batch
+        More inputs, which say how much the outputs vary.
+    """
+
+    def __init__(
+        self, dense: nn.Module, batches: Sequence[Batch], others: Sequence[Batch] = ()
+    ) -> None:
+        self.batches = batches
+        with evaluation_mode(dense), torch.no_grad():
+            self._outputs = [named_outputs(dense, batch) for batch in batches]
+            more = [named_outputs(dense, batch) for batch in others]
+        self.kind = find_scores(self._outputs, batches)
+        self._examples = sum(map(len, batches))
+        self._energies = _mean_energies([*self._outputs, *more], [*batches, *others])
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the outputs are logits of tokens."""
+        return self.kind is not None and self.kind.tokens
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the outputs are logits of classes."""
+        return self.kind is not None and self.kind.logits
+
+    def compare(self, model: nn.Module) -> Fidelity:
+        """Return the fidelity of a model's outputs.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If they have other names or shapes.
+        """
+        distances = {name: _Distance() for name in self._outputs[0]}
+        scores = _Scores()
+        with evaluation_mode(model), torch.no_grad():
+            for expected, batch in self._pairs():
+                outputs = named_outputs(model, batch)
+                _check_shapes(expected, outputs)
+                for name, x in expected.items():
+                    distances.setdefault(name, _Distance()).add(x, outputs[name], batch)
+                if self.kind is not None:
+                    name = self.kind.name
+                    scores.add(expected[name], outputs[name], batch, self.kind.logits)
+        return self._fidelity(distances, scores)
+
+    def _fidelity(self, distances: Mapping[str, "_Distance"], scores: "_Scores") -> Fidelity:
+        errors = {name: sums.error(self._energies[name]) for name, sums in distances.items()}
+        labelled = scores.labelled > 0
+        return Fidelity(
+            self._examples,
+            max(errors.values()),
+            min(sums.cosine / sums.rows for sums in distances.values()),
+            self.tokens,
+            scores.same / max(scores.rows, 1) if self.kind is not None else None,
+            max(scores.divergence / max(scores.rows, 1), 0.0) if self.has_logits else None,
+            scores.loss / scores.labelled if labelled else None,
+            scores.dense_loss / scores.labelled if labelled else None,
+            errors,
+        )
+
+    def _pairs(self) -> Iterable[tuple[Outputs, Batch]]:
+        return zip(self._outputs, self.batches, strict=True)
+
+
+def _mean_energies(outputs: Sequence[Outputs], batches: Sequence[Batch]) -> dict[str, float]:
+    """Return (y − ȳ)² of every output, the mean over its values."""
+    energies = {}
+    for name in dict.fromkeys(name for tensors in outputs for name in tensors):
+        pairs = [(y[name], batch) for y, batch in zip(outputs, batches, strict=True) if name in y]
+        masks = [token_mask(y, batch) for y, batch in pairs]
+        shapes = [y.shape for y, _ in pairs]
+        deviation, count = Deviation(shapes), 0
+        for (y, _), mask in zip(pairs, masks, strict=True):
+            deviation.add(y, mask)
+            count += y.numel() if mask is None else y[mask].numel()
+        energies[name] = deviation.energy / max(count, 1)
+    return energies
+
+
+@dataclass
+class _Distance:
+    """Sums over the batches of one output."""
+
+    squares: float = 0.0
+    values: int = 0
+    cosine: float = 0.0
+    rows: int = 0
+
+    def add(self, expected: Tensor, output: Tensor, batch: Batch) -> None:
+        """Add a batch; values that are the same in both, infinite ones too, differ by zero."""
+        mask = token_mask(expected, batch)
+        x, y = expected.double(), output.double()
+        same = x == y
+        if mask is not None:
+            padding = ~mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)).expand_as(x)
+            same = same | padding
+            x, y = x.masked_fill(padding, 0), y.masked_fill(padding, 0)
+        self.squares += float(torch.where(same, 0, y - x).square().sum())
+        self.values += x.numel() if mask is None else expected[mask].numel()
+        x, y = (torch.where(same & ~x.isfinite(), 0, t) for t in (x, y))
+        rows = len(batch) if x.ndim and len(x) == len(batch) else 1
+        cosines = functional.cosine_similarity(x.reshape(rows, -1), y.reshape(rows, -1), dim=1)
+        equal = same.reshape(rows, -1).all(dim=1)
+        self.cosine += float(torch.where(equal, 1.0, cosines).sum())
+        self.rows += rows
+
+    def error(self, energy: float) -> float:
+        """Return the root mean square of the difference, relative to that of the deviation."""
+        if not math.isfinite(self.squares):
+            return math.inf
+        difference = self.squares / max(self.values, 1)
+        return math.sqrt(difference / energy) if energy else math.sqrt(difference)
+
+
+@dataclass
+class _Scores:
+    """Sums over the rows of scores of classes."""
+
+    rows: int = 0
+    same: int = 0
+    divergence: float = 0.0
+    labelled: int = 0
+    loss: float = 0.0
+    dense_loss: float = 0.0
+
+    def add(self, expected: Tensor, output: Tensor, batch: Batch, logits: bool) -> None:
+        """Add a batch of scores, whose last axis is the classes."""
+        x, y = expected.flatten(0, -2), output.flatten(0, -2)
+        labels = class_labels(expected, batch)
+        labels = None if labels is None else labels.flatten()
+        mask = token_mask(expected, batch) if expected.ndim == 3 else None
+        if mask is not None:
+            x, y = x[mask.flatten()], y[mask.flatten()]
+            labels = None if labels is None else labels[mask.flatten()]
+        self.rows += len(x)
+        self.same += int((x.argmax(1) == y.argmax(1)).sum())
+        if not logits:
+            return
+        p, q = (part.double().log_softmax(1) for part in (x, y))
+        # KL(p ‖ q) = Σ p (log p − log q), 0 where p = 0
+        terms = torch.where(p == -math.inf, 0, p.exp() * (p - q))
+        self.divergence += float(terms.sum())
+        if labels is None:
+            return
+        used = labels >= 0
+        at = labels[used][:, None]
+        self.labelled += int(used.sum())
+        self.dense_loss -= float(p[used].gather(1, at).sum())
+        self.loss -= float(q[used].gather(1, at).sum())
+
+
+def _check_shapes(expected: Outputs, outputs: Outputs) -> None:
+    shapes = [
+        {name: tuple(y.shape) for name, y in tensors.items()} for tensors in (expected, outputs)
+    ]
+    if shapes[0] != shapes[1]:
+        raise InvalidArgumentError(
+            f"the models cannot be compared: one returns {shapes[0]}, the other {shapes[1]}"
+        )

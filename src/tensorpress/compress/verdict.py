@@ -1,0 +1,132 @@
+"""What numbers say of a compressed model: how far its outputs are, and whether it is usable."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+LEAST = 4
+"""Fewest examples on which a model is judged."""
+
+_LEVELS = (
+    "nearly the same",
+    "close",
+    "far: fine-tune before use",
+    "not usable without fine-tuning",
+)
+_ERRORS = (0.10, 0.30, 0.60)
+_AGREEMENTS = (0.98, 0.93, 0.80)
+_DIVERGENCES = (0.02, 0.10, 0.50)
+"""Largest errors, least agreements, and for tokens largest divergences of all levels but the last.
+
+A divergence of 0.1 nats makes the perplexity of a language model about 10 % larger.
+"""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    r"""How far outputs are from those of the dense model, on inputs that nothing was fitted to.
+
+    Attributes
+    ----------
+    examples : int
+        Number of examples.
+    error : float
+        Root mean square of the difference, relative to that of the dense outputs about their mean
+        over the examples, :math:`‖\hat y - y‖ / ‖y - \bar y‖`: at 0 they are the same, at 1 the
+        outputs are as far off as a constant. Of several outputs it is the largest.
+    cosine : float
+        Mean cosine of the angle between the outputs of an example; of several the smallest.
+    tokens : bool
+        Whether outputs are logits of tokens, (examples, tokens, vocabulary): those called
+        ``logits``, or with integers (examples, tokens) as labels.
+    agreement : float or None
+        Share of the rows whose largest output is at the same place, where outputs are scores of
+        classes. Rows of length 1 are embeddings, and probabilities that do not add up to 1 are of
+        one question each, unless labels say that they are of classes.
+    divergence : float or None
+        Mean Kullback–Leibler divergence of the classes' probabilities, in nats, where outputs are
+        known to be logits, by labels or by that name.
+    loss, dense_loss : float or None
+        Mean cross entropy of both models, in nats, where batches have classes as labels; labels
+        that are no class do not count. Of a language model, its exponential is the perplexity;
+        labels that are its own inputs are compared with the scores one position before.
+    errors : mapping of str to float
+        The error of every output by name.
+    """
+
+    examples: int
+    error: float
+    cosine: float
+    tokens: bool = False
+    agreement: float | None = None
+    divergence: float | None = None
+    loss: float | None = None
+    dense_loss: float | None = None
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def distance(self) -> float:
+        """The one number that is made small: the divergence of logits, else the error."""
+        return self.order[0]
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """What the nearest model has least of: the `distance`, and among equals the error."""
+        value = self.error if self.divergence is None else self.divergence
+        return (value if math.isfinite(value) else math.inf), self.error
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers mean, in a few words."""
+        error = f"outputs differ by {100 * self.error:.1f} %"
+        if len(self.errors) > 1:
+            worst = max(self.errors, key=lambda name: self.errors[name])
+            error += f" (the worst of {len(self.errors)}, {worst!r})"
+        if not self.enough:
+            return (
+                f"{self.examples} examples are too few to judge, at least {LEAST} are needed; on "
+                f"them {error}"
+            )
+        level = _LEVELS[self._level]
+        if self.tokens and self.loss is not None and self.dense_loss is not None:
+            before, after = (math.exp(min(x, 700)) for x in (self.dense_loss, self.loss))
+            return f"perplexity {after:.4g} for {before:.4g}, {error}: {level}"
+        if self.agreement is not None:
+            return f"{100 * self.agreement:.1f} % of the predictions agree, {error}: {level}"
+        return f"{error}: {level}"
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are examples enough to judge."""
+        return self.examples >= LEAST
+
+    @property
+    def nearly_same(self) -> bool:
+        """Whether the outputs are so close that there is next to nothing to gain."""
+        return self.enough and self._level == 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether the outputs are close enough for use without fine-tuning."""
+        return self.enough and self._level <= 1
+
+    @property
+    def _level(self) -> int:
+        # Predictions that are all the same agree whatever a model does: the error always counts.
+        level = sum(not self.error <= most for most in _ERRORS)
+        if self.tokens and self.divergence is not None:
+            return max(level, sum(not self.divergence <= most for most in _DIVERGENCES))
+        if self.agreement is not None:
+            level = max(level, sum(self.agreement < least for least in _AGREEMENTS))
+        return level
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers and the verdict as plain data for JSON; what is infinite is None."""
+        numbers = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in vars(self).items()
+            if name != "errors"
+        }
+        errors = {n: error if math.isfinite(error) else None for n, error in self.errors.items()}
+        return {**numbers, "errors": errors, "verdict": self.verdict}
