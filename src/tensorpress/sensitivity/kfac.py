@@ -232,7 +232,7 @@ def _collect(
     normed = {name for name, layer in layers.items() if getattr(layer, "bias", None) is None}
     normed = _followed_by_norm(model, normed, batches[0])
     moments: dict[str, _Moments] = {}
-    all_outputs: list[list[Tensor]] = []
+    deviations: dict[int, Deviation] = {}
     examples = 0
     for batch in batches:
         with (
@@ -249,7 +249,8 @@ def _collect(
             )
             if along.requires_grad:
                 torch.autograd.backward(along)
-        all_outputs.append([y.detach() for y in outputs])
+        for place, y in enumerate(outputs):
+            deviations.setdefault(place, Deviation()).add(y.detach(), token_mask(y, batch))
         examples += len(batch)
     moments = {name: sums for name, sums in moments.items() if sums.has_gradients}
     if names and not moments:
@@ -259,19 +260,8 @@ def _collect(
         )
     for sums in moments.values():
         sums.examples = examples
-    energy = _energy(all_outputs, batches) / examples
+    energy = sum(deviation.energy for deviation in deviations.values()) / examples
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
-
-
-def _energy(outputs: Sequence[Sequence[Tensor]], batches: Sequence[Batch]) -> float:
-    """Return the squared deviation of all outputs from their means."""
-    energy = 0.0
-    for tensors in zip(*outputs, strict=False):
-        deviation = Deviation([y.shape for y in tensors])
-        for y, batch in zip(tensors, batches, strict=True):
-            deviation.add(y, token_mask(y, batch))
-        energy += deviation.energy
-    return energy
 
 
 def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
