@@ -130,39 +130,54 @@ class Deviation:
     merged as those of Chan, Golub and LeVeque (1979), so that no digits are lost to a large mean.
     """
 
-    def __init__(self, shapes: Sequence[torch.Size]) -> None:
-        """Prepare for tensors of the shapes of all batches."""
-        self._axes = _mean_axes(shapes)
-        self._count = 0
-        self._mean: Tensor = torch.zeros(())
-        self._lost = self._squares = 0.0
+    def __init__(self) -> None:
+        self._shapes: list[torch.Size] = []
+        self._sums: dict[tuple[int, ...], _Sums] = {}
 
     def add(self, x: Tensor, mask: Tensor | None = None) -> None:
         """Add the values of a batch, of which a mask of the first axes says which count."""
+        self._shapes.append(x.shape)
         x = torch.where(x.isfinite(), x, 0).detach().double()
-        if mask is not None:
-            x = x[mask].unsqueeze(0)
-        axes = tuple(axis for axis in self._axes if axis < x.ndim)
-        mean = x.mean(axes) if axes else x
-        count = x.numel() // max(mean.numel(), 1)
-        if not count:
-            return
-        shift, total = mean - self._mean, self._count + count
-        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        self._lost += float((x - mean.reshape(shape)).square().sum())
-        if self._count:
-            self._lost += float(shift.square().sum()) * self._count * count / total
-            self._mean = self._mean + shift * (count / total)
-        else:
-            self._mean = mean
-        self._squares += float(x.square().sum())
-        self._count = total
+        # Which axes are averaged is known once all shapes are; outputs are not kept until then.
+        for axes in {
+            _mean_axes([x.shape]),
+            *(_all_but(x.ndim, axis) for axis in (x.ndim - 1, 1, -1)),
+        }:
+            values = x if mask is None else x[mask].unsqueeze(0)
+            self._sums.setdefault(axes, _Sums()).add(values, axes)
 
     @property
     def energy(self) -> float:
         """Σ (y − ȳ)², or Σ y² of outputs that are a constant, whatever the inputs."""
-        constant = self._lost <= _CONSTANT**2 * self._squares
-        return self._squares if constant else self._lost
+        sums = self._sums[_mean_axes(self._shapes)]
+        constant = sums.lost <= _CONSTANT**2 * sums.squares
+        return sums.squares if constant else sums.lost
+
+
+class _Sums:
+    """Sums of squares, and of squared deviations from the mean over some axes."""
+
+    def __init__(self) -> None:
+        self.lost = self.squares = 0.0
+        self._count = 0
+        self._mean = torch.zeros(())
+
+    def add(self, x: Tensor, axes: tuple[int, ...]) -> None:
+        mean = x.mean(axes, keepdim=True) if axes else x
+        count = x.numel() // max(mean.numel(), 1)
+        if not count or (self._count and mean.shape != self._mean.shape):
+            return  # batches of other sizes are averaged over other axes
+        self.lost += float((x - mean).square().sum())
+        self.squares += float(x.square().sum())
+        total, shift = self._count + count, mean - self._mean
+        if self._count:
+            self.lost += float(shift.square().sum()) * self._count * count / total
+        self._mean = self._mean + shift * (count / total)
+        self._count = total
+
+
+def _all_but(order: int, axis: int) -> tuple[int, ...]:
+    return tuple(a for a in range(order) if a != axis)
 
 
 def _mean_axes(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
@@ -172,4 +187,4 @@ def _mean_axes(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
         return (0, 1) if len(first) == 3 else tuple(axes[:1])
     same = [a for a in axes if a and all(len(s) == len(first) and s[a] == first[a] for s in shapes)]
     channels = next((a for a in (len(first) - 1, 1) if a in same), None)
-    return tuple(axis for axis in axes if axis != channels)
+    return _all_but(len(first), -1 if channels is None else channels)

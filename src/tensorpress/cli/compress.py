@@ -47,8 +47,8 @@ def compress_command(
 ) -> None:
     """Compress a model to a budget in the way that keeps its outputs best, and say how good it is.
 
-    Example: tensorpress compress --model timm:resnet50,pretrained=true --budget bytes=25%
-    --data imagenette --out small
+    Example: tensorpress compress --model resnet20 --weights resnet20.safetensors --budget macs=60%
+    --data cifar10 --out small
     """
     from tensorpress.cli.calibration_data import load_calibration_images
     from tensorpress.cli.model_source import DenseByName, write_origin

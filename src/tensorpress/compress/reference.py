@@ -37,10 +37,14 @@ class Reference:
         self.batches = batches
         with evaluation_mode(dense), torch.no_grad():
             self._outputs = [named_outputs(dense, batch) for batch in batches]
-            more = [named_outputs(dense, batch) for batch in others]
+            deviations: dict[str, _Scale] = {}
+            for outputs, batch in zip(self._outputs, batches, strict=True):
+                _add_outputs(deviations, outputs, batch)
+            for batch in others:
+                _add_outputs(deviations, named_outputs(dense, batch), batch)
         self.kind = find_scores(self._outputs, batches)
         self._examples = sum(map(len, batches))
-        self._energies = _mean_energies([*self._outputs, *more], [*batches, *others])
+        self._energies = {name: scale.energy for name, scale in deviations.items()}
 
     @property
     def tokens(self) -> bool:
@@ -92,19 +96,25 @@ class Reference:
         return zip(self._outputs, self.batches, strict=True)
 
 
-def _mean_energies(outputs: Sequence[Outputs], batches: Sequence[Batch]) -> dict[str, float]:
-    """Return (y − ȳ)² of every output, the mean over its values."""
-    energies = {}
-    for name in dict.fromkeys(name for tensors in outputs for name in tensors):
-        pairs = [(y[name], batch) for y, batch in zip(outputs, batches, strict=True) if name in y]
-        masks = [token_mask(y, batch) for y, batch in pairs]
-        shapes = [y.shape for y, _ in pairs]
-        deviation, count = Deviation(shapes), 0
-        for (y, _), mask in zip(pairs, masks, strict=True):
-            deviation.add(y, mask)
-            count += y.numel() if mask is None else y[mask].numel()
-        energies[name] = deviation.energy / max(count, 1)
-    return energies
+class _Scale:
+    """(y − ȳ)² of an output, the mean over its values."""
+
+    def __init__(self) -> None:
+        self._deviation, self._values = Deviation(), 0
+
+    def add(self, y: Tensor, batch: Batch) -> None:
+        mask = token_mask(y, batch)
+        self._deviation.add(y, mask)
+        self._values += y.numel() if mask is None else y[mask].numel()
+
+    @property
+    def energy(self) -> float:
+        return self._deviation.energy / max(self._values, 1)
+
+
+def _add_outputs(scales: dict[str, _Scale], outputs: Outputs, batch: Batch) -> None:
+    for name, y in outputs.items():
+        scales.setdefault(name, _Scale()).add(y, batch)
 
 
 @dataclass

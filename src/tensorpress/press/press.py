@@ -152,6 +152,11 @@ def press(
     """
     if init not in get_args(Init):
         raise unknown_name("initialization", init, get_args(Init))
+    if not isinstance(plan, Plan):
+        raise InvalidArgumentError(
+            f"press carries out a Plan, got {type(plan).__name__} {plan!r}: plan it first by "
+            'tensorpress.plan(model, budget="macs=50%"), or call tensorpress.compress'
+        )
     model = unwrap(model)
     if inplace:
         fold_inplace(model)

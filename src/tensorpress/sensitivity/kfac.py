@@ -238,7 +238,7 @@ def _collect(
     normed = _followed_by_norm(model, normed, batches[0])
     moments: dict[str, _Moments] = {}
     without: set[str] = set()  # layers in parts of the model that run without gradients
-    all_outputs: list[list[Tensor]] = []
+    deviations: dict[int, Deviation] = {}
     examples = 0
     for batch in batches:
         with (
@@ -255,7 +255,8 @@ def _collect(
             )
             if along.requires_grad:
                 torch.autograd.backward(along)
-        all_outputs.append([y.detach() for y in outputs])
+        for place, y in enumerate(outputs):
+            deviations.setdefault(place, Deviation()).add(y.detach(), token_mask(y, batch))
         examples += len(batch)
     moments = {name: sums for name, sums in moments.items() if sums.has_gradients}
     if names and not moments:
@@ -268,7 +269,7 @@ def _collect(
             logger.warning("layer %s is not scored: %s", name, _reason(name, layers, without))
     for sums in moments.values():
         sums.examples = examples
-    energy = _energy(all_outputs, batches) / examples
+    energy = sum(deviation.energy for deviation in deviations.values()) / examples
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
 
 
@@ -283,17 +284,6 @@ def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> st
 def _has_responses(layer: nn.Module) -> bool:
     """Tell whether a layer's output is that of a weight on vectors, of an Embedding on one-hots."""
     return can_unfold(layer) or layer_class(layer) is nn.Embedding
-
-
-def _energy(outputs: Sequence[Sequence[Tensor]], batches: Sequence[Batch]) -> float:
-    """Return the squared deviation of all outputs from their means."""
-    energy = 0.0
-    for tensors in zip(*outputs, strict=False):
-        deviation = Deviation([y.shape for y in tensors])
-        for y, batch in zip(tensors, batches, strict=True):
-            deviation.add(y, token_mask(y, batch))
-        energy += deviation.energy
-    return energy
 
 
 def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
