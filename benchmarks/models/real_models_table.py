@@ -26,7 +26,7 @@ def real_times_table() -> str:
     for name, network in _networks().items():
         rows = [network["rows"].get(way) for way in ways]
         cells = ["–" if row is None else f"{row['cpu_seconds']:.0f}" for row in rows]
-        peak = max(row["peak_gb"] for row in network["rows"].values())
+        peak = max((row["peak_gb"] for row in rows if row is not None), default=0.0)
         lines.append(f"| {name} | {' | '.join(cells)} | {peak:.1f} |")
     return "\n".join(lines)
 

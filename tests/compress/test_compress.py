@@ -364,3 +364,26 @@ def test_the_package_has_its_modules_beside_the_function() -> None:
 
     assert trials.EPOCHS > 0
     assert callable(tp.compress)
+
+
+class Recurrent(nn.Module):
+    """An LSTM, which calibration does not reach; one matrix is much larger than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 32, batch_first=True)
+        self.head = nn.Linear(32, 4)
+        with torch.no_grad():
+            self.lstm.weight_ih_l0 *= 30
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_coding_by_weights_alone_competes() -> None:
+    torch.manual_seed(0)
+    result = tp.compress(Recurrent().eval(), "bytes=8%", [0.1 * torch.randn(64, 10, 8)])
+    fidelities = [x.fidelity for x in result.trials if x.fidelity is not None]
+    assert "coding, by weights alone" in [trial.name for trial in result.trials]
+    assert result.fidelity is not None
+    assert result.fidelity.distance == min(x.distance for x in fidelities)
