@@ -387,3 +387,15 @@ def test_coding_by_weights_alone_competes() -> None:
     assert "coding, by weights alone" in [trial.name for trial in result.trials]
     assert result.fidelity is not None
     assert result.fidelity.distance == min(x.distance for x in fidelities)
+
+
+def test_parameters_of_recurrent_layers_are_pressed_for_a_budget() -> None:
+    torch.manual_seed(0)
+    net = Recurrent().eval()
+    data = [torch.randn(32, 10, 8) for _ in range(4)]
+    result = tp.compress(net, "params=60%", data, skip=["lstm.weight_ih_l0"])
+    assert result.costs["params"][1] <= 0.6 * result.costs["params"][0]
+    assert result.plan is not None
+    assert [layer.name for layer in result.plan.layers] == ["lstm.weight_hh_l0"]
+    assert torch.equal(result.model.lstm.weight_ih_l0, net.lstm.weight_ih_l0)
+    assert result.fidelity is not None

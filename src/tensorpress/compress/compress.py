@@ -220,7 +220,7 @@ def _warnings(
         warnings.append(few.warning)
     if "latency_ms" in costs:
         dense, compressed = costs["latency_ms"]
-        if compressed > 1.05 * dense:
+        if best.trial.plan is not None and compressed > 1.1 * dense:
             warnings.append(
                 f"on this machine a pass takes longer than the dense model's: {compressed:.2f} ms "
                 f"for {dense:.2f} ms; several small layers in place of one have their own costs, "

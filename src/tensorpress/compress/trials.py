@@ -227,13 +227,14 @@ class Task:
     @contextmanager
     def _skipped(self, model: nn.Module) -> Iterator[None]:
         """Ask for no gradients of the layers that are to be skipped, and all that is in them."""
-        names = [name for name, _ in self.model.named_modules() if name]
-        skipped = [name for pattern in self.skip for name in match_names(pattern, names, {})]
+        modules = [name for name, _ in self.model.named_modules() if name]
+        names = [*modules, *(name for name, _ in self.model.named_parameters())]
+        skipped = {name for pattern in self.skip for name in match_names(pattern, names, {})}
         frozen = [
             parameter
-            for name in dict.fromkeys(skipped)
-            for parameter in model.get_submodule(name).parameters()
+            for name, parameter in model.named_parameters()
             if parameter.requires_grad
+            and any(name == layer or name.startswith(f"{layer}.") for layer in skipped)
         ]
         try:
             for parameter in frozen:

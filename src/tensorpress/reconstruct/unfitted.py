@@ -44,9 +44,10 @@ def reason_unfitted(model: nn.Module, layer: LayerPlan) -> str | None:
     layer : LayerPlan
         How it is to be pressed.
     """
-    method, module = layer.method, model.get_submodule(layer.name)
-    if method.form != "layer":
+    method = layer.method
+    if method.form != "layer":  # it may be any parameter of a module
         return f"{layer.scheme} rebuilds its weight from factors that are not fitted"
+    module = model.get_submodule(layer.name)
     if not can_unfold(module):
         return f"{type(module).__name__} multiplies no inputs with its weight"
     shape = method.skeleton(layer.spec, layer.ranks, like=torch.empty(0, device="meta"))
