@@ -25,5 +25,5 @@ def test_every_line_of_the_page_can_be_parsed(words: list[str]) -> None:
 
 def test_the_page_has_every_command_for_models() -> None:
     assert {words[0] for words in CALLS} == {
-        *("plan", "press", "eval", "inspect", "export", "encode", "decode", "sweep"),
+        *("compress", "plan", "press", "eval", "inspect", "export", "encode", "decode", "sweep"),
     }

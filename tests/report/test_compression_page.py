@@ -25,6 +25,7 @@ TRIAL = {
     "estimate": 0.2,
     "seconds": 1.25,
     "failure": None,
+    "note": None,
 }
 RESULT: dict[str, Any] = {
     "budget": "params=50%",
