@@ -19,7 +19,7 @@ test-core: $(CORE)/ready  ## Tests of what can do with more packages, without th
 	OMP_NUM_THREADS=1 $(CORE)/bin/pytest -n 2 -rs tests/checkpoints tests/cli tests/export tests/models tests/utils
 
 test-oldest: $(OLDEST)/ready  ## Tests with the least versions of pyproject.toml; PyTorch for CUDA is 5 GB.
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 tests/planning tests/schemes tests/codec tests/utils tests/train tests/compress
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 tests/planning tests/schemes tests/codec tests/utils tests/compress
 
 lint: install  ## Style and types.
 	$(BIN)/ruff check .
