@@ -26,8 +26,9 @@ def real_times_table() -> str:
     for name, network in _networks().items():
         rows = [network["rows"].get(way) for way in ways]
         cells = ["–" if row is None else f"{row['cpu_seconds']:.0f}" for row in rows]
-        peak = max((row["peak_gb"] for row in rows if row is not None), default=0.0)
-        lines.append(f"| {name} | {' | '.join(cells)} | {peak:.1f} |")
+        peaks = [f"{row['peak_gb']:.1f}" for row in rows if row is not None]
+        cells.append(max(peaks, key=float, default="–"))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
