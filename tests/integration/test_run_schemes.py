@@ -128,13 +128,13 @@ def test_mistakes_show_before_training(
 
 @pytest.mark.usefixtures("no_page")
 def test_ranks_and_factors_by_responses_lose_less(tmp_path: Path) -> None:
-    press: dict[str, Any] = {"scheme": "channel_svd", "budget": "macs=8%"}
+    press: dict[str, Any] = {"scheme": "channel_svd", "budget": "macs=4%"}
     responses = {"allocation": "responses", "calibrate": 300, "reconstruct": "nonlinear"}
     errors = []
     for name, more in {"weights": {}, "responses": responses}.items():
         result = run(recipe(press=press | more, train=None), tmp_path / name, seed=3)
         errors.append(result.metrics["pressed"]["start_error"])
-    assert errors[1] < errors[0] - 2
+    assert errors[1] < errors[0] - 15
 
 
 @pytest.mark.usefixtures("no_page")
