@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, model_outputs
 from tensorpress.calibrate.patches import can_unfold, output_rows, unfold_inputs
-from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.cost import evaluation_mode, freeze
 
 
 def weight_gradients(
@@ -69,9 +69,7 @@ def weight_gradients(
 
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
-        for parameter in model.parameters():
-            stack.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(False)
+        stack.enter_context(freeze(model.parameters()))
         for name, layer in layers.items():
             hook = layer.register_forward_hook(make_hook(name, layer), with_kwargs=True)
             stack.callback(hook.remove)

@@ -1,6 +1,6 @@
 """Exact costs: stored parameters and multiply-accumulates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -70,6 +70,19 @@ def _rebuilding_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[li
                 hooks.enter_context(module.register_forward_pre_hook(before))
                 hooks.enter_context(module.register_forward_hook(after))
         yield flops
+
+
+@contextmanager
+def freeze(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Ask for no gradients of parameters, and restore what was asked for afterwards."""
+    required = {parameter: parameter.requires_grad for parameter in parameters}
+    try:
+        for parameter in required:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, value in required.items():
+            parameter.requires_grad_(value)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, model_outputs
-from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.cost import evaluation_mode, freeze
 from tensorpress.schemes.press_layer import press_layer
 from tensorpress.sensitivity.candidates import Group, job_name
 
@@ -46,7 +46,7 @@ def estimate_losses(
     random = torch.Generator().manual_seed(seed)
     sums = dict.fromkeys((job_name(plan) for group in groups for plan in group), 0.0)
     examples = 0
-    with evaluation_mode(model), _freeze_parameters(model):
+    with evaluation_mode(model), freeze(model.parameters()):
         for batch in batches:
             changes: dict[str, Tensor] = {}
             with _record_changes(candidates, len(batch), changes), torch.enable_grad():
@@ -108,15 +108,3 @@ def _record_changes(
             hook = layer.register_forward_hook(make_hook(jobs), with_kwargs=True)
             stack.callback(hook.remove)
         yield
-
-
-@contextmanager
-def _freeze_parameters(model: nn.Module) -> Iterator[None]:
-    """Disable gradients of parameters: only those of outputs are needed."""
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
