@@ -14,7 +14,8 @@ from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.compress.data_warnings import FewRows, collect_few_rows
 from tensorpress.compress.result import CompressResult, Trial
 from tensorpress.compress.split import HELD_OUT
-from tensorpress.compress.trials import Attempt, Task, bytes_trials, shape_trials
+from tensorpress.compress.task import Task
+from tensorpress.compress.trials import Attempt, bytes_trials, refine_attempt, shape_trials
 from tensorpress.compress.verdict import LEAST, Fidelity
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.model_inputs import ExampleInputs
@@ -106,7 +107,7 @@ def compress(
     with collect_few_rows() as few:
         best, trials = _run(task, attempts, refine and limit.kind != "bytes")
         before = task.before(best.trial.plan) if best.size is None else None
-    costs = task.costs(best)
+    costs = task.costs(best.model, best.size)
     warnings = _warnings(task, best, few, costs)
     warnings += [
         f"layer {name} was not fitted to the data: {reason}"
@@ -177,7 +178,7 @@ def _run(
         )
     if refine and task.reference is not None:
         logger.info("refinement of %s", best.trial.name)
-        attempt = task.refine(best)
+        attempt = refine_attempt(task, best)
         better = attempt.beats(best)
         if not better and attempt.trial.failure is None:
             reason = "not kept, since it is no nearer on the data that judge"

@@ -1,0 +1,184 @@
+"""What is compressed, to which budget, and the steps that all ways of doing so share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
+from torch import nn
+
+from tensorpress.calibrate.batches import Batch
+from tensorpress.compress.reference import Reference
+from tensorpress.compress.split import select_examples, split_batches, user_batches
+from tensorpress.compress.verdict import Fidelity
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure import count_macs, count_params, measure_latencies
+from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
+from tensorpress.planning.budget import Budget
+from tensorpress.planning.budget_rules import AllocationRule
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.planner import plan
+from tensorpress.planning.scores import Scores
+from tensorpress.press.press import press
+from tensorpress.sensitivity.kfac import kfac_scores
+from tensorpress.sensitivity.response_energy import response_energies
+from tensorpress.sensitivity.response_moments import Curvature
+
+
+@dataclass
+class Task:
+    """What is compressed, to which budget, and by which data.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The dense model.
+    limit : Budget
+        The budget.
+    inputs : ModelInputs or None
+        Arguments of a forward pass, where they are known.
+    fitted : sequence of Batch
+        Data that layers are fitted to; none without calibration.
+    reference : Reference or None
+        Outputs of the dense model on data that nothing is fitted to.
+    targets, skip : sequence of str
+        The layers that may be pressed.
+    seed : int
+        Of all that is drawn.
+    """
+
+    model: nn.Module
+    limit: Budget
+    inputs: ModelInputs | None
+    fitted: Sequence[Batch]
+    reference: Reference | None
+    targets: Sequence[str]
+    skip: Sequence[str]
+    seed: int
+    _scores: dict[str, AllocationRule | Scores] = field(default_factory=dict)
+
+    @staticmethod
+    def make(
+        model: nn.Module,
+        limit: Budget,
+        example_inputs: ExampleInputs | None,
+        batches: Sequence[Batch] | None,
+        targets: Sequence[str],
+        skip: Sequence[str],
+        seed: int,
+    ) -> "Task":
+        """Split the data, and run the dense model on all of them."""
+        _check_weights(model)
+        inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
+        if batches is None:
+            return Task(model, limit, inputs, (), None, targets, skip, seed)
+        _check_batches(batches)
+        fitted, judged = split_batches(batches)
+        inputs = inputs or select_examples(batches[0], torch.arange(1)).arguments
+        reference = Reference(model, judged, fitted if fitted is not judged else ())
+        return Task(model, limit, inputs, fitted, reference, targets, skip, seed)
+
+    @property
+    def criteria(self) -> Mapping[str, Callable[[], AllocationRule | Scores]]:
+        """The criteria by which a budget of shapes may be spread over layers, by name."""
+        if self.reference is None:
+            return {"weight error": lambda: "error"}
+        data = user_batches(self.fitted)
+
+        def curvature(of: Curvature) -> Scores:
+            return kfac_scores(
+                self.model,
+                data,
+                of=of,
+                scheme="auto",
+                targets=self.targets,
+                skip=self.skip,
+                seed=self.seed,
+            )
+
+        def energies() -> Scores:
+            return response_energies(self.model, data, targets=self.targets, skip=self.skip)
+
+        criteria: dict[str, Callable[[], AllocationRule | Scores]] = {
+            "curvature of the outputs": lambda: curvature("outputs"),
+            "response energy": energies,
+            "weight error": lambda: "error",
+        }
+        if self.reference.tokens:
+            criteria["curvature of the loss"] = lambda: curvature("loss")
+        return criteria
+
+    def plan(self, criterion: str, budget: str) -> Plan:
+        """Return the plan of a criterion."""
+        if criterion not in self._scores:
+            self._scores[criterion] = self.criteria[criterion]()
+        allocation = self._scores[criterion]
+        return plan(
+            self.model,
+            self.inputs,
+            scheme="channel_svd" if criterion == "response energy" else "auto",
+            allocation=allocation,
+            budget=budget,
+            targets=self.targets,
+            skip=self.skip,
+        )
+
+    def estimate(self, made: Plan) -> float | None:
+        """Return the error of the outputs that the curvature adds up for a plan."""
+        scores = self._scores.get("curvature of the outputs")
+        if not isinstance(scores, Scores):
+            return None
+        total = 0.0
+        for layer in made.layers:
+            known = {(x.scheme, x.ranks): x.score for x in scores.choices(layer.name)}
+            if (layer.scheme, layer.ranks) not in known:
+                return None
+            total += known[layer.scheme, layer.ranks]
+        return sqrt(total)
+
+    def press(self, made: Plan) -> nn.Module:
+        """Return the pressed model, fitted to responses where there is data."""
+        if not self.fitted:
+            return press(self.model, made, seed=self.seed)
+        return press(self.model, made, calibration=user_batches(self.fitted), seed=self.seed)
+
+    def fidelity(self, model: nn.Module) -> Fidelity | None:
+        """Return how far the outputs of a model are on the data that judges."""
+        return None if self.reference is None else self.reference.compare(model)
+
+    def before(self, made: Plan | None) -> Fidelity | None:
+        """Return the fidelity of a plan by weights alone."""
+        if made is None or self.reference is None:
+            return None
+        return self.fidelity(press(self.model, made, seed=self.seed))
+
+    def costs(self, model: nn.Module, size: int | None) -> dict[str, tuple[float, float]]:
+        """Return what the dense and a compressed model cost, whose file has a size if any."""
+        dense_bytes, compressed_bytes = count_bytes(self.model), count_bytes(model)
+        costs: dict[str, tuple[float, float]] = {
+            "params": (count_params(self.model), count_params(model)),
+            "bytes": (dense_bytes, compressed_bytes if size is None else size),
+        }
+        if self.inputs is not None:
+            costs["macs"] = count_macs(self.model, self.inputs), count_macs(model, self.inputs)
+            before, after = measure_latencies((self.model, model), self.inputs)
+            costs["latency_ms"] = before, after
+        return costs
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise InvalidArgumentError(f"parameter {name!r} has values that are not finite")
+
+
+def _check_batches(batches: Sequence[Batch]) -> None:
+    for place, batch in enumerate(batches):
+        if any(bool(x.isnan().any()) for x in batch.arguments.tensors):
+            raise InvalidArgumentError(f"batch {place} of the calibration data has NaN")
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
