@@ -119,7 +119,8 @@ class PressedTransposed(PressedLayer):
                 if output_size is not None:
                     sizes = list(output_size)[-order:]
                     for mode, size in enumerate(result.shape[-order:]):
-                        # TorchScript takes no variable of another type for these attributes.
+                        # TorchScript takes no variable of another type for these attributes,
+                        # and no comment that tells mypy to ignore two errors by name.
                         if layer.kernel_size[mode] == 1 and layer.stride[mode] == 1:  # type: ignore[index]
                             sizes[mode] = size - 2 * layer.padding[mode]  # type: ignore
                 result = layer(result, sizes)

@@ -81,7 +81,7 @@ def copy_model(model: ModuleType, shared: Iterable[Tensor] = ()) -> ModuleType:
         for value in _attributes(model):
             try:
                 deepcopy(value, {**memo, **modules, **tensors})
-            except Exception:
+            except Exception:  # an object's own __deepcopy__ may raise anything
                 memo[id(value)] = value
         return deepcopy(model, memo)
 
