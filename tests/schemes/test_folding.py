@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import tensorpress as tp
+from tensorpress.errors import ModelMismatchError
 from tensorpress.measure.cost import count_params
 from tensorpress.schemes.folding import fold
 from tensorpress.utils.module_tree import copy_model
@@ -87,3 +88,11 @@ def test_what_cannot_be_copied_is_shared():
     assert pressed.lock is model.lock
     assert pressed.values is not model.values
     assert tp.unpress(pressed).lock is model.lock
+
+
+def test_a_plan_that_does_not_fit_leaves_the_model_as_it_is() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(12, 10)))
+    other = nn.Sequential(nn.Linear(14, 10))
+    with pytest.raises(ModelMismatchError):
+        tp.press(net, tp.plan(other, scheme="channel_svd", ranks=2), inplace=True)
+    assert nn.utils.parametrize.is_parametrized(net[0])

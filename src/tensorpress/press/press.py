@@ -158,18 +158,18 @@ def press(
             'tensorpress.plan(model, budget="macs=50%"), or call tensorpress.compress'
         )
     model = unwrap(model)
+    folded = fold(model)
+    check_plan(folded, plan)
     if inplace:
-        fold_inplace(model)
-    else:
-        model = fold(model)
-    check_plan(model, plan)
-    if inplace:
-        _check_root(model, plan)
+        _check_root(folded, plan)
     parallel = processes != 1 or executor is not None
-    _check_devices(model, plan, parallel)
+    _check_devices(folded, plan, parallel)
     check_reconstruction(reconstruct, calibration is not None, init, parallel)
     inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
-    target = model if inplace else _copy(model, plan)
+    if inplace:
+        fold_inplace(model)
+    target = model if inplace else _copy(folded, plan)
+    del folded  # its dense weights, which are freed one by one
     start, builder, console = time.perf_counter(), _ModelBuilder(target), Console()
     with (
         open_executor(processes, executor) as workers,
