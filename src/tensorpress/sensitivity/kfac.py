@@ -93,6 +93,7 @@ def kfac_scores(
 
     Examples
     --------
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
     >>> scores = kfac_scores(net, [torch.randn(200, 20)])
     >>> first = [choice.score for choice in scores.layers["0"]]
