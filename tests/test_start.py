@@ -10,7 +10,7 @@ import pytest
 import tensorpress as tp
 from tensorpress.cli.app import COMMANDS
 
-HEAVY = ("torch", "numba", "plotly", "accelerate", "sklearn", "scipy", "huggingface_hub")
+HEAVY = ("torch", "numba", "matplotlib", "accelerate", "sklearn", "scipy", "huggingface_hub")
 
 
 def run_python(*words: str) -> str:

@@ -24,6 +24,7 @@ from tensorpress.models.zoo import network
 from tensorpress.models.zoo.splits import load_splits
 from tensorpress.runs.run import run
 from tensorpress.sweep import Pick, read_sweep, sweep, trials
+from tensorpress.sweep.page import frontier_figure
 from tensorpress.sweep.table import pick_table, variant_table
 from tensorpress.train import evaluate
 
@@ -121,12 +122,16 @@ def test_the_page_has_everything_and_loads_nothing(done: tuple[Path, dict[str, A
     assert "of &lt;others&gt;" in page
     assert "of <others>" not in page
     assert "default-src 'none'" in page
-    plots = json.loads(re.search(r'id="plots">(.*?)</script>', page)[1])  # type: ignore[index]
-    traces = {trace["name"]: trace for trace in plots["frontier"][0]["data"]}
-    assert traces["others"]["x"] == [1500]
-    assert plots["frontier"][0]["layout"]["xaxis"]["type"] == "log"
-    best = [variant for variant in content["variants"] if variant["frontier"]]
-    assert traces["frontier"]["x"] == [variant["bytes"] for variant in best]
+    assert "<script" not in page
+    for variant in content["variants"]:
+        numbers = f"{variant['bytes']:,} bytes, {variant['validation_error']:.2f} %"
+        assert f"<title>{variant['name']}: {numbers}</title>" in page
+    axes = frontier_figure(content, 340).axes[0]
+    assert axes.get_xscale() == "log"
+    assert axes.get_legend_handles_labels()[1][-1] == "others"
+    [steps] = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    best = [variant["bytes"] for variant in content["variants"] if variant["frontier"]]
+    assert list(steps.get_xdata()) == best  # type: ignore[arg-type]
 
 
 def test_tables_show_the_frontier_and_the_picks(

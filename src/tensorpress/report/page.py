@@ -1,8 +1,8 @@
 """The report as one self-contained HTML page: text, tables and plots that need no network."""
 
-import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from tensorpress.report import formatting
@@ -23,10 +23,10 @@ class _Headline(NamedTuple):
 
 
 def render(content: ReportContent) -> str:
-    """Return a report as a self-contained HTML page of about 5 MB.
+    """Return a report as a self-contained HTML page.
 
-    The page makes no network request: plotly.js is part of it, and its content security policy
-    forbids the browser to load anything. All text of the content is escaped.
+    The page has no script and makes no network request: its content security policy forbids the
+    browser to load anything. All text of the content is escaped.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ def render(content: ReportContent) -> str:
     True
     """
     import jinja2
-    from plotly.offline import get_plotlyjs
 
     from tensorpress.report import figures
+    from tensorpress.report.svg import NARROW, WIDE, to_svg
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tensorpress.report", ""),
@@ -51,12 +51,7 @@ def render(content: ReportContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plots = {
-        "layers": [figures.parameters_by_layer(content.layers)] if content.layers else [],
-        "parts": [figures.bytes_by_part(content.file_parts)] if content.file_parts else [],
-        "curves": figures.training_curves(content.curves),
-        "histograms": [figures.weight_histogram(item) for item in content.histograms],
-    }
+    phases = list(dict.fromkeys(curve.name for group in content.curves for curve in group.curves))
     return environment.get_template("page.html.jinja").render(
         content=content,
         headline=_headline(content.metrics),
@@ -69,12 +64,36 @@ def render(content: ReportContent) -> str:
         every_number=list(formatting.flatten(content.metrics)),
         fmt=formatting,
         with_errors=any(row.error is not None for row in content.layers),
-        # plotly's encoder writes null for NaN and infinities, which JSON does not have.
-        plots={
-            name: [json.loads(figure.to_json()) for figure in group]
-            for name, group in plots.items()
-        },
-        plotlyjs=get_plotlyjs(),
+        layer_plot=to_svg(
+            partial(figures.parameters_by_layer, content.layers),
+            "Parameters of every layer before and after, the numbers of the table above",
+            *(WIDE, NARROW),
+        )
+        if content.layers
+        else "",
+        part_plot=to_svg(
+            partial(figures.bytes_by_part, content.file_parts),
+            f"Bytes by part of the file: {', '.join(part.name for part in content.file_parts)}",
+            *(WIDE, NARROW),
+        )
+        if content.file_parts
+        else "",
+        curve_plots=[
+            to_svg(
+                partial(figures.training_curves, group, phases),
+                f"{group.title} by epoch: {', '.join(curve.name for curve in group.curves)}",
+                420,
+            )
+            for group in content.curves
+        ],
+        histogram_plots=[
+            to_svg(
+                partial(figures.weight_histogram, histogram),
+                f"Weights of {histogram.layer} before and after quantization",
+                300,
+            )
+            for histogram in content.histograms
+        ],
     )
 
 

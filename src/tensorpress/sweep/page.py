@@ -1,24 +1,26 @@
 """The page of a sweep: its table, and a plot of error over bytes."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jinja2
-import plotly.graph_objects as go
 import yaml
-from plotly.offline import get_plotlyjs
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator
 
 from tensorpress.report import formatting
-from tensorpress.report.figures import AFTER, BEFORE
+from tensorpress.report.figures import AFTER, BEFORE, add_legend
+from tensorpress.report.svg import NARROW, WIDE, add_hover, new_figure, to_svg
 from tensorpress.sweep.table import format_mean, sort_variants
 
 _REFERENCE = "#D55E00"
 
 
-def frontier_figure(content: Mapping[str, Any]) -> go.Figure:
+def frontier_figure(content: Mapping[str, Any], width: int) -> Figure:
     """Return a figure of validation errors over bytes, with the frontier as a line of steps.
 
     Picked variants have a ring, references are diamonds with their names. Bytes are on a
@@ -26,15 +28,17 @@ def frontier_figure(content: Mapping[str, Any]) -> go.Figure:
 
     Parameters
     ----------
-    content
+    content : mapping
         What `tensorpress.sweep.sweep` returns.
+    width : int
+        Width in pixels.
 
     Examples
     --------
     >>> one = {"name": "rank=4", "bytes": 1204, "validation_error": 1.5, "frontier": True}
-    >>> figure = frontier_figure({"variants": [one], "picks": [], "references": []})
-    >>> [(trace.name, tuple(trace.x)) for trace in figure.data]
-    [('frontier', (1204,))]
+    >>> figure = frontier_figure({"variants": [one], "picks": [], "references": []}, 340)
+    >>> figure.axes[0].get_legend_handles_labels()[1]
+    ['frontier']
     """
     complete = [variant for variant in content["variants"] if variant["bytes"] is not None]
     complete.sort(key=lambda variant: float(variant["bytes"]))
@@ -42,73 +46,65 @@ def frontier_figure(content: Mapping[str, Any]) -> go.Figure:
     dominated = [variant for variant in complete if not variant["frontier"]]
     picked = [pick for pick in content["picks"] if pick["variant"] is not None]
     references = content["references"]
-    figure = go.Figure(
-        layout={
-            "height": 440,
-            "margin": {"l": 8, "r": 12, "t": 36, "b": 8},
-            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-            "dragmode": False,
-            "hovermode": "closest",
-            "showlegend": True,
-        }
-    )
-    figure.layout.template = None
+    figure = new_figure(width, 440)
+    axes = figure.subplots()
     if dominated:
-        marker = {"color": BEFORE, "size": 7, "opacity": 0.45}
-        _add_points(figure, "dominated", dominated, mode="markers", marker=marker)
+        _add_points(axes, dominated, "dominated", color=BEFORE, alpha=0.45, markersize=6)
     if optimal:
-        line = {"color": AFTER, "width": 2, "shape": "hv"}
-        marker = {"color": AFTER, "size": 9}
-        _add_points(figure, "frontier", optimal, mode="lines+markers", line=line, marker=marker)
+        sizes, errors = _places(optimal)
+        axes.step(sizes, errors, where="post", color=AFTER, linewidth=2)
+        _add_points(axes, optimal, "frontier", color=AFTER, markersize=8)
     if picked:
-        marker = {"symbol": "circle-open", "color": AFTER, "size": 18, "line": {"width": 2}}
-        _add_points(figure, "picked", picked, mode="markers", marker=marker, hoverinfo="skip")
+        (rings,) = axes.plot(*_places(picked), "o", label="picked", color=AFTER)
+        rings.set(markersize=16, markerfacecolor="none", markeredgewidth=2)
     if references:
-        _add_references(figure, references)
+        points = [{**one, "validation_error": one["error"]} for one in references]
+        _add_points(axes, points, "others", marker="D", color=_REFERENCE, markersize=8)
+        # Neighbours have their names above and below in turns.
+        for index, point in enumerate(sorted(points, key=lambda point: float(point["bytes"]))):
+            place = (float(point["bytes"]), float(point["error"]))
+            shift = (0.0, 8.0 if index % 2 == 0 else -16.0)
+            axes.annotate(str(point["name"]), place, shift, textcoords="offset points", ha="center")
     sizes = [float(point["bytes"]) for point in (*complete, *references)]
     errors = [float(one["validation_error"]) for one in complete]
     errors += [float(one["error"]) for one in references]
-    figure.update_xaxes(
-        title="bytes of the file (logarithmic)",
-        type="log",
-        dtick="D2" if _ratio(sizes) < 50 else 1,
-        tickformat="~s",
-        fixedrange=True,
-        automargin=True,
-    )
-    figure.update_yaxes(title="error (%)", nticks=8, fixedrange=True, automargin=True)
+    axes.set_xlabel("bytes of the file (logarithmic)")
+    axes.set_ylabel("error (%)")
+    axes.set_xscale("log")
+    if sizes:
+        _tick(axes.xaxis, _ratio(sizes), EngFormatter(sep=""))
     if _ratio(errors) > 30:
-        figure.update_yaxes(type="log", tickformat="~g", dtick="D2")
+        axes.set_yscale("log")
+        _tick(axes.yaxis, _ratio(errors), lambda value, _: f"{value:g}")
+    axes.grid()
+    add_legend(axes)
     return figure
 
 
+def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Return the bytes and the errors of points."""
+    return (
+        [float(point["bytes"]) for point in points],
+        [float(point["validation_error"]) for point in points],
+    )
+
+
 def _add_points(
-    figure: go.Figure, name: str, points: Sequence[Mapping[str, Any]], **style: Any
+    axes: Axes, points: Sequence[Mapping[str, Any]], label: str, marker: str = "o", **style: Any
 ) -> None:
-    figure.add_scatter(
-        x=[point["bytes"] for point in points],
-        y=[point["validation_error"] for point in points],
-        name=name,
-        customdata=[escape(str(point.get("name", ""))) for point in points],
-        hovertemplate="%{customdata}<br>%{x:,} bytes, %{y:.2f} %<extra></extra>",
-        **style,
-    )
+    """Draw points, each of which shows its name and numbers under the pointer."""
+    for index, point in enumerate(points):
+        size, error = float(point["bytes"]), float(point["validation_error"])
+        name = label if index == 0 else None
+        (line,) = axes.plot([size], [error], linestyle="", marker=marker, label=name, **style)
+        add_hover(line, f"{point.get('name', '')}: {size:,.0f} bytes, {error:.2f} %")
 
 
-def _add_references(figure: go.Figure, references: Sequence[Mapping[str, Any]]) -> None:
-    names = [escape(str(reference["name"])) for reference in references]
-    figure.add_scatter(
-        x=[reference["bytes"] for reference in references],
-        y=[reference["error"] for reference in references],
-        name="others",
-        mode="markers+text",
-        text=names,
-        textposition="top center",
-        customdata=names,
-        cliponaxis=False,
-        marker={"symbol": "diamond", "color": _REFERENCE, "size": 10},
-        hovertemplate="%{customdata}<br>%{x:,} bytes, %{y:.2f} %<extra></extra>",
-    )
+def _tick(axis: Axis, ratio: float, formatter: Formatter | Callable[[float, float], str]) -> None:
+    """Put ticks at 1, 2 and 5 of every power of ten, or at powers alone on a long axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 50 else (1,), numticks=12))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_locator(NullLocator())
 
 
 def _ratio(values: Sequence[float]) -> float:
@@ -118,7 +114,7 @@ def _ratio(values: Sequence[float]) -> float:
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """Return the page as HTML with everything it needs inside, about 5 MB.
+    """Return the page as HTML with everything it needs inside.
 
     As with a run's report the browser may load nothing, and all text of the content is escaped.
 
@@ -146,15 +142,14 @@ def render(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figure = frontier_figure(content)
+    label = "Validation error over bytes of the file, the numbers of the table below"
     return environment.get_template("sweep.html.jinja").render(
         content=content,
         variants=sort_variants(content),
         fmt=formatting,
         format_mean=format_mean,
         as_yaml=_as_yaml,
-        plots={"frontier": [json.loads(figure.to_json())]},
-        plotlyjs=get_plotlyjs(),
+        plot=to_svg(partial(frontier_figure, content), label, WIDE, NARROW),
     )
 
 
