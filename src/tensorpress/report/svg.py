@@ -81,12 +81,12 @@ def to_svg(draw: Callable[[int], Figure], label: str, *widths: int) -> Markup:
         plot = _adapt(file.getvalue())
         shown = "" if len(widths) == 1 else " narrow" if width == min(widths) else " wide"
         plot.attrib |= {"class": f"plot{shown}", "role": "img", "aria-label": label}
-        plots.append(ElementTree.tostring(plot, encoding="unicode", method="html"))
+        plots.append(ElementTree.tostring(plot, encoding="unicode"))
     return Markup("\n".join(plots))
 
 
 def _adapt(svg: str) -> ElementTree.Element:
-    """Return an SVG file as an element of HTML: the page's colours and font, and names of its own."""
+    """Return an SVG file as an element of a page: its colours and font, and unique names."""
     root = ElementTree.fromstring(svg)
     prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
     root.attrib = {
