@@ -74,3 +74,42 @@ def test_every_public_name_is_there_and_is_what_type_checkers_see() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'tensorpress' has no attribute 'pres'"):
         _ = tp.pres  # type: ignore[attr-defined]
+
+
+def test_verbosity_decides_what_is_shown() -> None:
+    code = """
+import logging, os, sys
+from tensorpress.cli import main
+sys.argv = ["tensorpress", *{words}, "list"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code in (None, {code}), stop.code
+print(os.environ.get("TENSORPRESS_PROGRESS"), logging.getLogger("tensorpress").level)
+"""
+    for words, status, shown in (([], 0, "0 20"), (["-q"], 0, "0 0"), (["-v"], 0, "0 10")):
+        out = run_python("-c", code.format(words=words, code=status))
+        assert out.splitlines()[-1] == shown
+    assert run_python("-c", code.format(words=["-q", "-v"], code=2)).splitlines()[-1] == "None 0"
+
+
+def test_after_an_interrupt_a_line_says_how_to_go_on() -> None:
+    code = """
+import sys
+import tensorpress.cli.{module} as module
+def interrupt() -> None:
+    raise KeyboardInterrupt
+module.{function} = interrupt
+from tensorpress.cli import main
+sys.argv = ["tensorpress", {name!r}]
+main()
+"""
+    for name, place, expected in (
+        ("demo", "run:demo", "interrupted: the same command goes on where it stopped"),
+        ("list", "list:list_command", "interrupted"),
+    ):
+        module, function = place.split(":")
+        text = code.format(module=module, function=function, name=name)
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+        assert done.returncode == 130
+        assert done.stderr == f"error: {expected}\n"

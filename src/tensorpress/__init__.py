@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tensorpress.codec.save_load import load, save
     from tensorpress.compress.compress import compress
     from tensorpress.compress.fidelity import fidelity
+    from tensorpress.compress.model_report import report
     from tensorpress.compress.result import CompressResult
     from tensorpress.compress.verdict import Fidelity
     from tensorpress.export.onnx import export_onnx
@@ -60,6 +61,7 @@ __all__ = [  # noqa: RUF022 - by task
     "Fidelity",
     "compress",
     "fidelity",
+    "report",
     # plan
     "LayerPlan",
     "Plan",
@@ -108,6 +110,7 @@ _HOMES = {
     "Fidelity": "tensorpress.compress.verdict",
     "compress": "tensorpress.compress.compress",
     "fidelity": "tensorpress.compress.fidelity",
+    "report": "tensorpress.compress.model_report",
     "LayerPlan": "tensorpress.planning",
     "Plan": "tensorpress.planning",
     "plan": "tensorpress.planning",

@@ -26,4 +26,5 @@ def test_every_line_of_the_page_can_be_parsed(words: list[str]) -> None:
 def test_the_page_has_every_command_for_models() -> None:
     assert {words[0] for words in CALLS} == {
         *("compress", "plan", "press", "eval", "inspect", "export", "encode", "decode", "sweep"),
+        "report",
     }

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -13,11 +15,16 @@ from typer.core import TyperCommand
 from tensorpress import __version__
 from tensorpress.cli.output import print_error, print_line
 from tensorpress.errors import TensorPressError
+from tensorpress.utils.progress import SHOW_PROGRESS
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 COMMANDS = {
     "compress": ("compress:compress_command", "Compress a model to a budget, and say how good."),
     "plan": ("plan:plan_command", "Show what would be pressed, and what that saves."),
     "press": ("press:press_command", "Press a model by a plan into a folder of safetensors."),
+    "report": ("report:report_command", "Write a page on a pressed model beside the dense one."),
     "eval": ("eval:eval_command", "Measure what a model costs, and its error on a data set."),
     "encode": ("encode:encode_command", "Round and entropy code a model or a file to a budget."),
     "decode": ("encode:decode_command", "Write the tensors of a .tpz file as safetensors."),
@@ -30,6 +37,9 @@ COMMANDS = {
 }
 """The function of every command, in the modules beside this one, and its line in the help."""
 
+RESUMABLE = ("run", "sweep", "demo")
+"""Commands that go on where they were interrupted."""
+
 
 class LazyCommand(TyperCommand):
     """A command whose module is imported when it is called, so that the list of them is quick."""
@@ -39,14 +49,29 @@ class LazyCommand(TyperCommand):
         place, _ = COMMANDS[self.name or ""]
         module, name = place.split(":")
         single = typer.Typer(add_completion=False)
-        single.command(self.name)(getattr(import_module(f"tensorpress.cli.{module}"), name))
+        function = getattr(import_module(f"tensorpress.cli.{module}"), name)
+        single.command(self.name)(_explain_interrupt(function, self.name in RESUMABLE))
         return typer.main.get_command(single).make_context(info_name, args, *more, **extra)
+
+
+def _explain_interrupt(function: Callable[..., None], resumable: bool) -> Callable[..., None]:
+    """Return a command that says after Ctrl-C how to go on."""
+
+    @wraps(function)
+    def command(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except KeyboardInterrupt:
+            how = ": the same command goes on where it stopped" if resumable else ""
+            print_error(f"interrupted{how}")
+            sys.exit(INTERRUPTED)
+
+    return command
 
 
 app = typer.Typer(
     help="Press neural networks by tensor decomposition into the smallest files.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for _name, (_, _line) in COMMANDS.items():
@@ -68,18 +93,33 @@ def set_up(
             "--version", callback=print_version, is_eager=True, help="Print the version and stop."
         ),
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results and errors, no progress.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print every step, and tracebacks of errors.")
+    ] = False,
 ) -> None:
     """Press neural networks by tensor decomposition into the smallest files."""
+    if quiet and verbose:
+        raise typer.BadParameter("give --quiet or --verbose, not both")
+    bars = Console().is_terminal and not quiet
+    os.environ[SHOW_PROGRESS] = "1" if bars else "0"
+    if not bars:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of transformers
+    if verbose:
+        logging.getLogger("tensorpress").setLevel(logging.DEBUG)
+    elif not (bars or quiet):  # a bar shows the progress that these lines tell
+        logging.getLogger("tensorpress").setLevel(logging.INFO)
 
 
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(format="%(message)s")
-    if not Console().is_terminal:  # on one, a bar shows the progress that these lines tell
-        logging.getLogger("tensorpress").setLevel(logging.INFO)
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of transformers
     try:
         app()
     except TensorPressError as error:
+        if logging.getLogger("tensorpress").isEnabledFor(logging.DEBUG):
+            raise
         print_error(str(error))
         sys.exit(1)

@@ -52,8 +52,9 @@ def compress_command(
     """
     from tensorpress.cli.calibration_data import load_calibration_images
     from tensorpress.cli.model_source import DenseByName, write_origin
+    from tensorpress.compress.model_report import describe
     from tensorpress.planning.budget import parse_budget
-    from tensorpress.report.compression_page import write_compression_page
+    from tensorpress.report.model_page import write_model_page
 
     check_new(out)
     limit = parse_budget(budget)
@@ -75,11 +76,16 @@ def compress_command(
             result = replace(result, file=out / MODEL_FILE)
             shutil.copyfile(Path(folder, MODEL_FILE), out / MODEL_FILE)
     write_origin(out, dense.name)
-    content = {"model": dense.name, **result.to_dict()}
+    content = {
+        "title": dense.name,
+        "command": shlex.join(["tensorpress", *sys.argv[1:]]),
+        **result.to_dict(),
+    }
+    if result.plan is not None:
+        description = describe(dense.model, result.model, dense.inputs(dense.model))
+        content |= {name: description[name] for name in ("layers", "unpressed", "environment")}
     write_atomically(out / JSON_FILE, (json.dumps(content, indent=1) + "\n").encode())
-    write_compression_page(
-        content, dense.name, out / REPORT, command=shlex.join(["tensorpress", *sys.argv[1:]])
-    )
+    write_model_page(content, out / REPORT)
     if as_json:
         print_json(content)
         return

@@ -129,6 +129,7 @@ class CompressResult:
             "budget": self.budget,
             "chosen": self.trial.to_dict(),
             "verdict": self.verdict,
+            "fidelity": None if self.fidelity is None else self.fidelity.to_dict(),
             "costs": {
                 name: {"dense": dense, "compressed": compressed}
                 for name, (dense, compressed) in self.costs.items()

@@ -1,6 +1,6 @@
 """Times of forward passes of several models, measured in turns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from math import inf
 from statistics import median
@@ -103,6 +103,66 @@ def time_passes(
                 if turn >= 0:
                     times[place].append(1000 * elapsed)
     return times
+
+
+def time_layers(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    inputs: ExampleInputs,
+    *,
+    repeats: int = 7,
+) -> dict[str, float]:
+    """Return the median time that each layer takes in a forward pass, in milliseconds.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, which runs in eval mode without gradients.
+    layers : mapping of str to nn.Module
+        Layers of the model by any name; the calls of a layer are added up.
+    inputs : Tensor, sequence or mapping
+        Arguments of one forward pass; see `ModelInputs.parse`.
+    repeats : int
+        Number of timed passes, after one that is not timed.
+
+    Returns
+    -------
+    dict
+        Times by name, without the layers that are not called.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    >>> list(time_layers(net, {"0": net[0]}, torch.zeros(1, 3)))
+    ['0']
+    """
+    arguments = ModelInputs.parse(inputs)
+    device = next((x.device for x in arguments.tensors), torch.device("cpu"))
+    passes: list[dict[str, float]] = []
+    starts: list[float] = []
+
+    def start(*_: object) -> None:
+        _synchronize(device)
+        starts.append(perf_counter())
+
+    def make_stop(name: str) -> Callable[..., None]:
+        def stop(*_: object) -> None:
+            _synchronize(device)
+            elapsed = 1000 * (perf_counter() - starts.pop())
+            passes[-1][name] = passes[-1].get(name, 0.0) + elapsed
+
+        return stop
+
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(torch.inference_mode())
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(start).remove)
+            stack.callback(layer.register_forward_hook(make_stop(name)).remove)
+        for _ in range(repeats + 1):
+            passes.append({})
+            arguments.run(model)
+    return {name: median(one[name] for one in passes[1:]) for name in passes[0]}
 
 
 def _uncertainty(times: Sequence[Sequence[float]]) -> float:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from tensorpress.schemes.parametrization import factorized_weights
 from tensorpress.schemes.pressed_layer import Pressed, layer_factors
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.module_tree import ModuleTree, copy_model, locate_weight, unwrap
+from tensorpress.utils.progress import show_progress
 
 logger = logging.getLogger("tensorpress.press")
 
@@ -170,10 +170,10 @@ def press(
         fold_inplace(model)
     target = model if inplace else _copy(folded, plan)
     del folded  # its dense weights, which are freed one by one
-    start, builder, console = time.perf_counter(), _ModelBuilder(target), Console()
+    start, builder = time.perf_counter(), _ModelBuilder(target)
     with (
         open_executor(processes, executor) as workers,
-        Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
+        Progress(disable=not show_progress(), transient=True) as bar,
     ):
         if calibration is None:
             start_values = _make_start_values(target, plan, init, seed, workers)

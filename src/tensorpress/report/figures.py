@@ -10,14 +10,15 @@ are friendly to colorblind people", 2008, https://jfly.uni-koeln.de/color/.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from tensorpress.report.content import Curve, Curves, FilePart, Histogram, LayerRow
 from tensorpress.report.svg import MUTED, add_hover, new_figure
@@ -188,6 +189,46 @@ def bytes_by_part(parts: Sequence[FilePart], width: int) -> Figure:
     _format_large(axes.xaxis)
     axes.grid(axis="x")
     _name_rows(axes, [part.name for part in ranked])
+    return figure
+
+
+def errors_by_rank(
+    curves: Sequence[Mapping[str, Any]], chosen: Sequence[int], width: int
+) -> Figure:
+    """Return a plot of a layer's error over its ranks, with the ranks that were chosen.
+
+    Parameters
+    ----------
+    curves : sequence of mapping
+        ``ranks`` and ``errors`` of each unfolding of the weight.
+    chosen : sequence of int
+        The chosen rank of each curve.
+    width : int
+        Width in pixels.
+
+    Examples
+    --------
+    >>> figure = errors_by_rank([{"ranks": [1, 2, 4], "errors": [0.8, 0.5, 0.0]}], [2], 300)
+    >>> [int(x) for x in figure.axes[0].lines[1].get_xdata()]
+    [2]
+    """
+    figure = new_figure(width, 190)
+    axes = figure.subplots()
+    for number, curve in enumerate(curves):
+        color, dash = _PHASES[number % len(_PHASES)]
+        axes.plot(curve["ranks"], curve["errors"], color=color, linestyle=dash, linewidth=2)
+        if number < len(chosen):
+            rank = chosen[number]
+            error = float(np.interp(rank, curve["ranks"], curve["errors"]))
+            (mark,) = axes.plot([rank], [error], "o", color=color, markersize=7)
+            add_hover(mark, f"rank {rank}: error {error:.1%}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=5))
+    _format_large(axes.xaxis)
+    axes.set_xlabel("rank")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid()
     return figure
 
 

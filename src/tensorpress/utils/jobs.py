@@ -11,12 +11,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.executors import run_jobs
+from tensorpress.utils.progress import show_progress
 
 logger = logging.getLogger("tensorpress.jobs")
 
@@ -126,8 +126,7 @@ class JobFolder:
         results = self.results()
         done = {name: results[name] for name in jobs if name in results}
         left = {name: arguments for name, arguments in jobs.items() if name not in done}
-        console = Console()
-        with Progress(console=console, disable=not console.is_terminal) as bar:
+        with Progress(disable=not show_progress()) as bar:
             task = bar.add_task(title, total=len(jobs), completed=len(done))
             for name, result in self.iterate(left, function, executor):
                 done[name] = result

@@ -1,6 +1,7 @@
 """Progress bars on a terminal, and the progress of pressing a checkpoint by bytes."""
 
 import logging
+import os
 from time import perf_counter
 
 from rich.console import Console
@@ -17,6 +18,14 @@ from typing_extensions import Self
 
 logger = logging.getLogger("tensorpress.checkpoints")
 
+SHOW_PROGRESS = "TENSORPRESS_PROGRESS"
+"""The environment variable that hides all bars where it is 0."""
+
+
+def show_progress() -> bool:
+    """Return whether bars are shown: on a terminal, unless the environment says otherwise."""
+    return Console().is_terminal and os.environ.get(SHOW_PROGRESS) != "0"
+
 
 class ProgressBar:
     """A context manager that shows a progress bar on a terminal, and nothing elsewhere.
@@ -30,9 +39,8 @@ class ProgressBar:
     """
 
     def __init__(self, *columns: ProgressColumn, silent: bool = False) -> None:
-        console = Console()
-        disable = silent or not console.is_terminal
-        self._bar = Progress(*columns, console=console, disable=disable)
+        disable = silent or not show_progress()
+        self._bar = Progress(*columns, console=Console(), disable=disable)
 
     def __enter__(self) -> Self:
         """Show the bar."""

@@ -1,0 +1,62 @@
+"""The command report."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tensorpress as tp
+from tensorpress.cli.options import MODEL, Inputs, Json, Root, WeightFile
+from tensorpress.cli.output import print_json, print_line
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.utils.atomic_files import write_atomically
+
+
+def report_command(
+    source: Annotated[Path, typer.Argument(help="A .tpz file, or a folder that press wrote.")],
+    model: Annotated[str, MODEL],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The page; its numbers go beside it as .json.")
+    ] = Path("report.html"),
+    weights: WeightFile = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data to compare the outputs on.")
+    ] = None,
+    inputs: Inputs = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Write a page on a pressed model: layers, errors, times, and outputs beside the dense model's.
+
+    Example: tensorpress report small.tpz --model torchvision:resnet18 --weights resnet18.pt
+    """
+    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.model_source import DenseByName, load_source
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InvalidArgumentError(f"--out is a page: a file that ends in .html, not {out}")
+    dense = DenseByName.parse(model, weights, inputs)
+    pressed = load_source(source, model, None).model
+    content = {"command": shlex.join(["tensorpress", *sys.argv[1:]])} | tp.report(
+        dense.model,
+        pressed,
+        batches=None if data is None else load_calibration_images(dense, data, root),
+        example_inputs=dense.inputs(dense.model),
+        title=f"{source.name}: {dense.name}",
+    )
+    from tensorpress.report.model_page import write_model_page
+
+    numbers = out.with_suffix(".json")
+    write_atomically(numbers, (json.dumps(content, indent=1) + "\n").encode())
+    write_model_page(content, out)
+    if as_json:
+        print_json(content)
+        return
+    print_line(content["verdict"])
+    for name, cost in content["costs"].items():
+        share = f" ({100 * cost['compressed'] / cost['dense']:.1f} %)" if cost["dense"] else ""
+        print_line(f"{name}: {cost['dense']:,.6g} dense, {cost['compressed']:,.6g} pressed{share}")
+    print_line(f"written  {out}, {numbers}")

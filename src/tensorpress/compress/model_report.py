@@ -1,0 +1,203 @@
+"""The report of a pressed model: its layers, costs, times and fidelity beside the dense model."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from platform import machine, python_version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
+from tensorpress.compress.reference import Reference
+from tensorpress.compress.result import finite
+from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.measure.latency import time_layers, time_passes
+from tensorpress.measure.model_inputs import ExampleInputs
+from tensorpress.planning.dense_model import DenseModel
+from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.press.unpress import dense_weight
+from tensorpress.report.model_page import write_model_page
+from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.utils.module_tree import locate_weight
+
+_MAX_POINTS = 40
+"""Points of a curve of errors over ranks."""
+
+
+def report(
+    dense: nn.Module,
+    pressed: nn.Module,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    batches: Iterable[CalibrationBatch] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    title: str | None = None,
+) -> dict[str, Any]:
+    """Compare a pressed model with the dense model, and write what there is to say to a page.
+
+    Parameters
+    ----------
+    dense, pressed : nn.Module
+        The models. The pressed one may come from `press`, `compress`, `load` or `load_checkpoint`.
+    path : path-like, optional
+        HTML file to write: tables and plots that need no network and no script.
+    batches : iterable, optional
+        Inputs, or pairs of inputs and labels, that nothing was fitted to; with them the report says
+        how far the outputs are from the dense model's.
+    example_inputs : Tensor, sequence or mapping, optional
+        Arguments of a forward pass, for multiply–accumulates and times; by default the first batch.
+    title : str, optional
+        Title of the page, by default the class of the model.
+
+    Returns
+    -------
+    dict
+        The numbers of the page as plain data for JSON.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If no layer of the model is pressed, the inputs do not fit, or the file cannot be written.
+    ModelMismatchError
+        If a pressed layer has no counterpart of its shape in the dense model.
+
+    Examples
+    --------
+    >>> import tensorpress as tp
+    >>> net = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+    >>> pressed = tp.press(net, tp.plan(net, scheme="channel_svd", ranks=4))
+    >>> content = report(net, pressed, batches=[torch.randn(64, 30)])
+    >>> content["costs"]["params"]
+    {'dense': 830, 'compressed': 350}
+    >>> [(layer["name"], layer["ranks"]) for layer in content["layers"]]
+    [('0', [4]), ('2', [4])]
+    """
+    data = None if batches is None else collect_batches(batches, dense)
+    if example_inputs is None and data:
+        example_inputs = data[0].arguments
+    content = {
+        "title": title or type(dense).__name__,
+        **describe(dense, pressed, example_inputs),
+        "fidelity": None,
+        "verdict": "outputs were not compared: give batches",
+    }
+    if data is not None:
+        result = Reference(dense, data).compare(pressed)
+        content |= {"fidelity": result.to_dict(), "verdict": result.verdict}
+    if path is not None:
+        write_model_page(content, path)
+    return content
+
+
+def describe(
+    dense: nn.Module, pressed: nn.Module, example_inputs: ExampleInputs | None = None
+) -> dict[str, Any]:
+    """Return the layers and costs of a pressed model beside the dense one, as plain data.
+
+    Parameters
+    ----------
+    dense, pressed : nn.Module
+        The models.
+    example_inputs : Tensor, sequence or mapping, optional
+        Arguments of a forward pass, for multiply–accumulates and times.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If no layer of the model is pressed.
+    ModelMismatchError
+        If a pressed layer has no counterpart of its shape in the dense model.
+    """
+    plans = plan_from_model(pressed).layers
+    if not plans:
+        raise InvalidArgumentError("no layer of the model is pressed: there is nothing to report")
+    model = DenseModel.from_module(dense, example_inputs, None)
+    layers = [_describe_layer(layer, model, pressed) for layer in plans]
+    after = DenseModel.from_module(pressed, example_inputs, None)
+    pairs = {"params": (model.params, after.params), "bytes": (model.bytes, after.bytes)}
+    if model.macs is not None and after.macs is not None:
+        pairs["macs"] = (model.macs, after.macs)
+    costs: dict[str, dict[str, Any]] = {
+        name: {"dense": before, "compressed": now} for name, (before, now) in pairs.items()
+    }
+    if example_inputs is not None:
+        times = time_passes((dense, pressed), example_inputs, seconds=20)
+        low, middle, high = np.quantile(times, (0.25, 0.5, 0.75), axis=1).tolist()
+        costs["latency_ms"] = {
+            "dense": middle[0],
+            "compressed": middle[1],
+            "quartiles": {"dense": [low[0], high[0]], "compressed": [low[1], high[1]]},
+        }
+        names = {layer["name"]: locate_weight(dense, layer["name"])[0] for layer in layers}
+        after_names = {name: locate_weight(pressed, name)[0] for name in names}
+        before_ms = time_layers(dense, names, example_inputs)
+        now_ms = time_layers(pressed, after_names, example_inputs)
+        for layer in layers:
+            layer["dense_ms"] = before_ms.get(layer["name"])
+            layer["ms"] = now_ms.get(layer["name"])
+    return {
+        "costs": costs,
+        "layers": layers,
+        "unpressed": {**model.unpressed, **_left(model, plans)},
+        "environment": {
+            "tensorpress": version("tensorpress"),
+            "torch": torch.__version__,
+            "python": python_version(),
+            "device": f"{next(pressed.parameters()).device.type}, {machine()}",
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _describe_layer(plan: LayerPlan, model: DenseModel, pressed: nn.Module) -> dict[str, Any]:
+    """Return one pressed layer as plain data."""
+    layer = model.layers.get(plan.name)
+    if layer is None or layer.shape != plan.shape:
+        shape = "is missing" if layer is None else f"has shape {layer.shape}"
+        raise ModelMismatchError(
+            f"layer {plan.name!r} of the pressed model stands for a weight of shape {plan.shape}, "
+            f"but in the dense model it {shape}"
+        )
+    plan = replace(plan, calls=layer.calls)
+    weight = layer.weight.detach().double()
+    rebuilt = dense_weight(*locate_weight(pressed, plan.name)).to(weight)
+    size, distance = float(weight.norm()), float((weight - rebuilt).norm())
+    return {
+        "name": plan.name,
+        "kind": type(layer.module).__name__,
+        "scheme": plan.scheme,
+        "shape": list(plan.shape),
+        "ranks": list(plan.ranks),
+        "dense_params": plan.dense_params,
+        "params": plan.factor_params,
+        "dense_macs": plan.dense_macs if plan.calls else None,
+        "macs": plan.macs if plan.calls else None,
+        "error": finite(distance / size) if size else None,
+        "curves": [
+            _error_curve(spectrum.values)
+            for spectrum in plan.method.spectra(plan.spec, layer.kernel(plan.method))
+        ],
+    }
+
+
+def _error_curve(values: Tensor) -> dict[str, list[float]]:
+    """Return relative errors of the best approximations of growing rank.
+
+    By Eckart and Young, error(r)² = Σ_{i > r} σᵢ² / Σᵢ σᵢ².
+    """
+    energy = values.double().square().reshape(-1, values.shape[-1]).sum(0)
+    left = (energy.sum() - energy.cumsum(0)).clamp_min(0) / energy.sum().clamp_min(1e-300)
+    errors = left.sqrt().tolist()
+    count = len(errors)
+    ranks = sorted({round(count ** (k / (_MAX_POINTS - 1))) for k in range(_MAX_POINTS)})
+    return {"ranks": ranks, "errors": [round(errors[rank - 1], 5) for rank in ranks]}
+
+
+def _left(model: DenseModel, plans: Sequence[LayerPlan]) -> dict[str, str]:
+    """Return the layers that could be pressed and are not."""
+    names = {plan.name for plan in plans}
+    return {name: "left dense" for name in model.layers if name not in names}
