@@ -65,20 +65,33 @@ def test_a_diagonal_core(lenet):
     assert only(made).factor_params == 30 * (1 + 50 + 20 + 5 + 5)
 
 
-def test_patterns_name_several_layers_and_the_last_match_counts():
-    made = plan(
-        zoo.build("resnet20"),
-        scheme="ada_tucker",
-        overrides={
-            "layer1.*.conv*": {"modes": [16, 16, 9], "ranks": [12, 12, 6]},
-            "layer1.2.conv2": {"modes": [48, 48], "ranks": 5},
-        },
-    )
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_name_goes_before_a_pattern_in_any_order(order, caplog):
+    entries = {
+        "layer1.*.conv*": {"modes": [16, 16, 9], "ranks": [12, 12, 6]},
+        "layer1.2.conv2": {"modes": [48, 48], "ranks": 5},
+    }
+    overrides = dict(list(entries.items())[::order])
+    made = plan(zoo.build("resnet20"), scheme="ada_tucker", overrides=overrides)
     assert [layer.name for layer in made.layers] == [
         f"layer1.{block}.conv{conv}" for block in range(3) for conv in (1, 2)
     ]
     assert made.layers[-1].modes == (48, 48)
     assert {layer.factor_params for layer in made.layers[:-1]} == {1302}
+    assert not caplog.messages
+
+
+def test_of_two_patterns_the_later_one_counts_and_a_dead_one_is_named(lenet, caplog):
+    entries = {"ip1": {"ranks": 3}, "re:ip1": {"ranks": 4}, "ip*": {"ranks": 5}, "*": {"ranks": 2}}
+    made = plan(lenet, scheme="channel_svd", overrides=entries)
+    assert {layer.name: layer.ranks for layer in made.layers} == {
+        **dict.fromkeys(["conv1", "conv2", "ip2"], (2,)),
+        "ip1": (3,),
+    }
+    assert caplog.messages == [
+        f"the entry {pattern!r} of overrides has no effect: its layers all have other entries"
+        for pattern in ("re:ip1", "ip*")
+    ]
 
 
 def test_layers_of_lower_order_share_a_core_through_modes_of_one(lenet):

@@ -1,5 +1,6 @@
 """Layers that are pressed at given ranks: by entries for single layers, or all by one rule."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +21,16 @@ from tensorpress.utils.formatting import format_shape
 
 Entry = Mapping[str, Any]
 
+logger = logging.getLogger("tensorpress.planning")
+
 
 def match_entries(
     overrides: Mapping[str, Entry], layers: Mapping[str, Layer], unpressed: Mapping[str, str]
 ) -> dict[str, Entry]:
-    """Return the entry of every layer that has one: the last whose pattern matches it.
+    """Return the entry of every layer that has one.
+
+    An entry by the layer's name goes before patterns, of which the last one that matches holds. A
+    warning names each entry that holds for no layer.
 
     Parameters
     ----------
@@ -40,15 +46,22 @@ def match_entries(
     InvalidArgumentError
         For a pattern that matches nothing, or an entry that is no mapping.
     """
-    entries: dict[str, Entry] = {}
-    for pattern, entry in overrides.items():
+    patterns: dict[str, str] = {}  # the pattern whose entry holds, by layer
+    for pattern in sorted(overrides, key=layers.__contains__):
         names = match_names(pattern, layers, unpressed)
+        entry = overrides[pattern]
         if not isinstance(entry, Mapping):
             raise InvalidArgumentError(
                 f"layer {names[0]!r}: expected a mapping such as {{'ranks': 8}}, got {entry!r}"
             )
-        entries |= dict.fromkeys(names, entry)
-    return entries
+        patterns |= dict.fromkeys(names, pattern)
+    for pattern in overrides:
+        if pattern not in patterns.values():
+            logger.warning(
+                "the entry %r of overrides has no effect: its layers all have other entries",
+                pattern,
+            )
+    return {name: overrides[patterns[name]] for name in layers if name in patterns}
 
 
 def plan_fixed_ranks(

@@ -102,8 +102,9 @@ def plan(
         Layers to press, and among them those that stay dense: names, patterns with ``*``, or
         ``re:`` and a regular expression for the whole name.
     overrides : mapping of str to mapping, optional
-        Entries of single layers by name or pattern, the last one that matches: ``ranks``, a
-        ``scheme`` other than that of all layers, and options of the scheme. The options of
+        Entries of single layers by name or pattern: ``ranks``, a ``scheme`` other than that of all
+        layers, and options of the scheme. A name goes before patterns, a later pattern before an
+        earlier one, and a warning names each entry that no layer is left for. The options of
         (s)cada_tucker are ``modes`` (a list of sizes, or "original" for the axes of the weight) and
         optionally ``diagonal: true`` (CP) or ``reduced: true`` (fewer values for the same weights;
         see `TuckerWeight`), those of tensor_train, tt_conv and tt_weight ``row_modes`` and
