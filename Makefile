@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 OLDEST_PYTHON ?= python3.10
 OLDEST_TORCH ?= $(shell sed -n 's/^ *"torch>=\(.*\)",/\1/p' pyproject.toml)
 
-.PHONY: demo test test-core test-oldest lint mutants install
+.PHONY: demo test test-core test-oldest lint docs mutants install
 
 demo: install  ## Press LeNet-5 on embedded data, about two minutes.
 	$(BIN)/tensorpress demo --out demo
@@ -25,6 +25,9 @@ lint: install  ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## Build the site into build/site, without network; a broken link is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 mutants: install  ## Small faults put into the code, and how many of them its tests see: 15 minutes.
 	$(BIN)/python -m benchmarks.mutation

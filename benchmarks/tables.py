@@ -41,7 +41,7 @@ from tensorpress.runs.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 # What the paper reports, in its Tables 1 and 3 and section 4.1, for the network of a recipe.
 PAPER = {

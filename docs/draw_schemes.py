@@ -18,59 +18,59 @@ Bar = tuple[str, int]
 Layer = tuple[str, str]
 """The kernel of a layer, and the number of its weights."""
 
-DENSE: list[Bar | Layer] = [("n", 70), ("k₁×k₂", "n·k₁·k₂·m"), ("m", 100)]
+DENSE: list[Bar | Layer] = [("n", 84), ("k₁×k₂", "n·k₁·k₂·m"), ("m", 114)]
 
 CHAINS: dict[str, dict[str, list[Bar | Layer]]] = {
     "channel_svd": {
         "dense": DENSE,
-        "channel_svd": [("n", 70), ("k₁×k₂", "n·k₁·k₂·r"), ("r", 28), ("1×1", "r·m"), ("m", 100)],
-        "tucker1_in": [("n", 70), ("1×1", "n·r"), ("r", 28), ("k₁×k₂", "r·k₁·k₂·m"), ("m", 100)],
+        "channel_svd": [("n", 84), ("k₁×k₂", "n·k₁·k₂·r"), ("r", 42), ("1×1", "r·m"), ("m", 114)],
+        "tucker1_in": [("n", 84), ("1×1", "n·r"), ("r", 42), ("k₁×k₂", "r·k₁·k₂·m"), ("m", 114)],
     },
     "spatial_svd": {
         "dense": DENSE,
-        "spatial_svd": [("n", 70), ("k₁×1", "n·k₁·r"), ("r", 34), ("1×k₂", "r·k₂·m"), ("m", 100)],
+        "spatial_svd": [("n", 84), ("k₁×1", "n·k₁·r"), ("r", 48), ("1×k₂", "r·k₂·m"), ("m", 114)],
         "spatial_svd_horizontal": [
-            *[("n", 70), ("1×k₂", "n·k₂·r"), ("r", 34), ("k₁×1", "r·k₁·m"), ("m", 100)]
+            *[("n", 84), ("1×k₂", "n·k₂·r"), ("r", 48), ("k₁×1", "r·k₁·m"), ("m", 114)]
         ],
     },
     "spatial_channel_svd": {
         "dense": DENSE,
         "spatial_channel_svd": [
-            *[("n", 70), ("k₁×1", "n·k₁·r₁"), ("r₁", 40), ("1×k₂", "r₁·k₂·r₂")],
-            *[("r₂", 28), ("1×1", "r₂·m"), ("m", 100)],
+            *[("n", 84), ("k₁×1", "n·k₁·r₁"), ("r₁", 54), ("1×k₂", "r₁·k₂·r₂")],
+            *[("r₂", 42), ("1×1", "r₂·m"), ("m", 114)],
         ],
     },
     "tucker2": {
         "dense": DENSE,
         "tucker2": [
-            *[("n", 70), ("1×1", "n·r_in"), ("r_in", 24), ("k₁×k₂", "r_in·k₁·k₂·r_out")],
-            *[("r_out", 36), ("1×1", "r_out·m"), ("m", 100)],
+            *[("n", 84), ("1×1", "n·r₁"), ("r₁", 38), ("k₁×k₂", "r₁·k₁·k₂·r₂")],
+            *[("r₂", 50), ("1×1", "r₂·m"), ("m", 114)],
         ],
     },
     "cp": {
         "dense": DENSE,
         "cp": [
-            *[("n", 70), ("1×1", "n·r"), ("r", 36), ("k₁×1", "depthwise, k₁·r"), ("r", 36)],
-            *[("1×k₂", "depthwise, k₂·r"), ("r", 36), ("1×1", "r·m"), ("m", 100)],
+            *[("n", 84), ("1×1", "n·r"), ("r", 50), ("k₁×1", "depthwise, k₁·r"), ("r", 50)],
+            *[("1×k₂", "depthwise, k₂·r"), ("r", 50), ("1×1", "r·m"), ("m", 114)],
         ],
     },
     "tensor_train": {
         "dense": DENSE,
         "tensor_train": [
-            *[("n", 70), ("1×1", "n·r₁"), ("r₁", 28), ("k₁×1", "r₁·k₁·r₂"), ("r₂", 34)],
-            *[("1×k₂", "r₂·k₂·r₃"), ("r₃", 34), ("1×1", "r₃·m"), ("m", 100)],
+            *[("n", 84), ("1×1", "n·r₁"), ("r₁", 42), ("k₁×1", "r₁·k₁·r₂"), ("r₂", 48)],
+            *[("1×k₂", "r₂·k₂·r₃"), ("r₃", 48), ("1×1", "r₃·m"), ("m", 114)],
         ],
     },
     "channel_pruning": {
         "dense": DENSE,
         "channel_pruning": [
-            *[("n", 70), ("pick", "c indices"), ("c", 34), ("k₁×k₂", "c·k₁·k₂·m"), ("m", 100)]
+            *[("n", 84), ("pick", "c indices"), ("c", 48), ("k₁×k₂", "c·k₁·k₂·m"), ("m", 114)]
         ],
     },
     "low_rank_sparse": {
         "dense": DENSE,
-        "A": [("n", 70), ("pick", "c indices"), ("c", 22), ("k₁×k₂", "c·k₁·k₂·m"), ("m", 100)],
-        "+ B": [("n", 70), ("k₁×k₂", "n·k₁·k₂·r"), ("r", 22), ("1×1", "r·m"), ("m", 100)],
+        "A": [("n", 84), ("pick", "c indices"), ("c", 36), ("k₁×k₂", "c·k₁·k₂·m"), ("m", 114)],
+        "+ B": [("n", 84), ("k₁×k₂", "n·k₁·k₂·r"), ("r", 36), ("1×1", "r·m"), ("m", 114)],
     },
 }
 
@@ -120,7 +120,7 @@ line { stroke: #3f51b5; stroke-width: 2 }
 </style>"""
 
 GAP = 118  # between two bars
-ROW = 158  # between two chains
+ROW = 172  # between two chains
 
 
 def main() -> None:
@@ -139,8 +139,8 @@ def draw_chains(name: str, rows: dict[str, list[Bar | Layer]]) -> str:
     """Return a picture of chains of layers, one below the other."""
     parts: list[str] = []
     for number, (title, chain) in enumerate(rows.items()):
-        middle = 88 + ROW * number
-        parts.append(text(16, middle - 62, title, "row"))
+        middle = 94 + ROW * number
+        parts.append(text(16, middle - 70, title, "row"))
         bars = [(str(label), int(height)) for label, height in chain[::2]]
         for place, (label, height) in enumerate(bars):
             x = 30 + GAP * place
@@ -185,13 +185,9 @@ def draw_network(
 
 
 def text(x: float, y: float, content: str, style: str = "") -> str:
-    """Return a text; what follows an underscore is set below the line."""
-    base, _, index = content.partition("_") if style != "row" else (content, "", "")
+    """Return a text of a style of STYLE."""
     kind = f' class="{style}"' if style else ""
-    if style == "small" and index:  # products such as r_in·k₁ have several
-        base, index = content.replace("_", ""), ""
-    below = f'<tspan dy="3" font-size="10">{escape(index)}</tspan>' if index else ""
-    return f'<text{kind} x="{x:g}" y="{y:g}">{escape(base)}{below}</text>'
+    return f'<text{kind} x="{x:g}" y="{y:g}">{escape(content)}</text>'
 
 
 def svg(name: str, width: int, height: int, parts: list[str]) -> str:
