@@ -25,7 +25,7 @@ A divergence of 0.1 nats makes the perplexity of a language model about 10 % lar
 
 @dataclass(frozen=True)
 class Fidelity:
-    r"""How far outputs are from those of the dense model, on inputs that nothing was fitted to.
+    """How far outputs are from those of the dense model, on inputs that nothing was fitted to.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Fidelity:
         Number of examples.
     error : float
         Root mean square of the difference, relative to that of the dense outputs about their mean
-        over the examples, :math:`‖\hat y - y‖ / ‖y - \bar y‖`: at 0 they are the same, at 1 the
+        over the examples, ‖ŷ − y‖ / ‖y − ȳ‖: at 0 they are the same, at 1 the
         outputs are as far off as a constant. Of several outputs it is the largest.
     cosine : float
         Mean cosine of the angle between the outputs of an example; of several the smallest.
