@@ -28,9 +28,9 @@ from torch import Tensor, nn
 import tensorpress as tp
 from tensorpress.data import batches, load
 from tensorpress.data.loaders import BatchLoader
+from tensorpress.data.splits import load_splits
 from tensorpress.measure.latency import time_passes
 from tensorpress.models import zoo
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.models.zoo.weights import load_weights
 from tensorpress.planning.plan import Plan
 from tensorpress.reconstruct.layerwise import Reconstruct

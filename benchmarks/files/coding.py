@@ -35,8 +35,8 @@ from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.codec.static_coder import encode_range
 from tensorpress.codec.static_tables import Prior, entropy_bits, write_prior
 from tensorpress.codec.tpz_file import open_file
+from tensorpress.data.splits import find_weights
 from tensorpress.models.zoo import build
-from tensorpress.models.zoo.splits import find_weights
 from tensorpress.models.zoo.weights import load_weights
 from tensorpress.utils.atomic_files import write_atomically
 

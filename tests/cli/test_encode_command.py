@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import tensorpress as tp
 from command_line import Outcome
+from tensorpress.data.splits import load_splits
 from tensorpress.models.zoo import build, network, save_weights
-from tensorpress.models.zoo.splits import load_splits
 
 Shell = Callable[..., Outcome]
 RunJson = Callable[..., Any]

@@ -13,8 +13,8 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome, call
 from tensorpress.data import batches
+from tensorpress.data.splits import load_splits
 from tensorpress.models.zoo import NETWORKS, build, load_weights
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.planning import SCHEMES
 from tensorpress.runs.recipe import parse_recipe
 from tensorpress.runs.run import RunResult

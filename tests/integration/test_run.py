@@ -10,9 +10,9 @@ from tiny_runs import recipe
 import tensorpress as tp
 from tensorpress.codec.model_tensors import quantized_names, stored_tensors
 from tensorpress.data import batches
+from tensorpress.data.splits import load_splits
 from tensorpress.measure import count_params
 from tensorpress.models.zoo import build, load_weights, network, save_weights
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.planning import plan_from_model
 from tensorpress.report import ReportContent
 from tensorpress.runs.recipe import read_recipe

@@ -8,9 +8,9 @@ from tiny_runs import recipe
 
 import tensorpress as tp
 from tensorpress.data import batches
+from tensorpress.data.splits import load_splits
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.zoo import network, save_weights
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.runs.run import run
 from tensorpress.train import evaluate
 

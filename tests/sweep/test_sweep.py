@@ -19,9 +19,9 @@ from tiny_sweeps import RECIPE, sweep_text
 
 from tensorpress.codec.save_load import load
 from tensorpress.data import batches
+from tensorpress.data.splits import load_splits
 from tensorpress.errors import DivergedError, InvalidArgumentError, TensorPressError
 from tensorpress.models.zoo import network
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.runs.run import run
 from tensorpress.sweep import Pick, read_sweep, sweep, trials
 from tensorpress.sweep.page import frontier_figure

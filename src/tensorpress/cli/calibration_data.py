@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tensorpress.cli.model_source import DenseByName, LoadedModel
 from tensorpress.data import DATASETS, ImageSet, Splits, batches, load
+from tensorpress.data.splits import load_splits
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.models.zoo import NETWORKS, Preprocess
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.runs.training import EVALUATION_BATCH
 from tensorpress.utils.formatting import format_shape
 

@@ -1,9 +1,12 @@
-"""Data sets of the published tables from their official files, generated clips, and batches."""
+"""Data of any source as a model takes them: data sets, folders, files, functions, and batches."""
 
 from tensorpress.data.augment import AUGMENTATIONS, MIXED
 from tensorpress.data.images import ImageSet, Splits
 from tensorpress.data.loaders import BatchLoader, batches
+from tensorpress.data.model_batches import ModelBatches, model_batches
 from tensorpress.data.registry import DATASETS, ROOT_VARIABLE, DataSet, load
+from tensorpress.data.source import Source
+from tensorpress.data.sources import open_source
 
 __all__ = [
     "AUGMENTATIONS",
@@ -13,7 +16,11 @@ __all__ = [
     "BatchLoader",
     "DataSet",
     "ImageSet",
+    "ModelBatches",
+    "Source",
     "Splits",
     "batches",
     "load",
+    "model_batches",
+    "open_source",
 ]

@@ -60,6 +60,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return the pixels and the label of one image."""
+        return self.images[index], int(self.labels[index])
+
     def resize(self, *size: int) -> ImageSet:
         """Return the images at another size, by bilinear interpolation with antialiasing.
 

@@ -12,6 +12,7 @@ from tensorpress.data.cifar import BATCHES, BINARY_FOLDER, PYTHON_FOLDER, read_c
 from tensorpress.data.digits import read_digits
 from tensorpress.data.images import ImageSet, Splits
 from tensorpress.data.mnist import IDX_FILES, find_idx, read_mnist
+from tensorpress.data.svhn import SVHN_FILES, read_svhn
 from tensorpress.data.video_clips import CLIPS_PER_DIGIT, FRAMES, SIDE, read_moving_digits
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, unknown_name
 
@@ -108,6 +109,17 @@ _KNOWN = (
             f"and {BATCHES[-1]}"
         ),
     ),
+    DataSet(
+        "svhn",
+        "73,257 + 26,032 colour photographs of house numbers",
+        shape=(3, 32, 32),
+        classes=10,
+        read=lambda root: read_svhn(root / "svhn"),
+        download=(
+            f"put {' and '.join(SVHN_FILES)} from http://ufldl.stanford.edu/housenumbers/ in a "
+            "folder 'svhn'"
+        ),
+    ),
 )
 
 DATASETS: Mapping[str, DataSet] = MappingProxyType({data.name: data for data in _KNOWN})
@@ -161,19 +173,45 @@ def load(
     (1001, 200, 596)
     """
     train, test = _read_parts(name, root)
+    if size is not None:
+        train, test = train.resize(*size), test.resize(*size)
+    group = DATASETS[name].group if name in DATASETS else 1
+    return set_aside(name, train, test, validation, group=group, seed=seed)
+
+
+def set_aside(
+    name: str, train: ImageSet, test: ImageSet, validation: int, *, group: int = 1, seed: int = 0
+) -> Splits:
+    """Return images with some of those for training set aside for validation.
+
+    Parameters
+    ----------
+    name : str
+        The name of the data, for messages.
+    train, test : ImageSet
+        The images.
+    validation : int
+        The number of training images that validate, drawn at random.
+    group : int
+        Number of consecutive training images that stay together.
+    seed : int
+        Decides which images validate.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ``validation`` is negative, leaves nothing to train on or divides a group.
+    """
     if not 0 <= validation < len(train):
         raise InvalidArgumentError(
             f"validation must be from 0 to {len(train) - 1} of the {len(train)} training images "
             f"of {name!r}, not {validation}"
         )
-    group = DATASETS[name].group if name in DATASETS else 1
     if validation % group:
         raise InvalidArgumentError(
             f"validation must be a multiple of {group}, the number of training images made from "
             f"one original of {name!r}, not {validation}"
         )
-    if size is not None:
-        train, test = train.resize(*size), test.resize(*size)
     order = _shuffle_groups(len(train), group, seed)
     return Splits(
         train=train.subset(order[validation:].sort().values),

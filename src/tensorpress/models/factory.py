@@ -1,8 +1,8 @@
-"""Models that a function or class of any importable module builds."""
+"""Functions and classes of any importable module, and the models that they build."""
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -36,6 +36,24 @@ def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn
     >>> build_from_factory("torch.nn", "Linear", {"in_features": 3, "out_features": 2})
     Linear(in_features=3, out_features=2, bias=True)
     """
+    factory = import_function(module, name)
+    with _current_folder_first():
+        return build_module(f"{module}:{name}", factory, options)
+
+
+def import_function(module: str, name: str) -> Callable[..., Any]:
+    """Return a function or a class of an importable module, which may be in the current folder.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the module cannot be imported, or has no such function.
+
+    Examples
+    --------
+    >>> import_function("math", "sqrt")(4)
+    2.0
+    """
     with _current_folder_first():
         try:
             imported = import_module(module)
@@ -44,15 +62,16 @@ def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn
                 f"{module}:{name}: the module {module!r} cannot be imported: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        factory = getattr(imported, name, None)
-        if factory is None:
-            public = [key for key in vars(imported) if callable(getattr(imported, key))]
-            raise unknown_choice(module, "function", name, public)
-        if not callable(factory):
-            raise InvalidArgumentError(
-                f"{module}:{name} is {type(factory).__name__}, not a function or a class"
-            )
-        return build_module(f"{module}:{name}", factory, options)
+    function = getattr(imported, name, None)
+    if function is None:
+        public = [key for key in vars(imported) if callable(getattr(imported, key))]
+        raise unknown_choice(module, "function", name, public)
+    if not callable(function):
+        raise InvalidArgumentError(
+            f"{module}:{name} is {type(function).__name__}, not a function or a class"
+        )
+    result: Callable[..., Any] = function
+    return result
 
 
 @contextmanager

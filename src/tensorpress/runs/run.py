@@ -16,9 +16,9 @@ from tensorpress.codec.inspect import inspect
 from tensorpress.codec.model_tensors import assign_quantizers, quantized_names
 from tensorpress.codec.quantizers import UniformQuantizer
 from tensorpress.codec.save_load import Quantizers, load, save
+from tensorpress.data.splits import load_splits
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.zoo import network
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.planning import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.factor_norms import factor_norms

@@ -16,8 +16,8 @@ from torch import nn
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.data import Splits, batches
 from tensorpress.data.loaders import BatchLoader
+from tensorpress.data.splits import find_weights
 from tensorpress.models.zoo import Network, load_weights, network
-from tensorpress.models.zoo.splits import find_weights
 from tensorpress.planning import Plan
 from tensorpress.press.press import build_skeleton, press
 from tensorpress.quantize.noisy_model import RateModel

@@ -11,9 +11,9 @@ from typing import Any
 
 from tensorpress.codec.save_load import load
 from tensorpress.data import batches
+from tensorpress.data.splits import load_splits
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.zoo import network
-from tensorpress.models.zoo.splits import load_splits
 from tensorpress.runs.training import EVALUATION_BATCH
 from tensorpress.sweep.page import render
 from tensorpress.sweep.picks import Outcome, Pick, frontier

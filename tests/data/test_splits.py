@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from tensorpress.data import DATASETS
+from tensorpress.data.splits import find_weights, load_splits
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.models.zoo import network
-from tensorpress.models.zoo.splits import find_weights, load_splits
 
 
 def test_images_come_at_the_size_of_the_network() -> None:
@@ -34,7 +34,7 @@ def test_a_data_set_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidArgumentError, match=r"'digits' .1×8×8.*resnet20 .3×32×32"):
         load_splits(network("resnet20"), "digits")
     letters = replace(DATASETS["mnist"], name="letters", classes=26)
-    monkeypatch.setattr("tensorpress.models.zoo.splits.DATASETS", {**DATASETS, "letters": letters})
+    monkeypatch.setattr("tensorpress.data.splits.DATASETS", {**DATASETS, "letters": letters})
     with pytest.raises(InvalidArgumentError, match=r"'letters' .*classes: 26.*lenet5.*classes: 10"):
         load_splits(network("lenet5"), "letters")
     with pytest.raises(InvalidArgumentError, match=r"'moving-digits' .1×8×16×16.*lenet5 .1×28×28"):

@@ -1,0 +1,125 @@
+"""Arrays in NumPy's files and in safetensors: inputs or pixels, and labels."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tensorpress.data.source import TEST, TRAIN, Example, Source
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
+
+LABELS = ("labels", "label", "y", "targets", "target", "classes")
+INPUTS = ("inputs", "images", "pixels", "x", "data", "input_ids")
+"""The names of labels and of inputs among several arrays."""
+
+
+@dataclass(frozen=True)
+class ArrayExamples:
+    """Rows of arrays.
+
+    Parameters
+    ----------
+    inputs : Tensor or mapping of str to Tensor
+        The inputs, or arguments by name, all of the same number of rows.
+    labels : Tensor or None
+        int64, shape ``(N,)``.
+    """
+
+    inputs: Tensor | Mapping[str, Tensor]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        first = self.inputs if isinstance(self.inputs, Tensor) else next(iter(self.inputs.values()))
+        return len(first)
+
+    def __getitem__(self, index: int, /) -> Example:
+        label = None if self.labels is None else int(self.labels[index])
+        if isinstance(self.inputs, Tensor):
+            return self.inputs[index], label
+        return {key: value[index] for key, value in self.inputs.items()}, label
+
+
+def read_arrays(path: Path) -> Source:
+    """Return the examples of a ``.npy``, ``.npz`` or ``.safetensors`` file.
+
+    An array alone, or the one named ``inputs``, ``images`` or ``x``, holds the inputs, an example
+    a row; ``labels`` or ``y`` the classes. Arrays of a train and a test part are named
+    ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Pixels are uint8, of shape (N, H, W),
+    (N, H, W, C) or (N, C, H, W) with one or three channels, and are prepared as images are; all
+    else is what the model takes. Tokens are ``input_ids``, beside which other arrays are
+    arguments of the model.
+
+    Raises
+    ------
+    CorruptFileError
+        If the file is damaged, or holds Python objects.
+    InvalidArgumentError
+        If nothing tells which array holds the inputs, or the arrays differ in length.
+    """
+    tensors = _load(path)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        key, _, part = name.rpartition("_")
+        inside = part in (*TRAIN, *TEST) and key
+        parts.setdefault(part if inside else "", {})[key if inside else name] = tensor
+    examples = {part: _examples(path, content) for part, content in parts.items()}
+    return Source.from_parts(str(path), examples)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = np.load(path, allow_pickle=False)
+        arrays = {"inputs": content} if isinstance(content, np.ndarray) else dict(content)
+        return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
+    except (
+        *(SafetensorError, OSError, ValueError, TypeError, EOFError),
+        *(zipfile.BadZipFile, pickle.UnpicklingError),
+    ) as error:
+        raise CorruptFileError(f"{path} cannot be read as arrays of numbers: {error}") from error
+
+
+def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
+    by_name = {name.lower(): tensor for name, tensor in tensors.items()}
+    labels = next((by_name.pop(name) for name in LABELS if name in by_name), None)
+    lengths = {
+        len(x) if x.ndim else 0 for x in (*by_name.values(), *([] if labels is None else [labels]))
+    }
+    if len(lengths) != 1 or 0 in lengths:
+        raise InvalidArgumentError(
+            f"{path}: the arrays {', '.join(tensors)} must have one row for each example"
+        )
+    if labels is not None:
+        labels = labels.flatten() if labels.numel() == len(labels) else labels.argmax(1)
+        labels = labels.long()
+    if "input_ids" in by_name:
+        return ArrayExamples(by_name, labels)
+    name = next((name for name in INPUTS if name in by_name), None)
+    if name is None and len(by_name) == 1:
+        [name] = by_name
+    if name is None:
+        raise InvalidArgumentError(
+            f"{path} holds the arrays {', '.join(tensors)}: name the inputs {INPUTS[0]}, and the "
+            f"classes {LABELS[0]}"
+        )
+    return ArrayExamples(_channels_first(by_name[name]), labels)
+
+
+def _channels_first(inputs: Tensor) -> Tensor:
+    """Return pixels as (N, C, H, W), and anything else as it is."""
+    if inputs.dtype != torch.uint8:
+        return inputs
+    if inputs.ndim == 3:
+        return inputs[:, None]
+    if inputs.ndim == 4 and inputs.shape[-1] in (1, 3) and inputs.shape[1] not in (1, 3):
+        return inputs.movedim(-1, 1)
+    return inputs

@@ -1,0 +1,74 @@
+"""The numbers of a model's classes for the names of a source's classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from tensorpress.data.source import Source
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.models.names import parse_name
+from tensorpress.models.optional_imports import require
+from tensorpress.models.torchvision import mend_torchvision, torchvision_models
+
+_IMAGENET = 1000
+
+
+def class_numbers(
+    source: Source, name: str | None, model: nn.Module, outputs: int | None
+) -> tuple[int, ...]:
+    """Return the number in a model of every class that a source names.
+
+    Where the model knows all names, as its config, the published weights of torchvision or
+    ImageNet's synsets say, they decide. Otherwise there are as many classes as outputs, and their
+    order is the model's.
+
+    Parameters
+    ----------
+    source : Source
+        The source, with names of classes.
+    name : str or None
+        The name of the model.
+    model : nn.Module
+        The model.
+    outputs : int or None
+        The number of its classes, None if it is no classifier.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If nothing tells which classes are meant.
+
+    Examples
+    --------
+    >>> class_numbers(Source("pets", [], classes=("cat", "dog")), None, nn.Identity(), 2)
+    (0, 1)
+    """
+    for known in _names_of_classes(name, model, outputs):
+        places = {text.lower(): place for place, text in enumerate(known)}
+        if all(text.lower() in places for text in source.classes):
+            return tuple(places[text.lower()] for text in source.classes)
+    if outputs is None or outputs == len(source.classes):
+        return tuple(range(len(source.classes)))
+    shown = ", ".join(source.classes[:3]) + (", …" if len(source.classes) > 3 else "")
+    raise InvalidArgumentError(
+        f"{source.name} has {len(source.classes)} classes ({shown}) and {name or 'the model'} "
+        f"{outputs}, and nothing says which of them are meant: name the folders by the numbers of "
+        "the model's classes"
+    )
+
+
+def _names_of_classes(name: str | None, model: Any, outputs: int | None) -> list[Sequence[str]]:
+    """Return the lists of names of a model's classes that are known."""
+    lists: list[Sequence[str]] = []
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    if labels:
+        lists.append([str(labels[number]) for number in sorted(labels)])
+    parsed = None if name is None else parse_name(name)
+    if parsed is not None and parsed.origin == "torchvision":
+        published = torchvision_models().get_model_weights(parsed.name)
+        lists.append(next(iter(published)).meta.get("categories", ()))
+    if getattr(model, "pretrained_cfg", None) and outputs == _IMAGENET:
+        mend_torchvision()
+        lists.append(require("timm.data", "a model of timm").ImageNetInfo().label_names())
+    return [known for known in lists if outputs is None or len(known) == outputs]

@@ -1,0 +1,93 @@
+"""Data that a function of any importable module returns."""
+
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from tensorpress.data.images import ImageSet, Splits
+from tensorpress.data.saved_datasets import source_of_dataset
+from tensorpress.data.source import Batches, Example, Examples, Part, Source
+from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.models.factory import import_function
+from tensorpress.models.names import parse_name
+
+FORMS = (
+    "a DataLoader or another iterable of batches, a Dataset of examples, or a mapping of them "
+    "by train and test"
+)
+_BATCH = 64
+
+
+class DatasetExamples:
+    """The examples of a map-style `torch.utils.data.Dataset`: contents, or (content, label)."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int, /) -> Example:
+        example = self._dataset[index]
+        if isinstance(example, tuple | list) and len(example) == 2:
+            content, label = example
+            if getattr(label, "ndim", 0) == 0:
+                return content, int(label)
+        return example, None
+
+
+def read_function(text: str) -> Source:
+    """Call a function by its name, ``package.module:function``, and return its data.
+
+    Keyword arguments follow after commas: ``torchvision.datasets:CIFAR10,root=data,train=false``.
+    Modules in the current folder can be imported, too.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no such function, it raises, or returns something else.
+
+    Examples
+    --------
+    >>> source = read_function("tensorpress.data:load,name=digits")
+    >>> len(source.train), len(source.test)
+    (1201, 596)
+    """
+    parsed = parse_name(text)
+    function = import_function(parsed.origin, parsed.name)
+    try:
+        data = function(**parsed.options)
+    except TensorPressError:
+        raise
+    except Exception as error:
+        _, *inside = traceback.extract_tb(error.__traceback__)
+        place = f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""
+        raise InvalidArgumentError(
+            f"{text} fails: {type(error).__name__}: {error}{place}"
+        ) from error
+    if isinstance(data, Splits):
+        return Source(text, data.test, data.train)
+    if _is_hugging_face(data):
+        return source_of_dataset(text, data)
+    if isinstance(data, Mapping):
+        return Source.from_parts(text, {key: _part(text, part) for key, part in data.items()})
+    return Source(text, _part(text, data))
+
+
+def _is_hugging_face(data: object) -> bool:
+    return type(data).__module__.startswith("datasets.") and hasattr(data, "save_to_disk")
+
+
+def _part(text: str, data: object) -> Part:
+    if isinstance(data, ImageSet):
+        return data
+    if isinstance(data, IterableDataset):
+        return Batches(DataLoader(data, batch_size=_BATCH))
+    if isinstance(data, Dataset):
+        examples: Examples = DatasetExamples(data)
+        return examples
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        return Batches(data)
+    raise InvalidArgumentError(f"{text} returns {type(data).__name__}: expected {FORMS}")

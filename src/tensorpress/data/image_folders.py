@@ -1,0 +1,79 @@
+"""Folders of images, a folder for each class, as torchvision's ImageFolder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tensorpress.data.source import TEST, TRAIN, Example, Part, Source
+from tensorpress.errors import DataNotFoundError
+from tensorpress.models.optional_imports import require
+from tensorpress.models.torchvision import mend_torchvision
+
+PURPOSE = "a folder of images"
+
+
+def read_image_folder(folder: Path) -> Source:
+    """Return the images of a folder.
+
+    The folder has a folder of images for each class, or folders train and test (or val) that have,
+    or images and no folders, which are without labels. Labels are the places of the names of the
+    classes in alphabetical order; names that are all numbers are the labels themselves.
+
+    Raises
+    ------
+    DataNotFoundError
+        If there are no images.
+    TensorPressError
+        If torchvision is not installed.
+    """
+    mend_torchvision()
+    torchvision = require("torchvision.datasets", PURPOSE)
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    if names and names <= {*TRAIN, *TEST}:
+        parts = {name: _read_classes(torchvision, folder / name) for name in sorted(names)}
+        lists = {classes for _, classes in parts.values()}
+        if len(lists) > 1:
+            raise DataNotFoundError(
+                f"{folder}: the folders {', '.join(parts)} do not have the same classes"
+            )
+        return Source.from_parts(
+            str(folder), {name: part for name, (part, _) in parts.items()}, lists.pop()
+        )
+    part, classes = _read_classes(torchvision, folder)
+    return Source(str(folder), part, classes=classes)
+
+
+def _read_classes(torchvision: Any, folder: Path) -> tuple[Part, tuple[str, ...]]:
+    """Return the images of a folder, and the names of its classes unless they are numbers."""
+    if not any(path.is_dir() for path in folder.iterdir()):
+        return _read_unlabelled(torchvision, folder), ()
+    images = torchvision.ImageFolder(folder, allow_empty=True)
+    if not len(images):
+        raise DataNotFoundError(
+            f"{folder} holds no images: expected a folder of images for each class"
+        )
+    if all(name.isdecimal() for name in images.classes):
+        images.target_transform = [int(name) for name in images.classes].__getitem__
+        return images, ()
+    return images, tuple(images.classes)
+
+
+def _read_unlabelled(torchvision: Any, folder: Path) -> "UnlabelledImages":
+    is_image = torchvision.folder.is_image_file
+    files = sorted(path for path in folder.iterdir() if is_image(path.name))
+    if not files:
+        raise DataNotFoundError(f"{folder} holds no images and no folders of images")
+    return UnlabelledImages(files, torchvision.folder.default_loader)
+
+
+class UnlabelledImages:
+    """The images of files, without labels."""
+
+    def __init__(self, files: list[Path], load: Callable[[str], Any]) -> None:
+        self._files, self._load = files, load
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self._load(str(self._files[index])), None

@@ -1,0 +1,254 @@
+"""Batches of inputs, as a model takes them, of the examples of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from tensorpress.data.class_numbers import class_numbers
+from tensorpress.data.source import Batches, Example, Examples, Part, Selection, Source, shuffle
+from tensorpress.data.tokens import (
+    is_language_model,
+    load_tokenizer,
+    longest,
+    padded_batch,
+    token_blocks,
+)
+from tensorpress.data.transforms import (
+    ImageOptions,
+    describe_content,
+    find_transform,
+    is_image,
+)
+from tensorpress.errors import InvalidArgumentError
+
+BATCH, TEXT_BATCH = 64, 8
+"""Examples in memory at a time."""
+
+TEXT_BLOCKS = 128
+"""Blocks of text that say what matters in a language model."""
+
+_AS_IT_IS = "as the model takes them"
+
+
+@dataclass(frozen=True)
+class ModelBatches:
+    """Batches that can be iterated again and again.
+
+    Attributes
+    ----------
+    batches : iterable
+        Of inputs, pairs (inputs, labels) or mappings of arguments by name, with ``labels``.
+    text : str
+        How examples became inputs.
+    """
+
+    batches: Iterable[Any]
+    text: str
+
+
+def model_batches(
+    source: Source,
+    part: Part,
+    model: nn.Module,
+    name: str | None,
+    *,
+    options: ImageOptions | None = None,
+    sample: int | None = None,
+) -> ModelBatches:
+    """Return batches of inputs of a part of a source.
+
+    Images are prepared as the model takes them (`find_transform`). Texts become tokens: for a
+    language model blocks of them in a row, for other models an example each. Arrays, and batches
+    of a function, are what the model takes.
+
+    Parameters
+    ----------
+    source : Source
+        The source.
+    part : Examples or Batches
+        The part.
+    model : nn.Module
+        The model.
+    name : str or None
+        Its name, as for `tensorpress.models.load_model`, which says how it takes images and text.
+    options : ImageOptions, optional
+        How the model takes images, where the model does not say it.
+    sample : int, optional
+        The number of examples, drawn at random but always the same; all by default.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there are no examples, nothing says how the model takes them, or the classes are not the
+        model's.
+    TensorPressError
+        If a package is missing.
+
+    Examples
+    --------
+    >>> from tensorpress.data.sources import open_source
+    >>> from tensorpress.models import load_model
+    >>> digits = open_source("digits")
+    >>> data = model_batches(digits, digits.test, load_model("lenet5"), "lenet5", sample=100)
+    >>> [inputs.shape[0] for inputs, labels in data.batches], data.text
+    ([64, 36], '28×28, pixels over 256, minus 0, over 1')
+    """
+    if isinstance(part, Batches):
+        return ModelBatches(_first_batches(part, sample), _AS_IT_IS)
+    if not len(part):
+        raise InvalidArgumentError(f"{source.name} has no examples")
+    content, label = part[0]
+    if isinstance(content, str):
+        return _text_batches(source, part, model, name, sample)
+    examples = part
+    if sample is not None and sample < len(part):
+        examples = Selection(part, shuffle(len(part))[:sample])
+    prepare, text = None, _AS_IT_IS
+    if is_image(content):
+        transform = find_transform(name, model, options)
+        prepare, text = transform.apply, transform.text
+    elif not isinstance(content, Tensor | Mapping | tuple):
+        raise InvalidArgumentError(
+            f"{source.name} holds {describe_content(content)}: expected images, texts, tensors or "
+            "mappings of them"
+        )
+    prepared = _Prepared(examples, prepare)
+    numbers = None
+    if source.classes and label is not None:
+        outputs = count_outputs(model, default_collate([prepared[0][0]]))
+        numbers = class_numbers(source, name, model, outputs)
+    collate = _Collate(label is not None, numbers)
+    return ModelBatches(_loader(prepared, BATCH, collate), text)
+
+
+def count_outputs(model: nn.Module, inputs: Any) -> int | None:
+    """Return the number of classes that a model tells apart, None if it is no classifier."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    logits = getattr(output, "logits", output)
+    return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None
+
+
+class _Prepared(Dataset[Example]):
+    """Examples as inputs."""
+
+    def __init__(self, examples: Examples, prepare: Callable[[Any], Tensor] | None) -> None:
+        self._examples, self._prepare = examples, prepare
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        content, label = self._examples[index]
+        return (content if self._prepare is None else self._prepare(content)), label
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """A function from examples to a batch, with the labels as numbers of the model's classes."""
+
+    labelled: bool
+    numbers: tuple[int, ...] | None = None
+
+    def __call__(self, examples: list[Example]) -> Any:
+        inputs = default_collate([content for content, _ in examples])
+        return self.join(inputs, [label for _, label in examples])
+
+    def join(self, inputs: Any, labels: list[int | None]) -> Any:
+        if not self.labelled:
+            return inputs
+        values = [x if self.numbers is None or x is None else self.numbers[x] for x in labels]
+        numbers = torch.tensor([-100 if value is None else value for value in values])
+        return {**inputs, "labels": numbers} if isinstance(inputs, Mapping) else (inputs, numbers)
+
+
+def _loader(examples: Any, size: int, collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
+    # A DataLoader without a generator of its own draws from the global one at every pass.
+    return DataLoader(examples, batch_size=size, collate_fn=collate, generator=torch.Generator())
+
+
+def _first_batches(batches: Batches, sample: int | None) -> Iterable[Any]:
+    """Return all batches, or the first ones with so many examples, which can be read again."""
+    if sample is None:
+        return batches
+    result, count = [], 0
+    for batch in batches:
+        result.append(batch)
+        count += _batch_size(batch)
+        if count >= sample:
+            break
+    return result
+
+
+def _batch_size(batch: Any) -> int:
+    while not isinstance(batch, Tensor):
+        values = list(batch.values()) if isinstance(batch, Mapping) else batch
+        if not isinstance(values, list | tuple) or not values:
+            return 1
+        batch = values[0]
+    return len(batch) if batch.ndim else 1
+
+
+def _text_batches(
+    source: Source, part: Examples, model: nn.Module, name: str | None, sample: int | None
+) -> ModelBatches:
+    tokenizer = load_tokenizer(name)
+    length = longest(tokenizer, model)
+    if is_language_model(model):
+        most = None if sample is None else min(sample, TEXT_BLOCKS)
+        texts = (part[index][0] for index in range(len(part)))
+        blocks = token_blocks(texts, tokenizer, length, most)
+        text = f"{len(blocks):,} blocks of {length} tokens"
+        return ModelBatches(_loader(blocks, TEXT_BATCH, _language_batch), text)
+    examples = [
+        example for example in map(part.__getitem__, range(len(part))) if example[0].strip()
+    ]
+    if sample is not None and sample < len(examples):
+        examples = [examples[index] for index in shuffle(len(examples))[:sample]]
+    collate = _Collate(any(label is not None for _, label in examples))
+    if source.classes and collate.labelled:
+        outputs = count_outputs(model, padded_batch([examples[0][0]], tokenizer, length))
+        collate = replace(collate, numbers=class_numbers(source, name, model, outputs))
+
+    def text_batch(batch: list[Example]) -> Any:
+        inputs = padded_batch([text.strip() for text, _ in batch], tokenizer, length)
+        return collate.join(inputs, [label for _, label in batch])
+
+    text = f"tokens of {type(tokenizer).__name__}, {length} at most"
+    return ModelBatches(_loader(examples, TEXT_BATCH, text_batch), text)
+
+
+def _language_batch(blocks: list[Tensor]) -> dict[str, Tensor]:
+    tokens = torch.stack(blocks)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+
+
+def batches_of_labelled(batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
+    """Yield pairs (inputs, labels) of batches in any form.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a batch has no labels.
+    """
+    for batch in batches:
+        if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
+            yield {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
+        elif isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
+            yield batch[0], batch[1]
+        else:
+            raise InvalidArgumentError(
+                "the data have no labels, so that there is no error to measure"
+            )

@@ -1,0 +1,139 @@
+"""Examples of a data source: contents as they were stored, labels, and the names of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from tensorpress.errors import InvalidArgumentError
+
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "validation", "valid", "val", "eval", "dev")
+"""The names of parts, the first one that is there being taken."""
+
+Example = tuple[Any, int | None]
+"""What was stored, such as an image or a text, and its label."""
+
+
+class Examples(Protocol):
+    """Examples by their number, such as those of a map-style `torch.utils.data.Dataset`."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Example:
+        """Return one example."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of inputs as a model takes them, which nothing is done to.
+
+    Parameters
+    ----------
+    batches : iterable
+        Of Tensor, of pairs (inputs, labels) or of mappings of arguments by name.
+    """
+
+    batches: Iterable[Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+Part = Examples | Batches
+
+
+@dataclass(frozen=True)
+class Source:
+    """The parts of a data source.
+
+    Parameters
+    ----------
+    name : str
+        The name of the source, for messages.
+    test : Examples or Batches
+        The part on which errors are measured; all examples of a source that has no parts.
+    train : Examples or Batches, optional
+        The part to fit to.
+    classes : tuple of str
+        Names of classes, labels being their places. Without names, labels are numbers of the
+        classes of a model.
+
+    Examples
+    --------
+    >>> source = Source("letters", [("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0)])
+    >>> [len(part) for part in source.divide()]
+    [4, 1]
+    """
+
+    name: str
+    test: Part
+    train: Part | None = None
+    classes: tuple[str, ...] = ()
+
+    @staticmethod
+    def from_parts(name: str, parts: Mapping[str, Part], classes: tuple[str, ...] = ()) -> Source:
+        """Return a source of the parts that are named `TRAIN` and `TEST`, or of a single part.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are several parts of other names.
+        """
+        train = next((parts[key] for key in TRAIN if key in parts), None)
+        test = next((parts[key] for key in TEST if key in parts), None)
+        if train is None and test is None and len(parts) == 1:
+            [test] = parts.values()
+        if test is None:
+            test, train = train, None
+        if test is None:
+            raise InvalidArgumentError(
+                f"{name} has the parts {', '.join(parts) or 'none'}: name them train and test"
+            )
+        return Source(name, test, train, classes)
+
+    def divide(self) -> tuple[Part, Part]:
+        """Return a part to fit to and another one to test, a fifth if the source has no parts.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a source without parts yields batches, which cannot be divided.
+        """
+        if self.train is not None:
+            return self.train, self.test
+        if isinstance(self.test, Batches):
+            raise InvalidArgumentError(
+                f"{self.name} yields batches without parts: return {{'train': …, 'test': …}}"
+            )
+        order = shuffle(len(self.test))
+        count = len(order) // 5
+        return Selection(self.test, sorted(order[count:])), Selection(
+            self.test, sorted(order[:count])
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some of the examples, in the order of their numbers."""
+
+    examples: Examples
+    indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.examples[self.indices[index]]
+
+
+def shuffle(count: int) -> list[int]:
+    """Return the numbers below ``count`` in an order that is random but always the same."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    return order

@@ -1,0 +1,123 @@
+"""A data source by its name: a known data set, a file, a folder, or a function."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from tensorpress.data.arrays import read_arrays
+from tensorpress.data.cifar import BINARY_FOLDER, PYTHON_FOLDER, read_cifar10
+from tensorpress.data.functions import read_function
+from tensorpress.data.image_folders import read_image_folder
+from tensorpress.data.images import ImageSet
+from tensorpress.data.mnist import find_idx, read_mnist
+from tensorpress.data.registry import DATASETS, ROOT_VARIABLE, load
+from tensorpress.data.saved_datasets import SAVED_FILES, read_parquet, read_saved_dataset
+from tensorpress.data.source import Source
+from tensorpress.data.svhn import has_svhn, read_svhn
+from tensorpress.data.texts import read_json_lines, read_text
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError, unknown_name
+
+FILES: dict[str, Callable[[Path], Source]] = {
+    ".npy": read_arrays,
+    ".npz": read_arrays,
+    ".safetensors": read_arrays,
+    ".txt": read_text,
+    ".jsonl": read_json_lines,
+    ".parquet": read_parquet,
+}
+"""The reader of a file by the end of its name."""
+
+
+def open_source(name: str, root: str | os.PathLike[str] | None = None) -> Source:
+    """Open the data of a name.
+
+    Parameters
+    ----------
+    name : str
+        A name in `DATASETS`; ``package.module:function``, which returns batches, a data set, or a
+        mapping of its parts; or the path of a folder or a file, which may be relative to the data
+        folder. A folder holds a folder of images for each class, what `datasets` saved, Parquet
+        files, or the official files of MNIST, CIFAR-10 or SVHN. A file holds arrays (``.npy``,
+        ``.npz``, ``.safetensors``), texts (``.txt``, ``.jsonl``) or rows (``.parquet``).
+    root : path, optional
+        The data folder; by default the one that the environment variable ``TENSORPRESS_DATA``
+        names.
+
+    Returns
+    -------
+    Source
+        The examples as they are stored. `tensorpress.data.model_batches` makes inputs of them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the name is none of these, or the files are of no known form.
+    DataNotFoundError, CorruptFileError
+        If files are missing or damaged.
+    TensorPressError
+        If a package is missing, which the message names.
+
+    Examples
+    --------
+    >>> source = open_source("digits")
+    >>> len(source.train), len(source.test)
+    (1201, 596)
+    """
+    if name in DATASETS:
+        splits = load(name, root)
+        return Source(name, splits.test, splits.train)
+    path = find_path(name, root)
+    if path is not None:
+        return replace(_read_path(path), name=name)
+    module, colon, function = name.partition(",")[0].rpartition(":")
+    if colon and function.isidentifier() and module.replace(".", "").isidentifier():
+        return read_function(name)
+    if os.sep in name or Path(name).suffix in FILES:
+        raise DataNotFoundError(f"no file and no folder {name}{_searched(root)}")
+    error = unknown_name("data set", name, DATASETS)
+    raise InvalidArgumentError(
+        f"{error}. Other data are the path of a folder or a file, or package.module:function"
+    )
+
+
+def find_path(name: str, root: str | os.PathLike[str] | None) -> Path | None:
+    """Return a path as it is or below the data folder, None if nothing is there."""
+    folder = root if root is not None else os.environ.get(ROOT_VARIABLE)
+    places = [Path(name), *([Path(folder, name)] if folder else [])]
+    return next((place for place in places if name and place.exists()), None)
+
+
+def _searched(root: str | os.PathLike[str] | None) -> str:
+    folder = root if root is not None else os.environ.get(ROOT_VARIABLE)
+    return f", neither here nor in {os.fspath(folder)}" if folder else ""
+
+
+def _read_path(path: Path) -> Source:
+    if path.is_dir():
+        return _read_folder(path)
+    reader = FILES.get(path.suffix.lower())
+    if reader is None:
+        raise InvalidArgumentError(
+            f"{path} is no file of data: expected one that ends in {', '.join(FILES)}"
+        )
+    return reader(path)
+
+
+def _read_folder(folder: Path) -> Source:
+    """Read a folder by what lies in it."""
+    official: Callable[[Path], tuple[ImageSet, ImageSet]] | None = None
+    if find_idx(folder) is not None:
+        official = read_mnist
+    elif (folder / BINARY_FOLDER).is_dir() or (folder / PYTHON_FOLDER).is_dir():
+        official = read_cifar10
+    elif has_svhn(folder):
+        official = read_svhn
+    if official is not None:
+        train, test = official(folder)
+        return Source(str(folder), test, train)
+    if any((folder / name).is_file() for name in SAVED_FILES):
+        return read_saved_dataset(folder)
+    if next(folder.rglob("*.parquet"), None) is not None:
+        return read_parquet(folder)
+    return read_image_folder(folder)

@@ -1,0 +1,246 @@
+"""How a model takes images: by its own preprocessing, or as options say."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from tensorpress.data.images import ImageSet
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.models.hugging_face import transformers_library
+from tensorpress.models.names import parse_name
+from tensorpress.models.optional_imports import require
+from tensorpress.models.torchvision import mend_torchvision, torchvision_models
+from tensorpress.models.zoo import NETWORKS, Preprocess
+from tensorpress.utils.config_parsing import parse_yaml, validate
+
+EXAMPLE = "size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
+"""Options for images, as they are written."""
+
+Side = Annotated[int, Field(ge=1)]
+Channels = Annotated[tuple[float, ...], Field(min_length=1)]
+
+
+class ImageOptions(BaseModel):
+    """How images become inputs: the size, and the mean and deviation of channels.
+
+    The shorter side of an image becomes ``resize``, by default as long as that of ``size``, and
+    the middle of ``size`` is taken. Pixels are from 0 to 1 before ``mean`` is subtracted and the
+    rest divided by ``std``, one value for each channel.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: Side | tuple[Side, Side]
+    mean: Channels
+    std: Channels
+    resize: Side | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ImageOptions":
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise ValueError("mean and std need one value for grey images, three for colour")
+        if self.resize is not None and self.resize < min(self.sides):
+            raise ValueError(f"resize {self.resize} is below size {self.size}")
+        return self
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @staticmethod
+    def parse(text: str) -> "ImageOptions":
+        """Return the options of a text in YAML, the braces around it being optional.
+
+        Examples
+        --------
+        >>> ImageOptions.parse("size: 28, mean: [0], std: [1]").sides
+        (28, 28)
+        """
+        braces = text.lstrip().startswith("{")
+        return validate(ImageOptions, parse_yaml(text if braces else f"{{{text}}}"), "preprocess")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A function from an image to an input, and a line of text that says what it does.
+
+    Images are those of Pillow, or uint8 pixels of shape (C, H, W) or (C, T, H, W).
+    """
+
+    apply: Callable[[Any], Tensor]
+    text: str
+
+
+def find_transform(
+    name: str | None, model: nn.Module, options: ImageOptions | None = None
+) -> Transform:
+    """Return how a model takes images.
+
+    Networks of the zoo have one way. Models of timm have that of their configuration, models of
+    torchvision that of their first published weights, those of transformers the image processor
+    beside their weights.
+
+    Parameters
+    ----------
+    name : str or None
+        The name of the model, as for `tensorpress.models.load_model`.
+    model : nn.Module
+        The model.
+    options : ImageOptions, optional
+        They go before what the model says.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If nothing says it.
+    TensorPressError
+        If a package is missing, which the message names.
+
+    Examples
+    --------
+    >>> transform = find_transform("lenet5", nn.Identity())
+    >>> transform.apply(torch.zeros(1, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([1, 28, 28])
+    """
+    if options is not None:
+        preprocess = Preprocess(255, options.mean, options.std)
+        return pixel_transform(preprocess, options.sides, options.resize)
+    parsed = None if name is None else parse_name(name)
+    if name in NETWORKS:
+        net = NETWORKS[name]
+        return pixel_transform(net.preprocess, net.input_shape[1:])
+    if getattr(model, "pretrained_cfg", None):
+        return _timm_transform(model)
+    if parsed is not None and parsed.origin == "torchvision":
+        return _torchvision_transform(parsed.name)
+    if parsed is not None and parsed.origin == "hf":
+        return _processor(parsed.name)
+    raise InvalidArgumentError(
+        f"nothing says how {name or 'this model'} takes images: say it by --preprocess '{EXAMPLE}'"
+    )
+
+
+def pixel_transform(
+    preprocess: Preprocess, size: tuple[int, ...], resize: int | None = None
+) -> Transform:
+    """Return a transform by tensor operations: size, crop, scale and normalization."""
+
+    def apply(image: Any) -> Tensor:
+        pixels = to_pixels(image, len(preprocess.mean))
+        return preprocess(fit_pixels(pixels, size, resize)[None])[0]
+
+    mean, std = (", ".join(f"{x:g}" for x in x) for x in (preprocess.mean, preprocess.std))
+    crop = f"{resize} → " if resize else ""
+    shape = "×".join(map(str, size))
+    text = f"{crop}{shape}, pixels over {preprocess.scale:g}, minus {mean}, over {std}"
+    return Transform(apply, text)
+
+
+def to_pixels(image: Any, channels: int) -> Tensor:
+    """Return an image of Pillow, or pixels, as uint8 of shape (channels, H, W).
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is neither.
+    """
+    if hasattr(image, "convert"):
+        array = np.array(image.convert("L" if channels == 1 else "RGB"))
+        pixels = torch.from_numpy(array)
+        return pixels[None] if channels == 1 else pixels.movedim(-1, 0)
+    if not is_image(image):
+        raise InvalidArgumentError(
+            "expected an image of Pillow or uint8 pixels of shape (C, H, W), got "
+            f"{describe_content(image)}"
+        )
+    pixels = image
+    if len(pixels) == channels:
+        return pixels
+    if len(pixels) == 1:
+        return pixels.expand(channels, *pixels.shape[1:])
+    weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's "L"
+    return torch.tensordot(weights, pixels.float(), 1).round().to(torch.uint8)[None]
+
+
+def fit_pixels(pixels: Tensor, size: tuple[int, ...], resize: int | None = None) -> Tensor:
+    """Return the middle of an image whose shorter side has been resized; clips keep their size."""
+    height, width = pixels.shape[-2:]
+    if pixels.shape[1:] == size and resize is None:
+        return pixels
+    images = ImageSet(pixels[None], torch.zeros(1, dtype=torch.int64))
+    if pixels.ndim != 3 or len(size) != 2:
+        return images.resize(*size).images[0]  # which says what is wrong
+    scale = max(size[0] / height, size[1] / width)
+    scale = scale if resize is None else max(scale, resize / min(height, width))
+    sides = round(height * scale), round(width * scale)
+    top, left = (sides[0] - size[0]) // 2, (sides[1] - size[1]) // 2
+    resized = images.resize(*sides).images[0]
+    return resized[:, top : top + size[0], left : left + size[1]]
+
+
+def is_image(content: object) -> bool:
+    """Return whether a content is an image or a clip, as pixels or as Pillow has it."""
+    if isinstance(content, Tensor):
+        return content.dtype == torch.uint8 and content.ndim in (3, 4) and len(content) in (1, 3)
+    return hasattr(content, "convert") and hasattr(content, "getbands")
+
+
+def describe_content(content: object) -> str:
+    """Return type and shape of a content, for messages."""
+    if isinstance(content, Tensor):
+        return f"a Tensor {tuple(content.shape)} {content.dtype}"
+    return type(content).__name__
+
+
+def _to_pillow(image: Any, channels: int = 3) -> Any:
+    if isinstance(image, Tensor):
+        mend_torchvision()
+        functional = require("torchvision.transforms.functional", "preprocessing of images")
+        image = functional.to_pil_image(to_pixels(image, channels))
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _timm_transform(model: nn.Module) -> Transform:
+    mend_torchvision()
+    timm = require("timm.data", "a model of timm")
+    config = timm.resolve_data_config({}, model=model)
+    transform = timm.create_transform(**config)
+    channels = config["input_size"][0]
+    return Transform(
+        lambda image: transform(_to_pillow(image, channels)), f"by timm: {_one_line(transform)}"
+    )
+
+
+def _torchvision_transform(name: str) -> Transform:
+    published = torchvision_models().get_model_weights(name)
+    transform = next(iter(published)).transforms()
+    return Transform(
+        lambda image: transform(_to_pillow(image)), f"by torchvision: {_one_line(transform)}"
+    )
+
+
+def _processor(place: str) -> Transform:
+    transformers = transformers_library()
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(place)
+    except Exception as error:  # of the libraries below
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidArgumentError(
+            f"hf:{place} has no image processor ({reason}): say by --preprocess '{EXAMPLE}'"
+        ) from error
+
+    def apply(image: Any) -> Tensor:
+        pixels: Tensor = processor(images=_to_pillow(image), return_tensors="pt")["pixel_values"]
+        return pixels[0]
+
+    return Transform(apply, f"by transformers: {type(processor).__name__}")
+
+
+def _one_line(transform: object) -> str:
+    return " ".join(repr(transform).split())
