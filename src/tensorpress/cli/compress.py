@@ -14,7 +14,17 @@ from typing import Annotated
 import typer
 
 import tensorpress as tp
-from tensorpress.cli.options import MODEL, Inputs, Json, Root, Skip, Targets, WeightFile
+from tensorpress.cli.options import (
+    MODEL,
+    Data,
+    Inputs,
+    Json,
+    Preprocess,
+    Root,
+    Skip,
+    Targets,
+    WeightFile,
+)
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.cli.press import check_new
 from tensorpress.errors import InvalidArgumentError
@@ -32,17 +42,13 @@ def compress_command(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for model and report.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data", "-d", help="Inputs that say what matters, unlabelled: a data set's name."
-        ),
-    ] = None,
+    data: Data = None,
     weights: WeightFile = None,
     inputs: Inputs = None,
     targets: Targets = None,
     skip: Skip = None,
     root: Root = None,
+    preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
     """Compress a model to a budget in the way that keeps its outputs best, and say how good it is.
@@ -50,7 +56,7 @@ def compress_command(
     Example: tensorpress compress --model resnet20 --weights resnet20.safetensors --budget macs=60%
     --data cifar10 --out small
     """
-    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.calibration_data import CommandData
     from tensorpress.cli.model_source import DenseByName, write_origin
     from tensorpress.compress.model_report import describe
     from tensorpress.planning.budget import parse_budget
@@ -59,7 +65,10 @@ def compress_command(
     check_new(out)
     limit = parse_budget(budget)
     dense = DenseByName.parse(model, weights, inputs)
-    batches = None if data is None else load_calibration_images(dense, data, root)
+    batches = error = None
+    if data is not None:
+        opened = CommandData.for_dense(dense, data, root, preprocess)
+        batches, error = opened.sample(), opened.error_function()
     with _new_folder(out), TemporaryDirectory() as folder:
         result = tp.compress(
             dense.model,
@@ -67,6 +76,7 @@ def compress_command(
             batches,
             example_inputs=dense.inputs(dense.model),
             out=Path(folder, MODEL_FILE) if limit.kind == "bytes" else None,
+            evaluate=error,
             targets=tuple(targets or ("*",)),
             skip=tuple(skip or ()),
         )
@@ -90,6 +100,10 @@ def compress_command(
         print_json(content)
         return
     print_line(str(result))
+    if result.metric is not None:
+        print_line(
+            f"          (metric: error in % on examples of {data} that nothing is fitted to)"
+        )
     print_line("")
     print_line(f"written  {out}")
 

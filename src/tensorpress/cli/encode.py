@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 import tensorpress as tp
-from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
+from tensorpress.cli.options import Data, Json, Model, Preprocess, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 from tensorpress.report import formatting
@@ -42,40 +42,36 @@ def encode_command(
     size: Annotated[
         str | None, typer.Option(help="Most bytes of the whole file: 200kB, 1.5MiB.")
     ] = None,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(help="Data set whose training images say what matters in a model: cifar10."),
-    ] = None,
+    data: Data = None,
     root: Root = None,
+    preprocess: Preprocess = None,
     model: Model = None,
     weights: WeightFile = None,
-    inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
     """Round and entropy code a model or the tensors of a file to a budget, without training.
 
     A safetensors file becomes a file that is decoded without a model; a model by --model and
-    --weights a file that this model, or a network of the zoo, is loaded from. With --calibrate the
+    --weights a file that this model, or a network of the zoo, is loaded from. With --data the
     same size gives a much smaller error.
 
     Example: tensorpress encode model.safetensors --bits 3.5
     """
-    from tensorpress.cli.calibration_data import load_image_batches
-    from tensorpress.cli.model_source import find_inputs, load_source
+    from tensorpress.cli.calibration_data import ENCODE_SAMPLE, CommandData
+    from tensorpress.cli.model_source import load_source, stored_data_name
+    from tensorpress.data.sources import short_name
     from tensorpress.models.zoo import NETWORKS
 
     limit = None if size is None else parse_size(size)
-    network = calibration = None
+    network = calibration = name = None
     content: nn.Module | Mapping[str, Tensor]
     if source is not None and source.is_file() and source.suffix != ".tpz":
         if model is not None or weights is not None:
             raise InvalidArgumentError(
                 f"{source} is coded as it is: for a model give --model and --weights {source}"
             )
-        if calibrate is not None:
-            raise InvalidArgumentError(
-                f"--calibrate needs a model: give --model and --weights {source}"
-            )
+        if data is not None:
+            raise InvalidArgumentError(f"--data needs a model: give --model and --weights {source}")
         content = _load_tensors(source)
     else:
         if source is not None and not source.exists():
@@ -83,11 +79,10 @@ def encode_command(
         loaded = load_source(source, model, weights)
         content = loaded.model
         network = loaded.name if loaded.name in NETWORKS else None
-        if calibrate is not None:
-            example = find_inputs(loaded.name, loaded.model, inputs or ())
-            _, calibration = load_image_batches(
-                loaded, example, calibrate, root, part="calibration"
-            )
+        if data is not None:
+            opened = CommandData.open(loaded, data, root, preprocess)
+            calibration = opened.sample(ENCODE_SAMPLE)
+        name = stored_data_name(source) if data is None else short_name(data)
     path = out or _default_path(source, model)
     result = tp.encode(
         content,
@@ -96,6 +91,7 @@ def encode_command(
         bits=bits,
         size=limit,
         network=network,
+        data=name,
         calibration=calibration,
     )
     if as_json:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import tensorpress as tp
-from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
+from tensorpress.cli.options import Inputs, Json, Model, Preprocess, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
-from tensorpress.errors import ModelMismatchError
+from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tensorpress.cli.model_source import LoadedModel
-    from tensorpress.models.zoo import Network
 
 
 def eval_command(
@@ -32,25 +31,27 @@ def eval_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data set. For a .tpz file if not given MNIST for grey and CIFAR-10 for colour "
-            "images, moving-digits for clips; else none."
+            "--data",
+            "-d",
+            help="Labelled data: a data set (tensorpress list), a folder or file, or "
+            "package.module:function. A .tpz file may know its own.",
         ),
     ] = None,
     root: Root = None,
+    preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what a model costs, and its error on the test images of a data set.
+    """Measure what a model costs, and its error on labelled data.
 
-    Networks of the zoo get images as they were trained with; other models get them at the size of
-    their input, normalized as for ImageNet.
+    Images are prepared as the model says it takes them, or as --preprocess says.
 
-    Example: tensorpress eval pressed --data cifar10
+    Example: tensorpress eval --model timm:resnet18 --weights r18.safetensors --data imagenet/val
     """
     from tensorpress.cli.model_source import find_inputs, load_source
     from tensorpress.models import check_inputs
 
     if source is not None and not source.is_dir() and model is None:
-        _eval_file(source, data, root, as_json)
+        _eval_file(source, data, root, preprocess, as_json)
         return
     loaded = load_source(source, model, weights)
     example = find_inputs(loaded.name, loaded.model, inputs or ())
@@ -58,28 +59,28 @@ def eval_command(
         check_inputs(loaded.model, example)
     metrics = {"model": loaded.label, **_measure_costs(loaded.model, example)}
     if data is not None:
-        metrics |= _measure_error(loaded, example, data, root)
+        metrics |= _measure_error(loaded, data, root, preprocess)
     if as_json:
         print_json(metrics)
         return
     _print_metrics(metrics)
 
 
-def _eval_file(file: Path, data: str | None, root: Path | None, as_json: bool) -> None:
+def _eval_file(
+    file: Path, data: str | None, root: Path | None, preprocess: str | None, as_json: bool
+) -> None:
     """Decode a file of a network of the zoo and measure its error."""
     from tensorpress.cli.model_source import load_source
-    from tensorpress.models.zoo import NETWORKS
 
     name = tp.inspect(file).network
     if name is None:
         raise ModelMismatchError(
             f"{file} holds a model that is not in the zoo: say by --model how it is built"
         )
-    data = data or _default_data(NETWORKS[name])
-    metrics = _measure_error(load_source(file, None, None), None, data, root)
+    data = data or _default_data(file, name)
+    metrics = _measure_error(load_source(file, None, None), data, root, preprocess)
     size = file.stat().st_size
     if as_json:
-        del metrics["preprocess"]
         print_json({"file": str(file), "bytes": size, **metrics})
         return
     print_line(
@@ -100,17 +101,14 @@ def _measure_costs(model: nn.Module, inputs: Sequence[Tensor] | None) -> dict[st
 
 
 def _measure_error(
-    loaded: LoadedModel, inputs: Sequence[Tensor] | None, data: str, root: Path | None
+    loaded: LoadedModel, data: str, root: Path | None, preprocess: str | None
 ) -> dict[str, Any]:
-    from tensorpress.cli.calibration_data import load_image_batches
-    from tensorpress.train import evaluate
+    from tensorpress.cli.calibration_data import CommandData
+    from tensorpress.cli.classification import classification_error
 
-    preprocess, loader = load_image_batches(loaded, inputs, data, root, part="test")
-    return {
-        "data": data,
-        **asdict(evaluate(loaded.model, loader)),
-        "preprocess": asdict(preprocess),
-    }
+    test = CommandData.open(loaded, data, root, preprocess).test()
+    result = classification_error(loaded.model, test.batches)
+    return {"data": data, **asdict(result), "preprocess": test.text}
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
@@ -122,15 +120,30 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         line += " (say what it takes by --input for MACs and latency)"
     print_line(line)
     if "data" in metrics:
-        preprocess = metrics["preprocess"]
-        mean, std = (", ".join(f"{x:g}" for x in preprocess[key]) for key in ("mean", "std"))
         print_line(
-            f"error {metrics['error']:.2f} % on {metrics['examples']:,} test images of "
-            f"{metrics['data']}, pixels over {preprocess['scale']:g}, minus {mean}, over {std}"
+            f"error {metrics['error']:.2f} % on {metrics['examples']:,} test examples of "
+            f"{metrics['data']}, {metrics['preprocess']}"
         )
 
 
-def _default_data(net: Network) -> str:
-    if len(net.input_shape) == 4:
-        return "moving-digits"
-    return "mnist" if net.input_shape[0] == 1 else "cifar10"
+def _default_data(file: Path, name: str) -> str:
+    """Return the data set that a file names, or the only one that its network takes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file names none that is known, and there are several.
+    """
+    from tensorpress.cli.model_source import stored_data_name
+    from tensorpress.data import DATASETS
+    from tensorpress.data.splits import fits
+    from tensorpress.models.zoo import NETWORKS
+
+    stored = stored_data_name(file)
+    if stored in DATASETS:
+        return stored
+    known = [data for data in DATASETS if fits(NETWORKS[name], data)]
+    if stored is None and len(known) == 1:
+        return known[0]
+    why = "does not say which data it is for" if stored is None else f"is for the data {stored!r}"
+    raise InvalidArgumentError(f"{file} {why}: give them by --data ({', '.join(known)}, …)")

@@ -58,7 +58,8 @@ def _print_file(file: Path, as_json: bool) -> None:
         print_json(inspection.to_dict())
         return
     network, coder = inspection.network or "a model of your own", inspection.coder
-    print_line(f"{file}: {network}, {coder} coder")
+    data = "" if inspection.data is None else f", for {inspection.data}"
+    print_line(f"{file}: {network}{data}, {coder} coder")
     print_table(_tensor_table(inspection))
     parts = ", ".join(f"{name} {size:,}" for name, size in inspection.parts.items())
     print_line(f"{inspection.size:,} bytes: {parts}")

@@ -15,6 +15,7 @@ from tensorpress.checkpoints import load_checkpoint
 from tensorpress.checkpoints.load import PLAN
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.checkpoints.tensor_names import match_tensor_names
+from tensorpress.codec.tpz_file import open_file
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, TensorPressError
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
 from tensorpress.utils.atomic_files import write_atomically
@@ -141,6 +142,11 @@ def load_source(source: Path | None, name: str | None, weights: Path | None) -> 
     if origin is not None:
         return LoadedModel(str(source), load_checkpoint(source, load_model(origin)), origin)
     return LoadedModel(str(source), load_checkpoint(source), f"hf:{source}")
+
+
+def stored_data_name(source: Path | None) -> str | None:
+    """Return the name of the data that a ``.tpz`` file is for, None if it does not say it."""
+    return None if source is None or source.is_dir() else open_file(source).data
 
 
 def load_by_name(name: str, weights: Path | None) -> nn.Module:

@@ -35,9 +35,22 @@ Root = Annotated[
     Path | None,
     typer.Option("--root", help="Folder of the data sets; TENSORPRESS_DATA if not given."),
 ]
-Calibrate = Annotated[
+Data = Annotated[
     str | None,
-    typer.Option(help="Data set to whose training images the model responds: cifar10."),
+    typer.Option(
+        "--data",
+        "-d",
+        "--calibrate",
+        help="Inputs that say what matters: a data set (tensorpress list), a folder or file, or "
+        "package.module:function. Nothing is fitted to labels.",
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        help="How images become inputs, where the model does not say it: 'size: 224, mean: [0.485, "
+        "0.456, 0.406], std: [0.229, 0.224, 0.225]'."
+    ),
 ]
 
 Processes = Annotated[
@@ -87,7 +100,7 @@ class PlanArguments:
             "--allocation",
             "-a",
             help="The rule by which a budget is spread: error (the default), energy, uniform, "
-            "evbmf, responses (with --calibrate) or SCORES.json.",
+            "evbmf, responses (with --data) or SCORES.json.",
         ),
     ] = None
     budget: Annotated[

@@ -7,10 +7,11 @@ import typer
 
 from tensorpress.cli.options import (
     MODEL,
-    Calibrate,
+    Data,
     Inputs,
     Json,
     PlanArguments,
+    Preprocess,
     Root,
     WeightFile,
     add_plan_options,
@@ -26,8 +27,9 @@ def plan_command(
     inputs: Inputs = None,
     *,
     arguments: PlanArguments,
-    calibrate: Calibrate = None,
+    data: Data = None,
     root: Root = None,
+    preprocess: Preprocess = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="File for the plan, .yaml or .json; press takes it."),
@@ -40,17 +42,19 @@ def plan_command(
 
     Example: tensorpress plan --model torchvision:resnet50 --budget macs=50% --out plan.yaml
     """
-    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.calibration_data import CommandData
     from tensorpress.cli.model_source import DenseByName
     from tensorpress.cli.plan_arguments import plan_from_arguments
     from tensorpress.cli.plan_output import print_plan
     from tensorpress.sensitivity.response_energy import RESPONSES
 
     dense = DenseByName.parse(model, weights, inputs)
-    if calibrate is not None and arguments.allocation != RESPONSES:
-        raise InvalidArgumentError(f"a plan needs --calibrate for --allocation {RESPONSES} only")
-    images = None if calibrate is None else load_calibration_images(dense, calibrate, root)
-    plan = plan_from_arguments(dense, arguments, images)
+    if data is not None and arguments.allocation != RESPONSES:
+        raise InvalidArgumentError(f"a plan needs --data for --allocation {RESPONSES} only")
+    batches = None
+    if data is not None:
+        batches = CommandData.for_dense(dense, data, root, preprocess).sample()
+    plan = plan_from_arguments(dense, arguments, batches)
     if out is not None:
         plan.save(out)
     if as_json:

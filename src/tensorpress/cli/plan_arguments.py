@@ -40,7 +40,7 @@ def plan_from_arguments(
     """
     if arguments.allocation == RESPONSES:
         if images is None:
-            raise InvalidArgumentError(f"--allocation {RESPONSES} needs --calibrate, a data set")
+            raise InvalidArgumentError(f"--allocation {RESPONSES} needs --data")
         model = dense.model
         options = parse_plan_options(replace(arguments, allocation=None))
         options["allocation"] = response_energies(

@@ -10,12 +10,13 @@ import typer
 
 import tensorpress as tp
 from tensorpress.cli.options import (
-    Calibrate,
     Cluster,
+    Data,
     Inputs,
     Json,
     Model,
     PlanArguments,
+    Preprocess,
     Processes,
     Root,
     WeightFile,
@@ -60,12 +61,13 @@ def press_command(
     arguments: PlanArguments,
     processes: Processes = 1,
     cluster: Cluster = None,
-    calibrate: Calibrate = None,
+    data: Data = None,
     reconstruct: Annotated[
         Reconstruct | None,
-        typer.Option(help="What is fitted with --calibrate; linear if not given."),
+        typer.Option(help="What is fitted with --data; linear if not given."),
     ] = None,
     root: Root = None,
+    preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
     """Press a model by a plan, and write it as a folder of safetensors.
@@ -73,19 +75,19 @@ def press_command(
     Example: tensorpress press --model torchvision:resnet50 --weights r50.safetensors
     --plan plan.yaml --out pressed
     """
-    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.calibration_data import CommandData
     from tensorpress.cli.model_source import DenseByName
     from tensorpress.cli.plan_arguments import plan_from_arguments
     from tensorpress.reconstruct.layerwise import check_reconstruction
     from tensorpress.utils.executors import connect_cluster
 
     parallel = processes > 1 or cluster is not None
-    check_reconstruction(reconstruct, calibrate is not None, "decompose", parallel)
+    check_reconstruction(reconstruct, data is not None, "decompose", parallel)
     if plan is not None and arguments != PlanArguments():
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
     stored_plan = None if plan is None else tp.Plan.read(plan)
     if checkpoint is not None:
-        _check_checkpoint_options(checkpoint, weights, calibrate)
+        _check_checkpoint_options(checkpoint, weights, data)
         dense = DenseByName.parse(model or str(checkpoint), None, inputs)
         with connect_cluster(cluster) as executor:
             options: dict[str, Any] = {"processes": processes, "executor": executor}
@@ -95,12 +97,14 @@ def press_command(
         if model is None:
             raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
         dense = DenseByName.parse(model, weights, inputs)
-        images = None if calibrate is None else load_calibration_images(dense, calibrate, root)
-        model_plan = stored_plan or plan_from_arguments(dense, arguments, images)
+        batches = None
+        if data is not None:
+            batches = CommandData.for_dense(dense, data, root, preprocess).sample()
+        model_plan = stored_plan or plan_from_arguments(dense, arguments, batches)
         with connect_cluster(cluster) as executor:
             options = {"processes": processes, "executor": executor}
-            if images is not None:
-                options = {"calibration": images, "reconstruct": reconstruct}
+            if batches is not None:
+                options = {"calibration": batches, "reconstruct": reconstruct}
             result = model_plan, _press_model(dense, model_plan, out, options)
     _print_result(*result, out, as_json)
 
@@ -132,12 +136,10 @@ def _measure_costs(
     return costs
 
 
-def _check_checkpoint_options(
-    checkpoint: Path, weights: Path | None, calibrate: str | None
-) -> None:
-    if calibrate is not None:
+def _check_checkpoint_options(checkpoint: Path, weights: Path | None, data: str | None) -> None:
+    if data is not None:
         raise InvalidArgumentError(
-            "a checkpoint is pressed tensor by tensor, and --calibrate needs to run the model: "
+            "a checkpoint is pressed tensor by tensor, and --data needs to run the model: "
             f"give --model hf:{checkpoint}"
         )
     if weights is not None:

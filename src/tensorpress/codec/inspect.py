@@ -84,6 +84,8 @@ class Inspection:
         Name of the network in the zoo.
     coder : str
         Coder of the quantized values, "range" or "huffman".
+    data : str or None
+        Name of the data that the model was trained for.
     layers : tuple of StoredLayer
         The pressed layers.
     tensors : tuple of StoredTensor
@@ -97,6 +99,7 @@ class Inspection:
     size: int
     network: str | None
     coder: str
+    data: str | None
     layers: tuple[StoredLayer, ...]
     tensors: tuple[StoredTensor, ...]
     parts: dict[str, int]
@@ -108,6 +111,7 @@ class Inspection:
             "bytes": self.size,
             "network": self.network,
             "coder": self.coder,
+            "data": self.data,
             "layers": [asdict(layer) for layer in self.layers],
             "tensors": [asdict(t) | {"bits_per_value": t.bits_per_value} for t in self.tensors],
             "parts": self.parts,
@@ -152,6 +156,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         opened.size,
         description.network,
         opened.coder,
+        opened.data,
         layers,
         tuple(tensors),
         _parts(opened, decoded),

@@ -38,6 +38,7 @@ def save(
     quantizer: Quantizer | Quantizers | None = None,
     norms: Norms = "half",
     coder: Coder = "range",
+    data: str | None = None,
 ) -> int:
     """Write a model to a `.tpz` file: quantized, entropy coded, complete or not at all.
 
@@ -60,6 +61,8 @@ def save(
     coder : {"range", "huffman"}
         The entropy coder: adaptive range coding, which gives smaller files, or Huffman codes as in
         the ADA-Tucker paper.
+    data : str, optional
+        The name of the data that the model was trained for, which `inspect` tells.
 
     Returns
     -------
@@ -98,7 +101,7 @@ def save(
         for name, tensor in tensors.items()
     ]
     detached = [tensor.detach() for tensor in tensors.values()]
-    return write_file(path, description, detached, storages, coder)
+    return write_file(path, description, detached, storages, coder, data)
 
 
 def _quantizers(

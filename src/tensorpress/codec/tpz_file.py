@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensorpress.codec import container, named_header, zoo_header
 from tensorpress.codec.adaptive_coder import Stream
+from tensorpress.codec.data_name import read_data_name, write_data_name
 from tensorpress.codec.decode_tensors import DecodedTensor, decode_tensors
 from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.header import Description
@@ -26,6 +27,7 @@ def write_file(
     tensors: Sequence[Tensor],
     quantizers: Sequence[Quantizer | Literal["half"] | None],
     coder: Coder,
+    data: str | None = None,
 ) -> int:
     """Write a `.tpz` file.
 
@@ -41,6 +43,8 @@ def write_file(
         How each tensor is stored; see `tensorpress.codec.encode_tensors.encode_tensors`.
     coder : {"range", "huffman"}
         The coder of the quantized values.
+    data : str, optional
+        The name of the data that the model was trained for.
 
     Returns
     -------
@@ -56,7 +60,10 @@ def write_file(
         stream.number("header", len(header))
     else:
         zoo_header.write_layers(stream, description)
-    stream.number("coder", CODERS.index(coder))
+    # A coder's number beyond the coders says that the name of the data follows.
+    stream.number("coder", CODERS.index(coder) + (0 if data is None else len(CODERS)))
+    if data is not None:
+        write_data_name(stream, data)
     payload = encode_tensors(stream, tensors, quantizers, coder)
     return container.write(path, stream.finish(), header + payload)
 
@@ -77,6 +84,8 @@ class OpenFile:
         The header: network, plan and table of tensors.
     coder : {"range", "huffman"}
         The coder of the quantized values.
+    data : str or None
+        The name of the data that the model was trained for.
     container_bytes : int
         Bytes of magic, version, checksum and lengths.
     """
@@ -86,6 +95,7 @@ class OpenFile:
     header_bits: float
     description: Description
     coder: Coder
+    data: str | None
     container_bytes: int
     _stream: Stream
     _payload: bytes
@@ -130,9 +140,11 @@ def open_file(path: str | os.PathLike[str]) -> OpenFile:
     else:
         description = zoo_header.read_layers(name, stream, network)
     with container.name_file_in_errors(path):
-        coder = stream.number("coder")
-        if coder >= len(CODERS):
-            raise CorruptFileError(f"{coder} is no entropy coder")
+        number = stream.number("coder")
+        if number >= 2 * len(CODERS):
+            raise CorruptFileError(f"{number} is no entropy coder")
+        named, coder = divmod(number, len(CODERS))
+        data = read_data_name(stream) if named else None
     bits = stream.bits + 8 * size
     container_bytes = content.size - len(content.stream) - len(payload)
     return OpenFile(
@@ -141,6 +153,7 @@ def open_file(path: str | os.PathLike[str]) -> OpenFile:
         header_bits=bits,
         description=description,
         coder=CODERS[coder],
+        data=data,
         container_bytes=container_bytes,
         _stream=stream,
         _payload=payload[size:],

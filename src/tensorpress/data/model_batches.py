@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from tensorpress.data.transforms import (
     is_image,
 )
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.cost import evaluation_mode
 
 BATCH, TEXT_BATCH = 64, 8
 """Examples in memory at a time."""
@@ -129,14 +130,8 @@ def model_batches(
 
 def count_outputs(model: nn.Module, inputs: Any) -> int | None:
     """Return the number of classes that a model tells apart, None if it is no classifier."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluation_mode(model), torch.no_grad():
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     logits = getattr(output, "logits", output)
     return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None
 
@@ -233,22 +228,3 @@ def _text_batches(
 def _language_batch(blocks: list[Tensor]) -> dict[str, Tensor]:
     tokens = torch.stack(blocks)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
-
-
-def batches_of_labelled(batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
-    """Yield pairs (inputs, labels) of batches in any form.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If a batch has no labels.
-    """
-    for batch in batches:
-        if isinstance(batch, Mapping) and isinstance(batch.get("labels"), Tensor):
-            yield {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
-        elif isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
-            yield batch[0], batch[1]
-        else:
-            raise InvalidArgumentError(
-                "the data have no labels, so that there is no error to measure"
-            )

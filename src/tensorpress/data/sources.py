@@ -88,6 +88,17 @@ def find_path(name: str, root: str | os.PathLike[str] | None) -> Path | None:
     return next((place for place in places if name and place.exists()), None)
 
 
+def short_name(name: str) -> str:
+    """Return what a file says of its data: a name, of a path only the last part.
+
+    Examples
+    --------
+    >>> short_name("mnist"), short_name("/home/me/flowers/"), short_name("mine:flowers")
+    ('mnist', 'flowers', 'mine:flowers')
+    """
+    return Path(name).name or name
+
+
 def _searched(root: str | os.PathLike[str] | None) -> str:
     folder = root if root is not None else os.environ.get(ROOT_VARIABLE)
     return f", neither here nor in {os.fspath(folder)}" if folder else ""

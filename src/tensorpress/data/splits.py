@@ -54,6 +54,13 @@ def load_splits(
     return set_aside(name, train, test, validation)
 
 
+def fits(net: Network, name: str) -> bool:
+    """Return whether a network of the zoo takes the images of a data set in `DATASETS`."""
+    data = DATASETS[name]
+    kind = len(data.shape), data.shape[0]
+    return kind == (len(net.input_shape), net.input_shape[0]) and data.classes <= net.classes
+
+
 def check_fit(net: Network, name: str) -> None:
     """Check that a network of the zoo takes the images of a data set in `DATASETS`.
 
@@ -62,12 +69,8 @@ def check_fit(net: Network, name: str) -> None:
     InvalidArgumentError
         If it takes others, or has fewer outputs than the data set has classes.
     """
-    data = DATASETS[name]
-    if (
-        len(data.shape) != len(net.input_shape)
-        or data.shape[0] != net.input_shape[0]
-        or data.classes > net.classes
-    ):
+    if not fits(net, name):
+        data = DATASETS[name]
         raise InvalidArgumentError(
             f"the data set {name!r} ({format_shape(data.shape)}, classes: {data.classes}) does not "
             f"fit {net.name} ({format_shape(net.input_shape)}, classes: {net.classes})"

@@ -243,4 +243,4 @@ def _processor(place: str) -> Transform:
 
 
 def _one_line(transform: object) -> str:
-    return " ".join(repr(transform).split())
+    return " ".join(repr(transform).split()).replace("( ", "(").replace(" )", ")")

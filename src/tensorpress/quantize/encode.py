@@ -57,6 +57,7 @@ def encode(
     bits: float | None = None,
     size: int | None = None,
     network: str | None = None,
+    data: str | None = None,
     calibration: Iterable[CalibrationBatch] | None = None,
     seed: int = 0,
 ) -> EncodeResult:
@@ -86,6 +87,8 @@ def encode(
         Largest size of the file in bytes.
     network : str, optional
         Name of the model's network in `tensorpress.models.zoo`, as for `tensorpress.save`.
+    data : str, optional
+        Name of the data that a model was trained for, likewise.
     calibration : iterable, optional
         Batches that a model is run on: Tensors, or pairs of inputs and labels; a few hundred
         examples suffice. Labels are not used.
@@ -116,7 +119,7 @@ def encode(
     (True, ['0.weight', '0.bias', '2.weight', '2.bias'])
     """
     _check_budget(path, target_error, bits, size)
-    search = _file_search(source, network, calibration, seed)
+    search = _file_search(source, network, data, calibration, seed)
     if target_error is not None:
         rounded = search.search_error(target_error)
     else:
@@ -156,15 +159,18 @@ def _warn_of_zeros(table: Sequence[RoundedTensor], path: str | os.PathLike[str])
 def _file_search(
     source: nn.Module | Mapping[str, Tensor],
     network: str | None,
+    data: str | None,
     calibration: Iterable[CalibrationBatch] | None,
     seed: int,
 ) -> FileSearch:
     """Return the search for the file of a model or of tensors."""
     if isinstance(source, nn.Module):
         batches = None if calibration is None else collect_batches(calibration, source)
-        return ModelFileSearch(source, network, batches, seed)
-    if calibration is not None or network is not None:
-        raise InvalidArgumentError("calibration and network need a model as source, not tensors")
+        return ModelFileSearch(source, network, data, batches, seed)
+    if any(option is not None for option in (calibration, network, data)):
+        raise InvalidArgumentError(
+            "calibration, network and data need a model as source, not tensors"
+        )
     if not isinstance(source, Mapping):
         raise InvalidArgumentError(
             f"a model or tensors by name can be encoded, not {type(source).__name__}"

@@ -165,6 +165,8 @@ class ModelFileSearch(FileSearch):
         The model; it is left untouched.
     network : str or None
         Name of its network in the zoo.
+    data : str or None
+        Name of the data that it was trained for.
     batches : sequence of Batch or None
         Calibration data.
     seed : int
@@ -177,12 +179,17 @@ class ModelFileSearch(FileSearch):
     """
 
     def __init__(
-        self, model: nn.Module, network: str | None, batches: Sequence[Batch] | None, seed: int
+        self,
+        model: nn.Module,
+        network: str | None,
+        data: str | None,
+        batches: Sequence[Batch] | None,
+        seed: int,
     ) -> None:
         model = fold(model)
         for name, tensor in stored_tensors(model).items():
             check_finite(name, tensor)
-        self._model, self._network, self._batches = model, network, batches
+        self._model, self._network, self._data, self._batches = model, network, data, batches
         self._seed = seed
         self._merged = deepcopy(model).eval()
         merge_statistics(self._merged)
@@ -235,7 +242,8 @@ class ModelFileSearch(FileSearch):
             for name, tensor in stored_tensors(model).items()
             if tensor.is_floating_point() and name not in rounded.quantizers
         }
-        save(model, path, network=self._network, quantizer={**vectors, **rounded.quantizers})
+        quantizers = {**vectors, **rounded.quantizers}
+        save(model, path, network=self._network, data=self._data, quantizer=quantizers)
 
 
 def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def report_content(record: RunRecord, metrics: dict[str, Any]) -> ReportContent:
     scheme = recipe.press.scheme if recipe.press else "dense"
     return ReportContent(
         title=recipe.title,
-        subtitle=f"{recipe.network} on {recipe.data.name}, {scheme}, seed {record.seed}",
+        subtitle=f"{recipe.network} on {recipe.data.origin}, {scheme}, seed {record.seed}",
         metrics=metrics,
         layers=layer_rows(record),
         histograms=_histograms(record),

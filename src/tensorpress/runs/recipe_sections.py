@@ -110,18 +110,34 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """The data set, the number of its training images that validate, and augmentation.
+    """The images, the number of those for training that validate, and augmentation.
 
+    ``name`` is that of a data set, ``source`` a path, which may be relative to the data folder, or
+    ``package.module:function``; see `tensorpress.data.open_source`.
     After ``variants`` epochs the same augmented images come again, with the stored outputs of the
     teacher.
     """
 
-    name: str
+    name: str | None = None
+    source: str | None = None
     root: Path | None = None
     validation: Annotated[int, Field(ge=0)]
     augment: Annotated[str, AfterValidator(_check_augmentation)] | None = None
     variants: Count | None = None
     batch_size: Count = 256
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "Data":
+        if (self.name is None) == (self.source is None):
+            raise ValueError(
+                "give either name (a data set) or source (a path, or package.module:function)"
+            )
+        return self
+
+    @property
+    def origin(self) -> str:
+        """The name or the source."""
+        return self.name or self.source or ""
 
 
 class Teacher(Section):

@@ -16,6 +16,7 @@ from tensorpress.codec.inspect import inspect
 from tensorpress.codec.model_tensors import assign_quantizers, quantized_names
 from tensorpress.codec.quantizers import UniformQuantizer
 from tensorpress.codec.save_load import Quantizers, load, save
+from tensorpress.data.sources import short_name
 from tensorpress.data.splits import load_splits
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.zoo import network
@@ -90,13 +91,14 @@ def run(
     _claim_folder(out, recipe, seed)
     net = network(recipe.network)
     try_plan(net, recipe)
-    splits = load_splits(net, recipe.data.name, recipe.data.root, recipe.data.validation)
+    splits = load_splits(net, recipe.data.origin, recipe.data.root, recipe.data.validation)
     phases = Phases(recipe, net, splits, out, seed, common)
     models = _train(phases, recipe, seed)
     path = out / "model.tpz"
     size = recipe.quantize
     options: dict[str, Any] = {} if size is None else {"norms": size.norms, "coder": size.coder}
-    save(models.final, path, network=recipe.network, quantizer=models.quantizers, **options)
+    options |= {"network": recipe.network, "data": short_name(recipe.data.origin)}
+    save(models.final, path, quantizer=models.quantizers, **options)
     decoded = load(path).to(models.device)
     error = phases.test_error if test else phases.validation_error
     record = RunRecord(
@@ -144,7 +146,7 @@ def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
     """
     net, folder = network(recipe.network), common / common_part(recipe, phase, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    splits = load_splits(net, recipe.data.name, recipe.data.root, recipe.data.validation)
+    splits = load_splits(net, recipe.data.origin, recipe.data.root, recipe.data.validation)
     phases = Phases(recipe, net, splits, folder, seed, common)
     if phase == "dense":
         phases.dense_model()

@@ -106,7 +106,7 @@ def _test_error(variant: Variant, folder: Path) -> float:
     """Return the error of a run's file on the test images."""
     recipe, net = variant.recipe, network(variant.recipe.network)
     data = recipe.data
-    images = load_splits(net, data.name, data.root, data.validation).test
+    images = load_splits(net, data.origin, data.root, data.validation).test
     loader = batches(images, net.preprocess, EVALUATION_BATCH, shuffle=False)
     return evaluate(load(folder / "model.tpz"), loader).error
 
@@ -118,7 +118,7 @@ def _content(
     return {
         "title": first.title,
         "network": first.network,
-        "data": first.data.name,
+        "data": first.data.origin,
         "seeds": [trial.seed for trial in outcomes[0].trials],
         "variants": [_describe_variant(outcome, outcome in optimal) for outcome in outcomes],
         "picks": [_describe_pick(one) for one in picked],

@@ -1,0 +1,78 @@
+"""The error of a classifier that takes its inputs in any form, by position or by name."""
+
+import math
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tensorpress.calibrate.batches import collect_batches, model_outputs
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.cost import evaluation_mode
+from tensorpress.train.evaluate import Evaluation, check_logits, count_wrong
+
+
+def classification_error(model: nn.Module, batches: Iterable[Any]) -> Evaluation:
+    """Return loss and error of a classifier over all examples.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier, which returns logits of shape (examples, classes), or an object with them.
+    batches : iterable
+        Of pairs (inputs, labels), or of mappings of arguments by name with ``labels``, which are
+        class indices of shape (examples,).
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is no example or no label, a label is none of the model's classes, or the model
+        returns something else.
+
+    Examples
+    --------
+    >>> classification_error(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 2]))]).error
+    25.0
+    """
+    losses, wrong, examples = [], 0, 0
+    with evaluation_mode(model), torch.no_grad():
+        for single in batches:
+            [batch] = collect_batches([single], model)
+            if batch.labels is None:
+                raise InvalidArgumentError(
+                    "the data have no labels, so that there is no error to measure"
+                )
+            logits = check_logits(model_outputs(model, batch), batch.labels)
+            low, high = (int(x) for x in batch.labels.aminmax())
+            if low < 0 or high >= logits.shape[1]:
+                raise InvalidArgumentError(
+                    f"the data have labels from {low} to {high}, and the model "
+                    f"{logits.shape[1]} classes"
+                )
+            losses.append(float(functional.cross_entropy(logits, batch.labels, reduction="sum")))
+            wrong += int(count_wrong(logits, batch.labels))
+            examples += len(batch.labels)
+    if not examples:
+        raise InvalidArgumentError("there is no example to evaluate on")
+    return Evaluation(math.fsum(losses) / examples, 100 * wrong / examples, examples)
+
+
+def is_classified(model: nn.Module, batches: Iterable[Any]) -> bool:
+    """Return whether batches have labels, and a model returns scores of classes, one a label."""
+    try:
+        [batch] = collect_batches(islice(batches, 1), model)
+        with evaluation_mode(model), torch.no_grad():
+            logits = model_outputs(model, batch)
+    except InvalidArgumentError:
+        return False
+    labels = batch.labels
+    return (
+        labels is not None
+        and labels.ndim == 1
+        and not labels.is_floating_point()
+        and logits.ndim == 2
+        and 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
+    )
