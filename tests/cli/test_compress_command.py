@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +41,18 @@ def test_a_folder_with_model_plan_and_report(run_json: RunJson, tmp_path: Path) 
     page = (folder / "report.html").read_text()
     assert result["verdict"] in page
     assert all(trial["name"] in page for trial in result["trials"])
+
+
+def test_labels_serve_the_test(shell: Shell, run_json: RunJson, tmp_path: Path) -> None:
+    words = ("compress", *LENET, "--budget", "params=50%", "--data")
+    result = run_json(*words, "digits", "--out", "small")
+    before = run_json("eval", "--model", *LENET[1:], "--data", "digits")["error"]
+    after = run_json("eval", "small", "--data", "digits")["error"]
+    assert result["metric"] == {"dense": pytest.approx(before), "compressed": pytest.approx(after)}
+    np.save(tmp_path / "pixels.npy", np.random.default_rng(0).integers(0, 256, (200, 28, 28), "u1"))
+    outcome = shell(*words, "pixels.npy", "--out", "blind")
+    assert outcome.code == 0
+    assert "metric" not in outcome.out
 
 
 def test_bytes_are_a_file(run_json: RunJson, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
     save_weights(net, tmp_path / "w.safetensors")
     model = ("--model", "lenet5", "--weights", "w.safetensors", "--size", "9kB")
     run_json("encode", *model, "--out", "blind.tpz")
-    run_json("encode", *model, "--calibrate", "digits", "--out", "seen.tpz")
+    run_json("encode", *model, "--data", "digits", "--out", "seen.tpz")
     images = network("lenet5").preprocess(load_splits(network("lenet5"), "digits").test.images)
     expected = net(images)
     blind, seen = (
@@ -75,11 +75,11 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
     [
         (("encode", "m.safetensors"), "give one of"),
         (
-            ("encode", "m.safetensors", "--bits", "3", "--calibrate", "digits"),
-            "--calibrate needs a model",
+            ("encode", "m.safetensors", "--bits", "3", "--data", "digits"),
+            "--data needs a model",
         ),
         (
-            ("encode", "--model", "lenet5", "--bits", "3", "--out", "a.tpz", "--calibrate", "x"),
+            ("encode", "--model", "lenet5", "--bits", "3", "--out", "a.tpz", "--data", "x"),
             "unknown data set 'x'",
         ),
         (("encode", "m.safetensors", "--size", "many"), "'many' is no size"),

@@ -3,8 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import tensorpress as tp
@@ -39,31 +41,73 @@ def test_costs_of_a_model(run_json: RunJson, shell: Shell) -> None:
 def test_error_of_a_pressed_folder_is_that_of_the_model(run_json: RunJson, pressed: Path) -> None:
     result = run_json("eval", pressed, "--data", "digits")
     assert result["examples"] == 596
-    assert result["preprocess"] == {"scale": 256, "mean": [0.0], "std": [1.0]}
+    assert result["preprocess"] == "28×28, pixels over 256, minus 0, over 1"
     assert 80 < result["error"] < 100  # the weights are random
     assert result["params"] < 60_000
 
 
-def test_other_models_get_images_at_their_size_and_it_is_said(shell: Shell, tmp_path: Path) -> None:
+def test_other_models_get_images_as_it_is_said(shell: Shell, fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "grey.py").write_text(
         "from torch import nn\n"
         "def net():\n"
         "    return nn.Sequential(nn.Conv2d(1, 4, 9), nn.Flatten(), nn.Linear(64, 10))\n"
     )
-    outcome = shell("eval", "--model", "grey:net", "--input", "1x1x12x12", "--data", "digits")
+    words = ("eval", "--model", "grey:net", "--data", "digits")
+    assert "say it by --preprocess 'size: 224, mean" in fails(*words)
+    outcome = shell(*words, "--preprocess", "size: 12, mean: [0], std: [1]")
     assert outcome.code == 0
-    assert "on 596 test images of digits, pixels over 255, minus 0, over 1" in outcome.out
+    assert "596 test examples of digits, 12×12, pixels over 255, minus 0, over 1" in outcome.out
 
 
-def test_data_that_does_not_fit_is_refused(fails: Fails) -> None:
-    net = ("eval", "--model", "small_nets:net", "--input", "1x3x8x8")
-    assert "(1×8×8, classes: 10) does not fit small_nets:net (3×8×8, classes: 10)" in fails(
-        *net, "--data", "digits"
+def test_data_that_does_not_fit_is_refused(fails: Fails, tmp_path: Path) -> None:
+    net = ("eval", "--model", "small_nets:net", "--data")
+    assert "unknown data set 'digit'" in fails(*net, "digit")
+    assert "(1×8×8, classes: 10) does not fit resnet20 (3×32×32" in fails(
+        "eval", "--model", "resnet20", "--data", "digits"
     )
-    assert "unknown data set 'digit'" in fails(*net, "--data", "digit")
-    assert "unknown inputs" in fails("eval", "--model", "small_nets:net", "--data", "digits")
-    tokens = ("eval", "--model", "small_nets:tokens", "--input", "1x5:int64", "--data", "digits")
-    assert "classes: unknown" in fails(*tokens)
+    images = torch.randn(4, 3, 8, 8).numpy()
+    np.savez(tmp_path / "many.npz", x=images, y=np.arange(9, 13))
+    assert "labels from 9 to 12, and the model 10 classes" in fails(*net, "many.npz")
+    np.save(tmp_path / "bare.npy", images)
+    assert "the data have no labels" in fails(*net, "bare.npy")
+    tokens = np.zeros((4, 5), np.int64)
+    np.savez(tmp_path / "tokens.npz", x=tokens, y=np.arange(4))
+    words = ("eval", "--model", "small_nets:tokens", "--data", "tokens.npz")
+    assert "must return logits of shape (4, classes), got (4, 5, 24)" in fails(*words)
+
+
+def test_arrays_and_functions_as_data(run_json: RunJson, tmp_path: Path, dense: nn.Module) -> None:
+    inputs = torch.randn(9, 3, 8, 8)
+    labels = dense(inputs).argmax(1)
+    labels[:3] = (labels[:3] + 1) % 10
+    np.savez(tmp_path / "own.npz", x=inputs.numpy(), y=labels.numpy())
+    save_file(dense.state_dict(), tmp_path / "w.safetensors")
+    words = ("eval", "--model", "small_nets:net", "--weights", "w.safetensors", "--data")
+    result = run_json(*words, "own.npz")
+    assert (result["error"], result["examples"]) == (pytest.approx(100 / 3), 9)
+    assert result["preprocess"] == "as the model takes them"
+    (tmp_path / "own.py").write_text(
+        "import numpy, torch\n"
+        "def batches():\n"
+        "    a = numpy.load('own.npz')\n"
+        "    yield torch.from_numpy(a['x']), torch.from_numpy(a['y'])\n"
+    )
+    assert run_json(*words, "own:batches")["error"] == result["error"]
+
+
+def test_a_file_knows_its_data_or_asks(run_json: RunJson, fails: Fails, tmp_path: Path) -> None:
+    lenet = build("lenet5")
+    tp.save(lenet, tmp_path / "known.tpz", network="lenet5", data="digits")
+    assert run_json("inspect", "known.tpz")["data"] == "digits"
+    assert run_json("eval", "known.tpz")["data"] == "digits"
+    tp.save(lenet, tmp_path / "unknown.tpz", network="lenet5")
+    message = fails("eval", "unknown.tpz")
+    assert "unknown.tpz does not say which data it is for: give them by --data (digits, " in message
+    assert "cifar10" not in message
+    tp.save(lenet, tmp_path / "other.tpz", network="lenet5", data="os:getcwd")
+    assert "other.tpz is for the data 'os:getcwd'" in fails("eval", "other.tpz")
+    tp.save(build("clips3d"), tmp_path / "clips.tpz", network="clips3d")
+    assert run_json("eval", "clips.tpz")["data"] == "moving-digits"
 
 
 def test_layers_of_a_model_and_why_some_cannot_be_pressed(run_json: RunJson, shell: Shell) -> None:

@@ -85,7 +85,7 @@ def test_ranks_and_factors_are_fitted_to_responses(
     gaps = [float((m(images) - expected).norm()) for m in (by_responses, by_weights)]
     assert gaps[0] < 0.3 * gaps[1]
     for wrong, message in {
-        ("--allocation", "responses"): "--allocation responses needs --calibrate",
+        ("--allocation", "responses"): "--allocation responses needs --data",
         ("--allocation", "error", "--calibrate", "digits"): "for --allocation responses only",
     }.items():
         assert message in fails("plan", *words, *wrong)
