@@ -1,9 +1,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from tensorpress.data import DATASETS
+from tensorpress.data import DATASETS, load
 from tensorpress.data.splits import find_weights, load_splits
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.models.zoo import network
@@ -65,3 +67,43 @@ def test_weights_are_looked_for_here_and_in_the_data_folder(
     (here / name).touch()
     assert find_weights(name, None).resolve() == here / name
     assert find_weights(root / name, None) == root / name
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("",)])
+def test_pixels_of_a_file_at_the_size_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = load("digits")
+    arrays = {}
+    for part in parts:
+        images = digits.test if part == "test" else digits.train
+        end = f"_{part}" if part else ""
+        arrays |= {f"x{end}": images.images.numpy()[:, 0], f"y{end}": images.labels.numpy()}
+    np.savez(tmp_path / "own.npz", **arrays)
+    splits = load_splits(network("lenet5"), "own.npz", validation=100)
+    counts = [len(part) for part in (splits.train, splits.validation, splits.test)]
+    assert counts == ([1101, 100, 596] if "test" in parts else [861, 100, 240])
+    if "test" in parts:
+        expected = load_splits(network("lenet5"), "digits", validation=100)
+        assert torch.equal(splits.validation.images, expected.validation.images)
+        assert torch.equal(splits.test.labels, expected.test.labels)
+    every = torch.cat([splits.train.images, splits.validation.images, splits.test.images])
+    assert every.shape[1:] == (1, 28, 28)
+
+
+def test_data_that_a_network_cannot_be_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels, labels = np.zeros((20, 5, 5), np.uint8), np.arange(20)
+    for arrays, message in (
+        ({"x": pixels, "y": labels}, r"labels from 0 to 1\d, and lenet5 10 outputs"),
+        ({"x": pixels}, "with label None: expected labelled images"),
+        ({"x": pixels.astype(np.float32), "y": labels}, "yields a Tensor .* expected labelled"),
+    ):
+        np.savez(tmp_path / "own.npz", **arrays)
+        with pytest.raises(InvalidArgumentError, match=message):
+            load_splits(network("lenet5"), "own.npz")
+    with pytest.raises(DataNotFoundError, match="no file and no folder own/train"):
+        load_splits(network("lenet5"), "own/train")

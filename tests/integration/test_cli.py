@@ -101,7 +101,7 @@ def test_the_recipe_of_demo(shell: Call, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_eval(shell: Call, finished: RunResult) -> None:
     file = finished.folder / "model.tpz"
     size, error = finished.metrics["file"]["bytes"], finished.metrics["file"]["error"]
-    said = shell("eval", file, "--data", "digits")
+    said = shell("eval", file)  # which knows its data
     assert said.code == 0
     assert said.out == (
         f"{file}: lenet300100, {size:,} bytes, error {error:.2f} % on 596 test images of digits\n"
@@ -115,7 +115,7 @@ def test_eval(shell: Call, finished: RunResult) -> None:
 def test_eval_of_a_trained_network(shell: Call, tmp_path: Path, data_root: Path) -> None:
     dense = build("lenet5")
     load_weights(dense, data_root / "lenet_caffe" / "lenet5.safetensors")
-    tp.save(dense, tmp_path / "a.tpz", network="lenet5")
+    tp.save(dense, tmp_path / "a.tpz", network="lenet5", data="mnist")
     said = shell("eval", tmp_path / "a.tpz", "--root", data_root, "--json")
     net = NETWORKS["lenet5"]
     test = load_splits(net, "mnist", data_root).test

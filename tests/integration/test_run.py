@@ -3,13 +3,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import recipe
 
 import tensorpress as tp
 from tensorpress.codec.model_tensors import quantized_names, stored_tensors
-from tensorpress.data import batches
+from tensorpress.data import batches, load
 from tensorpress.data.splits import load_splits
 from tensorpress.measure import count_params
 from tensorpress.models.zoo import build, load_weights, network, save_weights
@@ -194,3 +195,19 @@ class TestOtherRecipes:
         result = run(given, tmp_path / "run")
         assert result.metrics["file"]["validation_error"] is None
         assert result.content.curves[1].curves[0].values == [None, None]
+
+
+def test_a_run_on_data_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = load("digits")
+    arrays = {"x_train": digits.train.images, "x_test": digits.test.images}
+    labels = {"y_train": digits.train.labels, "y_test": digits.test.labels}
+    np.savez("own.npz", **{name: x.numpy() for name, x in (arrays | labels).items()})
+    data = {"source": "own.npz", "validation": 200, "batch_size": 200}
+    result = run(recipe(data=data), tmp_path / "own", seed=3)
+    by_name = run(recipe(), tmp_path / "named", seed=3)
+    assert metrics_of(result)["pressed"] == metrics_of(by_name)["pressed"]
+    assert [tp.inspect(x.folder / "model.tpz").data for x in (result, by_name)] == [
+        *("own.npz", "digits")
+    ]
+    assert "LeNet-300-100" in (result.folder / "report.html").read_text()

@@ -290,6 +290,11 @@ TRAIN = {"epochs": 1, "lr": 0.1}
             "press.init: ",
         ),
         ({"data": {"name": "digits", "validation": -1}}, "data.validation: "),
+        ({"data": {"validation": 0}}, "data: give either name (a data set) or source"),
+        (
+            {"data": {"name": "digits", "source": "photos", "validation": 0}},
+            "data: give either name (a data set) or source",
+        ),
         ({"press": "all"}, "press: "),
         ({"press": {"scheme": "tucker2"}}, "press: give a budget, ranks for tucker2, or"),
         ({"press": {"budget": "macs=9", "ranks": 8}}, "press: the budget macs=9 decides on the"),

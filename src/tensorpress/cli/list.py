@@ -35,7 +35,7 @@ SPREADS = {
     "energy": "greatest product of kept PCA energies (Zhang et al. 2016)",
     "uniform": "one fraction of the largest ranks for all; of one scheme",
     "evbmf": "EVBMF's ranks, all weakened alike; of one scheme",
-    "responses": "greatest product of the energies that responses keep, with --calibrate",
+    "responses": "greatest product of the energies that responses keep, with --data",
     "SCORES.json": "least sum of measured losses, of tensorpress.sensitivity",
 }
 
