@@ -140,7 +140,7 @@ def _default_data(file: Path, name: str) -> str:
     from tensorpress.models.zoo import NETWORKS
 
     stored = stored_data_name(file)
-    if stored in DATASETS:
+    if stored is not None and stored in DATASETS:
         return stored
     known = [data for data in DATASETS if fits(NETWORKS[name], data)]
     if stored is None and len(known) == 1:

@@ -12,6 +12,7 @@ from tensorpress.data.source import Batches, Example, Examples, Part, Source
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.models.factory import import_function
 from tensorpress.models.names import parse_name
+from tensorpress.models.torchvision import mend_torchvision
 
 FORMS = (
     "a DataLoader or another iterable of batches, a Dataset of examples, or a mapping of them "
@@ -56,6 +57,8 @@ def read_function(text: str) -> Source:
     (1201, 596)
     """
     parsed = parse_name(text)
+    if parsed.origin.startswith("torchvision"):
+        mend_torchvision()
     function = import_function(parsed.origin, parsed.name)
     try:
         data = function(**parsed.options)

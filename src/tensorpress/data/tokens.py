@@ -88,7 +88,7 @@ def token_blocks(
         raise InvalidArgumentError(
             f"the text has {len(tokens)} tokens, expected at least a block of {length}"
         )
-    return list(torch.tensor(tokens[: count * length]).split(length))
+    return list(torch.tensor(tokens[: count * length]).reshape(count, length))
 
 
 def padded_batch(texts: list[str], tokenizer: Any, length: int) -> dict[str, Tensor]:

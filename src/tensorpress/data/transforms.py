@@ -112,8 +112,8 @@ def find_transform(
         preprocess = Preprocess(255, options.mean, options.std)
         return pixel_transform(preprocess, options.sides, options.resize)
     parsed = None if name is None else parse_name(name)
-    if name in NETWORKS:
-        net = NETWORKS[name]
+    net = NETWORKS.get(name or "")
+    if net is not None:
         return pixel_transform(net.preprocess, net.input_shape[1:])
     if getattr(model, "pretrained_cfg", None):
         return _timm_transform(model)
@@ -152,14 +152,13 @@ def to_pixels(image: Any, channels: int) -> Tensor:
     """
     if hasattr(image, "convert"):
         array = np.array(image.convert("L" if channels == 1 else "RGB"))
-        pixels = torch.from_numpy(array)
-        return pixels[None] if channels == 1 else pixels.movedim(-1, 0)
+        return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
     if not is_image(image):
         raise InvalidArgumentError(
             "expected an image of Pillow or uint8 pixels of shape (C, H, W), got "
             f"{describe_content(image)}"
         )
-    pixels = image
+    pixels: Tensor = image
     if len(pixels) == channels:
         return pixels
     if len(pixels) == 1:
