@@ -164,7 +164,8 @@ def to_pixels(image: Any, channels: int) -> Tensor:
     if len(pixels) == 1:
         return pixels.expand(channels, *pixels.shape[1:])
     weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's "L"
-    return torch.tensordot(weights, pixels.float(), 1).round().to(torch.uint8)[None]
+    grey: Tensor = torch.tensordot(weights, pixels.float(), 1).round().to(torch.uint8)
+    return grey[None]
 
 
 def fit_pixels(pixels: Tensor, size: tuple[int, ...], resize: int | None = None) -> Tensor:
