@@ -10,6 +10,7 @@ from tensorpress.data.class_numbers import class_numbers
 from tensorpress.data.source import Batches, Source
 from tensorpress.data.tokens import token_blocks
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.models.torchvision import mend_torchvision
 
 VECTORS = [(torch.full((3,), float(n)), n % 4) for n in range(10)]
 NET = nn.Linear(3, 4)
@@ -87,6 +88,7 @@ def test_names_of_classes_are_those_of_the_model() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of transformers with a tokenizer of words and no model."""
+    mend_torchvision()
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     words = {word: number for number, word in enumerate(("?", "<end>", "a", "b", "c"))}
@@ -97,8 +99,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     path = tmp_path_factory.mktemp("words")
     fast.save_pretrained(path)
-    config = transformers.GPT2Config(vocab_size=5, n_positions=4, n_embd=4, n_layer=1, n_head=1)
-    transformers.GPT2LMHeadModel(config).save_pretrained(path)
     return path
 
 

@@ -19,6 +19,7 @@ from tensorpress.errors import (
     InvalidArgumentError,
     TensorPressError,
 )
+from tensorpress.models.torchvision import mend_torchvision
 
 FUNCTIONS = """
 import torch
@@ -60,6 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def skip_without(package: str) -> None:
+    """Skip a test without a package."""
     if find_spec(package) is None:
         pytest.skip(f"needs {package}")
 
@@ -198,6 +200,24 @@ def test_arrays_that_cannot_be_examples(folder: Path) -> None:
         open_source("bad.safetensors")
 
 
+def test_targets_that_are_no_classes_are_left_out(folder: Path) -> None:
+    one_hot, scores = torch.eye(3).numpy(), torch.rand(3, 3).numpy()
+    for labels, expected in (
+        (one_hot, [0, 1, 2]),
+        (scores, [None] * 3),
+        (scores[:, 0], [None] * 3),
+        (np.array([2.0, 0.0, 1.0]), [2, 0, 1]),
+    ):
+        np.savez(folder / "a.npz", x=np.zeros((3, 2)), y=labels)
+        assert [label for _, label in examples(open_source("a.npz").test)] == expected
+    (folder / "regression.py").write_text(
+        "import torch\n"
+        "def data():\n"
+        "    return torch.utils.data.TensorDataset(torch.zeros(2, 3), torch.rand(2))\n"
+    )
+    assert open_source("regression:data").test[0][1] is None
+
+
 def test_texts(folder: Path) -> None:
     (folder / "a.txt").write_text("one\n\ntwo\n")
     assert examples(open_source("a.txt").test) == [("one\n", None), ("\n", None), ("two\n", None)]
@@ -228,6 +248,7 @@ def test_texts_that_cannot_be_read(folder: Path, name: str, content: bytes, mess
 
 
 def test_data_sets_of_hugging_face(folder: Path) -> None:
+    mend_torchvision()
     datasets = pytest.importorskip("datasets")
     image = pytest.importorskip("PIL.Image")
     rows = {"image": [image.new("RGB", (4, 4), (n, 0, 0)) for n in range(3)], "label": [1, 0, 1]}
@@ -253,6 +274,7 @@ def test_data_sets_of_hugging_face(folder: Path) -> None:
 
 
 def test_rows_of_texts_numbers_and_tokens(folder: Path) -> None:
+    mend_torchvision()
     datasets = pytest.importorskip("datasets")
     texts = {"id": ["1", "2"], "text": ["a", "b"], "label": [0, 1]}
     datasets.Dataset.from_dict(texts).save_to_disk(folder / "texts")
@@ -261,6 +283,15 @@ def test_rows_of_texts_numbers_and_tokens(folder: Path) -> None:
     datasets.Dataset.from_dict(vectors).save_to_disk(folder / "vectors")
     assert open_source("vectors").test[1][0].tolist() == [3.0, 4.0]
     datasets.Dataset.from_dict({"input_ids": [[1, 2]]}).save_to_disk(folder / "tokens")
+    named = {"text": ["a", "b", "c"], "label": ["yes", "no", "yes"]}
+    datasets.Dataset.from_dict(named).save_to_disk(folder / "named")
+    source = open_source("named")
+    assert (examples(source.test), source.classes) == (
+        *([("a", 1), ("b", 0), ("c", 1)], ("no", "yes")),
+    )
+    scores = {"text": ["a"], "label": [0.5]}
+    datasets.Dataset.from_dict(scores).save_to_disk(folder / "scores")
+    assert examples(open_source("scores").test) == [("a", None)]
     content, label = open_source("tokens").test[0]
     assert (content["input_ids"].tolist(), label) == ([1, 2], None)
     (folder / "tokens" / "state.json").unlink()

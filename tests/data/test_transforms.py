@@ -14,6 +14,7 @@ from tensorpress.data.transforms import (
 )
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.models import load_model
+from tensorpress.models.torchvision import mend_torchvision
 
 PIXELS = torch.randint(0, 256, (3, 40, 30), generator=torch.Generator().manual_seed(0)).byte()
 OPTIONS = ImageOptions(size=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -115,6 +116,7 @@ def test_a_model_of_torchvision_says_it() -> None:
 
 @needs("transformers")
 def test_a_folder_of_transformers_says_it_or_is_asked(tmp_path: Any) -> None:
+    mend_torchvision()
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8

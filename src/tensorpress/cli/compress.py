@@ -88,6 +88,7 @@ def compress_command(
     write_origin(out, dense.name)
     content = {
         "title": dense.name,
+        "data": data,
         "command": shlex.join(["tensorpress", *sys.argv[1:]]),
         **result.to_dict(),
     }

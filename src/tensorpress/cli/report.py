@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import tensorpress as tp
-from tensorpress.cli.options import MODEL, Inputs, Json, Root, WeightFile
+from tensorpress.cli.options import MODEL, Inputs, Json, Preprocess, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.atomic_files import write_atomically
@@ -23,27 +23,37 @@ def report_command(
     ] = Path("report.html"),
     weights: WeightFile = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Data to compare the outputs on.")
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Inputs to compare the outputs on: a data set, a folder or file, or "
+            "package.module:function.",
+        ),
     ] = None,
     inputs: Inputs = None,
     root: Root = None,
+    preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
     """Write a page on a pressed model: layers, errors, times, and outputs beside the dense model's.
 
     Example: tensorpress report small.tpz --model torchvision:resnet18 --weights resnet18.pt
     """
-    from tensorpress.cli.calibration_data import load_calibration_images
+    from tensorpress.cli.calibration_data import CommandData
     from tensorpress.cli.model_source import DenseByName, load_source
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise InvalidArgumentError(f"--out is a page: a file that ends in .html, not {out}")
     dense = DenseByName.parse(model, weights, inputs)
     pressed = load_source(source, model, None).model
+    batches = None
+    if data is not None:
+        batches = CommandData.for_dense(dense, data, root, preprocess).sample()
     content = {"command": shlex.join(["tensorpress", *sys.argv[1:]])} | tp.report(
         dense.model,
         pressed,
-        batches=None if data is None else load_calibration_images(dense, data, root),
+        batches=batches,
         example_inputs=dense.inputs(dense.model),
         title=f"{source.name}: {dense.name}",
     )

@@ -98,9 +98,7 @@ def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
         raise InvalidArgumentError(
             f"{path}: the arrays {', '.join(tensors)} must have one row for each example"
         )
-    if labels is not None:
-        labels = labels.flatten() if labels.numel() == len(labels) else labels.argmax(1)
-        labels = labels.long()
+    labels = None if labels is None else _class_numbers(labels)
     if "input_ids" in by_name:
         return ArrayExamples(by_name, labels)
     name = next((name for name in INPUTS if name in by_name), None)
@@ -112,6 +110,16 @@ def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
             f"classes {LABELS[0]}"
         )
     return ArrayExamples(_channels_first(by_name[name]), labels)
+
+
+def _class_numbers(labels: Tensor) -> Tensor | None:
+    """Return classes as int64 of shape (N,), also of a 1 in a row each; None for other targets."""
+    rows = labels.reshape(len(labels), -1)
+    if rows.shape[1] > 1:
+        one_hot = bool(((rows == 0) | (rows == 1)).all()) and bool((rows.sum(1) == 1).all())
+        return rows.argmax(1) if one_hot else None
+    numbers = rows[:, 0].long()
+    return numbers if torch.equal(numbers.to(labels.dtype), rows[:, 0]) else None
 
 
 def _channels_first(inputs: Tensor) -> Tensor:

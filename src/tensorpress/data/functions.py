@@ -2,8 +2,10 @@
 
 import traceback
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tensorpress.data.images import ImageSet, Splits
@@ -22,7 +24,10 @@ _BATCH = 64
 
 
 class DatasetExamples:
-    """The examples of a map-style `torch.utils.data.Dataset`: contents, or (content, label)."""
+    """The examples of a map-style `torch.utils.data.Dataset`: contents, or (content, label).
+
+    What is no class, such as the target of a regression, is left out.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -34,8 +39,9 @@ class DatasetExamples:
         example = self._dataset[index]
         if isinstance(example, tuple | list) and len(example) == 2:
             content, label = example
-            if getattr(label, "ndim", 0) == 0:
-                return content, int(label)
+            if isinstance(label, Tensor) and not label.ndim and not label.is_floating_point():
+                label = label.item()
+            return content, int(label) if isinstance(label, Integral) else None
         return example, None
 
 

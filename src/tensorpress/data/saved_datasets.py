@@ -28,17 +28,23 @@ class Rows:
         The column of images, texts or inputs; None for several columns of arguments by name.
     label : str or None
         The column of labels.
+    names : tuple of str
+        The classes, where the column has their names.
     """
 
-    def __init__(self, rows: Any, content: str | None, label: str | None) -> None:
+    def __init__(
+        self, rows: Any, content: str | None, label: str | None, names: tuple[str, ...] = ()
+    ) -> None:
         self._rows, self._content, self._label = rows, content, label
+        self._numbers = {name: number for number, name in enumerate(names)}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int, /) -> Example:
         row = self._rows[index]
-        label = None if self._label is None else int(row.pop(self._label))
+        label = None if self._label is None else row.pop(self._label)
+        label = self._numbers[label] if isinstance(label, str) else label
         if self._content is None:
             return {key: torch.as_tensor(value) for key, value in row.items()}, label
         content = row[self._content]
@@ -100,12 +106,19 @@ def source_of_dataset(name: str, content: Any) -> Source:
     parts = content if isinstance(content, Mapping) else {"test": content}
     first = next(iter(parts.values()))
     features = first.features
-    label = next((key for key in LABEL if key in features), None)
-    column = _content_column(name, features, label)
+    target = next((key for key in LABEL if key in features), None)
+    column = _content_column(name, features, target)
+    kind = getattr(features.get(target), "dtype", None) or ""
+    # What is no class, such as the target of a regression, is left out.
+    label = target if kind.startswith(("int", "uint", "string")) else None
     names = getattr(features.get(label), "names", None) or ()
+    stored = ()
+    if kind == "string":
+        stored = tuple(sorted({text for rows in parts.values() for text in rows.unique(label)}))
+        names = stored
     return Source.from_parts(
         name,
-        {part: Rows(rows, column, label) for part, rows in parts.items()},
+        {part: Rows(rows, column, label, stored) for part, rows in parts.items()},
         # Names such as "7" say that labels are numbers, as names of folders do.
         () if all(text.isdecimal() for text in names) else tuple(names),
     )
