@@ -130,7 +130,7 @@ def test_inspect(shell: Call, finished: RunResult) -> None:
     said = shell("inspect", file)
     assert said.code == 0
     first, heading, *rows, last = said.out.splitlines()
-    assert first == f"{file}: lenet300100, range coder"
+    assert first == f"{file}: lenet300100, for digits, range coder"
     assert heading.split() == ["tensor", "shape", "stored", "as", "bytes", "bits", "entropy"]
     assert len(rows) == len(found.tensors)
     for row, tensor in zip(rows, found.tensors, strict=True):
