@@ -24,6 +24,7 @@ from tensorpress.errors import (
     ModelMismatchError,
     TensorPressError,
 )
+from tensorpress.hugging_face.import_hook import register_on_import
 
 if TYPE_CHECKING:
     from tensorpress.calibrate.calibration import Calibration
@@ -174,3 +175,5 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+register_on_import()

@@ -13,13 +13,14 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from tensorpress.checkpoints.load import PLAN, model_from_config
+from tensorpress.checkpoints.load import model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
 from tensorpress.checkpoints.press_shard import ShardPress, press_shard
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
 from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.hugging_face.pressed_config import PLAN, mark_config
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
@@ -196,6 +197,7 @@ def _write_others(work: ShardPress, plan: Plan, sizes: Mapping[str, int]) -> Non
             )
     _copy_others(work.files.folder, work.out)
     plan.save(work.out / PLAN)
+    mark_config(work.out, plan)
     if (work.files.folder / INDEX).is_file():
         write_index(work.out, {shard: work.outputs(shard) for shard in sizes})
 

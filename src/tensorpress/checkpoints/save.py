@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tensorpress.checkpoints.load import PLAN
 from tensorpress.checkpoints.meta_model import tied_names
 from tensorpress.checkpoints.safetensors_writer import (
     CODES,
@@ -19,6 +18,7 @@ from tensorpress.checkpoints.safetensors_writer import (
     write_index,
 )
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.hugging_face.pressed_config import PLAN, mark_config
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 
@@ -75,6 +75,7 @@ def save_checkpoint(
     with _create_folder(Path(folder)) as temporary:
         _write_config(model, temporary)
         (plan or pressed).save(temporary / PLAN)
+        mark_config(temporary, plan or pressed)
         shards = divide_into_shards(tensors, SHARD_BYTES)
         for file, part in shards.items():
             with open_shard_writer(temporary / file, part) as shard:
