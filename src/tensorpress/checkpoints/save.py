@@ -108,6 +108,9 @@ def _write_config(model: nn.Module, folder: Path) -> None:
         return
     config = deepcopy(config)
     config.architectures = [type(model).__name__]
+    if hasattr(model, "dtype"):  # else transformers would load the values in that of the config
+        key = "dtype" if hasattr(config, "dtype") else "torch_dtype"
+        setattr(config, key, str(model.dtype).removeprefix("torch."))
     config.save_pretrained(folder)
     generation = getattr(model, "generation_config", None)
     if generation is not None:

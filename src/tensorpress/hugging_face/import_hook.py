@@ -1,30 +1,38 @@
-"""Registration with transformers when it is imported, before or after this package."""
+"""Registration with other packages when they are imported, before or after this one."""
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-MODULE = "transformers.modeling_utils"
-"""The module of transformers that loads weights; importing transformers alone is not enough."""
+REGISTRATIONS = {
+    "transformers.modeling_utils": "tensorpress.hugging_face.registration",
+    "peft.tuners.lora.model": "tensorpress.hugging_face.lora_layer",
+}
+"""The modules of ours whose `register` is called once a module of another package is there."""
 
 
 def register_on_import() -> None:
-    """Register with transformers now if it can load models already, else when it can."""
-    if MODULE in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _ImportHook())
+    """Register with every package that is imported already, and with the others when they are."""
+    for module in REGISTRATIONS:
+        if module in sys.modules:
+            _register(module)
+        else:
+            sys.meta_path.insert(0, _ImportHook(module))
 
 
 class _ImportHook(MetaPathFinder):
     """A finder that finds one module as Python does, and registers once it was executed."""
 
+    def __init__(self, module: str) -> None:
+        self._module = module
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != MODULE:
+        if fullname != self._module:
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
@@ -34,13 +42,11 @@ class _ImportHook(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            _register()
+            _register(fullname)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-def _register() -> None:
-    from tensorpress.hugging_face.registration import register
-
-    register()
+def _register(module: str) -> None:
+    import_module(REGISTRATIONS[module]).register()
