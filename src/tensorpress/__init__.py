@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tensorpress.checkpoints.load import load_checkpoint
     from tensorpress.checkpoints.press_checkpoint import press_checkpoint
     from tensorpress.checkpoints.save import save_checkpoint
+    from tensorpress.checkpoints.unpress_checkpoint import unpress_checkpoint
     from tensorpress.codec.inspect import inspect
     from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
     from tensorpress.codec.save_load import load, save
@@ -95,6 +96,7 @@ __all__ = [  # noqa: RUF022 - by task
     "load_checkpoint",
     "save",
     "save_checkpoint",
+    "unpress_checkpoint",
     # build and measure models
     "load_model",
     "measure",
@@ -139,6 +141,7 @@ _HOMES = {
     "load_checkpoint": "tensorpress.checkpoints.load",
     "save": "tensorpress.codec.save_load",
     "save_checkpoint": "tensorpress.checkpoints.save",
+    "unpress_checkpoint": "tensorpress.checkpoints.unpress_checkpoint",
     "load_model": "tensorpress.models.loading",
     "measure": "tensorpress.measure",
 }

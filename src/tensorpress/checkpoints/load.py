@@ -69,7 +69,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
         raise DataNotFoundError(f"{folder} has no {PLAN}: it is not, or not yet, a pressed model")
     dense = model_from_config(files.folder) if model is None else to_meta(model)
     pressed = build_skeleton(dense, plan)
-    names = _stored_names(pressed, files)
+    names = stored_names(pressed, files)
     check_fits(pressed, names, files)
     fill_parameters(pressed, names, files.read)
     for name, buffer in pressed.named_buffers():
@@ -82,7 +82,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     return pressed.cpu().eval()
 
 
-def _stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
+def stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
     """Return the stored name of every tensor of a model, by its first name in the model."""
     stored, missing, known = {}, [], set[str]()
     for first, names in tied_names(model).items():

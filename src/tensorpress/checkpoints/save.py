@@ -72,7 +72,7 @@ def save_checkpoint(
     tensors = {name: state[name] for name in tied_names(model)}
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
-    with _create_folder(Path(folder)) as temporary:
+    with create_folder(Path(folder)) as temporary:
         _write_config(model, temporary)
         (plan or pressed).save(temporary / PLAN)
         mark_config(temporary, plan or pressed)
@@ -118,7 +118,7 @@ def _write_config(model: nn.Module, folder: Path) -> None:
 
 
 @contextmanager
-def _create_folder(folder: Path) -> Iterator[Path]:
+def create_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to ``folder`` at the end of the block."""
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:

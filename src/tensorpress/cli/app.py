@@ -29,7 +29,7 @@ COMMANDS = {
     "encode": ("encode:encode_command", "Round and entropy code a model or a file to a budget."),
     "decode": ("encode:decode_command", "Write the tensors of a .tpz file as safetensors."),
     "inspect": ("inspect:inspect_command", "Show what is in a file, a folder or a model."),
-    "export": ("export:export_command", "Write a model as an ONNX file."),
+    "export": ("export:export_command", "Write a model for ONNX, a dense folder, or an adapter."),
     "run": ("run:run_command", "Carry out a recipe: train, press, quantize, save, report."),
     "sweep": ("sweep:sweep_command", "Run variants of a recipe, and compare their files."),
     "demo": ("run:demo", "Press LeNet-5 on 1,797 digits in about two minutes."),

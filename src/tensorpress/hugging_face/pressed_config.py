@@ -34,6 +34,14 @@ def mark_config(folder: Path, plan: Plan) -> None:
         write_atomically(folder / CONFIG, json.dumps(content, indent=2).encode() + b"\n")
 
 
+def unmark_config(folder: Path) -> None:
+    """Take out of the config of a folder, if it has one, how its model is pressed."""
+    if is_marked(folder):
+        content = _read(folder / CONFIG)
+        rest = {key: content[key] for key in content if key not in (QUANTIZATION, WEIGHTS)}
+        write_atomically(folder / CONFIG, json.dumps(rest, indent=2).encode() + b"\n")
+
+
 def pressed_entries(plan: Plan) -> dict[str, Any]:
     """Return the entries of a config that say how a model is pressed."""
     return {QUANTIZATION: {"quant_method": METHOD, "plan": plan.to_dict()}, WEIGHTS: REFUSAL}
