@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tensorpress.export.onnx import export_onnx
     from tensorpress.export.onnx_check import check_onnx
     from tensorpress.measure import measure
+    from tensorpress.measure.perplexity import perplexity
     from tensorpress.models.loading import load_model
     from tensorpress.planning import LayerPlan, Plan, plan
     from tensorpress.press.factor_norms import factor_norms
@@ -100,6 +101,7 @@ __all__ = [  # noqa: RUF022 - by task
     # build and measure models
     "load_model",
     "measure",
+    "perplexity",
     # errors
     "CorruptFileError",
     "DataNotFoundError",
@@ -144,6 +146,7 @@ _HOMES = {
     "unpress_checkpoint": "tensorpress.checkpoints.unpress_checkpoint",
     "load_model": "tensorpress.models.loading",
     "measure": "tensorpress.measure",
+    "perplexity": "tensorpress.measure.perplexity",
 }
 """The module of every public name, which is imported when the name is first used.
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "plan": ("plan:plan_command", "Show what would be pressed, and what that saves."),
     "press": ("press:press_command", "Press a model by a plan into a folder of safetensors."),
     "report": ("report:report_command", "Write a page on a pressed model beside the dense one."),
-    "eval": ("eval:eval_command", "Measure what a model costs, and its error on a data set."),
+    "eval": ("eval:eval_command", "Measure what a model costs, and its error on data."),
     "encode": ("encode:encode_command", "Round and entropy code a model or a file to a budget."),
     "decode": ("encode:decode_command", "Write the tensors of a .tpz file as safetensors."),
     "inspect": ("inspect:inspect_command", "Show what is in a file, a folder or a model."),

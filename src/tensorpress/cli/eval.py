@@ -1,4 +1,4 @@
-"""The command eval: what a model costs, and its error on a data set."""
+"""The command eval: what a model costs, and its error on a data set or a text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import tensorpress as tp
+from tensorpress.cli.eval_text import DType, TextOptions, eval_text
 from tensorpress.cli.options import Inputs, Json, Model, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import ModelMismatchError
@@ -32,14 +33,32 @@ def eval_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data set. For a .tpz file if not given MNIST for grey and CIFAR-10 for colour "
-            "images, moving-digits for clips; else none."
+            help="Data set, or a file of text for a language model. For a .tpz file if not given "
+            "MNIST for grey and CIFAR-10 for colour images, moving-digits for clips; else none."
         ),
     ] = None,
     root: Root = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a window of the text; by default 2048, or what the model takes.", min=2
+        ),
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Windows from the start of the text; all by default.", min=1)
+    ] = None,
+    dtype: Annotated[
+        DType, typer.Option(help="The dtype in which a language model runs on a text.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="The device on which a language model runs on a text.")
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure what a model costs, and its error on the test images of a data set.
+    """Measure what a model costs, and its error on a data set or its perplexity on a text.
+
+    Of a language model, --data TEXT gives the perplexity in windows that do not overlap, the tokens
+    a second that it reads and writes, and the peak memory.
 
     Networks of the zoo get images as they were trained with; other models get them at the size of
     their input, normalized as for ImageNet.
@@ -53,6 +72,9 @@ def eval_command(
         _eval_file(source, data, root, as_json)
         return
     loaded = load_source(source, model, weights)
+    if data is not None and Path(data).is_file():
+        eval_text(loaded, Path(data), TextOptions(window, windows, dtype, device), as_json)
+        return
     example = find_inputs(loaded.name, loaded.model, inputs or ())
     if example is not None:
         check_inputs(loaded.model, example)

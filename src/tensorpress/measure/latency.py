@@ -178,13 +178,14 @@ def _uncertainty(times: Sequence[Sequence[float]]) -> float:
 
 def _time_pass(model: nn.Module, inputs: ModelInputs, clock: Callable[[], float]) -> float:
     device = inputs.tensors[0].device
-    _synchronize(device)
+    synchronize(device)
     start = clock()
     inputs.run(model)
-    _synchronize(device)
+    synchronize(device)
     return clock() - start
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was asked."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
