@@ -14,7 +14,7 @@ from tensorpress.press.press import press
 
 def transformers() -> Any:
     mend_torchvision()  # transformers imports torchvision where it is installed
-    return pytest.importorskip("transformers")
+    return pytest.importorskip("transformers", minversion="4.57")
 
 
 SIZES = {

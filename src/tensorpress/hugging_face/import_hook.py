@@ -1,6 +1,7 @@
 """Registration with other packages when they are imported, before or after this one."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
@@ -49,4 +50,9 @@ class _ImportHook(MetaPathFinder):
 
 
 def _register(module: str) -> None:
-    import_module(REGISTRATIONS[module]).register()
+    """Register with a package; one of an unknown version is left as it is, with a warning."""
+    try:
+        import_module(REGISTRATIONS[module]).register()
+    except (ImportError, AttributeError) as error:
+        package = module.partition(".")[0]
+        warnings.warn(f"TensorPress does not work with this {package}: {error}", stacklevel=2)

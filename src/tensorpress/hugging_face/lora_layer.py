@@ -14,14 +14,13 @@ from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 
 
-class PressedLinear(Linear):  # type: ignore[misc]
+class PressedLinear(Linear):
     """A pressed linear layer with adapters beside it."""
 
-    def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
+    def _get_in_out_features(self, module: nn.Module) -> Any:
         if isinstance(module, Pressed):
             return module.spec.inputs, module.spec.outputs
-        features: tuple[int, int] = super()._get_in_out_features(module)
-        return features
+        return super()._get_in_out_features(module)
 
     def merge(self, *_: Any, **__: Any) -> None:
         """Refuse to merge, because factors cannot take what is added to their product.
@@ -39,7 +38,8 @@ class PressedLinear(Linear):  # type: ignore[misc]
 
 def register() -> None:
     """Make PEFT put its adapters beside pressed layers."""
-    lora_model.dispatch_default = _dispatch_pressed(lora_model.dispatch_default)
+    module: Any = lora_model
+    module.dispatch_default = _dispatch_pressed(module.dispatch_default)
 
 
 def _dispatch_pressed(dispatch: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,16 +59,14 @@ def read_plan(folder: Path) -> Plan | None:
     """
     if (folder / PLAN).is_file():
         return Plan.read(folder / PLAN)
-    method = _read(folder / CONFIG).get(QUANTIZATION)
-    return Plan.from_dict(method.get("plan")) if _is_ours(method) else None
+    if not is_marked(folder):
+        return None
+    return Plan.from_dict(_read(folder / CONFIG)[QUANTIZATION].get("plan"))
 
 
 def is_marked(folder: Path) -> bool:
     """Return whether the config of a folder says how the model is pressed."""
-    return _is_ours(_read(folder / CONFIG).get(QUANTIZATION))
-
-
-def _is_ours(method: Any) -> bool:
+    method = _read(folder / CONFIG).get(QUANTIZATION)
     return isinstance(method, dict) and method.get("quant_method") == METHOD
 
 

@@ -4,13 +4,18 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from tensorpress.errors import TensorPressError
 from tensorpress.hugging_face.pressed_config import METHOD
 from tensorpress.planning.plan import Plan
 from tensorpress.press.press import build_skeleton
+
+OLDEST = (4, 57)
+"""The oldest version of transformers whose ``from_pretrained`` is tested."""
 
 
 class Method(str, Enum):
@@ -42,6 +47,22 @@ class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
 
     requires_calibration = False
 
+    def validate_environment(self, *_: Any, **__: Any) -> None:
+        """Refuse versions of transformers that would leave values at random.
+
+        Raises
+        ------
+        TensorPressError
+            If transformers is older than `OLDEST`.
+        """
+        version = tuple(map(int, transformers.__version__.split(".")[:2]))
+        if version < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise TensorPressError(
+                f"from_pretrained of a pressed model needs transformers {oldest} or newer, this is "
+                f"{transformers.__version__}: tensorpress.load_checkpoint loads it"
+            )
+
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         plan = Plan.from_dict(self.quantization_config.plan)
         build_skeleton(model, adapt_plan(plan, model))
@@ -50,6 +71,7 @@ class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
         # Factors are ordinary parameters: what transformers forbids for integers is allowed.
         model.is_quantized = False  # type: ignore[assignment]
         vars(model).pop("quantization_method", None)
+        vars(model.config).pop("_pre_quantization_dtype", None)
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         """Whether ``save_pretrained`` works."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 from tensorpress.errors import ModelMismatchError
 from tensorpress.hugging_face.pressed_config import (
@@ -29,8 +29,9 @@ from tensorpress.utils.lazy_tensor import LazyTensor
 
 def register() -> None:
     """Make transformers load and save pressed models."""
-    register_quantization_config(METHOD)(TensorPressConfig)
-    register_quantizer(METHOD)(TensorPressQuantizer)
+    # What register_quantization_config and register_quantizer do, which came with version 4.50.
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = TensorPressConfig
+    AUTO_QUANTIZER_MAPPING[METHOD] = TensorPressQuantizer
     setattr(PretrainedConfig, WEIGHTS, _RefusalOfOthers())
     # The mark by which the initializers of transformers leave a tensor as it is. Some models
     # initialize the weights of layers below, which a pressed layer composes of its factors.
@@ -68,9 +69,9 @@ def _load_pressed(load: Callable[..., Any]) -> Callable[..., Any]:
         plan = _missing_plan(place, options.get("config"))
         if plan is not None:
             options[QUANTIZATION] = TensorPressConfig(plan.to_dict())
-        result = load(kind, place, *args, **{**options, "output_loading_info": True})
-        _check_complete(*result, place)
-        return result if options.get("output_loading_info") else result[0]
+        model, info = load(kind, place, *args, **{**options, "output_loading_info": True})
+        _check_complete(model, info, place)
+        return (model, info) if options.get("output_loading_info") else model
 
     return from_pretrained
 

@@ -143,7 +143,9 @@ def _scores(model: nn.Module, row: Tensor) -> Tensor:
 def _negative_log_likelihood(scores: Tensor, row: Tensor) -> float:
     """Return −Σ log p(xₜ | x₁ … xₜ₋₁) of one window, computed in float32 and summed in float64."""
     total = 0.0
-    for scored, next_tokens in zip(scores[:-1].split(CHUNK), row[1:].split(CHUNK), strict=True):
-        losses = cross_entropy(scored.float(), next_tokens, reduction="none")
+    for start in range(0, len(row) - 1, CHUNK):
+        end = min(start + CHUNK, len(row) - 1)
+        scored, following = scores[start:end], row[start + 1 : end + 1]
+        losses = cross_entropy(scored.float(), following, reduction="none")
         total += float(losses.double().sum())
     return total
