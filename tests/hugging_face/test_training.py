@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import gpt2, llama, outputs, pressed, transformers
+from tiny_models import gpt2, llama, outputs, pressed, save_tokenizer, transformers
 
 from tensorpress.checkpoints import save_checkpoint
 from tensorpress.errors import InvalidArgumentError
@@ -84,15 +84,10 @@ def test_lora_finds_pressed_layers_by_the_names_of_the_dense_ones(tmp_path, make
 
 
 def test_a_pipeline_generates_text(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
     library = transformers()
-    vocabulary = {"[UNK]": 0, **{chr(32 + i): i + 1 for i in range(90)}}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    tokenizer = library.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
     model = pressed(llama())
     save_checkpoint(model, tmp_path / "out")
-    tokenizer.save_pretrained(tmp_path / "out")
+    tokenizer = save_tokenizer(tmp_path / "out")
     pipe = library.pipeline("text-generation", model=str(tmp_path / "out"), device="cpu")
     [result] = pipe("abc", max_new_tokens=4, do_sample=False, return_tensors=True)
     tokens = tokenizer("abc", return_tensors="pt").input_ids

@@ -50,6 +50,16 @@ for folder in sys.argv[1:]:
             print("loaded", name)
 """
 
+FAIL = """
+sys.modules["safetensors"] = None
+try:
+    import transformers.modeling_utils
+except ImportError:
+    del sys.modules["safetensors"]
+else:
+    raise AssertionError("transformers was imported")
+"""
+
 LOAD = """
 for folder in sys.argv[1:]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -80,9 +90,10 @@ def test_every_way_of_loading_says_what_to_do_until_it_is_done(tmp_path):
     assert sums == [str(outputs(model).double().sum().item())] * 3
 
 
-def test_tensorpress_can_be_imported_first(tmp_path):
+def test_tensorpress_can_be_imported_first_and_transformers_fail_once(tmp_path):
     model = pressed(llama())
     save_checkpoint(model, tmp_path / "out")
     code = "import tensorpress\nprint([x for x in ('torch', 'transformers') if x in sys.modules])\n"
+    code += FAIL
     lines = run(code + "import torch, transformers" + LOAD, tmp_path / "out")
     assert lines == ["[]", str(outputs(model).double().sum().item())]

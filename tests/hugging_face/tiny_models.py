@@ -1,6 +1,7 @@
 """Small models of transformers with random weights, pressed, and their outputs."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,17 @@ DENSE = ["re:.*(emb|wpe|wte|shared|lm_head|proj_out|decoder$).*"]
 def pressed(model: nn.Module, scheme: str = "channel_svd") -> nn.Module:
     """Press all linear layers but the head."""
     return press(model, plan(model, scheme=scheme, ranks=3, skip=DENSE))
+
+
+def save_tokenizer(folder: Path) -> Any:
+    """Save a tokenizer of single characters, and return it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"[UNK]": 0, **{chr(32 + i): i + 1 for i in range(95)}}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer = transformers().PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def outputs(model: nn.Module) -> Tensor:

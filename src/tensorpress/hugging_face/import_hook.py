@@ -25,7 +25,11 @@ def register_on_import() -> None:
 
 
 class _ImportHook(MetaPathFinder):
-    """A finder that finds one module as Python does, and registers once it was executed."""
+    """A finder that finds one module as Python does, and registers whenever it was executed.
+
+    An import that fails may succeed later: that of transformers does beside a torchvision that
+    does not fit torch.
+    """
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -35,7 +39,6 @@ class _ImportHook(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self._module:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
             return spec

@@ -14,7 +14,7 @@ from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.schemes.pressed_layer import Pressed
 
 
-class PressedLinear(Linear):
+class PressedLinear(Linear):  # type: ignore[misc]
     """A pressed linear layer with adapters beside it."""
 
     def _get_in_out_features(self, module: nn.Module) -> Any:
