@@ -142,12 +142,12 @@ def time_layers(
     starts: list[float] = []
 
     def start(*_: object) -> None:
-        _synchronize(device)
+        synchronize(device)
         starts.append(perf_counter())
 
     def make_stop(name: str) -> Callable[..., None]:
         def stop(*_: object) -> None:
-            _synchronize(device)
+            synchronize(device)
             elapsed = 1000 * (perf_counter() - starts.pop())
             passes[-1][name] = passes[-1].get(name, 0.0) + elapsed
 
