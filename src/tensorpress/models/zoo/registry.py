@@ -56,7 +56,9 @@ class Network:
 
 
 _GREY = Preprocess(scale=256, mean=(0.0,), std=(1.0,))
-_COLOUR = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""The mean and standard deviation of the colours of ImageNet."""
+
 
 _CLIPS = Preprocess(scale=255, mean=(0.108,), std=(0.234,))
 
@@ -68,7 +70,7 @@ def _grey(
 
 
 def _colour(name: str, build: Callable[[], nn.Module], description: str, source: str) -> Network:
-    return Network(name, build, (3, 32, 32), 10, _COLOUR, description, source)
+    return Network(name, build, (3, 32, 32), 10, IMAGENET, description, source)
 
 
 _LECUN = "LeCun et al., Gradient-based learning applied to document recognition, 1998 (Caffe)"

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from tensorpress.data import DATASETS, ROOT_VARIABLE, Splits, load
+from tensorpress.data import DATASETS, ROOT_VARIABLE, ImageSet, Splits, load
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
-from tensorpress.models.zoo import Network
+from tensorpress.models.zoo import NETWORKS, Network
 from tensorpress.utils.formatting import format_shape
 
 
@@ -17,7 +17,8 @@ def load_splits(
     Parameters
     ----------
     net : Network
-        A network of the zoo.
+        A network. One that is not in the zoo gets grey images as three equal colours where it takes
+        colours.
     name, root, validation
         The arguments of `tensorpress.data.load`.
 
@@ -36,16 +37,24 @@ def load_splits(
     torch.Size([596, 1, 28, 28])
     """
     data = DATASETS.get(name)
+    repeat = net.name not in NETWORKS and len(net.input_shape) == 3  # grey as equal colours
     if data is not None and (
         len(data.shape) != len(net.input_shape)
-        or data.shape[0] != net.input_shape[0]
+        or not (data.shape[0] == net.input_shape[0] or (repeat and data.shape[0] == 1))
         or data.classes > net.classes
     ):
         raise InvalidArgumentError(
             f"the data set {name!r} ({format_shape(data.shape)}, classes: {data.classes}) does not "
             f"fit {net.name} ({format_shape(net.input_shape)}, classes: {net.classes})"
         )
-    return load(name, root, validation=validation, size=net.input_shape[1:])
+    splits = load(name, root, validation=validation, size=net.input_shape[1:])
+    if not repeat or splits.test.images.shape[1] != 1:
+        return splits
+    train, validating, test = (
+        ImageSet(part.images.expand(-1, net.input_shape[0], -1, -1), part.labels)
+        for part in (splits.train, splits.validation, splits.test)
+    )
+    return Splits(train, validating, test)
 
 
 def find_weights(path: Path, root: Path | None, otherwise: str = "") -> Path:
