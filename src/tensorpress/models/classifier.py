@@ -76,7 +76,7 @@ def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> No
     >>> check_classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2), 10)
     Traceback (most recent call last):
     ...
-    tensorpress.errors.InvalidArgumentError: the model returns 1×3 for an image 1×2×2, not scores 1×10
+    tensorpress.errors.InvalidArgumentError: an image 1×2×2 becomes 1×3, where scores 1×10 belong
     """
     image = torch.zeros(1, *shape)
     check_inputs(model, [image])
@@ -86,7 +86,7 @@ def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> No
     if not fits:
         got = format_shape(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidArgumentError(
-            f"the model returns {got} for an image {format_shape(shape)}, not scores 1×{classes}"
+            f"an image {format_shape(shape)} becomes {got}, where scores 1×{classes} belong"
         )
 
 
