@@ -225,7 +225,7 @@ def test_mistakes_in_the_shapes_of_layers() -> None:
         "press.overrides.ip2.modes: expected a list of positive sizes, or original (got 'originl')",
         f"press.overrides.ip2.ranks: expected {RANKS} (got 0)",
         "press.overrides.ip3: unknown key 'mode': did you mean 'modes' or 'row_modes'? "
-        "(known: column_modes, diagonal, modes, ranks, reduced, row_modes, scheme)",
+        "(known: column_modes, diagonal, modes, positions, ranks, reduced, row_modes, scheme)",
     ]
 
 
