@@ -113,6 +113,14 @@ def test_norms_between_the_factors_are_absorbed() -> None:
     torch.testing.assert_close(model.eval()(x), expected)
 
 
+def test_it_is_traced_and_exported() -> None:
+    model, x = pressed_net(net()).eval(), torch.randn(3, 2, 6, 4)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    more = torch.randn(5, 2, 6, 4)
+    torch.testing.assert_close(exported.module()(more), model(more))
+
+
 @pytest.mark.parametrize(
     ("layer", "positions", "message"),
     [

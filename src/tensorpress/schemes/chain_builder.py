@@ -165,8 +165,10 @@ class PressedFlattened(PressedLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map (*, inputs) to (*, outputs), as torch's Linear does."""
-        result = super().forward(input.reshape(-1, *self.map_shape))
-        return result.reshape(*input.shape[:-1], self.spec.outputs)
+        result = input.reshape(-1, *self.map_shape)
+        for layer in self:
+            result = layer(result)
+        return result.reshape(input.shape[:-1] + (self.spec.outputs,))  # noqa: RUF005, for torch.fx
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
         """Return the kernel of the Linear, (1, outputs, inputs)."""
