@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -15,15 +16,25 @@ from tensorpress.calibrate.full_pass import run_to_end
 from tensorpress.calibrate.patches import can_unfold, unfold_inputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.schemes.layer_spec import read_spec
 
-MAX_COLUMNS = 8192
-"""Largest number of columns of a block; a layer with more has moments within several blocks.
+MAX_COLUMNS = 4608
+"""Largest number of columns of which all second moments are taken.
 
-A 3×3 convolution of 512 channels, as in ResNets and VGG, has 4,608 columns.
+That is a 3×3 convolution of 512 channels, as in ResNets and VGG.
+"""
+
+WIDE_MOMENTS = 1 << 24
+"""Second moments of a layer with more columns, which are taken within blocks of columns.
+
+The blocks have 2,048 of 8,192 columns and 256 of 65,536, and take 128 MiB.
 """
 
 MAX_ROWS = 8192
 """Largest number of positions of a batch that are used; a random choice if there are more."""
+
+MAX_VALUES = 1 << 25
+"""Largest number of values of a batch in these positions, 128 MiB, for layers of many columns."""
 
 
 @dataclass
@@ -33,8 +44,8 @@ class Moments:
     Attributes
     ----------
     blocks : list of Tensor
-        Sums of x xᵀ over vectors x, one block for every 8,192 consecutive columns or fewer; float64
-        on the CPU, each of shape (groups, columns, columns).
+        Sums of x xᵀ over vectors x, one for every block of consecutive columns, see `block_width`;
+        float64 on the CPU, each of shape (groups, columns, columns).
     rows : int
         The number of vectors.
     """
@@ -60,8 +71,22 @@ class Moments:
     @staticmethod
     def zeros(groups: int, columns: int) -> "Moments":
         """Return the sums over no vectors."""
-        widths = [min(MAX_COLUMNS, columns - start) for start in range(0, columns, MAX_COLUMNS)]
+        width = block_width(columns)
+        widths = [min(width, columns - start) for start in range(0, columns, width)]
         return Moments([torch.zeros(groups, n, n, dtype=torch.float64) for n in widths])
+
+
+def block_width(columns: int) -> int:
+    """Return how many consecutive columns have moments with each other.
+
+    Examples
+    --------
+    >>> block_width(4608), block_width(8192), block_width(65536)
+    (4608, 2048, 256)
+    """
+    if columns <= MAX_COLUMNS:
+        return columns
+    return min(MAX_COLUMNS, max(1, WIDE_MOMENTS // columns))
 
 
 def input_moments(
@@ -69,9 +94,9 @@ def input_moments(
 ) -> dict[str, Moments]:
     """Return the second moments of the inputs of every Linear and convolution that is called.
 
-    For a layer of n columns they take 8n² bytes, or less in blocks of at most 8,192 columns. Layers
-    that receive one and the same tensor, such as the projections of an attention, share one
-    `Moments` object.
+    For a layer of n columns they take 8n² bytes, or 128 MiB in blocks of columns for more than
+    4,608. Layers that receive one and the same tensor, such as the projections of an attention,
+    share one `Moments` object.
 
     Parameters
     ----------
@@ -109,7 +134,9 @@ def input_moments(
         if leaders.get(name, name) != name:
             return
         layer = layers[name]
-        rows = unfold_inputs(layer, batch.unpadded(layer, x), MAX_ROWS, random)
+        groups, _, *kernel = read_spec(layer).kernel_shape
+        most = max(1, min(MAX_ROWS, MAX_VALUES // (groups * prod(kernel))))
+        rows = unfold_inputs(layer, batch.unpadded(layer, x), most, random)
         if not bool(torch.isfinite(rows).all()):
             raise InvalidArgumentError(f"an input of layer {name!r} is NaN or infinite")
         if name not in moments:

@@ -1,6 +1,6 @@
 """Gradients of a model's outputs by the weights of its layers, by backward passes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -75,14 +75,80 @@ def weight_gradients(
             stack.callback(hook.remove)
         for batch in batches:
             with torch.enable_grad():
-                # The gradient of v · f(x) by a weight is Jᵀ v.
-                output = model_outputs(model, batch)
-                direction = torch.randn(output.shape, generator=random).to(output)
-                product = (output * direction).sum()
+                product = _along_random(model, batch, random)
                 if product.requires_grad:
                     torch.autograd.backward(product)
             examples += len(batch)
     return {name: total / examples for name, total in sums.items()}
+
+
+def parameter_gradients(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    r"""Return the squared norm of the derivative of a model's outputs by parameters of any kind.
+
+    These are the numbers of `weight_gradients`, for the weights of recurrent layers, embeddings
+    and what else has no inputs that can be unfolded. The directions :math:`v_i` of examples are
+    independent, so that :math:`E\,‖\sum_i J_i^T v_i‖^2 = \sum_i ‖J_i‖_F^2`: examples need no
+    backward pass of their own.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model; it is run in eval mode, and its parameters collect no gradients.
+    batches : sequence of Batch
+        Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
+    parameters : mapping of str to nn.Parameter
+        Parameters of the model by name.
+    seed : int
+        Seed of the random directions.
+
+    Returns
+    -------
+    dict of str to float
+        The squared norms, means over examples, of the parameters that outputs depend on.
+
+    Examples
+    --------
+    >>> from tensorpress.calibrate.batches import collect_batches
+    >>> net = nn.Embedding(4, 3)
+    >>> batches = collect_batches([torch.zeros(500, 1, dtype=torch.long)] * 20, net)
+    >>> norms = parameter_gradients(net, batches, {"weight": net.weight})
+    >>> 1.5 < norms["weight"] < 6
+    True
+    """
+    random = torch.Generator().manual_seed(seed)
+    sums: dict[str, float] = {}
+    names = {name: parameter for name, parameter in parameters.items() if parameter.is_leaf}
+    with ExitStack() as stack:
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(freeze(model.parameters()))
+        # cuDNN has no backward pass of recurrent layers in eval mode.
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        for parameter in names.values():
+            parameter.requires_grad_(True)
+        for batch in batches:
+            with torch.enable_grad():
+                product = _along_random(model, batch, random)
+                if not product.requires_grad:
+                    continue
+                gradients = torch.autograd.grad(product, [*names.values()], allow_unused=True)
+            for name, gradient in zip(names, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] = sums.get(name, 0.0) + float(gradient.double().square().sum())
+    examples = sum(map(len, batches))
+    return {name: total / examples for name, total in sums.items()}
+
+
+def _along_random(model: nn.Module, batch: Batch, random: torch.Generator) -> Tensor:
+    """Return v · f(x), whose gradient by a weight is Jᵀ v, for random v of unit variance."""
+    output = model_outputs(model, batch)
+    direction = torch.randn(output.shape, generator=random).to(output)
+    return (output * direction).sum()
 
 
 def _sum_squared_norms(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:

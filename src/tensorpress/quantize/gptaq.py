@@ -100,7 +100,9 @@ def round_in_order(
         regression = Regression(inputs, biased=bias is not None or norm is not None)
         # argmin over W of |y - W x'|^2 for the inputs x' of the partly rounded model, in steps
         best = regression.kernel(responses, prior=kernel) / quantizers[name].step
-        symbols = _round_groups(best.cpu(), regression.second.cpu(), price)
+        best, second = best.cpu(), regression.second.cpu()
+        symbols = Feedback.from_moments(second).round(best, price)
+        symbols = polish(symbols, best, second, price)
         values = quantizers[name].values(symbols, torch.float64).to(kernel)
         shift = regression.bias(responses, values)
         layer.get_parameter("weight").copy_(values.reshape(weight.shape))
@@ -113,15 +115,6 @@ def round_in_order(
             symbols.reshape(weight.shape), _mean_square(errors - responses), _mean_square(responses)
         )
     return layers
-
-
-def _round_groups(values: Tensor, second: Tensor, price: float) -> Tensor:
-    """Round kernels in units of steps, group by group."""
-    symbols = []
-    for part, moments in zip(values, second, strict=True):
-        first = Feedback.from_moments(moments).round(part, price)
-        symbols.append(polish(first, part, moments, price))
-    return torch.stack(symbols)
 
 
 def _mean_square(rows: Tensor) -> float:

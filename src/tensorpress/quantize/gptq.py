@@ -26,10 +26,10 @@ class Feedback:
     Attributes
     ----------
     order : Tensor
-        Indices of the columns, those with the largest moments first, shape (columns,).
+        Indices of the columns, those with the largest moments first, shape (..., columns).
     upper : Tensor
         Upper triangular U with UᵀU the inverse of the damped H in that order, float64, shape
-        (columns, columns).
+        (..., columns, columns). Leading axes are of weights that are rounded at once.
 
     References
     ----------
@@ -48,7 +48,7 @@ class Feedback:
         Parameters
         ----------
         moments : Tensor
-            Second moments E x xᵀ, shape (columns, columns), finite.
+            Second moments E x xᵀ, shape (..., columns, columns), finite.
         damping : float
             Share of the mean diagonal that is added to the diagonal.
 
@@ -60,8 +60,8 @@ class Feedback:
         ([1, 0], [4.0, 1.0])
         """
         h = damp(moments, damping)
-        order = moments.diagonal().argsort(descending=True, stable=True)
-        h = h[order][:, order]
+        order = _diagonal(moments).argsort(descending=True, stable=True)
+        h = h.take_along_dim(order[..., None], -2).take_along_dim(order[..., None, :], -1)
         # H = L Lᵀ, and from it U with UᵀU = H^-1.
         lower = torch.linalg.cholesky(h)
         return Feedback(order, torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True))
@@ -69,12 +69,12 @@ class Feedback:
     @property
     def pivots(self) -> Tensor:
         """The weight p_j = 1 / U_jj² of each column's squared error, in the order of rounding."""
-        return self.upper.diagonal().square().reciprocal()
+        return _diagonal(self.upper).square().reciprocal()
 
     @property
-    def mean_pivot(self) -> float:
-        """The geometric mean of the pivots."""
-        return float(self.pivots.log().mean().exp())
+    def mean_pivot(self) -> Tensor:
+        """The geometric mean of the pivots, shape (..., 1)."""
+        return self.pivots.log().mean(-1, keepdim=True).exp()
 
     def round(self, values: Tensor, price: float = 0.0) -> Tensor:
         """Return symbols for a weight in steps.
@@ -82,7 +82,7 @@ class Feedback:
         Parameters
         ----------
         values : Tensor
-            The weight in steps, shape (rows, columns).
+            The weight in steps, shape (..., rows, columns).
         price : float
             The price of a bit, in squared steps of a column with the mean pivot; see
             `tensorpress.quantize.rate_distortion.choose_symbols`.
@@ -90,7 +90,7 @@ class Feedback:
         Returns
         -------
         Tensor
-            int32 symbols, shape (rows, columns).
+            int32 symbols, shape (..., rows, columns).
 
         Examples
         --------
@@ -98,34 +98,37 @@ class Feedback:
         >>> Feedback.from_moments(h).round(torch.tensor([[0.4, 0.4]])).tolist()
         [[0, 1]]
         """
-        values = values.double()
-        costs = SymbolCosts.from_symbols(values.round()) if price else None
-        weights = self.pivots / self.mean_pivot
-        nonzero = values.any(dim=1)  # rows of zeros stay so, and cost no time
-        remaining = values[nonzero][:, self.order]  # corrected for the errors so far
+        columns = values.shape[-1]
+        original = values.double().reshape(-1, *values.shape[-2:])  # (weights, rows, columns)
+        upper, order = self.upper.reshape(-1, columns, columns), self.order.reshape(-1, 1, columns)
+        costs = SymbolCosts.from_symbols(original.round()) if price else None
+        importance = (self.pivots / self.mean_pivot).reshape(-1, 1, columns)
+        nonzero = original.any(-1).any(0)  # rows of zeros stay so, and cost no time
+        remaining = original[:, nonzero].take_along_dim(order, -1)  # corrected for errors so far
         result = torch.empty_like(remaining)
-        columns = remaining.shape[1]
         for start in range(0, columns, _COLUMNS):
             stop = min(start + _COLUMNS, columns)
-            block, errors = remaining[:, start:stop], []
-            for j in range(stop - start):
-                row = self.upper[start + j]
-                column = block[:, j]
+            block, errors = remaining[..., start:stop], []
+            for j in range(start, stop):
+                row = upper[:, j, None]
+                column = remaining[..., j]
                 # q_j: the nearest symbol to w_j, or the one that is worth its bits.
                 if costs is None:
                     symbols = column.round()
                 else:
-                    symbols = choose_symbols(column, float(weights[start + j]), price, costs)
-                result[:, start + j] = symbols
+                    symbols = choose_symbols(column, importance[..., j], price, costs)
+                result[..., j] = symbols
                 # e_j = (w_j - q_j) / U_jj; w_k -= e_j U_jk for later columns k of the block.
-                error = (column - symbols) / row[start + j]
-                block[:, j + 1 :].addr_(error, row[start + j + 1 : stop], alpha=-1)
+                error = (column - symbols) / row[..., j]
+                block[..., j - start + 1 :].baddbmm_(
+                    error[..., None], row[..., j + 1 : stop], alpha=-1
+                )
                 errors.append(error)
             # The same for all columns after the block: W -= E U.
-            remaining[:, stop:] -= torch.stack(errors, 1) @ self.upper[start:stop, stop:]
-        symbols = torch.zeros(values.shape, dtype=torch.int32)
-        symbols[nonzero] = result[:, self.order.argsort()].to(torch.int32)
-        return symbols
+            remaining[..., stop:] -= torch.stack(errors, -1) @ upper[:, start:stop, stop:]
+        symbols = torch.zeros(original.shape, dtype=torch.int32)
+        symbols[:, nonzero] = result.take_along_dim(order.argsort(-1), -1).to(torch.int32)
+        return symbols.reshape(values.shape)
 
 
 def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0) -> Tensor:
@@ -137,18 +140,18 @@ def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0)
     Parameters
     ----------
     symbols : Tensor
-        The initial symbols, shape (rows, columns).
+        The initial symbols, shape (..., rows, columns).
     values : Tensor
-        The weight in steps, shape (rows, columns).
+        The weight in steps, shape (..., rows, columns).
     moments : Tensor
-        Second moments E x xᵀ, shape (columns, columns); they are damped as for feedback.
+        Second moments E x xᵀ, shape (..., columns, columns); they are damped as for feedback.
     price : float
         The price of a bit, as for `Feedback.round`.
 
     Returns
     -------
     Tensor
-        int32 symbols, shape (rows, columns).
+        int32 symbols, shape (..., rows, columns).
 
     References
     ----------
@@ -160,36 +163,42 @@ def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0)
     >>> polish(torch.tensor([[0, 0]]), torch.tensor([[0.4, 0.4]]), h).tolist()
     [[1, 0]]
     """
-    h = damp(moments)
-    weights = h.diagonal()
+    columns = values.shape[-1]
+    h = damp(moments).reshape(-1, columns, columns)
+    importance = _diagonal(h)[:, None]  # (weights, 1, columns)
     if price:
-        weights = weights / Feedback.from_moments(moments).mean_pivot
-    result = symbols.double()
+        importance = importance / Feedback.from_moments(moments).mean_pivot.reshape(-1, 1, 1)
+    result = symbols.double().reshape(-1, *symbols.shape[-2:])
     costs = SymbolCosts.from_symbols(result) if price else None
     # Half the negative gradient of tr (W - Q) H (W - Q)ᵀ by Q: G = (W - Q) H.
-    gradient = (values.double() - result) @ h
+    gradient = (values.double().reshape(result.shape) - result) @ h
     for _ in range(_SWEEPS):
-        for start in range(0, len(h), _COLUMNS):
+        for start in range(0, columns, _COLUMNS):
             block = slice(start, start + _COLUMNS)
-            local, h_block = gradient[:, block].clone(), h[block, block]
-            previous = result[:, block].clone()
-            for j in range(len(h_block)):
+            local, h_block = gradient[..., block].clone(), h[:, block, block]
+            previous = result[..., block].clone()
+            for j in range(h_block.shape[-1]):
                 # The minimum over q_j alone is at q_j + g_j / H_jj; round it.
-                best = previous[:, j] + local[:, j] / h_block[j, j]
+                best = previous[..., j] + local[..., j] / h_block[:, None, j, j]
                 if costs is None:
                     best = best.round()
                 else:
-                    best = choose_symbols(best, float(weights[start + j]), price, costs)
-                result[:, start + j] = best
+                    best = choose_symbols(best, importance[..., start + j], price, costs)
+                result[..., start + j] = best
                 # G -= dq_j H_j, within the block at once, for all columns after it.
-                local.addr_(best - previous[:, j], h_block[j], alpha=-1)
-            gradient -= (result[:, block] - previous) @ h[block]
-    return result.to(torch.int32)
+                step = best - previous[..., j]
+                local.baddbmm_(step[..., None], h_block[:, j, None], alpha=-1)
+            gradient -= (result[..., block] - previous) @ h[:, block]
+    return result.reshape(symbols.shape).to(torch.int32)
 
 
 def damp(moments: Tensor, damping: float = DAMPING) -> Tensor:
     """Return moments in float64 with a share of their mean diagonal added to the diagonal."""
     h = moments.double()
-    eye = torch.eye(len(h), dtype=torch.float64)
-    mean = float(h.diagonal().mean())
-    return h + damping * mean * eye if mean > 0 else (1 + damping) * eye  # no input but zeros
+    mean = _diagonal(h).mean(-1)[..., None, None]
+    eye = torch.eye(h.shape[-1], dtype=torch.float64)
+    return h + torch.where(mean > 0, damping * mean, 1 + damping) * eye  # 1 if all are zero
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1)

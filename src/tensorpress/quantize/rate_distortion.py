@@ -76,15 +76,17 @@ def coded_bits(symbols: Tensor) -> float:
     return float((masses * (symbols.numel() / masses).log2()).sum() + digits.sum())
 
 
-def choose_symbols(values: Tensor, weight: float, price: float, costs: SymbolCosts) -> Tensor:
+def choose_symbols(
+    values: Tensor, weight: float | Tensor, price: float, costs: SymbolCosts
+) -> Tensor:
     """Return the symbol that minimizes weight · (value - symbol)² + price · bits, for each value.
 
     Parameters
     ----------
     values : Tensor
         Values in steps, float64, any shape.
-    weight : float
-        The weight of a squared error of one step.
+    weight : float or Tensor
+        The weight of a squared error of one step, of all values or of the shape of theirs.
     price : float
         The price of a bit, in squared steps.
     costs : SymbolCosts

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import log2, sqrt
 from statistics import fmean
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.calibrate.patches import outputs_first
-from tensorpress.calibrate.weight_gradients import weight_gradients
+from tensorpress.calibrate.weight_gradients import parameter_gradients, weight_gradients
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.gptq import Feedback
@@ -26,60 +27,65 @@ _MIN_SENSITIVITY = 1e-6  # relative to that of the most sensitive layer
 class InputStatistics:
     """Second moments of a layer's inputs, and the feedback of rounding errors by them.
 
+    Blocks of columns are known apart; those of one width are in one tensor.
+
     Attributes
     ----------
     moments : sequence of Tensor
-        Means of x xᵀ by block of columns, each of shape (groups, columns, columns); see
+        Means of x xᵀ for consecutive columns, each of shape (blocks, groups, width, width); see
         `tensorpress.calibrate.input_moments.Moments.means`.
-    feedback : sequence of sequence of Feedback
-        The feedback of each block and group.
+    feedback : sequence of Feedback
+        The feedback of each.
     """
 
     moments: Sequence[Tensor]
-    feedback: Sequence[Sequence[Feedback]]
+    feedback: Sequence[Feedback]
 
     @staticmethod
     def from_moments(moments: Moments) -> "InputStatistics":
         """Return the statistics of a layer's inputs from sums over batches."""
-        means = moments.means()
-        feedback = [[Feedback.from_moments(h) for h in block] for block in means]
-        return InputStatistics(means, feedback)
+        means = [
+            torch.stack([*blocks])
+            for _, blocks in groupby(moments.means(), key=lambda block: block.shape)
+        ]
+        return InputStatistics(means, [Feedback.from_moments(h) for h in means])
+
+    @property
+    def whole(self) -> bool:
+        """Whether the moments of all columns with each other are known."""
+        return sum(map(len, self.moments)) == 1
 
     @property
     def log_pivot(self) -> float:
         """The mean log2 of the pivots, the weights of a column's squared error."""
-        logs = [f.pivots.log2() for block in self.feedback for f in block]
-        return float(torch.cat(logs).mean())
+        return float(torch.cat([f.pivots.log2().flatten() for f in self.feedback]).mean())
 
     def gain(self, values: Tensor) -> float:
         """Return the mean squared response, summed over outputs, to noise of unit variance."""
         # outputs * tr H, summed over groups and blocks
-        outputs = len(values) // len(self.moments[0])
-        return outputs * sum(float(h.diagonal(dim1=1, dim2=2).sum()) for h in self.moments)
+        outputs = len(values) // self.moments[0].shape[1]
+        return outputs * sum(float(h.diagonal(dim1=-2, dim2=-1).sum()) for h in self.moments)
 
     def round(self, values: Tensor, price: float) -> Tensor:
         """Return symbols for a weight in steps, shape (outputs, ...)."""
-        kernel, parts, start = self._group(values), [], 0
-        for block in self.feedback:
-            stop = start + len(block[0].order)
-            pairs = zip(block, kernel[:, :, start:stop], strict=True)
-            parts.append(torch.stack([f.round(part, price) for f, part in pairs]))
-            start = stop
+        pairs = zip(self.feedback, self._blocks(values), strict=True)
+        # (blocks, groups, outputs, width) to (groups, outputs, columns)
+        parts = [feedback.round(part, price).movedim(0, 2).flatten(2) for feedback, part in pairs]
         return torch.cat(parts, dim=2).reshape(values.shape)
 
     def energy(self, values: Tensor) -> float:
         """Return the mean squared response of a weight of that shape, summed over outputs."""
         # tr W H Wᵀ, summed over groups and blocks
-        kernel, total, start = self._group(values.double()), 0.0, 0
-        for h in self.moments:
-            part = kernel[:, :, start : start + h.shape[-1]]
-            total += float((part @ h * part).sum())
-            start += h.shape[-1]
-        return total
+        pairs = zip(self.moments, self._blocks(values.double()), strict=True)
+        return sum(float((part @ h * part).sum()) for h, part in pairs)
 
-    def _group(self, values: Tensor) -> Tensor:
-        """Return a weight in the shape (groups, outputs of a group, columns)."""
-        return values.detach().cpu().reshape(len(self.moments[0]), -1, values[0].numel())
+    def _blocks(self, values: Tensor) -> list[Tensor]:
+        """Return a weight in parts of the shape (blocks, groups, outputs of a group, width)."""
+        groups = self.moments[0].shape[1]
+        kernel = values.detach().cpu().reshape(groups, -1, values[0].numel())
+        parts = kernel.split([len(h) * h.shape[-1] for h in self.moments], dim=2)
+        shapes = [(len(h), h.shape[-1]) for h in self.moments]
+        return [p.unflatten(2, shape).movedim(2, 0) for p, shape in zip(parts, shapes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -161,25 +167,67 @@ def calibrated_weights(
     Raises
     ------
     InvalidArgumentError
-        If no layer is called on the batches.
+        If the outputs depend on no weight.
     """
     moments = {
         name: sums
         for name, sums in input_moments(model, batches, seed=seed).items()
         if outputs_first(model.get_submodule(name))
     }
-    gradients = weight_gradients(model, batches, seed=seed)
     references = count_references(model)
     by_tensor = {id(model.get_submodule(n).get_parameter("weight")): n for n in moments}
     # The names of tensors that are weights of layers with known inputs, with those layers.
     layers = {
         name: by_tensor[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_tensor
     }
+    statistics = _layer_statistics(moments, layers)
+    log_steps = _layer_steps(model, tensors, batches, statistics, layers, seed)
+    log_steps |= _other_steps(model, tensors, batches, log_steps, seed)
+    if not log_steps:
+        raise InvalidArgumentError("the outputs depend on no weight that is to be rounded")
+    weights = {}
+    for name, log_step in log_steps.items():
+        inputs = statistics.get(name)
+        alone = inputs is not None and references[id(tensors[name])] == 1
+        layer = layers[name] if alone and statistics[name].whole else None
+        weights[name] = Weight(name, tensors[name], log_step, inputs, layer)
+    relative = mean_log_step(weights.values())
+    for name, values in tensors.items():
+        if name not in weights:
+            weights[name] = Weight(name, values, relative + log2(rms(values)))
+    return [weights[name] for name in tensors]
+
+
+def _layer_statistics(
+    moments: dict[str, Moments], layers: Mapping[str, str]
+) -> dict[str, InputStatistics]:
+    """Return the statistics of tensors that are weights of layers; layers may share moments.
+
+    The sums of each are given up once their statistics are known: both take much memory.
+    """
+    names: dict[int, list[str]] = {}
+    for name, layer in layers.items():
+        names.setdefault(id(moments[layer]), []).append(name)
+    result = {}
+    for sharing in names.values():
+        sums = [moments.pop(layers[name]) for name in sharing][0]
+        inputs = InputStatistics.from_moments(sums)
+        result |= dict.fromkeys(sharing, inputs)
+    return result
+
+
+def _layer_steps(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    statistics: Mapping[str, InputStatistics],
+    layers: Mapping[str, str],
+    seed: int,
+) -> dict[str, float]:
+    """Return log2 of the steps of layers with known inputs, by the names of their weights."""
     if not layers:
-        raise InvalidArgumentError("no Linear or convolution with a weight to round is called")
-    statistics = {
-        name: InputStatistics.from_moments(moments[layer]) for name, layer in layers.items()
-    }
+        return {}
+    gradients = weight_gradients(model, batches, seed=seed)
     # g = |gradient|² / gain, not less than 1e-6 of the largest; the mean log where it is not known
     sensitivities = {
         name: gradients.get(layer, 0.0) / (statistics[name].gain(tensors[name]) or 1.0)
@@ -188,20 +236,37 @@ def calibrated_weights(
     positive = [value for value in sensitivities.values() if value > 0]
     mean_log_sensitivity = fmean(map(log2, positive)) if positive else 0.0
     smallest = _MIN_SENSITIVITY * max(positive, default=1.0)
-    weights = {}
+    steps = {}
     for name, inputs in statistics.items():
         sensitivity = sensitivities[name]
         log_sensitivity = log2(max(sensitivity, smallest)) if sensitivity else mean_log_sensitivity
         # log2 step = -(log2 g + mean log2 p) / 2
-        log_step = -(log_sensitivity + inputs.log_pivot) / 2
-        alone = references[id(tensors[name])] == 1 and len(inputs.moments) == 1
-        layer = layers[name] if alone else None
-        weights[name] = Weight(name, tensors[name], log_step, inputs, layer)
-    relative = mean_log_step(weights.values())
-    for name, values in tensors.items():
-        if name not in layers:
-            weights[name] = Weight(name, values, relative + log2(rms(values)))
-    return [weights[name] for name in tensors]
+        steps[name] = -(log_sensitivity + inputs.log_pivot) / 2
+    return steps
+
+
+def _other_steps(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    known: Mapping[str, float],
+    seed: int,
+) -> dict[str, float]:
+    """Return log2 of the steps of parameters that outputs depend on and no step is known of."""
+    others = {
+        name: x for name, x in tensors.items() if name not in known and isinstance(x, nn.Parameter)
+    }
+    if not others:
+        return {}
+    gradients = parameter_gradients(model, batches, others, seed=seed)
+    # log2 step = -log2 (|gradient|² / values) / 2, not coarser than 2^10 times the finest
+    steps = {
+        name: -log2(gradient / others[name].numel()) / 2
+        for name, gradient in gradients.items()
+        if gradient > 0
+    }
+    coarsest = min([*known.values(), *steps.values()], default=0.0) - log2(_MIN_SENSITIVITY) / 2
+    return {name: min(step, coarsest) for name, step in steps.items()}
 
 
 def mean_log_step(weights: Collection[Weight]) -> float:
