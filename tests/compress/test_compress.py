@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.calibrate.batches import Batch, collect_batches
-from tensorpress.compress.split import split_batches, user_batches
+from tensorpress.compress import trials
+from tensorpress.compress.split import halve_batches, split_batches, user_batches
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -51,20 +52,40 @@ def test_a_budget_of_shapes_is_met(net: Net, data: list[Tensor], budget: str) ->
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
     assert result.fidelity is not None
-    assert result.fidelity.examples == 51  # a fifth of 256
+    assert result.trial.fidelity is not None
+    assert result.trial.fidelity.examples + result.fidelity.examples == 51  # a fifth of 256
 
 
 def test_the_nearest_of_all_trials_is_returned(net: Net, data: list[Tensor]) -> None:
     result = tp.compress(net, "params=50%", data)
     distances = [t.fidelity.distance for t in result.trials if t.fidelity is not None]
     assert len(distances) > 1
-    assert result.fidelity is not None
-    assert result.fidelity.distance == min(distances)
+    assert result.trial.fidelity is not None
+    assert result.trial.fidelity.distance == min(distances)
+
+
+def test_other_data_judge_than_choose(net: Net, data: list[Tensor]) -> None:
+    result = tp.compress(net, "params=50%", data)
     _, held_out = split_batches(collect_batches(data, net))
-    again = tp.fidelity(net, result.model, user_batches(held_out))
-    # The scale is that of all data in one, of the data held out in the other.
-    assert again.error == pytest.approx(result.fidelity.error, rel=0.2)
-    assert again.agreement == result.fidelity.agreement
+    halves = halve_batches(held_out)
+    assert [sum(map(len, half)) for half in halves] == [26, 25]
+    for half, measured in zip(halves, (result.trial.fidelity, result.fidelity), strict=True):
+        again = tp.fidelity(net, result.model, user_batches(half))
+        assert measured is not None
+        # The scale is that of all data in one, of the half in the other.
+        assert again.error == pytest.approx(measured.error, rel=0.2)
+        assert again.cosine == pytest.approx(measured.cosine)
+        assert again.agreement == measured.agreement
+
+
+def test_few_held_out_examples_choose_and_judge(net: Net, data: list[Tensor]) -> None:
+    result = tp.compress(net, "params=50%", data[:5])
+    assert result.fidelity == result.trial.fidelity
+    assert result.fidelity is not None
+    assert result.fidelity.examples == 32
+    assert any("have also chosen" in text and "200" in text for text in result.warnings)
+    enough = tp.compress(net, "params=50%", data)
+    assert not any("have also chosen" in text for text in enough.warnings)
 
 
 def test_data_helps(net: Net, data: list[Tensor]) -> None:
@@ -132,7 +153,8 @@ def test_refinement_is_kept_only_where_it_helps(net: Net, data: list[Tensor]) ->
     assert refined.name.endswith(", refined")
     assert result.fidelity is not None
     others = [t.fidelity.distance for t in result.trials[:-1] if t.fidelity is not None]
-    assert result.fidelity.distance <= min(others)
+    assert result.trial.fidelity is not None
+    assert result.trial.fidelity.distance <= min(others)
 
 
 def test_a_budget_that_nothing_meets(net: Net, data: list[Tensor]) -> None:
@@ -207,6 +229,52 @@ def test_nothing_is_pressed_where_coding_leaves_outputs_nearly_the_same(
     assert len(tight) > 1
 
 
+def test_a_pressed_model_that_cannot_be_coded_does_not_end_the_trials(
+    net: Net, data: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "SHARES", (0.001, 0.6))  # the first is out of reach
+    result = tp.compress(net, "bytes=8%", data, out=tmp_path / "net.tpz")
+    failures = {trial.name: trial.failure for trial in result.trials}
+    assert list(failures)[2:] == ["0 % of the parameters, coded", "60 % of the parameters, coded"]
+    assert "out of reach" in str(failures["0 % of the parameters, coded"])
+    assert failures["60 % of the parameters, coded"] is None
+    assert (tmp_path / "net.tpz").stat().st_size == result.costs["bytes"][1]
+
+
+def test_a_pressed_model_that_is_worse_ends_the_trials(
+    net: Net, data: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "SHARES", (0.1, 0.6))
+    result = tp.compress(net, "bytes=8%", data, out=tmp_path / "net.tpz")
+    names = [trial.name for trial in result.trials]
+    assert names == ["coding", "coding, by weights alone", "10 % of the parameters, coded"]
+    assert result.trial.name in names[:2]
+    loaded = tp.load(tmp_path / "net.tpz", Net())
+    with torch.no_grad():
+        assert torch.equal(loaded(data[0]), result.model(data[0]))
+
+
+def test_the_advice_names_a_milder_budget_and_what_was_measured_there(
+    net: Net, data: list[Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = tp.compress(net, "params=10%", data, refine=False)
+    assert result.fidelity is not None
+    [advice] = [text for text in result.advice if "they differ by" in text]
+    budget, _, error = advice.removesuffix(" %").partition(": at ")[2].partition(" they differ by ")
+    assert 100 * result.fidelity.error > 30 >= float(error)
+    milder = tp.compress(net, budget, data, refine=False)
+    assert milder.fidelity is not None
+    assert milder.fidelity.error < 0.35
+
+
+def test_a_budget_that_is_out_of_reach_is_warned_of_before(
+    data: list[Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    tp.compress(Net().eval(), "params=10%", data, refine=False)
+    assert "at params=10% outputs are expected to differ by 177 % or more" in caplog.text
+
+
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -231,8 +299,8 @@ def test_the_least_divergence_wins_where_outputs_are_logits(net: Net, data: list
     labelled = [(x, torch.arange(32) % 5) for x in data]
     result = tp.compress(net, "params=50%", labelled)
     divergences = [t.fidelity.divergence for t in result.trials if t.fidelity is not None]
-    assert result.fidelity is not None
-    assert result.fidelity.divergence == min(d for d in divergences if d is not None)
+    assert result.trial.fidelity is not None
+    assert result.trial.fidelity.divergence == min(d for d in divergences if d is not None)
     assert "divergence" in str(result)
 
 
@@ -385,8 +453,8 @@ def test_coding_by_weights_alone_competes() -> None:
     result = tp.compress(Recurrent().eval(), "bytes=8%", [0.1 * torch.randn(64, 10, 8)])
     fidelities = [x.fidelity for x in result.trials if x.fidelity is not None]
     assert "coding, by weights alone" in [trial.name for trial in result.trials]
-    assert result.fidelity is not None
-    assert result.fidelity.distance == min(x.distance for x in fidelities)
+    assert result.trial.fidelity is not None
+    assert result.trial.fidelity.distance == min(x.distance for x in fidelities)
 
 
 def test_parameters_of_recurrent_layers_are_pressed_for_a_budget() -> None:

@@ -155,9 +155,13 @@ def _sum_squared_norms(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:
     """Return the sum over examples of the squared norm of the weight's gradient."""
     total = 0.0
     for x_one, gradient_one in zip(x, gradient, strict=True):
-        rows = unfold_inputs(layer, x_one)  # (positions, groups, columns)
-        slopes = output_rows(layer, gradient_one)
+        rows = unfold_inputs(layer, x_one).movedim(1, 0).float()  # (groups, positions, columns)
+        slopes = output_rows(layer, gradient_one).movedim(1, 0).float()
         # dW_g = sum over positions p of slope_pg x_pgᵀ: they add up before they are squared.
-        product = slopes.permute(1, 2, 0).float() @ rows.permute(1, 0, 2).float()
-        total += float(product.square().sum(dtype=torch.float64))
+        positions, columns, outputs = *rows.shape[1:], slopes.shape[-1]
+        if positions * (columns + outputs) < columns * outputs:
+            # |dW|² = sum over p and q of (slope_p · slope_q) (x_p · x_q)
+            total += float(((rows @ rows.mT) * (slopes @ slopes.mT)).sum(dtype=torch.float64))
+        else:
+            total += float(torch.linalg.vector_norm(slopes.mT @ rows)) ** 2
     return total

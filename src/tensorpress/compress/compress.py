@@ -13,10 +13,10 @@ from torch import nn
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.compress.data_warnings import FewRows, collect_few_rows
 from tensorpress.compress.result import CompressResult, Trial
-from tensorpress.compress.split import HELD_OUT
-from tensorpress.compress.task import Task
+from tensorpress.compress.split import HELD_OUT, LEAST_HALF
+from tensorpress.compress.task import CURVATURE, Task
 from tensorpress.compress.trials import Attempt, bytes_trials, refine_attempt, shape_trials
-from tensorpress.compress.verdict import LEAST, Fidelity
+from tensorpress.compress.verdict import CLOSE, LEAST, Fidelity
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.planning.budget import Budget, parse_budget
@@ -45,10 +45,11 @@ def compress(
     or milliseconds is spread over layers, and for bytes of a file also rounding and entropy coding
     of the dense model and of models pressed first. Each is planned (`tensorpress.plan`), pressed
     with its layers fitted to responses (`tensorpress.press`) or coded (`tensorpress.encode`), and
-    the outputs are compared with the dense model's on a fifth of the data that nothing was fitted
-    to (`tensorpress.fidelity`). Returned is the model of the least divergence where outputs are
-    known to be logits of classes, by labels or by that name, else of the least error. Without data
-    the weights alone decide.
+    the outputs are compared with the dense model's on data that nothing was fitted to
+    (`tensorpress.fidelity`): a fifth of all, one half of which chooses, and the other judges what
+    was chosen. Returned is the model of the least divergence where outputs are known to be logits
+    of classes, by labels or by that name, else of the least error. Without data the weights alone
+    decide.
 
     Parameters
     ----------
@@ -106,9 +107,10 @@ def compress(
     attempts = bytes_trials(task, out) if limit.kind == "bytes" else shape_trials(task)
     with collect_few_rows() as few:
         best, trials = _run(task, attempts, refine and limit.kind != "bytes")
+        fidelity = task.verdict(best.model)
         before = task.before(best.trial.plan) if best.size is None else None
     costs = task.costs(best.model, best.size)
-    warnings = _warnings(task, best, few, costs)
+    warnings = _warnings(task, best, trials, few, costs)
     warnings += [
         f"layer {name} was not fitted to the data: {reason}"
         for name, reason in unfitted_layers(best.model).items()
@@ -125,11 +127,12 @@ def compress(
         best.trial,
         trials,
         costs,
-        before=before,
+        fidelity,
+        before,
         metric=metric,
         file=None if out is None or best.size is None else Path(out),
         warnings=tuple(warnings),
-        advice=tuple(_advice(limit, best.trial.fidelity)),
+        advice=tuple(_advice(task, trials, fidelity)),
         seconds=time.perf_counter() - began,
     )
 
@@ -181,7 +184,7 @@ def _run(
         attempt = refine_attempt(task, best)
         better = attempt.beats(best)
         if not better and attempt.trial.failure is None:
-            reason = "not kept, since it is no nearer on the data that judge"
+            reason = "not kept, since it is no nearer on the data that choose"
             attempt = replace(attempt, trial=replace(attempt.trial, note=reason))
         trials.append(attempt.trial)
         logger.info("%s", attempt.trial.summary)
@@ -196,7 +199,11 @@ def _percent_hint(limit: Budget) -> str:
 
 
 def _warnings(
-    task: Task, best: Attempt, few: FewRows, costs: Mapping[str, tuple[float, float]]
+    task: Task,
+    best: Attempt,
+    trials: Sequence[Trial],
+    few: FewRows,
+    costs: Mapping[str, tuple[float, float]],
 ) -> list[str]:
     """Return what a user should know, the most important first."""
     warnings = []
@@ -217,6 +224,11 @@ def _warnings(
                     else f", of which a fifth is held out ({judged} now)"
                 )
             )
+        elif task.judge is task.reference and sum(t.failure is None for t in trials) > 1:
+            warnings.append(
+                f"the {judged} examples that judge have also chosen the best of the trials, which "
+                f"flatters it: give at least {round(2 * LEAST_HALF / HELD_OUT)}"
+            )
     if few.warning is not None:
         warnings.append(few.warning)
     if "latency_ms" in costs:
@@ -235,15 +247,19 @@ def _warnings(
     return warnings
 
 
-def _advice(limit: Budget, fidelity: Fidelity | None) -> list[str]:
+def _advice(task: Task, trials: Sequence[Trial], fidelity: Fidelity | None) -> list[str]:
     """Return what to try where outputs are too far from the dense model's."""
+    limit = task.limit
     if fidelity is None or fidelity.usable or not fidelity.enough:
         return []
     if limit.kind == "bytes":
         return ["a larger budget of bytes", "training for size: tensorpress.train_for_size"]
+    plans = [trial.plan for trial in trials if trial.name == CURVATURE and trial.plan is not None]
+    near = None if not plans else task.near_budget(plans[0], fidelity.error, CLOSE)
+    milder = "" if near is None else f": at {near[0]} they differ by {100 * near[1]:.0f} %"
     return [
         "fine-tuning: tensorpress.finetune with the dense model as teacher",
-        f"a larger budget of {limit.kind}",
+        f"a larger budget of {limit.kind}{milder}",
         "a budget of bytes where size is what counts: rounding and entropy coding keep outputs "
         "better than low rank at the same size",
     ]

@@ -1,5 +1,6 @@
 """Outputs of the dense model, and the sums over batches by which others are compared with them."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,14 @@ class Reference:
     def has_logits(self) -> bool:
         """Whether the outputs are logits of classes."""
         return self.kind is not None and self.kind.logits
+
+    def split(self, count: int) -> tuple["Reference", "Reference"]:
+        """Return the outputs of the first batches, and of the others, on the scale of all."""
+        parts = copy.copy(self), copy.copy(self)
+        for part, places in zip(parts, (slice(count), slice(count, None)), strict=True):
+            part.batches, part._outputs = self.batches[places], self._outputs[places]
+            part._examples = sum(map(len, part.batches))
+        return parts
 
     def compare(self, model: nn.Module) -> Fidelity:
         """Return the fidelity of a model's outputs.

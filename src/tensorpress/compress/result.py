@@ -24,7 +24,7 @@ class Trial:
     plan : Plan or None
         The layers that are pressed; None where the model is coded alone.
     fidelity : Fidelity or None
-        On held-out inputs; None without data, or where the way failed.
+        On the held-out inputs that choose; None without data, or where the way failed.
     estimate : float or None
         The error of the outputs that the plan's scores add up to, in the unit of
         `Fidelity.error`; None where nothing estimates it.
@@ -82,6 +82,9 @@ class CompressResult:
     costs : mapping of str to tuple of float
         Dense and compressed: params, bytes (of the file after a budget of bytes, else in memory),
         macs and latency_ms where inputs are known.
+    fidelity : Fidelity or None
+        How far the outputs are from the dense model's, on held-out inputs that have not chosen the
+        trial unless they are too few.
     before : Fidelity or None
         Fidelity of the same plan by weights alone, before anything was fitted to data.
     metric : tuple of float or None
@@ -99,6 +102,7 @@ class CompressResult:
     trial: Trial
     trials: tuple[Trial, ...]
     costs: Mapping[str, tuple[float, float]]
+    fidelity: Fidelity | None = None
     before: Fidelity | None = None
     metric: tuple[float, float] | None = None
     file: Path | None = None
@@ -110,11 +114,6 @@ class CompressResult:
     def plan(self) -> Plan | None:
         """The plan of the layers that are pressed, None where the model is coded alone."""
         return self.trial.plan
-
-    @property
-    def fidelity(self) -> Fidelity | None:
-        """How far the outputs are from the dense model's on held-out inputs."""
-        return self.trial.fidelity
 
     @property
     def verdict(self) -> str:

@@ -1,4 +1,4 @@
-"""Calibration data in two parts: one that layers are fitted to, and one that judges."""
+"""Calibration data in parts: those that layers are fitted to, that choose, and that judge."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +10,9 @@ from tensorpress.calibrate.batches import Batch, CalibrationBatch
 
 HELD_OUT = 0.2
 """Share of the examples that nothing is fitted to."""
+
+LEAST_HALF = 20
+"""Fewest examples that one half of them has, if one is to choose and the other to judge."""
 
 
 def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -42,6 +45,29 @@ def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
                 part.append(batch)
             elif places.any():
                 part.append(select_examples(batch, places.nonzero()[:, 0]))
+    return parts
+
+
+def halve_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return every other example, and those between; all and none where a half has too few.
+
+    Examples
+    --------
+    >>> import torch
+    >>> one, other = halve_batches([Batch((torch.zeros(41, 3),), None)])
+    >>> [len(batch) for batch in one], [len(batch) for batch in other]
+    ([21], [20])
+    """
+    if sum(map(len, batches)) < 2 * LEAST_HALF:
+        return list(batches), []
+    parts: tuple[list[Batch], list[Batch]] = [], []
+    start = 0
+    for batch in batches:
+        odd = (start + torch.arange(len(batch))) % 2
+        for part, places in zip(parts, (odd == 0, odd == 1), strict=True):
+            if places.any():
+                part.append(select_examples(batch, places.nonzero()[:, 0]))
+        start += len(batch)
     return parts
 
 

@@ -1,15 +1,21 @@
 """What is compressed, to which budget, and the steps that all ways of doing so share."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 from torch import nn
 
 from tensorpress.calibrate.batches import Batch
 from tensorpress.compress.reference import Reference
-from tensorpress.compress.split import select_examples, split_batches, user_batches
+from tensorpress.compress.split import (
+    halve_batches,
+    select_examples,
+    split_batches,
+    user_batches,
+)
 from tensorpress.compress.verdict import Fidelity
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
@@ -23,6 +29,11 @@ from tensorpress.press.press import press
 from tensorpress.sensitivity.kfac import kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
 from tensorpress.sensitivity.response_moments import Curvature
+
+CURVATURE = "curvature of the outputs"
+"""The criterion whose scores add up to an error of the outputs."""
+
+_PROBES = 2  # of milder budgets, where outputs are too far
 
 
 @dataclass
@@ -40,7 +51,9 @@ class Task:
     fitted : sequence of Batch
         Data that layers are fitted to; none without calibration.
     reference : Reference or None
-        Outputs of the dense model on data that nothing is fitted to.
+        Outputs of the dense model on data that nothing is fitted to, which choose the best trial.
+    judge : Reference or None
+        Outputs on other such data, which judge it: those of ``reference`` where data are too few.
     targets, skip : sequence of str
         The layers that may be pressed.
     seed : int
@@ -52,6 +65,7 @@ class Task:
     inputs: ModelInputs | None
     fitted: Sequence[Batch]
     reference: Reference | None
+    judge: Reference | None
     targets: Sequence[str]
     skip: Sequence[str]
     seed: int
@@ -71,12 +85,17 @@ class Task:
         _check_weights(model)
         inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
         if batches is None:
-            return Task(model, limit, inputs, (), None, targets, skip, seed)
+            return Task(model, limit, inputs, (), None, None, targets, skip, seed)
         _check_batches(batches)
         fitted, judged = split_batches(batches)
         inputs = inputs or select_examples(batches[0], torch.arange(1)).arguments
-        reference = Reference(model, judged, fitted if fitted is not judged else ())
-        return Task(model, limit, inputs, fitted, reference, targets, skip, seed)
+        choosing, judging = halve_batches(judged)
+        same = sum(map(len, batches)) == 1  # the one example is fitted to and judges
+        reference = Reference(model, [*choosing, *judging], () if same else fitted)
+        judge = reference
+        if judging:
+            reference, judge = reference.split(len(choosing))
+        return Task(model, limit, inputs, fitted, reference, judge, targets, skip, seed)
 
     @property
     def criteria(self) -> Mapping[str, Callable[[], AllocationRule | Scores]]:
@@ -100,7 +119,7 @@ class Task:
             return response_energies(self.model, data, targets=self.targets, skip=self.skip)
 
         criteria: dict[str, Callable[[], AllocationRule | Scores]] = {
-            "curvature of the outputs": lambda: curvature("outputs"),
+            CURVATURE: lambda: curvature("outputs"),
             "response energy": energies,
             "weight error": lambda: "error",
         }
@@ -125,7 +144,7 @@ class Task:
 
     def estimate(self, made: Plan) -> float | None:
         """Return the error of the outputs that the curvature adds up for a plan."""
-        scores = self._scores.get("curvature of the outputs")
+        scores = self._scores.get(CURVATURE)
         if not isinstance(scores, Scores):
             return None
         total = 0.0
@@ -136,6 +155,54 @@ class Task:
             total += known[layer.scheme, layer.ranks]
         return sqrt(total)
 
+    def near_budget(self, made: Plan, error: float, target: float) -> tuple[str, float] | None:
+        """Return a milder budget whose outputs are about near enough, and the error measured there.
+
+        How errors of layers compound a pass along random directions cannot say: what was measured
+        of a plan, divided by its estimate, is taken for the factor of milder plans, and measured
+        again where that was too little.
+
+        Parameters
+        ----------
+        made : Plan
+            A plan by the curvature of the outputs.
+        error : float
+            What was measured of it, after all that made it better.
+        target : float
+            The error that is near enough.
+        """
+        estimate, result = self.estimate(made), None
+        if not estimate or not isfinite(error) or self.limit.kind not in ("params", "macs"):
+            return None
+        factor = 1.0  # at least: errors near 100 % do not grow any more
+        for _ in range(_PROBES):
+            factor = max(error / estimate, factor)
+            budget = self._least_budget(target / factor)
+            if budget is None or (result is not None and budget == result[0]):
+                break
+            milder = self.plan(CURVATURE, budget)
+            measured, estimate = self.verdict(self.press(milder)), self.estimate(milder)
+            if measured is None or not estimate:
+                break
+            error, result = measured.error, (budget, measured.error)
+            if error <= target:
+                break
+        return result
+
+    def _least_budget(self, estimate: float) -> str | None:
+        """Return the least budget, in steps of 5 %, whose estimate is no larger."""
+        budgets = [f"{self.limit.kind}={percent}%" for percent in range(5, 100, 5)]
+
+        def is_enough(budget: str) -> bool:
+            try:
+                expected = self.estimate(self.plan(CURVATURE, budget))
+            except InvalidArgumentError:  # out of reach
+                return False
+            return expected is not None and expected <= estimate
+
+        place = bisect_left(budgets, True, key=is_enough)
+        return budgets[place] if place < len(budgets) else None
+
     def press(self, made: Plan) -> nn.Module:
         """Return the pressed model, fitted to responses where there is data."""
         if not self.fitted:
@@ -143,14 +210,18 @@ class Task:
         return press(self.model, made, calibration=user_batches(self.fitted), seed=self.seed)
 
     def fidelity(self, model: nn.Module) -> Fidelity | None:
-        """Return how far the outputs of a model are on the data that judges."""
+        """Return how far the outputs of a model are on the data that choose."""
         return None if self.reference is None else self.reference.compare(model)
 
+    def verdict(self, model: nn.Module) -> Fidelity | None:
+        """Return how far the outputs of a model are on the data that judge."""
+        return None if self.judge is None else self.judge.compare(model)
+
     def before(self, made: Plan | None) -> Fidelity | None:
-        """Return the fidelity of a plan by weights alone."""
-        if made is None or self.reference is None:
+        """Return the fidelity of a plan by weights alone, on the data that judge."""
+        if made is None or self.judge is None:
             return None
-        return self.fidelity(press(self.model, made, seed=self.seed))
+        return self.verdict(press(self.model, made, seed=self.seed))
 
     def costs(self, model: nn.Module, size: int | None) -> dict[str, tuple[float, float]]:
         """Return what the dense and a compressed model cost, whose file has a size if any."""

@@ -16,6 +16,7 @@ from torch import nn
 from tensorpress.compress.result import Trial
 from tensorpress.compress.split import rebatch, user_batches
 from tensorpress.compress.task import Task, count_bytes
+from tensorpress.compress.verdict import FAR
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.measure import count_macs
 from tensorpress.measure.cost import freeze
@@ -118,14 +119,26 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
             if made.id in plans:
                 logger.info("%s: the same plan as before", name)
                 continue
+            estimate = task.estimate(made)
+            _warn_of_estimate(task, name, estimate)
             model = task.press(made)
-            fidelity, estimate = task.fidelity(model), task.estimate(made)
+            fidelity = task.fidelity(model)
         except Exception as error:  # other criteria may go on
             yield failed(name, error, task.model)
             continue
         plans.add(made.id)
         seconds = time.perf_counter() - began
         yield Attempt(Trial(name, made, fidelity, estimate, seconds), model)
+
+
+def _warn_of_estimate(task: Task, name: str, estimate: float | None) -> None:
+    """Say before the work is done where not even the least error that is expected would do."""
+    if estimate is not None and estimate > FAR:
+        logger.warning(
+            "%s: at %s outputs are expected to differ by %.0f %% or more, which is not usable "
+            "without fine-tuning",
+            *(name, task.limit, 100 * estimate),
+        )
 
 
 def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Attempt]:

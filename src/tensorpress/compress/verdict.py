@@ -14,7 +14,10 @@ _LEVELS = (
     "far: fine-tune before use",
     "not usable without fine-tuning",
 )
-_ERRORS = (0.10, 0.30, 0.60)
+CLOSE, FAR = 0.30, 0.60
+"""Largest errors of outputs that are close, and of those that fine-tuning brings near."""
+
+_ERRORS = (0.10, CLOSE, FAR)
 _AGREEMENTS = (0.98, 0.93, 0.80)
 _DIVERGENCES = (0.02, 0.10, 0.50)
 """Largest errors, least agreements, and for tokens largest divergences of all levels but the last.

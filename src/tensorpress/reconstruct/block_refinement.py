@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any
 
 import torch
@@ -28,6 +28,15 @@ It grows to that over the first tenth of the steps and then falls to zero.
 
 PATIENCE = 2
 """Passes without progress on held-out examples after which a block is done."""
+
+WARM_UP = 0.1
+"""Share of the steps in which the rate grows: what has not made progress by then is given up."""
+
+TRIED = 0.25
+"""Share of the blocks after which all are given up if the model's outputs are no nearer."""
+
+PROGRESS = 0.01
+"""Least share by which an error falls where there is progress."""
 
 HELD_OUT = 0.2
 """Share of the batches that say when to stop."""
@@ -71,7 +80,9 @@ def refine_blocks(
     :math:`‖f(\hat x) - y‖^2` by Adam, where :math:`\hat x` are the inputs that the pressed model
     leaves and y the outputs of the dense block for the dense model's inputs; the last block is the
     whole model. A fifth of the batches, to which nothing is fitted, chooses the best of all passes,
-    the state before the first among them, so that no block becomes worse on them. Parameters that
+    the state before the first among them, so that no block becomes worse on them. On the same
+    batches a block is given up that has made no progress in the first tenth of its steps, and all
+    are where the outputs are no nearer after a quarter of them. Parameters that
     ask for no gradient stay as they are, and so does a block without gradients, or one that is not
     called in some batch of either part.
 
@@ -102,8 +113,15 @@ def refine_blocks(
     if len(batches) < 2 or epochs < 1:
         return []
     training, judging = batches[:-count], batches[-count:]
-    results = []
-    for name in [*find_blocks(model, batches[0]), ""]:
+    results: list[Refined] = []
+    blocks = find_blocks(model, batches[0])
+    outputs = _examples(model, dense, "", judging)
+    whole = _error(model, outputs) if outputs else 0.0
+    tried = max(2, ceil(TRIED * len(blocks)))
+    for name in [*blocks, ""]:
+        if len(results) == tried and _error(model, outputs) > (1 - PROGRESS) * whole:
+            logger.info("refinement is given up: after %d blocks outputs are no nearer", tried)
+            break
         fitted = _examples(model, dense, name, training)
         judged = _examples(model, dense, name, judging)
         if not fitted or not judged:
@@ -240,11 +258,11 @@ def _train(
     optimizer = torch.optim.Adam(groups)
     steps = epochs * len(training)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (steps / 10 + 1), 1 - step / steps)
+        optimizer, lambda step: min((step + 1) / (WARM_UP * steps + 1), 1 - step / steps)
     )
     waited = 0
     with evaluation_mode(block):
-        for _ in range(epochs):
+        for epoch in range(epochs):
             for place in torch.randperm(len(training), generator=random).tolist():
                 optimizer.zero_grad(set_to_none=True)
                 with torch.enable_grad():
@@ -255,7 +273,8 @@ def _train(
             waited = 0 if error < best else waited + 1
             if error < best:
                 best, state = error, [p.detach().clone() for p in parameters]
-            if waited >= PATIENCE:
+            warm = epoch + 1 >= WARM_UP * epochs
+            if waited >= PATIENCE or (warm and best > (1 - PROGRESS) * before):
                 break
     with torch.no_grad():
         for parameter, value in zip(parameters, state, strict=True):
