@@ -113,6 +113,15 @@ def test_wide_layers_have_moments_within_blocks(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(blocks[1][0], (x[:, 4:8].T @ x[:, 4:8] / 7).double())
 
 
+@pytest.mark.parametrize("columns", [8192, 65_536])
+def test_moments_and_rows_of_wide_layers_are_bounded(columns: int) -> None:
+    net = nn.Sequential(nn.Conv1d(columns // 64, 2, 64))
+    [batch] = collect_batches([torch.randn(1, columns // 64, 63 + 5000)], net)
+    sums = input_moments(net, [batch])["0"]
+    assert sum(block.numel() for block in sums.blocks) <= moments_file.WIDE_MOMENTS
+    assert sums.rows == min(5000, moments_file.MAX_VALUES // columns)
+
+
 def test_an_infinite_input_names_the_layer() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(InvalidArgumentError, match="layer '0'"):

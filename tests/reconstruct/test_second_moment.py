@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tensorpress.reconstruct import alternating_fit
 from tensorpress.reconstruct.alternating_fit import fit_kernels
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.second_moment import (
@@ -50,3 +51,28 @@ def test_fits_are_those_in_the_norm_of_the_matrix(make: type, shapes: list[tuple
     assert fits[0].losses == pytest.approx(fits[1].losses, rel=1e-6)
     composed = [Composition(2)(fit.kernels) for fit in fits]
     torch.testing.assert_close(composed[0], composed[1], rtol=1e-5, atol=1e-5)
+
+
+class Counted(RowMoment):
+    """Counts how often kernels are multiplied with it."""
+
+    products = 0
+
+    def __rmatmul__(self, kernel: torch.Tensor) -> torch.Tensor:
+        Counted.products += 1
+        return super().__rmatmul__(kernel)
+
+
+@pytest.mark.parametrize("most", [1, 12, 60])
+def test_wide_layers_take_bounded_work(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    outputs, rows, columns = 6, 10, 27
+    monkeypatch.setattr(alternating_fit, "WIDE_WORK", most * 2 * 2 * outputs * rows * columns)
+    moment = Counted(torch.randn(2, rows, columns).double(), torch.tensor([0.5, 2.0]).double())
+    start = [torch.randn(2, *shape).double() for shape in [(4, 3, 3, 1), (6, 4, 1, 3)]]
+    Counted.products = 0
+    fit = fit_kernels(start, torch.randn(2, outputs, 3, 3, 3).double(), moment)
+    sweeps = len(fit.losses) - 1
+    # Beside the iterations, a product a factor and one for the objective a sweep, and one before.
+    assert Counted.products <= max(most, 2) + 3 * sweeps + 1
+    assert fit.losses[-1] < 0.9 * fit.losses[0]

@@ -9,12 +9,16 @@ from torch import Tensor
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.kernel_model import Composition
-from tensorpress.reconstruct.second_moment import SecondMoment
+from tensorpress.reconstruct.second_moment import RowMoment, SecondMoment
 
 SWEEPS = 20
 ITERATIONS, ENOUGH = 30, 1e-2
 """Of conjugate gradients a factor and sweep, and the residual, relative to that before, at which
 they end: the next sweep goes on from there."""
+
+WIDE_WORK = 5 * 10**11
+"""About how many multiplications the fit of a layer takes whose moment is known by rows: twenty
+seconds on a core, and as many products with the moment as that allows."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,13 @@ def fit_kernels(
     closest = composed.closest(kernels, target, second) if places is None else None
     if closest is not None:
         return KernelFit(closest, [*losses, response_error(composed(closest), target, second)])
+    order = [*reversed(range(len(kernels)))] if places is None else places
+    sweeps, iterations = _affordable(sweeps, len(order), target, second)
     for _ in range(sweeps):
-        for place in reversed(range(len(kernels))) if places is None else places:
-            kernels[place] = _best_kernel(kernels, place, composed, target.flatten(2), second)
+        for place in order:
+            kernels[place] = _best_kernel(
+                kernels, place, composed, target.flatten(2), second, iterations
+            )
         losses.append(response_error(composed(kernels), target, second))
         if losses[-2] - losses[-1] <= tolerance * losses[-2]:
             break
@@ -116,12 +124,25 @@ def response_error(kernel: Tensor, target: Tensor, second: SecondMoment) -> floa
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
+def _affordable(
+    sweeps: int, factors: int, target: Tensor, second: SecondMoment
+) -> tuple[int, int]:
+    """Return how many sweeps, and iterations a factor, `WIDE_WORK` allows."""
+    if not isinstance(second, RowMoment):
+        return sweeps, ITERATIONS
+    # (K Xᵀ) X takes 2 out · rows · columns multiplications a group.
+    products = WIDE_WORK // (2 * target.shape[:2].numel() * second.rows[0].numel())
+    iterations = max(1, min(ITERATIONS, products // factors))
+    return max(1, min(sweeps, products // (factors * iterations))), iterations
+
+
 def _best_kernel(
     kernels: Sequence[Tensor],
     place: int,
     composed: Composition,
     target: Tensor,
     second: SecondMoment,
+    iterations: int,
 ) -> Tensor:
     """Return the kernel at one place that is best while the others stay."""
 
@@ -140,7 +161,7 @@ def _best_kernel(
         return transposed(with_kernel(kernel) - rest)  # Lᵀ(L(K) Σ)
 
     residual = transposed(target - composite)  # Lᵀ((W - W̃) Σ)
-    return kernels[place] + conjugate_gradients(gram, residual, ITERATIONS, ENOUGH)
+    return kernels[place] + conjugate_gradients(gram, residual, iterations, ENOUGH)
 
 
 def conjugate_gradients(
