@@ -109,6 +109,7 @@ def compress(
         best, trials = _run(task, attempts, refine and limit.kind != "bytes")
         fidelity = task.verdict(best.model)
         before = task.before(best.trial.plan) if best.size is None else None
+        advice = _advice(task, trials, fidelity)
     costs = task.costs(best.model, best.size)
     warnings = _warnings(task, best, trials, few, costs)
     warnings += [
@@ -132,7 +133,7 @@ def compress(
         metric=metric,
         file=None if out is None or best.size is None else Path(out),
         warnings=tuple(warnings),
-        advice=tuple(_advice(task, trials, fidelity)),
+        advice=tuple(advice),
         seconds=time.perf_counter() - began,
     )
 
