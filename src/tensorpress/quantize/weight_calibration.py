@@ -210,7 +210,7 @@ def _layer_statistics(
         names.setdefault(id(moments[layer]), []).append(name)
     result = {}
     for sharing in names.values():
-        sums = [moments.pop(layers[name]) for name in sharing][0]
+        *_, sums = (moments.pop(layers[name]) for name in sharing)
         inputs = InputStatistics.from_moments(sums)
         result |= dict.fromkeys(sharing, inputs)
     return result

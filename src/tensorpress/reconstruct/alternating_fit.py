@@ -124,9 +124,7 @@ def response_error(kernel: Tensor, target: Tensor, second: SecondMoment) -> floa
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
-def _affordable(
-    sweeps: int, factors: int, target: Tensor, second: SecondMoment
-) -> tuple[int, int]:
+def _affordable(sweeps: int, factors: int, target: Tensor, second: SecondMoment) -> tuple[int, int]:
     """Return how many sweeps, and iterations a factor, `WIDE_WORK` allows."""
     if not isinstance(second, RowMoment):
         return sweeps, ITERATIONS
