@@ -83,7 +83,7 @@ class InputStatistics:
         """Return a weight in parts of the shape (blocks, groups, outputs of a group, width)."""
         groups = self.moments[0].shape[1]
         kernel = values.detach().cpu().reshape(groups, -1, values[0].numel())
-        parts = kernel.split([len(h) * h.shape[-1] for h in self.moments], dim=2)
+        parts = torch.split(kernel, [len(h) * h.shape[-1] for h in self.moments], dim=2)
         shapes = [(len(h), h.shape[-1]) for h in self.moments]
         return [p.unflatten(2, shape).movedim(2, 0) for p, shape in zip(parts, shapes, strict=True)]
 
@@ -208,7 +208,7 @@ def _layer_statistics(
     names: dict[int, list[str]] = {}
     for name, layer in layers.items():
         names.setdefault(id(moments[layer]), []).append(name)
-    result = {}
+    result: dict[str, InputStatistics] = {}
     for sharing in names.values():
         *_, sums = (moments.pop(layers[name]) for name in sharing)
         inputs = InputStatistics.from_moments(sums)
