@@ -19,10 +19,10 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = 3) -> None:
         super().__init__()
         self.stem = nn.Linear(6, 12)
-        self.blocks = nn.ModuleList(Block(12) for _ in range(3))
+        self.blocks = nn.ModuleList(Block(12) for _ in range(blocks))
         self.head = nn.Linear(12, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,6 +76,41 @@ def test_outputs_come_nearer(dense: Residual, batches: list[Tensor]) -> None:
     assert all(result.after <= result.before for result in results)
     assert tp.fidelity(dense, pressed, held_out).error < 0.95 * before
     assert all(torch.equal(state[name], value) for name, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize("frozen", [4, 5])
+def test_blocks_are_given_up_where_the_first_bring_outputs_no_nearer(
+    frozen: int, batches: list[Tensor]
+) -> None:
+    torch.manual_seed(0)
+    net = Residual(blocks=6).eval()
+    pressed = pressed_by(net, batches)
+    pressed.blocks[:frozen].requires_grad_(False)
+    results = refine_blocks(pressed, net, collect_batches(batches, pressed), epochs=30)
+    assert [result.name for result in results] == [*(f"blocks.{n}" for n in range(4)), ""]
+    assert all(result.after == result.before for result in results[:4])
+    assert results[-1].after < 0.95 * results[-1].before
+
+
+def test_a_block_that_makes_little_progress_is_given_up(batches: list[Tensor]) -> None:
+    class Faint(nn.Module):
+        def __init__(self, bias: float) -> None:
+            super().__init__()
+            self.linear, self.bias = nn.Linear(6, 6), nn.Parameter(torch.full((6,), bias))
+            self.linear.requires_grad_(False)
+            self.passes = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += torch.is_grad_enabled()
+            result: Tensor = self.linear(x) + 0.01 * self.bias
+            return result
+
+    torch.manual_seed(0)
+    net, dense = Faint(1.0), Faint(100.0)
+    [result] = refine_blocks(net, dense, collect_batches(batches, net), epochs=20)
+    assert 0.99 * result.before < result.after < result.before
+    # Two passes over 8 batches to train on are a tenth; one more call looks for a gradient.
+    assert net.passes == 17
 
 
 def test_a_model_that_is_exact_stays_as_it_is(dense: Residual, batches: list[Tensor]) -> None:

@@ -32,8 +32,9 @@ PATIENCE = 2
 WARM_UP = 0.1
 """Share of the steps in which the rate grows: what has not made progress by then is given up."""
 
-TRIED = 0.25
-"""Share of the blocks after which all are given up if the model's outputs are no nearer."""
+TRIED, LEAST_TRIED = 0.25, 4
+"""Share of the blocks, and their least number, after which the others are given up if the model's
+outputs are no nearer."""
 
 PROGRESS = 0.01
 """Least share by which an error falls where there is progress."""
@@ -82,7 +83,7 @@ def refine_blocks(
     whole model. A fifth of the batches, to which nothing is fitted, chooses the best of all passes,
     the state before the first among them, so that no block becomes worse on them. On the same
     batches a block is given up that has made no progress in the first tenth of its steps, and all
-    are where the outputs are no nearer after a quarter of them. Parameters that
+    but the whole model are where the outputs are no nearer after a quarter of them. Parameters that
     ask for no gradient stay as they are, and so does a block without gradients, or one that is not
     called in some batch of either part.
 
@@ -117,11 +118,14 @@ def refine_blocks(
     blocks = find_blocks(model, batches[0])
     outputs = _examples(model, dense, "", judging)
     whole = _error(model, outputs) if outputs else 0.0
-    tried = max(2, ceil(TRIED * len(blocks)))
-    for name in [*blocks, ""]:
-        if len(results) == tried and _error(model, outputs) > (1 - PROGRESS) * whole:
-            logger.info("refinement is given up: after %d blocks outputs are no nearer", tried)
-            break
+    tried = max(LEAST_TRIED, ceil(TRIED * len(blocks)))
+    given_up = False
+    for place, name in enumerate([*blocks, ""]):
+        if place == tried and name and _error(model, outputs) > (1 - PROGRESS) * whole:
+            logger.info("after %d of %d blocks outputs are no nearer", tried, len(blocks))
+            given_up = True
+        if given_up and name:
+            continue
         fitted = _examples(model, dense, name, training)
         judged = _examples(model, dense, name, judging)
         if not fitted or not judged:
