@@ -132,11 +132,10 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
 
 
 def _warn_of_estimate(task: Task, name: str, estimate: float | None) -> None:
-    """Say before the work is done where not even the least error that is expected would do."""
+    """Say before the work is done where the error that is expected would not do."""
     if estimate is not None and estimate > FAR:
         logger.warning(
-            "%s: at %s outputs are expected to differ by %.0f %% or more, which is not usable "
-            "without fine-tuning",
+            "%s: at %s outputs are expected to differ by %.0f %%, too much without fine-tuning",
             *(name, task.limit, 100 * estimate),
         )
 

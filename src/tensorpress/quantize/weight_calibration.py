@@ -85,7 +85,8 @@ class InputStatistics:
         kernel = values.detach().cpu().reshape(groups, -1, values[0].numel())
         parts = torch.split(kernel, [len(h) * h.shape[-1] for h in self.moments], dim=2)
         shapes = [(len(h), h.shape[-1]) for h in self.moments]
-        return [p.unflatten(2, shape).movedim(2, 0) for p, shape in zip(parts, shapes, strict=True)]
+        pairs = zip(parts, shapes, strict=True)
+        return [torch.unflatten(part, 2, shape).movedim(2, 0) for part, shape in pairs]
 
 
 @dataclass(frozen=True)
