@@ -128,8 +128,8 @@ class OrderedOutputs(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Map (*, outputs) to (*, outputs)."""
-        output = input.index_select(-1, self.order)
-        return output if self.bias is None else output + self.bias
+        output, bias = input.index_select(-1, self.order), self.bias
+        return output if bias is None else output + bias
 
 
 @dataclass(frozen=True)
