@@ -28,12 +28,11 @@ from tensorpress.calibrate.bfloat16 import bfloat16_passes
 from tensorpress.calibrate.loss_curvature import InputMoment, LossCurvature
 from tensorpress.models import load_model
 from tensorpress.planning.plan import Plan
-from tensorpress.sensitivity.curvature_scores import curvature_scores
+from tensorpress.sensitivity.curvature_scores import curvature_scores, linear_layers
 
 RESULTS = Path(__file__).parents[2] / "results" / "language_models.json"
 LENGTH = 512
 TEST_CHARACTERS = 60_000
-SKIPPED = ("*embed*", "lm_head")
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Case:
             scheme=scheme,
             allocation=allocation,
             budget=f"params={limit}",
-            skip=SKIPPED,
+            targets=[*self.curvature.gradients],
         )
 
     def batches(self) -> list[dict[str, Tensor]]:
@@ -109,7 +108,9 @@ def pivoted(case: Case, keep: float) -> nn.Module:
 
 
 def _by_curvature(case: Case, keep: float, scheme: str) -> nn.Module:
-    scores = curvature_scores(case.model, case.curvature, scheme=scheme, skip=SKIPPED)
+    scores = curvature_scores(
+        case.model, case.curvature, scheme=scheme, targets=[*case.curvature.gradients]
+    )
     return tp.press(case.model, case.plan(keep, scheme, scores), calibration=case.curvature)
 
 
@@ -148,7 +149,7 @@ def load_case(folder: str, calibration: int, draw: int, cache: str | None) -> Ca
     model = load_model(f"hf:{folder}").eval()
     model.config.use_cache = False
     rows = tokens(folder, "valid")[draw * calibration : (draw + 1) * calibration]
-    linear = {n: x for n, x in model.named_modules() if isinstance(x, nn.Linear) and n != "lm_head"}
+    linear = linear_layers(model)
     file = None if cache is None else Path(cache)
     if file is not None and file.exists():
         curvature = torch.load(file, weights_only=False)
@@ -158,7 +159,7 @@ def load_case(folder: str, calibration: int, draw: int, cache: str | None) -> Ca
         if file is not None:
             torch.save(curvature, file)
     params = sum(p.numel() for p in model.parameters())
-    return Case(model, rows, curvature, params, sum(x.weight.numel() for x in linear.values()))
+    return Case(model, rows, curvature, params, sum(math.prod(x.shape) for x in linear.values()))
 
 
 def main() -> None:

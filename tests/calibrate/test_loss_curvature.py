@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.loss_curvature import LossCurvature
+from tensorpress.calibrate.loss_curvature import MOST, LossCurvature
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -69,6 +69,11 @@ def test_labels_and_parameters_are_left_alone() -> None:
 def test_only_named_layers_are_watched() -> None:
     curvature = LossCurvature.collect(Tokens(), [torch.randn(4, 3, 6)], names=["head"])
     assert list(curvature.gradients) == list(curvature.inputs) == ["head"]
+
+
+def test_the_head_of_a_large_vocabulary_is_left_out() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, MOST + 1))
+    assert list(LossCurvature.collect(net, [torch.randn(2, 3)]).gradients) == ["0"]
 
 
 def test_what_has_no_gradient_or_is_not_finite_is_refused() -> None:

@@ -17,6 +17,12 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode, freeze
 from tensorpress.utils.module_tree import unwrap
 
+MOST = 16_384
+"""Most inputs or outputs of a layer: its moments take 4 bytes times their square.
+
+The head of a large vocabulary has more, and its curvature is not collected.
+"""
+
 
 @dataclass
 class InputMoment:
@@ -103,7 +109,8 @@ class LossCurvature:
         batches : iterable
             Calibration data, as for `tensorpress.press`; padding does not count.
         names : sequence of str, optional
-            The layers; by default all Linear layers and Conv1D of transformers.
+            The layers; by default all Linear layers and Conv1D of transformers. Those with more
+            than 16,384 inputs or outputs are left out.
         seed : int
             Seed of the labels that are drawn.
 
@@ -119,8 +126,10 @@ class LossCurvature:
         layers = {
             name: layer
             for name, layer in model.named_modules()
-            if can_unfold(layer) and not isinstance(layer, ANY_CONV)
-            if chosen is None or name in chosen
+            if (chosen is None or name in chosen)
+            and can_unfold(layer)
+            and not isinstance(layer, ANY_CONV)
+            and max(layer.get_parameter("weight").shape) <= MOST
         }
         sums = _Sums(layers)
         random = torch.Generator().manual_seed(seed)

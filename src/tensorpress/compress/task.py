@@ -22,7 +22,7 @@ from tensorpress.planning.plan import Plan
 from tensorpress.planning.planner import plan
 from tensorpress.planning.scores import Scores
 from tensorpress.press.press import press
-from tensorpress.sensitivity.curvature_scores import curvature_scores
+from tensorpress.sensitivity.curvature_scores import curvature_scores, linear_layers
 from tensorpress.sensitivity.kfac import kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
 
@@ -121,8 +121,12 @@ class Task:
     def curvature(self) -> LossCurvature:
         """The curvature of a language model's loss, which is collected once."""
         if not self._curvature:
-            data = user_batches(self.fitted)
-            self._curvature.append(LossCurvature.collect(self.model, data, seed=self.seed))
+            data, names = (
+                user_batches(self.fitted),
+                [*linear_layers(self.model, self.targets, self.skip)],
+            )
+            collected = LossCurvature.collect(self.model, data, names=names, seed=self.seed)
+            self._curvature.append(collected)
         return self._curvature[0]
 
     def plan(self, criterion: str, budget: str) -> Plan:

@@ -8,6 +8,7 @@ from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import applicable_schemes
+from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.reconstruct.weighted_svd import decompose_layer
 from tensorpress.schemes.registry import scheme as scheme_named
@@ -66,10 +67,9 @@ def curvature_scores(
             f"{scheme}"
         )
     method = scheme_named(scheme)
-    layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     scores = {}
-    for name, layer in layers.items():
-        if name not in curvature.gradients or not applicable_schemes(layer, [method])[0]:
+    for name, layer in linear_layers(model, targets, skip).items():
+        if name not in curvature.gradients:
             continue
         weight = layer.kernel()[0]
         svd = decompose_layer(curvature, name, weight, centred=layer.spec().bias)
@@ -83,3 +83,12 @@ def curvature_scores(
             f"the model has no Linear that {scheme} can press by the curvature of the loss"
         )
     return Scores("curvature of the loss", 0.0, scores)
+
+
+def linear_layers(
+    model: nn.Module, targets: Sequence[str] = ("*",), skip: Sequence[str] = ()
+) -> dict[str, Layer]:
+    """Return the layers of which the curvature says ranks, by name."""
+    layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
+    method = scheme_named(TWO_FACTORS[0])
+    return {name: x for name, x in layers.items() if applicable_schemes(x, [method])[0]}
