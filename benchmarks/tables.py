@@ -27,6 +27,7 @@ from benchmarks.decompose.cp_table import cp_table
 from benchmarks.files.coding_table import coding_table
 from benchmarks.files.sweep_tables import variants_table
 from benchmarks.models.architectures_table import architectures_table, kept_table
+from benchmarks.models.language_models_table import language_models_table
 from benchmarks.models.real_models_table import (
     real_bytes_table,
     real_shapes_table,
@@ -307,6 +308,7 @@ TABLES = {
     "resnet56": resnet56_budget_table,
     "architectures": architectures_table,
     "kept": kept_table,
+    "language_models": language_models_table,
     "real_bytes": real_bytes_table,
     "real_shapes": real_shapes_table,
     "real_times": real_times_table,

@@ -118,6 +118,12 @@ def names_of_transformers() -> dict[str, Any]:
     return {"examples": [{"input_ids": row, "labels": row} for row in rows]}
 
 
+def names_of_language_models() -> dict[str, Any]:
+    rows = torch.randint(80, (40, 16))
+    batches = [{"input_ids": x, "labels": x} for x in rows.split(8)]
+    return {**names_of_checkpoints(), "batches": batches}
+
+
 def names_of_readme() -> dict[str, Any]:
     def factory() -> nn.Module:
         return nn.Sequential(
@@ -140,6 +146,7 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/checkpoints.md": names_of_checkpoints,
     "docs/coding.md": names_of_compress,
     "docs/compress.md": names_of_compress,
+    "docs/language-models.md": names_of_language_models,
     "docs/training-for-size.md": names_of_training,
     "docs/transformers.md": names_of_transformers,
     "README.md": names_of_readme,

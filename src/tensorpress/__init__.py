@@ -28,6 +28,7 @@ from tensorpress.hugging_face.import_hook import register_on_import
 
 if TYPE_CHECKING:
     from tensorpress.calibrate.calibration import Calibration
+    from tensorpress.calibrate.loss_curvature import LossCurvature
     from tensorpress.checkpoints.load import load_checkpoint
     from tensorpress.checkpoints.press_checkpoint import press_checkpoint
     from tensorpress.checkpoints.save import save_checkpoint
@@ -80,6 +81,7 @@ __all__ = [  # noqa: RUF022 - by task
     "unpress_layer",
     # calibrate
     "Calibration",
+    "LossCurvature",
     # train
     "factor_norms",
     "finetune",
@@ -128,6 +130,7 @@ _HOMES = {
     "unpress": "tensorpress.press.unpress",
     "unpress_layer": "tensorpress.schemes.press_layer",
     "Calibration": "tensorpress.calibrate.calibration",
+    "LossCurvature": "tensorpress.calibrate.loss_curvature",
     "factor_norms": "tensorpress.press.factor_norms",
     "finetune": "tensorpress.train",
     "train_for_size": "tensorpress.quantize.train_for_size",

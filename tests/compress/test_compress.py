@@ -295,6 +295,29 @@ def test_arguments_by_name_give_example_inputs() -> None:
     assert "loss" in str(result)
 
 
+def token_batch() -> dict[str, Tensor]:
+    ids = torch.randint(40, (64, 6), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+
+def test_a_language_model_is_pressed_by_the_curvature_of_its_loss() -> None:
+    result = tp.compress(Tokens(), "macs=60%", [token_batch()])
+    assert [trial.name for trial in result.trials] == ["curvature of the loss"]
+    assert result.plan is not None
+    assert [layer.scheme for layer in result.plan.layers] == ["pivoted_svd"]
+
+
+def test_other_criteria_follow_where_the_loss_has_no_gradient() -> None:
+    class Frozen(Tokens):
+        @torch.no_grad()
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+            return super().forward(input_ids, attention_mask)
+
+    result = tp.compress(Frozen(), "macs=60%", [token_batch()], refine=False)
+    assert "no gradient" in (result.trials[0].failure or "")
+    assert result.trial.name == "response energy"
+
+
 def test_the_least_divergence_wins_where_outputs_are_logits(net: Net, data: list[Tensor]) -> None:
     labelled = [(x, torch.arange(32) % 5) for x in data]
     result = tp.compress(net, "params=50%", labelled)

@@ -24,6 +24,9 @@ ITERATIVE = ("cp", "cp_nls", "cp_corrected", "tucker2")
 TRAINS = ("tensor_train", "tt_conv", "tt_weight")
 """Schemes by TT-SVD, which is the best fit up to a constant factor only."""
 
+WITHOUT_GROUPS = ("tt_conv", "tt_weight", "pivoted_svd")
+"""Schemes that take no layer with groups, or all groups together."""
+
 SLOW = {"cp": 4, "cp_nls": 12, "cp_corrected": 16}
 """How many times fewer examples a scheme gets."""
 
@@ -125,7 +128,7 @@ def test_the_error_never_grows_with_a_rank(name: str, data: st.DataObject) -> No
     assert high <= (1 + slack) * low + 1e-7
 
 
-@holds_for_every_scheme(15, [name for name in NAMES if name not in ("tt_conv", "tt_weight")])
+@holds_for_every_scheme(15, [name for name in NAMES if name not in WITHOUT_GROUPS])
 def test_groups_are_separate_layers(name: str, data: st.DataObject) -> None:
     case = data.draw(taken(name, grouped=True))
     groups = case.layer.groups
@@ -169,6 +172,7 @@ REFUSED = {
     "spatial_channel_svd": nn.Conv1d(4, 4, 3),
     "channel_pruning": nn.Embedding(9, 4),
     "low_rank_sparse": nn.ConvTranspose2d(4, 6, 3),
+    "pivoted_svd": nn.Conv2d(4, 6, 3),
     "tucker1_in": nn.Conv2d(3, 6, 3, groups=3),
     "tucker1_out": nn.ConvTranspose1d(6, 6, 3, groups=6),
     "tucker2": nn.Embedding(9, 4),

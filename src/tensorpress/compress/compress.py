@@ -75,7 +75,8 @@ def compress(
     refine : bool
         Whether to train blocks of the best pressed model, without labels, to give the outputs of
         the dense blocks (`tensorpress.reconstruct.block_refinement`). A fifth of the data stops
-        that before it makes things worse.
+        that before it makes things worse. Language models are not refined: their blocks learn
+        calibration data by heart.
     seed : int
         Of all that is drawn.
 
@@ -180,7 +181,7 @@ def _run(
         raise InvalidArgumentError(
             f"the budget {task.limit} cannot be met: {reasons}{_percent_hint(task.limit)}"
         )
-    if refine and task.reference is not None:
+    if refine and task.refines:
         logger.info("refinement of %s", best.trial.name)
         attempt = refine_attempt(task, best)
         better = attempt.beats(best)

@@ -41,9 +41,9 @@ class Reference:
             deviations: dict[str, _Scale] = {}
             for outputs, batch in zip(self._outputs, batches, strict=True):
                 _add_outputs(deviations, outputs, batch)
-            for batch in others:
+            self.kind = find_scores(self._outputs, batches)
+            for batch in () if self.tokens else others:  # there are tokens enough in few examples
                 _add_outputs(deviations, named_outputs(dense, batch), batch)
-        self.kind = find_scores(self._outputs, batches)
         self._examples = sum(map(len, batches))
         self._energies = {name: scale.energy for name, scale in deviations.items()}
 

@@ -4,11 +4,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
+from typing import TypedDict
 
 import torch
 from torch import nn
 
 from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.compress.reference import Reference
 from tensorpress.compress.split import (
     halve_batches,
@@ -26,9 +28,23 @@ from tensorpress.planning.plan import Plan
 from tensorpress.planning.planner import plan
 from tensorpress.planning.scores import Scores
 from tensorpress.press.press import press
+from tensorpress.sensitivity.curvature_scores import curvature_scores, linear_layers
 from tensorpress.sensitivity.kfac import kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
-from tensorpress.sensitivity.response_moments import Curvature
+
+LOSS = "curvature of the loss"
+"""The criterion for language models, whose layers get the factors that it scores."""
+
+SCHEMES = {LOSS: "pivoted_svd", "response energy": "channel_svd"}
+"""Schemes of criteria that know but one."""
+
+
+class TargetOptions(TypedDict):
+    """The layers that may be pressed, as arguments of functions."""
+
+    targets: Sequence[str]
+    skip: Sequence[str]
+
 
 CURVATURE = "curvature of the outputs"
 """The criterion whose scores add up to an error of the outputs."""
@@ -70,6 +86,7 @@ class Task:
     skip: Sequence[str]
     seed: int
     _scores: dict[str, AllocationRule | Scores] = field(default_factory=dict)
+    _curvature: list[LossCurvature] = field(default_factory=list)
 
     @staticmethod
     def make(
@@ -102,30 +119,33 @@ class Task:
         """The criteria by which a budget of shapes may be spread over layers, by name."""
         if self.reference is None:
             return {"weight error": lambda: "error"}
-        data = user_batches(self.fitted)
-
-        def curvature(of: Curvature) -> Scores:
-            return kfac_scores(
-                self.model,
-                data,
-                of=of,
-                scheme="auto",
-                targets=self.targets,
-                skip=self.skip,
-                seed=self.seed,
-            )
-
-        def energies() -> Scores:
-            return response_energies(self.model, data, targets=self.targets, skip=self.skip)
-
+        model, data = self.model, user_batches(self.fitted)
+        where = TargetOptions(targets=self.targets, skip=self.skip)
         criteria: dict[str, Callable[[], AllocationRule | Scores]] = {
-            CURVATURE: lambda: curvature("outputs"),
-            "response energy": energies,
+            CURVATURE: lambda: kfac_scores(model, data, scheme="auto", seed=self.seed, **where),
+            "response energy": lambda: response_energies(model, data, **where),
             "weight error": lambda: "error",
         }
         if self.reference.tokens:
-            criteria["curvature of the loss"] = lambda: curvature("loss")
+            criteria = {LOSS: lambda: curvature_scores(model, self.curvature, **where), **criteria}
         return criteria
+
+    @property
+    def refines(self) -> bool:
+        """Whether blocks are refined: with data, and not those of a language model."""
+        return self.reference is not None and not self.reference.tokens
+
+    @property
+    def curvature(self) -> LossCurvature:
+        """The curvature of a language model's loss, which is collected once."""
+        if not self._curvature:
+            data, names = (
+                user_batches(self.fitted),
+                [*linear_layers(self.model, self.targets, self.skip)],
+            )
+            collected = LossCurvature.collect(self.model, data, names=names, seed=self.seed)
+            self._curvature.append(collected)
+        return self._curvature[0]
 
     def plan(self, criterion: str, budget: str) -> Plan:
         """Return the plan of a criterion."""
@@ -135,7 +155,7 @@ class Task:
         return plan(
             self.model,
             self.inputs,
-            scheme="channel_svd" if criterion == "response energy" else "auto",
+            scheme=SCHEMES.get(criterion, "auto"),
             allocation=allocation,
             budget=budget,
             targets=self.targets,
@@ -181,7 +201,7 @@ class Task:
             if budget is None or (result is not None and budget == result[0]):
                 break
             milder = self.plan(CURVATURE, budget)
-            measured, estimate = self.verdict(self.press(milder)), self.estimate(milder)
+            measured, estimate = self.verdict(self.press(milder, CURVATURE)), self.estimate(milder)
             if measured is None or not estimate:
                 break
             error, result = measured.error, (budget, measured.error)
@@ -203,11 +223,12 @@ class Task:
         place = bisect_left(budgets, True, key=is_enough)
         return budgets[place] if place < len(budgets) else None
 
-    def press(self, made: Plan) -> nn.Module:
-        """Return the pressed model, fitted to responses where there is data."""
+    def press(self, made: Plan, criterion: str) -> nn.Module:
+        """Return the pressed model, fitted to the data of its criterion where there are some."""
         if not self.fitted:
             return press(self.model, made, seed=self.seed)
-        return press(self.model, made, calibration=user_batches(self.fitted), seed=self.seed)
+        data = self.curvature if criterion == LOSS else user_batches(self.fitted)
+        return press(self.model, made, calibration=data, seed=self.seed)
 
     def fidelity(self, model: nn.Module) -> Fidelity | None:
         """Return how far the outputs of a model are on the data that choose."""
@@ -218,8 +239,8 @@ class Task:
         return None if self.judge is None else self.judge.compare(model)
 
     def before(self, made: Plan | None) -> Fidelity | None:
-        """Return the fidelity of a plan by weights alone, on the data that judge."""
-        if made is None or self.judge is None:
+        """Return the fidelity of a plan by weights alone; of language models it is ruin."""
+        if made is None or self.judge is None or self.judge.tokens:
             return None
         return self.verdict(press(self.model, made, seed=self.seed))
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from tensorpress.compress.result import Trial
 from tensorpress.compress.split import rebatch, user_batches
-from tensorpress.compress.task import Task, count_bytes
+from tensorpress.compress.task import LOSS, Task, count_bytes
 from tensorpress.compress.verdict import FAR
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.measure import count_macs
@@ -108,7 +108,10 @@ def _skipped_parameters(task: Task, model: nn.Module) -> list[nn.Parameter]:
 
 
 def shape_trials(task: Task) -> Iterator[Attempt]:
-    """Yield a pressed model for every criterion, the same plan no more than once."""
+    """Yield a pressed model for every criterion, the same plan no more than once.
+
+    Of a language model the curvature of the loss alone is tried, as long as that does not fail.
+    """
     plans: set[str] = set()
     criteria = list(task.criteria)
     for place, name in enumerate(criteria):
@@ -121,7 +124,7 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
                 continue
             estimate = task.estimate(made)
             _warn_of_estimate(task, name, estimate)
-            model = task.press(made)
+            model = task.press(made, name)
             fidelity = task.fidelity(model)
         except Exception as error:  # other criteria may go on
             yield failed(name, error, task.model)
@@ -129,6 +132,8 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
         plans.add(made.id)
         seconds = time.perf_counter() - began
         yield Attempt(Trial(name, made, fidelity, estimate, seconds), model)
+        if name == LOSS:
+            break
 
 
 def _warn_of_estimate(task: Task, name: str, estimate: float | None) -> None:
@@ -190,9 +195,10 @@ def _code(
     """Write a model, pressed first where there is a budget for that, and read it again."""
     began, made = time.perf_counter(), None
     try:
-        # by the curvature of the outputs, or by weights without data
-        made = None if budget is None else task.plan(next(iter(task.criteria)), budget)
-        model = task.model if made is None else task.press(made)
+        # by the curvature of the loss or the outputs, or by weights without data
+        criterion = next(iter(task.criteria))
+        made = None if budget is None else task.plan(criterion, budget)
+        model = task.model if made is None else task.press(made, criterion)
         data = user_batches(task.fitted) if task.fitted and calibrated else None
         size = encode(model, folder / name, size=limit, calibration=data, seed=task.seed).bytes
         decoded = deepcopy(model).cpu().eval()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.calibrate.calibration import Calibration
+from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning.plan import Plan
@@ -42,7 +43,7 @@ def press(
     init: Init = "decompose",
     seed: int = 0,
     example_inputs: ExampleInputs | None = None,
-    calibration: Iterable[CalibrationBatch] | Calibration | None = None,
+    calibration: Iterable[CalibrationBatch] | Calibration | LossCurvature | None = None,
     reconstruct: Reconstruct | None = None,
     inplace: bool = False,
     processes: int = 1,
@@ -75,13 +76,15 @@ def press(
     example_inputs : Tensor, sequence or mapping, optional
         Arguments of one forward pass, as for `tensorpress.plan`, on which the pressed model runs
         once before it is returned; by default the first batch of calibration.
-    calibration : iterable or Calibration, optional
+    calibration : iterable, Calibration or LossCurvature, optional
         Batches of inputs (a Tensor or a tuple of arguments, which may be nested), of pairs (inputs,
         labels) whose labels are ignored, or of mappings from names of arguments, whose padding is
         ignored if there is a mask of attention. Linear layers and convolutions that become chains
         or sums are then fitted to the responses of the dense model, one after the other in the
         order of their calls; other layers start from their weights. A `tensorpress.Calibration` has
-        all that "inputs" needs but the statistics of batch norms.
+        all that "inputs" needs but the statistics of batch norms. By a `tensorpress.LossCurvature`
+        Linear layers get the two factors that raise the loss of a classifier or language model
+        least.
     reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
         What is fitted to calibration data; by default "linear", with a Calibration "inputs".
         norms: the statistics of batch norms only; refit: the last factor and the bias only;

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.calibrate.input_moments import Moments, input_moments
+from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.reconstruct.alternating_fit import fit_kernels
@@ -21,6 +22,7 @@ from tensorpress.reconstruct.batch_norm import (
     norm_statistics,
 )
 from tensorpress.reconstruct.channel_selection import choose_channels
+from tensorpress.reconstruct.curvature_fit import CurvatureFit
 from tensorpress.reconstruct.data_checks import column_moments, sample_columns, warn_of_few_rows
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
@@ -55,17 +57,17 @@ logger = logging.getLogger("tensorpress.press")
 
 def reconstruction(
     model: nn.Module,
-    calibration: Iterable[CalibrationBatch] | Calibration,
+    calibration: Iterable[CalibrationBatch] | Calibration | LossCurvature,
     kind: Reconstruct | None,
     seed: int,
-) -> "Reconstruction":
+) -> "Reconstruction | CurvatureFit":
     """Return how layers are fitted to calibration data.
 
     Parameters
     ----------
     model : nn.Module
         The model to be pressed.
-    calibration : iterable or Calibration
+    calibration : iterable, Calibration or LossCurvature
         Batches, or moments that were collected before.
     kind : str or None
         What is fitted; None for the default.
@@ -77,6 +79,13 @@ def reconstruction(
     InvalidArgumentError
         If there are no batches, or moments alone do not suffice.
     """
+    if isinstance(calibration, LossCurvature):
+        if kind is not None:
+            raise InvalidArgumentError(
+                f"reconstruct={kind!r} needs batches or a Calibration: a LossCurvature says itself "
+                "what is fitted"
+            )
+        return CurvatureFit(calibration)
     if not isinstance(calibration, Calibration):
         return Reconstruction(collect_batches(calibration, model), kind or "linear", seed)
     if kind not in (None, "inputs"):

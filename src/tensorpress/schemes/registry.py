@@ -9,6 +9,7 @@ from tensorpress.schemes.channel_pruning import ChannelPruning
 from tensorpress.schemes.channel_svd import ChannelSVD
 from tensorpress.schemes.cp import CPLayers
 from tensorpress.schemes.low_rank_sparse import LowRankSparse
+from tensorpress.schemes.pivoted_svd import PivotedSVD
 from tensorpress.schemes.scheme import Scheme
 from tensorpress.schemes.spatial_svd import SpatialChannelSVD, SpatialSVD
 from tensorpress.schemes.svd_weight import SVDWeightScheme
@@ -76,6 +77,10 @@ for _scheme in (
     LowRankSparse(
         "low_rank_sparse",
         "a kernel on few input channels plus one with fewer filters, then 1×1 (Yu et al. 2017)",
+    ),
+    PivotedSVD(
+        "pivoted_svd",
+        "the SVD of a Linear without the identity in its second factor (Zhao et al. 2025)",
     ),
     TensorTrain(
         "tensor_train",

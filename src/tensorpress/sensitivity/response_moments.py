@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.outputs import Deviation, output_tensors, random_direction, token_mask
 from tensorpress.calibrate.patches import can_unfold, output_rows
+from tensorpress.calibrate.sampled_loss import sampled_loss
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode, freeze
 from tensorpress.reconstruct.next_op import find_next_ops
@@ -127,9 +127,7 @@ def collect_moments(
         ):
             outputs = output_tensors(model, batch)
             along = (
-                _sampled_loss(outputs, random)
-                if of == "loss"
-                else random_direction(outputs, random)
+                sampled_loss(outputs, random) if of == "loss" else random_direction(outputs, random)
             )
             if along.requires_grad:
                 torch.autograd.backward(along)
@@ -162,19 +160,6 @@ def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> st
 def _has_responses(layer: nn.Module) -> bool:
     """Tell whether a layer's output is that of a weight on vectors, of an Embedding on one-hots."""
     return can_unfold(layer) or layer_class(layer) is nn.Embedding
-
-
-def _sampled_loss(outputs: Sequence[Tensor], random: torch.Generator) -> Tensor:
-    if outputs[0].ndim < 2:
-        raise InvalidArgumentError(
-            "the curvature of the loss needs logits (examples, classes) as first output, got shape "
-            f"{tuple(outputs[0].shape)}"
-        )
-    logits = outputs[0].flatten(0, -2)
-    if not bool(logits.detach().isfinite().any(-1).all()) or bool(logits.detach().isnan().any()):
-        raise InvalidArgumentError("the model returns logits that are not finite")
-    labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=random)[:, 0]
-    return functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
 
 
 @contextmanager

@@ -1,0 +1,49 @@
+"""The cross entropy at labels that a model draws from its own probabilities."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tensorpress.errors import InvalidArgumentError
+
+
+def sampled_loss(
+    outputs: Sequence[Tensor], random: torch.Generator, mask: Tensor | None = None
+) -> Tensor:
+    r"""Return the sum of cross entropies at labels drawn from the probabilities of a model.
+
+    The second moment of its gradients is Fisher's information, which is the curvature of the
+    Kullback–Leibler divergence from these probabilities.
+
+    Parameters
+    ----------
+    outputs : sequence of Tensor
+        Outputs of the model, of which the first are logits (..., classes).
+    random : torch.Generator
+        On the CPU.
+    mask : Tensor, optional
+        Which rows of logits count, of their leading shape.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If they are no logits, or not finite.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[0.0, 0.0, -torch.inf]])
+    >>> sampled_loss([logits], torch.Generator())
+    tensor(0.6931)
+    """
+    if outputs[0].ndim < 2:
+        raise InvalidArgumentError(
+            "the curvature of the loss needs logits (examples, classes) as first output, got shape "
+            f"{tuple(outputs[0].shape)}"
+        )
+    logits = outputs[0].flatten(0, -2) if mask is None else outputs[0][mask]
+    if not bool(logits.detach().isfinite().any(-1).all()) or bool(logits.detach().isnan().any()):
+        raise InvalidArgumentError("the model returns logits that are not finite")
+    labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=random)[:, 0]
+    return functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
