@@ -16,18 +16,21 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches, digest
+from tensorpress.checkpoints.block_scores import block_scores
 from tensorpress.checkpoints.load import PLAN, model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
-from tensorpress.checkpoints.press_blocks import press_blocks
+from tensorpress.checkpoints.press_blocks import DENSE, press_blocks
 from tensorpress.checkpoints.press_shard import ShardPress, press_shard
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
+from tensorpress.checkpoints.state_files import StateFiles
 from tensorpress.checkpoints.streamed_model import StreamedModel
 from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
+from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.planner import PlanOptions
 from tensorpress.reconstruct.layerwise import check_reconstruction
 from tensorpress.utils.atomic_files import replace_file
@@ -195,16 +198,25 @@ def _make_plan(
     inputs = None
     if example_inputs is not None:
         inputs = ModelInputs.parse(example_inputs).map(lambda x: x.to("meta"))
-    subject = {"source": files.fingerprint, **{key: repr(x) for key, x in options.items()}}
+    subject = {"source": files.fingerprint, **{name: repr(x) for name, x in options.items()}}
     subject["inputs"] = str(inputs)
-    digest = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
+    if streamed is not None:
+        subject["data"] = digest(streamed.batches)
+    key = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
     # One folder for each set of options, so that a failed plan can be made again with others.
-    jobs = JobFolder(out / JOBS / f"plan-{digest}", subject)
+    jobs = JobFolder(out / JOBS / f"plan-{key}", subject)
 
     def weight(layer: str) -> Tensor:
         return files.read(stored[parameter_name(dense, layer)])
 
     def compute() -> dict[str, Any]:
+        by_data = streamed is not None and options.get("budget") is not None
+        if by_data and options.get("allocation") is None:
+            layers = DenseModel.from_module(dense, None, weight)
+            states = StateFiles(out / JOBS / DENSE, streamed.shapes)
+            which = {key: options[key] for key in ("scheme", "targets", "skip") if key in options}
+            scores = block_scores(streamed, layers, states, jobs.folder, **which)
+            options["allocation"] = scores
         return make_plan(dense, inputs, **options, weights=weight).to_dict()
 
     return Plan.from_dict(jobs.run({"plan": ()}, compute, title="planning")["plan"])
