@@ -1,5 +1,6 @@
 """Pressing of a checkpoint block by block, each fitted to what the pressed blocks before leave."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,32 @@ from tensorpress.utils.jobs import JobFolder
 from tensorpress.utils.module_tree import parameter_name
 from tensorpress.utils.progress import LayerProgress
 
-DENSE, PRESSED = "states-dense", "states-pressed"
-"""Folders of the hidden states of the dense and of the pressed model before each block."""
+BLOCKS = "blocks"
+"""The folder of the stages that are done, and of their factors."""
 
-FACTORS = "factors"
-"""The folder of the factors of each stage."""
+STATES = "states"
+"""The folder of the hidden states of the dense and of the pressed model before each block."""
+
+
+def open_states(model: StreamedModel, folder: Path, source: str) -> StateFiles:
+    """Return the files of the hidden states of the dense model.
+
+    Parameters
+    ----------
+    model : StreamedModel
+        The model and its calibration data.
+    folder : Path
+        Where everything is kept until the shards are written.
+    source : str
+        The fingerprint of the dense checkpoint.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the folder has states of other data.
+    """
+    JobFolder(folder / STATES, {"source": source, "data": digest(model.batches)})
+    return StateFiles(folder / STATES / "dense", model.shapes)
 
 
 def press_blocks(
@@ -61,8 +83,9 @@ def press_blocks(
         The factors of all layers, and their biases, by name in the pressed model's state.
     """
     subject = {"source": source, "plan": plan.id, "data": digest(model.batches)}
-    jobs = JobFolder(folder / "blocks", subject)
-    work = BlockPress(model, plan, routes, dense, folder)
+    jobs = JobFolder(folder / BLOCKS, subject)
+    states = open_states(model, folder, source)
+    work = BlockPress(model, plan, routes, dense, folder, states)
     done = jobs.results()
     with LayerProgress(len(plan.layers)) as progress:
         stages = {model.stages[number]: number for number in range(work.last + 1)}
@@ -72,6 +95,12 @@ def press_blocks(
         for name, _ in jobs.iterate(left, work.press):
             work.forget_states(stages[name])
     return work.factors()
+
+
+def forget_blocks(folder: Path) -> None:
+    """Remove what `press_blocks` kept, once the shards are written."""
+    for name in (BLOCKS, STATES):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class BlockPress:
@@ -92,17 +121,18 @@ class BlockPress:
         routes: Mapping[str, Route],
         dense: nn.Module,
         folder: Path,
+        states: StateFiles,
     ) -> None:
         self._model, self._routes, self._dense = model, routes, dense
-        self._folder = folder
-        self._states = StateFiles(folder / DENSE, model.shapes)
-        self._pressed = StateFiles(folder / PRESSED, model.shapes)
+        self._factors = folder / BLOCKS / "factors"
+        self._states = states
+        self._pressed = StateFiles(folder / STATES / "pressed", model.shapes)
         before = model.embedding_modules()
         self.layers: dict[int, list[LayerPlan]] = {}
         for layer in plan.layers:
             self.layers.setdefault(model.stage_of(layer.name, before), []).append(layer)
         self.last = max(self.layers)
-        (folder / FACTORS).mkdir(parents=True, exist_ok=True)
+        self._factors.mkdir(parents=True, exist_ok=True)
 
     def press(self, number: int, progress: LayerProgress) -> str:
         """Press the layers of a stage, write their factors and the states after it.
@@ -119,7 +149,7 @@ class BlockPress:
             file = f"{number:04d}.safetensors"
             state = work.tensors()
             outputs = self._outputs(layers)
-            with open_shard_writer(self._folder / FACTORS / file, outputs) as writer:
+            with open_shard_writer(self._factors / file, outputs) as writer:
                 for name, tensor in outputs.items():
                     writer.write(name, state[name].to(tensor.dtype))
             del state
@@ -139,12 +169,9 @@ class BlockPress:
 
     def factors(self) -> TensorFiles:
         """Return the files of all factors."""
-        folder = self._folder / FACTORS
-        write_index(
-            folder,
-            {f"{n:04d}.safetensors": self._outputs(layers) for n, layers in self.layers.items()},
-        )
-        return TensorFiles(folder)
+        files = {f"{n:04d}.safetensors": self._outputs(layers) for n, layers in self.layers.items()}
+        write_index(self._factors, files)
+        return TensorFiles(self._factors)
 
     def _outputs(self, layers: list[LayerPlan]) -> dict[str, Tensor]:
         """Return the tensors of pressed layers and their biases, on the meta device."""

@@ -19,11 +19,10 @@ from tensorpress.calibrate.batches import CalibrationBatch, collect_batches, dig
 from tensorpress.checkpoints.block_scores import block_scores
 from tensorpress.checkpoints.load import PLAN, model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
-from tensorpress.checkpoints.press_blocks import DENSE, press_blocks
+from tensorpress.checkpoints.press_blocks import forget_blocks, open_states, press_blocks
 from tensorpress.checkpoints.press_shard import ShardPress, press_shard
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
-from tensorpress.checkpoints.state_files import StateFiles
 from tensorpress.checkpoints.streamed_model import StreamedModel
 from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
@@ -145,13 +144,15 @@ def press_checkpoint(
     work = ShardPress(files, folder, dense, names, stored, route_tensors(dense, plan))
     subject = {"source": files.fingerprint, "plan": plan.id}
     if streamed is not None:
-        fitted = press_blocks(streamed, plan, work.routes, dense, folder / JOBS, files.fingerprint)
-        work = replace(work, fitted=fitted)
         subject["data"] = digest(streamed.batches)
     jobs = JobFolder(folder / JOBS / "shards", subject)
+    if streamed is not None and not files.files.keys() <= jobs.results().keys():
+        fitted = press_blocks(streamed, plan, work.routes, dense, folder / JOBS, files.fingerprint)
+        work = replace(work, fitted=fitted)
     with open_executor(processes, executor) as workers:
         _press_shards(work, jobs, workers)
     _write_others(work, plan, jobs.results())
+    forget_blocks(folder / JOBS)
     return plan
 
 
@@ -213,7 +214,7 @@ def _make_plan(
         by_data = streamed is not None and options.get("budget") is not None
         if by_data and options.get("allocation") is None:
             layers = DenseModel.from_module(dense, None, weight)
-            states = StateFiles(out / JOBS / DENSE, streamed.shapes)
+            states = open_states(streamed, out / JOBS, files.fingerprint)
             which = {key: options[key] for key in ("scheme", "targets", "skip") if key in options}
             scores = block_scores(streamed, layers, states, jobs.folder, **which)
             options["allocation"] = scores
