@@ -264,9 +264,7 @@ def test_a_model_that_is_no_chain_of_blocks_is_refused_with_advice(
     save_file(model.state_dict(), tmp_path / "dense" / "model.safetensors")
     data = [torch.randn(4, 8)]
     with pytest.raises(InvalidArgumentError, match=message) as caught:
-        press_checkpoint(
-            tmp_path / "dense", tmp_path / "out", model=model, calibration=data, **HOW
-        )
+        press_checkpoint(tmp_path / "dense", tmp_path / "out", model=model, calibration=data, **HOW)
     assert "Press the loaded model by tensorpress.press" in str(caught.value)
 
 

@@ -250,7 +250,7 @@ class _StageSums:
         self._inputs[name].add_values(x[:, None])
 
     def lost(self, examples: int) -> dict[str, list[float]]:
-        """Return what each layer loses of an example, for ranks 0, 1, …"""
+        """Return what each layer loses of an example, for ranks 0, 1, …."""
         result = {}
         for name, gradients in self._gradients.items():
             layer, inputs = self._layers[name], self._inputs[self._leaders[name]]

@@ -157,7 +157,7 @@ def _press_folder(
     out: Path,
     options: dict[str, Any],
 ) -> tuple[tp.Plan, list[Cost]]:
-    """Press tensor by tensor or block by block, without a measurement that depends on all weights."""
+    """Press a folder, without a measurement that depends on all weights at once."""
     from tensorpress.cli.calibration_text import load_calibration_text
     from tensorpress.cli.model_source import write_origin
     from tensorpress.cli.plan_arguments import parse_plan_options

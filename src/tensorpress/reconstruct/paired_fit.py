@@ -53,11 +53,20 @@ def fit_to_pairs(
     dense = to_working_precision(weight_to_kernel(weight, layer.spec))
     second, cross = moments.means(centred=bias is not None)
     if not bool(torch.isfinite(second).all() and torch.isfinite(cross).all()):
-        raise InvalidArgumentError(f"layer {layer.name!r}: its inputs are NaN, infinite or overflow")
+        raise InvalidArgumentError(
+            f"layer {layer.name!r}: its inputs are NaN, infinite or overflow"
+        )
     trace = second.diagonal().sum()
     white = white_energy(trace, moments.rows)
-    best, second = _best_kernel(dense, second[None], cross[None], white, trace)
-    pressed, kernels = _fitted(layer, weight, best, second)
+    damping = (DAMPING * trace / len(second)).clamp_min(1e-30)
+    # W* = W + W (C - S) (S + damping)⁻¹
+    gap = dense @ cross.sub_(second)
+    del cross  # as large as S
+    factor = damped_cholesky(second[None], (white + damping)[None])
+    best = dense + torch.cholesky_solve(gap.mT, factor).mT
+    del factor, gap
+    second.diagonal().add_(white)
+    pressed, kernels = _fitted(layer, weight, best, second[None])
     new_bias = None
     if bias is not None:
         # b̃ = b + W E[x] - W̃ E[x̃]
@@ -65,19 +74,6 @@ def fit_to_pairs(
         shift = dense[0] @ moments.dense_sum - fitted @ moments.pressed_sum
         new_bias = (bias.double() + shift / moments.rows).to(weight)
     return start_values(pressed, kernels, weight, new_bias)
-
-
-def _best_kernel(
-    dense: Tensor, second: Tensor, cross: Tensor, white: Tensor, trace: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the best kernel of any rank, and the moments with white rows."""
-    damping = (DAMPING * trace / second.shape[-1]).clamp_min(1e-30)
-    factor = damped_cholesky(second, (white + damping)[None])
-    # W* = W + W (C - S) (S + damping)⁻¹
-    gap = dense @ (cross - second)
-    best = dense + torch.cholesky_solve(gap.mT, factor).mT
-    second.diagonal(dim1=-2, dim2=-1).add_(white)
-    return best, second
 
 
 def _fitted(
