@@ -1,8 +1,8 @@
 """Pressing a checkpoint block by block with calibration, in less memory than it takes.
 
-A checkpoint like Llama's with random weights is made tensor by tensor, and pressed at fixed ranks on
-random tokens, by one process of one thread: once to the end, and once killed at a third and at two
-thirds of its blocks and started again. Its CPU seconds are compared to those of the least that
+A checkpoint like Llama's with random weights is made tensor by tensor, and pressed at fixed ranks
+on random tokens, by one process of one thread: once to the end, and once killed at a third and at
+two thirds of its blocks and started again. Its CPU seconds are compared to those of the least that
 must be done: of one block, a forward pass of the dense and one of the pressed model, and of each
 layer the factorization of its inputs' moments and the eigenvectors of its responses', times the
 number of blocks.

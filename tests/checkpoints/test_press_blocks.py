@@ -20,7 +20,6 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import plan
 from tensorpress.press.press import press
 from tensorpress.sensitivity.kfac import kfac_scores
-from tensorpress.utils import atomic_files
 
 HOW = {"scheme": "channel_svd", "ranks": 0.5}
 
@@ -150,7 +149,7 @@ def test_stopped_at_any_file_it_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         fsync(descriptor)
 
-    monkeypatch.setattr(atomic_files.os, "fsync", stopping)
+    monkeypatch.setattr(os, "fsync", stopping)
     press_checkpoint(source, tmp_path / "whole", **how)
     expected, files = contents(tmp_path / "whole"), count
     assert files > 20

@@ -211,8 +211,8 @@ def _make_plan(
         return files.read(stored[parameter_name(dense, layer)])
 
     def compute() -> dict[str, Any]:
-        by_data = streamed is not None and options.get("budget") is not None
-        if by_data and options.get("allocation") is None:
+        limited = options.get("budget") is not None and options.get("allocation") is None
+        if streamed is not None and limited:
             layers = DenseModel.from_module(dense, None, weight)
             states = open_states(streamed, out / JOBS, files.fingerprint)
             which = {key: options[key] for key in ("scheme", "targets", "skip") if key in options}

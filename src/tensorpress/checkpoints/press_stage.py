@@ -143,7 +143,7 @@ class StagePress:
     @contextmanager
     def _swapped(self) -> Iterator[None]:
         """Put the pressed modules in their places while a block runs."""
-        places = []
+        places: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
         try:
             for name, module in self._modules.items():
                 parent, _, key = name.rpartition(".")
@@ -152,8 +152,8 @@ class StagePress:
                 children[key] = module
             yield
         finally:
-            for children, key, module in places:
-                children[key] = module
+            for children, key, original in places:
+                children[key] = original
 
     def _module(self, name: str) -> nn.Module:
         return self._stage.module.get_submodule(self._local(name))

@@ -248,8 +248,10 @@ class StreamedModel:
         return states[0].float()
 
     def _run_head(self, place: int, state: Tensor | None) -> Any:
+        assert state is not None
+
         def receive(number: int, before: Any, call: _Call) -> Any:
-            return self._rest(state if number == 0 else before)
+            return self._rest(before if number else state)
 
         return self._run_outer(place, receive)
 
@@ -264,7 +266,7 @@ class StreamedModel:
 
         with ExitStack() as stack:
             for number, block in enumerate(self._modules):
-                block.forward = make_stub(number)  # type: ignore[method-assign]
+                block.forward = make_stub(number)
                 stack.callback(block.__dict__.pop, "forward")
             stack.enter_context(self._precision())
             try:
@@ -299,7 +301,8 @@ class StreamedModel:
 
         def load(module: nn.Module, _: Any = None) -> None:
             name = names[id(module)]
-            for tensors in (module._parameters, module._buffers):
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for tensors in stores:
                 for key, tensor in tensors.items():
                     if tensor is not None and tensor.is_meta:
                         empty.append((tensors, key, tensor))

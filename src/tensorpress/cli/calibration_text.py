@@ -60,7 +60,7 @@ def load_calibration_text(folder: Path, model: nn.Module, path: Path) -> list[di
         unknown = [token for token in tokens if token < 0 or (known and token >= known)]
         if unknown:
             raise InvalidArgumentError(f"{path} has token {unknown[0]}, of {known} of the model")
-        for piece in torch.tensor(tokens, dtype=torch.long).split(length):
+        for piece in torch.split(torch.tensor(tokens, dtype=torch.long), length):
             if left <= 0:
                 return batches
             if len(piece) > 1:

@@ -148,9 +148,10 @@ def damped_cholesky(second: Tensor, damping: Tensor) -> Tensor:
     tensor([[[2.]]])
     """
     while True:
-        factor = second.clone()
-        factor.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
-        factor, failed = torch.linalg.cholesky_ex(factor)
+        damped = second.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
             return factor
         damping = torch.where(failed > 0, 10 * damping, damping)
