@@ -12,6 +12,7 @@ import tensorpress as tp
 from command_line import Outcome
 from tensorpress.checkpoints import load_checkpoint
 from tensorpress.checkpoints.press_shard import ShardPress
+from tensorpress.cli.app import INTERRUPTED
 from tensorpress.cli.press import Reconstruct
 from tensorpress.data import load
 from tensorpress.models.hugging_face import transformers_library
@@ -256,7 +257,7 @@ def test_what_calibration_of_a_checkpoint_refuses(
 
 
 def test_ctrl_c_says_how_to_go_on(
-    shell: Shell, fails: Fails, tmp_path: Path, gpt2: nn.Module, monkeypatch: pytest.MonkeyPatch
+    shell: Shell, tmp_path: Path, gpt2: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tokens(tmp_path / "text.jsonl")
     words = ("press", "gpt2", *SVD, "--calibrate", "text.jsonl", "--out")
@@ -267,9 +268,10 @@ def test_ctrl_c_says_how_to_go_on(
     assert shell(*words, "whole").code == 0
     with monkeypatch.context() as patch:
         patch.setattr(ShardPress, "press", stop)
-        message = fails(*words, "out")
-    assert message == (
-        "error: stopped: out has what is done so far, and the same command goes on from there"
+        outcome = shell(*words, "out")
+    assert outcome.code == INTERRUPTED
+    assert outcome.err.splitlines()[-1] == (
+        "error: interrupted: out has what is done so far, and the same command goes on from there"
     )
     assert shell(*words, "out").code == 0
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "out")]

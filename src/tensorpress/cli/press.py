@@ -23,7 +23,7 @@ from tensorpress.cli.options import (
     add_plan_options,
 )
 from tensorpress.cli.output import print_json, print_line, print_table
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.report import formatting
 from tensorpress.report.cost_table import Cost, cost_table
 
@@ -176,8 +176,8 @@ def _press_folder(
     try:
         result = tp.press_checkpoint(checkpoint, out, **options)
     except KeyboardInterrupt:
-        raise TensorPressError(
-            f"stopped: {out} has what is done so far, and the same command goes on from there"
+        raise KeyboardInterrupt(
+            f"{out} has what is done so far, and the same command goes on from there"
         ) from None
     write_origin(out, dense.name)
     return result, plan_costs(result)
