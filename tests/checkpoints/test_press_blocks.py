@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_checkpoints import MODELS, contents, gpt2, llama, logits, save_sharded, transformers
 from torch import nn
 
@@ -104,18 +105,19 @@ def test_padding_is_not_looked_at(tmp_path: Path) -> None:
     assert torch.allclose(outputs[0][1], outputs[1][1], atol=1e-4)
 
 
-def test_half_precision_stays_and_gives_nearly_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_and_gives_nearly_the_same(tmp_path: Path, half: torch.dtype) -> None:
     dense = llama(tied=True)
     sources = {
-        "single": save_sharded(dense.bfloat16().float(), tmp_path / "single"),
-        "half": save_sharded(dense.bfloat16(), tmp_path / "half"),
+        "single": save_sharded(dense.to(half).float(), tmp_path / "single"),
+        "half": save_sharded(dense.to(half), tmp_path / "half"),
     }
     results = {}
     for name, source in sources.items():
         out = tmp_path / f"{name}-out"
         press_checkpoint(source, out, calibration=tokens(), **HOW)
         results[name] = load_checkpoint(out)
-    assert results["half"].model.layers[0].mlp.up_proj[0].weight.dtype == torch.bfloat16
+    assert results["half"].model.layers[0].mlp.up_proj[0].weight.dtype == half
     dense = dense.float()
     errors = {name: deviation(model.float(), dense) for name, model in results.items()}
     assert errors["half"] == pytest.approx(errors["single"], rel=0.1)
@@ -228,6 +230,40 @@ def test_other_data_do_not_go_on_with_what_was_begun(
         press_checkpoint(source, tmp_path / "out", calibration=tokens(5), **HOW)
 
 
+class Scaled(nn.Module):
+    """A chain of blocks behind a buffer that is in the file."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(scale))
+        self.layers = nn.ModuleList(nn.Linear(24, 24) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.scale
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_buffers_have_the_values_of_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense, x = Scaled(3.0), torch.randn(500, 24)
+    (tmp_path / "dense").mkdir()
+    save_file(dense.state_dict(), tmp_path / "dense" / "model.safetensors")
+    how = {"scheme": "channel_svd", "ranks": 8, "calibration": list(x.split(100))}
+    chosen = press_checkpoint(tmp_path / "dense", tmp_path / "out", model=Scaled(0.0), **how)
+    result = load_checkpoint(tmp_path / "out", Scaled(0.0))
+    expected = press(dense, chosen, calibration=list(x.split(100)))
+    assert torch.allclose(result(x), expected(x), atol=1e-3)
+
+
+def test_batches_that_the_model_does_not_take_are_named(tmp_path: Path) -> None:
+    source = save_sharded(llama(), tmp_path / "dense")
+    data = [*tokens(), {"words": torch.zeros(1, 4)}]
+    with pytest.raises(InvalidArgumentError, match="does not run on calibration batch 6, words="):
+        press_checkpoint(source, tmp_path / "out", calibration=data, **HOW)
+
+
 class Pair(nn.Module):
     """Two blocks between which something happens."""
 
@@ -257,8 +293,6 @@ class Two(nn.Module):
 def test_a_model_that_is_no_chain_of_blocks_is_refused_with_advice(
     tmp_path: Path, model: nn.Module, message: str
 ) -> None:
-    from safetensors.torch import save_file
-
     (tmp_path / "dense").mkdir()
     save_file(model.state_dict(), tmp_path / "dense" / "model.safetensors")
     data = [torch.randn(4, 8)]

@@ -14,7 +14,7 @@ from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.checkpoints.blocks import INSTEAD, find_blocks
 from tensorpress.checkpoints.meta_model import tied_names
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.utils.tensor_hash import fingerprint
 
 HALF = (torch.bfloat16, torch.float16)
@@ -114,6 +114,7 @@ class StreamedModel:
     ) -> None:
         self.blocks, self.batches, self._files = find_blocks(model), batches, files
         self._model = model.eval()
+        _empty_buffers(model)
         for part in ("config", "generation_config"):
             if hasattr(getattr(model, part, None), "use_cache"):
                 getattr(model, part).use_cache = False
@@ -223,8 +224,17 @@ class StreamedModel:
                 raise _Stopped
             return self._rest(state)
 
-        with torch.no_grad():
-            self._run_outer(place, receive)
+        try:
+            with torch.no_grad():
+                self._run_outer(place, receive)
+        except TensorPressError:
+            raise
+        except Exception as error:  # a model may raise anything
+            message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InvalidArgumentError(
+                f"{self._kind} does not run on calibration batch {place}, "
+                f"{self.batches[place].arguments}: {message}"
+            ) from error
         if len(calls) <= stop:
             raise self._error(f"block {self.blocks[len(calls)]!r} is not called")
         return states[0].float(), calls
@@ -332,3 +342,11 @@ class StreamedModel:
 
     def _error(self, reason: str) -> InvalidArgumentError:
         return InvalidArgumentError(f"{self._kind}: {reason}, so {INSTEAD}")
+
+
+def _empty_buffers(model: nn.Module) -> None:
+    """Move the buffers of a model's state, whose values are in its files, to the meta device."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, nn.Parameter):
+            module, _, key = name.rpartition(".")
+            model.get_submodule(module)._buffers[key] = tensor.to("meta")
