@@ -236,7 +236,7 @@ class Scaled(nn.Module):
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale))
-        self.layers = nn.ModuleList(nn.Linear(24, 24) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(24, 24)) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.scale
@@ -269,7 +269,7 @@ class Pair(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers[1](self.layers[0](x) + 1)
@@ -278,8 +278,8 @@ class Pair(nn.Module):
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
-        self.decoder = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.encoder = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
+        self.decoder = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(2))
 
 
 @pytest.mark.parametrize(

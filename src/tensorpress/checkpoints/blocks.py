@@ -27,7 +27,8 @@ def find_blocks(model: nn.Module) -> list[str]:
 
     Examples
     --------
-    >>> find_blocks(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])}))
+    >>> blocks = [nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(2)]
+    >>> find_blocks(nn.ModuleDict({"layers": nn.ModuleList(blocks)}))
     ['layers.0', 'layers.1']
     """
     lists: dict[str, nn.ModuleList] = {}
@@ -57,7 +58,8 @@ INSTEAD = (
 
 
 def _are_equal(modules: nn.ModuleList) -> bool:
-    return len({type(module) for module in modules}) == 1 and _count_params(modules) > 0
+    """Tell whether modules are of one class, and of more than one layer."""
+    return len({type(x) for x in modules}) == 1 and any(True for x in modules for _ in x.children())
 
 
 def _count_params(module: nn.Module) -> int:
