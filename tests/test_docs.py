@@ -96,6 +96,28 @@ def names_of_checkpoints() -> dict[str, Any]:
     return {"tp": tp, "model": transformers.LlamaForCausalLM(config)}
 
 
+def names_of_transformers() -> dict[str, Any]:
+    mend_torchvision()
+    transformers = pytest.importorskip("transformers", minversion="4.57")
+    pytest.importorskip("peft", reason="the page uses LoRA")
+    tokenizers = pytest.importorskip("tokenizers")
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained("llama")
+    vocabulary = {"[UNK]": 0, **{chr(32 + i): i + 1 for i in range(95)}}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.save_pretrained("llama")
+    rows = torch.randint(3, 96, (8, 8))
+    return {"examples": [{"input_ids": row, "labels": row} for row in rows]}
+
+
 def names_of_readme() -> dict[str, Any]:
     def factory() -> nn.Module:
         return nn.Sequential(
@@ -119,6 +141,7 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/coding.md": names_of_compress,
     "docs/compress.md": names_of_compress,
     "docs/training-for-size.md": names_of_training,
+    "docs/transformers.md": names_of_transformers,
     "README.md": names_of_readme,
 }
 """What the code of a page takes for granted, such as the model of its reader."""

@@ -24,12 +24,14 @@ from tensorpress.errors import (
     ModelMismatchError,
     TensorPressError,
 )
+from tensorpress.hugging_face.import_hook import register_on_import
 
 if TYPE_CHECKING:
     from tensorpress.calibrate.calibration import Calibration
     from tensorpress.checkpoints.load import load_checkpoint
     from tensorpress.checkpoints.press_checkpoint import press_checkpoint
     from tensorpress.checkpoints.save import save_checkpoint
+    from tensorpress.checkpoints.unpress_checkpoint import unpress_checkpoint
     from tensorpress.codec.inspect import inspect
     from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
     from tensorpress.codec.save_load import load, save
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from tensorpress.export.onnx import export_onnx
     from tensorpress.export.onnx_check import check_onnx
     from tensorpress.measure import measure
+    from tensorpress.measure.perplexity import perplexity
     from tensorpress.models.loading import load_model
     from tensorpress.planning import LayerPlan, Plan, plan
     from tensorpress.press.factor_norms import factor_norms
@@ -94,9 +97,11 @@ __all__ = [  # noqa: RUF022 - by task
     "load_checkpoint",
     "save",
     "save_checkpoint",
+    "unpress_checkpoint",
     # build and measure models
     "load_model",
     "measure",
+    "perplexity",
     # errors
     "CorruptFileError",
     "DataNotFoundError",
@@ -138,8 +143,10 @@ _HOMES = {
     "load_checkpoint": "tensorpress.checkpoints.load",
     "save": "tensorpress.codec.save_load",
     "save_checkpoint": "tensorpress.checkpoints.save",
+    "unpress_checkpoint": "tensorpress.checkpoints.unpress_checkpoint",
     "load_model": "tensorpress.models.loading",
     "measure": "tensorpress.measure",
+    "perplexity": "tensorpress.measure.perplexity",
 }
 """The module of every public name, which is imported when the name is first used.
 
@@ -174,3 +181,5 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+register_on_import()

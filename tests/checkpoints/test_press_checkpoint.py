@@ -96,7 +96,11 @@ def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
     result = contents(tmp_path / "out")
     dense = contents(source)
     copied = {name for name, data in result.items() if dense.get(name) == data}
-    assert copied == {"config.json", "generation_config.json", "tokenizer/words.txt"}
+    assert copied == {"generation_config.json", "tokenizer/words.txt"}
+    config, plan = json.loads(result["config.json"]), json.loads(result["plan.json"])
+    assert config.pop("quantization_config") == {"quant_method": "tensorpress", "plan": plan}
+    assert "import tensorpress" in config.pop("transformers_weights")
+    assert config == json.loads(dense["config.json"])
     assert not [name for name in result if ".bin" in name or "cache" in name]
     index = json.loads(result["model.safetensors.index.json"])
     assert set(index["weight_map"].values()) == {n for n in result if n.endswith(".safetensors")}

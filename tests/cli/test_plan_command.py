@@ -152,7 +152,7 @@ def test_a_folder_of_transformers_is_read_tensor_by_tensor(
         (["--model", "small_nets:nett"], "did you mean 'net'"),
         (["--model", "small_nets:nothing"], "returns NoneType"),
         (["--model", "nowhere:x"], "nowhere:x: the module 'nowhere' cannot be imported"),
-        (["--model", "lenet5", "--weights", "w.pth"], "is read with pickle"),
+        (["--model", "lenet5", "--weights", "w.pth"], "no weight file at w.pth"),
         (["--input", "1x4x8x8"], "layer '0' (Conv2d, weight 8x3x3x3), which got 1x4x8x8: "),
         (["--input", "3by8"], "'3by8' is no input"),
         (["--scheme", "tuker2"], "unknown scheme 'tuker2': did you mean 'tucker2'"),

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tensorpress.errors import (
+    CorruptFileError,
     DataNotFoundError,
     InvalidArgumentError,
     ModelMismatchError,
@@ -161,11 +162,37 @@ def test_a_file_may_lack_the_prefix_of_the_model(folder: Path) -> None:
         load_model("wrapped:net", weights=folder / "w.safetensors")
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
-def test_pickle_is_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"w{suffix}"
-    torch.save(build("lenet300100").state_dict(), path)
-    with pytest.raises(InvalidArgumentError, match=r"is read with pickle.*save_file"):
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_a_state_dict_of_torch_is_read(tmp_path: Path, key: str | None) -> None:
+    dense, path = build("lenet300100"), tmp_path / "w.pt"
+    state = dense.state_dict()
+    torch.save(state if key is None else {key: state, "epoch": 3}, path)
+    result = load_model("lenet300100", weights=path)
+    assert torch.equal(result.ip1.weight, dense.ip1.weight)
+
+
+class Code:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code of the file ran",)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"ip1.weight": Code()}, path)
+    with pytest.raises(CorruptFileError, match="holds more than tensors"):
+        load_model("lenet300100", weights=path)
+    assert not capsys.readouterr().out
+
+
+def test_files_of_torch_that_are_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    with pytest.raises(DataNotFoundError, match="no weight file"):
+        load_model("lenet300100", weights=path)
+    path.write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(CorruptFileError, match="is not a complete file"):
+        load_model("lenet300100", weights=path)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(CorruptFileError, match="is no state dict"):
         load_model("lenet300100", weights=path)
 
 

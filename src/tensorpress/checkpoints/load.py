@@ -15,15 +15,13 @@ from tensorpress.checkpoints.meta_model import (
 )
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.errors import DataNotFoundError, ModelMismatchError, TensorPressError
+from tensorpress.hugging_face.pressed_config import CONFIG, PLAN, read_plan
 from tensorpress.models.hugging_face import build_hugging_face
 from tensorpress.models.optional_imports import require
 from tensorpress.models.torchvision import torchvision_models
-from tensorpress.planning.plan import Plan
 from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.pressed_layer import check_read
 from tensorpress.utils.formatting import format_names
-
-PLAN = "plan.json"
 
 
 def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -66,13 +64,12 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     (4,)
     """
     files = TensorFiles(folder)
-    path = files.folder / PLAN
-    if not path.is_file():
+    plan = read_plan(files.folder)
+    if plan is None:
         raise DataNotFoundError(f"{folder} has no {PLAN}: it is not, or not yet, a pressed model")
-    plan = Plan.read(path)
     dense = model_from_config(files.folder) if model is None else to_meta(model)
     pressed = build_skeleton(dense, plan)
-    names = _stored_names(pressed, files)
+    names = stored_names(pressed, files)
     check_fits(pressed, names, files)
     fill_parameters(pressed, names, files.read)
     for name, buffer in pressed.named_buffers():
@@ -85,7 +82,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     return pressed.cpu().eval()
 
 
-def _stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
+def stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
     """Return the stored name of every tensor of a model, by its first name in the model."""
     stored, missing, known = {}, [], set[str]()
     for first, names in tied_names(model).items():
@@ -105,7 +102,6 @@ def _stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
     return stored
 
 
-CONFIG = "config.json"
 GENERATION = "generation_config.json"
 
 

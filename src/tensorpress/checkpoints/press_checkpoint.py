@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from copy import deepcopy
@@ -17,8 +16,9 @@ from typing_extensions import Unpack
 
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches, digest
 from tensorpress.checkpoints.block_scores import block_scores
-from tensorpress.checkpoints.load import PLAN, model_from_config
+from tensorpress.checkpoints.load import model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
+from tensorpress.checkpoints.other_files import copy_others
 from tensorpress.checkpoints.press_blocks import forget_blocks, open_states, press_blocks
 from tensorpress.checkpoints.press_shard import ShardPress, press_shard
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
@@ -26,13 +26,13 @@ from tensorpress.checkpoints.safetensors_writer import write_index
 from tensorpress.checkpoints.streamed_model import StreamedModel
 from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.hugging_face.pressed_config import PLAN, mark_config
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.planner import PlanOptions
 from tensorpress.reconstruct.layerwise import check_reconstruction
-from tensorpress.utils.atomic_files import replace_file
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.jobs import JobFolder
 from tensorpress.utils.module_tree import parameter_name
@@ -40,11 +40,6 @@ from tensorpress.utils.progress import ByteProgress
 
 JOBS = ".press"
 """The folder, within the output, of the shards that are done."""
-
-NOT_COPIED = frozenset(
-    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
-)
-"""Suffixes of files of weights."""
 
 
 def press_checkpoint(
@@ -231,19 +226,8 @@ def _write_others(work: ShardPress, plan: Plan, sizes: Mapping[str, int]) -> Non
             raise CorruptFileError(
                 f"{path} is not what was written there: delete {work.out} and press again"
             )
-    _copy_others(work.files.folder, work.out)
+    copy_others(work.files.folder, work.out)
     plan.save(work.out / PLAN)
+    mark_config(work.out, plan)
     if (work.files.folder / INDEX).is_file():
         write_index(work.out, {shard: work.outputs(shard) for shard in sizes})
-
-
-def _copy_others(source: Path, out: Path) -> None:
-    """Copy files such as a config and a tokenizer: no weights, no index of them, nothing hidden."""
-    for path in source.rglob("*"):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if hidden or not path.is_file() or NOT_COPIED & {*path.suffixes} or name == Path(PLAN):
-            continue
-        (out / name.parent).mkdir(parents=True, exist_ok=True)
-        with replace_file(out / name) as temporary:
-            shutil.copyfile(path, temporary)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from tensorpress.checkpoints.load import PLAN
 from tensorpress.checkpoints.meta_model import tied_names
 from tensorpress.checkpoints.safetensors_writer import (
     CODES,
@@ -19,6 +18,7 @@ from tensorpress.checkpoints.safetensors_writer import (
     write_index,
 )
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.hugging_face.pressed_config import PLAN, mark_config
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 
@@ -72,9 +72,10 @@ def save_checkpoint(
     tensors = {name: state[name] for name in tied_names(model)}
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
-    with _create_folder(Path(folder)) as temporary:
+    with create_folder(Path(folder)) as temporary:
         _write_config(model, temporary)
         (plan or pressed).save(temporary / PLAN)
+        mark_config(temporary, plan or pressed)
         shards = divide_into_shards(tensors, SHARD_BYTES)
         for file, part in shards.items():
             with open_shard_writer(temporary / file, part) as shard:
@@ -107,6 +108,9 @@ def _write_config(model: nn.Module, folder: Path) -> None:
         return
     config = deepcopy(config)
     config.architectures = [type(model).__name__]
+    if hasattr(model, "dtype"):  # else transformers would load the values in that of the config
+        key = "dtype" if hasattr(config, "dtype") else "torch_dtype"
+        setattr(config, key, str(model.dtype).removeprefix("torch."))
     config.save_pretrained(folder)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
@@ -114,7 +118,7 @@ def _write_config(model: nn.Module, folder: Path) -> None:
 
 
 @contextmanager
-def _create_folder(folder: Path) -> Iterator[Path]:
+def create_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to ``folder`` at the end of the block."""
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""The command eval: what a model costs, and its error on a data set."""
+"""The command eval: what a model costs, and its error on a data set or a text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import tensorpress as tp
+from tensorpress.cli.eval_text import DType, TextOptions, eval_text
 from tensorpress.cli.options import Inputs, Json, Model, Preprocess, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tensorpress.cli.model_source import LoadedModel
+
+TEXTS = ("", ".txt", ".md", ".raw", ".tokens")
+"""Endings of files that are text."""
 
 
 def eval_command(
@@ -34,14 +38,32 @@ def eval_command(
             "--data",
             "-d",
             help="Labelled data: a data set (tensorpress list), a folder or file, or "
-            "package.module:function. A .tpz file may know its own.",
+            "package.module:function; of a language model a text. A .tpz file may know its own.",
         ),
     ] = None,
     root: Root = None,
     preprocess: Preprocess = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a window of the text; by default 2048, or what the model takes.", min=2
+        ),
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Windows from the start of the text; all by default.", min=1)
+    ] = None,
+    dtype: Annotated[
+        DType, typer.Option(help="The dtype in which a language model runs on a text.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="The device on which a language model runs on a text.")
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure what a model costs, and its error on labelled data.
+    """Measure what a model costs, and its error on labelled data or its perplexity on a text.
+
+    Of a language model, --data TEXT gives the perplexity in windows that do not overlap, the tokens
+    a second that it reads and writes, and the peak memory.
 
     Images are prepared as the model says it takes them, or as --preprocess says.
 
@@ -54,6 +76,9 @@ def eval_command(
         _eval_file(source, data, root, preprocess, as_json)
         return
     loaded = load_source(source, model, weights)
+    if data is not None and _is_text(loaded, Path(data)):
+        eval_text(loaded, Path(data), TextOptions(window, windows, dtype, device), as_json)
+        return
     example = find_inputs(loaded.name, loaded.model, inputs or ())
     if example is not None:
         check_inputs(loaded.model, example)
@@ -64,6 +89,12 @@ def eval_command(
         print_json(metrics)
         return
     _print_metrics(metrics)
+
+
+def _is_text(loaded: LoadedModel, data: Path) -> bool:
+    """Return whether data are a text for a model of Transformers."""
+    of_transformers = (loaded.name or "").startswith("hf:")
+    return of_transformers and data.suffix.lower() in TEXTS and data.is_file()
 
 
 def _eval_file(

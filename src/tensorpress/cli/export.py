@@ -27,7 +27,25 @@ def export_command(
         Path | None, typer.Argument(help="A .tpz file, or a folder that press wrote.")
     ] = None,
     *,
-    onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
+    onnx: Annotated[Path | None, typer.Option("--onnx", help="The ONNX file to write.")] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            "--dense", help="The folder to write the dense checkpoint to that a folder stands for."
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapter",
+            metavar="BASE",
+            help="The dense checkpoint that was pressed, to write the loss as a LoRA adapter.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write the adapter to.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="The rank of the adapter.", min=1)] = 16,
     model: Model = None,
     weights: WeightFile = None,
     inputs: Inputs = None,
@@ -50,7 +68,10 @@ def export_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model as an ONNX file, and compare it with the model in onnxruntime.
+    """Write a model as an ONNX file, a pressed folder as a dense one, or its loss as an adapter.
+
+    An ONNX file is compared with the model in onnxruntime. A dense folder is what transformers,
+    vLLM and the converter of llama.cpp load. An adapter is for PEFT, on top of the pressed model.
 
     With a file or a folder, --model says what the dense model is where that is not known.
 
@@ -58,6 +79,11 @@ def export_command(
 
     Example: tensorpress export pressed --onnx model.onnx --dynamic 0.2=height --dynamic 0.3=width
     """
+    if [onnx, dense, adapter].count(None) != 2:
+        raise InvalidArgumentError("give one of --onnx FILE, --dense FOLDER and --adapter BASE")
+    if onnx is None:
+        _export_folder(source, dense, adapter, out, model, rank, as_json)
+        return
     from tensorpress.cli.model_source import load_source, require_inputs
 
     loaded = load_source(source, model, weights)
@@ -96,6 +122,38 @@ def export_command(
         print_line(
             f"largest difference from the model in onnxruntime: {difference:.1e} of its output"
         )
+
+
+def _export_folder(
+    source: Path | None,
+    dense: Path | None,
+    adapter: Path | None,
+    out: Path | None,
+    model: str | None,
+    rank: int,
+    as_json: bool,
+) -> None:
+    """Write the dense checkpoint of a pressed folder, or what pressing lost."""
+    from tensorpress.checkpoints.lora_adapter import write_adapter
+    from tensorpress.cli.model_source import read_origin
+
+    if source is None or not source.is_dir():
+        raise InvalidArgumentError("--dense and --adapter need the folder of a pressed model")
+    if dense is not None:
+        origin = model or read_origin(source)
+        built = None if origin is None else tp.load_model(origin, meta=True)
+        tp.unpress_checkpoint(source, dense, model=built)
+        folder = dense
+    elif out is None or adapter is None:
+        raise InvalidArgumentError("say by --out which folder the adapter is written to")
+    else:
+        write_adapter(source, adapter, out, rank)
+        folder = out
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if as_json:
+        print_json({"folder": str(folder), "bytes": size})
+    else:
+        print_line(f"{folder}: {' '.join(formatting.size(size))}")
 
 
 def _parse_axes(texts: Sequence[str], inputs: Sequence[Tensor]) -> list[dict[int, str]]:

@@ -39,12 +39,12 @@ def inspect_command(
 
     Example: tensorpress inspect --model torchvision:resnet18
     """
-    from tensorpress.checkpoints.load import PLAN
     from tensorpress.cli.model_source import DenseByName, is_dense_checkpoint
+    from tensorpress.hugging_face.pressed_config import PLAN, read_plan
 
     if (source is None) == (model is None):
         raise InvalidArgumentError("give either a .tpz file or a folder, or a model by --model")
-    if source is not None and (not source.is_dir() or (source / PLAN).is_file()):
+    if source is not None and (not source.is_dir() or read_plan(source) is not None):
         (_print_folder if source.is_dir() else _print_file)(source, as_json)
         return
     if source is not None and not is_dense_checkpoint(source):
@@ -66,10 +66,11 @@ def _print_file(file: Path, as_json: bool) -> None:
 
 
 def _print_folder(folder: Path, as_json: bool) -> None:
-    from tensorpress.checkpoints.load import PLAN
     from tensorpress.cli.plan_output import print_plan
+    from tensorpress.hugging_face.pressed_config import read_plan
 
-    plan = tp.Plan.read(folder / PLAN)
+    plan = read_plan(folder)
+    assert plan is not None
     files = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
     if as_json:
         print_json({"folder": str(folder), "files": files, "plan": plan.to_dict()})

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.checkpoints import load_checkpoint
-from tensorpress.checkpoints.load import PLAN
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.checkpoints.tensor_names import match_tensor_names
 from tensorpress.codec.tpz_file import open_file
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, TensorPressError
+from tensorpress.hugging_face.pressed_config import read_plan
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.module_tree import parameter_name
@@ -187,7 +187,7 @@ def require_inputs(loaded: LoadedModel, texts: Sequence[str]) -> tuple[Tensor, .
 
 def is_dense_checkpoint(folder: Path) -> bool:
     """Return whether a folder is a model of transformers that was not pressed."""
-    return (folder / "config.json").is_file() and not (folder / PLAN).is_file()
+    return (folder / "config.json").is_file() and read_plan(folder) is None
 
 
 def count_bytes(model: nn.Module) -> int:

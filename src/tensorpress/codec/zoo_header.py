@@ -28,7 +28,7 @@ from tensorpress.schemes.reshape_modes import Shape
 # a number, and layers with options, are written by name.
 NETWORK_NUMBERS = (
     *("lenet5", "lenet300100", "fc1024", "cifar-cnn", "resnet20", "resnet32", "resnet56"),
-    *("wrn28-10", "clips3d", "vgg16", "vgg16-quarter", "conv-fc"),
+    *("wrn28-10", "clips3d", "vgg16", "vgg16-quarter", "conv-fc", "nin"),
 )
 SCHEME_NUMBERS = (
     *("channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in", "tucker1_out"),

@@ -11,7 +11,7 @@ from tensorpress.data.source import Batches, Part, Source
 from tensorpress.data.sources import open_source
 from tensorpress.data.transforms import describe_content, fit_pixels, is_image, to_pixels
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
-from tensorpress.models.zoo import Network
+from tensorpress.models.zoo import NETWORKS, Network
 from tensorpress.utils.formatting import format_shape
 
 
@@ -23,7 +23,8 @@ def load_splits(
     Parameters
     ----------
     net : Network
-        A network of the zoo.
+        A network. One that is not in the zoo gets grey images as three equal colours where it takes
+        colours.
     name : str
         A data set, as for `tensorpress.data.load`, or another source of labelled images, as for
         `tensorpress.data.open_source`. Of a source without parts, a fifth is for tests.
@@ -48,21 +49,71 @@ def load_splits(
     """
     if name in DATASETS:
         check_fit(net, name)
-        return load(name, root, validation=validation, size=net.input_shape[1:])
+        splits = load(name, root, validation=validation, size=net.input_shape[1:])
+        return _repeat_channels(splits, net.input_shape[0])
     source = open_source(name, root)
     train, test = (_read_images(source, part, net) for part in source.divide())
     return set_aside(name, train, test, validation)
 
 
+def describe_images(
+    name: str, root: str | os.PathLike[str] | None = None
+) -> tuple[tuple[int, ...], int]:
+    """Return the shape of the images of a data set or another source, and its number of classes.
+
+    Images of a source may have several shapes: it is that of the first.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the source has no labelled images.
+    TensorPressError
+        If the data cannot be read.
+
+    Examples
+    --------
+    >>> describe_images("cifar10")
+    ((3, 32, 32), 10)
+    """
+    if name in DATASETS:
+        return DATASETS[name].shape, DATASETS[name].classes
+    source = open_source(name, root)
+    part, _ = source.divide()
+    if isinstance(part, Batches) or not len(part) or not is_image(part[0][0]):
+        raise InvalidArgumentError(f"{source.name} has no labelled images")
+    first = part[0][0]
+    grey = first.shape[0] == 1 if isinstance(first, torch.Tensor) else first.mode in ("1", "L")
+    shape = tuple(to_pixels(first, 1 if grey else 3).shape)
+    labels = [] if source.classes else [part[index][1] for index in range(len(part))]
+    if None in labels:
+        raise InvalidArgumentError(f"{source.name} has images without labels")
+    return shape, len(source.classes) or max(label + 1 for label in labels if label is not None)
+
+
 def fits(net: Network, name: str) -> bool:
-    """Return whether a network of the zoo takes the images of a data set in `DATASETS`."""
+    """Return whether a network takes the images of a data set in `DATASETS`."""
     data = DATASETS[name]
-    kind = len(data.shape), data.shape[0]
-    return kind == (len(net.input_shape), net.input_shape[0]) and data.classes <= net.classes
+    repeated = data.shape[0] == 1 and net.name not in NETWORKS and len(net.input_shape) == 3
+    return (
+        len(data.shape) == len(net.input_shape)
+        and (data.shape[0] == net.input_shape[0] or repeated)
+        and data.classes <= net.classes
+    )
+
+
+def _repeat_channels(splits: Splits, channels: int) -> Splits:
+    """Return grey images as so many equal channels, and others as they are."""
+    if splits.test.images.shape[1] == channels:
+        return splits
+    train, validation, test = (
+        ImageSet(part.images.expand(-1, channels, -1, -1), part.labels)
+        for part in (splits.train, splits.validation, splits.test)
+    )
+    return Splits(train, validation, test)
 
 
 def check_fit(net: Network, name: str) -> None:
-    """Check that a network of the zoo takes the images of a data set in `DATASETS`.
+    """Check that a network takes the images of a data set in `DATASETS`.
 
     Raises
     ------

@@ -142,12 +142,12 @@ def time_layers(
     starts: list[float] = []
 
     def start(*_: object) -> None:
-        _synchronize(device)
+        synchronize(device)
         starts.append(perf_counter())
 
     def make_stop(name: str) -> Callable[..., None]:
         def stop(*_: object) -> None:
-            _synchronize(device)
+            synchronize(device)
             elapsed = 1000 * (perf_counter() - starts.pop())
             passes[-1][name] = passes[-1].get(name, 0.0) + elapsed
 
@@ -178,13 +178,14 @@ def _uncertainty(times: Sequence[Sequence[float]]) -> float:
 
 def _time_pass(model: nn.Module, inputs: ModelInputs, clock: Callable[[], float]) -> float:
     device = inputs.tensors[0].device
-    _synchronize(device)
+    synchronize(device)
     start = clock()
     inputs.run(model)
-    _synchronize(device)
+    synchronize(device)
     return clock() - start
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was asked."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -29,7 +29,9 @@ def transformers_library() -> Any:
     return require("transformers", "a model of Hugging Face")
 
 
-def build_hugging_face(place: str, options: Mapping[str, Any], *, empty: bool) -> nn.Module:
+def build_hugging_face(
+    place: str, options: Mapping[str, Any], *, empty: bool, new_head: bool = False
+) -> nn.Module:
     """Return the model of transformers that a folder or an entry of the hub describes.
 
     The class is the first of the ``architectures`` of the config, or else ``AutoModel``. A folder
@@ -44,6 +46,9 @@ def build_hugging_face(place: str, options: Mapping[str, Any], *, empty: bool) -
         Entries of the config to change.
     empty : bool
         Whether to build the model from the config alone, without weights.
+    new_head : bool
+        Whether layers for which the folder has weights of another shape, such as a head for other
+        classes, are freshly initialized.
 
     Raises
     ------
@@ -59,7 +64,7 @@ def build_hugging_face(place: str, options: Mapping[str, Any], *, empty: bool) -
             f"hf:{place} is a {name}, which transformers {transformers.__version__} does not have"
         )
     if not empty and _has_weights(Path(place)):
-        return _load_pretrained(kind, place, config)
+        return _load_pretrained(kind, place, config, new_head)
     if not empty:
         logger.warning("%s holds no weights: the model is built from its config", place)
     build = kind.from_config if name == "AutoModel" else kind._from_config
@@ -98,10 +103,11 @@ def _has_weights(folder: Path) -> bool:
     return False
 
 
-def _load_pretrained(kind: Any, place: str, config: Any) -> nn.Module:
+def _load_pretrained(kind: Any, place: str, config: Any, new_head: bool) -> nn.Module:
+    options: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": new_head}
     try:
         model, info = kind.from_pretrained(
-            place, config=config, use_safetensors=True, output_loading_info=True
+            place, config=config, output_loading_info=True, **options
         )
     except Exception as error:
         raise ModelMismatchError(

@@ -34,8 +34,8 @@ def load_model(
         ``package.module:function`` for a function, which may be in the current folder. Keyword
         arguments follow after commas: ``torchvision:resnet18,num_classes=10``.
     weights : path, optional
-        A safetensors file with all tensors of the model. Without it, the weights are random, unless
-        the folder or the function provides them.
+        A safetensors file, or a state dict that ``torch.save`` wrote, with all tensors of the
+        model. Without it, they are random, unless the folder or the function provides them.
     device : str or device
         The device of the model.
     meta : bool
@@ -46,7 +46,7 @@ def load_model(
     ------
     InvalidArgumentError
         If the name is unknown (the message has the nearest names), the function fails or returns no
-        module, or the weights are pickled.
+        module, or the weights of a folder are pickled.
     DataNotFoundError, CorruptFileError, ModelMismatchError
         If the weights are missing, damaged or do not fit.
     TensorPressError
@@ -67,7 +67,7 @@ def load_model(
             else "a model of Hugging Face is a folder that holds its weights: hf:FOLDER"
         )
         raise InvalidArgumentError(f"{name} takes no file of weights: {why}")
-    build = _find_builder(parsed, meta)
+    build = find_builder(parsed, empty=meta)
     if meta:
         with torch.device("meta"):
             return build().to("meta").eval()
@@ -77,15 +77,27 @@ def load_model(
     return model.to(device).eval()
 
 
-def _find_builder(parsed: ModelName, meta: bool) -> Callable[[], nn.Module]:
-    """Return the function that builds the model of a name."""
+def find_builder(
+    parsed: ModelName, *, empty: bool = False, new_head: bool = False
+) -> Callable[[], nn.Module]:
+    """Return the function that builds the model of a name.
+
+    Parameters
+    ----------
+    parsed : ModelName
+        The name.
+    empty : bool
+        Whether a model of Hugging Face is built without the weights of its folder.
+    new_head : bool
+        Whether its head may be for other classes than those weights; see `build_hugging_face`.
+    """
     name, options = parsed.name, parsed.options
     if parsed.origin == "torchvision":
         return lambda: build_torchvision(name, options)
     if parsed.origin == "timm":
         return lambda: build_timm(name, options)
     if parsed.origin == "hf":
-        return lambda: build_hugging_face(name, options, empty=meta)
+        return lambda: build_hugging_face(name, options, empty=empty, new_head=new_head)
     if parsed.origin:
         return lambda: build_from_factory(parsed.origin, name, options)
     if name not in NETWORKS:

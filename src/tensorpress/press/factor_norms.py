@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.chain_builder import PressedLayer
-from tensorpress.schemes.stages import pointwise_kernel
 
 MOMENTUM, EPSILON = 0.1, 1e-5
 """The defaults of torch's batch norms."""
@@ -109,8 +108,10 @@ def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
             kernels = chain.kernels()
             for i, norm in enumerate(chain_norms):
                 # W_i ← diag(factor) W_i
-                factor = norm.factor(norm.mean_square).reshape(*kernels[i].shape[:2], 1)
-                kernels[i] = kernels[i] * pointwise_kernel(factor, chain.spec).to(kernels[i])
+                shape = (*kernels[i].shape[:2], *(1,) * (kernels[i].ndim - 2))
+                kernels[i] = kernels[i] * norm.factor(norm.mean_square).reshape(shape).to(
+                    kernels[i]
+                )
             chain.put(chain.balance(kernels))
 
 
@@ -129,7 +130,7 @@ class _NormedModel(nn.Module):
 
 def _insert_norms(chain: PressedLayer, stack: ExitStack) -> list[ScaleNorm]:
     """Make every layer of a chain but the last call a norm."""
-    order, like = chain.spec.order, next(chain.parameters()).detach().float()
+    order, like = chain.kernels()[0].ndim - 3, next(chain.parameters()).detach().float()
     norms = []
     for layer, stage in list(zip(chain, chain.stages, strict=True))[:-1]:
         norm = ScaleNorm(stage.groups * stage.out, -1 - order, like=like)

@@ -1,7 +1,7 @@
 """The measurements of a run: `metrics.json`, and the content of the report."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from tensorpress.runs.recipe import Recipe
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.registry import scheme
 from tensorpress.train import History
+from tensorpress.utils.module_tree import locate_weight, parameter_name, weight_name
 
 BINS = 61
 
@@ -116,17 +117,19 @@ def report_content(record: RunRecord, metrics: dict[str, Any]) -> ReportContent:
 
 
 def layer_rows(record: RunRecord) -> list[LayerRow]:
-    """Return a row for every layer with a weight, pressed or kept dense."""
+    """Return a row for every weight of two axes or more, pressed or kept dense."""
     stored = {tensor.name: tensor.bytes for tensor in record.inspection.tensors}
     rows = []
     planned = {layer.name: layer for layer in record.plan.layers}
-    for name, module in record.dense.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is None or weight.ndim < 2:
-            continue
+    for name, module, weight in _weights(record.dense):
         layer = planned.get(name)
         params = layer.factor_params if layer else weight.numel()
-        size = sum(bytes_ for key, bytes_ in stored.items() if _is_weight_of(key, name, layer))
+        dense_name = parameter_name(record.dense, name)
+        size = sum(
+            bytes_
+            for key, bytes_ in stored.items()
+            if (_is_weight_of(key, layer) if layer else key == dense_name)
+        )
         rows.append(
             LayerRow(
                 name=name,
@@ -146,12 +149,27 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
     return rows
 
 
-def _is_weight_of(key: str, name: str, layer: LayerPlan | None) -> bool:
-    """Return whether a stored tensor is a layer's weight or factor, but no shared core."""
-    if layer is None:
-        return key == f"{name}.weight"
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield the name of each layer, its module and its weight; a tied weight is the first one's."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for key, weight in module._parameters.items():
+            if weight is not None and weight.ndim >= 2 and id(weight) not in seen:
+                seen.add(id(weight))
+                yield weight_name(path, key), module, weight
+
+
+def _is_weight_of(key: str, layer: LayerPlan) -> bool:
+    """Return whether a stored tensor is a factor of a layer's weight, but no shared core."""
     shared = layer.method.shared and key.endswith("original0")
-    return key.startswith(f"{name}.") and not key.endswith(".bias") and not shared
+    return _is_part_of(key, layer.name) and not key.endswith(".bias") and not shared
+
+
+def _is_part_of(key: str, layer: str) -> bool:
+    """Return whether a tensor is one of a layer, which has the name of a module or a parameter."""
+    parent, _, last = layer.rpartition(".")
+    rebuilt = f"{parent}.parametrizations.{last}.".removeprefix(".")
+    return key.startswith((f"{layer}.", rebuilt))
 
 
 def file_parts(inspection: Inspection) -> list[FilePart]:
@@ -170,7 +188,7 @@ def file_parts(inspection: Inspection) -> list[FilePart]:
 def _name_part(name: str, layers: Sequence[StoredLayer]) -> str:
     if name.endswith(".bias"):
         return "biases"
-    layer = next((layer for layer in layers if name.startswith(f"{layer.name}.")), None)
+    layer = next((layer for layer in layers if _is_part_of(name, layer.name)), None)
     if layer is not None:
         shared = scheme(layer.scheme).shared and name.endswith("original0")
         return "shared core" if shared else f"{layer.name}: factors"
@@ -181,12 +199,11 @@ def _start_error(record: RunRecord, name: str) -> float | None:
     """Return the relative error of a layer's weight right after the decomposition."""
     if record.initial is None:
         return None
-    module = record.initial.get_submodule(name)
+    module, key = locate_weight(record.initial, name)
     if isinstance(module, Pressed):
         return module.relative_error
-    dense, pressed = record.dense.get_submodule(name).weight, module.weight
-    assert isinstance(dense, Tensor)
-    assert isinstance(pressed, Tensor)
+    pressed: Tensor = getattr(module, key)
+    dense = record.dense.get_parameter(parameter_name(record.dense, name))
     with torch.no_grad():
         norm = float(dense.norm())
         return float((dense - pressed).norm()) / norm if norm else 0.0
@@ -198,7 +215,7 @@ def _histograms(record: RunRecord) -> list[Histogram]:
     groups: dict[str, list[str]] = {}
     for name in quantized_names(record.decoded):
         module = name.removesuffix(".bias").removesuffix(".weight")
-        layer = next((p.name for p in record.plan.layers if name.startswith(f"{p.name}.")), module)
+        layer = next((p.name for p in record.plan.layers if _is_part_of(name, p.name)), module)
         groups.setdefault(layer, []).append(name)
     histograms = []
     for layer, names in groups.items():

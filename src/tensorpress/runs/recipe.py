@@ -8,8 +8,10 @@ from pydantic import model_validator
 
 from tensorpress.data import MIXED
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
+from tensorpress.models.names import parse_name
 from tensorpress.models.zoo import network
 from tensorpress.runs.recipe_sections import (
+    Count,
     Data,
     NetworkName,
     Press,
@@ -20,19 +22,23 @@ from tensorpress.runs.recipe_sections import (
 )
 from tensorpress.train.config import TrainConfig
 from tensorpress.utils.config_parsing import parse_yaml, validate
+from tensorpress.utils.formatting import format_shape
 
 
 class Recipe(Section):
     """A whole run: a network and data in, a file and a report out.
 
-    The dense network comes from ``weights`` (safetensors, relative to the data folder), or is
-    trained here as ``dense`` says; without ``press`` it stays dense. ``train`` trains the pressed
-    network; then ``quantize`` or ``rate`` makes the file. Examples are in the project's
-    ``recipes/``.
+    ``network`` is one of the zoo or any other by its name, as for `tensorpress.models.load_model`,
+    which gets a head for the classes of the data. It takes images of the shape ``input`` (channels
+    first), by default that of the data. The dense network comes from ``weights`` (safetensors,
+    ``.pt`` or ``.tpz``, relative to the data folder), or is trained here as ``dense`` says, or
+    both; without ``press`` it stays dense. ``train`` trains the pressed network; then ``quantize``
+    or ``rate`` makes the file. Examples are in the project's ``recipes/``.
     """
 
     title: str
     network: NetworkName
+    input: tuple[Count, ...] | None = None
     data: Data
     weights: Path | None = None
     dense: TrainConfig | None = None
@@ -44,8 +50,19 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_sources(self) -> "Recipe":
-        if (self.weights is None) == (self.dense is None):
-            raise ValueError("give either weights (a file) or dense (how to train them)")
+        origin = parse_name(self.network).origin
+        has_weights = origin not in (
+            "",
+            "torchvision",
+            "timm",
+        )  # a folder or function may have them
+        if self.weights is None and self.dense is None and not has_weights:
+            raise ValueError("give weights (a file), dense (how to train them), or both")
+        if self.weights is not None and origin == "hf":
+            raise ValueError("weights: a model of Hugging Face is a folder that holds its weights")
+        if self.input is not None and not origin:
+            shape = format_shape(network(self.network).input_shape)
+            raise ValueError(f"input is for networks outside the zoo: {self.network} takes {shape}")
         if (self.quantize is None) == (self.rate is None):
             raise ValueError("give either quantize or rate, which say how the file is made")
         if any("seed" in phase.model_fields_set for phase in self._trainings()):
@@ -60,7 +77,10 @@ class Recipe(Section):
             return self
         if not any(phase.distill is not None for phase in self._trainings()):
             raise ValueError("nobody listens to the teacher: give a training distill")
-        student, teacher = network(self.network), network(self.teacher.network)
+        names = (self.network, self.teacher.network)
+        if any(parse_name(name).origin for name in names):  # such a teacher gets the same images
+            return self
+        student, teacher = map(network, names)
         if any(
             getattr(student, key) != getattr(teacher, key)
             for key in ("input_shape", "classes", "preprocess")

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from tensorpress.calibrate.batches import CalibrationBatch
-from tensorpress.models.zoo import Network, network
+from tensorpress.models.zoo import NETWORKS, Network
 from tensorpress.planning import Plan, plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.planning.planner import parse_schemes
 from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_network import recipe_network
 from tensorpress.runs.recipe_sections import LayerPress, Press
 from tensorpress.schemes.registry import scheme
 from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
@@ -28,7 +29,7 @@ def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBa
     entries = section.overrides or {}
     overrides = {name: entry.model_dump(exclude_none=True) for name, entry in entries.items()}
     device = next(dense.parameters()).device
-    example = torch.zeros(1, *network(recipe.network).input_shape, device=device)
+    example = torch.zeros(1, *recipe_network(recipe).input_shape, device=device)
     allocation: Any = section.allocation
     if allocation == RESPONSES:
         (scheme,) = parse_schemes(section.scheme)
@@ -52,10 +53,13 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     """Make a recipe's plan for the untrained network, so that mistakes show before training.
 
     Rank rules that depend on the weights are tried with rank 1, and budgets with a saving of 1 %:
-    only the trained network shows which budgets can be met.
+    only the trained network shows which budgets can be met. Networks of the zoo have no values in
+    this where none are needed; any other is built as it will be.
     """
     section = recipe.press
     if section is None:
+        if net.name not in NETWORKS:
+            net.build()
         return
     if section.budget is not None and not scheme(parse_schemes(section.scheme)[0]).joint:
         trial = {
@@ -70,7 +74,8 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     ranks = [section.ranks, *(entry.ranks for entry in entries.values())]
     overrides = {pattern: _with_rank_1(entry) for pattern, entry in entries.items()}
     section = section.model_copy(update={"overrides": overrides or None})
-    with torch.device("cpu" if any(isinstance(r, str) for r in ranks) else "meta"):
+    by_values = net.name not in NETWORKS or any(isinstance(r, str) for r in ranks)
+    with torch.device("cpu" if by_values else "meta"):
         plan_recipe(net.build(), recipe.model_copy(update={"press": section}))
 
 

@@ -19,6 +19,7 @@ from tensorpress.codec.quantizers import Rounding, UniformQuantizer
 from tensorpress.codec.storage import Coder
 from tensorpress.data import AUGMENTATIONS
 from tensorpress.errors import unknown_name
+from tensorpress.models.names import parse_name
 from tensorpress.models.zoo import network
 from tensorpress.planning.budget import parse_budget
 from tensorpress.planning.planner import (
@@ -72,7 +73,8 @@ def _check_budget(text: str) -> str:
 
 
 def _check_network_name(name: str) -> str:
-    return network(name).name
+    """Check the name of a network of the zoo, and the form of any other."""
+    return name if parse_name(name).origin else network(name).name
 
 
 def _check_augmentation(name: str) -> str:
@@ -143,7 +145,7 @@ class Data(Section):
 class Teacher(Section):
     """A trained network that is distilled in place of the dense one, such as a larger one.
 
-    ``weights`` are a safetensors file, relative to the data folder.
+    ``weights`` are a file as for the dense network.
     """
 
     network: NetworkName

@@ -19,7 +19,7 @@ from tensorpress.codec.save_load import Quantizers, load, save
 from tensorpress.data.sources import short_name
 from tensorpress.data.splits import load_splits
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.models.zoo import network
+from tensorpress.models.zoo import NETWORKS
 from tensorpress.planning import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.factor_norms import factor_norms
@@ -27,6 +27,7 @@ from tensorpress.press.press import Init, press
 from tensorpress.report import ReportContent, write_page
 from tensorpress.runs.metrics import RunRecord, report_content, run_metrics
 from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_network import recipe_network
 from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.runs.recipe_sections import Quantize
 from tensorpress.runs.training import Phases, common_part, press_once
@@ -89,7 +90,7 @@ def run(
         raise InvalidArgumentError("data.validation is 0: there are no images to measure errors on")
     out = Path(folder)
     _claim_folder(out, recipe, seed)
-    net = network(recipe.network)
+    net = recipe_network(recipe)
     try_plan(net, recipe)
     splits = load_splits(net, recipe.data.origin, recipe.data.root, recipe.data.validation)
     phases = Phases(recipe, net, splits, out, seed, common)
@@ -97,9 +98,10 @@ def run(
     path = out / "model.tpz"
     size = recipe.quantize
     options: dict[str, Any] = {} if size is None else {"norms": size.norms, "coder": size.coder}
-    options |= {"network": recipe.network, "data": short_name(recipe.data.origin)}
+    in_zoo = net.name in NETWORKS
+    options |= {"network": net.name if in_zoo else None, "data": short_name(recipe.data.origin)}
     save(models.final, path, quantizer=models.quantizers, **options)
-    decoded = load(path).to(models.device)
+    decoded = load(path, None if in_zoo else models.dense).to(models.device)
     error = phases.test_error if test else phases.validation_error
     record = RunRecord(
         recipe=recipe,
@@ -144,7 +146,7 @@ def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
     seed : int
         The seed of the runs.
     """
-    net, folder = network(recipe.network), common / common_part(recipe, phase, seed)
+    net, folder = recipe_network(recipe), common / common_part(recipe, phase, seed)
     folder.mkdir(parents=True, exist_ok=True)
     splits = load_splits(net, recipe.data.origin, recipe.data.root, recipe.data.validation)
     phases = Phases(recipe, net, splits, folder, seed, common)

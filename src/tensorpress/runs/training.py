@@ -17,12 +17,14 @@ from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.data import Splits, batches
 from tensorpress.data.loaders import BatchLoader
 from tensorpress.data.splits import find_weights
-from tensorpress.models.zoo import Network, load_weights, network
+from tensorpress.models.weights import load_weights
+from tensorpress.models.zoo import Network
 from tensorpress.planning import Plan
 from tensorpress.press.press import build_skeleton, press
 from tensorpress.quantize.noisy_model import RateModel
 from tensorpress.quantize.train_for_size import round_by_calibration, train_in_phases
 from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_network import load_dense_weights, teacher_network
 from tensorpress.runs.recipe_plan import plan_recipe
 from tensorpress.runs.recipe_sections import Rate
 from tensorpress.schemes.parametrization import FactorizedWeight
@@ -83,8 +85,6 @@ def _modules_with_errors(model: nn.Module) -> list[tuple[str, Pressed | Factoriz
 EVALUATION_BATCH = 1000
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 64
 
-_OR_TRAIN = ", or let the recipe train it (a section dense instead of weights)"
-
 logger = logging.getLogger("tensorpress.runs")
 
 
@@ -128,8 +128,8 @@ class Phases:
         torch.manual_seed(self.seed)
         model = self.net.build()
         if self.recipe.weights is not None:
-            load_weights(model, find_weights(self.recipe.weights, self.recipe.data.root, _OR_TRAIN))
-        elif self.recipe.dense is not None:
+            load_dense_weights(model, self.recipe, self.net)
+        if self.recipe.dense is not None:
             self.fit("dense", model, self.recipe.dense)
         return model.eval()
 
@@ -240,7 +240,7 @@ class Phases:
         section = self.recipe.teacher
         if section is None:
             return None
-        teacher = network(section.network).build()
+        teacher = teacher_network(self.recipe, section.network).build()
         load_weights(teacher, find_weights(section.weights, self.recipe.data.root))
         return teacher
 

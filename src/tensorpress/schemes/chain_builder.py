@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.canonical_kernel import from_canonical, to_canonical
+from tensorpress.schemes.dense_attributes import dense_attributes
 from tensorpress.schemes.layer_spec import INPUTS_FIRST, WEIGHT, LayerSpec, Sizes
 from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Composed
@@ -129,6 +130,49 @@ class PressedTransposed(PressedLayer):
         if output_size is not None and list(output_size)[-order:] != list(result.shape[-order:]):
             raise ValueError("the layer makes no output of this output_size")
         return result
+
+
+class PressedFlattened(PressedLayer):
+    """A chain of convolutions in the place of a Linear that reads a flattened map.
+
+    Parameters
+    ----------
+    spec : LayerSpec
+        The Linear.
+    view : LayerSpec
+        The same weight as that of a convolution whose kernel is as large as the map.
+    stages, scheme, ranks, like
+        As for `PressedLayer`, of the convolution.
+    """
+
+    chained: ClassVar[bool] = False  # its kernels do not compose to that of the Linear
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        view: LayerSpec,
+        stages: Sequence[Stage],
+        *,
+        scheme: str,
+        ranks: Sizes,
+        like: Tensor,
+    ) -> None:
+        super().__init__(view, stages, scheme=scheme, ranks=ranks, like=like)
+        self.map_shape = (view.inputs, *view.kernel)
+        for name in dense_attributes(view):
+            delattr(self, name)
+        self.spec = spec
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Map (*, inputs) to (*, outputs), as torch's Linear does."""
+        result = input.reshape(-1, *self.map_shape)
+        for layer in self:
+            result = layer(result)
+        return result.reshape(input.shape[:-1] + (self.spec.outputs,))  # noqa: RUF005, for torch.fx
+
+    def compose(self, kernels: Sequence[Tensor]) -> Tensor:
+        """Return the kernel of the Linear, (1, outputs, inputs)."""
+        return super().compose(kernels).flatten(2)
 
 
 def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> list[nn.Module]:

@@ -11,11 +11,13 @@ from torch import Tensor
 from tensorpress.decompose.spectrum import Spectrum, leading_basis, singular_values, spectrum
 from tensorpress.decompose.svd import truncated_svd
 from tensorpress.decompose.tucker import hooi
+from tensorpress.schemes.chain_builder import PressedFlattened, PressedLayer
 from tensorpress.schemes.layer_scheme import LayerScheme
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.rank_grid import FINE, GRID, discarded_energy
 from tensorpress.schemes.scheme import Factorized
 from tensorpress.schemes.stages import Stage, pointwise_kernel
+from tensorpress.utils.formatting import format_shape
 
 
 @dataclass(frozen=True)
@@ -25,34 +27,70 @@ class Tucker2(LayerScheme):
     Ranks are (r_in, r_out), the order of Kim et al. (R₃, R₄). Fitted by HOOI from the bases of the
     two unfoldings; the error is the part of the kernel's energy that the core lacks.
 
+    Parameters
+    ----------
+    positions : tuple of int
+        Height and width of the map that a Linear reads after a flatten. It is then pressed as the
+        convolution of this kernel size that it is, its inputs being channels times positions, as
+        Kim et al. press the first fully connected layer.
+
     References
     ----------
     Kim, Park, Yoo, Choi, Yang, Shin (2016), "Compression of deep convolutional neural networks for
     fast and low power mobile applications", sec. 3.1.
     """
 
+    positions: Sizes = ()
+
     parts: ClassVar[tuple[float, ...]] = FINE
+    option_names: ClassVar[tuple[str, ...]] = ("positions",)
 
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse kernels with one input and one output channel a group, and look-ups."""
+        if self.positions and (spec.kind != "Linear" or spec.inputs_first):
+            return "positions are those of the map that a Linear reads after a flatten"
+        if self.positions and (spec.inputs % prod(self.positions) or len(self.positions) > 3):
+            return (
+                f"its {spec.inputs} inputs are no map of {format_shape(self.positions)} positions"
+            )
         if spec.kind == "Embedding":
             return "a core between two matrices costs more than channel_svd, which is as exact"
         if spec.in_ == spec.out == 1:
             return "each group has one input and one output channel: there are no modes to cut"
         return None
 
+    def _unflatten(self, spec: LayerSpec) -> LayerSpec:
+        """Return a Linear with `positions` as the convolution that it is, others as they are."""
+        order = len(self.positions)
+        if order == 0 or spec.kind != "Linear":
+            return spec
+        return LayerSpec(
+            f"Conv{order}d",
+            spec.inputs // prod(self.positions),
+            spec.outputs,
+            kernel=self.positions,
+            stride=(1,) * order,
+            padding=(0,) * order,
+            dilation=(1,) * order,
+            output_padding=(0,) * order,
+            bias=spec.bias,
+        )
+
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
         """Return the shorter sides of the two unfoldings."""
+        spec = self._unflatten(spec)
         size = prod(spec.kernel)
         return min(spec.in_, spec.out * size), min(spec.out, spec.in_ * size)
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
         """Return ranks of which neither exceeds the other times the core's spatial size."""
-        size = prod(spec.kernel)
+        size = prod(self._unflatten(spec).kernel)
         return min(ranks[0], ranks[1] * size), min(ranks[1], ranks[0] * size)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
         """Return the spectra of the unfoldings along the input and the output mode."""
+        spec = self._unflatten(spec)
+        kernel = kernel.reshape(spec.kernel_shape)
         if _is_matrix(spec):  # its two unfoldings are each other's transpose
             values = spectrum(kernel.flatten(2).mT)
             return values, values
@@ -60,7 +98,7 @@ class Tucker2(LayerScheme):
 
     def candidates(self, spec: LayerSpec, round_to: int = 1) -> list[Sizes]:
         """Return pairs of ranks, cheapest first; of a matrix equal ones."""
-        if _is_matrix(spec):
+        if _is_matrix(self._unflatten(spec)):
             return super().candidates(spec, round_to)
         return self.candidate_pairs(spec, GRID, round_to)
 
@@ -70,7 +108,9 @@ class Tucker2(LayerScheme):
         HOOI from the bases of the HOSVD leaves out no more; from another start it may, seldom and
         by little, end above that.
         """
-        if _is_matrix(spec):
+        view = self._unflatten(spec)
+        kernel = kernel.reshape(view.kernel_shape)
+        if _is_matrix(view):
             return discarded_energy(
                 singular_values(kernel.flatten(2)), [min(r) for r in candidates]
             )
@@ -83,17 +123,36 @@ class Tucker2(LayerScheme):
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
         """Return 1×1 → core → 1×1."""
-        r_in, r_out = ranks
+        spec, (r_in, r_out) = self._unflatten(spec), ranks
         return (
             Stage(spec.groups, r_in, spec.in_),
             Stage(spec.groups, r_out, r_in, tuple(range(spec.order))),
             Stage(spec.groups, spec.out, r_out),
         )
 
+    def params(self, spec: LayerSpec, ranks: Sizes) -> int:
+        """Return the parameters of the chain, its bias included."""
+        return super().params(self._unflatten(spec), ranks)
+
+    def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
+        """Return the multiply-accumulates of the chain for one example."""
+        if not self.positions:
+            return super().macs(spec, ranks, sizes)
+        return prod(sizes) * super().macs(self._unflatten(spec), ranks, self.positions)
+
+    def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PressedLayer:
+        """Return the chain uninitialized."""
+        if not self.positions:
+            return super().skeleton(spec, ranks, like=like)
+        view, stages = self._unflatten(spec), self.stages(spec, ranks)
+        return PressedFlattened(spec, view, stages, scheme=self.name, ranks=ranks, like=like)
+
     def factorize(
         self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
     ) -> Factorized:
         """Fit core and factors by higher-order orthogonal iteration, all groups at once."""
+        spec = self._unflatten(spec)
+        kernel = kernel.reshape(spec.kernel_shape)
         if _is_matrix(spec):
             return _factorize_matrix(spec, kernel.flatten(2), ranks, spectra)
         tucker = hooi(kernel, ranks, modes=(1, 0), stacked=True, start=spectra or None)

@@ -13,7 +13,8 @@ from tensorpress.codec.save_load import load
 from tensorpress.data import batches
 from tensorpress.data.splits import load_splits
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.models.zoo import network
+from tensorpress.models.zoo import NETWORKS
+from tensorpress.runs.recipe_network import recipe_network
 from tensorpress.runs.training import EVALUATION_BATCH
 from tensorpress.sweep.page import render
 from tensorpress.sweep.picks import Outcome, Pick, frontier
@@ -104,11 +105,12 @@ def _test_pick(pick: Pick, outcomes: Sequence[Outcome], folder: Path) -> PickRes
 
 def _test_error(variant: Variant, folder: Path) -> float:
     """Return the error of a run's file on the test images."""
-    recipe, net = variant.recipe, network(variant.recipe.network)
+    recipe, net = variant.recipe, recipe_network(variant.recipe)
     data = recipe.data
     images = load_splits(net, data.origin, data.root, data.validation).test
     loader = batches(images, net.preprocess, EVALUATION_BATCH, shuffle=False)
-    return evaluate(load(folder / "model.tpz"), loader).error
+    dense = None if net.name in NETWORKS else net.build()
+    return evaluate(load(folder / "model.tpz", dense), loader).error
 
 
 def _content(

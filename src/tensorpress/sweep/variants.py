@@ -13,8 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
-from tensorpress.models.zoo import network
 from tensorpress.runs.recipe import Recipe
+from tensorpress.runs.recipe_network import recipe_network
 from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.utils.config_parsing import parse_yaml, validate
 
@@ -146,9 +146,9 @@ def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
             recipe = validate(Recipe, apply_settings(base, settings), "recipe")
             if not recipe.data.validation:
                 raise InvalidArgumentError("data.validation must be above 0: variants are compared")
-            plan = f"{recipe.network} {recipe.press}"
+            plan = f"{recipe.network} {recipe.input} {recipe.data.name} {recipe.press}"
             if plan not in tried:
-                try_plan(network(recipe.network), recipe)
+                try_plan(recipe_network(recipe), recipe)
                 tried.add(plan)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"variant {name}: {error}") from None

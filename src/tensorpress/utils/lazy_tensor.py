@@ -36,9 +36,11 @@ class LazyTensor(Tensor):
         if func in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
-        if _changes(func.__name__) and isinstance(args[0], LazyTensor) and args[0].refusal:
-            raise InvalidArgumentError(args[0].refusal)
-        args, kwargs = tree_map_only(LazyTensor, lambda lazy: lazy.make(), (args, kwargs or {}))
+        kwargs = kwargs or {}
+        changed = args[0] if args else next(iter(kwargs.values()), None)
+        if _changes(func.__name__) and isinstance(changed, LazyTensor) and changed.refusal:
+            raise InvalidArgumentError(changed.refusal)
+        args, kwargs = tree_map_only(LazyTensor, lambda lazy: lazy.make(), (args, kwargs))
         return func(*args, **kwargs)
 
 

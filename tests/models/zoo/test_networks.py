@@ -23,6 +23,7 @@ PARAMETERS = {
     "vgg16": 14_724_042,
     "vgg16-quarter": 923_130,
     "conv-fc": 13_934_538,
+    "nin": 966_986,
 }
 SMALL = sorted(set(PARAMETERS) - {"wrn28-10"})
 

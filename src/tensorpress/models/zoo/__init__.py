@@ -3,6 +3,7 @@
 from tensorpress.models.zoo.cifar_cnn import CifarCNN
 from tensorpress.models.zoo.clips import Clips3D
 from tensorpress.models.zoo.lenet import FC1024, LeNet5, LeNet300100
+from tensorpress.models.zoo.nin import NIN
 from tensorpress.models.zoo.preprocess import Preprocess
 from tensorpress.models.zoo.registry import NETWORKS, Network, build, network
 from tensorpress.models.zoo.resnet import ResNet
@@ -13,6 +14,7 @@ from tensorpress.models.zoo.wide_resnet import WideResNet
 __all__ = [
     "FC1024",
     "NETWORKS",
+    "NIN",
     "VGG16",
     "CifarCNN",
     "Clips3D",

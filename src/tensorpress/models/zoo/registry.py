@@ -12,6 +12,7 @@ from tensorpress.models.zoo.cifar_cnn import CifarCNN
 from tensorpress.models.zoo.clips import Clips3D
 from tensorpress.models.zoo.conv_fc import ConvFC
 from tensorpress.models.zoo.lenet import FC1024, LeNet5, LeNet300100
+from tensorpress.models.zoo.nin import NIN
 from tensorpress.models.zoo.preprocess import Preprocess
 from tensorpress.models.zoo.resnet import ResNet
 from tensorpress.models.zoo.vgg import VGG16
@@ -56,7 +57,9 @@ class Network:
 
 
 _GREY = Preprocess(scale=256, mean=(0.0,), std=(1.0,))
-_COLOUR = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""The mean and standard deviation of the colours of ImageNet."""
+
 
 _CLIPS = Preprocess(scale=255, mean=(0.108,), std=(0.234,))
 
@@ -68,7 +71,7 @@ def _grey(
 
 
 def _colour(name: str, build: Callable[[], nn.Module], description: str, source: str) -> Network:
-    return Network(name, build, (3, 32, 32), 10, _COLOUR, description, source)
+    return Network(name, build, (3, 32, 32), 10, IMAGENET, description, source)
 
 
 _LECUN = "LeCun et al., Gradient-based learning applied to document recognition, 1998 (Caffe)"
@@ -78,6 +81,7 @@ _GARIPOV = "Garipov et al., Ultimate tensorization, 2016"
 _HE = "He et al., Deep residual learning for image recognition, 2016"
 _ZAGORUYKO = "Zagoruyko and Komodakis, Wide residual networks, 2016"
 _SIMONYAN = "Simonyan and Zisserman, Very deep convolutional networks, 2015 (for CIFAR)"
+_LIN = "Lin et al., Network in network, 2014"
 _TRAN = "after Tran et al., Learning spatiotemporal features with 3D convolutional networks, 2015"
 
 _KNOWN = (
@@ -86,6 +90,7 @@ _KNOWN = (
     _grey("fc1024", FC1024, 32, "2 linear layers, 1,059,850 params", _NOVIKOV),
     _colour("cifar-cnn", CifarCNN, "5 convolutions 5x5 and 1 linear, 1,221,514 params", _ZHONG),
     _colour("conv-fc", ConvFC, "6 convolutions 3x3 and 3 linear, 13,934,538 params", _GARIPOV),
+    _colour("nin", NIN, "9 convolutions, of which 6 are 1x1, 966,986 params", _LIN),
     _colour("resnet20", partial(ResNet, 20), "CIFAR ResNet-20, 269,722 params", _HE),
     _colour("resnet32", partial(ResNet, 32), "CIFAR ResNet-32, 464,154 params", _HE),
     _colour("resnet56", partial(ResNet, 56), "CIFAR ResNet-56, 853,018 params", _HE),

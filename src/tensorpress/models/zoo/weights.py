@@ -1,7 +1,7 @@
 """Weights in and out of safetensors files."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -53,13 +53,41 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     True
     """
     path = Path(path)
+    fill_model(model, read_weights(path), path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises
+    ------
+    DataNotFoundError
+        When there is no such file.
+    CorruptFileError
+        When it is not a safetensors file, or is truncated.
+    """
     if not path.is_file():
         raise DataNotFoundError(f"no weight file at {path}")
     try:
-        tensors = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise CorruptFileError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def fill_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Fill the parameters and buffers of a model from tensors of a file; see `load_weights`.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    weights : mapping of str to Tensor
+        The tensors by name.
+    path : Path
+        The file, for messages.
+    """
     state: dict[str, Tensor] = model.state_dict()
+    tensors = dict(weights)
     for name in state.keys() - tensors.keys():
         if name.rpartition(".")[2] == _OPTIONAL:
             tensors[name] = state[name]

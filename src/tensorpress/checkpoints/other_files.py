@@ -1,0 +1,24 @@
+"""The files of a checkpoint that are not weights."""
+
+import shutil
+from pathlib import Path
+
+from tensorpress.hugging_face.pressed_config import PLAN
+from tensorpress.utils.atomic_files import replace_file
+
+NOT_COPIED = frozenset(
+    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
+)
+"""Suffixes of files of weights."""
+
+
+def copy_others(source: Path, out: Path) -> None:
+    """Copy files such as a config and a tokenizer: no weights, no index of them, nothing hidden."""
+    for path in source.rglob("*"):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or not path.is_file() or NOT_COPIED & {*path.suffixes} or name == Path(PLAN):
+            continue
+        (out / name.parent).mkdir(parents=True, exist_ok=True)
+        with replace_file(out / name) as temporary:
+            shutil.copyfile(path, temporary)

@@ -1,0 +1,147 @@
+"""The part of the command eval that measures language models on a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tensorpress.cli.output import print_json, print_table
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError
+from tensorpress.report import formatting
+from tensorpress.report.tables import plain_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from tensorpress.cli.model_source import LoadedModel
+
+PROMPT = 512
+"""Number of tokens of the prompt whose reading is timed, where the model takes as many."""
+
+WRITTEN = 32
+"""Number of tokens whose writing is timed."""
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How a text is read.
+
+    Attributes
+    ----------
+    window : int or None
+        Number of tokens of a window.
+    windows : int or None
+        Number of windows.
+    dtype : str
+        The dtype in which the model runs; "auto" for the stored one.
+    device : str
+        The device.
+    """
+
+    window: int | None
+    windows: int | None
+    dtype: DType
+    device: str
+
+
+def eval_text(loaded: LoadedModel, file: Path, options: TextOptions, as_json: bool) -> None:
+    """Print the perplexity of a language model on a text, its speed and its memory."""
+    metrics = measure_text(loaded, file, options)
+    if as_json:
+        print_json(metrics)
+    else:
+        print_table(_text_table(metrics))
+
+
+def measure_text(loaded: LoadedModel, file: Path, options: TextOptions) -> dict[str, Any]:
+    """Return the perplexity of a language model on a text, its speed and its memory."""
+    import torch
+
+    from tensorpress.cli.model_source import count_bytes
+    from tensorpress.measure import count_params
+    from tensorpress.measure.generation_speed import measure_generation
+    from tensorpress.measure.memory import peak_memory
+    from tensorpress.measure.perplexity import longest_context, perplexity
+
+    model: Any = loaded.model
+    tokens = _tokenize(loaded, file)
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    model = model.to(device=torch.device(options.device), dtype=dtype)
+    result = perplexity(model, tokens, window=options.window, windows=options.windows)
+    room = max(1, longest_context(model) - WRITTEN)
+    speed = measure_generation(model, tokens[: min(PROMPT, room)], written=WRITTEN)
+    return {
+        "model": loaded.label,
+        "data": str(file),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "params": count_params(model),
+        "bytes": count_bytes(model),
+        "perplexity": result.perplexity,
+        "nll": result.nll,
+        "tokens": result.tokens,
+        "windows": result.windows,
+        "window": result.window,
+        "token_hash": result.token_hash,
+        "prompt": speed.prompt,
+        "prefill_tokens_per_s": speed.prefill,
+        "decode_tokens_per_s": speed.decode,
+        "peak_memory_bytes": peak_memory(torch.device(options.device)),
+    }
+
+
+def _tokenize(loaded: LoadedModel, file: Path) -> Tensor:
+    """Return the tokens of a whole text, without special ones.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model is no causal language model of transformers.
+    DataNotFoundError
+        If it has no tokenizer, or the text cannot be read.
+    """
+    import torch
+
+    from tensorpress.models import parse_name
+    from tensorpress.models.hugging_face import transformers_library
+
+    name = parse_name(loaded.name or "")
+    config: Any = getattr(loaded.model, "config", None)
+    generates: Any = getattr(loaded.model, "can_generate", lambda: False)
+    if name.origin != "hf" or not generates() or config.is_encoder_decoder:
+        raise InvalidArgumentError(
+            f"{loaded.label} is no causal language model of transformers, whose perplexity on a "
+            "text could be measured"
+        )
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataNotFoundError(f"{file} cannot be read as text: {error}") from None
+    try:
+        tokenizer = transformers_library().AutoTokenizer.from_pretrained(name.name)
+    except Exception as error:  # of half a dozen libraries below
+        raise DataNotFoundError(f"{name.name} has no tokenizer that can be read: {error}") from None
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(tokens, dtype=torch.int64)
+
+
+def _text_table(metrics: dict[str, Any]) -> Table:
+    memory = metrics["peak_memory_bytes"]
+    rows = {
+        metrics["model"]: f"{metrics['params']:,} parameters, {metrics['bytes']:,} bytes",
+        "perplexity": f"{metrics['perplexity']:.2f}",
+        "of": f"{metrics['tokens']:,} tokens of {metrics['data']}",
+        "in": f"{metrics['windows']:,} windows of {metrics['window']:,}, in {metrics['dtype']}",
+        "hash of all tokens": metrics["token_hash"],
+        "prefill": f"{metrics['prefill_tokens_per_s']:,.0f} tokens/s, of {metrics['prompt']}",
+        "decode": f"{metrics['decode_tokens_per_s']:,.1f} tokens/s",
+        "peak memory": "–" if memory is None else " ".join(formatting.size(memory)),
+    }
+    table = plain_table()
+    table.show_header = False
+    for label, value in rows.items():
+        table.add_row(label, value)
+    return table

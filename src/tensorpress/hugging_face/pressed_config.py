@@ -1,0 +1,81 @@
+"""The ``config.json`` of a pressed model of transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tensorpress.errors import CorruptFileError
+from tensorpress.planning.plan import Plan
+from tensorpress.utils.atomic_files import write_atomically
+
+PLAN = "plan.json"
+"""The file of a pressed folder that has its plan."""
+
+CONFIG = "config.json"
+METHOD = "tensorpress"
+"""The ``quant_method`` of a pressed model."""
+
+QUANTIZATION = "quantization_config"
+WEIGHTS = "transformers_weights"
+
+REFUSAL = "this model is pressed by TensorPress; `import tensorpress` before you load it"
+"""The value of ``transformers_weights``, with which transformers refuses to load a folder.
+
+Transformers only warns of an unknown ``quant_method``, and would draw the weights of pressed layers
+at random. It raises for a file of weights that is no safetensors file, and quotes its name.
+"""
+
+
+def mark_config(folder: Path, plan: Plan) -> None:
+    """Write a plan into the config of a model of transformers, if the folder has one."""
+    content = _read(folder / CONFIG)
+    if "model_type" in content:
+        content |= pressed_entries(plan)
+        write_atomically(folder / CONFIG, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def unmark_config(folder: Path) -> None:
+    """Take out of the config of a folder, if it has one, how its model is pressed."""
+    if is_marked(folder):
+        content = _read(folder / CONFIG)
+        rest = {key: content[key] for key in content if key not in (QUANTIZATION, WEIGHTS)}
+        write_atomically(folder / CONFIG, json.dumps(rest, indent=2).encode() + b"\n")
+
+
+def pressed_entries(plan: Plan) -> dict[str, Any]:
+    """Return the entries of a config that say how a model is pressed."""
+    return {QUANTIZATION: {"quant_method": METHOD, "plan": plan.to_dict()}, WEIGHTS: REFUSAL}
+
+
+def read_plan(folder: Path) -> Plan | None:
+    """Return the plan of a pressed folder, None where it has neither a file nor a config with one.
+
+    Raises
+    ------
+    CorruptFileError
+        If the config is not JSON.
+    InvalidArgumentError
+        If the plan cannot be used.
+    """
+    if (folder / PLAN).is_file():
+        return Plan.read(folder / PLAN)
+    if not is_marked(folder):
+        return None
+    return Plan.from_dict(_read(folder / CONFIG)[QUANTIZATION].get("plan"))
+
+
+def is_marked(folder: Path) -> bool:
+    """Return whether the config of a folder says how the model is pressed."""
+    method = _read(folder / CONFIG).get(QUANTIZATION)
+    return isinstance(method, dict) and method.get("quant_method") == METHOD
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the entries of a config, none where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is no JSON: {error}") from None
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,119 @@
+"""The quantization method "tensorpress" of transformers: factors in place of dense weights."""
+
+from dataclasses import replace
+from enum import Enum
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tensorpress.errors import TensorPressError
+from tensorpress.hugging_face.pressed_config import METHOD
+from tensorpress.planning.plan import Plan
+from tensorpress.press.press import build_skeleton
+
+OLDEST = (4, 57)
+"""The oldest version of transformers whose ``from_pretrained`` is tested."""
+
+
+class Method(str, Enum):
+    """The name of the method, as transformers writes its own."""
+
+    TENSORPRESS = METHOD
+
+
+class TensorPressConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """The entry ``quantization_config`` of a pressed model.
+
+    Parameters
+    ----------
+    plan : dict
+        The plan as plain data, from `tensorpress.Plan.to_dict`.
+    """
+
+    def __init__(self, plan: dict[str, Any], **_: Any) -> None:
+        self.quant_method = Method.TENSORPRESS
+        self.plan = plan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as plain data."""
+        return {"quant_method": METHOD, "plan": self.plan}
+
+
+class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Presses an empty model by a plan before transformers reads weights into it."""
+
+    requires_calibration = False
+
+    def validate_environment(self, *_: Any, **__: Any) -> None:
+        """Refuse versions of transformers that would leave values at random.
+
+        Raises
+        ------
+        TensorPressError
+            If transformers is older than `OLDEST`.
+        """
+        version = tuple(map(int, transformers.__version__.split(".")[:2]))
+        if version < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise TensorPressError(
+                f"from_pretrained of a pressed model needs transformers {oldest} or newer, this is "
+                f"{transformers.__version__}: tensorpress.load_checkpoint loads it"
+            )
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        plan = Plan.from_dict(self.quantization_config.plan)
+        build_skeleton(model, adapt_plan(plan, model))
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        # Factors are ordinary parameters: what transformers forbids for integers is allowed.
+        model.is_quantized = False  # type: ignore[assignment]
+        vars(model).pop("quantization_method", None)
+        vars(model.config).pop("_pre_quantization_dtype", None)
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        """Whether ``save_pretrained`` works."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters may be trained."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether the model itself may be trained."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `torch.compile` works."""
+        return True
+
+
+def adapt_plan(plan: Plan, model: nn.Module) -> Plan:
+    """Return a plan with the names that its layers have in a model.
+
+    A checkpoint of a whole model can be loaded into its base, and the other way round: the prefix
+    of the base then is missing in one of them, and the base has no head.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan of the model that was saved.
+    model : nn.Module
+        The model that is loaded, a `PreTrainedModel`.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+
+    def name_in_model(name: str) -> str | None:
+        spellings = (name, name.removeprefix(prefix), prefix + name)
+        return next((spelling for spelling in spellings if spelling in modules), None)
+
+    layers = ((layer, name_in_model(layer.name)) for layer in plan.layers)
+    return replace(
+        plan, layers=tuple(replace(layer, name=name) for layer, name in layers if name is not None)
+    )

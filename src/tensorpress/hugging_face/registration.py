@@ -1,0 +1,123 @@
+"""What transformers learns: the method, folders without it, and the saving of pressed models."""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.configuration_utils import PretrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+from tensorpress.errors import ModelMismatchError
+from tensorpress.hugging_face.pressed_config import (
+    METHOD,
+    QUANTIZATION,
+    REFUSAL,
+    WEIGHTS,
+    is_marked,
+    read_plan,
+)
+from tensorpress.hugging_face.quantizer import TensorPressConfig, TensorPressQuantizer
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.utils.formatting import format_names
+from tensorpress.utils.lazy_tensor import LazyTensor
+
+
+def register() -> None:
+    """Make transformers load and save pressed models."""
+    # What register_quantization_config and register_quantizer do, which came with version 4.50.
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = TensorPressConfig
+    AUTO_QUANTIZER_MAPPING[METHOD] = TensorPressQuantizer
+    setattr(PretrainedConfig, WEIGHTS, _RefusalOfOthers())
+    # The mark by which the initializers of transformers leave a tensor as it is. Some models
+    # initialize the weights of layers below, which a pressed layer composes of its factors.
+    LazyTensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    PreTrainedModel.from_pretrained = classmethod(
+        _load_pressed(PreTrainedModel.from_pretrained.__func__)
+    )
+    PreTrainedModel.save_pretrained = _save_pressed(PreTrainedModel.save_pretrained)
+
+
+class _RefusalOfOthers:
+    """The attribute ``transformers_weights`` of configs, without the refusal of pressed models.
+
+    The refusal stays in the attributes that are written: `delattr`, by which transformers takes the
+    name of a file out of a config that it saves, leaves it.
+    """
+
+    def __get__(self, config: Any, kind: type | None = None) -> Any:
+        value = None if config is None else vars(config).get(WEIGHTS)
+        return None if value == REFUSAL else value
+
+    def __set__(self, config: Any, value: Any) -> None:
+        vars(config)[WEIGHTS] = value
+
+    def __delete__(self, config: Any) -> None:
+        if vars(config).get(WEIGHTS) != REFUSAL:
+            vars(config).pop(WEIGHTS, None)
+
+
+def _load_pressed(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``from_pretrained`` that never leaves a pressed layer at random values."""
+
+    @wraps(load)
+    def from_pretrained(kind: type, place: Any, *args: Any, **options: Any) -> Any:
+        plan = _missing_plan(place, options.get("config"))
+        if plan is not None:
+            options[QUANTIZATION] = TensorPressConfig(plan.to_dict())
+        model, info = load(kind, place, *args, **{**options, "output_loading_info": True})
+        _check_complete(model, info, place)
+        return (model, info) if options.get("output_loading_info") else model
+
+    return from_pretrained
+
+
+def _missing_plan(place: Any, config: Any) -> Plan | None:
+    """Return the plan of a pressed folder if the config that is used does not have it."""
+    if not isinstance(place, str | os.PathLike) or not Path(place).is_dir():
+        return None
+    folder = Path(place)
+    if isinstance(config, PretrainedConfig):
+        marked = hasattr(config, QUANTIZATION)
+    else:
+        marked = is_marked(folder)
+    return None if marked else read_plan(folder)
+
+
+def _check_complete(model: nn.Module, info: dict[str, Any], place: Any) -> None:
+    """Raise an error if values of a pressed layer are missing, which were then drawn at random."""
+    names = [layer.name for layer in plan_from_model(model).layers]
+    prefixes = tuple(f"{name}." for name in names)
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
+    if missing:
+        raise ModelMismatchError(
+            f"{place} has no {format_names(missing)}, which its pressed layers need"
+        )
+
+
+def _save_pressed(save: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``save_pretrained`` whose config says how the model is pressed, if it is."""
+
+    @wraps(save)
+    def save_pretrained(model: nn.Module, *args: Any, **options: Any) -> Any:
+        mark_model(model)
+        return save(model, *args, **options)
+
+    return save_pretrained
+
+
+def mark_model(model: nn.Module) -> None:
+    """Write into a model's config how its layers are pressed, or that none is any more."""
+    config: Any = model.config
+    plan = plan_from_model(model)
+    if plan.layers:
+        config.quantization_config = TensorPressConfig(plan.to_dict())
+        vars(config)[WEIGHTS] = REFUSAL
+    elif isinstance(getattr(config, QUANTIZATION, None), TensorPressConfig):
+        del config.quantization_config
+        vars(config).pop(WEIGHTS, None)
+        vars(model).pop("hf_quantizer", None)

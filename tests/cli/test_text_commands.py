@@ -1,0 +1,142 @@
+"""Language models on the command line: eval on a text, export as dense and as an adapter."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tensorpress as tp
+from command_line import Outcome
+from tensorpress.models.torchvision import mend_torchvision
+
+RunJson = Callable[..., Any]
+Fails = Callable[..., str]
+Shell = Callable[..., Outcome]
+
+TEXT = "the quick brown fox jumps over the lazy dog " * 30
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    """A folder of a small language model, with a tokenizer of characters that adds an ending."""
+    mend_torchvision()
+    library = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    torch.manual_seed(0)
+    config = library.LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    )
+    model = library.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "dense", max_shard_size="12KB")
+    vocabulary = {"[UNK]": 0, "[END]": 1, **{chr(32 + i): i + 2 for i in range(94)}}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A [END]", special_tokens=[("[END]", 1)]
+    )
+    tokenizer = library.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "dense"
+
+
+@pytest.fixture
+def pressed(dense: Path, shell: Shell) -> Path:
+    folder = dense.with_name("pressed")
+    outcome = shell(
+        *("press", dense, "--out", folder, "--scheme", "channel_svd", "--ranks", "3"),
+        *("--targets", "*_proj"),
+    )
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def test_perplexity_of_a_dense_and_of_a_pressed_folder(run_json: RunJson, pressed: Path) -> None:
+    library = pytest.importorskip("transformers")
+    dense = pressed.with_name("dense")
+    tokens = torch.tensor([ord(letter) - 30 for letter in TEXT])
+    hashes = set()
+    for folder in (dense, pressed):
+        metrics = run_json("eval", folder, "--data", "text.txt", "--window", 100)
+        model = library.AutoModelForCausalLM.from_pretrained(folder)
+        expected = tp.perplexity(model, tokens, window=100)
+        assert math.isclose(metrics["perplexity"], expected.perplexity, rel_tol=1e-6)
+        assert (metrics["windows"], metrics["tokens"]) == (13, 13 * 99)
+        assert metrics["params"] == sum(p.numel() for p in model.parameters())
+        assert metrics["prefill_tokens_per_s"] > 0 < metrics["decode_tokens_per_s"]
+        hashes.add(metrics["token_hash"])
+    assert hashes == {expected.token_hash}
+
+
+def test_dtype_and_number_of_windows(run_json: RunJson, dense: Path) -> None:
+    options = ("--window", 64, "--windows", 2)
+    metrics = run_json("eval", dense, "--data", "text.txt", *options, "--dtype", "bfloat16")
+    assert (metrics["dtype"], metrics["windows"]) == ("bfloat16", 2)
+    exact = run_json("eval", dense, "--data", "text.txt", *options)
+    assert exact["dtype"] == "float32"
+    assert 0 < abs(exact["perplexity"] - metrics["perplexity"]) < 1
+
+
+def test_the_table_says_the_same(shell: Shell, dense: Path) -> None:
+    outcome = shell("eval", dense, "--data", "text.txt")
+    assert outcome.code == 0, outcome.err
+    for word in ("perplexity", "5 windows of 256", "prefill", "decode", "tokens/s", "peak memory"):
+        assert word in outcome.out
+
+
+def test_a_text_is_for_language_models(fails: Fails, dense: Path) -> None:
+    message = fails("eval", "--model", "small_nets:net", "--data", "text.txt")
+    assert "is no causal language model of transformers" in message
+    for file in dense.glob("tokenizer*"):
+        file.unlink()
+    assert "has no tokenizer" in fails("eval", dense, "--data", "text.txt")
+
+
+def test_export_of_a_dense_folder(run_json: RunJson, pressed: Path) -> None:
+    library = pytest.importorskip("transformers")
+    result = run_json("export", pressed, "--dense", "again")
+    again = library.AutoModelForCausalLM.from_pretrained("again")
+    expected = tp.unpress(library.AutoModelForCausalLM.from_pretrained(pressed))
+    state = again.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())
+    assert result["bytes"] == sum(file.stat().st_size for file in Path("again").glob("*.safe*"))
+    assert (Path("again") / "tokenizer.json").is_file()
+
+
+def test_export_of_a_folder_that_names_its_model(shell: Shell, run_json: RunJson) -> None:
+    assert shell("press", "-m", "lenet5", "-s", "tt_weight", "-r", 2, "-o", "small").code == 0
+    run_json("export", "small", "--dense", "large")
+    tensors = load_file("large/model.safetensors")
+    assert tensors.keys() == tp.load_model("lenet5").state_dict().keys()
+
+
+def test_export_of_an_adapter(run_json: RunJson, pressed: Path) -> None:
+    dense = pressed.with_name("dense")
+    run_json("export", pressed, "--adapter", dense, "--out", "adapter", "--rank", 4)
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 4)
+    assert config["base_model_name_or_path"] == str(pressed)
+    assert len(load_file("adapter/adapter_model.safetensors")) == 2 * len(config["target_modules"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export", "pressed"], "give one of --onnx FILE, --dense FOLDER and --adapter BASE"),
+        (["export", "pressed", "--dense", "a", "--onnx", "b"], "give one of"),
+        (["export", "--model", "lenet5", "--dense", "a"], "need the folder of a pressed model"),
+        (["export", ".", "--adapter", "dense"], "say by --out"),
+    ],
+)
+def test_what_export_needs(fails: Fails, words: list[str], message: str) -> None:
+    assert message in fails(*words)
