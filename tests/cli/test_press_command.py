@@ -11,6 +11,8 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome
 from tensorpress.checkpoints import load_checkpoint
+from tensorpress.checkpoints.press_shard import ShardPress
+from tensorpress.cli.app import INTERRUPTED
 from tensorpress.cli.press import Reconstruct
 from tensorpress.data import load
 from tensorpress.models.hugging_face import transformers_library
@@ -181,3 +183,96 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     assert "file is there already" in fails(*words, "file")
     assert "full is there already" in fails(*words, "full")
     assert "file/x cannot be written" in fails(*words, "file/x")
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> nn.Module:
+    """A small language model, whose checkpoint is in the folder gpt2."""
+    pytest.importorskip("transformers")
+    transformers = transformers_library()
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=96, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "gpt2")
+    assert isinstance(model, nn.Module)
+    return model.eval()
+
+
+def write_tokens(path: Path) -> list[torch.Tensor]:
+    """Write 40 lines of 48 tokens, of which a model of 32 positions takes 32 and 16."""
+    tokens = torch.randint(0, 96, (40, 48), generator=torch.Generator().manual_seed(0))
+    path.write_text("\n".join(json.dumps({"input_ids": row}) for row in tokens.tolist()))
+    return [piece[None] for row in tokens for piece in row.split(32)]
+
+
+def test_a_checkpoint_is_calibrated_on_lines_of_tokens(
+    run_json: RunJson, tmp_path: Path, gpt2: nn.Module
+) -> None:
+    pieces = write_tokens(tmp_path / "text.jsonl")
+    words = ("press", "gpt2", "--budget", "params=80%", "--calibrate", "text.jsonl")
+    result = run_json(*words, "--out", "pressed")
+    assert result["pressed"]["params"] <= 0.8 * result["dense"]["params"]
+    options = {"budget": "params=80%", "calibration": pieces}
+    plan = tp.press_checkpoint(tmp_path / "gpt2", tmp_path / "again", **options)
+    assert result["plan"] == plan.id
+    files = [tmp_path / name / "model.safetensors" for name in ("pressed", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_checkpoint_is_calibrated_on_a_text(
+    run_json: RunJson, tmp_path: Path, gpt2: nn.Module
+) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: place for place, word in enumerate(["the", "cat", "sat", "on", "a", "mat"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "a"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers_library().PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    fast.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat a mat sat on " * 20)
+    lines = [json.dumps({"text": "the cat sat on the mat a mat sat on " * 20}), "", ""]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    for kind in ("txt", "jsonl"):
+        run_json("press", "gpt2", *SVD, "--calibrate", f"text.{kind}", "--out", f"out-{kind}")
+    files = [tmp_path / f"out-{kind}" / "model.safetensors" for kind in ("txt", "jsonl")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_calibration_of_a_checkpoint_refuses(
+    fails: Fails, tmp_path: Path, gpt2: nn.Module
+) -> None:
+    words = ("press", "gpt2", *SVD, "--out", "x", "--calibrate")
+    assert "names a text file or a .jsonl file, and digits is none" in fails(*words, "digits")
+    (tmp_path / "text.txt").write_text("a text")
+    assert "gpt2 has no tokenizer that can be read" in fails(*words, "text.txt")
+    (tmp_path / "empty.jsonl").touch()
+    assert "empty.jsonl has no tokens" in fails(*words, "empty.jsonl")
+    for line in ("no JSON", "[1, 2]", '{"input_ids": "abc"}', '{"input_ids": [1.5]}', "{}"):
+        (tmp_path / "wrong.jsonl").write_text(f'{{"input_ids": [1, 2]}}\n{line}')
+        assert "wrong.jsonl, line 2: expected" in fails(*words, "wrong.jsonl")
+    (tmp_path / "far.jsonl").write_text('{"input_ids": [1, 96]}')
+    assert "token 96" in fails(*words, "far.jsonl")
+    write_tokens(tmp_path / "text.jsonl")
+    assert "needs the whole model" in fails(*words, "text.jsonl", "--reconstruct", "refit")
+    assert "in one process" in fails(*words, "text.jsonl", "--processes", "2")
+
+
+def test_ctrl_c_says_how_to_go_on(
+    shell: Shell, tmp_path: Path, gpt2: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokens(tmp_path / "text.jsonl")
+    words = ("press", "gpt2", *SVD, "--calibrate", "text.jsonl", "--out")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert shell(*words, "whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardPress, "press", stop)
+        outcome = shell(*words, "out")
+    assert outcome.code == INTERRUPTED
+    assert outcome.err.splitlines()[-1] == (
+        "error: interrupted: out has what is done so far, and the same command goes on from there"
+    )
+    assert shell(*words, "out").code == 0
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()

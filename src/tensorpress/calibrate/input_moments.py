@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -126,7 +126,8 @@ def input_moments(
     [[[5.0, 1.0], [1.0, 2.0]]]
     """
     layers = {name: layer for name, layer in model.named_modules() if can_unfold(layer)}
-    leaders = _leaders(model, batches[0], layers)
+    with evaluation_mode(model), torch.no_grad():
+        leaders = find_leaders(layers, lambda: run_to_end(model, batches[0]))
     random = torch.Generator().manual_seed(seed)
     moments: dict[str, Moments] = {}
 
@@ -143,7 +144,7 @@ def input_moments(
             moments[name] = Moments.zeros(*rows.shape[1:])
         moments[name].add(rows)
 
-    with _input_hooks(layers, add), evaluation_mode(model), torch.no_grad():
+    with input_hooks(layers, add), evaluation_mode(model), torch.no_grad():
         for batch in batches:
             run_to_end(model, batch)
     for name, sums in moments.items():
@@ -173,8 +174,25 @@ def _sum_over_processes(moments: dict[str, Moments]) -> None:
             block.copy_(total)
 
 
-def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> dict[str, str]:
-    """Return for every layer that is called the first layer that receives the same vectors."""
+def find_leaders(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, str]:
+    """Return for every layer that is called the first layer that receives the same vectors.
+
+    A layer that is called more than once leads itself alone.
+
+    Parameters
+    ----------
+    layers : mapping of str to nn.Module
+        Layers for which `can_unfold` is true, by name.
+    run : callable
+        Runs the model that they are in, once.
+
+    Examples
+    --------
+    >>> layers = {"q": nn.Linear(2, 2), "k": nn.Linear(2, 2), "o": nn.Linear(2, 2)}
+    >>> x = torch.ones(1, 2)
+    >>> find_leaders(layers, lambda: layers["o"](layers["q"](x) + layers["k"](x)))
+    {'q': 'q', 'k': 'q', 'o': 'o'}
+    """
     inputs: dict[tuple[Any, ...], tuple[Any, str]] = {}
     leaders: dict[str, str] = {}
     calls: Counter[str] = Counter()
@@ -190,8 +208,8 @@ def _leaders(model: nn.Module, batch: Batch, layers: dict[str, nn.Module]) -> di
             inputs[key] = (weakref.ref(x), name)
         leaders.setdefault(name, leader)
 
-    with _input_hooks(layers, record), evaluation_mode(model), torch.no_grad():
-        run_to_end(model, batch)
+    with input_hooks(layers, record):
+        run()
     once = {name for name, times in calls.items() if times == 1}
     return {name: leader if {name, leader} <= once else name for name, leader in leaders.items()}
 
@@ -203,8 +221,8 @@ def _geometry(layer: nn.Module) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _input_hooks(
-    layers: dict[str, nn.Module], callback: Callable[[str, Tensor], None]
+def input_hooks(
+    layers: Mapping[str, nn.Module], callback: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Call a function with name and input of every layer that is called in the block."""
 

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from copy import deepcopy
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,25 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from tensorpress.calibrate.batches import CalibrationBatch, collect_batches, digest
+from tensorpress.checkpoints.block_scores import block_scores
 from tensorpress.checkpoints.load import model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
 from tensorpress.checkpoints.other_files import copy_others
+from tensorpress.checkpoints.press_blocks import forget_blocks, open_states, press_blocks
 from tensorpress.checkpoints.press_shard import ShardPress, press_shard
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
+from tensorpress.checkpoints.streamed_model import StreamedModel
 from tensorpress.checkpoints.tensor_names import match_tensor_names, route_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.hugging_face.pressed_config import PLAN, mark_config
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning import Plan
 from tensorpress.planning import plan as make_plan
+from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.planner import PlanOptions
+from tensorpress.reconstruct.layerwise import check_reconstruction
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.jobs import JobFolder
 from tensorpress.utils.module_tree import parameter_name
@@ -41,6 +49,7 @@ def press_checkpoint(
     *,
     model: nn.Module | None = None,
     example_inputs: ExampleInputs | None = None,
+    calibration: Iterable[CalibrationBatch] | None = None,
     processes: int = 1,
     executor: Executor | None = None,
     **options: Unpack[PlanOptions],
@@ -67,6 +76,11 @@ def press_checkpoint(
         ``config.json`` names a model of transformers.
     example_inputs : Tensor, sequence or mapping, optional
         Arguments of one forward pass, as for `tensorpress.plan`, without a plan.
+    calibration : iterable, optional
+        Batches as for `tensorpress.press`. The model then runs block by block, with one block and
+        the hidden states of a batch in memory; each Linear is fitted to what the dense one responds
+        to, with the inputs that the pressed ones before it leave. A budget without an allocation is
+        divided by what each layer's lost responses do to the loss.
     processes : int
         Number of shards that are pressed at a time, each by a process with one thread. A script
         with several must start its work under ``if __name__ == "__main__":``.
@@ -90,7 +104,8 @@ def press_checkpoint(
         If the checkpoint or the plan does not fit the model.
     InvalidArgumentError
         For NaN or infinite weights (naming shard and layer), options that give no plan, options
-        beside a plan, or an ``out`` with other files.
+        beside a plan, an ``out`` with other files, or a model that cannot be calibrated block by
+        block.
 
     Examples
     --------
@@ -109,18 +124,30 @@ def press_checkpoint(
         raise InvalidArgumentError("give either a plan or what it is made from")
     files, folder = TensorFiles(source), Path(out)
     _check_folders(files.folder, folder)
-    dense = (model_from_config(files.folder) if model is None else to_meta(model)).to("meta")
+    runner = model_from_config(files.folder) if model is None else to_meta(model)
+    dense = deepcopy(runner).to("meta")
     names = match_tensor_names(dense, files)
     stored = {name: stored_name for stored_name, name in reversed(names.items())}
     fill_parameters(dense, stored, lambda name: files.tensors[name].empty())
+    streamed = None
+    if calibration is not None:
+        check_reconstruction(None, True, "decompose", processes != 1 or executor is not None)
+        batches = collect_batches(calibration, nn.Identity())
+        streamed = StreamedModel(runner, files, stored, batches)
     if plan is None:
-        plan = _make_plan(files, folder, dense, stored, example_inputs, options)
+        plan = _make_plan(files, folder, dense, stored, example_inputs, options, streamed)
     work = ShardPress(files, folder, dense, names, stored, route_tensors(dense, plan))
     subject = {"source": files.fingerprint, "plan": plan.id}
+    if streamed is not None:
+        subject["data"] = digest(streamed.batches)
     jobs = JobFolder(folder / JOBS / "shards", subject)
+    if streamed is not None and not files.files.keys() <= jobs.results().keys():
+        fitted = press_blocks(streamed, plan, work.routes, dense, folder / JOBS, files.fingerprint)
+        work = replace(work, fitted=fitted)
     with open_executor(processes, executor) as workers:
         _press_shards(work, jobs, workers)
     _write_others(work, plan, jobs.results())
+    forget_blocks(folder / JOBS)
     return plan
 
 
@@ -161,21 +188,31 @@ def _make_plan(
     stored: Mapping[str, str],
     example_inputs: ExampleInputs | None,
     options: PlanOptions,
+    streamed: StreamedModel | None,
 ) -> Plan:
     """Return the plan of the first call with these options; a continued call reads it."""
     inputs = None
     if example_inputs is not None:
         inputs = ModelInputs.parse(example_inputs).map(lambda x: x.to("meta"))
-    subject = {"source": files.fingerprint, **{key: repr(x) for key, x in options.items()}}
+    subject = {"source": files.fingerprint, **{name: repr(x) for name, x in options.items()}}
     subject["inputs"] = str(inputs)
-    digest = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
+    if streamed is not None:
+        subject["data"] = digest(streamed.batches)
+    key = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
     # One folder for each set of options, so that a failed plan can be made again with others.
-    jobs = JobFolder(out / JOBS / f"plan-{digest}", subject)
+    jobs = JobFolder(out / JOBS / f"plan-{key}", subject)
 
     def weight(layer: str) -> Tensor:
         return files.read(stored[parameter_name(dense, layer)])
 
     def compute() -> dict[str, Any]:
+        limited = options.get("budget") is not None and options.get("allocation") is None
+        if streamed is not None and limited:
+            layers = DenseModel.from_module(dense, None, weight)
+            states = open_states(streamed, out / JOBS, files.fingerprint)
+            which = {key: options[key] for key in ("scheme", "targets", "skip") if key in options}
+            scores = block_scores(streamed, layers, states, jobs.folder, **which)
+            options["allocation"] = scores
         return make_plan(dense, inputs, **options, weights=weight).to_dict()
 
     return Plan.from_dict(jobs.run({"plan": ()}, compute, title="planning")["plan"])

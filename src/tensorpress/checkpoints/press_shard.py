@@ -35,6 +35,8 @@ class ShardPress:
         The first name in the files by the name in the model's state.
     routes : mapping of str to Route
         The outputs of each tensor of the model's state.
+    fitted : TensorFiles or None
+        Outputs that are known already, by name.
     """
 
     files: TensorFiles
@@ -43,6 +45,7 @@ class ShardPress:
     names: Mapping[str, str]
     stored: Mapping[str, str]
     routes: Mapping[str, Route]
+    fitted: TensorFiles | None = None
 
     def outputs(self, shard: str) -> dict[str, Tensor]:
         """Return the tensors of a pressed shard, on the meta device."""
@@ -83,6 +86,10 @@ class ShardPress:
         first = self._first(name)
         if first is None:
             return {}
+        route = self.routes[self.names[name]]
+        fitted = self.fitted
+        if fitted is not None and first == name and route.outputs.keys() <= fitted.tensors.keys():
+            return {output: fitted.read(output) for output in route.outputs}
         values = self.files.read(name)
         if first != name:
             if not torch.equal(values, self.files.read(first)):
@@ -91,7 +98,6 @@ class ShardPress:
                     "them: press the loaded model"
                 )
             return {}
-        route = self.routes[self.names[name]]
         if route.layer is None:
             return dict.fromkeys(route.outputs, values)
         try:

@@ -61,9 +61,9 @@ def _explain_interrupt(function: Callable[..., None], resumable: bool) -> Callab
     def command(*arguments: Any, **options: Any) -> None:
         try:
             function(*arguments, **options)
-        except KeyboardInterrupt:
-            how = ": the same command goes on where it stopped" if resumable else ""
-            print_error(f"interrupted{how}")
+        except KeyboardInterrupt as error:
+            how = str(error) or ("the same command goes on where it stopped" if resumable else "")
+            print_error(f"interrupted: {how}" if how else "interrupted")
             sys.exit(INTERRUPTED)
 
     return command

@@ -43,8 +43,8 @@ def press_command(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder of a checkpoint in Hugging Face's layout, pressed tensor by tensor "
-            "without being loaded."
+            help="Folder of a checkpoint in Hugging Face's layout, pressed tensor by tensor, or "
+            "with --data block by block, without being loaded."
         ),
     ] = None,
     *,
@@ -87,10 +87,12 @@ def press_command(
         raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
     stored_plan = None if plan is None else tp.Plan.read(plan)
     if checkpoint is not None:
-        _check_checkpoint_options(checkpoint, weights, data)
+        _check_checkpoint_options(checkpoint, weights, reconstruct)
         dense = DenseByName.parse(model or str(checkpoint), None, inputs)
         with connect_cluster(cluster) as executor:
             options: dict[str, Any] = {"processes": processes, "executor": executor}
+            if data is not None:
+                options["data"] = Path(data)
             result = _press_folder(checkpoint, dense, stored_plan or arguments, out, options)
     else:
         check_new(out)
@@ -136,11 +138,13 @@ def _measure_costs(
     return costs
 
 
-def _check_checkpoint_options(checkpoint: Path, weights: Path | None, data: str | None) -> None:
-    if data is not None:
+def _check_checkpoint_options(
+    checkpoint: Path, weights: Path | None, reconstruct: str | None
+) -> None:
+    if reconstruct not in (None, "linear"):
         raise InvalidArgumentError(
-            "a checkpoint is pressed tensor by tensor, and --data needs to run the model: "
-            f"give --model hf:{checkpoint}"
+            f"the layers of a checkpoint are fitted linearly, and --reconstruct {reconstruct} "
+            f"needs the whole model: give --model hf:{checkpoint}"
         )
     if weights is not None:
         raise InvalidArgumentError(f"{checkpoint} has weights of its own: leave out --weights")
@@ -153,7 +157,8 @@ def _press_folder(
     out: Path,
     options: dict[str, Any],
 ) -> tuple[tp.Plan, list[Cost]]:
-    """Press tensor by tensor, without a measurement that depends on all weights at once."""
+    """Press a folder, without a measurement that depends on all weights at once."""
+    from tensorpress.cli.calibration_text import load_calibration_text
     from tensorpress.cli.model_source import write_origin
     from tensorpress.cli.plan_arguments import parse_plan_options
     from tensorpress.cli.plan_output import plan_costs
@@ -165,7 +170,15 @@ def _press_folder(
         options |= {"example_inputs": dense.inputs(model), **parse_plan_options(plan)}
     else:
         options["plan"] = plan
-    result = tp.press_checkpoint(checkpoint, out, **options)
+    if "data" in options:
+        text = options.pop("data")
+        options["calibration"] = load_calibration_text(checkpoint, model, text)
+    try:
+        result = tp.press_checkpoint(checkpoint, out, **options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{out} has what is done so far, and the same command goes on from there"
+        ) from None
     write_origin(out, dense.name)
     return result, plan_costs(result)
 

@@ -179,7 +179,7 @@ class Reconstruction:
         for name, sums in moments.items():
             if name in layers:
                 weight = weight_of(layers[name])
-                pressed, dense = _decomposed(layers[name], weight)
+                pressed, dense = decompose_start(layers[name], weight)
                 blocks = [block.to(dense) for block in sums.means()]
                 _check_fits(name, BlockMoment(blocks), dense)
                 places = sample_columns(blocks[0].shape[-1]).to(dense.device)
@@ -191,7 +191,7 @@ class Reconstruction:
                 if pressed.selection() is not None:
                     kernels = choose_channels(pressed, name, dense, blocks[0])
                 fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
-                yield name, _values(pressed, fit.kernels, weight)
+                yield name, start_values(pressed, fit.kernels, weight)
 
     def _by_responses(
         self,
@@ -214,12 +214,12 @@ class Reconstruction:
             biased = has_bias or norm is not None
             data = _data(inputs, responses.pop(name), after[name], self.kind, biased)
             weight = weight_of(layers[name])
-            pressed, dense = _decomposed(layers[name], weight)
+            pressed, dense = decompose_start(layers[name], weight)
             fit = self._fit(name, pressed, dense, data)
             bias = fit.bias.flatten().to(weight)
             if norm is not None and not has_bias:
                 absorb_bias(norm, bias)
-            yield name, _values(pressed, fit.kernels, weight, bias)
+            yield name, start_values(pressed, fit.kernels, weight, bias)
 
     def _fit(self, name: str, pressed: Composed, dense: Tensor, data: LayerData) -> ActivatedFit:
         if self.kind == "refit":
@@ -252,16 +252,17 @@ def _check_rows(name: str, inputs: Tensor, most: int) -> None:
         warn_of_few_rows(name, len(inputs), inputs.shape[-1], column_moments(inputs))
 
 
-def _decomposed(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]:
+def decompose_start(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]:
     """Return the layer decomposed by its weight alone, and the dense kernel."""
     pressed = press_one_layer(layer, weight)
     assert isinstance(pressed, Composed)
     return pressed, to_working_precision(weight_to_kernel(weight, layer.spec))
 
 
-def _values(
+def start_values(
     layer: Composed, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
 ) -> StartValues:
+    """Return what a layer starts from that gets these kernels, and its error from the weight."""
     layer.put(layer.balance(kernels))
     factors = tuple(value.detach() for value in factor_values(layer))
     dense = to_working_precision(weight)

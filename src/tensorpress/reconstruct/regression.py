@@ -147,10 +147,11 @@ def damped_cholesky(second: Tensor, damping: Tensor) -> Tensor:
     >>> damped_cholesky(torch.tensor([[[3.0]]]), torch.tensor([1.0]))
     tensor([[[2.]]])
     """
-    eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
     while True:
+        damped = second.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
         factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(second + damping[:, None, None] * eye)
+        factor, failed = torch.linalg.cholesky_ex(damped)
         if not bool(failed.any()):
             return factor
         damping = torch.where(failed > 0, 10 * damping, damping)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     TextColumn,
@@ -93,3 +94,40 @@ class ByteProgress(ProgressBar):
             speed = self._read / 1e6 / seconds
             logger.info("%s: %.1f MB in %.1f s, %.1f MB/s", shard, size / 1e6, seconds, speed)
         self._read = 0
+
+
+class LayerProgress(ProgressBar):
+    """The progress of pressing layer by layer, with the name of the layer.
+
+    The logger ``tensorpress.checkpoints`` gets one line at level INFO for every block.
+
+    Parameters
+    ----------
+    total : int
+        Number of layers.
+    """
+
+    def __init__(self, total: int, title: str = "pressing") -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        super().__init__(TextColumn("{task.description}"), *columns)
+        self._title, self._total, self._done = title, total, 0
+        self._task = self._bar.add_task(title, total=total)
+        self._start = perf_counter()
+
+    def begin(self, layer: str) -> None:
+        """Show the next layer, the one before being done."""
+        self._bar.update(self._task, description=f"{self._title} {layer}")
+        self.advance(1)
+
+    def advance(self, layers: int) -> None:
+        """Report that layers are done."""
+        self._done += layers
+        self._bar.advance(self._task, layers)
+
+    def end(self, block: str) -> None:
+        """Report that a block is done."""
+        seconds, self._start = perf_counter() - self._start, perf_counter()
+        logger.info(
+            "%s: %s done in %.1f s, %d of %d layers",
+            *(self._title, block, seconds, self._done, self._total),
+        )

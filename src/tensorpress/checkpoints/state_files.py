@@ -1,0 +1,76 @@
+"""Hidden states between the blocks of a model, in files, of which one batch is read at a time."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tensorpress.checkpoints.safetensors_writer import open_shard_writer
+from tensorpress.errors import CorruptFileError
+
+
+class StateFiles:
+    """The hidden states of all batches before each block, in float32, one file a block.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    shapes : sequence of torch.Size
+        The shape of the states of each batch.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> states = StateFiles(Path(tempfile.mkdtemp()), [torch.Size([2])])
+    >>> states.write(0, [torch.tensor([1.0, 2.0])])
+    >>> states.read(0, 0)
+    tensor([1., 2.])
+    """
+
+    def __init__(self, folder: Path, shapes: Sequence[torch.Size]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._shapes = folder, shapes
+
+    def __contains__(self, block: int) -> bool:
+        return self._path(block).is_file()
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._shapes)
+
+    def read(self, block: int, place: int) -> Tensor:
+        """Return the states of one batch before a block.
+
+        Raises
+        ------
+        CorruptFileError
+            If the file is missing or damaged.
+        """
+        path = self._path(block)
+        try:
+            with safe_open(path, framework="pt") as file:
+                state: Tensor = file.get_tensor(str(place)).clone()
+        except (SafetensorError, OSError) as error:
+            raise CorruptFileError(
+                f"{path} cannot be read ({error}): delete {path.parent.parent} and press again"
+            ) from None
+        return state
+
+    def write(self, block: int, states: Iterable[Tensor]) -> None:
+        """Write the states of all batches before a block; the file is there complete or not."""
+        header = {str(i): torch.empty(shape, device="meta") for i, shape in enumerate(self._shapes)}
+        with open_shard_writer(self._path(block), header) as writer:
+            for place, state in enumerate(states):
+                writer.write(str(place), state)
+
+    def remove(self, block: int) -> None:
+        """Remove the states before a block, if they are there."""
+        with suppress(FileNotFoundError):
+            self._path(block).unlink()
+
+    def _path(self, block: int) -> Path:
+        return self._folder / f"{block:04d}.safetensors"
