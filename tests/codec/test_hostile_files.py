@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import msgpack
@@ -279,6 +280,42 @@ def test_the_end_of_the_bytes_is_seen_on_every_axis(shape: tuple[int, ...], comp
     with pytest.raises(CorruptFileError, match="end early"):
         stream.symbols(shape, 40)
     assert int(stream._state[POSITION]) < 20 + 12  # not the 1,000 bytes of 4000 values
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "value"),
+    [
+        ("float32", "kind", float("nan")),
+        ("float16", "kind", 1e30),
+        ("int64", "kind of integers", 1e30),
+        ("complex64", "kind of integers", 0.5),
+    ],
+)
+def test_constants_that_no_tensor_has_are_refused(
+    tmp_path: Path, dtype: str, kind: str, value: float
+) -> None:
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    header = named_header.compress([[], [["x", [4], dtype]]])
+    for name, number in (("network", 0), ("header", len(header)), ("coder", 0), (kind, 7)):
+        stream.number(name, number)
+    stream.word(int.from_bytes(pack(">f", value), "big"))
+    container.write(path, stream.finish(), header)
+    for read in (load_tensors, tp.inspect):
+        with pytest.raises(CorruptFileError, match=r"NaN or infinite|one float32 number"):
+            read(path)
+
+
+def test_raw_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    header = named_header.compress([[], [["x", [2], "float32"], ["y.bias", [2], "complex64"]]])
+    for name, number in (("network", 0), ("header", len(header)), ("coder", 0)):
+        stream.number(name, number)
+    payload = encode_tensors(
+        stream, [torch.ones(2), torch.tensor([1j, complex("nan")])], [None] * 2
+    )
+    container.write(path, stream.finish(), header + payload)
+    with pytest.raises(CorruptFileError, match=r"hostile\.tpz: tensor 'y\.bias' has NaN"):
+        load_tensors(path)
 
 
 def test_tables_take_memory_of_their_own(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class DecodedTensor:
         """Whether no value is NaN or infinite."""
         values = self.values
         if isinstance(self.storage, Constant):
-            values = values.new_tensor(self.storage.value)
+            values = torch.tensor(self.storage.value, dtype=torch.float32).to(values.dtype)
         if values.is_complex():
             values = torch.view_as_real(values)
         if not (values.numel() and values.is_floating_point()):
