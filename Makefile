@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 OLDEST_PYTHON ?= python3.10
 OLDEST_TORCH ?= $(shell sed -n 's/^ *"torch>=\(.*\)",/\1/p' pyproject.toml)
 
-.PHONY: demo test test-core test-oldest lint docs mutants install
+.PHONY: demo test test-core test-oldest lint docs mutants fuzz install
 
 demo: install  ## Press LeNet-5 on embedded data, about two minutes.
 	$(BIN)/tensorpress demo --out demo
@@ -31,6 +31,9 @@ docs: install  ## Build the site into build/site, without network; a broken link
 
 mutants: install  ## Small faults put into the code, and how many of them its tests see: 15 minutes.
 	$(BIN)/python -m benchmarks.mutation
+
+fuzz: install  ## Hostile files for an hour: foreign errors, more than 2 s, more memory than allowed.
+	$(BIN)/python -m benchmarks.fuzz --minutes 60 --keep fuzz
 
 install: $(READY)
 

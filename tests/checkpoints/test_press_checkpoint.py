@@ -9,6 +9,7 @@ from torch import nn
 import tensorpress.checkpoints.press_shard as shards
 from tensorpress.checkpoints import load_checkpoint, press_checkpoint
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import Plan, plan
 from tensorpress.press.press import press
 
@@ -177,3 +178,38 @@ def test_the_same_call_again_does_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "press_weight", None)
     assert press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3) == first
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize("scheme", ["channel_svd", "svd_weight"])
+def test_layers_of_two_types_are_pressed(tmp_path, scheme, types):
+    weight_type, bias_type = (getattr(torch, name) for name in types)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(60, 50), nn.Linear(50, 10))
+    for layer in net:
+        layer.weight.data = layer.weight.data.to(weight_type)
+        layer.bias.data = layer.bias.data.to(bias_type)
+    (tmp_path / "in").mkdir()
+    save_file(net.state_dict(), tmp_path / "in" / "model.safetensors")
+    press_checkpoint(tmp_path / "in", tmp_path / "out", model=net, scheme=scheme, ranks=0.2)
+    in_memory = press(net, plan(net, scheme=scheme, ranks=0.2)).state_dict()
+    streamed = load_file(tmp_path / "out" / "model.safetensors")
+    assert streamed.keys() == in_memory.keys()
+    for name, tensor in in_memory.items():
+        assert streamed[name].dtype == tensor.dtype, name
+        assert torch.equal(streamed[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["0.bias", "1.weight", "2.bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_values_that_are_not_finite_are_named_wherever_they_are(tmp_path, name, value):
+    net = nn.Sequential(nn.Linear(60, 50), nn.LayerNorm(50), nn.Linear(50, 3))
+    state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    state[name].view(-1)[1] = value
+    (tmp_path / "in").mkdir()
+    save_file(state, tmp_path / "in" / "model.safetensors")
+    with pytest.raises(InvalidArgumentError, match=f"{name[0]}.*NaN or infinite"):
+        press_checkpoint(
+            *(tmp_path / "in", tmp_path / "out"), model=net, scheme="channel_svd", ranks=0.2
+        )
+    assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -6,7 +6,9 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import msgpack
@@ -18,7 +20,11 @@ from tpz_models import custom_model, forge_custom, forge_zoo, press_network, sav
 import tensorpress as tp
 from tensorpress.codec import container, named_header
 from tensorpress.codec.adaptive_coder import Stream
+from tensorpress.codec.binary_coder import POSITION
+from tensorpress.codec.bit_io import BitWriter
+from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.header import PackedLayer
+from tensorpress.codec.state_dict import load_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
 
 REFUSED = (CorruptFileError, ModelMismatchError)
@@ -217,13 +223,125 @@ def test_missing_and_random_parts_are_refused(tmp_path: Path, parts: tuple[bytes
     assert_refused(path, custom_model())
 
 
-def test_a_small_file_that_claims_many_values_is_refused(tmp_path: Path) -> None:
+def test_constants_of_any_size_are_not_allocated_beyond_the_ceiling(tmp_path: Path) -> None:
     one = nn.ParameterList([torch.zeros(1)])
-    for shape in ([10**6, 10**6], [1 << 23], [HUGE]):
-        path = tmp_path / "hostile.tpz"
+    path = tmp_path / "hostile.tpz"
+    for shape in ([10**6, 10**6], [1 << 25], [HUGE]):
         forge_custom(path, [[], [["0", shape, "float32"]]], one)
-        with limited_memory(), pytest.raises(CorruptFileError, match="bytes are said to hold"):
-            tp.inspect(path)
+        with limited_memory(), pytest.raises(CorruptFileError, match=r"hostile\.tpz: .*max_bytes="):
+            load_tensors(path)
+        with limited_memory():
+            assert tp.inspect(path).tensors[0].count == prod(shape)
+    forge_custom(path, [[], [["0", [1 << 25], "float32"]]], one)
+    assert load_tensors(path, max_bytes=(1 << 27) + 4096)["0"].shape == (1 << 25,)
+
+
+def test_raw_values_lend_no_memory_to_wide_constants(tmp_path: Path) -> None:
+    count = 64 * 1024
+    tensors = {"0": torch.arange(count).to(torch.uint8), "1": torch.full((1000,), 0.5).double()}
+    model = nn.ParameterDict({k: nn.Parameter(v, requires_grad=False) for k, v in tensors.items()})
+    shapes = [["0", [count], "uint8"], ["1", [4 * count, 1024], "float64"]]
+    path = tmp_path / "hostile.tpz"
+    stream, header = Stream(), named_header.compress([[], shapes])
+    for name, number in (("network", 0), ("header", len(header)), ("coder", 0)):
+        stream.number(name, number)
+    payload = encode_tensors(stream, list(tensors.values()), [None, None])
+    container.write(path, stream.finish(), header + payload)
+    for read in (load_tensors, tp.load):
+        with limited_memory(), pytest.raises(REFUSED):
+            read(path)
+    assert len(model) == len(tp.inspect(path).tensors)
+
+
+@pytest.mark.parametrize("shape", [(1, 1 << 24), (1 << 24, 1), (1, 1, 1 << 12, 1 << 12)])
+def test_symbols_that_a_small_file_has_no_right_to_are_refused(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    header = named_header.compress([[], [["0", list(shape), "float32"]]])
+    for name, number in (("network", 0), ("header", len(header)), ("coder", 0), ("kinds", 0)):
+        stream.number(name, number)
+    stream.number("steps", 0)
+    stream.number("static", 0)
+    stream.number("scales", 0)
+    container.write(path, stream.finish(), header)
+    for read in (load_tensors, tp.inspect):
+        with limited_memory(), pytest.raises(CorruptFileError, match=r"hostile\.tpz: .*max_bytes="):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 4000, 1, 1), (4000, 1, 1, 1), (1, 1, 4000, 1), (1, 1, 1, 4000)]
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_end_of_the_bytes_is_seen_on_every_axis(shape: tuple[int, ...], compiled: bool) -> None:
+    stream = Stream(b"\x5a" * 20)
+    stream.expect(1 << 20 if compiled else 1)
+    with pytest.raises(CorruptFileError, match="end early"):
+        stream.symbols(shape, 40)
+    assert int(stream._state[POSITION]) < 20 + 12  # not the 1,000 bytes of 4000 values
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "value"),
+    [
+        ("float32", "kind", float("nan")),
+        ("float16", "kind", 1e30),
+        ("int64", "kind of integers", 1e30),
+        ("complex64", "kind of integers", 0.5),
+    ],
+)
+def test_constants_that_no_tensor_has_are_refused(
+    tmp_path: Path, dtype: str, kind: str, value: float
+) -> None:
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    header = named_header.compress([[], [["x", [4], dtype]]])
+    for name, number in (("network", 0), ("header", len(header)), ("coder", 0), (kind, 7)):
+        stream.number(name, number)
+    stream.word(int.from_bytes(pack(">f", value), "big"))
+    container.write(path, stream.finish(), header)
+    for read in (load_tensors, tp.inspect):
+        with pytest.raises(CorruptFileError, match=r"NaN or infinite|one float32 number"):
+            read(path)
+
+
+def test_raw_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    header = named_header.compress([[], [["x", [2], "float32"], ["y.bias", [2], "complex64"]]])
+    for name, number in (("network", 0), ("header", len(header)), ("coder", 0)):
+        stream.number(name, number)
+    payload = encode_tensors(
+        stream, [torch.ones(2), torch.tensor([1j, complex("nan")])], [None] * 2
+    )
+    container.write(path, stream.finish(), header + payload)
+    with pytest.raises(CorruptFileError, match=r"hostile\.tpz: tensor 'y\.bias' has NaN"):
+        load_tensors(path)
+
+
+def test_tables_take_memory_of_their_own(tmp_path: Path) -> None:
+    wide = [[f"{k}", [4], "float32"] for k in range(400)]
+    path, stream = tmp_path / "hostile.tpz", Stream()
+    header = named_header.compress([[], wide])
+    for name, number in (("network", 0), ("header", len(header)), ("coder", 0)):
+        stream.number(name, number)
+    tables = BitWriter()
+    for k in range(400):
+        for name, number in (("kind", 0), ("step", 0), ("static", 1), ("reach", 32768)):
+            stream.number(name, number)
+        tables.bits(100 + k % 140, 8)
+    stream.number("tables", 400)
+    container.write(path, stream.finish(), header + tables.to_bytes())
+    with pytest.raises(CorruptFileError, match="max_bytes="):
+        load_tensors(path)
+
+
+def test_a_header_of_millions_of_small_objects_is_refused(tmp_path: Path) -> None:
+    for rows in (b"\x90" * ((2 << 20) - 7), b"\x93\xa0\x90\xa4bool" * 200_000):
+        packed = b"\x92\x90\xdd" + (len(rows) // (8 if rows[0] == 0x93 else 1)).to_bytes(4, "big")
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+        header = deflate.compress(packed + rows) + deflate.flush()
+        with limited_memory(80), pytest.raises(CorruptFileError, match=r"a\.tpz"):
+            named_header.unpack("a.tpz", header)
 
 
 def test_missing_values_are_refused_quickly(tmp_path: Path) -> None:
@@ -233,7 +351,7 @@ def test_missing_values_are_refused_quickly(tmp_path: Path) -> None:
     header = named_header.compress([[], [["0", [4000, 1000], "float32"]]])
     stream.number("header", len(header))
     container.write(path, stream.finish() + b"\x5a" * 40, header)
-    with limited_memory(200), pytest.raises(CorruptFileError, match=r"hostile\.tpz"):
+    with limited_memory(), pytest.raises(CorruptFileError, match=r"hostile\.tpz"):
         tp.load(path, model)
 
 

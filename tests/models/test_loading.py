@@ -258,9 +258,10 @@ def test_folders_that_cannot_be_loaded(saved: Path, tmp_path: Path) -> None:
         load_model(f"hf:{pickled}")
     strange = copied(saved, tmp_path / "strange", "config.json", "model.safetensors")
     config = json.loads((strange / "config.json").read_text())
-    (strange / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForFun"]}))
-    with pytest.raises(InvalidArgumentError, match="is a LlamaForFun"):
-        load_model(f"hf:{strange}")
+    for name in ("LlamaForFun", "Trainer", "AutoTokenizer"):
+        (strange / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+        with pytest.raises(InvalidArgumentError, match=f"is a {name}"):
+            load_model(f"hf:{strange}")
 
 
 def test_weights_that_a_folder_lacks_are_not_made_up(saved: Path, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_tensors_that_cannot_be_stored_are_named(path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused_before_the_search(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="folder is missing"):
+    with pytest.raises(InvalidArgumentError, match="cannot be written: No such file"):
         tp.encode(state(), tmp_path / "no" / "a.tpz", bits=3)
 
 

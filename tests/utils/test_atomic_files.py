@@ -2,13 +2,21 @@
 
 import os
 import platform
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.utils.atomic_files import remove_leftovers, replace_file, write_atomically
+from tensorpress.utils.atomic_files import (
+    _prefix,
+    check_writable,
+    remove_leftovers,
+    replace_file,
+    write_atomically,
+)
 
 
 def test_content_is_replaced_and_nothing_else_stays(tmp_path):
@@ -95,3 +103,90 @@ def test_temporary_files_of_this_process_and_of_other_machines_stay(tmp_path, mo
         monkeypatch.setattr(platform, "node", lambda: "elsewhere")
         remove_leftovers(path)
         assert not abroad.exists()
+
+
+def make_device(path):
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "a pipe"), (make_device, "a device"), (os.mkdir, "a folder")],
+    ids=["pipe", "device", "folder"],
+)
+def test_what_is_no_regular_file_stays(tmp_path, make, kind):
+    path = tmp_path / "a"
+    make(path)
+    before = path.lstat().st_mode
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    for name in (path, link):
+        with pytest.raises(InvalidArgumentError, match=f"{name} cannot be written: it is {kind}"):
+            write_atomically(name, b"new")
+    assert path.lstat().st_mode == before
+    assert sorted(tmp_path.iterdir()) == [path, link]
+
+
+def test_the_file_behind_a_link_is_replaced_and_keeps_its_mode(tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    link, far = tmp_path / "a.bin", tmp_path / "b.bin"
+    far.symlink_to(folder / "a.bin")
+    link.symlink_to(far)
+    write_atomically(link, b"through a dangling link")
+    (folder / "a.bin").chmod(0o640)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert far.is_symlink()
+    assert (folder / "a.bin").read_bytes() == b"new"
+    assert stat.S_IMODE((folder / "a.bin").stat().st_mode) == 0o640
+    assert [file.name for file in folder.iterdir()] == ["a.bin"]
+
+
+def test_a_loop_of_links_is_no_file(tmp_path):
+    link = tmp_path / "a.bin"
+    link.symlink_to(link)
+    with pytest.raises(InvalidArgumentError, match=r"a\.bin cannot be written"):
+        write_atomically(link, b"new")
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("length", [121, 241, 255])
+def test_long_names_are_written_and_cleaned_up(tmp_path, length):
+    path = tmp_path / ("a" * length)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+    leftover = tmp_path / f"{_prefix(path)}0123abcd.{platform.node()}@99999999.tmp"
+    leftover.write_bytes(b"half")
+    remove_leftovers(path)
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "a\0b", "file/a"])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InvalidArgumentError, match="cannot be written"):
+        check_writable(tmp_path / name)
+
+
+def test_an_error_of_cleaning_up_does_not_hide_the_first_one(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    def read_only(path, missing_ok=False):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(InvalidArgumentError, match="No space left"):
+        write_atomically(tmp_path / "a.bin", b"new")
+
+
+def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write in any
+    with pytest.raises(InvalidArgumentError, match="its folder is read-only"):
+        check_writable(tmp_path / "a.bin")

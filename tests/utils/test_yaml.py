@@ -27,7 +27,7 @@ def test_plain_values_and_anchors() -> None:
         ("? [1, 2]\n: 3", "unhashable"),
         ("a: *nothing", "undefined alias"),
         ("a: \x00", "unacceptable character"),
-        ("[" * 3000 + "]" * 3000, "recursion"),
+        ("[" * 3000 + "]" * 3000, "nested too deeply"),
     ],
 )
 def test_what_is_refused(text: str, message: str) -> None:

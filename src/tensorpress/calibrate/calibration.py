@@ -13,6 +13,7 @@ from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.errors import CorruptFileError, DataNotFoundError
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.module_tree import unwrap
 
 FORMAT = "tensorpress-calibration 1"
@@ -101,7 +102,7 @@ class Calibration:
                     raise CorruptFileError(f"{os.fspath(path)} is no file of calibration data")
                 by_leader: dict[str, Moments] = {}
                 moments = {}
-                for name, layer in json.loads(metadata["layers"]).items():
+                for name, layer in parse_json(metadata["layers"]).items():
                     leader = layer["as"]
                     if leader not in by_leader:
                         blocks = [file.get_tensor(f"{leader}.{k}") for k in range(layer["blocks"])]
@@ -109,7 +110,7 @@ class Calibration:
                     moments[name] = by_leader[leader]
         except FileNotFoundError:
             raise DataNotFoundError(f"there is no file {os.fspath(path)}") from None
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CorruptFileError(
                 f"{os.fspath(path)} is no file of calibration data, or damaged: {error}"
             ) from error

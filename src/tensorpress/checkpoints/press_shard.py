@@ -98,13 +98,18 @@ class ShardPress:
                     "them: press the loaded model"
                 )
             return {}
-        if route.layer is None:
-            return dict.fromkeys(route.outputs, values)
         try:
+            if route.layer is None:
+                return _copy_values(route, values)
             return press_weight(self.dense, route, values)
         except InvalidArgumentError as error:
             path = self.files.folder / self.files.tensors[name].file
             raise InvalidArgumentError(f"{path}: {error}") from None
+
+
+def _copy_values(route: Route, values: Tensor) -> dict[str, Tensor]:
+    """Return a tensor that is not pressed; the bias of a pressed layer has its weight's type."""
+    return {name: values.to(expected.dtype) for name, expected in route.outputs.items()}
 
 
 def press_shard(data: bytes, shard: str) -> int:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
+from tensorpress.utils.config_parsing import parse_json
 
 WEIGHTS = "model.safetensors"
 """The file of a model that is not sharded."""
@@ -140,14 +141,14 @@ def _open_file(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, OverflowError, MemoryError) as error:
         raise CorruptFileError(f"{path} is truncated or damaged: {error}") from None
 
 
 def _read_index(path: Path) -> dict[str, str]:
     """Return the file of each tensor."""
     try:
-        places = json.loads(path.read_bytes())["weight_map"]
+        places = parse_json(path.read_bytes())["weight_map"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CorruptFileError(f"{path} is no index of shards: {error!r}") from None
     if not isinstance(places, dict) or not places:

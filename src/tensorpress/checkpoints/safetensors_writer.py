@@ -60,16 +60,23 @@ class ShardWriter:
         Raises
         ------
         InvalidArgumentError
-            If the header has no such tensor, or its values are written already.
+            If the header has no such tensor, or its values are written already or not finite.
         """
         expected = self.missing.pop(name, None)
         if expected is None or (expected.shape, expected.dtype) != (values.shape, values.dtype):
             raise InvalidArgumentError(
                 f"{name!r}, {values.dtype} of shape {tuple(values.shape)}, is not to be written"
             )
+        if values.is_floating_point() and not bool(torch.isfinite(_readable(values)).all()):
+            raise InvalidArgumentError(f"tensor {name!r} has NaN or infinite values")
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         self._file.seek(self._data + self._starts[name])
         self._file.write(data.numpy().data)
+
+
+def _readable(values: Tensor) -> Tensor:
+    """Return values of 8 bits in a type that torch computes in."""
+    return values.half() if values.itemsize == 1 else values
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError, TensorP
 from tensorpress.hugging_face.pressed_config import read_plan
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.module_tree import parameter_name
 
 logger = logging.getLogger("tensorpress.cli")
@@ -213,7 +214,7 @@ def read_origin(folder: Path) -> str | None:
     """
     name = None
     with suppress(OSError, ValueError, KeyError, TypeError):
-        name = str(json.loads((folder / ORIGIN).read_bytes())["model"])
+        name = str(parse_json((folder / ORIGIN).read_bytes())["model"])
     if name is not None and parse_name(name).origin not in _TRUSTED:
         raise ModelMismatchError(
             f"{folder} is a pressed {name}: to build that runs code, so say it by --model {name}"

@@ -204,19 +204,19 @@ class Stream:
     def _run(self, symbols: Symbols, shape: tuple[int, ...], scale: int) -> Symbols:
         """Code symbols from the present state on, in plain Python or compiled."""
         sizes = _plane_sizes(shape)
-        means = [0] * (4 + 2 * (sizes[1] + sizes[2] * sizes[3]))
+        means = np.zeros(_mean_count(sizes), np.int64)
         # The tensor's initial mean magnitude: 2^(scale / 2 - 8), 16 bits after the point.
         means[:2] = (362 if scale % 2 else 256) << scale // 2, context_model.INITIAL_AGE
         if self._code is context_model.code_symbols:
             values: Any = symbols.tolist()
-            complete = self._code(self._state, self._buffer, values, sizes, means)
+            complete = self._code(self._state, self._buffer, values, sizes, means.tolist())
         else:
-            values = symbols.astype(np.int64)
+            values = symbols if not self.writing else symbols.copy()
             buffer = np.frombuffer(self._buffer, np.uint8)
-            complete = self._code(self._state, buffer, values, sizes, np.array(means, np.int64))
+            complete = self._code(self._state, buffer, values, sizes, means)
         if not complete:
             raise CorruptFileError("the coded values end early")
-        return np.array(values, np.int32)
+        return np.asarray(values, np.int32)
 
 
 def nearest_scale(symbols: Symbols) -> int:
@@ -253,6 +253,16 @@ def _compile_code_symbols() -> Callable[..., bool]:
                 names.setdefault(name, function)
     compiled: Callable[..., bool] = names["code_symbols"]
     return compiled
+
+
+def symbol_work_bytes(shape: tuple[int, ...]) -> int:
+    """Return the memory beside the symbols that `Stream.symbols` takes for a tensor's shape."""
+    return 8 * _mean_count(_plane_sizes(shape))
+
+
+def _mean_count(sizes: tuple[int, int, int, int]) -> int:
+    """Return the size of the list of means; see `context_model.code_symbols`."""
+    return 4 + 2 * (sizes[1] + sizes[2] * sizes[3])
 
 
 def _plane_sizes(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -93,8 +93,9 @@ def read(path: str | os.PathLike[str]) -> Container:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{path}: no such file") from error
-    except OSError as error:
-        raise DataNotFoundError(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise DataNotFoundError(f"{os.fspath(path)!r} cannot be read: {reason}") from error
     with name_file_in_errors(path):
         return _parse(data)
 

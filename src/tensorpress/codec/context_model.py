@@ -42,6 +42,7 @@ WEIGHT_SETS = SIGN_WEIGHTS + 1
 NEIGHBOURS = 8
 
 MAX_LOG = LOG_OF_ONE + 8 * 23  # of an expected magnitude
+MAX_INTEGER = (1 << 63) - 1
 MAX_MAGNITUDE = 1 << 23  # so that nothing read from a damaged file leaves 64 bits
 MIN_MEAN = 256  # smallest expected magnitude, 16 bits after the point
 INITIAL_AGE = 12  # number of symbols that a mean's initial value counts for
@@ -251,6 +252,7 @@ def code_symbols(state: Ints, buffer: Ints, symbols: Ints, sizes: Any, means: In
     """
     rows, channels, height, width = sizes
     plane = (channels, height, width)
+    end = len(buffer) + 4 if state[MODE] != WRITING else MAX_INTEGER
     i = 0
     for row in range(rows):
         means[2], means[3] = means[0], INITIAL_AGE
@@ -285,6 +287,6 @@ def code_symbols(state: Ints, buffer: Ints, symbols: Ints, sizes: Any, means: In
                     update_mean(state, means, at, magnitude, LONG_MEMORY)
                     update_filter(state, (symbol << 16) - prediction, means[0])
                     i += 1
-        if state[MODE] != WRITING and state[POSITION] > len(buffer) + 4:
-            return False
+                    if state[POSITION] > end:
+                        return False
     return True

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tensorpress.codec.adaptive_coder import Stream
+from tensorpress.codec.adaptive_coder import Stream, symbol_work_bytes
 from tensorpress.codec.bit_io import BitReader, Symbols
 from tensorpress.codec.quantizers import MAX_SYMBOL, StepQuantizer, UniformQuantizer
-from tensorpress.codec.raw_values import from_bytes, to_bytes
+from tensorpress.codec.raw_values import from_bytes
+from tensorpress.codec.read_budget import MAX_MEMORY, ROW_BYTES, ReadBudget
 from tensorpress.codec.static_coder import MAX_REACH, TableSymbols, decode_huffman, decode_static
 from tensorpress.codec.storage import (
     Coder,
@@ -23,6 +24,8 @@ from tensorpress.codec.storage import (
 )
 from tensorpress.errors import CorruptFileError
 
+_BLOCK = 1 << 18  # values made of symbols at once
+
 
 @dataclass(frozen=True)
 class DecodedTensor:
@@ -31,13 +34,14 @@ class DecodedTensor:
     Attributes
     ----------
     values : Tensor
-        The tensor, on the CPU.
+        The tensor, on the CPU. One number stands for all values of a `Constant`: the tensor is
+        expanded, and takes no memory for each of them.
     storage : StepQuantizer, UniformQuantizer, Constant or {"raw", "half", "integers"}
         Whether it is quantized and entropy coded, one number, or stored bit for bit, as float16 or
         as integers of variable length. A file does not record how values were rounded: a
         `UniformQuantizer` always has the rounding "nearest".
     symbols : ndarray of int32 or None
-        The symbols of a quantized tensor, shape (size,).
+        The symbols of a quantized tensor, shape (size,), if they were to be kept.
     table_bits : float
         Bits of the file that describe the tensor, its share in a table included.
     coding : float or TableSymbols
@@ -51,9 +55,35 @@ class DecodedTensor:
     coding: float | TableSymbols
 
     @property
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        values = self.values
+        if isinstance(self.storage, Constant):
+            values = torch.tensor(self.storage.value, dtype=torch.float32).to(values.dtype)
+        if values.is_complex():
+            values = torch.view_as_real(values)
+        if not (values.numel() and values.is_floating_point()):
+            return True
+        return bool(torch.isfinite(torch.stack(values.aminmax())).all())
+
+    @property
     def value_bits(self) -> float:
         """The bits of the file that its values take."""
         return self.coding.value_bits if isinstance(self.coding, TableSymbols) else self.coding
+
+
+def own_values(tensor: DecodedTensor, budget: ReadBudget) -> Tensor:
+    """Return a tensor's values in memory of their own, which can be written.
+
+    Raises
+    ------
+    CorruptFileError
+        If they take more than the budget.
+    """
+    if not isinstance(tensor.storage, Constant):
+        return tensor.values
+    budget.take(tensor.values.numel() * tensor.values.itemsize)
+    return tensor.values.clone(memory_format=torch.contiguous_format)
 
 
 def decode_tensors(
@@ -62,6 +92,9 @@ def decode_tensors(
     shapes: Sequence[tuple[int, ...]],
     dtypes: Sequence[torch.dtype],
     coder: Coder = "range",
+    *,
+    budget: ReadBudget | None = None,
+    keep_symbols: bool = True,
 ) -> list[DecodedTensor]:
     """Decode what `tensorpress.codec.encode_tensors.encode_tensors` encoded; nothing may follow.
 
@@ -70,24 +103,24 @@ def decode_tensors(
     stream, payload : Stream, bytes
         The two parts of a file. They are not trusted.
     shapes, dtypes : sequence
-        The shape and type of each tensor. They must come from a model or have been checked, because
-        memory is allocated for them.
+        The shape and type of each tensor.
     coder : {"range", "huffman"}
         The coder that the tensors were encoded with.
+    budget : ReadBudget, optional
+        What decoding may take; by default, as much as it needs.
+    keep_symbols : bool
+        Whether the symbols are wanted beside the values, which takes as much memory again.
 
     Raises
     ------
     CorruptFileError
-        If the bytes cannot be those of tensors with these shapes and types. Damage that leaves
-        other valid values is for the checksum of the file to detect.
+        If the bytes cannot be those of tensors with these shapes and types, or take more than the
+        budget. Damage that leaves other valid values is for the checksum of the file to detect.
     """
     stream.expect(sum(map(prod, shapes)))
-    storages = StorageCoder(stream)
+    decoder = _Decoder(stream, coder, budget or ReadBudget(0, max_bytes=MAX_MEMORY), keep_symbols)
     # The stream says how each tensor is stored, and holds the symbols that are coded adaptively.
-    entries = [
-        _read_entry(stream, storages, coder, shape, dtype)
-        for shape, dtype in zip(shapes, dtypes, strict=True)
-    ]
+    entries = list(map(decoder.read, shapes, dtypes))
     has_tables = any(entry.reach is not None for entry in entries)
     table_size = stream.number("tables") if has_tables else 0
     stream.check_end()
@@ -96,18 +129,14 @@ def decode_tensors(
     reader = BitReader(payload)
     for i, entry in enumerate(entries):
         if isinstance(entry.storage, str):
-            values = from_bytes(reader, entry.storage, shapes[i], dtypes[i])
-            entries[i] = replace(entry, values=values)
+            entries[i] = decoder.read_raw(reader, entry, shapes[i], dtypes[i])
     tables = BitReader(reader.take(table_size))
     rest = payload[reader.bytes_read :]
-    for i, table in _decode_by_tables(coder, tables, rest, entries, shapes).items():
-        table_bits = entries[i].table_bits + table.table_bits
-        entries[i] = replace(entries[i], symbols=table.symbols, table_bits=table_bits, coding=table)
+    decoded = _decode_by_tables(decoder, tables, rest, entries, shapes)
+    for i in list(decoded):
+        entries[i] = decoder.add_table(entries[i], decoded.pop(i), shapes[i], dtypes[i])
     tables.finish()
-    return [
-        entry.decode(shape, dtype)
-        for entry, shape, dtype in zip(entries, shapes, dtypes, strict=True)
-    ]
+    return [entry.result() for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -116,52 +145,93 @@ class _Entry:
 
     storage: Storage
     table_bits: float
+    values: Tensor | None = None
     symbols: Symbols | None = None
     coding: float | TableSymbols = 0.0
     reach: int | None = None
-    values: Tensor | None = None
 
-    def decode(self, shape: tuple[int, ...], dtype: torch.dtype) -> DecodedTensor:
-        """Return the tensor once its symbols or values are known."""
-        storage, symbols, values = self.storage, self.symbols, self.values
-        coding = self.coding
+    def result(self) -> DecodedTensor:
+        assert self.values is not None
+        return DecodedTensor(self.values, self.storage, self.symbols, self.table_bits, self.coding)
+
+
+class _Decoder:
+    """A decoder of one tensor after the other, within a budget."""
+
+    def __init__(
+        self, stream: Stream, coder: Coder, budget: ReadBudget, keep_symbols: bool
+    ) -> None:
+        self.coder, self.budget = coder, budget
+        self._stream, self._keep_symbols = stream, keep_symbols
+        self._storages = StorageCoder(stream)
+
+    def read(self, shape: tuple[int, ...], dtype: torch.dtype) -> _Entry:
+        """Read how a tensor is stored, and its values if they are in the stream."""
+        stream, start = self._stream, self._stream.bits
+        storage = self._storages.code(dtype, shape)
+        self.budget.take(ROW_BYTES)
         if isinstance(storage, Constant):
-            values = torch.full(shape, storage.value, dtype=torch.float32).to(dtype)
-        elif not isinstance(storage, str):
-            values = _dequantize(storage, torch.from_numpy(symbols), dtype).reshape(shape)
-        elif values is not None:
-            coding = 8.0 * len(to_bytes(values, storage))
-        assert values is not None
-        return DecodedTensor(values, storage, symbols, self.table_bits, coding)
+            number = torch.tensor(storage.value, dtype=torch.float32).to(dtype)
+            return _Entry(storage, stream.bits - start, number.expand(shape))
+        if isinstance(storage, str):
+            return _Entry(storage, stream.bits - start)
+        if 0 in shape:
+            nothing = np.empty(0, np.int32)
+            return _Entry(storage, stream.bits - start, torch.empty(shape, dtype=dtype), nothing)
+        if self.coder == "huffman":
+            return _Entry(storage, stream.bits - start, reach=quantizer_reach(storage, MAX_SYMBOL))
+        if stream.number("static"):
+            return _Entry(storage, stream.bits - start, reach=self._read_reach(storage))
+        scale = self._storages.scale(shape)
+        table_bits, start = stream.bits - start, stream.bits
+        # The symbols, 4 bytes each, and the coder's means are in memory until there are values.
+        self.budget.work(prod(shape))
+        self.budget.take(4 * prod(shape), passing=symbol_work_bytes(shape))
+        symbols = stream.symbols(shape, scale)
+        bits = stream.bits - start
+        return self._dequantize(_Entry(storage, table_bits, coding=bits), symbols, shape, dtype)
 
+    def read_raw(
+        self, reader: BitReader, entry: _Entry, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> _Entry:
+        """Read a tensor's values that are not entropy coded; they take no less than in the file."""
+        assert isinstance(entry.storage, str)
+        start = reader.position
+        values = from_bytes(reader, entry.storage, shape, dtype)
+        return replace(entry, values=values, coding=float(reader.position - start))
 
-def _read_entry(
-    stream: Stream, storages: StorageCoder, coder: Coder, shape: tuple[int, ...], dtype: torch.dtype
-) -> _Entry:
-    """Read how a tensor is stored, and its symbols if they are in the stream."""
-    start = stream.bits
-    storage = storages.code(dtype, shape)
-    if isinstance(storage, (str, Constant)):
-        return _Entry(storage, stream.bits - start)
-    if 0 in shape:
-        return _Entry(storage, stream.bits - start, np.empty(0, np.int32))
-    if coder == "huffman":
-        return _Entry(storage, stream.bits - start, reach=quantizer_reach(storage, MAX_SYMBOL))
-    if stream.number("static"):
+    def add_table(
+        self, entry: _Entry, table: TableSymbols, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> _Entry:
+        """Return a tensor's entry with the values that were coded by a table."""
+        coding = table if self._keep_symbols else 0.0
+        entry = replace(entry, table_bits=entry.table_bits + table.table_bits, coding=coding)
+        return self._dequantize(entry, table.symbols, shape, dtype)
+
+    def _dequantize(
+        self, entry: _Entry, symbols: Symbols, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> _Entry:
+        """Return an entry with the values of symbols, whose memory is free again unless kept."""
+        assert isinstance(entry.storage, UniformQuantizer | StepQuantizer)
+        self.budget.take(dtype.itemsize * prod(shape))
+        values = _dequantize(entry.storage, torch.from_numpy(symbols), dtype).reshape(shape)
+        if self._keep_symbols:
+            return replace(entry, values=values, symbols=symbols)
+        self.budget.give_back(4 * prod(shape))
+        return replace(entry, values=values)
+
+    def _read_reach(self, storage: Quantizer) -> int:
+        """Read the largest symbol of a table."""
         reach = quantizer_reach(storage, MAX_SYMBOL)
         if isinstance(storage, StepQuantizer):
-            reach = stream.number("reach")
+            reach = self._stream.number("reach")
         if reach > MAX_REACH:
             raise CorruptFileError(f"a probability table has more than {MAX_REACH:,} levels")
-        return _Entry(storage, stream.bits - start, reach=reach)
-    scale = storages.scale(shape)
-    table_bits, start = stream.bits - start, stream.bits
-    symbols = stream.symbols(shape, scale)
-    return _Entry(storage, table_bits, symbols, stream.bits - start)
+        return reach
 
 
 def _decode_by_tables(
-    coder: Coder,
+    decoder: _Decoder,
     tables: BitReader,
     data: bytes,
     entries: Sequence[_Entry],
@@ -170,8 +240,11 @@ def _decode_by_tables(
     """Decode the symbols that are not in the stream, by the indices of their tensors."""
     reaches = {i: entry.reach for i, entry in enumerate(entries) if entry.reach is not None}
     sizes = {i: prod(shapes[i]) for i in reaches}
-    if coder == "range":
-        arrays = decode_static(tables, data, [(reach, sizes[i]) for i, reach in reaches.items()])
+    for size in sizes.values():
+        decoder.budget.take(4 * size)
+    if decoder.coder == "range":
+        numbers = [(reach, sizes[i]) for i, reach in reaches.items()]
+        arrays = decode_static(tables, data, numbers, decoder.budget)
         return dict(zip(reaches, arrays, strict=True))
     # One Huffman code serves all tensors with the same quantizer.
     groups: dict[Storage, list[int]] = {}
@@ -189,14 +262,17 @@ def _decode_by_tables(
 
 def _dequantize(quantizer: Quantizer, symbols: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the levels that symbols stand for."""
+    uniform = isinstance(quantizer, UniformQuantizer)
     reach = quantizer_reach(quantizer, MAX_SYMBOL)
-    if isinstance(quantizer, UniformQuantizer):
-        symbols = symbols + reach
+    shift = reach if uniform else 0  # the levels of a uniform quantizer are counted from 0 on
     if symbols.numel():
         ends = torch.stack(symbols.aminmax())
-        limits = (0, 2 * reach) if isinstance(quantizer, UniformQuantizer) else (-reach, reach)
-        if ends[0] < limits[0] or ends[1] > limits[1]:
+        if ends[0] < -reach or ends[1] > reach:
             raise CorruptFileError("a value exceeds the levels of its quantizer")
-        if not bool(torch.isfinite(quantizer.values(ends, dtype)).all()):
+        if not bool(torch.isfinite(quantizer.values(ends + shift, dtype)).all()):
             raise CorruptFileError(f"a level exceeds {dtype}")
-    return quantizer.values(symbols, dtype)
+    result = torch.empty(symbols.shape, dtype=dtype)
+    for start in range(0, len(symbols), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        result[block] = quantizer.values(symbols[block] + shift, dtype)
+    return result

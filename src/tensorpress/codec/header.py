@@ -221,7 +221,7 @@ def check_layers(layers: Sequence[PackedLayer]) -> None:
         raise MalformedError from None
 
 
-_EXTRA_VALUES = 1 << 24  # a shared core may be larger than the small layers that use it
+_EXTRA_VALUES = 1 << 23  # a shared core may be larger than the small layers that use it
 
 
 def is_affordable(layers: Iterable[LayerPlan]) -> bool:

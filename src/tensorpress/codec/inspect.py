@@ -118,8 +118,15 @@ class Inspection:
         }
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
+def inspect(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Inspection:
     """Return the layers, tensors and sizes of a `.tpz` file; no model is needed.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, which is not trusted.
+    max_bytes : int, optional
+        The memory that reading it may take, as for `tensorpress.load`.
 
     Raises
     ------
@@ -136,12 +143,12 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     >>> [tensor.name for tensor in inspection.tensors], size == sum(inspection.parts.values())
     (['weight', 'bias'], True)
     """
-    opened = open_file(path)
+    opened = open_file(path, max_bytes=max_bytes)
     description = opened.description
     layers = tuple(
         StoredLayer(x.name, x.scheme, x.shape, x.ranks, dict(x.options)) for x in description.layers
     )
-    decoded = opened.tensors()
+    decoded = opened.tensors(keep_symbols=True)
     tensors = [
         StoredTensor(
             *(entry.name, _short_name(entry.name, layers), entry.shape, entry.dtype),

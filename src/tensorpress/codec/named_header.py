@@ -1,12 +1,13 @@
 """The header of a model that is not in the zoo: its layers and tensors by name, in msgpack."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
 import msgpack
 
+from tensorpress.codec.container import name_file_in_errors
 from tensorpress.codec.header import (
     MAX_MODES,
     Description,
@@ -17,7 +18,13 @@ from tensorpress.codec.header import (
     require,
 )
 from tensorpress.codec.model_tensors import DTYPES
-from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.codec.read_budget import ROW_BYTES, ReadBudget
+from tensorpress.errors import (
+    CorruptFileError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    TensorPressError,
+)
 from tensorpress.schemes.options import NO_OPTIONS, Options
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.reshape_modes import Shape
@@ -34,6 +41,8 @@ CORES: tuple[tuple[str, Options], ...] = (
 )
 
 _LARGEST = (1 << 31) - 1
+_LAYER_BYTES = 8 << 10  # that a layer's plan takes, and the work to check it
+_UNPACKED_BYTES = 72  # the most that a byte becomes: an empty list in a list
 _RAW_DEFLATE = -zlib.MAX_WBITS  # without zlib's own header and checksum
 
 
@@ -61,13 +70,23 @@ def compress(header: Any) -> bytes:
     return deflate.compress(packed) + deflate.flush()
 
 
-def unpack(file: str, stored: bytes) -> Description:
+def unpack(file: str, stored: bytes, budget: ReadBudget | None = None) -> Description:
     """Read what `pack` returned, which is not trusted.
+
+    Parameters
+    ----------
+    file : str
+        The name of the file in errors.
+    stored : bytes
+        The header.
+    budget : ReadBudget, optional
+        What reading the file may take.
 
     Raises
     ------
     CorruptFileError
-        If it is of another form, or describes factors far larger than the weights they stand for.
+        If it is of another form, describes factors far larger than the weights they stand for, or
+        takes more than the budget.
     ModelMismatchError
         If it names a scheme that this version does not have.
 
@@ -79,14 +98,16 @@ def unpack(file: str, stored: bytes) -> Description:
     ('ada_tucker', (5, 5), {'modes': (24, 25)})
     """
     try:
-        header = _decompress(stored)
-        require(isinstance(header, list) and len(header) == 2)
-        rows, tensors = header
-        require(isinstance(rows, list) and isinstance(tensors, list))
-        layers = tuple(_layer(file, row) for row in rows)
-        check_layers(layers)
-        return Description(None, layers, tuple(map(_entry, tensors)))
-    except MalformedError:
+        with name_file_in_errors(file):
+            rows = _Rows(stored, budget or ReadBudget(len(stored)))
+            layers = tuple(_layer(file, row) for row in rows.read(_LAYER_BYTES))
+            tensors = tuple(map(_entry, rows.read(ROW_BYTES)))
+            rows.check_end()
+            check_layers(layers)
+        return Description(None, layers, tensors)
+    except (MalformedError, zlib.error, msgpack.UnpackException, ValueError, TypeError) as error:
+        if isinstance(error, TensorPressError):
+            raise
         raise CorruptFileError(f"{file}: the header does not describe a model") from None
 
 
@@ -96,14 +117,30 @@ def _row(layer: PackedLayer) -> list[Any]:
     return [layer.name, layer.shape, layer.scheme, ranks, *options]
 
 
-def _decompress(stored: bytes) -> Any:
-    stream = zlib.decompressobj(_RAW_DEFLATE)
-    try:
-        packed = stream.decompress(stored, MAX_HEADER_BYTES)
+class _Rows:
+    """The rows of both lists of a header, one by one: objects are made of no more than a row."""
+
+    def __init__(self, stored: bytes, budget: ReadBudget) -> None:
+        stream = zlib.decompressobj(_RAW_DEFLATE)
+        self._packed = stream.decompress(stored, MAX_HEADER_BYTES)
         require(stream.eof and not stream.unused_data)
-        return msgpack.unpackb(packed, raw=False, ext_hook=_no_extension, timestamp=1)
-    except (zlib.error, ValueError, TypeError):
-        raise MalformedError from None
+        self._budget = budget
+        self._unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES)
+        self._unpacker.feed(self._packed)
+        require(self._unpacker.read_array_header() == 2)
+
+    def read(self, row_bytes: int) -> Iterator[Any]:
+        """Yield the rows of the next list, each of which takes so many bytes and its own."""
+        for _ in range(self._unpacker.read_array_header()):
+            start = self._unpacker.tell()
+            self._unpacker.skip()
+            row = self._packed[start : self._unpacker.tell()]
+            self._budget.take(row_bytes + len(row), passing=_UNPACKED_BYTES * len(row))
+            yield msgpack.unpackb(row, raw=False, ext_hook=_no_extension, timestamp=1)
+
+    def check_end(self) -> None:
+        """Check that nothing follows."""
+        require(self._unpacker.tell() == len(self._packed))
 
 
 def _no_extension(_code: int, _data: bytes) -> Any:

@@ -1,10 +1,12 @@
 """Tensors stored without entropy coding: bit for bit, as float16, or as short integers."""
 
+import sys
 from math import prod
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tensorpress.codec.bit_io import BitReader, BitWriter, unzigzag, zigzag
@@ -38,8 +40,9 @@ def to_bytes(tensor: Tensor, storage: RawStorage) -> bytes:
     tensor : Tensor
         A tensor of any shape, type and device.
     storage : {"raw", "half", "integers"}
-        "raw" keeps every bit, eight booleans to a byte; "half" is for floating point and casts to
-        float16; "integers" takes one byte for each value from -64 to 63, two from -8192 to 8191, …
+        "raw" keeps every bit, little endian, eight booleans to a byte; "half" is for floating point
+        and casts to float16; "integers" takes one byte for each value from -64 to 63, two from
+        -8192 to 8191, …
 
     Raises
     ------
@@ -67,7 +70,8 @@ def to_bytes(tensor: Tensor, storage: RawStorage) -> bytes:
             raise InvalidArgumentError("a value is not finite in float16; store it bit for bit")
     if flat.dtype == torch.bool:
         return np.packbits(flat.numpy()).tobytes()
-    return flat.contiguous().view(torch.uint8).numpy().tobytes()
+    octets = flat.contiguous().view(torch.uint8).numpy()
+    return _little_endian(octets, flat.dtype).tobytes()
 
 
 def from_bytes(
@@ -117,7 +121,16 @@ def _view(data: bytes, dtype: torch.dtype) -> Tensor:
     """Return a tensor of shape (values,) with these bytes."""
     if not data:
         return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype)
+    octets = _little_endian(np.frombuffer(bytearray(data), np.uint8), dtype)
+    return torch.from_numpy(octets).view(dtype)
+
+
+def _little_endian(octets: NDArray[np.uint8], dtype: torch.dtype) -> NDArray[np.uint8]:
+    """Return the bytes of numbers in the other order on a machine whose own is big endian."""
+    if sys.byteorder == "little":
+        return octets
+    width = dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
+    return np.ascontiguousarray(octets.reshape(-1, width)[:, ::-1]).reshape(-1)
 
 
 def _read_integers(reader: BitReader, count: int, dtype: torch.dtype) -> Tensor:

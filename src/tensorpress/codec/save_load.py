@@ -1,24 +1,26 @@
 """Saving models to `.tpz` files, and loading them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.codec.header import describe
+from tensorpress.codec.container import name_file_in_errors
+from tensorpress.codec.decode_tensors import DecodedTensor, own_values
+from tensorpress.codec.header import dense_network, describe
 from tensorpress.codec.model_tensors import (
     assign_quantizers,
     check_finite,
+    distinct_state,
     quantized_names,
     stored_tensors,
 )
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.storage import Coder, Quantizer
-from tensorpress.codec.tpz_file import open_file, write_file
+from tensorpress.codec.tpz_file import OpenFile, open_file, write_file
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
-from tensorpress.models.zoo import build
 from tensorpress.models.zoo import network as zoo_network
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.press import build_skeleton
@@ -134,7 +136,12 @@ def _norm_storage(name: str, tensor: Tensor, norms: Norms) -> Literal["half"] | 
     return "half"
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    max_bytes: int | None = None,
+) -> nn.Module:
     """Read a model from a `.tpz` file, pressed as it was saved.
 
     Parameters
@@ -145,6 +152,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     model : nn.Module, optional
         A dense model of the saved model's architecture, whatever its weights; it is left untouched.
         It is needed unless the file carries the name of a zoo network.
+    max_bytes : int, optional
+        The memory that reading may take: by default 64 MiB and 64 bytes for each byte of the file.
+        Four times the model's own bytes are added. Files that need more, such as those of nearly
+        empty networks, are for callers who trust them.
 
     Returns
     -------
@@ -154,7 +165,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     Raises
     ------
     CorruptFileError
-        If the file is truncated, altered or not a `.tpz` file.
+        If the file is truncated, altered or not a `.tpz` file, or reading it takes more memory than
+        `max_bytes`.
     DataNotFoundError
         If there is no such file.
     ModelMismatchError
@@ -168,18 +180,22 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Mod
     ...     load(f"{folder}/a.tpz", nn.Linear(3, 2))
     Linear(in_features=3, out_features=2, bias=True)
     """
-    opened = open_file(path)
+    size = 0 if model is None else sum(t.nbytes for t in stored_tensors(model).values())
+    opened = open_file(path, max_bytes=max_bytes, model_bytes=size)
     description = opened.description
     pressed_names = tuple(f"{layer.name}." for layer in description.layers)
     names = {x.name for x in description.tensors if not x.name.startswith(pressed_names)}
     dense = _dense_model(opened.name, description.network, model, names)
     pressed = build_skeleton(dense, description.plan_for(opened.name, dense))
-    tensors = stored_tensors(pressed)
+    tensors = distinct_state(pressed)
     description.check_tensors(opened.name, tensors)
     decoded = opened.tensors()
-    with torch.no_grad():
-        for tensor, stored in zip(tensors.values(), decoded, strict=True):
-            tensor.copy_(stored.values)
+    if model is None:
+        _assign(pressed, decoded, opened)
+    else:
+        with torch.no_grad():
+            for tensor, stored in zip(tensors.values(), decoded, strict=True):
+                tensor.copy_(stored.values)
     check_read(pressed, opened.name)
     return pressed.cpu().eval()
 
@@ -201,4 +217,19 @@ def _dense_model(
             f"{file} holds a model that is not in the zoo: give a dense model of the same "
             "architecture as model="
         )
-    return build(network)
+    return dense_network(network)
+
+
+def _assign(model: nn.Module, decoded: Sequence[DecodedTensor], opened: OpenFile) -> None:
+    """Give the tensors of a network without values the decoded ones; shared ones stay shared."""
+    values: dict[int, Tensor] = {}
+    with name_file_in_errors(opened.name):
+        for tensor, stored in zip(distinct_state(model).values(), decoded, strict=True):
+            result = own_values(stored, opened.budget)
+            if isinstance(tensor, nn.Parameter):
+                result = nn.Parameter(result, requires_grad=tensor.requires_grad)
+            values[id(tensor)] = result
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, place in tensors.items():
+                tensors[name] = values.get(id(place), place)  # type: ignore[assignment]

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tensorpress.codec.container import name_file_in_errors
+from tensorpress.codec.decode_tensors import own_values
 from tensorpress.codec.header import Description, tensor_table
 from tensorpress.codec.model_tensors import check_finite, check_storable
 from tensorpress.codec.quantizers import StepQuantizer
@@ -70,14 +72,17 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
         check_finite(name, tensor)
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load_tensors(
+    path: str | os.PathLike[str], *, max_bytes: int | None = None
+) -> dict[str, Tensor]:
     """Read the tensors of a file by name; no model is needed.
 
     Parameters
     ----------
     path : path-like
-        A file of `save_tensors`, or of a model. It is not trusted; its size bounds the memory that
-        is allocated.
+        A file of `save_tensors`, or of a model. It is not trusted.
+    max_bytes : int, optional
+        The memory that reading it may take, as for `tensorpress.load`.
 
     Returns
     -------
@@ -90,13 +95,18 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     CorruptFileError, DataNotFoundError, ModelMismatchError
         As `tensorpress.load` does.
     """
-    opened = open_file(path)
+    opened = open_file(path, max_bytes=max_bytes)
     if opened.description.network is not None:
-        return dict(load(path).state_dict())
+        return dict(load(path, max_bytes=max_bytes).state_dict())
     names = [entry.name for entry in opened.description.tensors]
     if len(set(names)) != len(names):
         raise ModelMismatchError(f"{opened.name} has two tensors of one name")
-    return {name: tensor.values for name, tensor in zip(names, opened.tensors(), strict=True)}
+    decoded = opened.tensors()
+    with name_file_in_errors(path):
+        return {
+            name: own_values(tensor, opened.budget)
+            for name, tensor in zip(names, decoded, strict=True)
+        }
 
 
 def _half_storage(tensor: Tensor) -> Literal["half"] | None:

@@ -8,6 +8,7 @@ from constriction import stream
 
 from tensorpress.codec.bit_io import BitReader, BitWriter, Symbols
 from tensorpress.codec.huffman import HuffmanCode
+from tensorpress.codec.read_budget import ReadBudget
 from tensorpress.codec.static_tables import Prior, read_prior
 from tensorpress.errors import CorruptFileError
 
@@ -17,6 +18,8 @@ MAX_COUNTS = 1 << 24
 MAX_REACH = 1 << 15
 """Largest symbol of a probability table."""
 
+_PRIOR_BYTES = 40  # that one count takes while its table is made
+_RECENT = 16  # tables that are looked through for the same one
 _STATE_BYTES = 8  # of the encoder's interval
 _MAX_SYMBOL_BYTES = 4  # the rarest symbol takes 24 bits and a little for rounding
 
@@ -203,7 +206,7 @@ def decode_huffman(
 
 
 def decode_static(
-    tables: BitReader, data: bytes, arrays: Sequence[tuple[int, int]]
+    tables: BitReader, data: bytes, arrays: Sequence[tuple[int, int]], budget: ReadBudget
 ) -> list[TableSymbols]:
     """Decode arrays of symbols that were range coded by one probability table each.
 
@@ -215,19 +218,25 @@ def decode_static(
         The stream of `encode_range`.
     arrays : sequence of (int, int)
         The largest symbol of each array, and its size.
+    budget : ReadBudget
+        What the tables may take; the symbols are taken already.
 
     Raises
     ------
     CorruptFileError
-        If the bytes are not those of such arrays.
+        If the bytes are not those of such arrays, or take more than the budget.
     """
     priors: list[Prior] = []
     earlier: list[Prior] = []
     table_bits, counts = [], 0
     for reach, _ in arrays:
         start = tables.position
+        budget.take(0, passing=_PRIOR_BYTES * (2 * reach + 1))
         priors.append(read_prior(tables, reach, earlier))
         table_bits.append(tables.position - start)
+        if not any(priors[-1] is prior for prior in priors[-_RECENT - 1 : -1]):
+            budget.take(priors[-1].counts.nbytes)
+            budget.work(len(priors[-1].counts) // 2)  # two counts take as long as a symbol
         counts += len(priors[-1].counts)
         if counts > MAX_COUNTS:
             raise CorruptFileError(f"the probability tables have more than {MAX_COUNTS:,} counts")

@@ -84,6 +84,8 @@ class StorageCoder:
             raise CorruptFileError(f"{kind} is no way to store a tensor")
         if kind in (_STEP, _UNIFORM) and not floating:
             raise CorruptFileError(f"a tensor of {dtype} cannot have been quantized")
+        if kind == _CONSTANT and not floating:
+            raise CorruptFileError(f"a tensor of {dtype} cannot have been one float32 number")
         try:
             if kind == _STEP:
                 code = storage.code if isinstance(storage, StepQuantizer) else 0

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 from torch import Tensor
@@ -15,10 +14,9 @@ from tensorpress.codec.decode_tensors import DecodedTensor, decode_tensors
 from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.header import Description
 from tensorpress.codec.model_tensors import DTYPES
+from tensorpress.codec.read_budget import ReadBudget
 from tensorpress.codec.storage import CODERS, Coder, Quantizer
 from tensorpress.errors import CorruptFileError, unknown_name
-
-_MAX_VALUES, _MAX_VALUES_PER_BYTE = 1 << 22, 1 << 12  # that a file may claim without a zoo network
 
 
 def write_file(
@@ -88,6 +86,8 @@ class OpenFile:
         The name of the data that the model was trained for.
     container_bytes : int
         Bytes of magic, version, checksum and lengths.
+    budget : ReadBudget
+        What reading the file may still take.
     """
 
     name: str
@@ -97,31 +97,44 @@ class OpenFile:
     coder: Coder
     data: str | None
     container_bytes: int
+    budget: ReadBudget
     _stream: Stream
     _payload: bytes
 
-    def tensors(self) -> list[DecodedTensor]:
+    def tensors(self, *, keep_symbols: bool = False) -> list[DecodedTensor]:
         """Decode the tensors of the description; this can be done once.
 
         Raises
         ------
         CorruptFileError
-            If the file does not hold them, or is far too small for so many.
+            If the file does not hold them, is far too small for so many, or has one that is not
+            finite.
         """
         table = self.description.tensors
-        values = sum(prod(entry.shape) for entry in table)
-        limit = _MAX_VALUES + _MAX_VALUES_PER_BYTE * self.size
-        if self.description.network is None and values > limit:
-            raise CorruptFileError(
-                f"{self.name}: {self.size} bytes are said to hold {values:,} values"
-            )
         shapes, dtypes = [entry.shape for entry in table], [DTYPES[entry.dtype] for entry in table]
         with container.name_file_in_errors(self.name):
-            return decode_tensors(self._stream, self._payload, shapes, dtypes, self.coder)
+            decoded = decode_tensors(
+                *(self._stream, self._payload, shapes, dtypes, self.coder),
+                budget=self.budget,
+                keep_symbols=keep_symbols,
+            )
+            for entry, tensor in zip(table, decoded, strict=True):
+                if not tensor.finite:
+                    raise CorruptFileError(f"tensor {entry.name!r} has NaN or infinite values")
+        return decoded
 
 
-def open_file(path: str | os.PathLike[str]) -> OpenFile:
+def open_file(
+    path: str | os.PathLike[str], *, max_bytes: int | None = None, model_bytes: int = 0
+) -> OpenFile:
     """Read the header of a file.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, which is not trusted.
+    max_bytes, model_bytes : int
+        What reading the file may take; see `tensorpress.codec.read_budget.ReadBudget`.
 
     Raises
     ------
@@ -129,6 +142,7 @@ def open_file(path: str | os.PathLike[str]) -> OpenFile:
         As `tensorpress.load` does.
     """
     content, name = container.read(path), os.fspath(path)
+    budget = ReadBudget(content.size, max_bytes, model_bytes)
     stream, payload = Stream(content.stream), content.payload
     with container.name_file_in_errors(path):
         network = zoo_header.read_network(name, stream)
@@ -136,7 +150,7 @@ def open_file(path: str | os.PathLike[str]) -> OpenFile:
         if size > len(payload):
             raise CorruptFileError("the header ends early")
     if network is None:
-        description = named_header.unpack(name, payload[:size])
+        description = named_header.unpack(name, payload[:size], budget)
     else:
         description = zoo_header.read_layers(name, stream, network)
     with container.name_file_in_errors(path):
@@ -155,6 +169,7 @@ def open_file(path: str | os.PathLike[str]) -> OpenFile:
         coder=CODERS[coder],
         data=data,
         container_bytes=container_bytes,
+        budget=budget,
         _stream=stream,
         _payload=payload[size:],
     )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from torch import nn
 
@@ -22,6 +21,7 @@ from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.planner import lost_layers
 from tensorpress.reconstruct.unfitted import unfitted_layers
+from tensorpress.utils.atomic_files import check_writable
 
 logger = logging.getLogger("tensorpress.compress")
 
@@ -148,11 +148,7 @@ def _check_out(out: str | os.PathLike[str] | None, limit: Budget) -> None:
             f"out is the file of a budget of bytes, not of {limit.kind}: write the model with "
             "tensorpress.save_checkpoint(result.model, folder, result.plan)"
         )
-    try:
-        with TemporaryFile(dir=Path(out).absolute().parent):
-            pass
-    except OSError as error:
-        raise InvalidArgumentError(f"{os.fspath(out)} cannot be written: {error}") from None
+    check_writable(out)
 
 
 def _evaluate(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float:

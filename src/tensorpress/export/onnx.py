@@ -27,6 +27,7 @@ from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.press.press import materialize
 from tensorpress.schemes.parametrization import factorized_weight
+from tensorpress.utils.atomic_files import check_writable, put_in_place
 from tensorpress.utils.module_tree import unwrap
 
 _MAX_FOLDED = 64  # entries by which folding may enlarge a constant
@@ -135,7 +136,7 @@ def export_onnx(
         )
     if factors == "materialize" and any(map(factorized_weight, model.modules())):
         model = materialize(model)
-    target = Path(path)
+    target = check_writable(path)
     with _temporary_folder(target) as folder:
         with evaluation_mode(model), torch.no_grad():
             run_on_inputs(model, inputs)
@@ -171,7 +172,7 @@ def export_onnx(
         warnings.warn(f"{target} takes only the example's batch size: {obstacle}", stacklevel=2)
     shapes = {str(value.name): _shape(value) for value in program.model.graph.inputs}
     first = next((shape for shape in shapes.values() if shape), ())
-    return OnnxFile(target, size, any(isinstance(axis, str) for axis in first[:1]), shapes)
+    return OnnxFile(Path(path), size, any(isinstance(axis, str) for axis in first[:1]), shapes)
 
 
 def import_extra(name: str) -> Any:
@@ -287,7 +288,7 @@ def _silence() -> Iterator[None]:
 def _temporary_folder(target: Path) -> Iterator[Path]:
     """Create a folder beside a file for the length of the block."""
     with _write_errors(target):
-        folder = tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+        folder = tempfile.mkdtemp(prefix=".onnx.", dir=target.parent)
     try:
         yield Path(folder)
     finally:
@@ -309,5 +310,5 @@ def _move_files(folder: Path, target: Path) -> int:
     files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
     size = sum(file.stat().st_size for file in files)
     for file in files:
-        file.replace(target.with_name(file.name))
+        put_in_place(file, check_writable(target.with_name(file.name)))
     return size

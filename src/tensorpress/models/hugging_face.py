@@ -57,12 +57,7 @@ def build_hugging_face(
     """
     transformers = transformers_library()
     config = _load_config(transformers, place, options)
-    name = (config.architectures or ["AutoModel"])[0]
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        raise InvalidArgumentError(
-            f"hf:{place} is a {name}, which transformers {transformers.__version__} does not have"
-        )
+    kind, name = _model_class(transformers, place, config)
     if not empty and _has_weights(Path(place)):
         return _load_pretrained(kind, place, config, new_head)
     if not empty:
@@ -91,6 +86,20 @@ def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> A
             f"the config of hf:{place} has no {', '.join(map(repr, sorted(unused)))}"
         )
     return config
+
+
+def _model_class(transformers: Any, place: str, config: Any) -> tuple[Any, str]:
+    """Return the class of a config's model and its name, which is nothing but a model's."""
+    names = config.architectures or ["AutoModel"]
+    name = names[0] if isinstance(names, list) else names
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_model and name != "AutoModel":
+        raise InvalidArgumentError(
+            f"hf:{place} is a {name}, which is no model that transformers "
+            f"{transformers.__version__} has"
+        )
+    return kind, name
 
 
 def _has_weights(folder: Path) -> bool:

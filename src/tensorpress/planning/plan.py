@@ -16,7 +16,7 @@ from tensorpress.planning.plan_table import VECTOR, Sums, format_unpressed, laye
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
-from tensorpress.utils.config_parsing import parse_yaml, validate
+from tensorpress.utils.config_parsing import parse_json, parse_yaml, validate
 from tensorpress.utils.formatting import format_shape
 
 
@@ -173,8 +173,8 @@ class Plan:
         if not file.is_file():
             raise DataNotFoundError(f"no plan at {file}")
         try:
-            text = file.read_text(encoding="utf-8")
-            return Plan.from_dict(json.loads(text) if file.suffix == ".json" else parse_yaml(text))
+            parse = parse_json if file.suffix == ".json" else parse_yaml
+            return Plan.from_dict(parse(file.read_bytes()))
         except (ValueError, OSError) as error:
             raise InvalidArgumentError(f"{file}: {error}") from None
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, unknown_name
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.config_parsing import parse_json
 
 Rule = Literal["total", "worst"]
 
@@ -110,8 +111,8 @@ class Scores:
             If the file holds something else.
         """
         try:
-            return Scores.from_dict(json.loads(Path(path).read_bytes()))
+            return Scores.from_dict(parse_json(Path(path).read_bytes()))
         except FileNotFoundError:
             raise DataNotFoundError(f"no scores at {path}") from None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise CorruptFileError(f"{path} does not hold scores: {error}") from error

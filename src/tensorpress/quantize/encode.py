@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from tensorpress.codec.state_dict import load_tensors
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.file_search import FileSearch, ModelFileSearch, StateFileSearch
 from tensorpress.quantize.rounded_model import RoundedTensor
-from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.atomic_files import check_writable, write_atomically
 
 _MAX_NAMES = 3  # of tensors in a warning
 
@@ -132,12 +131,12 @@ def encode(
     return EncodeResult(written, 8 * written / max(search.values, 1), rounded.error, table)
 
 
-def decode(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def decode(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, Tensor]:
     """Return the tensors of a `.tpz` file by name.
 
     See `tensorpress.codec.state_dict.load_tensors`.
     """
-    return load_tensors(path)
+    return load_tensors(path, max_bytes=max_bytes)
 
 
 def _warn_of_zeros(table: Sequence[RoundedTensor], path: str | os.PathLike[str]) -> None:
@@ -190,5 +189,4 @@ def _check_budget(
     if not isfinite(value) or value <= 0 or (name == "target_error" and value >= 1):
         condition = "between 0 and 1" if name == "target_error" else "positive"
         raise InvalidArgumentError(f"{name} must be {condition}, not {value}")
-    if not Path(path).absolute().parent.is_dir():
-        raise InvalidArgumentError(f"{os.fspath(path)} cannot be written: its folder is missing")
+    check_writable(path)

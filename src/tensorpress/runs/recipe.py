@@ -148,12 +148,12 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     if not file.is_file():
         raise DataNotFoundError(f"no recipe at {file}")
     try:
-        return parse_recipe(file.read_text(encoding="utf-8"))
-    except (TensorPressError, UnicodeDecodeError, OSError) as error:
+        return parse_recipe(file.read_bytes())
+    except (TensorPressError, OSError) as error:
         raise InvalidArgumentError(f"{file}: {error}") from None
 
 
-def parse_recipe(text: str) -> Recipe:
+def parse_recipe(text: str | bytes) -> Recipe:
     """Parse and check the YAML text of a recipe.
 
     Examples

@@ -31,7 +31,12 @@ from tensorpress.schemes.parametrization import FactorizedWeight
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.train import History, TrainConfig, evaluate, fit
 from tensorpress.train.batches import Batch
-from tensorpress.train.checkpoint import read_checkpoint, restore_model, write_checkpoint
+from tensorpress.train.checkpoint import (
+    read_checkpoint,
+    refuse_damage,
+    restore_model,
+    write_checkpoint,
+)
 from tensorpress.train.distillation import CachedTeacher
 from tensorpress.train.epoch import Penalty
 
@@ -70,9 +75,10 @@ def press_once(dense: nn.Module, plan: Plan, path: Path, **options: Any) -> nn.M
 
 def _restore_pressed(model: nn.Module, path: Path) -> nn.Module:
     content = read_checkpoint(path, _KEYS)
-    restore_model(path, model, content["model"])
-    for name, module in _modules_with_errors(model):
-        module.relative_error = content["errors"][name]
+    with refuse_damage(path):
+        restore_model(path, model, content["model"])
+        for name, module in _modules_with_errors(model):
+            module.relative_error = float(content["errors"][name])
     return model
 
 

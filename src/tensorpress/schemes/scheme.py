@@ -15,6 +15,7 @@ from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.ranks import RankRule, check_ranks, parse_rank_rule, round_ranks
 from tensorpress.schemes.canonical_kernel import kernel_to_weight, layer_kernel
+from tensorpress.schemes.cast_error import measure_cast_error
 from tensorpress.schemes.chain_builder import dense_layer
 from tensorpress.schemes.layer_spec import (
     LayerSpec,
@@ -463,6 +464,7 @@ class Scheme(ABC):
         kernel = _finite_kernel(layer, spec)
         chosen, spectra = self._choose(spec, parse_rank_rule(ranks), kernel)
         pressed = self._record_options(self.decompose(layer, spec, kernel, chosen, spectra))
+        measure_cast_error(pressed, kernel_to_weight(kernel, spec), self.compose)
         copy_requires_grad(layer, pressed)
         return pressed.train(layer.training)
 

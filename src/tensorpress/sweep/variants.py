@@ -233,6 +233,6 @@ def _read_yaml(file: Path, kind: str) -> Any:
     if not file.is_file():
         raise DataNotFoundError(f"no {kind} at {file}")
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"))
-    except (TensorPressError, UnicodeDecodeError, OSError) as error:
+        return parse_yaml(file.read_bytes())
+    except (TensorPressError, OSError) as error:
         raise InvalidArgumentError(f"{file}: {error}") from None

@@ -3,7 +3,8 @@
 import json
 import random
 import zipfile
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from tensorpress.errors import CorruptFileError, InvalidArgumentError, ModelMismatchError
+from tensorpress.errors import (
+    CorruptFileError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    TensorPressError,
+)
 from tensorpress.train.history import History
 from tensorpress.train.processes import processes
 from tensorpress.utils.atomic_files import replace_file
+from tensorpress.utils.config_parsing import parse_json
 
 TRAINING = {"epoch", "model", "optimizer", "scaler", "history", "random", "config"}
 
@@ -44,19 +51,26 @@ def read_checkpoint(path: Path, keys: Set[str] = TRAINING) -> dict[str, Any]:
     CorruptFileError
         If the file is truncated, altered or has other keys.
     """
-    try:
+    with refuse_damage(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # two parsers raise errors of any class on damaged bytes
-        raise CorruptFileError(
-            f"{path} is not a training checkpoint, or is damaged ({type(error).__name__})"
-        ) from error
     if not isinstance(content, dict) or set(content) != keys:
         raise CorruptFileError(f"{path} is not a training checkpoint, or is damaged")
     return content
+
+
+@contextmanager
+def refuse_damage(path: Path) -> Iterator[None]:
+    """Raise a `CorruptFileError` for any error of a library on the content of a checkpoint."""
+    try:
+        yield
+    except TensorPressError:
+        raise
+    except Exception as error:  # parsers, and those who get wrong types, raise errors of any class
+        raise CorruptFileError(
+            f"{path} is not a training checkpoint, or is damaged ({type(error).__name__})"
+        ) from error
 
 
 def check_same_config(path: Path, saved: str, current: str) -> None:
@@ -81,7 +95,7 @@ def check_same_config(path: Path, saved: str, current: str) -> None:
     tensorpress.errors.InvalidArgumentError: run.pt: checkpoint of another configuration: \
 lr is 0.1 there and 0.2 here
     """
-    there, here = _flatten(json.loads(saved)), _flatten(json.loads(current))
+    there, here = (_flatten(parse_json(text, finite=False)) for text in (saved, current))
     differences = [
         f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
         for key in dict.fromkeys([*there, *here])
@@ -213,17 +227,19 @@ class RunCheckpoint:
         if self._path is None or not self._path.exists():
             return History()
         content = read_checkpoint(self._path)
-        check_same_config(self._path, content["config"], self._settings)
-        restore_model(self._path, self._model, content["model"])
-        try:
-            self._optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:
-            raise ModelMismatchError(
-                f"{self._path}: the checkpoint trains other parameters than the model does: {error}"
-            ) from error
-        self._scaler.load_state_dict(content["scaler"])
-        restore_random_state(content["random"][processes().process_index], self._generators)
-        return History.from_json(content["history"])
+        with refuse_damage(self._path):
+            check_same_config(self._path, content["config"], self._settings)
+            restore_model(self._path, self._model, content["model"])
+            try:
+                self._optimizer.load_state_dict(content["optimizer"])
+            except ValueError as error:
+                raise ModelMismatchError(
+                    f"{self._path}: the checkpoint trains other parameters than the model does: "
+                    f"{error}"
+                ) from error
+            self._scaler.load_state_dict(content["scaler"])
+            restore_random_state(content["random"][processes().process_index], self._generators)
+            return History.from_json(content["history"])
 
     def save(self, history: History) -> None:
         """Write the present state; the main process writes, but all processes must call."""

@@ -4,13 +4,24 @@ import glob
 import os
 import platform
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 import psutil
 
 from tensorpress.errors import InvalidArgumentError
+
+_LONGEST_NAME = 120  # bytes of a file's name that stay in the name of its temporary file
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 @contextmanager
@@ -18,12 +29,13 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path whose file replaces ``path`` at the end of the block.
 
     The file is flushed to disk before it is renamed. If the block raises, the temporary file is
-    removed and ``path`` is unchanged.
+    removed and ``path`` is unchanged. A symbolic link stays, and the file that it leads to is
+    replaced; the new file has the permissions of the old one.
 
     Raises
     ------
     InvalidArgumentError
-        If the file cannot be written.
+        If the file cannot be written; see `check_writable`.
 
     Examples
     --------
@@ -34,19 +46,66 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> [file.name for file in folder.iterdir()]
     ['a.txt']
     """
-    target = Path(path)
+    target = check_writable(path)
     writer = f"{platform.node()}@{os.getpid()}"
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{writer}.tmp")
+    temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.{writer}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(target)
+        put_in_place(temporary, target)
     except OSError as error:
-        reason = error.strerror or error
-        raise InvalidArgumentError(f"{target} cannot be written: {reason}") from error
+        raise _unwritable(path, error.strerror or error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # whatever failed before is the error to show
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Return the file that a path leads to, through symbolic links, if it can be written.
+
+    Work that takes minutes checks its path first.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the path leads to something other than a regular file, such as a device, or to a folder
+        that is missing or that cannot be written in.
+
+    Examples
+    --------
+    >>> check_writable("/")
+    Traceback (most recent call last):
+    tensorpress.errors.InvalidArgumentError: / cannot be written: it is a folder
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        target.parent.stat()
+        with suppress(FileNotFoundError):
+            mode = target.lstat().st_mode
+            if not stat.S_ISREG(mode):
+                kind = next((kind for holds, kind in _KINDS if holds(mode)), "a loop of links")
+                raise _unwritable(path, f"it is {kind}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise _unwritable(path, getattr(error, "strerror", None) or error) from error
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise _unwritable(path, "its folder is read-only")
+    return target
+
+
+def put_in_place(file: Path, target: Path) -> None:
+    """Rename a complete file to one that `check_writable` returned, with the permissions of that.
+
+    Raises
+    ------
+    OSError
+        If it cannot be renamed.
+    """
+    with suppress(FileNotFoundError):
+        file.chmod(stat.S_IMODE(target.stat().st_mode) & 0o777)
+    file.replace(target)
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
@@ -55,8 +114,8 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     The name of a temporary file has the machine and the process that writes it. A file of another
     machine stays, because nothing here tells whether its process still runs.
     """
-    target = Path(path)
-    writer = f"{glob.escape(f'.{target.name}.')}????????.{glob.escape(platform.node())}"
+    target = Path(os.path.realpath(path))
+    writer = f"{glob.escape(_prefix(target))}????????.{glob.escape(platform.node())}"
     for leftover in target.parent.glob(f"{writer}@*.tmp"):
         pid = leftover.stem.rpartition("@")[2]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
@@ -67,3 +126,13 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write bytes to a file, which then exists complete or unchanged."""
     with replace_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def _prefix(target: Path) -> str:
+    """Return what names of temporary files for a target begin with; long names are hashed."""
+    name = os.fsencode(target.name)
+    return f".{target.name if len(name) <= _LONGEST_NAME else sha256(name).hexdigest()}."
+
+
+def _unwritable(path: str | os.PathLike[str], reason: object) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{os.fspath(path)} cannot be written: {reason}")

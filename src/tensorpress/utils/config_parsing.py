@@ -1,7 +1,9 @@
-"""Strict YAML, and checks of plain data against pydantic models with errors that name the key."""
+"""Strict YAML and JSON; checks of plain data against pydantic models, with errors by key."""
 
+import json
 import reprlib
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -9,14 +11,16 @@ from pydantic import BaseModel, ValidationError
 
 from tensorpress.errors import InvalidArgumentError
 
+_MOST_DIGITS = 80  # of an integer of 64 bits, in any base and with underscores
+_SHOWN_DIGITS = 20
 _MOST_KEYS = 10_000  # of a mapping, those merged into it included
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str | bytes) -> Any:
     """Parse YAML into dictionaries, lists, strings, numbers, booleans and None.
 
-    The text cannot name Python objects. A duplicate key is an error, where YAML libraries silently
-    take the last value.
+    The text, in UTF-8, cannot name Python objects, and a date is a string. A duplicate key is an
+    error, where YAML libraries silently take the last value, and so is an integer beyond 64 bits.
 
     Raises
     ------
@@ -29,12 +33,96 @@ def parse_yaml(text: str) -> Any:
     {'a': [1, 'two']}
     """
     try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidArgumentError(f"cannot be read as YAML: {error}") from None
+        return _check_tree(yaml.load(_decode(text), _Loader), set(), set())
+    except Exception as error:  # PyYAML's constructors raise errors of any class
+        raise InvalidArgumentError(f"cannot be read as YAML: {_reason(error)}") from None
+
+
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
+    """Parse JSON in UTF-8.
+
+    Parameters
+    ----------
+    text : str or bytes
+        The text.
+    finite : bool
+        Whether numbers that are infinite or NaN are errors, as in JSON itself.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the text cannot be parsed, or has an integer beyond 64 bits.
+
+    Examples
+    --------
+    >>> parse_json('{"a": [1, 0.5]}')
+    {'a': [1, 0.5]}
+    >>> parse_json("1e999")
+    Traceback (most recent call last):
+    tensorpress.errors.InvalidArgumentError: cannot be read as JSON: 1e999 is not a finite number
+    """
+    parse_float = _finite_float if finite else float
+    try:
+        tree = json.loads(
+            _decode(text),
+            parse_float=parse_float,
+            parse_constant=parse_float,
+            parse_int=_plain_integer,
+        )
+        return _check_tree(tree, set(), set())
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"cannot be read as JSON: {_reason(error)}") from None
+
+
+def _decode(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode("utf-8")
+
+
+def _check_tree(value: Any, around: set[int], done: set[int]) -> Any:
+    """Return plain data; refuse a list that is in itself, and text that no file can hold."""
+    if isinstance(value, str):
+        value.encode()
+    if not isinstance(value, list | dict) or id(value) in done:
+        return value
+    if id(value) in around:
+        raise ValueError("a list or mapping is within itself")
+    around.add(id(value))
+    for part in [*value, *value.values()] if isinstance(value, dict) else value:
+        _check_tree(part, around, done)
+    around.remove(id(value))
+    done.add(id(value))
+    return value
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error) or type(error).__name__
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not isfinite(value):
+        raise ValueError(f"{digits[:_SHOWN_DIGITS]} is not a finite number")
+    return value
+
+
+def _plain_integer(digits: str) -> int:
+    return _check_integer(int(digits) if len(digits) <= _MOST_DIGITS else 1 << 64)
+
+
+def _check_integer(value: int) -> int:
+    if value.bit_length() > 64:
+        raise ValueError("a number has more than 64 bits")
+    return value
 
 
 class _Loader(yaml.SafeLoader):
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > _MOST_DIGITS:
+            raise ValueError("a number has more than 64 bits")
+        return _check_integer(super().construct_yaml_int(node))
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
@@ -54,6 +142,18 @@ class _Loader(yaml.SafeLoader):
                 problem="too many keys", problem_mark=node.start_mark
             )
 
+
+_PLAIN = ("null", "bool", "int", "float", "seq", "map", "str")
+_Loader.yaml_constructors = {
+    tag: function
+    for tag, function in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.removeprefix("tag:yaml.org,2002:") in _PLAIN
+}
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 Model = TypeVar("Model", bound=BaseModel)
 

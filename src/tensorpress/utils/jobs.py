@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.executors import run_jobs
 from tensorpress.utils.progress import show_progress
 
@@ -184,9 +185,11 @@ class JobFolder:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise CorruptFileError(f"{path} is not complete JSON: {error}; delete it") from None
+    except OSError as error:
+        raise CorruptFileError(f"{path} cannot be read: {error.strerror or error}") from None
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path} is not the result of a job")
     return content
