@@ -13,6 +13,8 @@ from command_line import Outcome
 from tensorpress.checkpoints import load_checkpoint
 from tensorpress.checkpoints.press_shard import ShardPress
 from tensorpress.cli.app import INTERRUPTED
+from tensorpress.cli.calibration_data import STREAM_SAMPLE, CommandData
+from tensorpress.cli.model_source import LoadedModel
 from tensorpress.cli.press import Reconstruct
 from tensorpress.data import load
 from tensorpress.models.hugging_face import transformers_library
@@ -199,20 +201,23 @@ def gpt2(tmp_path: Path) -> nn.Module:
 
 
 def write_tokens(path: Path) -> list[torch.Tensor]:
-    """Write 40 lines of 48 tokens, of which a model of 32 positions takes 32 and 16."""
-    tokens = torch.randint(0, 96, (40, 48), generator=torch.Generator().manual_seed(0))
-    path.write_text("\n".join(json.dumps({"input_ids": row}) for row in tokens.tolist()))
-    return [piece[None] for row in tokens for piece in row.split(32)]
+    """Write 40 rows of 32 tokens, of which every fifth is left for tests."""
+    tokens = torch.randint(0, 96, (40, 32), generator=torch.Generator().manual_seed(0))
+    save_file({"input_ids": tokens}, path)
+    loaded = LoadedModel("gpt2", nn.Module(), "hf:gpt2")
+    data = CommandData.open(loaded, str(path), None, None).sample(STREAM_SAMPLE)
+    return [batch["input_ids"] for batch in data]
 
 
-def test_a_checkpoint_is_calibrated_on_lines_of_tokens(
+def test_a_checkpoint_is_calibrated_on_rows_of_tokens(
     run_json: RunJson, tmp_path: Path, gpt2: nn.Module
 ) -> None:
-    pieces = write_tokens(tmp_path / "text.jsonl")
-    words = ("press", "gpt2", "--budget", "params=80%", "--calibrate", "text.jsonl")
+    rows = write_tokens(tmp_path / "tokens.safetensors")
+    assert sum(map(len, rows)) == STREAM_SAMPLE
+    words = ("press", "gpt2", "--budget", "params=80%", "--data", "tokens.safetensors")
     result = run_json(*words, "--out", "pressed")
     assert result["pressed"]["params"] <= 0.8 * result["dense"]["params"]
-    options = {"budget": "params=80%", "calibration": pieces}
+    options = {"budget": "params=80%", "calibration": rows}
     plan = tp.press_checkpoint(tmp_path / "gpt2", tmp_path / "again", **options)
     assert result["plan"] == plan.id
     files = [tmp_path / name / "model.safetensors" for name in ("pressed", "again")]
@@ -228,11 +233,12 @@ def test_a_checkpoint_is_calibrated_on_a_text(
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     fast = transformers_library().PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     fast.save_pretrained(tmp_path / "gpt2")
-    (tmp_path / "text.txt").write_text("the cat sat on the mat a mat sat on " * 20)
-    lines = [json.dumps({"text": "the cat sat on the mat a mat sat on " * 20}), "", ""]
+    text = "the cat sat on the mat a mat sat on " * 20
+    (tmp_path / "text.txt").write_text(f"{text}\n" * 5)
+    lines = [json.dumps({"text": f"{text}\n"})] * 5
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     for kind in ("txt", "jsonl"):
-        run_json("press", "gpt2", *SVD, "--calibrate", f"text.{kind}", "--out", f"out-{kind}")
+        run_json("press", "gpt2", *SVD, "--data", f"text.{kind}", "--out", f"out-{kind}")
     files = [tmp_path / f"out-{kind}" / "model.safetensors" for kind in ("txt", "jsonl")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -240,27 +246,23 @@ def test_a_checkpoint_is_calibrated_on_a_text(
 def test_what_calibration_of_a_checkpoint_refuses(
     fails: Fails, tmp_path: Path, gpt2: nn.Module
 ) -> None:
-    words = ("press", "gpt2", *SVD, "--out", "x", "--calibrate")
-    assert "names a text file or a .jsonl file, and digits is none" in fails(*words, "digits")
-    (tmp_path / "text.txt").write_text("a text")
-    assert "gpt2 has no tokenizer that can be read" in fails(*words, "text.txt")
-    (tmp_path / "empty.jsonl").touch()
-    assert "empty.jsonl has no tokens" in fails(*words, "empty.jsonl")
-    for line in ("no JSON", "[1, 2]", '{"input_ids": "abc"}', '{"input_ids": [1.5]}', "{}"):
-        (tmp_path / "wrong.jsonl").write_text(f'{{"input_ids": [1, 2]}}\n{line}')
-        assert "wrong.jsonl, line 2: expected" in fails(*words, "wrong.jsonl")
-    (tmp_path / "far.jsonl").write_text('{"input_ids": [1, 96]}')
-    assert "token 96" in fails(*words, "far.jsonl")
-    write_tokens(tmp_path / "text.jsonl")
-    assert "needs the whole model" in fails(*words, "text.jsonl", "--reconstruct", "refit")
-    assert "in one process" in fails(*words, "text.jsonl", "--processes", "2")
+    words = ("press", "gpt2", *SVD, "--out", "x", "--data")
+    assert "dogs" in fails(*words, "dogs")
+    (tmp_path / "text.txt").write_text("a text\n" * 5)
+    assert "gpt2 has no tokenizer" in fails(*words, "text.txt")
+    write_tokens(tmp_path / "tokens.safetensors")
+    assert "needs the whole model" in fails(*words, "tokens.safetensors", "--reconstruct", "refit")
+    assert "in one process" in fails(*words, "tokens.safetensors", "--processes", "2")
+    save_file({"input_ids": torch.full((40, 32), 96)}, tmp_path / "far.safetensors")
+    assert "index out of range" in fails(*words, "far.safetensors")
+    assert not (tmp_path / "x").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(
     shell: Shell, tmp_path: Path, gpt2: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_tokens(tmp_path / "text.jsonl")
-    words = ("press", "gpt2", *SVD, "--calibrate", "text.jsonl", "--out")
+    write_tokens(tmp_path / "tokens.safetensors")
+    words = ("press", "gpt2", *SVD, "--data", "tokens.safetensors", "--out")
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -18,8 +18,9 @@ from tensorpress.data.splits import check_fit
 from tensorpress.data.transforms import ImageOptions
 from tensorpress.models.zoo import NETWORKS
 
-ENCODE_SAMPLE, FIT_SAMPLE = 512, 1024
-"""Number of examples that rate errors of weights, and to which layers are fitted."""
+ENCODE_SAMPLE, FIT_SAMPLE, STREAM_SAMPLE = 512, 1024, 32
+"""Number of examples that rate errors of weights, to which layers are fitted, and to which those of
+a checkpoint are, whose examples are long."""
 
 TEST_SAMPLE = 10_000
 """Largest number of examples on which a model is tested before and after compression."""

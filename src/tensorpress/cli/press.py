@@ -91,9 +91,9 @@ def press_command(
         dense = DenseByName.parse(model or str(checkpoint), None, inputs)
         with connect_cluster(cluster) as executor:
             options: dict[str, Any] = {"processes": processes, "executor": executor}
-            if data is not None:
-                options["data"] = Path(data)
-            result = _press_folder(checkpoint, dense, stored_plan or arguments, out, options)
+            result = _press_folder(
+                checkpoint, dense, stored_plan or arguments, out, options, data, root
+            )
     else:
         check_new(out)
         if model is None:
@@ -156,10 +156,12 @@ def _press_folder(
     plan: tp.Plan | PlanArguments,
     out: Path,
     options: dict[str, Any],
+    data: str | None,
+    root: Path | None,
 ) -> tuple[tp.Plan, list[Cost]]:
     """Press a folder, without a measurement that depends on all weights at once."""
-    from tensorpress.cli.calibration_text import load_calibration_text
-    from tensorpress.cli.model_source import write_origin
+    from tensorpress.cli.calibration_data import STREAM_SAMPLE, CommandData
+    from tensorpress.cli.model_source import LoadedModel, write_origin
     from tensorpress.cli.plan_arguments import parse_plan_options
     from tensorpress.cli.plan_output import plan_costs
 
@@ -170,9 +172,10 @@ def _press_folder(
         options |= {"example_inputs": dense.inputs(model), **parse_plan_options(plan)}
     else:
         options["plan"] = plan
-    if "data" in options:
-        text = options.pop("data")
-        options["calibration"] = load_calibration_text(checkpoint, model, text)
+    if data is not None:
+        loaded = LoadedModel(str(checkpoint), model, f"hf:{checkpoint}")
+        batches = CommandData.open(loaded, data, root, None).sample(STREAM_SAMPLE)
+        options["calibration"] = batches
     try:
         result = tp.press_checkpoint(checkpoint, out, **options)
     except KeyboardInterrupt:

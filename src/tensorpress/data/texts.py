@@ -1,11 +1,11 @@
 """Texts in files: a line each, or JSON lines with labels."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tensorpress.data.source import Source
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
+from tensorpress.utils.config_parsing import parse_json
 
 TEXT = ("text", "sentence", "content")
 """The names of texts in JSON lines and of columns."""
@@ -48,8 +48,8 @@ def read_json_lines(path: Path) -> Source:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = parse_json(line)
+        except InvalidArgumentError as error:
             raise CorruptFileError(f"{path}, line {number}: {error}") from error
         if not isinstance(row, dict):
             raise CorruptFileError(f"{path}, line {number}: expected a JSON object")

@@ -1,6 +1,7 @@
 """Texts as the tokens of a model of transformers."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from tensorpress.models.names import parse_name
 
 TOKENS = 512
 """Tokens of a block of text, or the most of an example."""
+
+FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+"""Names of files of tokenizers."""
 
 _CHARACTERS = 8  # of a token, at the most, on average
 
@@ -33,6 +37,10 @@ def load_tokenizer(name: str | None) -> Any:
             f"{name or 'this model'}; what another model takes are arrays, or batches of a "
             "function"
         )
+    folder = Path(parsed.name)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in FILES):
+        # for which transformers may make an empty one
+        raise InvalidArgumentError(f"hf:{parsed.name} has no tokenizer: no file of one")
     transformers = transformers_library()
     try:
         return transformers.AutoTokenizer.from_pretrained(parsed.name, trust_remote_code=False)

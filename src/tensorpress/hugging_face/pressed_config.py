@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tensorpress.errors import CorruptFileError
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.planning.plan import Plan
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.config_parsing import parse_json
 
 PLAN = "plan.json"
 """The file of a pressed folder that has its plan."""
@@ -75,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CorruptFileError(f"{path} is no JSON: {error}") from None
+        content = parse_json(path.read_bytes())
+    except InvalidArgumentError as error:
+        raise CorruptFileError(f"{path} {error}") from None
     return content if isinstance(content, dict) else {}
