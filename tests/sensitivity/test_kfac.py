@@ -86,6 +86,26 @@ def test_layers_called_many_times_add_up() -> None:
     assert scores.layers["step"]
 
 
+def test_the_unit_of_an_output_does_not_decide() -> None:
+    class TwoHeads(nn.Module):
+        """A model whose second output is in another unit."""
+
+        def __init__(self, unit: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(12, 8), nn.Linear(12, 8)
+            self.unit = unit
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.first(x), self.unit * self.second(x)
+
+    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(1))
+    scores = [kfac_scores(TwoHeads(unit), [x]).layers for unit in (1.0, 1e4)]
+    for name in ("first", "second"):
+        one, other = ([choice.score for choice in layers[name]] for layers in scores)
+        assert one == pytest.approx(other, rel=1e-3)
+
+
 def test_padding_does_not_count() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:

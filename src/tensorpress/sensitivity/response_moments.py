@@ -117,6 +117,7 @@ def collect_moments(
     moments: dict[str, ResponseMoments] = {}
     without: set[str] = set()  # layers in parts of the model that run without gradients
     deviations: dict[int, Deviation] = {}
+    scales: list[float] = []
     examples = 0
     for batch in batches:
         with (
@@ -126,6 +127,8 @@ def collect_moments(
             _watch(layers, moments, normed, without, batch),
         ):
             outputs = output_tensors(model, batch)
+            scales = scales or _scales(outputs, batch)
+            outputs = [y * scale for y, scale in zip(outputs, scales, strict=False)]
             along = (
                 sampled_loss(outputs, random) if of == "loss" else random_direction(outputs, random)
             )
@@ -147,6 +150,16 @@ def collect_moments(
         sums.examples = examples
     energy = sum(deviation.energy for deviation in deviations.values()) / examples
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
+
+
+def _scales(outputs: Sequence[Tensor], batch: Batch) -> list[float]:
+    """Return factors that make several outputs deviate alike, so that no unit decides."""
+    if len(outputs) == 1:
+        return [1.0]
+    deviations = [Deviation() for _ in outputs]
+    for y, deviation in zip(outputs, deviations, strict=True):
+        deviation.add(y.detach(), token_mask(y, batch))
+    return [x.energy**-0.5 if x.energy > 0 else 0.0 for x in deviations]
 
 
 def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> str:
