@@ -118,6 +118,13 @@ def names_of_transformers() -> dict[str, Any]:
     return {"examples": [{"input_ids": row, "labels": row} for row in rows]}
 
 
+def names_of_tutorial() -> dict[str, Any]:
+    names_of_transformers()
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "slept"]
+    Path("text.txt").write_text(" ".join(words[int(k)] for k in torch.randint(8, (300,))))
+    return {}
+
+
 def names_of_language_models() -> dict[str, Any]:
     rows = torch.randint(80, (40, 16))
     batches = [{"input_ids": x, "labels": x} for x in rows.split(8)]
@@ -149,6 +156,7 @@ NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/language-models.md": names_of_language_models,
     "docs/training-for-size.md": names_of_training,
     "docs/transformers.md": names_of_transformers,
+    "docs/tutorials/language-model.md": names_of_tutorial,
     "README.md": names_of_readme,
 }
 """What the code of a page takes for granted, such as the model of its reader."""
