@@ -1,5 +1,7 @@
 """Second moments of inputs and of the loss's gradients, by hooks in one pass."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,3 +84,12 @@ def test_what_has_no_gradient_or_is_not_finite_is_refused() -> None:
         LossCurvature.collect(net, [torch.full((2, 3), 1e30)])
     with pytest.raises(InvalidArgumentError, match="no gradient"):
         LossCurvature.collect(nn.Sequential(nn.Flatten()), [torch.randn(2, 3)])
+
+
+def test_moments_of_a_model_in_half_precision_do_not_overflow() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    x = 5 * torch.randn(4096, 64)
+    half = LossCurvature.collect(copy.deepcopy(net).half(), [x.half()]).inputs["0"]
+    full = LossCurvature.collect(net, [x]).inputs["0"]
+    assert torch.allclose(half.second, full.second, rtol=1e-2, atol=1e3)

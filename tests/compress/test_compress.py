@@ -172,6 +172,13 @@ def test_one_example_is_not_held_out(net: Net) -> None:
     assert lines[1].startswith("warning: too few examples to judge the outputs: give at least 20")
 
 
+def test_of_two_examples_one_judges_that_nothing_was_fitted_to() -> None:
+    net = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    result = tp.compress(net, "params=50%", [torch.randn(2, 32)])
+    assert "too few examples to judge" in result.warnings[0]
+    assert "the one example" not in result.warnings[0]
+
+
 def test_seven_examples_are_not_judged(net: Net) -> None:
     result = tp.compress(net, "params=60%", [torch.randn(7, 3, 8, 8)], refine=False)
     assert "1 now" in result.warnings[0]

@@ -1,5 +1,6 @@
 """Reports of pressed models: the numbers of the layers, and what cannot be reported."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,28 @@ def test_models_that_are_not_pressed_or_not_of_this_kind(dense: nn.Module) -> No
     other.conv = nn.Conv2d(1, 8, 5)
     with pytest.raises(ModelMismatchError, match=r"'conv' .* \(8, 1, 3, 3\), .* \(8, 1, 5, 5\)"):
         describe(other, press(dense))
+
+
+@pytest.mark.parametrize("scheme", ["ada_tucker", "svd_weight", "tt_weight", "cp", "tensor_train"])
+def test_convolutions_of_every_form_are_reported(scheme: str) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 32, 3), nn.ReLU(), nn.Conv2d(32, 16, 3))
+    pressed = tp.press(net, tp.plan(net, scheme=scheme, budget="params=60%"))
+    content = tp.report(net, pressed, batches=[torch.randn(40, 4, 9, 9)])
+    for layer in content["layers"]:
+        assert 0 < layer["error"] < 1
+        assert layer["ms"] > 0
+
+
+def test_weights_without_values_name_the_layer(dense: nn.Module) -> None:
+    with pytest.raises(InvalidArgumentError, match="layer 'conv': its weight is on the meta"):
+        describe(Classifier().to("meta"), press(dense))
+
+
+def test_the_path_is_checked_before_the_work(dense: nn.Module, tmp_path: Path) -> None:
+    def batches() -> Iterator[Tensor]:
+        raise AssertionError("the work has begun")
+        yield
+
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(InvalidArgumentError, match="cannot be written"):
+        tp.report(dense, press(dense), tmp_path / "page.html", batches=batches())

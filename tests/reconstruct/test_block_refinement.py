@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import tensorpress as tp
 from tensorpress.calibrate.batches import collect_batches
+from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.reconstruct.block_refinement import find_blocks, refine_blocks
 
 
@@ -181,3 +182,20 @@ def test_blocks_that_some_batches_do_not_call(batches: list[Tensor]) -> None:
     results = refine_blocks(pressed, net, collect_batches(signed, pressed), epochs=2)
     assert results[0].name == "blocks.0"
     assert results[-1].name == ""
+
+
+def test_a_cache_of_keys_and_values_does_not_grow_from_run_to_run() -> None:
+    mend_torchvision()
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(vocab_size=60, num_attention_heads=2, **sizes)
+    dense = transformers.LlamaModel(config).eval()
+    tokens = torch.randint(60, (60, 12))
+    batches = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in tokens.split(4)]
+    model = tp.press(dense, tp.plan(dense, scheme="channel_svd", budget="params=60%"))
+    refined = refine_blocks(model, dense, collect_batches(batches, dense))
+    assert len(refined) == 3
+    assert refined[-1].after < 0.9 * refined[0].before
+    assert dense.config.use_cache
+    assert model.config.use_cache

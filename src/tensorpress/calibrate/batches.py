@@ -210,3 +210,24 @@ def _misfit(batch: object) -> InvalidArgumentError:
     if isinstance(batch, tuple | list):
         what += f" of {', '.join(type(x).__name__ for x in batch)}"
     return InvalidArgumentError(f"{FORMS}; got {what}")
+
+
+@contextmanager
+def without_cache(*models: nn.Module) -> Iterator[None]:
+    """Let models of Transformers keep no keys and values of earlier tokens.
+
+    A cache is an argument of every block, and grows whenever one runs.
+    """
+    parts = (module for model in models for module in model.modules())
+    configs: dict[int, Any] = {id(part.config): part.config for part in parts if _caches(part)}
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
+
+
+def _caches(module: nn.Module) -> bool:
+    return bool(getattr(getattr(module, "config", None), "use_cache", False))

@@ -219,6 +219,7 @@ def _rows(batch: Batch, layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _square(rows: Tensor) -> Tensor:
-    """Return Σ x xᵀ of rows in float32, multiplied in the precision of the rows."""
+    """Return Σ x xᵀ of rows in float32, multiplied in their precision; float16 would overflow."""
+    rows = rows.float() if rows.dtype == torch.float16 else rows
     with torch.autocast(rows.device.type, enabled=False):
         return (rows.mT @ rows).float()

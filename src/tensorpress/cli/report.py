@@ -12,7 +12,7 @@ import tensorpress as tp
 from tensorpress.cli.options import MODEL, Inputs, Json, Preprocess, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.atomic_files import check_writable, write_atomically
 
 
 def report_command(
@@ -45,6 +45,9 @@ def report_command(
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise InvalidArgumentError(f"--out is a page: a file that ends in .html, not {out}")
+    numbers = out.with_suffix(".json")
+    for file in (out, numbers):
+        check_writable(file)
     dense = DenseByName.parse(model, weights, inputs)
     pressed = load_source(source, model, None).model
     batches = None
@@ -59,7 +62,6 @@ def report_command(
     )
     from tensorpress.report.model_page import write_model_page
 
-    numbers = out.with_suffix(".json")
     write_atomically(numbers, (json.dumps(content, indent=1) + "\n").encode())
     write_model_page(content, out)
     if as_json:

@@ -212,13 +212,13 @@ def _warnings(
         if best.trial.plan is not None:
             warnings += lost_layers(best.trial.plan.layers)
     else:
-        fitted, judged = (sum(map(len, b)) for b in (task.fitted, task.reference.batches))
+        judged = sum(map(len, task.reference.batches))
         if judged < LEAST:
             warnings.append(
                 f"too few examples to judge the outputs: give at least {round(LEAST / HELD_OUT)}"
                 + (
                     "; the one example is the one that layers were fitted to"
-                    if fitted == 1
+                    if task.fitted[0] is task.reference.batches[0]
                     else f", of which a fifth is held out ({judged} now)"
                 )
             )

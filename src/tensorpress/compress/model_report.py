@@ -22,6 +22,7 @@ from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.unpress import dense_weight
 from tensorpress.report.model_page import write_model_page
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.utils.atomic_files import check_writable
 from tensorpress.utils.module_tree import locate_weight
 
 _MAX_POINTS = 40
@@ -76,6 +77,8 @@ def report(
     >>> [(layer["name"], layer["ranks"]) for layer in content["layers"]]
     [('0', [4]), ('2', [4])]
     """
+    if path is not None:
+        check_writable(path)
     data = None if batches is None else collect_batches(batches, dense)
     if example_inputs is None and data:
         example_inputs = data[0].arguments
@@ -116,7 +119,12 @@ def describe(
     if not plans:
         raise InvalidArgumentError("no layer of the model is pressed: there is nothing to report")
     model = DenseModel.from_module(dense, example_inputs, None)
-    layers = [_describe_layer(layer, model, pressed) for layer in plans]
+    layers = []
+    for planned in plans:
+        try:
+            layers.append(_describe_layer(planned, model, pressed))
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"layer {planned.name!r}: {error}") from error
     after = DenseModel.from_module(pressed, example_inputs, None)
     pairs = {"params": (model.params, after.params), "bytes": (model.bytes, after.bytes)}
     if model.macs is not None and after.macs is not None:
@@ -162,7 +170,8 @@ def _describe_layer(plan: LayerPlan, model: DenseModel, pressed: nn.Module) -> d
             f"layer {plan.name!r} of the pressed model stands for a weight of shape {plan.shape}, "
             f"but in the dense model it {shape}"
         )
-    plan = replace(plan, calls=layer.calls)
+    kernel = layer.kernel(plan.method)
+    plan = replace(plan, calls=() if plan.method.of_weight else layer.calls)
     weight = layer.weight.detach().double()
     rebuilt = dense_weight(*locate_weight(pressed, plan.name)).to(weight)
     size, distance = float(weight.norm()), float((weight - rebuilt).norm())
@@ -178,8 +187,7 @@ def _describe_layer(plan: LayerPlan, model: DenseModel, pressed: nn.Module) -> d
         "macs": plan.macs if plan.calls else None,
         "error": finite(distance / size) if size else None,
         "curves": [
-            _error_curve(spectrum.values)
-            for spectrum in plan.method.spectra(plan.spec, layer.kernel(plan.method))
+            _error_curve(spectrum.values) for spectrum in plan.method.spectra(plan.spec, kernel)
         ],
     }
 

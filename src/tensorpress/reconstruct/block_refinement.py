@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tensorpress.calibrate.batches import Batch, run_model
+from tensorpress.calibrate.batches import Batch, run_model, without_cache
 from tensorpress.calibrate.outputs import floating_tensors
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.schemes.parametrization import factorized_weight
@@ -114,8 +114,20 @@ def refine_blocks(
     if len(batches) < 2 or epochs < 1:
         return []
     training, judging = batches[:-count], batches[-count:]
+    with without_cache(model, dense):
+        return _refine(model, dense, training, judging, epochs, seed)
+
+
+def _refine(
+    model: nn.Module,
+    dense: nn.Module,
+    training: Sequence[Batch],
+    judging: Sequence[Batch],
+    epochs: int,
+    seed: int,
+) -> list[Refined]:
     results: list[Refined] = []
-    blocks = find_blocks(model, batches[0])
+    blocks = find_blocks(model, training[0])
     outputs = _examples(model, dense, "", judging)
     whole = _error(model, outputs) if outputs else 0.0
     tried = max(LEAST_TRIED, ceil(TRIED * len(blocks)))
