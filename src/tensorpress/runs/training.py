@@ -224,7 +224,9 @@ class Phases:
         """Return the error on the test set, in per cent."""
         loader = self._evaluation_batches(self.splits.test)
         assert loader is not None
-        return evaluate(model, loader).error
+        error = evaluate(model, loader).error
+        assert error is not None
+        return error
 
     def validation_error(self, model: nn.Module) -> float | None:
         """Return the error on the validation images, in per cent."""
