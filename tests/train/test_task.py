@@ -207,7 +207,7 @@ def test_checkpoint_and_on_epoch(tmp_path):
     assert [metrics.epoch for metrics in seen] == [1, 2]
     assert history.epochs == seen
     assert torch.equal(first.layer.weight, second.layer.weight)
-    with pytest.raises(InvalidArgumentError, match="loss is None there and '.*zero.*' here"):
+    with pytest.raises(InvalidArgumentError, match="loss is None there and 'zero' here"):
         finetune(second, batches, epochs=2, checkpoint=path, loss=zero)
 
 

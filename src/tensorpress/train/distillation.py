@@ -10,7 +10,7 @@ from tensorpress.calibrate.batches import Batch, digest
 from tensorpress.calibrate.outputs import tensors_by_name, token_mask
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.config import Distillation
-from tensorpress.train.task import TaskBatch, class_axis, class_rows, find_scores, to_float32
+from tensorpress.train.task import TaskBatch, class_axis, class_rows, find_scores
 
 
 class CachedTeacher(nn.Module):
@@ -122,11 +122,11 @@ def teacher_loss(
         errors = [functional.mse_loss(students[name], teachers[name]) for name in shapes]
         return torch.stack(errors).mean()
     [(student, teacher)] = [(students[name], teachers[name]) for name in shapes]
-    rows = [class_rows(to_float32(scores), axis) for scores in (student, teacher)]
+    rows, teacher_rows = class_rows(student, axis), class_rows(teacher, axis)
     mask = token_mask(student, Batch(batch.inputs.positional, None, batch.inputs.named))
     if mask is not None and student.ndim == 3:
-        rows = [x[mask.flatten()] for x in rows]
-    return distillation_loss(*rows, temperature)
+        rows, teacher_rows = rows[mask.flatten()], teacher_rows[mask.flatten()]
+    return distillation_loss(rows, teacher_rows, temperature)
 
 
 def mix_losses(hard: Tensor | None, soft: Tensor, distill: Distillation) -> Tensor:

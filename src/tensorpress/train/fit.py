@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.batches import Batch, TrainBatches
@@ -105,6 +106,7 @@ def fit(
     set_seed(config.seed, device_specific=True)
     batches = TrainBatches(train_batches)
     weights = weights or _null_context
+    _check_whole(model)
     with _training_setup(model, teacher, accelerator.device):
         runner = EpochRunner(model, task, teacher, weights, penalty, config, accelerator)
         run_checkpoint = RunCheckpoint(
@@ -127,8 +129,9 @@ def fit(
                 if validation is not None:
                     with weights(model):
                         metrics |= _validate(model, validation, task, config)
-                epoch_metrics = EpochMetrics(
-                    epoch=epoch + 1, **metrics, seconds=time.perf_counter() - start
+                seconds = time.perf_counter() - start
+                epoch_metrics = EpochMetrics.model_validate(
+                    {"epoch": epoch + 1, **metrics, "seconds": seconds}
                 )
                 history.epochs.append(epoch_metrics)
                 run_checkpoint.save(history)
@@ -247,6 +250,16 @@ def _check_options(
     if teacher is not None and config.distill is None:
         return config.model_copy(update={"distill": Distillation()})
     return config
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Check that a process has the whole values of a model."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, DTensor):
+            raise InvalidArgumentError(
+                f"{name} is a DTensor: finetune trains whole models, one in each process; train a "
+                "sharded model in a loop of your own, by Accelerate or by a trainer"
+            )
 
 
 def _validate(
