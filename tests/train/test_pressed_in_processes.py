@@ -76,10 +76,11 @@ def by_accelerate(form: str) -> dict[str, torch.Tensor]:
 
 def by_fully_shard(form: str) -> dict[str, torch.Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
-    rank, mesh = torch.distributed.get_rank(), torch.distributed.init_device_mesh("cpu", (2,))
+    rank, mesh = torch.distributed.get_rank(), init_device_mesh("cpu", (2,))
     model = pressed(form)
     if form != "shared core":
         for layer in (model[0], model[2]):
