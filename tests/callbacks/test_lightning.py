@@ -26,7 +26,7 @@ WAYS = {
 KEY = "tensorpress_plan"
 
 
-class Classifier(pl.LightningModule):
+class Classifier(pl.LightningModule):  # type: ignore[name-defined]
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)

@@ -83,8 +83,8 @@ def by_fully_shard(form: str) -> dict[str, torch.Tensor]:
     rank, mesh = torch.distributed.get_rank(), init_device_mesh("cpu", (2,))
     model = pressed(form)
     if form != "shared core":
-        for layer in (model[0], model[2]):
-            fully_shard(layer, mesh=mesh)
+        for layer in plan_from_model(model).layers:
+            fully_shard(model.get_submodule(layer.name), mesh=mesh)
     fully_shard(model, mesh=mesh)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert plan_from_model(model) == plan_from_model(pressed(form))

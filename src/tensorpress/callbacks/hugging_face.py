@@ -14,10 +14,9 @@ from transformers.training_args import TrainingArguments
 
 from tensorpress.callbacks.pressing import PlanSource, Pressing, is_pressed
 from tensorpress.errors import ModelMismatchError
+from tensorpress.hugging_face.pressed_config import PLAN
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.utils.module_tree import unwrap
-
-PLAN = "plan.json"
 
 RECORD = "pressed_layers"
 """The key of an entry of the Trainer's log that says that the model is pressed."""
