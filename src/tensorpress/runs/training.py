@@ -78,7 +78,8 @@ def _restore_pressed(model: nn.Module, path: Path) -> nn.Module:
     with refuse_damage(path):
         restore_model(path, model, content["model"])
         for name, module in _modules_with_errors(model):
-            module.relative_error = float(content["errors"][name])
+            error = content["errors"][name]  # None of a layer that was fitted to responses
+            module.relative_error = None if error is None else float(error)
     return model
 
 
