@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tensorpress.callbacks.pressing import Pressing
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import plan
 from tensorpress.planning.plan_from_model import plan_from_model
@@ -111,6 +112,10 @@ def run(folder: str) -> None:
             state = train(form)
             if torch.distributed.get_rank() == 0:
                 torch.save(state, Path(folder, f"{way} {form}.pt"))
+    dense = nn.Sequential(nn.Linear(40, 40))
+    later = Pressing(plan(dense, scheme="channel_svd", ranks=4), step=1, epoch=None)
+    with pytest.raises(InvalidArgumentError, match=r"with several processes .* before training"):
+        later.check_processes(dense)
     torch.distributed.barrier()
     os._exit(0)  # gloo's threads may abort an interpreter that ends
 

@@ -79,8 +79,8 @@ def evaluate(
     sums: list[Tensor] = []
     metric, values = 0.0, 0
     with training_mode(model, False), torch.no_grad():
-        for given in evaluation_shard(batches):
-            batch = task.read(given, device, channels_last)
+        for content in evaluation_shard(batches):
+            batch = task.read(content, device, channels_last)
             outputs = batch.run(model)
             outcome = task.outcome(outputs, batch)
             if outcome.loss is None:

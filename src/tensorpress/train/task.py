@@ -180,8 +180,8 @@ class Task:
         axis = None if scores is None else class_axis(scores, batch.labels)
         count = _count_labels(batch)
         model_loss = _model_loss(outputs)
-        given = self.loss is not None or model_loss is not None
-        if given and label_smoothing:
+        default = self.loss is None and model_loss is None
+        if label_smoothing and not default:
             raise InvalidArgumentError(
                 "label_smoothing is part of the cross entropy of class labels, but the loss is "
                 + ("the model's" if self.loss is None else "a function of your own")
@@ -196,8 +196,8 @@ class Task:
             return Outcome(None, count, None)
         else:
             loss = _squared_error(scores, batch.labels, outputs)
-        # The labels of tokens may be those of the next one, which a loss that is given may know.
-        if scores is None or axis is None or (given and scores.ndim == 3):
+        # The labels of tokens may be those of the next one, which only another loss knows.
+        if scores is None or axis is None or (scores.ndim == 3 and not default):
             return Outcome(loss, count, None)
         with torch.no_grad():
             labels = batch.labels.long()
