@@ -80,6 +80,8 @@ def test_outputs_that_are_no_class_scores_are_compared_by_their_squared_error():
         torch.testing.assert_close(teacher_loss(x, 2 * x, batch, 4.0), expected)
     student, teacher = {"box": x, "score": x[:, :1]}, {"box": x + 1, "score": x[:, :1] + 3}
     torch.testing.assert_close(teacher_loss(student, teacher, batch, 4.0), torch.tensor(5.0))
+    student["loss"], teacher["loss"] = torch.tensor(3.0), torch.tensor(1.0)
+    torch.testing.assert_close(teacher_loss(student, teacher, batch, 4.0), torch.tensor(5.0))
 
 
 def test_a_teacher_of_other_outputs_is_refused():

@@ -61,7 +61,17 @@ def test_masks_of_bytes_are_classes_too():
     labels = torch.tensor([156, 199] * 9, dtype=torch.uint8).reshape(2, 3, 3)
     result = outcome(scores, labels)
     torch.testing.assert_close(result.loss, functional.cross_entropy(scores, labels.long()))
-    assert int(result.count) == 18
+    wrong = int((scores.argmax(1) != labels.long()).sum())
+    assert (int(result.wrong), int(result.count)) == (wrong, 18)
+
+
+def test_as_many_tokens_as_classes_are_tokens():
+    scores, labels = torch.randn(2, 5, 5), torch.randint(5, (2, 5))
+    expected = functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(outcome(scores, labels).loss, expected)
+    pixels, labels = torch.randn(2, 5, 5, 5), torch.randint(5, (2, 5, 5))
+    expected = functional.cross_entropy(pixels, labels)
+    torch.testing.assert_close(outcome(pixels, labels).loss, expected)
 
 
 @pytest.mark.parametrize(("outputs", "labels"), [((5, 3), (5, 3)), ((5, 1), (5,)), ((5,), (5, 1))])
