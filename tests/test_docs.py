@@ -7,6 +7,7 @@ import re
 import runpy
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,6 +43,9 @@ def run_code(page: str, names: dict[str, Any]) -> None:
     torch.manual_seed(0)
     parts = blocks(page)
     code = "".join(text for kind, text in parts if kind == "python")
+    if "transformers" in code or "hugging_face" in code:
+        mend_torchvision()
+        pytest.importorskip("transformers", reason="the page uses Transformers")
     if "export_onnx" in code:
         pytest.importorskip("onnxscript", reason="the page writes ONNX files")
         pytest.importorskip("onnxruntime", reason="the page runs ONNX files")
@@ -50,7 +54,7 @@ def run_code(page: str, names: dict[str, Any]) -> None:
         mend_torchvision()
         pytest.importorskip("torchvision", reason="the page uses torchvision")
     for number, (language, text) in enumerate(parts):
-        if language != "python":
+        if language != "python" or ("import lightning" in text and find_spec("lightning") is None):
             continue
         program = compile(text, f"{page}, block {number}", "exec")
         if page in ELSEWHERE:
@@ -148,11 +152,27 @@ def names_of_readme() -> dict[str, Any]:
     }
 
 
+def names_of_finetuning() -> dict[str, Any]:
+    x = torch.randn(6, 16, 4, 4, 4)
+    batches = list(zip(x, torch.arange(96).reshape(6, 16) % 9, strict=True))
+    dense = small_network()
+    plan = tp.plan(dense, scheme="channel_svd", ranks=0.5)
+    return {
+        "tp": tp,
+        "dense": dense,
+        "plan": plan,
+        "pressed": tp.press(dense, plan),
+        "train_batches": batches[:4],
+        "validation_batches": batches[4:],
+    }
+
+
 NAMES: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/ada-tucker.md": lambda: {"tp": tp, "model": build("lenet5")},
     "docs/checkpoints.md": names_of_checkpoints,
     "docs/coding.md": names_of_compress,
     "docs/compress.md": names_of_compress,
+    "docs/finetuning.md": names_of_finetuning,
     "docs/language-models.md": names_of_language_models,
     "docs/training-for-size.md": names_of_training,
     "docs/transformers.md": names_of_transformers,
@@ -184,6 +204,10 @@ def test_the_reference_has_every_public_name_once() -> None:
     entries = []
     for place in places:
         module, _, name = place.rpartition(".")
+        if module == "tensorpress.callbacks.lightning" and find_spec("lightning") is None:
+            continue
+        if module == "tensorpress.callbacks.hugging_face":
+            mend_torchvision()
         entries.append(getattr(import_module(module), name))
     for name in tp.__all__:
         assert getattr(tp, name) in entries, name

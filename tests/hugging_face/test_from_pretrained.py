@@ -208,3 +208,23 @@ def test_versions_that_would_leave_values_at_random_are_refused(folder, monkeypa
     with pytest.raises(TensorPressError, match=r"needs transformers 99\.1 or newer, this is"):
         auto.from_pretrained(folder)
     assert torch.equal(outputs(load_checkpoint(folder)), outputs(pressed(llama())))
+
+
+@pytest.mark.parametrize("save", SAVES[:2])
+def test_tensors_have_the_names_of_modules_where_transformers_5_renames_them(tmp_path, save):
+    library = transformers()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = library.ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, num_hidden_layers=1, num_labels=5, **sizes
+    )
+    dense = library.ViTForImageClassification(config).eval()
+    model = press(dense, plan(dense, scheme="channel_svd", ranks=4))
+    save(model, dense, tmp_path / "out")
+    images = torch.randn(2, 1, 8, 8)
+    expected = model(images).logits
+    for loaded in (
+        load_checkpoint(tmp_path / "out"),
+        library.ViTForImageClassification.from_pretrained(tmp_path / "out"),
+    ):
+        assert torch.equal(loaded.eval()(images).logits, expected)

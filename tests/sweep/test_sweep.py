@@ -107,9 +107,8 @@ def test_picked_files_are_tested(done: tuple[Path, dict[str, Any]]) -> None:
     assert none == {"rule": "error<=0", "variant": None}
     images = load_splits(network("lenet300100"), "digits", None, 200).test
     loader = batches(images, network("lenet300100").preprocess, 100, shuffle=False)
-    errors = [
-        evaluate(load(out / one["folder"] / "model.tpz"), loader).error for one in small["runs"]
-    ]
+    results = [evaluate(load(out / one["folder"] / "model.tpz"), loader) for one in small["runs"]]
+    errors = [float(result.error) for result in results]
     assert within["test_error"] == {"mean": mean(errors), "sd": stdev(errors), "runs": errors}
 
 

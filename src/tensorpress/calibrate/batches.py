@@ -89,7 +89,7 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
     >>> len(batch.inputs), len(batch)
     (1, 4)
     """
-    _check_batches(batches)
+    check_batches(batches)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     result = [_batch(batch, device) for batch in batches]
     if not result:
@@ -97,7 +97,7 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
     return result
 
 
-def _check_batches(batches: object) -> None:
+def check_batches(batches: object) -> None:
     """Refuse what is one batch, or single examples, in place of several batches."""
     if isinstance(batches, Tensor | Mapping):
         name = "Tensor" if isinstance(batches, Tensor) else type(batches).__name__
@@ -181,7 +181,20 @@ def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
     return output.float() if output.element_size() < 4 else output
 
 
-def _batch(batch: CalibrationBatch, device: torch.device) -> Batch:
+def split_batch(batch: CalibrationBatch) -> tuple[ModelInputs, Any]:
+    """Return the inputs and the labels of a batch in any of the `FORMS`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it has another form, or no Tensor of inputs.
+
+    Examples
+    --------
+    >>> inputs, labels = split_batch({"x": torch.zeros(4, 3), "labels": torch.arange(4)})
+    >>> list(inputs.named), labels.shape
+    (['x'], torch.Size([4]))
+    """
     if isinstance(batch, Mapping):
         inputs: Any = {key: value for key, value in batch.items() if key != "labels"}
         labels = batch.get("labels")
@@ -194,9 +207,13 @@ def _batch(batch: CalibrationBatch, device: torch.device) -> Batch:
     if not isinstance(labels, Tensor | list | tuple | Mapping | None):
         raise _misfit(batch)
     try:
-        arguments = ModelInputs.parse(inputs)
+        return ModelInputs.parse(inputs), labels
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"{FORMS}: {error}") from None
+
+
+def _batch(batch: CalibrationBatch, device: torch.device) -> Batch:
+    arguments, labels = split_batch(batch)
     mask = arguments.named.get(MASK)
     if isinstance(mask, Tensor) and not bool(mask.any()):
         raise InvalidArgumentError(f"a batch with {MASK} all zero has nothing to measure on")

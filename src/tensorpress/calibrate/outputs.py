@@ -58,6 +58,11 @@ def named_outputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         raise InvalidArgumentError(
             f"the model does not run on a batch of {batch.arguments}: {message}"
         ) from error
+    return tensors_by_name(output)
+
+
+def tensors_by_name(output: Any) -> dict[str, Tensor]:
+    """Return the tensors of what a model returned, as `named_outputs` does."""
     if not isinstance(output, Mapping) and isinstance(getattr(output, LOGITS, None), Tensor):
         output = {LOGITS: output.logits}
     tensors = dict(_walk(output, ""))

@@ -2,20 +2,29 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tensorpress.calibrate.batches import collect_batches, model_outputs
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
-from tensorpress.train.evaluate import Evaluation, check_logits, count_wrong
 
 
-def classification_error(model: nn.Module, batches: Iterable[Any]) -> Evaluation:
+@dataclass(frozen=True)
+class Classification:
+    """The mean cross entropy in nats, the error in per cent and the number of examples."""
+
+    loss: float
+    error: float
+    examples: int
+
+
+def classification_error(model: nn.Module, batches: Iterable[Any]) -> Classification:
     """Return loss and error of a classifier over all examples.
 
     Parameters
@@ -45,19 +54,33 @@ def classification_error(model: nn.Module, batches: Iterable[Any]) -> Evaluation
                 raise InvalidArgumentError(
                     "the data have no labels, so that there is no error to measure"
                 )
-            logits = check_logits(model_outputs(model, batch), batch.labels)
-            low, high = (int(x) for x in batch.labels.aminmax())
-            if low < 0 or high >= logits.shape[1]:
-                raise InvalidArgumentError(
-                    f"the data have labels from {low} to {high}, and the model "
-                    f"{logits.shape[1]} classes"
-                )
+            logits = model_outputs(model, batch)
+            _check_classes(logits, batch.labels)
             losses.append(float(functional.cross_entropy(logits, batch.labels, reduction="sum")))
-            wrong += int(count_wrong(logits, batch.labels))
+            wrong += int((logits.argmax(1) != batch.labels).sum())
             examples += len(batch.labels)
     if not examples:
         raise InvalidArgumentError("there is no example to evaluate on")
-    return Evaluation(math.fsum(losses) / examples, 100 * wrong / examples, examples)
+    return Classification(math.fsum(losses) / examples, 100 * wrong / examples, examples)
+
+
+def _check_classes(logits: Tensor, labels: Tensor) -> None:
+    """Check that labels are class indices, one for each example, and logits are scores of them."""
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise InvalidArgumentError(
+            "labels must be class indices, integers of shape (N,), got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if logits.ndim != 2 or len(logits) != len(labels):
+        raise InvalidArgumentError(
+            f"the model must return logits of shape ({len(labels)}, classes), got "
+            f"{tuple(logits.shape)}"
+        )
+    low, high = (int(x) for x in labels.aminmax())
+    if low < 0 or high >= logits.shape[1]:
+        raise InvalidArgumentError(
+            f"the data have labels from {low} to {high}, and the model {logits.shape[1]} classes"
+        )
 
 
 def is_classified(model: nn.Module, batches: Iterable[Any]) -> bool:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.utils.formatting import format_names
 from tensorpress.utils.lazy_tensor import LazyTensor
+
+RENAMED = "save_original_format"
+"""The option of ``save_pretrained`` for the names of a model's first checkpoints."""
 
 
 def register() -> None:
@@ -100,18 +104,24 @@ def _check_complete(model: nn.Module, info: dict[str, Any], place: Any) -> None:
 
 
 def _save_pressed(save: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ``save_pretrained`` whose config says how the model is pressed, if it is."""
+    """Return a ``save_pretrained`` whose config says how the model is pressed, if it is.
+
+    The tensors of a pressed model have the names of its modules, as in its plan, where transformers
+    5 would give some models the names of their first checkpoints.
+    """
+    renames = RENAMED in signature(save).parameters
 
     @wraps(save)
     def save_pretrained(model: nn.Module, *args: Any, **options: Any) -> Any:
-        mark_model(model)
+        if mark_model(model) and renames:
+            options.setdefault(RENAMED, False)
         return save(model, *args, **options)
 
     return save_pretrained
 
 
-def mark_model(model: nn.Module) -> None:
-    """Write into a model's config how its layers are pressed, or that none is any more."""
+def mark_model(model: nn.Module) -> bool:
+    """Write into a model's config how its layers are pressed, or that none is; return which."""
     config: Any = model.config
     plan = plan_from_model(model)
     if plan.layers:
@@ -121,3 +131,4 @@ def mark_model(model: nn.Module) -> None:
         del config.quantization_config
         vars(config).pop(WEIGHTS, None)
         vars(model).pop("hf_quantizer", None)
+    return bool(plan.layers)

@@ -78,7 +78,8 @@ def _restore_pressed(model: nn.Module, path: Path) -> nn.Module:
     with refuse_damage(path):
         restore_model(path, model, content["model"])
         for name, module in _modules_with_errors(model):
-            module.relative_error = float(content["errors"][name])
+            error = content["errors"][name]  # None of a layer that was fitted to responses
+            module.relative_error = None if error is None else float(error)
     return model
 
 
@@ -224,7 +225,9 @@ class Phases:
         """Return the error on the test set, in per cent."""
         loader = self._evaluation_batches(self.splits.test)
         assert loader is not None
-        return evaluate(model, loader).error
+        error = evaluate(model, loader).error
+        assert error is not None
+        return error
 
     def validation_error(self, model: nn.Module) -> float | None:
         """Return the error on the validation images, in per cent."""

@@ -110,7 +110,9 @@ def _test_error(variant: Variant, folder: Path) -> float:
     images = load_splits(net, data.origin, data.root, data.validation).test
     loader = batches(images, net.preprocess, EVALUATION_BATCH, shuffle=False)
     dense = None if net.name in NETWORKS else net.build()
-    return evaluate(load(folder / "model.tpz", dense), loader).error
+    error = evaluate(load(folder / "model.tpz", dense), loader).error
+    assert error is not None
+    return error
 
 
 def _content(

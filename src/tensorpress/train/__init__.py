@@ -5,6 +5,7 @@ from tensorpress.train.evaluate import Evaluation, evaluate
 from tensorpress.train.fit import finetune, fit
 from tensorpress.train.history import EpochMetrics, History
 from tensorpress.train.quantization_aware import StraightThrough
+from tensorpress.train.task import Task
 
 __all__ = [
     "Distillation",
@@ -12,6 +13,7 @@ __all__ = [
     "Evaluation",
     "History",
     "StraightThrough",
+    "Task",
     "TrainConfig",
     "evaluate",
     "finetune",

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tensorpress.calibrate.batches import CalibrationBatch, check_batches
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.processes import processes
 
-Batch = tuple[Tensor, Tensor]
+Batch = CalibrationBatch
+"""A batch as users give it."""
 
 
 class TrainBatches:
@@ -25,12 +26,12 @@ class TrainBatches:
     Parameters
     ----------
     source : iterable
-        An iterable of (inputs, labels) with a length, iterated once per epoch.
+        An iterable of batches with a length, iterated once per epoch.
 
     Raises
     ------
     InvalidArgumentError
-        If the source has no length, or fewer batches than there are processes.
+        If the source is a single batch, has no length, or fewer batches than there are processes.
 
     Examples
     --------
@@ -41,6 +42,7 @@ class TrainBatches:
     """
 
     def __init__(self, source: Iterable[Batch]) -> None:
+        check_batches(source)
         state = processes()
         try:
             total = len(source)  # type: ignore[arg-type]
@@ -106,46 +108,6 @@ def evaluation_shard(batches: Iterable[Batch]) -> Iterable[Batch]:
             )
         return shard
     return islice(batches, *_stride(None))
-
-
-def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Batch:
-    """Return the inputs and labels of a batch on a device.
-
-    Parameters
-    ----------
-    batch : sequence of two Tensor
-        Inputs and labels.
-    device : torch.device
-        The device.
-    channels_last : bool
-        Whether images, inputs of four axes, get the channels-last memory format.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If the batch is not a pair of tensors with the same first dimension.
-
-    Examples
-    --------
-    >>> inputs, labels = to_device([torch.zeros(2, 3), torch.ones(2)], torch.device("cpu"))
-    >>> inputs.shape, labels.shape
-    (torch.Size([2, 3]), torch.Size([2]))
-    """
-    pair = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    if len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
-        got = ", ".join(type(part).__name__ for part in pair)
-        raise InvalidArgumentError(f"a batch must be two tensors (inputs, labels), got ({got})")
-    inputs, labels = (part.to(device, non_blocking=True) for part in pair)
-    if inputs.ndim == 0 or inputs.shape[:1] != labels.shape[:1]:
-        raise InvalidArgumentError(
-            "inputs and labels of a batch must have the same first dimension, got shapes "
-            f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
-        )
-    if channels_last and inputs.ndim == 4:
-        # Not contiguous(), which does not change the strides of a single channel, and thereby
-        # decides the format of everything after.
-        inputs = inputs.to(memory_format=torch.channels_last)
-    return inputs, labels
 
 
 def _stride(length: int | None) -> tuple[int, int | None, int]:

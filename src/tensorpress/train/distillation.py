@@ -1,11 +1,16 @@
 """Losses with and without knowledge distillation, and a teacher whose outputs are cached."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tensorpress.train.config import TrainConfig
-from tensorpress.utils.tensor_hash import fingerprint
+from tensorpress.calibrate.batches import Batch, digest
+from tensorpress.calibrate.outputs import tensors_by_name, token_mask
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.train.config import Distillation
+from tensorpress.train.task import TaskBatch, class_axis, class_rows, find_scores
 
 
 class CachedTeacher(nn.Module):
@@ -31,14 +36,14 @@ class CachedTeacher(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._outputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Any] = {}
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the outputs for a batch."""
-        key = fingerprint([inputs])
+        key = digest([Batch(inputs, None, named)])
         if key not in self._outputs:
             with torch.no_grad():
-                self._outputs[key] = self.network(inputs)
+                self._outputs[key] = self.network(*inputs, **named)
         return self._outputs[key]
 
 
@@ -72,37 +77,73 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     return temperature**2 * divergence
 
 
-def training_loss(
-    logits: Tensor, labels: Tensor, config: TrainConfig, teacher_logits: Tensor | None = None
+def teacher_loss(
+    outputs: Any, teacher_outputs: Any, batch: TaskBatch, temperature: float
 ) -> Tensor:
-    """Return the loss of one batch: cross entropy, mixed with distillation if configured.
+    """Return how far a student's outputs are from its teacher's.
+
+    That is the `distillation_loss` of scores of classes, over tokens without padding. Scores of
+    classes are outputs for labels that are integers, and logits for batches without labels. Of all
+    other outputs it is the mean squared error, averaged over the tensors that the model returns.
 
     Parameters
     ----------
-    logits : Tensor
-        Logits, shape (examples, classes); those in half precision are converted to float32.
-    labels : Tensor
-        Class indices, shape (examples,).
-    config : TrainConfig
-        The configuration, of which ``distill`` and ``label_smoothing`` matter.
-    teacher_logits : Tensor, optional
-        The teacher's logits, shape (examples, classes); needed if ``config.distill`` is set.
+    outputs, teacher_outputs : Any
+        What student and teacher return.
+    batch : TaskBatch
+        The batch.
+    temperature : float
+        The temperature of scores of classes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If student and teacher return tensors of other names or shapes.
 
     Examples
     --------
-    >>> config = TrainConfig(epochs=1, lr=0.1)
-    >>> loss = training_loss(torch.zeros(5, 4), torch.tensor([0, 1, 2, 3, 0]), config)
-    >>> round(loss.exp().item(), 3)
+    >>> from tensorpress.train.task import Task
+    >>> batch = Task().read(torch.zeros(2, 3), torch.device("cpu"))
+    >>> teacher_loss(torch.zeros(2, 3), torch.full((2, 3), 2.0), batch, temperature=4.0).item()
     4.0
     """
-    logits = to_float32(logits)
-    hard = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    if config.distill is None or teacher_logits is None:
-        return hard
-    soft = distillation_loss(logits, to_float32(teacher_logits), config.distill.temperature)
-    return config.distill.weight * soft + (1 - config.distill.weight) * hard
+    students, teachers = tensors_by_name(outputs), tensors_by_name(teacher_outputs)
+    shapes, teacher_shapes = (
+        {name: tuple(x.shape) for name, x in tensors.items() if not name.endswith("loss")}
+        for tensors in (students, teachers)
+    )
+    if shapes != teacher_shapes:
+        raise InvalidArgumentError(
+            f"the model returns {shapes} and the teacher {teacher_shapes}: a model learns from "
+            "outputs of the same names and shapes"
+        )
+    axis = _score_axis(outputs, batch.labels)
+    if axis is None:
+        errors = [functional.mse_loss(students[name], teachers[name]) for name in shapes]
+        return torch.stack(errors).mean()
+    [(student, teacher)] = [(students[name], teachers[name]) for name in shapes]
+    rows, teacher_rows = class_rows(student, axis), class_rows(teacher, axis)
+    mask = token_mask(student, Batch(batch.inputs.positional, None, batch.inputs.named))
+    if mask is not None and student.ndim == 3:
+        rows, teacher_rows = rows[mask.flatten()], teacher_rows[mask.flatten()]
+    return distillation_loss(rows, teacher_rows, temperature)
 
 
-def to_float32(values: Tensor) -> Tensor:
-    """Return half-precision values in float32, and all others as they are."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+def mix_losses(hard: Tensor | None, soft: Tensor, distill: Distillation) -> Tensor:
+    """Return the loss of the labels mixed with that of the teacher, which is all without labels."""
+    return soft if hard is None else distill.weight * soft + (1 - distill.weight) * hard
+
+
+def _score_axis(outputs: Any, labels: Any) -> int | None:
+    """Return the axis of classes of outputs that are scores of classes, or None."""
+    scores = find_scores(outputs)
+    if scores is None or scores.ndim < 2:
+        return None
+    axis = class_axis(scores, labels)
+    named = scores is not outputs  # logits, whose labels a loss of the model's may know how to read
+    if axis is not None or not named:
+        return axis
+    real = isinstance(labels, Tensor) and labels.is_floating_point()
+    if real or scores.shape[-1] < 2:
+        return None
+    return scores.ndim - 1 if scores.ndim <= 3 else 1

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tensorpress.errors import DivergedError, InvalidArgumentError
-from tensorpress.train.batches import TrainBatches, to_device
+from tensorpress.train.batches import TrainBatches
 from tensorpress.train.config import TrainConfig
-from tensorpress.train.distillation import training_loss
-from tensorpress.train.evaluate import check_logits, count_wrong
+from tensorpress.train.distillation import mix_losses, teacher_loss
 from tensorpress.train.optimizers import build_optimizer, learning_rate, set_learning_rate
 from tensorpress.train.progress import ProgressReport
+from tensorpress.train.task import Outcome, Task, TaskBatch
 
 WeightContext = Callable[[nn.Module], AbstractContextManager[None]]
 Penalty = Callable[[], Tensor]
@@ -43,6 +44,8 @@ class EpochRunner:
     ----------
     model : nn.Module
         The model on its device, in training mode.
+    task : Task
+        What it is trained for.
     teacher : nn.Module or None
         The teacher on the same device, in evaluation mode.
     weights : callable
@@ -58,6 +61,7 @@ class EpochRunner:
     def __init__(
         self,
         model: nn.Module,
+        task: Task,
         teacher: nn.Module | None,
         weights: WeightContext,
         penalty: Penalty | None,
@@ -68,14 +72,16 @@ class EpochRunner:
         device = accelerator.device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._model, self._teacher, self._weights = model, teacher, weights
-        self._penalty = penalty
+        self._task, self._penalty = task, penalty
         self._config, self._accelerator = config, accelerator
         self._network = model
         if accelerator.num_processes > 1:
             device_ids = None if device.type == "cpu" else [device.index]
             self._network = DistributedDataParallel(model, device_ids=device_ids)
 
-    def run(self, epoch: int, batches: TrainBatches, progress: ProgressReport) -> dict[str, float]:
+    def run(
+        self, epoch: int, batches: TrainBatches, progress: ProgressReport
+    ) -> dict[str, float | None]:
         """Train for one epoch.
 
         Parameters
@@ -89,10 +95,10 @@ class EpochRunner:
 
         Returns
         -------
-        dict of str to float
+        dict of str to float or None
             ``train_loss``, the mean objective, ``penalty``, the mean of the penalty if there is
-            one, and ``train_error`` in per cent, over the examples of all processes; ``lr``, the
-            learning rate of the last step.
+            one, and ``train_error`` in per cent, None if labels are no classes, over the examples
+            of all processes; ``lr``, the learning rate of the last step.
 
         Raises
         ------
@@ -106,10 +112,10 @@ class EpochRunner:
         interval = 1 if device.type == "cpu" else _STEPS_BETWEEN_READS
         sums, step, lr = _EpochSums(), 0, config.lr
         for step, batch in enumerate(batches.epoch(epoch), start=1):
-            inputs, labels = to_device(batch, device, config.channels_last)
+            task_batch = self._task.read(batch, device, config.channels_last)
             lr = learning_rate(config, epoch * steps + step - 1, steps)
             set_learning_rate(self.optimizer, lr)
-            sums.unread.append(self._step(inputs, labels))
+            sums.unread.append(self._step(task_batch))
             if step % interval == 0 or step == steps:
                 self._read(sums, epoch, step, steps)
                 progress.step(epoch, step, sums.loss / sums.examples)
@@ -120,17 +126,18 @@ class EpochRunner:
         penalty = {} if self._penalty is None else {"penalty": sums.penalty / sums.examples}
         return penalty | {
             "train_loss": sums.loss / sums.examples,
-            "train_error": 100 * sums.wrong / sums.examples,
+            "train_error": None if math.isnan(sums.wrong) else 100 * sums.wrong / sums.examples,
             "lr": lr,
         }
 
-    def _step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Take one optimizer step; return the sums of loss, penalty, errors and examples."""
+    def _step(self, batch: TaskBatch) -> Tensor:
+        """Take one optimizer step; return the sums of loss, errors, examples and penalty."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._weights(self._model):
             with self._autocast():
-                logits = check_logits(self._network(inputs), labels)
-            loss = training_loss(logits, labels, self._config, self._teacher_logits(inputs, labels))
+                outputs = batch.run(self._model, self._network)
+            outcome = self._task.outcome(outputs, batch, self._config.label_smoothing)
+            loss = self._objective(outputs, outcome, batch)
             penalty = torch.zeros_like(loss) if self._penalty is None else self._penalty()
             loss = loss + penalty
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -139,16 +146,23 @@ class EpochRunner:
             nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        with torch.no_grad():
-            wrong = count_wrong(logits, labels).to(loss.dtype)
-            count = torch.full_like(loss, len(labels))
-            return torch.stack([loss * count, penalty * count, wrong, count])
+        sums = replace(outcome, loss=loss).sums()
+        return torch.cat([sums, (penalty.detach() * outcome.count).to(sums.dtype)[None]])
 
-    def _teacher_logits(self, inputs: Tensor, labels: Tensor) -> Tensor | None:
-        if self._teacher is None:
-            return None
-        with torch.no_grad(), self._autocast():
-            return check_logits(self._teacher(inputs), labels)
+    def _objective(self, outputs: Any, outcome: Outcome, batch: TaskBatch) -> Tensor:
+        """Return the loss of the labels, mixed with that of the teacher if there is one."""
+        distill = self._config.distill
+        if self._teacher is not None and distill is not None:
+            with torch.no_grad(), self._autocast():
+                targets = batch.run(self._teacher)
+            soft = teacher_loss(outputs, targets, batch, distill.temperature)
+            return mix_losses(outcome.loss, soft, distill)
+        if outcome.loss is None:
+            raise InvalidArgumentError(
+                "a batch without labels defines no loss: give (inputs, labels), a mapping with "
+                "labels, a loss, or a teacher to learn from"
+            )
+        return outcome.loss
 
     def _autocast(self) -> AbstractContextManager[object]:
         precision = self._config.precision
@@ -165,7 +179,7 @@ class EpochRunner:
             table = self._accelerator.reduce(table, "sum")
         first = step - len(sums.unread) + 1
         sums.unread.clear()
-        for number, (loss, penalty, wrong, examples) in enumerate(table.tolist(), start=first):
+        for number, (loss, wrong, examples, penalty) in enumerate(table.tolist(), start=first):
             if not math.isfinite(loss):
                 lr = learning_rate(self._config, epoch * steps + number - 1, steps)
                 raise DivergedError(

@@ -1,4 +1,4 @@
-"""Evaluation of a classifier: loss and error, exact over all examples."""
+"""Evaluation of a model: loss, error and metric over all examples."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -9,37 +9,43 @@ from itertools import chain
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.train.batches import Batch, evaluation_shard, to_device
-from tensorpress.train.distillation import to_float32
+from tensorpress.train.batches import Batch, evaluation_shard
 from tensorpress.train.processes import processes
+from tensorpress.train.task import Task
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss and error of a classifier on a data set.
+    """Loss, error and metric of a model on a data set.
 
     Attributes
     ----------
     loss : float
-        Mean cross entropy in nats.
-    error : float
-        Misclassified examples in per cent.
+        Mean loss; of a classifier the cross entropy in nats.
+    error : float or None
+        Misclassified examples (or tokens, or pixels) in per cent; None if labels are no classes.
     examples : int
-        The number of examples.
+        The number of labels that count, or of examples if labels are no classes.
+    metric : float or None
+        Mean of the task's metric; None without one.
     """
 
     loss: float
-    error: float
+    error: float | None
     examples: int
+    metric: float | None = None
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], *, channels_last: bool = False
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    task: Task | None = None,
+    channels_last: bool = False,
 ) -> Evaluation:
-    """Return loss and error of a classifier over all examples, whatever the batch sizes.
+    """Return loss, error and metric of a model over all examples, whatever the batch sizes.
 
     The model runs in evaluation mode, without gradients, on its device; every module is in its
     former mode afterwards. With several processes each evaluates a share of the batches, every
@@ -48,16 +54,18 @@ def evaluate(
     Parameters
     ----------
     model : nn.Module
-        A classifier, which maps inputs to logits of shape (examples, classes).
+        A model.
     batches : iterable
-        Pairs (inputs, labels); labels are class indices of shape (examples,).
+        Pairs (inputs, labels), or mappings with ``labels``.
+    task : Task, optional
+        The loss and the metric; by default the loss that fits labels and outputs.
     channels_last : bool
         Whether the model gets images in the channels-last memory format, which is often faster.
 
     Raises
     ------
     InvalidArgumentError
-        If there is no example, or a batch or the model's output is not as described.
+        If there is no example, or a batch and the model's outputs define no loss.
 
     Examples
     --------
@@ -65,23 +73,37 @@ def evaluate(
     >>> evaluate(nn.Identity(), [(inputs[:3], labels[:3]), (inputs[3:], labels[3:])]).error
     25.0
     """
+    task = task or Task()
     first = next(chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")
-    losses: list[Tensor] = []
-    wrong = torch.zeros((), dtype=torch.int64, device=device)
-    examples = 0
+    sums: list[Tensor] = []
+    metric, values = 0.0, 0
     with training_mode(model, False), torch.no_grad():
-        for batch in evaluation_shard(batches):
-            inputs, labels = to_device(batch, device, channels_last)
-            logits = check_logits(model(inputs), labels)
-            losses.append(functional.cross_entropy(to_float32(logits), labels, reduction="sum"))
-            wrong += count_wrong(logits, labels)
-            examples += len(labels)
-    loss_sum = math.fsum(torch.stack(losses).tolist()) if losses else 0.0
-    loss_sum, n_wrong, n_examples = _sum_over_processes(loss_sum, int(wrong), examples)
-    if not n_examples:
+        for content in evaluation_shard(batches):
+            batch = task.read(content, device, channels_last)
+            outputs = batch.run(model)
+            outcome = task.outcome(outputs, batch)
+            if outcome.loss is None:
+                raise InvalidArgumentError(
+                    "a batch without labels defines no loss: give (inputs, labels), a mapping with "
+                    "labels, or a loss"
+                )
+            sums.append(outcome.sums())
+            if task.metric is not None:
+                total, number = task.measure(outputs, batch)
+                metric, values = metric + total, values + number
+    loss, wrong, count = (
+        map(math.fsum, zip(*torch.stack(sums).tolist(), strict=True)) if sums else (0.0, 0.0, 0.0)
+    )
+    loss, wrong, count, metric, n_values = _sum_over_processes(loss, wrong, count, metric, values)
+    if not count:
         raise InvalidArgumentError("there is no example to evaluate on: batches is empty")
-    return Evaluation(loss_sum / n_examples, 100 * n_wrong / n_examples, int(n_examples))
+    return Evaluation(
+        loss / count,
+        None if math.isnan(wrong) else 100 * wrong / count,
+        int(count),
+        metric / n_values if n_values else None,
+    )
 
 
 @contextmanager
@@ -94,33 +116,6 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def count_wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the number of misclassified examples as a scalar tensor, without a device sync."""
-    return (logits.argmax(dim=1) != labels).sum()
-
-
-def check_logits(output: object, labels: Tensor) -> Tensor:
-    """Return the output of a classifier after checking it against the labels.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If the output is not a tensor of shape (examples, classes), or the labels are not class
-        indices of shape (examples,).
-    """
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise InvalidArgumentError(
-            "labels must be class indices, integers of shape (N,), got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}"
-        )
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(labels):
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidArgumentError(
-            f"the model must return logits of shape ({len(labels)}, classes), got {got}"
-        )
-    return output
 
 
 def _sum_over_processes(*values: float) -> tuple[float, ...]:

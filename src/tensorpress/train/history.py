@@ -16,12 +16,16 @@ class EpochMetrics(BaseModel):
         Mean of the training objective, measured while the model changes.
     penalty : float or None
         Mean of the objective's penalty; None without one.
-    train_error : float
-        Misclassified training examples in per cent, measured while the model changes.
+    train_error : float or None
+        Misclassified training examples (or tokens, or pixels) in per cent, measured while the model
+        changes; None if labels are no classes.
     validation_loss : float or None
-        Mean cross entropy in nats after the epoch; None without validation.
+        Mean loss after the epoch, of a classifier the cross entropy in nats; None without
+        validation.
     validation_error : float or None
-        Misclassified examples in per cent after the epoch; None without validation.
+        Misclassified examples in per cent after the epoch; None without validation or classes.
+    validation_metric : float or None
+        Mean of the metric after the epoch; None without validation or metric.
     lr : float
         Learning rate of the last step.
     seconds : float
@@ -33,9 +37,10 @@ class EpochMetrics(BaseModel):
     epoch: int
     train_loss: float
     penalty: float | None = None
-    train_error: float
+    train_error: float | None = None
     validation_loss: float | None = None
     validation_error: float | None = None
+    validation_metric: float | None = None
     lr: float
     seconds: float
 
@@ -44,10 +49,14 @@ class EpochMetrics(BaseModel):
         line = f"epoch {self.epoch}: train loss {self.train_loss:.4f}"
         if self.penalty is not None:
             line += f" (penalty {self.penalty:.4f})"
-        line += f", train error {self.train_error:.2f} %"
+        if self.train_error is not None:
+            line += f", train error {self.train_error:.2f} %"
         if self.validation_loss is not None:
             line += f", validation loss {self.validation_loss:.4f}"
+        if self.validation_error is not None:
             line += f", validation error {self.validation_error:.2f} %"
+        if self.validation_metric is not None:
+            line += f", metric {self.validation_metric:.4g}"
         return f"{line}, lr {self.lr:.3g}, {self.seconds:.1f} s"
 
 

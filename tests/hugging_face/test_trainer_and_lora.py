@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from tiny_models import gpt2, llama, outputs, pressed, save_tokenizer, transformers
@@ -5,6 +7,7 @@ from tiny_models import gpt2, llama, outputs, pressed, save_tokenizer, transform
 from tensorpress.checkpoints import save_checkpoint
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.press.unpress import unpress
+from tensorpress.train import finetune
 
 
 def examples():
@@ -44,6 +47,27 @@ def test_the_trainer_trains_saves_and_goes_on(tmp_path):
     assert torch.equal(outputs(resumed.eval()), outputs(straight))
     saved = auto.from_pretrained(tmp_path / "runs" / "checkpoint-4")
     assert torch.equal(outputs(saved), outputs(straight))
+
+
+@pytest.mark.parametrize("scheme", ["channel_svd", "tt_weight"])
+def test_finetune_trains_by_the_models_loss_and_by_its_teacher(scheme):
+    dense = llama()
+    rows = torch.stack([one["input_ids"] for one in examples()])
+    mask = torch.ones_like(rows)
+    mask[::2, 5:] = 0
+    batches = [
+        {"input_ids": x, "attention_mask": m, "labels": torch.where(m > 0, x, -100)}
+        for x, m in zip(rows.split(4), mask.split(4), strict=True)
+    ]
+    options = {"validation": batches, "lr": 1e-2}
+    by_labels, by_teacher = pressed(llama(), scheme), pressed(llama(), scheme)
+    history = finetune(by_labels, batches, epochs=5, **options)
+    first, last = history.epochs[0], history.epochs[-1]
+    assert last.validation_loss < first.validation_loss < math.log(96) + 0.5
+    assert last.validation_error is None  # labels of tokens are those of the next one
+    distill = {"weight": 1.0, "temperature": 2.0}
+    history = finetune(by_teacher, batches, teacher=dense, distill=distill, epochs=10, **options)
+    assert history.epochs[-1].train_loss < 0.3 * history.epochs[0].train_loss
 
 
 @pytest.mark.parametrize("scheme", ["channel_svd", "tt_weight"])

@@ -1,0 +1,172 @@
+"""A callback for the Trainer of Lightning."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from tensorpress.callbacks.pressing import PlanSource, Pressing, is_pressed
+from tensorpress.errors import CorruptFileError, ModelMismatchError
+from tensorpress.planning.plan import Plan
+from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.press.press import build_skeleton
+
+PLAN = "tensorpress_plan"
+"""The key of a checkpoint of Lightning that has the plan."""
+
+_HOOK = "on_load_checkpoint"
+
+
+class PressCallback(Callback):  # type: ignore[misc]
+    """A callback that keeps the plan of a pressed model in every checkpoint.
+
+    A training resumes from such a checkpoint by ``trainer.fit(module, ckpt_path=…)`` with a dense
+    or a pressed module, and `load_lightning_checkpoint` loads it. With a plan, the callback presses
+    the module, in place, and its optimizers train the factors from then on.
+
+    Parameters
+    ----------
+    plan : Plan or callable, optional
+        The plan of the LightningModule, with names of layers as it has them, or a function of the
+        module that returns it when it is pressed. Without one, the module is pressed before.
+    step : int, optional
+        Press after so many optimizer steps.
+    epoch : int, optional
+        Press after so many epochs. Without step and epoch, press before training.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If both step and epoch are given, or one of them without a plan.
+
+    Examples
+    --------
+    >>> from tensorpress.planning import plan
+    >>> class Regression(LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(40, 20)
+    ...     def training_step(self, batch, _):
+    ...         return nn.functional.mse_loss(self.layer(batch), torch.ones(len(batch), 20))
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.Adam(self.parameters())
+    >>> module = Regression()
+    >>> trainer = Trainer(
+    ...     max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+    ...     enable_progress_bar=False, enable_model_summary=False,
+    ...     callbacks=[PressCallback(plan(module, scheme="channel_svd", ranks=4), step=2)],
+    ... )
+    >>> trainer.fit(module, torch.utils.data.DataLoader(torch.ones(16, 40), 4))
+    >>> module.layer.ranks
+    (4,)
+    """
+
+    def __init__(
+        self, plan: PlanSource | None = None, *, step: int | None = None, epoch: int | None = None
+    ) -> None:
+        self._pressing = Pressing(plan, step, epoch)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Press the module, if it is pressed before training, or to load a checkpoint."""
+        if stage == "fit":
+            self._press_if_due(trainer, pl_module)
+            self._pressing.check_processes(pl_module)
+        load = pl_module.on_load_checkpoint
+
+        def press_and_load(checkpoint: dict[str, Any]) -> None:
+            # Callbacks see a checkpoint only after the module was loaded from it.
+            self.teardown(trainer, pl_module, stage)
+            press_as_saved(pl_module, checkpoint)
+            load(checkpoint)
+
+        pl_module.on_load_checkpoint = press_and_load
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module's hook as it was."""
+        vars(pl_module).pop(_HOOK, None)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module's hook as it was, where no checkpoint was loaded."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Press the module after the step for which this was asked."""
+        self._press_if_due(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Press the module after the epoch for which this was asked."""
+        self._press_if_due(trainer, pl_module, trainer.current_epoch + 1)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the plan into the checkpoint, if the module is pressed."""
+        if is_pressed(pl_module):
+            checkpoint[PLAN] = plan_from_model(pl_module).to_dict()
+
+    def _press_if_due(self, trainer: Trainer, module: LightningModule, epoch: int = 0) -> None:
+        if self._pressing.due(trainer.global_step, epoch):
+            self._pressing.press(module, trainer.optimizers)
+
+
+def press_as_saved(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Press a module in place as the module of a checkpoint was, without values.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the module is pressed and the checkpoint is of a dense one, or layers do not fit.
+    """
+    if PLAN not in checkpoint:
+        if is_pressed(module):
+            raise ModelMismatchError(
+                "the module is pressed, but the checkpoint has no plan: it is of a dense module"
+            )
+    elif not is_pressed(module):
+        build_skeleton(module, Plan.from_dict(checkpoint[PLAN]))
+
+
+def load_lightning_checkpoint(
+    path: str | os.PathLike[str], module: LightningModule
+) -> LightningModule:
+    """Load the weights of a checkpoint that a training with `PressCallback` wrote.
+
+    `tensorpress.save_checkpoint` then writes the module, or a part of it, as a folder of
+    safetensors, which `tensorpress.load_checkpoint` reads.
+
+    Parameters
+    ----------
+    path : path
+        The file. Nothing in it is executed.
+    module : LightningModule
+        The module, dense or pressed like the one that was saved; changed in place.
+
+    Returns
+    -------
+    LightningModule
+        The module.
+
+    Raises
+    ------
+    CorruptFileError
+        If the file is no checkpoint, or has objects other than tensors and plain data.
+    ModelMismatchError
+        If the checkpoint is of another module.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint["state_dict"]
+    except OSError:
+        raise
+    except Exception as error:  # the parsers raise errors of any class on damaged bytes
+        raise CorruptFileError(f"{path} is no checkpoint of Lightning: {error}") from error
+    press_as_saved(module, checkpoint)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        message = " ".join(str(error).split())
+        raise ModelMismatchError(f"{path} is of another module: {message}") from None
+    return module
