@@ -96,7 +96,7 @@ def test_the_table_says_the_same(shell: Shell, dense: Path) -> None:
 
 def test_a_text_is_for_language_models(fails: Fails, dense: Path) -> None:
     message = fails("eval", "--model", "small_nets:net", "--data", "text.txt")
-    assert "is no causal language model of transformers" in message
+    assert "needs the tokenizer of a model of transformers" in message
     for file in dense.glob("tokenizer*"):
         file.unlink()
     assert "has no tokenizer" in fails("eval", dense, "--data", "text.txt")

@@ -116,13 +116,14 @@ def test_missing_data(tmp_path: Path, refused: Call, finished: RunResult) -> Non
     write(tmp_path / "a.yaml", data={"name": "mnist", "validation": 5000})
     for words in (
         ("run", tmp_path / "a.yaml", "--out", tmp_path / "run"),
-        ("eval", finished.folder / "model.tpz"),
+        ("eval", finished.folder / "model.tpz", "--data", "mnist"),
     ):
         message = refused(*words)
         assert "train-images-idx3-ubyte.gz" in message
         assert "https://" in message
         assert "TENSORPRESS_DATA" in message
-    message = refused("eval", finished.folder / "model.tpz", "--root", tmp_path / "nowhere")
+    words = ("eval", finished.folder / "model.tpz", "--data", "mnist", "--root")
+    message = refused(*words, tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in message
 
 

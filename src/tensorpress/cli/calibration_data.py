@@ -85,6 +85,11 @@ class CommandData:
         whole = self.source.train is None and isinstance(self.source.test, Batches)
         return self._batches(self.source.test if whole else self._parts[0], count).batches
 
+    def held_out(self) -> Any:
+        """Return batches of examples that are not fitted to, but of data that cannot be divided."""
+        whole = self.source.train is None and isinstance(self.source.test, Batches)
+        return self._batches(self.source.test if whole else self._parts[1], FIT_SAMPLE).batches
+
     def test(self) -> ModelBatches:
         """Return batches of the whole test part, or of all examples of data without parts."""
         return self._batches(self.source.test, None)

@@ -83,6 +83,8 @@ def eval_command(
     if example is not None:
         check_inputs(loaded.model, example)
     metrics = {"model": loaded.label, **_measure_costs(loaded.model, example)}
+    if source is not None and source.is_file():
+        metrics["bytes"] = source.stat().st_size
     if data is not None:
         metrics |= _measure_error(loaded, data, root, preprocess)
     if as_json:

@@ -153,10 +153,15 @@ def stored_data_name(source: Path | None) -> str | None:
 def load_by_name(name: str, weights: Path | None) -> nn.Module:
     """Build a model, with a warning if its weights are random."""
     model = load_model(name, weights=weights)
-    parsed = parse_name(name)
-    if weights is None and parsed.origin in _TRUSTED and "pretrained" not in parsed.options:
+    if weights is None and has_random_weights(name):
         logger.warning("%s has random weights: --weights gives it trained ones", name)
     return model
+
+
+def has_random_weights(name: str) -> bool:
+    """Return whether a model of a name has random weights, unless a file gives it others."""
+    parsed = parse_name(name)
+    return parsed.origin in _TRUSTED and "pretrained" not in parsed.options
 
 
 def find_inputs(

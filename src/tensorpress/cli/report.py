@@ -41,7 +41,8 @@ def report_command(
     Example: tensorpress report small.tpz --model torchvision:resnet18 --weights resnet18.pt
     """
     from tensorpress.cli.calibration_data import CommandData
-    from tensorpress.cli.model_source import DenseByName, load_source
+    from tensorpress.cli.model_source import DenseByName, has_random_weights, load_source
+    from tensorpress.report.model_page import write_model_page
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise InvalidArgumentError(f"--out is a page: a file that ends in .html, not {out}")
@@ -49,10 +50,15 @@ def report_command(
     for file in (out, numbers):
         check_writable(file)
     dense = DenseByName.parse(model, weights, inputs)
+    if weights is None and has_random_weights(dense.name):
+        raise InvalidArgumentError(
+            f"{dense.name} has random weights, with which nothing can be compared: give --weights, "
+            f"the file of the dense model from which {source} was made"
+        )
     pressed = load_source(source, model, None).model
     batches = None
     if data is not None:
-        batches = CommandData.for_dense(dense, data, root, preprocess).sample()
+        batches = CommandData.for_dense(dense, data, root, preprocess).held_out()
     content = {"command": shlex.join(["tensorpress", *sys.argv[1:]])} | tp.report(
         dense.model,
         pressed,
@@ -60,8 +66,8 @@ def report_command(
         example_inputs=dense.inputs(dense.model),
         title=f"{source.name}: {dense.name}",
     )
-    from tensorpress.report.model_page import write_model_page
-
+    if source.is_file():
+        content["costs"]["bytes"]["compressed"] = source.stat().st_size
     write_atomically(numbers, (json.dumps(content, indent=1) + "\n").encode())
     write_model_page(content, out)
     if as_json:
@@ -70,5 +76,7 @@ def report_command(
     print_line(content["verdict"])
     for name, cost in content["costs"].items():
         share = f" ({100 * cost['compressed'] / cost['dense']:.1f} %)" if cost["dense"] else ""
-        print_line(f"{name}: {cost['dense']:,.6g} dense, {cost['compressed']:,.6g} pressed{share}")
+        digits = 2 if name == "latency_ms" else 0
+        before, after = (f"{cost[key]:,.{digits}f}" for key in ("dense", "compressed"))
+        print_line(f"{name}: {before} dense, {after} pressed{share}")
     print_line(f"written  {out}, {numbers}")

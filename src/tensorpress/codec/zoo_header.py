@@ -33,7 +33,7 @@ NETWORK_NUMBERS = (
 SCHEME_NUMBERS = (
     *("channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in", "tucker1_out"),
     *("tucker2", "cp", "cp_nls", "cp_corrected", "tensor_train", "tt_conv", "tt_weight"),
-    *("spatial_channel_svd", "low_rank_sparse", "channel_pruning", "svd_weight"),
+    *("spatial_channel_svd", "low_rank_sparse", "channel_pruning", "svd_weight", "pivoted_svd"),
 )
 
 # The kind of a layer is 0 for a dense layer, then the number of its core or scheme.

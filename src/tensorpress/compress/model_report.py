@@ -62,7 +62,7 @@ def report(
     Raises
     ------
     InvalidArgumentError
-        If no layer of the model is pressed, the inputs do not fit, or the file cannot be written.
+        If the inputs do not fit, a weight has no finite values, or the file cannot be written.
     ModelMismatchError
         If a pressed layer has no counterpart of its shape in the dense model.
 
@@ -111,13 +111,11 @@ def describe(
     Raises
     ------
     InvalidArgumentError
-        If no layer of the model is pressed.
+        If the inputs do not fit, or a weight has no finite values.
     ModelMismatchError
         If a pressed layer has no counterpart of its shape in the dense model.
     """
     plans = plan_from_model(pressed).layers
-    if not plans:
-        raise InvalidArgumentError("no layer of the model is pressed: there is nothing to report")
     model = DenseModel.from_module(dense, example_inputs, None)
     layers = []
     for planned in plans:

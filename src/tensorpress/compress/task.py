@@ -24,6 +24,7 @@ from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning.budget import Budget
 from tensorpress.planning.budget_rules import AllocationRule
+from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.planner import plan
 from tensorpress.planning.scores import Scores
@@ -100,6 +101,7 @@ class Task:
     ) -> "Task":
         """Split the data, and run the dense model on all of them."""
         _check_weights(model)
+        DenseModel.from_module(model, None, None).select_layers(targets, skip)  # raises early
         inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
         if batches is None:
             return Task(model, limit, inputs, (), None, None, targets, skip, seed)

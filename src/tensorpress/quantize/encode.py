@@ -185,6 +185,9 @@ def _check_budget(
     budgets = {name: value for name, value in options.items() if value is not None}
     if len(budgets) != 1:
         raise InvalidArgumentError("give one of target_error, bits and size")
+    for name, value in options.items():
+        if value is not None and not isinstance(value, int | float):
+            raise InvalidArgumentError(f"{name} is a number, got {value!r}")
     [(name, value)] = budgets.items()
     if not isfinite(value) or value <= 0 or (name == "target_error" and value >= 1):
         condition = "between 0 and 1" if name == "target_error" else "positive"
