@@ -1,8 +1,12 @@
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tensorpress.utils.progress import SHOW_PROGRESS
 
 # Not to be searched for doctests: several modules of one name cannot be imported.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
@@ -20,3 +24,16 @@ def data_root() -> Path:
     if not root:
         pytest.skip("needs real data: set TENSORPRESS_DATA to the folder that holds it")
     return Path(root)
+
+
+@pytest.fixture(autouse=True)
+def verbosity_as_before() -> Iterator[None]:
+    """Undo what a command that ran in this process decided about progress and log lines."""
+    logger = logging.getLogger("tensorpress")
+    level, before = logger.level, os.environ.get(SHOW_PROGRESS)
+    yield
+    logger.setLevel(level)
+    if before is None:
+        os.environ.pop(SHOW_PROGRESS, None)
+    else:
+        os.environ[SHOW_PROGRESS] = before

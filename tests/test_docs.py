@@ -282,6 +282,7 @@ def test_messages_are_those_of_the_page_on_troubleshooting(
     pytest.importorskip("torchvision", reason="one message is about a model of torchvision")
     monkeypatch.chdir(tmp_path)
     tp.save(network(), "model.tpz")
+    torch.save(network(), "r18.pt")
     messages = [text.rstrip("\n") for kind, text in blocks("docs/troubleshooting.md")]
     assert len(messages) == len(MISTAKES)
     for message, mistake in zip(messages, MISTAKES, strict=True):
