@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import DENSE, MODELS, bert, llama, outputs, pressed, transformers
+from tiny_models import DENSE, MODELS, bert, decoder, llama, outputs, pressed, transformers
 from torch import nn
 
 from tensorpress.checkpoints import load_checkpoint, press_checkpoint, save_checkpoint
@@ -61,6 +61,28 @@ def test_every_form_of_a_layer_is_loaded(tmp_path, scheme):
     loaded = transformers().AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert plan_from_model(loaded).id == plan_from_model(model).id
     assert torch.equal(outputs(loaded), outputs(model))
+
+
+def test_stacked_experts_are_loaded(tmp_path):
+    dense = decoder("Mixtral", num_local_experts=4, num_experts_per_tok=2)
+    model = press(dense, plan(dense, scheme="svd_weight", ranks=3, skip=DENSE))
+    if "model.layers.0.mlp.experts.down_proj" not in [
+        x.name for x in plan_from_model(model).layers
+    ]:
+        pytest.skip("this version of transformers does not stack experts")
+    save_checkpoint(model, tmp_path / "out")
+    library = transformers()
+    loaded = library.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(outputs(loaded), outputs(model))
+    base = library.AutoModel.from_pretrained(tmp_path / "out")
+    assert len(plan_from_model(base).layers) == len(plan_from_model(model).layers)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    del tensors["model.layers.0.mlp.experts.parametrizations.down_proj.original1"]
+    save_file(tensors, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelMismatchError, match=r"has no .*parametrizations\.down_proj\.original1"
+    ):
+        library.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ def factorized_weights(names: Collection[str]) -> set[str]:
     for name in names:
         if match := PARAMETRIZED.fullmatch(name):
             result.add(f"{match[1]}.{match[2]}")
-        elif match := FIRST_PART.fullmatch(name):
-            # A dense layer in a list is named 0 as well, but a chain goes on.
-            if match[2] != "0.weight" or f"{match[1]}.1.weight" in names:
-                result.add(f"{match[1]}.weight")
+        # A dense layer in a list is named 0 as well, but a chain goes on.
+        elif (match := FIRST_PART.fullmatch(name)) and (
+            match[2] != "0.weight" or f"{match[1]}.1.weight" in names
+        ):
+            result.add(f"{match[1]}.weight")
     return result

@@ -138,12 +138,13 @@ def adapt_plan(plan: Plan, model: nn.Module) -> Plan:
     model : nn.Module
         The model that is loaded, a `PreTrainedModel`.
     """
-    modules = {name for name, _ in model.named_modules()}
+    # A layer is a module, or a parameter of another name than `weight`, such as stacked experts.
+    layers_of_model = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
     def name_in_model(name: str) -> str | None:
         spellings = (name, name.removeprefix(prefix), prefix + name)
-        return next((spelling for spelling in spellings if spelling in modules), None)
+        return next((spelling for spelling in spellings if spelling in layers_of_model), None)
 
     layers = ((layer, name_in_model(layer.name)) for layer in plan.layers)
     return replace(

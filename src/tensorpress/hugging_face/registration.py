@@ -98,9 +98,13 @@ def _missing_plan(place: Any, config: Any) -> Plan | None:
 
 def _check_complete(model: nn.Module, info: dict[str, Any], place: Any) -> None:
     """Raise an error if values of a pressed layer are missing, which were then drawn at random."""
-    names = [layer.name for layer in plan_from_model(model).layers]
-    prefixes = tuple(f"{name}." for name in names)
-    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
+    layers = {layer.name for layer in plan_from_model(model).layers}
+    prefixes = tuple(f"{layer}." for layer in layers)
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if name.startswith(prefixes) or factorized_weights([name]) & layers
+    )
     if missing:
         raise ModelMismatchError(
             f"{place} has no {format_names(missing)}, which its pressed layers need"
