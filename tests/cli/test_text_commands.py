@@ -87,6 +87,34 @@ def test_dtype_and_number_of_windows(run_json: RunJson, dense: Path) -> None:
     assert 0 < abs(exact["perplexity"] - metrics["perplexity"]) < 1
 
 
+def save_gpt2(folder: Path, **sizes: int) -> None:
+    """Put a small GPT-2, which has a table of positions, in the place of the model of a folder."""
+    library = pytest.importorskip("transformers")
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    sizes = {"vocab_size": 96, "n_embd": 8, "n_layer": 1, "n_head": 2, **sizes}
+    config = library.GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)
+    library.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("context", "prompt"), [(2, 1), (3, 2), (16, 8), (33, 17), (80, 48)])
+def test_a_short_context(
+    run_json: RunJson, fails: Fails, dense: Path, context: int, prompt: int
+) -> None:
+    save_gpt2(dense, n_positions=context)
+    metrics = run_json("eval", dense, "--data", "text.txt")
+    assert (metrics["window"], metrics["prompt"]) == (context, prompt)
+    assert metrics["decode_tokens_per_s"] > 0
+    message = fails("eval", dense, "--data", "text.txt", "--window", context + 1)
+    assert f"the longest context of the model is {context}" in message
+
+
+def test_a_vocabulary_smaller_than_that_of_the_tokenizer(fails: Fails, dense: Path) -> None:
+    save_gpt2(dense, vocab_size=80)
+    message = fails("eval", dense, "--data", "text.txt")
+    assert "the token 92, but the vocabulary of the model has 80" in message
+
+
 def test_the_table_says_the_same(shell: Shell, dense: Path) -> None:
     outcome = shell("eval", dense, "--data", "text.txt")
     assert outcome.code == 0, outcome.err

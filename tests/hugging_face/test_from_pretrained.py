@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import DENSE, MODELS, bert, llama, outputs, pressed, transformers
+from tiny_models import DENSE, MODELS, bert, decoder, llama, outputs, pressed, transformers
 from torch import nn
 
 from tensorpress.checkpoints import load_checkpoint, press_checkpoint, save_checkpoint
@@ -61,6 +61,28 @@ def test_every_form_of_a_layer_is_loaded(tmp_path, scheme):
     loaded = transformers().AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert plan_from_model(loaded).id == plan_from_model(model).id
     assert torch.equal(outputs(loaded), outputs(model))
+
+
+def test_stacked_experts_are_loaded(tmp_path):
+    dense = decoder("Mixtral", num_local_experts=4, num_experts_per_tok=2)
+    model = press(dense, plan(dense, scheme="svd_weight", ranks=3, skip=DENSE))
+    if "model.layers.0.mlp.experts.down_proj" not in [
+        x.name for x in plan_from_model(model).layers
+    ]:
+        pytest.skip("this version of transformers does not stack experts")
+    save_checkpoint(model, tmp_path / "out")
+    library = transformers()
+    loaded = library.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(outputs(loaded), outputs(model))
+    base = library.AutoModel.from_pretrained(tmp_path / "out")
+    assert len(plan_from_model(base).layers) == len(plan_from_model(model).layers)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    del tensors["model.layers.0.mlp.experts.parametrizations.down_proj.original1"]
+    save_file(tensors, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ModelMismatchError, match=r"has no .*parametrizations\.down_proj\.original1"
+    ):
+        library.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 @pytest.fixture
@@ -228,3 +250,113 @@ def test_tensors_have_the_names_of_modules_where_transformers_5_renames_them(tmp
         library.ViTForImageClassification.from_pretrained(tmp_path / "out"),
     ):
         assert torch.equal(loaded.eval()(images).logits, expected)
+
+
+def edit_config(folder, **entries):
+    """Write entries into the config of a folder; those that are `...` are deleted."""
+    path = folder / "config.json"
+    content = json.loads(path.read_text()) | entries
+    path.write_text(json.dumps({key: content[key] for key in content if content[key] is not ...}))
+
+
+def edit_layers(folder, edit):
+    """Change the layers of the plan in the config of a folder."""
+    entry = json.loads((folder / "config.json").read_text())["quantization_config"]
+    edit(entry["plan"]["layers"])
+    edit_config(folder, quantization_config=entry)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [None, {"quant_method": "tensorpress"}, {"quant_method": "tensorpress", "plan": None}],
+)
+def test_the_plan_file_stands_in_for_an_entry_without_a_plan(folder, entry):
+    edit_config(folder, quantization_config=entry)
+    library = transformers()
+    for options in ({}, {"config": library.AutoConfig.from_pretrained(folder)}):
+        for kind in (library.AutoModelForCausalLM, library.LlamaForCausalLM):
+            loaded = kind.from_pretrained(folder, **options)
+            assert torch.equal(outputs(loaded), outputs(pressed(llama())))
+    loaded.save_pretrained(folder.parent / "again")
+    again = library.AutoModelForCausalLM.from_pretrained(folder.parent / "again")
+    assert torch.equal(outputs(again), outputs(pressed(llama())))
+    (folder / "plan.json").unlink()
+    with pytest.raises(ModelMismatchError, match=r"plan\.json"):
+        library.AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(TensorPressError, match=r"has no plan\.json"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kind", ["AutoModelForCausalLM", "AutoModel", "LlamaForCausalLM"])
+def test_a_config_whose_entry_is_none_does_no_harm(folder, kind):
+    library = transformers()
+    config = library.AutoConfig.from_pretrained(folder)
+    config.quantization_config = None
+    loaded = getattr(library, kind).from_pretrained(folder, config=config)
+    assert plan_from_model(loaded).layers
+    assert config.quantization_config is None
+    (folder / "plan.json").unlink()
+    edit_config(folder, quantization_config=...)
+    with pytest.raises(ModelMismatchError, match=r"has factors of .*layers\.0.*plan\.json"):
+        getattr(library, kind).from_pretrained(folder, config=config)
+
+
+def lose_all(layers):
+    layers.clear()
+
+
+def lose_one(layers):
+    del layers["model.layers.1.mlp.up_proj"]
+
+
+def rename_one(layers):
+    layers["model.layers.1.mlp.upproj"] = layers.pop("model.layers.1.mlp.up_proj")
+
+
+def rename_to_a_head(layers):
+    layers["score"] = layers.pop("model.layers.1.mlp.up_proj")
+
+
+@pytest.mark.parametrize("edit", [lose_all, lose_one, rename_one, rename_to_a_head])
+@pytest.mark.parametrize("kind", ["AutoModelForCausalLM", "AutoModel"])
+def test_a_plan_without_a_layer_of_the_files_is_an_error(folder, kind, edit):
+    edit_layers(folder, edit)
+    with pytest.raises(ModelMismatchError, match=r"has factors of .*layers\.[01]\.mlp.*plan\.json"):
+        getattr(transformers(), kind).from_pretrained(folder)
+    edit_config(folder, quantization_config=None)
+    loaded = getattr(transformers(), kind).from_pretrained(folder)
+    assert len(plan_from_model(loaded).layers) == len(plan_from_model(pressed(llama())).layers)
+
+
+def test_a_base_that_lost_a_layer_is_an_error_for_the_whole_model(tmp_path, folder):
+    library = transformers()
+    library.AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "base")
+    edit_layers(tmp_path / "base", lambda layers: layers.pop("layers.1.mlp.up_proj"))
+    for kind in (library.AutoModel, library.AutoModelForCausalLM):
+        with pytest.raises(ModelMismatchError, match=r"has factors of .*layers\.1\.mlp\.up_proj'"):
+            kind.from_pretrained(tmp_path / "base")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_pressed_head_cannot_be_tied(tmp_path, lost):
+    dense = llama()
+    model = press(dense, plan(dense, scheme="channel_svd", ranks=3, skip=["*embed*"]))
+    save_checkpoint(model, tmp_path / "out")
+    edit_config(tmp_path / "out", tie_word_embeddings=True)
+    if lost:
+        edit_layers(tmp_path / "out", lambda layers: layers.pop("lm_head"))
+    auto = transformers().AutoModelForCausalLM
+    with pytest.raises(ModelMismatchError, match="has factors" if lost else "tie_word_embeddings"):
+        auto.from_pretrained(tmp_path / "out")
+    if not lost:
+        edit_config(tmp_path / "out", tie_word_embeddings=False)
+        assert torch.equal(outputs(auto.from_pretrained(tmp_path / "out")), outputs(model))
+
+
+def test_another_head_of_a_dense_model_may_be_random(tmp_path):
+    """The names of its tensors resemble those of factors."""
+    library = transformers()
+    config = library.RobertaConfig(**bert().config.to_dict() | {"model_type": "roberta"})
+    library.RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    loaded = library.RobertaForTokenClassification.from_pretrained(tmp_path)
+    assert not plan_from_model(loaded).layers

@@ -109,6 +109,35 @@ def test_a_model_of_transformers_sees_at_most_what_it_takes():
         assert math.isclose(result.nll, model(rows, labels=rows).loss.item(), rel_tol=1e-5)
 
 
+def gpt2(positions):
+    mend_torchvision()
+    library = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 12, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    return library.GPT2LMHeadModel(library.GPT2Config(**sizes, n_positions=positions)).eval()
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda positions: llama()], ids=["gpt2", "llama"])
+def test_a_window_beyond_the_longest_context_is_refused(make):
+    model = make(64)
+    assert perplexity(model, TEXT, window=64).window == 64
+    for window in (65, 1300):
+        message = (
+            f"a window of {window} tokens does not fit: the longest context of the model is 64"
+        )
+        with pytest.raises(InvalidArgumentError, match=message):
+            perplexity(model, TEXT, window=window)
+    assert perplexity(gpt2(2), TEXT).window == 2
+
+
+@pytest.mark.parametrize("token", [12, 4000, -1])
+def test_tokens_of_another_vocabulary_are_refused(token):
+    tokens = TEXT.clone()
+    tokens[1000] = token
+    with pytest.raises(InvalidArgumentError, match=f"the token {token}, but the vocabulary .* 12,"):
+        perplexity(gpt2(16), tokens)
+
+
 def test_speed_is_the_median_of_rounds():
     model = llama()
     times = iter(range(10_000))

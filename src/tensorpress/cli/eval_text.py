@@ -21,7 +21,7 @@ PROMPT = 512
 """Number of tokens of the prompt whose reading is timed, where the model takes as many."""
 
 WRITTEN = 32
-"""Number of tokens whose writing is timed."""
+"""Number of tokens whose writing is timed, or half the longest context if that is less."""
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -72,8 +72,9 @@ def measure_text(loaded: LoadedModel, file: Path, options: TextOptions) -> dict[
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     model = model.to(device=torch.device(options.device), dtype=dtype)
     result = perplexity(model, tokens, window=options.window, windows=options.windows)
-    room = max(1, longest_context(model) - WRITTEN)
-    speed = measure_generation(model, tokens[: min(PROMPT, room)], written=WRITTEN)
+    context = longest_context(model)
+    written = min(WRITTEN, context // 2)
+    speed = measure_generation(model, tokens[: min(PROMPT, context - written)], written=written)
     return {
         "model": loaded.label,
         "data": str(file),

@@ -62,7 +62,8 @@ def read_plan(folder: Path) -> Plan | None:
         return Plan.read(folder / PLAN)
     if not is_marked(folder):
         return None
-    return Plan.from_dict(_read(folder / CONFIG)[QUANTIZATION].get("plan"))
+    plan = _read(folder / CONFIG)[QUANTIZATION].get("plan")
+    return None if plan is None else Plan.from_dict(plan)
 
 
 def is_marked(folder: Path) -> bool:

@@ -1,7 +1,9 @@
 """The quantization method "tensorpress" of transformers: factors in place of dense weights."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -9,10 +11,11 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tensorpress.errors import TensorPressError
-from tensorpress.hugging_face.pressed_config import METHOD
+from tensorpress.errors import ModelMismatchError, TensorPressError
+from tensorpress.hugging_face.pressed_config import CONFIG, METHOD, PLAN, read_plan
 from tensorpress.planning.plan import Plan
 from tensorpress.press.press import build_skeleton
+from tensorpress.utils.module_tree import parameter_name
 
 OLDEST = (4, 57)
 """The oldest version of transformers whose ``from_pretrained`` is tested."""
@@ -29,11 +32,11 @@ class TensorPressConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     Parameters
     ----------
-    plan : dict
-        The plan as plain data, from `tensorpress.Plan.to_dict`.
+    plan : dict, optional
+        The plan as plain data, from `tensorpress.Plan.to_dict`; by default ``plan.json`` is read.
     """
 
-    def __init__(self, plan: dict[str, Any], **_: Any) -> None:
+    def __init__(self, plan: dict[str, Any] | None = None, **_: Any) -> None:
         self.quant_method = Method.TENSORPRESS
         self.plan = plan
 
@@ -63,9 +66,14 @@ class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
                 f"{transformers.__version__}: tensorpress.load_checkpoint loads it"
             )
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        plan = Plan.from_dict(self.quantization_config.plan)
-        build_skeleton(model, adapt_plan(plan, model))
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> None:
+        if self.quantization_config.plan is None:
+            self.quantization_config.plan = _plan_beside(checkpoint_files).to_dict()
+        plan = adapt_plan(Plan.from_dict(self.quantization_config.plan), model)
+        _check_untied(model, plan)
+        build_skeleton(model, plan)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
         # Factors are ordinary parameters: what transformers forbids for integers is allowed.
@@ -93,11 +101,35 @@ class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
+def _plan_beside(files: Sequence[str] | None) -> Plan:
+    """Return the plan in the folder of files with weights."""
+    plan = read_plan(Path(files[0]).parent) if files else None
+    if plan is None:
+        raise ModelMismatchError(
+            f"the {CONFIG} names the method {METHOD!r} without its plan, and there is no {PLAN}: "
+            "restore one of them as it was saved with the model"
+        )
+    return plan
+
+
+def _check_untied(model: nn.Module, plan: Plan) -> None:
+    """Raise an error if a pressed layer is to share its weight with another one."""
+    # Known since transformers 5, which ties weights after it has loaded them.
+    ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
+    for layer in plan.layers:
+        if parameter_name(model, layer.name) in {*ties, *ties.values()}:
+            raise ModelMismatchError(
+                f"layer {layer.name!r} is pressed, but the {CONFIG} lets it share its weight: set "
+                "tie_word_embeddings to false, as it was when the model was saved"
+            )
+
+
 def adapt_plan(plan: Plan, model: nn.Module) -> Plan:
     """Return a plan with the names that its layers have in a model.
 
     A checkpoint of a whole model can be loaded into its base, and the other way round: the prefix
-    of the base then is missing in one of them, and the base has no head.
+    of the base then is missing in one of them, and the base has no head. Layers that the model does
+    not have are left out; factors that then belong to no layer are refused after loading.
 
     Parameters
     ----------
@@ -106,12 +138,13 @@ def adapt_plan(plan: Plan, model: nn.Module) -> Plan:
     model : nn.Module
         The model that is loaded, a `PreTrainedModel`.
     """
-    modules = {name for name, _ in model.named_modules()}
+    # A layer is a module, or a parameter of another name than `weight`, such as stacked experts.
+    layers_of_model = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
     def name_in_model(name: str) -> str | None:
         spellings = (name, name.removeprefix(prefix), prefix + name)
-        return next((spelling for spelling in spellings if spelling in modules), None)
+        return next((spelling for spelling in spellings if spelling in layers_of_model), None)
 
     layers = ((layer, name_in_model(layer.name)) for layer in plan.layers)
     return replace(

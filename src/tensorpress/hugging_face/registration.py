@@ -13,8 +13,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 from tensorpress.errors import ModelMismatchError
+from tensorpress.hugging_face.factor_names import factorized_weights
 from tensorpress.hugging_face.pressed_config import (
+    CONFIG,
     METHOD,
+    PLAN,
     QUANTIZATION,
     REFUSAL,
     WEIGHTS,
@@ -75,6 +78,7 @@ def _load_pressed(load: Callable[..., Any]) -> Callable[..., Any]:
             options[QUANTIZATION] = TensorPressConfig(plan.to_dict())
         model, info = load(kind, place, *args, **{**options, "output_loading_info": True})
         _check_complete(model, info, place)
+        _check_used(model, info, place)
         return (model, info) if options.get("output_loading_info") else model
 
     return from_pretrained
@@ -86,7 +90,7 @@ def _missing_plan(place: Any, config: Any) -> Plan | None:
         return None
     folder = Path(place)
     if isinstance(config, PretrainedConfig):
-        marked = hasattr(config, QUANTIZATION)
+        marked = getattr(config, QUANTIZATION, None) is not None
     else:
         marked = is_marked(folder)
     return None if marked else read_plan(folder)
@@ -94,12 +98,29 @@ def _missing_plan(place: Any, config: Any) -> Plan | None:
 
 def _check_complete(model: nn.Module, info: dict[str, Any], place: Any) -> None:
     """Raise an error if values of a pressed layer are missing, which were then drawn at random."""
-    names = [layer.name for layer in plan_from_model(model).layers]
-    prefixes = tuple(f"{name}." for name in names)
-    missing = sorted(name for name in info["missing_keys"] if name.startswith(prefixes))
+    layers = {layer.name for layer in plan_from_model(model).layers}
+    prefixes = tuple(f"{layer}." for layer in layers)
+    missing = sorted(
+        name
+        for name in info["missing_keys"]
+        if name.startswith(prefixes) or factorized_weights([name]) & layers
+    )
     if missing:
         raise ModelMismatchError(
             f"{place} has no {format_names(missing)}, which its pressed layers need"
+        )
+
+
+def _check_used(model: nn.Module, info: dict[str, Any], place: Any) -> None:
+    """Raise an error if layers are dense, and drawn at random, whose factors are in the files."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    weights = {name.removeprefix(prefix): name for name in model.state_dict()}
+    names = (name.removeprefix(prefix) for name in factorized_weights(info["unexpected_keys"]))
+    dense = sorted(weights[name].removesuffix(".weight") for name in names if name in weights)
+    if dense:
+        raise ModelMismatchError(
+            f"{place} has factors of {format_names(dense)}, which the plan that was used does not "
+            f"name: load it with the {PLAN} or the {CONFIG} that was saved with these factors"
         )
 
 

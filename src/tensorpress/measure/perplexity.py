@@ -68,7 +68,8 @@ def perplexity(
     Raises
     ------
     InvalidArgumentError
-        If the tokens are no sequence, or shorter than a window.
+        If the tokens are no sequence, shorter than a window or not of the model's vocabulary, or a
+        window is longer than the longest context of the model.
     ModelMismatchError
         If the model's scores are not of every token.
 
@@ -103,7 +104,13 @@ def _cut_windows(
         raise InvalidArgumentError(
             f"a text is a tensor of two or more integers, got {tuple(tokens.shape)} {tokens.dtype}"
         )
-    size = min(WINDOW, longest_context(model), len(tokens)) if window is None else window
+    _check_vocabulary(model, tokens)
+    context = longest_context(model)
+    size = min(WINDOW, context, len(tokens)) if window is None else window
+    if size > context:
+        raise InvalidArgumentError(
+            f"a window of {size} tokens does not fit: the longest context of the model is {context}"
+        )
     if not 2 <= size <= len(tokens):
         raise InvalidArgumentError(
             f"a window of {size} tokens does not fit: it has at least 2, the text {len(tokens)}"
@@ -116,6 +123,16 @@ def _cut_windows(
             )
         count = windows
     return tokens[: count * size].reshape(count, size).cpu().to(torch.int64)
+
+
+def _check_vocabulary(model: nn.Module, tokens: Tensor) -> None:
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    first, last = int(tokens.min()), int(tokens.max())
+    if isinstance(size, int) and not 0 <= first <= last < size:
+        raise InvalidArgumentError(
+            f"the text has the token {last if last >= size else first}, but the vocabulary of the "
+            f"model has {size}, from 0: it was tokenized for another model"
+        )
 
 
 def longest_context(model: nn.Module) -> int:
