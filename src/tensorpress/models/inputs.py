@@ -106,6 +106,7 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     handles = [
         handle
         for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # which take no hooks
         for handle in (
             module.register_forward_pre_hook(lambda layer, args: running.append((layer, args))),
             module.register_forward_hook(lambda *_: _drop_last(running)),
