@@ -184,8 +184,8 @@ def refuse_scripts(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             what = f"layer {name!r}" if name else "the model"
             raise InvalidArgumentError(
-                f"{what} is compiled by torch.jit, so that no layer of it can be replaced: expected "
-                "the module that torch.jit.script or torch.jit.trace was called with"
+                f"{what} is compiled by torch.jit, so that no layer of it can be replaced: "
+                "expected the module that torch.jit.script or torch.jit.trace was called with"
             )
 
 
