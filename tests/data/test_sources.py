@@ -271,6 +271,7 @@ def test_texts(folder: Path) -> None:
         ("a.jsonl", b'{"text": "x", "label": [1]}', r"line 1 has the label \[1\]: expected"),
         ("a.jsonl", b'{"text": "x", "y": {"a": 1}}', 'line 1 has the label {"a": 1}: expected'),
         ("a.jsonl", b'{"text": "x", "y": "a"}\n{"text": "x", "y": 3}', "line 2 .* 3: .* a name"),
+        ("a.jsonl", b'{"text": "x", "label": 1e300}', r"line 1 has the label 1e\+300: expected"),
         ("a.jsonl", b'{"text": "x", "y": 1}\n{"text": "x"}', "line 2 has no 'y'"),
     ],
 )

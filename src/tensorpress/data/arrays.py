@@ -92,14 +92,14 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
-    for name, tensor in tensors.items():
+    for array, tensor in tensors.items():
         if tensor.is_complex():
             raise InvalidArgumentError(
-                f"{path}: the array {name} is {tensor.dtype}, expected real numbers"
+                f"{path}: the array {array} is {tensor.dtype}, expected real numbers"
             )
         if tensor.ndim and not len(tensor):
             raise InvalidArgumentError(
-                f"{path} has no examples: the array {name} has shape {tuple(tensor.shape)}, "
+                f"{path} has no examples: the array {array} has shape {tuple(tensor.shape)}, "
                 "expected a row for each example"
             )
     by_name = {name.lower(): tensor for name, tensor in tensors.items()}

@@ -51,6 +51,8 @@ class Rows:
     def __getitem__(self, index: int, /) -> Example:
         try:
             row = self._rows[index]
+        except IndexError:
+            raise
         except Exception as error:  # of the libraries below, as for a damaged image
             raise CorruptFileError(
                 f"{self._source}: row {index + 1} cannot be read: {error}"

@@ -87,7 +87,8 @@ def _json_objects(path: Path) -> dict[str, dict[str, Any]]:
 
 def _check_label(place: str, label: object, *, named: bool) -> None:
     """Check that a label is a number, a name where others are ``named``, or None."""
-    number = isinstance(label, int | float) and not isinstance(label, bool)
+    is_bool = isinstance(label, bool)
+    number = isinstance(label, int | float) and not is_bool and abs(label) < 1 << 63  # int64
     if label is None or isinstance(label, str) or (number and not named):
         return
     expected = "a name of a class, as other lines have" if named else "a number or name of a class"
