@@ -12,6 +12,7 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome
 from tensorpress.measure import count_macs
+from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.models.zoo import build, save_weights
 
 Shell = Callable[..., Outcome]
@@ -110,6 +111,7 @@ def test_examples_that_the_model_does_not_take_are_refused_by_file(
 
 def test_images_of_other_channels_and_damaged_ones(fails: Fails, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
+    mend_torchvision()
     pytest.importorskip("torchvision")
     (tmp_path / "pets" / "0").mkdir(parents=True)
     image.new("RGB", (8, 8)).save(tmp_path / "pets" / "0" / "a.png")
