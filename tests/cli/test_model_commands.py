@@ -12,6 +12,7 @@ from torch import nn
 import tensorpress as tp
 from command_line import Outcome
 from tensorpress.measure import count_macs
+from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.models.zoo import build, save_weights
 
 Shell = Callable[..., Outcome]
@@ -76,14 +77,70 @@ def test_data_that_does_not_fit_is_refused(fails: Fails, tmp_path: Path) -> None
     assert "must return logits of shape (4, classes), got (4, 5, 24)" in fails(*words)
 
 
+def test_examples_that_the_model_does_not_take_are_refused_by_file(
+    fails: Fails, tmp_path: Path
+) -> None:
+    net = ("eval", "--model", "small_nets:net", "--data")
+    np.savez(tmp_path / "flat.npz", x=np.zeros((4, 8), np.float32), y=np.arange(4))
+    message = fails(*net, "flat.npz")
+    assert "flat.npz: the model does not take the input 1x8: layer '0' (Conv2d, weight" in message
+    assert "flat.npz: the model" in fails("press", *net[1:], "flat.npz", *SVD, "--out", "a")
+    np.savez(tmp_path / "late.npz", x=np.arange(48, 54)[:, None], y=np.arange(6))
+    (tmp_path / "words.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    message = fails("eval", "--model", "words:net", "--data", "late.npz")
+    assert "late.npz: the model does not take the input 6x1:int64: layer '0' (Embedding" in message
+    (tmp_path / "gaps.py").write_text(
+        "import torch\n"
+        "from torch.utils.data import Dataset\n"
+        "class Gaps(Dataset):\n"
+        "    def __len__(self):\n"
+        "        return 70\n"
+        "    def __getitem__(self, index):\n"
+        "        return torch.zeros(3, 8, 8), None if index in (66, 68) else 1\n"
+        "class Sizes(Gaps):\n"
+        "    def __getitem__(self, index):\n"
+        "        return torch.zeros(3, 8, 8 + index), 1\n"
+    )
+    assert "gaps:Gaps: example 67 has no label, expected one" in fails(*net, "gaps:Gaps")
+    assert "gaps:Sizes: the examples do not make a batch" in fails(*net, "gaps:Sizes")
+
+
+def test_images_of_other_channels_and_damaged_ones(fails: Fails, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    mend_torchvision()
+    pytest.importorskip("torchvision")
+    (tmp_path / "pets" / "0").mkdir(parents=True)
+    image.new("RGB", (8, 8)).save(tmp_path / "pets" / "0" / "a.png")
+    (tmp_path / "grey.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10))\n"
+    )
+    words = ("eval", "--data", "pets", "--preprocess", "size: 8, mean: [0, 0, 0], std: [1, 1, 1]")
+    message = fails(*words, "--model", "grey:net")
+    assert "pets: the model does not take the input 1x3x8x8: layer '0' (Conv2d" in message
+    assert "(images are prepared: 8×8, pixels over 255" in message
+    (tmp_path / "pets" / "0" / "b.png").write_bytes(b"")
+    message = fails(*words, "--model", "small_nets:net")
+    assert "pets/0/b.png cannot be read as an image" in message
+
+
 def test_arrays_and_functions_as_data(run_json: RunJson, tmp_path: Path, dense: nn.Module) -> None:
     inputs = torch.randn(9, 3, 8, 8)
     labels = dense(inputs).argmax(1)
     labels[:3] = (labels[:3] + 1) % 10
     np.savez(tmp_path / "own.npz", x=inputs.numpy(), y=labels.numpy())
     save_file(dense.state_dict(), tmp_path / "w.safetensors")
+    np.savez(tmp_path / "double.npz", x=inputs.double().numpy(), y=labels.numpy())
     words = ("eval", "--model", "small_nets:net", "--weights", "w.safetensors", "--data")
     result = run_json(*words, "own.npz")
+    assert run_json(*words, "double.npz") | {"data": 0, "latency_ms": 0} == result | {
+        **{"data": 0, "latency_ms": 0}
+    }
     assert (result["error"], result["examples"]) == (pytest.approx(100 / 3), 9)
     assert result["preprocess"] == "as the model takes them"
     (tmp_path / "own.py").write_text(

@@ -204,7 +204,7 @@ def write_tokens(path: Path) -> list[torch.Tensor]:
     """Write 40 rows of 32 tokens, of which every fifth is left for tests."""
     tokens = torch.randint(0, 96, (40, 32), generator=torch.Generator().manual_seed(0))
     save_file({"input_ids": tokens}, path)
-    loaded = LoadedModel("gpt2", nn.Module(), "hf:gpt2")
+    loaded = LoadedModel("gpt2", nn.Linear(1, 1, device="meta"), "hf:gpt2")
     data = CommandData.open(loaded, str(path), None, None).sample(STREAM_SAMPLE)
     return [batch["input_ids"] for batch in data]
 

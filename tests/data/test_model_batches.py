@@ -42,6 +42,23 @@ def test_no_labels_and_arguments_by_name() -> None:
     assert {key: len(value) for key, value in batch.items()} == {"input": 10, "labels": 10}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_numbers_get_the_dtype_of_the_model(dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 4, dtype=dtype)
+    [(inputs, _)] = batches_of(Source("vectors", VECTORS), model)
+    assert inputs.dtype == dtype
+    named = Source("named", [({"input": x}, label) for x, label in VECTORS])
+    assert batches_of(named, model)[0]["input"].dtype == dtype
+    tokens = Source("tokens", [(torch.tensor([1, 2]), 0)])
+    [(inputs, _)] = batches_of(tokens, nn.Embedding(3, 4, dtype=dtype))
+    assert inputs.dtype == torch.int64
+
+
+def test_a_model_on_the_meta_device_is_not_tried() -> None:
+    [(inputs, _)] = batches_of(Source("vectors", VECTORS), nn.Linear(7, 4, device="meta"))
+    assert inputs.shape == (10, 3)
+
+
 def test_batches_of_a_function_are_given_as_they_are() -> None:
     pairs = [(torch.zeros(4, 3), torch.zeros(4)), (torch.ones(4, 3), torch.zeros(4))] * 2
     data = model_batches(Source("f", Batches(pairs)), Batches(pairs), NET, None)
@@ -67,6 +84,8 @@ def test_images_are_prepared_as_the_model_takes_them() -> None:
 def test_what_no_model_takes() -> None:
     with pytest.raises(InvalidArgumentError, match="holds object: expected images, texts"):
         batches_of(Source("things", [(object(), 1)]))
+    with pytest.raises(InvalidArgumentError, match=r"pairs: .* take the input input 1x2: .*1x2"):
+        batches_of(Source("pairs", [({"input": torch.zeros(2)}, 1)]))
     with pytest.raises(InvalidArgumentError, match="none has no examples"):
         batches_of(Source("none", []))
     with pytest.raises(InvalidArgumentError, match="needs the tokenizer of a model of transf"):

@@ -118,6 +118,17 @@ def test_a_folder_without_images(folder: Path) -> None:
         open_source("empty")
 
 
+def test_damaged_images_are_named(folder: Path) -> None:
+    skip_without("torchvision")
+    for place in ("pets/cat", "loose"):
+        save_image(folder / place / "a.png", (0, 7, 0))
+        (folder / place / "b.png").write_bytes((folder / place / "a.png").read_bytes()[:50])
+        source = open_source(place.partition("/")[0])
+        assert source.test[0][0].getpixel((0, 0)) == (0, 7, 0)
+        with pytest.raises(CorruptFileError, match=rf"{place}/b\.png cannot be read as an image"):
+            source.test[1]
+
+
 def test_official_files_are_known_by_their_names(folder: Path) -> None:
     write_mnist(folder / "kuzushiji")
     source = open_source("kuzushiji")
@@ -195,6 +206,17 @@ def test_arrays_that_cannot_be_examples(folder: Path) -> None:
     np.save(folder / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     with pytest.raises(CorruptFileError, match=r"objects\.npy cannot be read"):
         open_source("objects.npy")
+    np.savez(folder / "complex.npz", x=np.zeros((3, 2), np.complex64))
+    with pytest.raises(
+        InvalidArgumentError, match=r"complex\.npz: the array x is torch\.complex64"
+    ):
+        open_source("complex.npz")
+    np.savez(folder / "empty.npz", x_test=np.zeros((0, 2)), y_test=np.zeros(0))
+    with pytest.raises(InvalidArgumentError, match=r"empty\.npz has no examples: the array x"):
+        open_source("empty.npz")
+    np.savez(folder / "none.npz")
+    with pytest.raises(InvalidArgumentError, match=r"none\.npz holds no arrays"):
+        open_source("none.npz")
     (folder / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(CorruptFileError, match=r"bad\.safetensors cannot be read"):
         open_source("bad.safetensors")
@@ -227,6 +249,10 @@ def test_texts(folder: Path) -> None:
     assert (examples(source.test), source.classes) == ([("good", 1), ("bad", 0)], ("no", "yes"))
     (folder / "b.jsonl").write_text('{"body": "x", "label": 3}\n')
     assert examples(open_source("b.jsonl").test) == [("x", 3)]
+    for labels, expected in ((("1.0", "null"), [1, None]), (("0.5", "1"), [None, None])):
+        lines = [f'{{"text": "x", "label": {label}}}' for label in labels]
+        (folder / "c.jsonl").write_text("\n".join(lines))
+        assert [label for _, label in examples(open_source("c.jsonl").test)] == expected
 
 
 @pytest.mark.parametrize(
@@ -238,7 +264,15 @@ def test_texts(folder: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n[1]', "line 2: expected a JSON object"),
         ("a.jsonl", b'{"text": "x"}\n{', "line 2"),
         ("a.jsonl", b'{"a": "x", "b": "y"}', "expected it under text, not a, b"),
-        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "has no 'text'"),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2 has no text: expected a string"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": null}', "line 3 has no text"),
+        ("a.jsonl", b'{"text": null, "id": "a"}', "line 1 has no text: expected a string under"),
+        ("a.jsonl", b'{"text": "x", "label": true}', "line 1 has the label true: expected a num"),
+        ("a.jsonl", b'{"text": "x", "label": [1]}', r"line 1 has the label \[1\]: expected"),
+        ("a.jsonl", b'{"text": "x", "y": {"a": 1}}', 'line 1 has the label {"a": 1}: expected'),
+        ("a.jsonl", b'{"text": "x", "y": "a"}\n{"text": "x", "y": 3}', "line 2 .* 3: .* a name"),
+        ("a.jsonl", b'{"text": "x", "label": 1e300}', r"line 1 has the label 1e\+300: expected"),
+        ("a.jsonl", b'{"text": "x", "y": 1}\n{"text": "x"}', "line 2 has no 'y'"),
     ],
 )
 def test_texts_that_cannot_be_read(folder: Path, name: str, content: bytes, message: str) -> None:
@@ -264,6 +298,10 @@ def test_data_sets_of_hugging_face(folder: Path) -> None:
     assert (content.getpixel((0, 0)), label) == ((2, 0, 0), 1)
     pets.to_parquet(folder / "pets.parquet")
     assert [label for _, label in examples(open_source("pets.parquet").test)] == [1, 0, 1]
+    damaged = datasets.Dataset.from_dict({"image": [{"bytes": b"no", "path": None}]})
+    damaged.cast_column("image", datasets.Image()).to_parquet(folder / "damaged.parquet")
+    with pytest.raises(CorruptFileError, match=r"damaged\.parquet: row 1 cannot be read"):
+        open_source("damaged.parquet").test[0]
     (folder / "hub").mkdir()
     pets.to_parquet(folder / "hub" / "train-00000-of-00002.parquet")
     pets.to_parquet(folder / "hub" / "train-00001-of-00002.parquet")
@@ -292,6 +330,12 @@ def test_rows_of_texts_numbers_and_tokens(folder: Path) -> None:
     scores = {"text": ["a"], "label": [0.5]}
     datasets.Dataset.from_dict(scores).save_to_disk(folder / "scores")
     assert examples(open_source("scores").test) == [("a", None)]
+    gaps = {"text": ["a", None], "label": [None, "yes"]}
+    datasets.Dataset.from_dict(gaps).save_to_disk(folder / "gaps")
+    source = open_source("gaps")
+    assert (source.test[0], source.classes) == (("a", None), ("yes",))
+    with pytest.raises(InvalidArgumentError, match="gaps: row 2 has no 'text'"):
+        source.test[1]
     content, label = open_source("tokens").test[0]
     assert (content["input_ids"].tolist(), label) == ([1, 2], None)
     (folder / "tokens" / "state.json").unlink()

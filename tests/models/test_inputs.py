@@ -80,6 +80,13 @@ def test_inputs_of_other_models_are_unknown() -> None:
     assert default_inputs("torch.nn:Linear", nn.Linear(3, 2)) is None
 
 
+def test_a_scripted_model_takes_inputs() -> None:
+    scripted = torch.jit.script(nn.Linear(3, 2))
+    check_inputs(nn.Sequential(scripted), [torch.zeros(1, 3)])
+    with pytest.raises(InvalidArgumentError, match="does not take the input 1x4"):
+        check_inputs(scripted, [torch.zeros(1, 4)])
+
+
 def test_the_layer_that_does_not_take_an_input_is_named() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(5, 2)))
     with pytest.raises(InvalidArgumentError, match=r"2x3: layer '1\.1' \(Linear.*got 2x4: mat1"):

@@ -22,12 +22,35 @@ from tensorpress.runs.recipe_network import load_dense_weights, recipe_network, 
 from tensorpress.runs.recipe_plan import try_plan
 
 FUNCTIONS = """
+import torch
 from torch import nn
 
 
 def net(channels=1, side=8, classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, 20), nn.ReLU(),
                          nn.Linear(20, classes))
+
+
+class Ends(nn.Module):
+    def __init__(self, end):
+        super().__init__()
+        self.body, self.end = net(), end
+
+    def forward(self, x):
+        scores = self.body(x)
+        return scores.long() if self.end == "integers" else scores.detach()
+
+
+def scripted():
+    return torch.jit.script(net())
+
+
+def partly_scripted():
+    return nn.Sequential(nn.Flatten(), torch.jit.script(nn.Linear(64, 10)))
+
+
+def bare():
+    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
 """
 
 
@@ -70,6 +93,11 @@ def test_a_network_that_does_not_fit_is_said_with_the_key() -> None:
         ("recipe_nets:net,classes=9", r"^network: an image 1×8×8 becomes 1×9"),
         ("recipe_nets:ned", r"^network: recipe_nets has no function 'ned'"),
         ("torchvision:resnet81", r"^network: torchvision has no model 'resnet81': did you mean"),
+        ("recipe_nets:bare", "^network: Sequential has no parameters, expected weights"),
+        ("recipe_nets:Ends,end=integers", r"^network: an image becomes torch\.int64, where scores"),
+        ("recipe_nets:Ends,end=detached", "^network: the scores are cut off from the parameters"),
+        ("recipe_nets:scripted", r"^network: the model is compiled by torch\.jit.* expected"),
+        ("recipe_nets:partly_scripted", r"^network: layer '1' is compiled by torch\.jit"),
     ):
         wrong = recipe(name)
         with pytest.raises(TensorPressError, match=message):

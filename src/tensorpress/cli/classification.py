@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tensorpress.calibrate.batches import collect_batches, model_outputs
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.calibrate.batches import Batch, collect_batches, model_outputs
+from tensorpress.data.model_batches import NO_LABEL
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.models.inputs import input_error
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def classification_error(model: nn.Module, batches: Iterable[Any]) -> Classifica
     ------
     InvalidArgumentError
         If there is no example or no label, a label is none of the model's classes, or the model
-        returns something else.
+        does not take the inputs or returns something else.
 
     Examples
     --------
@@ -54,8 +56,8 @@ def classification_error(model: nn.Module, batches: Iterable[Any]) -> Classifica
                 raise InvalidArgumentError(
                     "the data have no labels, so that there is no error to measure"
                 )
-            logits = model_outputs(model, batch)
-            _check_classes(logits, batch.labels)
+            logits = _outputs(model, batch)
+            _check_classes(logits, batch.labels, examples)
             losses.append(float(functional.cross_entropy(logits, batch.labels, reduction="sum")))
             wrong += int((logits.argmax(1) != batch.labels).sum())
             examples += len(batch.labels)
@@ -64,8 +66,11 @@ def classification_error(model: nn.Module, batches: Iterable[Any]) -> Classifica
     return Classification(math.fsum(losses) / examples, 100 * wrong / examples, examples)
 
 
-def _check_classes(logits: Tensor, labels: Tensor) -> None:
-    """Check that labels are class indices, one for each example, and logits are scores of them."""
+def _check_classes(logits: Tensor, labels: Tensor, before: int) -> None:
+    """Check that labels are class indices, one for each example, and logits are scores of them.
+
+    There are so many examples ``before`` these.
+    """
     if labels.ndim != 1 or labels.is_floating_point():
         raise InvalidArgumentError(
             "labels must be class indices, integers of shape (N,), got "
@@ -76,11 +81,25 @@ def _check_classes(logits: Tensor, labels: Tensor) -> None:
             f"the model must return logits of shape ({len(labels)}, classes), got "
             f"{tuple(logits.shape)}"
         )
+    missing = (labels == NO_LABEL).nonzero()
+    if len(missing):
+        raise InvalidArgumentError(
+            f"example {before + int(missing[0]) + 1} has no label, expected one for every example"
+        )
     low, high = (int(x) for x in labels.aminmax())
     if low < 0 or high >= logits.shape[1]:
         raise InvalidArgumentError(
             f"the data have labels from {low} to {high}, and the model {logits.shape[1]} classes"
         )
+
+
+def _outputs(model: nn.Module, batch: Batch) -> Tensor:
+    try:
+        return model_outputs(model, batch)
+    except TensorPressError:
+        raise
+    except Exception as error:
+        raise input_error(model, batch.arguments, error) from error
 
 
 def is_classified(model: nn.Module, batches: Iterable[Any]) -> bool:

@@ -140,7 +140,10 @@ def _measure_error(
     from tensorpress.cli.classification import classification_error
 
     test = CommandData.open(loaded, data, root, preprocess).test()
-    result = classification_error(loaded.model, test.batches)
+    try:
+        result = classification_error(loaded.model, test.batches)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{data}: {error}") from error
     return {"data": data, **asdict(result), "preprocess": test.text}
 
 

@@ -59,9 +59,12 @@ def read_arrays(path: Path) -> Source:
     CorruptFileError
         If the file is damaged, or holds Python objects.
     InvalidArgumentError
-        If nothing tells which array holds the inputs, or the arrays differ in length.
+        If nothing tells which array holds the inputs, there are no examples, or the arrays differ
+        in length or are complex.
     """
     tensors = _load(path)
+    if not tensors:
+        raise InvalidArgumentError(f"{path} holds no arrays, expected one of inputs")
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key, _, part = name.rpartition("_")
@@ -89,6 +92,16 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
+    for array, tensor in tensors.items():
+        if tensor.is_complex():
+            raise InvalidArgumentError(
+                f"{path}: the array {array} is {tensor.dtype}, expected real numbers"
+            )
+        if tensor.ndim and not len(tensor):
+            raise InvalidArgumentError(
+                f"{path} has no examples: the array {array} has shape {tuple(tensor.shape)}, "
+                "expected a row for each example"
+            )
     by_name = {name.lower(): tensor for name, tensor in tensors.items()}
     labels = next((by_name.pop(name) for name in LABELS if name in by_name), None)
     lengths = {

@@ -1,11 +1,12 @@
 """Folders of images, a folder for each class, as torchvision's ImageFolder."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tensorpress.data.source import TEST, TRAIN, Example, Part, Source
-from tensorpress.errors import DataNotFoundError
+from tensorpress.errors import CorruptFileError, DataNotFoundError
 from tensorpress.models.optional_imports import require
 from tensorpress.models.torchvision import mend_torchvision
 
@@ -22,7 +23,7 @@ def read_image_folder(folder: Path) -> Source:
     Raises
     ------
     DataNotFoundError
-        If there are no images.
+        If there are no images. A damaged one is a CorruptFileError once it is read.
     TensorPressError
         If torchvision is not installed.
     """
@@ -47,7 +48,8 @@ def _read_classes(torchvision: Any, folder: Path) -> tuple[Part, tuple[str, ...]
     """Return the images of a folder, and the names of its classes unless they are numbers."""
     if not any(path.is_dir() for path in folder.iterdir()):
         return _read_unlabelled(torchvision, folder), ()
-    images = torchvision.ImageFolder(folder, allow_empty=True)
+    load = _Loader(torchvision.folder.default_loader)
+    images = torchvision.ImageFolder(folder, loader=load, allow_empty=True)
     if not len(images):
         raise DataNotFoundError(
             f"{folder} holds no images: expected a folder of images for each class"
@@ -63,7 +65,20 @@ def _read_unlabelled(torchvision: Any, folder: Path) -> "UnlabelledImages":
     files = sorted(path for path in folder.iterdir() if is_image(path.name))
     if not files:
         raise DataNotFoundError(f"{folder} holds no images and no folders of images")
-    return UnlabelledImages(files, torchvision.folder.default_loader)
+    return UnlabelledImages(files, _Loader(torchvision.folder.default_loader))
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """A reader of images, whose errors name the file."""
+
+    load: Callable[[str], Any]
+
+    def __call__(self, path: str) -> Any:
+        try:
+            return self.load(path)
+        except Exception as error:  # of Pillow, of many classes
+            raise CorruptFileError(f"{path} cannot be read as an image: {error}") from error
 
 
 class UnlabelledImages:

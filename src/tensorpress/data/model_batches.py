@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tensorpress.data.class_numbers import class_numbers
@@ -27,9 +28,14 @@ from tensorpress.data.transforms import (
 )
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.model_inputs import ModelInputs
+from tensorpress.models.inputs import input_error
 
 BATCH, TEXT_BATCH = 64, 8
 """Examples in memory at a time."""
+
+NO_LABEL = -100
+"""The label of an example without one, which losses of torch leave out."""
 
 TEXT_BLOCKS = 128
 """Blocks of text that say what matters in a language model."""
@@ -66,7 +72,7 @@ def model_batches(
 
     Images are prepared as the model takes them (`find_transform`). Texts become tokens: for a
     language model blocks of them in a row, for other models an example each. Arrays, and batches
-    of a function, are what the model takes.
+    of a function, are what the model takes; floating-point values of arrays get its dtype.
 
     Parameters
     ----------
@@ -86,8 +92,8 @@ def model_batches(
     Raises
     ------
     InvalidArgumentError
-        If there are no examples, nothing says how the model takes them, or the classes are not the
-        model's.
+        If there are no examples, the model does not take them or nothing says how, or the classes
+        are not the model's.
     TensorPressError
         If a package is missing.
 
@@ -119,35 +125,69 @@ def model_batches(
             f"{source.name} holds {describe_content(content)}: expected images, texts, tensors or "
             "mappings of them"
         )
-    prepared = _Prepared(examples, prepare)
+    prepared = _Prepared(examples, prepare, _floating_dtype(model))
+    try:
+        outputs = count_outputs(model, default_collate([prepared[0][0]]))
+    except InvalidArgumentError as error:
+        how = "" if prepare is None else f" (images are prepared: {text})"
+        raise InvalidArgumentError(f"{source.name}: {error}{how}") from error
     numbers = None
     if source.classes and label is not None:
-        outputs = count_outputs(model, default_collate([prepared[0][0]]))
         numbers = class_numbers(source, name, model, outputs)
     collate = _Collate(label is not None, numbers)
     return ModelBatches(_loader(prepared, BATCH, collate), text)
 
 
 def count_outputs(model: nn.Module, inputs: Any) -> int | None:
-    """Return the number of classes that a model tells apart, None if it is no classifier."""
-    with evaluation_mode(model), torch.no_grad():
-        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    """Return the number of classes that a model tells apart, None if it is no classifier.
+
+    A model on the meta device is not tried, and gives None.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model does not take the inputs.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return None
+    arguments = ModelInputs.parse(inputs).map(lambda x: x.to(device))
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            output = arguments.run(model)
+    except Exception as error:
+        raise input_error(model, arguments, error) from error
     logits = getattr(output, "logits", output)
     return logits.shape[1] if isinstance(logits, Tensor) and logits.ndim == 2 else None
 
 
-class _Prepared(Dataset[Example]):
-    """Examples as inputs."""
+def _floating_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype in which a model computes, None if it has no floating-point parameters."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    return next((p.dtype for p in model.parameters() if p.dtype in dtypes), None)
 
-    def __init__(self, examples: Examples, prepare: Callable[[Any], Tensor] | None) -> None:
-        self._examples, self._prepare = examples, prepare
+
+class _Prepared(Dataset[Example]):
+    """Examples as inputs, floating-point values of a dtype."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        prepare: Callable[[Any], Tensor] | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self._examples, self._prepare, self._dtype = examples, prepare, dtype
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
         content, label = self._examples[index]
-        return (content if self._prepare is None else self._prepare(content)), label
+        content = content if self._prepare is None else self._prepare(content)
+        return tree_map_only(Tensor, self._cast, content), label
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self._dtype) if x.is_floating_point() else x
 
 
 @dataclass(frozen=True)
@@ -158,14 +198,19 @@ class _Collate:
     numbers: tuple[int, ...] | None = None
 
     def __call__(self, examples: list[Example]) -> Any:
-        inputs = default_collate([content for content, _ in examples])
+        try:
+            inputs = default_collate([content for content, _ in examples])
+        except (RuntimeError, TypeError, KeyError) as error:
+            raise InvalidArgumentError(
+                f"the examples do not make a batch, expected the same shapes of all: {error}"
+            ) from error
         return self.join(inputs, [label for _, label in examples])
 
     def join(self, inputs: Any, labels: list[int | None]) -> Any:
         if not self.labelled:
             return inputs
         values = [x if self.numbers is None or x is None else self.numbers[x] for x in labels]
-        numbers = torch.tensor([-100 if value is None else value for value in values])
+        numbers = torch.tensor([NO_LABEL if value is None else value for value in values])
         return {**inputs, "labels": numbers} if isinstance(inputs, Mapping) else (inputs, numbers)
 
 

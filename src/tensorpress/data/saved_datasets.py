@@ -8,7 +8,7 @@ import torch
 
 from tensorpress.data.source import Example, Source
 from tensorpress.data.texts import LABEL, text_key
-from tensorpress.errors import CorruptFileError
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.models.optional_imports import require
 from tensorpress.models.torchvision import mend_torchvision
 
@@ -22,6 +22,8 @@ class Rows:
 
     Parameters
     ----------
+    source : str
+        The name of the source, for messages.
     rows : datasets.Dataset
         The data set.
     content : str or None
@@ -33,21 +35,35 @@ class Rows:
     """
 
     def __init__(
-        self, rows: Any, content: str | None, label: str | None, names: tuple[str, ...] = ()
+        self,
+        source: str,
+        rows: Any,
+        content: str | None,
+        label: str | None,
+        names: tuple[str, ...] = (),
     ) -> None:
-        self._rows, self._content, self._label = rows, content, label
+        self._source, self._rows, self._content, self._label = source, rows, content, label
         self._numbers = {name: number for number, name in enumerate(names)}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int, /) -> Example:
-        row = self._rows[index]
+        try:
+            row = self._rows[index]
+        except IndexError:
+            raise
+        except Exception as error:  # of the libraries below, as for a damaged image
+            raise CorruptFileError(
+                f"{self._source}: row {index + 1} cannot be read: {error}"
+            ) from error
         label = None if self._label is None else row.pop(self._label)
         label = self._numbers[label] if isinstance(label, str) else label
         if self._content is None:
             return {key: torch.as_tensor(value) for key, value in row.items()}, label
         content = row[self._content]
+        if content is None:
+            raise InvalidArgumentError(f"{self._source}: row {index + 1} has no {self._content!r}")
         if not isinstance(content, str) and not hasattr(content, "convert"):
             content = torch.as_tensor(content)
         return content, label
@@ -114,11 +130,13 @@ def source_of_dataset(name: str, content: Any) -> Source:
     names = getattr(features.get(label), "names", None) or ()
     stored = ()
     if kind == "string":
-        stored = tuple(sorted({text for rows in parts.values() for text in rows.unique(label)}))
+        stored = tuple(
+            sorted({text for rows in parts.values() for text in rows.unique(label)} - {None})
+        )
         names = stored
     return Source.from_parts(
         name,
-        {part: Rows(rows, column, label, stored) for part, rows in parts.items()},
+        {part: Rows(name, rows, column, label, stored) for part, rows in parts.items()},
         # Names such as "7" say that labels are numbers, as names of folders do.
         () if all(text.isdecimal() for text in names) else tuple(names),
     )

@@ -1,5 +1,6 @@
 """Texts in files: a line each, or JSON lines with labels."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +42,57 @@ def read_json_lines(path: Path) -> Source:
     CorruptFileError
         If a line is no JSON object.
     InvalidArgumentError
-        If an object has no such text.
+        If an object has no such text, or a label that is none; the message names the line.
     """
-    rows: list[dict[str, Any]] = []
+    rows = _json_objects(path)
+    if not rows:
+        raise DataNotFoundError(f"{path} holds no JSON lines")
+    first = next(iter(rows.values()))
+    names = [key for key, value in first.items() if isinstance(value, str) or key in TEXT]
+    text = text_key(str(path), names)
+    key = next((name for name in LABEL if name in first), None)
+    for place, row in rows.items():
+        if not isinstance(row.get(text), str):
+            raise InvalidArgumentError(f"{place} has no text: expected a string under {text!r}")
+        if key is not None and key not in row:
+            raise InvalidArgumentError(f"{place} has no {key!r}, expected a label or null")
+    labels = {place: None if key is None else row[key] for place, row in rows.items()}
+    classes = tuple(sorted({label for label in labels.values() if isinstance(label, str)}))
+    for place, label in labels.items():
+        _check_label(place, label, named=bool(classes))
+    numbers = [classes.index(x) if isinstance(x, str) else x for x in labels.values()]
+    if any(isinstance(x, float) and not x.is_integer() for x in numbers):
+        numbers = [None] * len(numbers)  # targets of a regression
+    numbers = [None if x is None else int(x) for x in numbers]
+    texts = [row[text] for row in rows.values()]
+    return Source(str(path), list(zip(texts, numbers, strict=True)), classes=classes)
+
+
+def _json_objects(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the objects of a file, by the text that names their lines."""
+    rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(_read(path).splitlines(), start=1):
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = parse_json(line)
         except InvalidArgumentError as error:
-            raise CorruptFileError(f"{path}, line {number}: {error}") from error
+            raise CorruptFileError(f"{place}: {error}") from error
         if not isinstance(row, dict):
-            raise CorruptFileError(f"{path}, line {number}: expected a JSON object")
-        rows.append(row)
-    if not rows:
-        raise DataNotFoundError(f"{path} holds no JSON lines")
-    text = text_key(str(path), [key for key, value in rows[0].items() if isinstance(value, str)])
-    key = next((name for name in LABEL if name in rows[0]), None)
-    try:
-        labels = [None if key is None else row[key] for row in rows]
-        texts = [str(row[text]) for row in rows]
-    except KeyError as error:
-        raise InvalidArgumentError(f"{path}: a line has no {error}") from None
-    classes = tuple(sorted({label for label in labels if isinstance(label, str)}))
-    numbers = [classes.index(x) if isinstance(x, str) else x for x in labels]
-    return Source(str(path), list(zip(texts, numbers, strict=True)), classes=classes)
+            raise CorruptFileError(f"{place}: expected a JSON object")
+        rows[place] = row
+    return rows
+
+
+def _check_label(place: str, label: object, *, named: bool) -> None:
+    """Check that a label is a number, a name where others are ``named``, or None."""
+    is_bool = isinstance(label, bool)
+    number = isinstance(label, int | float) and not is_bool and abs(label) < 1 << 63  # int64
+    if label is None or isinstance(label, str) or (number and not named):
+        return
+    expected = "a name of a class, as other lines have" if named else "a number or name of a class"
+    raise InvalidArgumentError(f"{place} has the label {json.dumps(label)}: expected {expected}")
 
 
 def text_key(source: str, names: list[str]) -> str:

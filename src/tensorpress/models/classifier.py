@@ -15,6 +15,7 @@ from tensorpress.models.names import parse_name
 from tensorpress.models.zoo import Preprocess
 from tensorpress.models.zoo.registry import IMAGENET
 from tensorpress.utils.formatting import format_shape
+from tensorpress.utils.module_tree import refuse_scripts
 
 CLASSES = {"torchvision": "num_classes", "timm": "num_classes", "hf": "num_labels"}
 """What the libraries call the number of classes."""
@@ -55,7 +56,7 @@ def _return_logits(_model: nn.Module, _inputs: Any, output: Any) -> Any:
 
 
 def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> None:
-    """Check that a model takes images of a shape and returns a score for each class.
+    """Check that a model has parameters, takes images of a shape and returns scores of classes.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> No
     Raises
     ------
     InvalidArgumentError
-        If it does not; the message names the layer that fails.
+        If it does not, or has modules of torch.jit; the message names the layer that fails.
 
     Examples
     --------
@@ -78,6 +79,7 @@ def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> No
     ...
     tensorpress.errors.InvalidArgumentError: an image 1×2×2 becomes 1×3, where scores 1×10 belong
     """
+    refuse_scripts(model)
     image = torch.zeros(1, *shape)
     check_inputs(model, [image])
     with evaluation_mode(model), torch.no_grad():
@@ -87,6 +89,35 @@ def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> No
         got = format_shape(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidArgumentError(
             f"an image {format_shape(shape)} becomes {got}, where scores 1×{classes} belong"
+        )
+    if not output.is_floating_point():
+        raise InvalidArgumentError(
+            f"an image becomes {output.dtype}, where scores of a floating-point type belong"
+        )
+    if next(model.parameters(), None) is None:
+        raise InvalidArgumentError(
+            f"{type(model).__name__} has no parameters, expected weights to train or press"
+        )
+
+
+def check_trainable(model: nn.Module, shape: Sequence[int]) -> None:
+    """Check that the scores of a classifier have gradients, unless all parameters are frozen.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the scores are cut off from the parameters.
+
+    Examples
+    --------
+    >>> check_trainable(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
+    """
+    with evaluation_mode(model), torch.enable_grad():
+        output = model(torch.zeros(1, *shape))
+    if not output.requires_grad and any(p.requires_grad for p in model.parameters()):
+        raise InvalidArgumentError(
+            "the scores are cut off from the parameters, expected them with gradients: leave out "
+            "detach and no_grad in forward"
         )
 
 

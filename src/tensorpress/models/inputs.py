@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.cost import evaluation_mode
+from tensorpress.measure.model_inputs import ModelInputs
 from tensorpress.models.names import parse_name
 from tensorpress.models.torchvision import torchvision_shape
 from tensorpress.models.zoo import NETWORKS
@@ -102,10 +103,31 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     tensorpress.errors.InvalidArgumentError: the model does not take the input 1x4: layer '0' \
 (Linear, weight 2x3), which got 1x4: mat1 and mat2 shapes cannot be multiplied (1x4 and 3x2)
     """
+    arguments = ModelInputs(tuple(inputs))
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            arguments.run(model)
+    except Exception as error:
+        raise input_error(model, arguments, error) from error
+
+
+def input_error(model: nn.Module, inputs: ModelInputs, error: Exception) -> InvalidArgumentError:
+    """Return the error for inputs on which a model has failed, naming the layer that failed."""
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
+    plural = "s" if len(inputs.tensors) > 1 else ""
+    return InvalidArgumentError(
+        f"the model does not take the input{plural} {_texts(inputs)}: "
+        f"{_describe_failure(model, inputs)}{message}"
+    )
+
+
+def _describe_failure(model: nn.Module, inputs: ModelInputs) -> str:
+    """Return text that names the layer that fails, and its inputs."""
     running: list[tuple[nn.Module, Any]] = []
     handles = [
         handle
         for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # which take no hooks
         for handle in (
             module.register_forward_pre_hook(lambda layer, args: running.append((layer, args))),
             module.register_forward_hook(lambda *_: _drop_last(running)),
@@ -113,32 +135,26 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     ]
     try:
         with evaluation_mode(model), torch.no_grad():
-            model(*inputs)
-    except Exception as error:
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = _describe_failure(model, *running[-1]) if running else ""
-        plural = "s" if len(inputs) > 1 else ""
-        raise InvalidArgumentError(
-            f"the model does not take the input{plural} {_texts(inputs)}: {where}{message}"
-        ) from error
+            inputs.run(model)
+    except Exception:  # which the caller has
+        return _describe_layer(model, *running[-1]) if running else ""
     finally:
         for handle in handles:
             handle.remove()
+    return ""
 
 
 def _drop_last(running: list[tuple[nn.Module, Any]]) -> None:
     running.pop()
 
 
-def _describe_failure(model: nn.Module, failed: nn.Module, arguments: Any) -> str:
-    """Return text that names the layer that failed, and its inputs."""
+def _describe_layer(model: nn.Module, failed: nn.Module, arguments: Any) -> str:
     name = next(name for name, module in model.named_modules() if module is failed)
     if not name:
         return ""
     weight = failed._parameters.get("weight")
     kind = type(failed).__name__ + ("" if weight is None else f", weight {_size(weight)}")
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    return f"layer {name!r} ({kind}), which got {_texts(tensors)}: "
+    return f"layer {name!r} ({kind}), which got {_texts(ModelInputs(arguments))}: "
 
 
 def _example(shape: tuple[int, ...], dtype: torch.dtype, model: nn.Module) -> Tensor:
@@ -178,12 +194,15 @@ def _hugging_face_input(model: nn.Module) -> tuple[tuple[int, ...] | None, torch
     return (1, getattr(config, "num_channels", 3), *sides), torch.float32
 
 
-def _texts(tensors: Sequence[Tensor]) -> str:
-    """Return tensors as `parse_input` takes them."""
+def _texts(inputs: ModelInputs) -> str:
+    """Return tensors as `parse_input` takes them, with the names of arguments."""
+    named = [("", value) for value in inputs.positional]
+    named += [(f"{name} ", value) for name, value in inputs.named.items()]
     texts = []
-    for tensor in tensors:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        texts.append(_size(tensor) + ("" if dtype == "float32" else f":{dtype}"))
+    for name, value in named:
+        if isinstance(value, Tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            texts.append(name + _size(value) + ("" if dtype == "float32" else f":{dtype}"))
     return ", ".join(texts)
 
 

@@ -9,7 +9,12 @@ from torch import nn
 from tensorpress.codec.save_load import load
 from tensorpress.data.splits import describe_images, find_weights
 from tensorpress.errors import TensorPressError
-from tensorpress.models.classifier import build_classifier, check_classifier, default_preprocess
+from tensorpress.models.classifier import (
+    build_classifier,
+    check_classifier,
+    check_trainable,
+    default_preprocess,
+)
 from tensorpress.models.weights import load_weights
 from tensorpress.models.zoo import NETWORKS, Network
 from tensorpress.models.zoo.weights import fill_model
@@ -45,15 +50,21 @@ def _other_network(recipe: Recipe, name: str, key: str) -> Network:
     shape = student.input_shape if student else recipe.input or shape
     preprocess = student.preprocess if student else default_preprocess(shape[0])
     new_head = key == "network" and recipe.dense is not None
-    build = partial(_build, key, name, shape, classes, new_head)
+    phases = (recipe.dense, recipe.train, recipe.quantize, recipe.rate)
+    trained = key == "network" and any(phase is not None for phase in phases)
+    build = partial(_build, key, name, shape, classes, new_head=new_head, trained=trained)
     return Network(name, build, shape, classes, preprocess, description="", source="")
 
 
-def _build(key: str, name: str, shape: tuple[int, ...], classes: int, new_head: bool) -> nn.Module:
+def _build(
+    key: str, name: str, shape: tuple[int, ...], classes: int, *, new_head: bool, trained: bool
+) -> nn.Module:
     """Build a network and check that it fits; errors name the key of the recipe."""
     with _name_key(key):
         model = build_classifier(name, classes, new_head=new_head)
         check_classifier(model, shape, classes)
+        if trained:
+            check_trainable(model, shape)
     return model
 
 

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+
+from tensorpress.errors import InvalidArgumentError
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -148,11 +151,17 @@ def parameter_name(model: nn.Module, layer: str) -> str:
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the model in torch.compile, DataParallel and DistributedDataParallel, or itself.
 
+    Raises
+    ------
+    InvalidArgumentError
+        If a module is of torch.jit.
+
     Examples
     --------
     >>> unwrap(nn.DataParallel(nn.ReLU()))
     ReLU()
     """
+    refuse_scripts(model)
     while True:
         compiled = model._modules.get("_orig_mod")
         if compiled is not None:
@@ -161,6 +170,23 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+def refuse_scripts(model: nn.Module) -> None:
+    """Refuse a model with modules of torch.jit, whose code is fixed.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is one; the message names it.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"layer {name!r}" if name else "the model"
+            raise InvalidArgumentError(
+                f"{what} is compiled by torch.jit, so that no layer of it can be replaced: "
+                "expected the module that torch.jit.script or torch.jit.trace was called with"
+            )
 
 
 def count_references(model: nn.Module) -> Counter[int]:
