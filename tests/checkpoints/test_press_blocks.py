@@ -1,6 +1,7 @@
 """Checkpoints pressed block by block on calibration data."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from tiny_checkpoints import MODELS, contents, gpt2, llama, logits, save_sharded
 from torch import nn
 
 from tensorpress.checkpoints import load_checkpoint, press_checkpoint
+from tensorpress.checkpoints.block_scores import GRADIENTS
 from tensorpress.checkpoints.press_shard import ShardPress
+from tensorpress.checkpoints.streamed_model import StreamedModel
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning import plan
 from tensorpress.press.press import press
@@ -161,6 +165,89 @@ def test_stopped_at_any_file_it_goes_on_to_the_same_bytes(
             press_checkpoint(source, out, **how)
         press_checkpoint(source, out, **how)
         assert contents(out) == expected, stop
+
+
+def die(stop: int, source: Path, out: Path, how: dict[str, Any]) -> None:
+    """Press in a process of its own, and kill it where it has written its n-th file."""
+
+    def work() -> None:
+        count, fsync = 0, os.fsync
+
+        def killed(descriptor: int) -> None:
+            nonlocal count
+            count += 1
+            if count == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(descriptor)
+
+        os.fsync = killed
+        press_checkpoint(source, out, **how)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def leftovers(out: Path) -> list[Path]:
+    return [path for path in out.rglob("*") if path.suffix == ".tmp" or path.name == GRADIENTS]
+
+
+def test_killed_at_any_file_it_goes_on_and_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "dense"
+    llama(tied=True).save_pretrained(source)
+    how = {"budget": "params=80%", "calibration": tokens(batches=2)}
+    files, fsync = 0, os.fsync
+
+    def counting(descriptor: int) -> None:
+        nonlocal files
+        files += 1
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", counting)
+        press_checkpoint(source, tmp_path / "whole", **how)
+    assert leftovers(tmp_path / "whole") == []
+    expected = contents(tmp_path / "whole")
+    for stop in range(1, files + 1, 2):
+        out = tmp_path / f"out{stop}"
+        die(stop, source, out, how)
+        assert leftovers(out)
+        press_checkpoint(source, out, **how)
+        assert leftovers(out) == []
+        assert contents(out) == expected
+
+
+def test_another_budget_for_what_is_begun_is_refused_before_layers_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = save_sharded(gpt2(), tmp_path / "dense"), tmp_path / "out"
+    data = tokens(batches=2)
+    press_checkpoint(source, out, budget="params=80%", calibration=data)
+    before = contents(out)
+    monkeypatch.setattr(StreamedModel, "open", fail)
+    for budget, batches in (("params=70%", data), ("params=80%", data[:1])):
+        with pytest.raises(InvalidArgumentError, match="other options or other data"):
+            press_checkpoint(source, out, budget=budget, calibration=batches)
+    assert press_checkpoint(source, out, budget="params=80%", calibration=data).params > 0
+    assert contents(out) == before
+
+
+def test_a_budget_that_gave_no_plan_may_be_replaced(tmp_path: Path) -> None:
+    source, out = save_sharded(gpt2(), tmp_path / "dense"), tmp_path / "out"
+    data = tokens(batches=2)
+    with pytest.raises(InvalidArgumentError, match="budget"):
+        press_checkpoint(source, out, budget="params=0.1%", calibration=data)
+    press_checkpoint(source, out, budget="params=80%", calibration=data)
+    assert leftovers(out) == []
+    press_checkpoint(source, tmp_path / "whole", budget="params=80%", calibration=data)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def fail(*_: object) -> None:
+    raise AssertionError("the model was run")
 
 
 SCRIPT = """

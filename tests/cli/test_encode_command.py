@@ -1,3 +1,4 @@
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ def test_there_and_back(run_json: RunJson, weights: Path, tmp_path: Path) -> Non
     dense, decoded = load_file(weights), load_file(tmp_path / "back.safetensors")
     lost = (decoded["w"] - dense["w"]).norm() / dense["w"].norm()
     assert float(lost) == pytest.approx(done["error"], rel=1e-3)
+
+
+def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(
+    run_json: RunJson, fails: Fails, weights: Path, tmp_path: Path
+) -> None:
+    run_json("encode", "m.safetensors", "--bits", "5")
+    before, limits = sorted(tmp_path.iterdir()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        error = fails("decode", "m.tpz", "--out", "back.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "back.safetensors cannot be written: File too large" in error
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_tables_for_people(shell: Shell, weights: Path) -> None:

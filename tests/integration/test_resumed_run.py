@@ -1,6 +1,8 @@
 """The same recipe and seed give the same file, whatever happens on the way."""
 
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +153,19 @@ def test_a_killed_run_goes_on_to_the_same_file(tmp_path: Path) -> None:
     whole = run(parse_recipe(LONG), tmp_path / "whole")
     assert (folder / "model.tpz").read_bytes() == (whole.folder / "model.tpz").read_bytes()
     assert resumed.metrics["file"] == whole.metrics["file"]
+
+
+def test_what_a_killed_run_was_writing_is_removed_at_the_next_start(
+    tmp_path: Path, finished: RunResult
+) -> None:
+    folder = shutil.copytree(finished.folder, tmp_path / "run")
+    before = sorted(folder.rglob("*"))
+    for name in ("checkpoints/dense.pt", "plan.yaml", "model.tpz", "report.html", "metrics.json"):
+        path = folder / name
+        dead = path.with_name(f".{path.name}.0123abcd.{platform.node()}@99999999.tmp")
+        dead.write_bytes(b"half")
+    run(recipe(), folder, seed=3)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_another_recipe_or_seed_is_refused(finished: RunResult) -> None:

@@ -1,6 +1,8 @@
 import json
 import logging
+import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +97,20 @@ def test_a_run_of_a_sweep_is_the_run_of_its_recipe(
     torch.set_num_threads(threads)
     folder = out / content["variants"][0]["runs"][1]["folder"]
     assert (alone.folder / "model.tpz").read_bytes() == (folder / "model.tpz").read_bytes()
+
+
+def test_what_a_killed_sweep_was_writing_is_removed_at_the_next_start(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, content = done
+    folder = shutil.copytree(out, tmp_path / "out")
+    before = sorted(folder.rglob("*"))
+    one, common = content["variants"][0]["runs"][0]["folder"], next(folder.glob("common/*/*.pt"))
+    for path in (common, folder / one / "model.tpz", folder / "jobs" / "a.json"):
+        dead = path.with_name(f".{path.name}.0123abcd.{platform.node()}@99999999.tmp")
+        dead.write_bytes(b"half")
+    swept(folder)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_picked_files_are_tested(done: tuple[Path, dict[str, Any]]) -> None:

@@ -1,4 +1,8 @@
+import errno
+import os
+import platform
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -38,6 +42,41 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(AttributeError, match=r"pickle|local"):
         write_checkpoint(path, {"model": lambda: None})
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("size", [100, 24_800, 25_000, 300_000])
+def test_a_disk_that_is_full_is_reported_and_keeps_the_old_file(tmp_path, size):
+    path = tmp_path / "run.pt"
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (min(4 * size, 100_000), limits[1]))
+    try:
+        with pytest.raises(InvalidArgumentError, match=r"run\.pt cannot be written: File too"):
+            write_checkpoint(path, {"model": torch.zeros(size)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_ends_with_a_clear_error_where_the_disk_is_full(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InvalidArgumentError, match=r"run\.pt cannot be written: No space left"):
+        fit(nn.Linear(3, 2), BATCHES, CONFIG, checkpoint=tmp_path / "run.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_was_writing_is_removed_at_the_next_start(tmp_path):
+    path = tmp_path / "run.pt"
+    leftover = tmp_path / f".run.pt.0123abcd.{platform.node()}@99999999.tmp"
+    other = tmp_path / f".other.pt.0123abcd.{platform.node()}@99999999.tmp"
+    for file in (leftover, other):
+        file.write_bytes(b"half")
+    fit(nn.Linear(3, 2), BATCHES, CONFIG, checkpoint=path)
+    assert sorted(tmp_path.iterdir()) == [other, path]
 
 
 @settings(max_examples=40)

@@ -88,6 +88,23 @@ def test_only_temporary_files_of_killed_processes_are_leftovers(tmp_path):
             assert other.exists()
 
 
+def test_leftovers_of_a_folder_are_those_of_all_files_in_it(tmp_path):
+    (tmp_path / "a" / ".b").mkdir(parents=True)
+    leftovers = [tmp_path / ".x.json", tmp_path / "a" / ".b" / ".0003.safetensors"]
+    for path in leftovers:
+        dead = path.with_name(f"{path.name}.0123abcd.{platform.node()}@99999999.tmp")
+        dead.write_bytes(b"half")
+    others = [tmp_path / ".mine.tmp", tmp_path / f".x.json.short.{platform.node()}@99999999.tmp"]
+    for path in others:
+        path.write_bytes(b"")
+    with replace_file(tmp_path / "a" / "y.json") as temporary:
+        temporary.write_bytes(b"")
+        remove_leftovers(tmp_path)
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert sorted(files) == sorted([*others, temporary])
+    remove_leftovers(tmp_path / "no" / "folder")
+
+
 def test_temporary_files_of_this_process_and_of_other_machines_stay(tmp_path, monkeypatch):
     path = tmp_path / "a.bin"
     with replace_file(path) as temporary:

@@ -1,5 +1,6 @@
 """Scores of ranks by curvature, from one pass forward and one back through a streamed model."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -85,6 +86,7 @@ def block_scores(
         for name, result in jobs.iterate(left, work.run):
             done[name] = result
             gradients.remove(model.stages.index(name))
+    shutil.rmtree(folder / GRADIENTS)
     lost = {name: values for result in done.values() for name, values in result.items()}
     scores = {}
     for name in names:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import digest
+from tensorpress.checkpoints.block_scores import GRADIENTS
 from tensorpress.checkpoints.press_stage import StagePress
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.checkpoints.safetensors_writer import open_shard_writer, write_index
@@ -98,9 +99,9 @@ def press_blocks(
 
 
 def forget_blocks(folder: Path) -> None:
-    """Remove what `press_blocks` kept, once the shards are written."""
-    for name in (BLOCKS, STATES):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    """Remove what `press_blocks` and unfinished plans kept, once the shards are written."""
+    for path in (folder / BLOCKS, folder / STATES, *folder.glob(f"*/{GRADIENTS}")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class BlockPress:

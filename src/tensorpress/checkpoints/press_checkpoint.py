@@ -33,13 +33,17 @@ from tensorpress.planning import plan as make_plan
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.planner import PlanOptions
 from tensorpress.reconstruct.layerwise import check_reconstruction
+from tensorpress.utils.atomic_files import remove_leftovers
 from tensorpress.utils.executors import open_executor
-from tensorpress.utils.jobs import JobFolder
+from tensorpress.utils.jobs import SUBJECT, JobFolder
 from tensorpress.utils.module_tree import parameter_name
 from tensorpress.utils.progress import ByteProgress
 
 JOBS = ".press"
-"""The folder, within the output, of the shards that are done."""
+"""The folder, within the output, of what an interrupted call goes on from."""
+
+SHARDS = "shards"
+"""The folder, within that, of the shards that are done, which are of one plan."""
 
 
 def press_checkpoint(
@@ -124,6 +128,7 @@ def press_checkpoint(
         raise InvalidArgumentError("give either a plan or what it is made from")
     files, folder = TensorFiles(source), Path(out)
     _check_folders(files.folder, folder)
+    remove_leftovers(folder)
     runner = model_from_config(files.folder) if model is None else to_meta(model)
     dense = deepcopy(runner).to("meta")
     names = match_tensor_names(dense, files)
@@ -140,7 +145,7 @@ def press_checkpoint(
     subject = {"source": files.fingerprint, "plan": plan.id}
     if streamed is not None:
         subject["data"] = digest(streamed.batches)
-    jobs = JobFolder(folder / JOBS / "shards", subject)
+    jobs = JobFolder(folder / JOBS / SHARDS, subject)
     if streamed is not None and not files.files.keys() <= jobs.results().keys():
         fitted = press_blocks(streamed, plan, work.routes, dense, folder / JOBS, files.fingerprint)
         work = replace(work, fitted=fitted)
@@ -148,6 +153,7 @@ def press_checkpoint(
         _press_shards(work, jobs, workers)
     _write_others(work, plan, jobs.results())
     forget_blocks(folder / JOBS)
+    remove_leftovers(folder)
     return plan
 
 
@@ -208,6 +214,12 @@ def _make_plan(
     def compute() -> dict[str, Any]:
         limited = options.get("budget") is not None and options.get("allocation") is None
         if streamed is not None and limited:
+            planned = any(jobs.folder.glob("plan.*.json"))  # it may be damaged
+            if not planned and (out / JOBS / SHARDS / SUBJECT).exists():
+                raise InvalidArgumentError(
+                    f"{out} is pressed by a plan that other options or other data gave: give "
+                    "those, or another folder"
+                )
             layers = DenseModel.from_module(dense, None, weight)
             states = open_states(streamed, out / JOBS, files.fingerprint)
             which = {key: options[key] for key in ("scheme", "targets", "skip") if key in options}

@@ -15,7 +15,6 @@ from tensorpress.cli.options import Data, Json, Model, Preprocess, Root, WeightF
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 from tensorpress.report import formatting
-from tensorpress.utils.atomic_files import replace_file
 from tensorpress.utils.formatting import format_shape
 
 if TYPE_CHECKING:
@@ -115,17 +114,13 @@ def decode_command(
 
     Example: tensorpress decode model.tpz --out model.safetensors
     """
-    import torch
-    from safetensors.torch import save_file
+    from tensorpress.checkpoints.safetensors_writer import open_shard_writer
 
     path = out or file.with_suffix(".safetensors")
-    # Clones, because safetensors refuses tensors that share memory.
-    tensors = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in tp.decode(file).items()
-    }
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary)
+    tensors = tp.decode(file)
+    with open_shard_writer(path, tensors) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
     size, count = path.stat().st_size, len(tensors)
     values = sum(tensor.numel() for tensor in tensors.values())
     if as_json:

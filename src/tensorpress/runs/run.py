@@ -32,7 +32,10 @@ from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.runs.recipe_sections import Quantize
 from tensorpress.runs.training import Phases, common_part, press_once
 from tensorpress.train import StraightThrough
-from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.atomic_files import remove_leftovers, write_atomically
+
+WRITTEN = ("recipe.yaml", "plan.yaml", "checkpoints", "model.tpz", "metrics.json", "report.html")
+"""What a run writes to its folder."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def run(
         raise InvalidArgumentError("data.validation is 0: there are no images to measure errors on")
     out = Path(folder)
     _claim_folder(out, recipe, seed)
+    for name in WRITTEN:
+        remove_leftovers(out / name)
     net = recipe_network(recipe)
     try_plan(net, recipe)
     splits = load_splits(net, recipe.data.origin, recipe.data.root, recipe.data.validation)

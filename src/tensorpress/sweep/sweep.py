@@ -21,8 +21,11 @@ from tensorpress.sweep.picks import Outcome, Pick, frontier
 from tensorpress.sweep.trials import run_trials
 from tensorpress.sweep.variants import SweepFile, Variant
 from tensorpress.train import evaluate
-from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.atomic_files import remove_leftovers, write_atomically
 from tensorpress.utils.executors import open_executor
+
+WRITTEN = ("jobs", "common", "runs", "sweep.json", "sweep.html")
+"""What a sweep writes to its folder."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def sweep(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InvalidArgumentError(f"seeds are different numbers, at least one, got {list(seeds)}")
     folder = Path(out)
+    for name in WRITTEN:
+        remove_leftovers(folder / name)
     with open_executor(processes, executor) as workers:
         outcomes = run_trials(variants, folder, seeds=seeds, executor=workers)
     picked = [_test_pick(pick, outcomes, folder) for pick in picks]

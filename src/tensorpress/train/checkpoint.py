@@ -21,7 +21,7 @@ from tensorpress.errors import (
 )
 from tensorpress.train.history import History
 from tensorpress.train.processes import processes
-from tensorpress.utils.atomic_files import replace_file
+from tensorpress.utils.atomic_files import remove_leftovers, replace_file
 from tensorpress.utils.config_parsing import parse_json
 
 TRAINING = {"epoch", "model", "optimizer", "scaler", "history", "random", "config"}
@@ -31,9 +31,19 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint atomically: at every instant the file is the old or the new one.
 
     The content is tensors and plain values under the keys that `read_checkpoint` expects.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file cannot be written, as on a full disk.
     """
-    with replace_file(path) as temporary:
-        torch.save(content, temporary)
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch closes its archive even where a write failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def read_checkpoint(path: Path, keys: Set[str] = TRAINING) -> dict[str, Any]:
@@ -215,6 +225,8 @@ class RunCheckpoint:
     def resume(self) -> History:
         """Restore the state of the file, if there is one, and return the history of its epochs.
 
+        What killed processes left of the file while they wrote it is removed.
+
         Raises
         ------
         CorruptFileError
@@ -224,6 +236,8 @@ class RunCheckpoint:
         ModelMismatchError
             If the file is of another model.
         """
+        if self._path is not None:
+            remove_leftovers(self._path)
         if self._path is None or not self._path.exists():
             return History()
         content = read_checkpoint(self._path)

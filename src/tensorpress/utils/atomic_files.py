@@ -1,8 +1,8 @@
 """Atomic writes: a file is complete or not there at all."""
 
-import glob
 import os
 import platform
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -109,17 +109,21 @@ def put_in_place(file: Path, target: Path) -> None:
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove the temporary files of `replace_file` for a path whose processes were killed.
+    """Remove temporary files of `replace_file` whose processes were killed.
 
+    Of a file, those are removed that were to replace it; of a folder, all in it and in its folders.
     The name of a temporary file has the machine and the process that writes it. A file of another
     machine stays, because nothing here tells whether its process still runs.
     """
     target = Path(os.path.realpath(path))
-    writer = f"{glob.escape(_prefix(target))}????????.{glob.escape(platform.node())}"
-    for leftover in target.parent.glob(f"{writer}@*.tmp"):
-        pid = leftover.stem.rpartition("@")[2]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            leftover.unlink(missing_ok=True)
+    whole = target.is_dir()
+    prefix = r"\..+\." if whole else re.escape(_prefix(target))
+    name = re.compile(rf"{prefix}[0-9a-f]{{8}}\.{re.escape(platform.node())}@([0-9]+)\.tmp", re.S)
+    for leftover in target.rglob(".*.tmp") if whole else target.parent.glob(".*.tmp"):
+        match = name.fullmatch(leftover.name)
+        if match is not None and not psutil.pid_exists(int(match[1])):
+            with suppress(OSError):
+                leftover.unlink()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -1,9 +1,16 @@
+import resource
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
+from tensorpress.errors import (
+    CorruptFileError,
+    DataNotFoundError,
+    InvalidArgumentError,
+    ModelMismatchError,
+)
 from tensorpress.models import zoo
 
 
@@ -32,6 +39,17 @@ def test_round_trip_is_exact(name, path):
     zoo.load_weights(loaded, path)
     for key, tensor in saved.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[key]), key
+
+
+def test_a_disk_that_is_full_is_an_error_and_leaves_nothing(path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InvalidArgumentError, match=r"weights\.safetensors cannot be written"):
+            zoo.save_weights(zoo.build("lenet300100"), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(path.parent.iterdir())
 
 
 def test_batch_norm_counters_may_be_missing(path):

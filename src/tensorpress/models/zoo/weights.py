@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
-from tensorpress.utils.atomic_files import replace_file
+from tensorpress.utils.atomic_files import write_atomically
 
 _LISTED = 5
 # BatchNorm's counter of seen batches says nothing about the function of the network, and many
@@ -129,8 +129,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary)
+    write_atomically(path, save(tensors))
 
 
 def _check_names(complaint: str, expected: Collection[str], names: Collection[str]) -> None:
