@@ -285,7 +285,7 @@ def test_killed_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 def test_memory_holds_a_block_and_not_the_model(tmp_path: Path) -> None:
     library = transformers()
     peaks = {}
-    for layers in (2, 7):
+    for layers in (2, 12):
         config = library.LlamaConfig(
             vocab_size=96,
             hidden_size=512,
@@ -298,7 +298,7 @@ def test_memory_holds_a_block_and_not_the_model(tmp_path: Path) -> None:
         output, _ = run_script(source, tmp_path / f"out{layers}").communicate()
         peaks[layers] = 1024 * int(output.split()[-1])
     block = 4 * (4 * 512 * 512 + 3 * 512 * 1024)
-    assert peaks[7] - peaks[2] < 2.5 * block  # and not the five that there are more
+    assert peaks[12] - peaks[2] < 5 * block  # and not the ten that there are more
 
 
 def test_other_data_do_not_go_on_with_what_was_begun(
