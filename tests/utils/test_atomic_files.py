@@ -1,5 +1,6 @@
 """Files are complete or not there at all."""
 
+import errno
 import os
 import platform
 import stat
@@ -13,6 +14,7 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.atomic_files import (
     _prefix,
     check_writable,
+    make_folder,
     remove_leftovers,
     replace_file,
     write_atomically,
@@ -207,3 +209,20 @@ def test_a_folder_that_cannot_be_written_in_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write in any
     with pytest.raises(InvalidArgumentError, match="its folder is read-only"):
         check_writable(tmp_path / "a.bin")
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    make_folder(tmp_path / "a" / "b")  # it is there
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgumentError, match=r"file cannot be made: File exists"):
+        make_folder(tmp_path / "file")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(InvalidArgumentError, match="new cannot be made: No space left on device"):
+        make_folder(tmp_path / "new")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tensorpress.hugging_face.pressed_config import PLAN
-from tensorpress.utils.atomic_files import replace_file
+from tensorpress.utils.atomic_files import make_folder, replace_file
 
 NOT_COPIED = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -19,6 +19,6 @@ def copy_others(source: Path, out: Path) -> None:
         hidden = any(part.startswith(".") for part in name.parts)
         if hidden or not path.is_file() or NOT_COPIED & {*path.suffixes} or name == Path(PLAN):
             continue
-        (out / name.parent).mkdir(parents=True, exist_ok=True)
+        make_folder(out / name.parent)
         with replace_file(out / name) as temporary:
             shutil.copyfile(path, temporary)

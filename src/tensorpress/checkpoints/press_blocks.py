@@ -18,6 +18,7 @@ from tensorpress.checkpoints.streamed_model import StreamedModel
 from tensorpress.checkpoints.tensor_names import Route
 from tensorpress.planning.plan import Plan
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.utils.atomic_files import make_folder
 from tensorpress.utils.jobs import JobFolder
 from tensorpress.utils.module_tree import parameter_name
 from tensorpress.utils.progress import LayerProgress
@@ -133,7 +134,7 @@ class BlockPress:
         for layer in plan.layers:
             self.layers.setdefault(model.stage_of(layer.name, before), []).append(layer)
         self.last = max(self.layers)
-        self._factors.mkdir(parents=True, exist_ok=True)
+        make_folder(self._factors)
 
     def press(self, number: int, progress: LayerProgress) -> str:
         """Press the layers of a stage, write their factors and the states after it.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensorpress.checkpoints.safetensors_writer import open_shard_writer
 from tensorpress.errors import CorruptFileError
+from tensorpress.utils.atomic_files import make_folder
 
 
 class StateFiles:
@@ -32,7 +33,7 @@ class StateFiles:
     """
 
     def __init__(self, folder: Path, shapes: Sequence[torch.Size]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder, self._shapes = folder, shapes
 
     def __contains__(self, block: int) -> bool:

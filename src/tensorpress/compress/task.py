@@ -141,10 +141,8 @@ class Task:
     def curvature(self) -> LossCurvature:
         """The curvature of a language model's loss, which is collected once."""
         if not self._curvature:
-            data, names = (
-                user_batches(self.fitted),
-                [*linear_layers(self.model, self.targets, self.skip)],
-            )
+            data = user_batches(self.fitted)
+            names = list(linear_layers(self.model, self.targets, self.skip))
             collected = LossCurvature.collect(self.model, data, names=names, seed=self.seed)
             self._curvature.append(collected)
         return self._curvature[0]

@@ -32,7 +32,7 @@ from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.runs.recipe_sections import Quantize
 from tensorpress.runs.training import Phases, common_part, press_once
 from tensorpress.train import StraightThrough
-from tensorpress.utils.atomic_files import remove_leftovers, write_atomically
+from tensorpress.utils.atomic_files import make_folder, remove_leftovers, write_atomically
 
 WRITTEN = ("recipe.yaml", "plan.yaml", "checkpoints", "model.tpz", "metrics.json", "report.html")
 """What a run writes to its folder."""
@@ -152,7 +152,7 @@ def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
         The seed of the runs.
     """
     net, folder = recipe_network(recipe), common / common_part(recipe, phase, seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     splits = load_splits(net, recipe.data.origin, recipe.data.root, recipe.data.validation)
     phases = Phases(recipe, net, splits, folder, seed, common)
     if phase == "dense":

@@ -39,6 +39,7 @@ from tensorpress.train.checkpoint import (
 )
 from tensorpress.train.distillation import CachedTeacher
 from tensorpress.train.epoch import Penalty
+from tensorpress.utils.atomic_files import make_folder
 
 _KEYS = {"model", "errors"}
 
@@ -68,7 +69,7 @@ def press_once(dense: nn.Module, plan: Plan, path: Path, **options: Any) -> nn.M
         return _restore_pressed(build_skeleton(deepcopy(dense), plan), path)
     model = press(dense, plan, **options)
     errors = {name: module.relative_error for name, module in _modules_with_errors(model)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_checkpoint(path, {"model": model.state_dict(), "errors": errors})
     return model
 
@@ -171,7 +172,7 @@ class Phases:
             variants=data.variants,
         )
         place = self.checkpoint_folder(phase)
-        place.mkdir(parents=True, exist_ok=True)
+        make_folder(place)
         started = perf_counter()
         history = fit(
             model,

@@ -21,7 +21,7 @@ from tensorpress.errors import (
 )
 from tensorpress.train.history import History
 from tensorpress.train.processes import processes
-from tensorpress.utils.atomic_files import remove_leftovers, replace_file
+from tensorpress.utils.atomic_files import make_folder, remove_leftovers, replace_file
 from tensorpress.utils.config_parsing import parse_json
 
 TRAINING = {"epoch", "model", "optimizer", "scaler", "history", "random", "config"}
@@ -220,7 +220,7 @@ class RunCheckpoint:
         if self._path is not None:
             if self._path.is_dir():
                 raise InvalidArgumentError(f"{path}: a checkpoint is a file, got a folder")
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
 
     def resume(self) -> History:
         """Restore the state of the file, if there is one, and return the history of its epochs.

@@ -95,6 +95,22 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder with those it is in, where they are missing, and return it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it cannot be made, for instance because the disk is full or a file has its name.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(f"{folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
 def put_in_place(file: Path, target: Path) -> None:
     """Rename a complete file to one that `check_writable` returned, with the permissions of that.
 
