@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import DENSE, MODELS, bert, decoder, llama, outputs, pressed, transformers
+from tiny_transformers import DENSE, MODELS, bert, decoder, llama, outputs, pressed, transformers
 from torch import nn
 
 from tensorpress.checkpoints import load_checkpoint, press_checkpoint, save_checkpoint

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import gpt2, llama, outputs, pressed, save_tokenizer, transformers
+from tiny_transformers import gpt2, llama, outputs, pressed, save_tokenizer, transformers
 
 from tensorpress.checkpoints import save_checkpoint
 from tensorpress.errors import InvalidArgumentError

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tiny_models import llama, outputs, pressed
+from tiny_transformers import llama, outputs, pressed
 
 from tensorpress.checkpoints import press_checkpoint, save_checkpoint
 from tensorpress.planning.plan_from_model import plan_from_model

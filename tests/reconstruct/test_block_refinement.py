@@ -195,7 +195,8 @@ def test_a_cache_of_keys_and_values_does_not_grow_from_run_to_run() -> None:
     batches = [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in tokens.split(4)]
     model = tp.press(dense, tp.plan(dense, scheme="channel_svd", budget="params=60%"))
     refined = refine_blocks(model, dense, collect_batches(batches, dense))
-    assert len(refined) == 3
-    assert refined[-1].after < 0.9 * refined[0].before
+    assert len(refined) == 5  # attention and feed-forward of two layers, and the model
+    assert all(one.after <= one.before for one in refined)
+    assert refined[-1].after < refined[-1].before
     assert dense.config.use_cache
     assert model.config.use_cache

@@ -103,9 +103,10 @@ def test_what_cannot_be_sent_is_an_error_of_ours():
 
 
 SCRIPT = """
-import time
+import signal, time
 from tensorpress.utils.executors import open_executor, run_jobs
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background ignores
     with open_executor(2) as executor:
         jobs = [(i, (600,)) for i in range(4)]
         list(run_jobs(executor, time.sleep, jobs))
