@@ -48,6 +48,7 @@ LONG = 10.0
 
 HUGE = (4096, 25088)
 MEMORY = ((512, 512, 3, 3), HUGE)
+LOW_RANKS = ((1024, 16), (1024, 64), (2048, 64), (2048, 128))
 TT_RANK = 4
 TRAINS = {
     "default modes": {},
@@ -140,6 +141,41 @@ def measure_fixed(shape: Shape) -> dict[str, Any]:
     if not cases.is_matrix(shape):
         result["tt_svd"] = measure_train(weight)
     return result
+
+
+def measure_quarter(shape: Shape, *, flat: bool) -> dict[str, Any]:
+    """Measure Tucker-2 at a quarter of the ranks, of a falling or of a flat spectrum."""
+    weight = torch.randn(shape) if flat else cases.trained_like(shape)
+    layer, ranks = cases.layer_of(weight), (shape[1] // 4, shape[0] // 4)
+    times, results = take_turns(
+        {"ours": lambda: press_layer(layer, "tucker2", ranks), "floor": cases.floor(weight)},
+        {"tensorly": cases.tensorly_tucker(weight, ranks)},
+    )
+    errors = {
+        "ours": results["ours"].relative_error,
+        "tensorly": cases.tucker_error(weight, results["tensorly"]),
+    }
+    return {"tucker2": {"ranks": ranks, "errors": errors, "seconds": times}}
+
+
+def measure_low_rank(size: int, rank: int) -> dict[str, Any]:
+    """Measure an SVD of low rank of a square matrix, beside ``torch.svd_lowrank``."""
+    weight = cases.trained_like((size, size))
+    layer = cases.layer_of(weight)
+    times, results = take_turns(
+        {
+            "ours": lambda: press_layer(layer, "channel_svd", rank),
+            "gram": lambda: truncated_svd(weight, rank, method="gram"),
+        },
+        {"svd_lowrank": lambda: torch.svd_lowrank(weight, rank)},
+    )
+    u, s, v = results["svd_lowrank"]
+    errors = {
+        "ours": results["ours"].relative_error,
+        "gram": results["gram"].relative_error,
+        "svd_lowrank": cases.svd_error(weight, (u, s, v.mT)),
+    }
+    return {"ranks": (rank,), "errors": errors, "seconds": times}
 
 
 def measure_train(weight: Tensor) -> dict[str, Any]:
@@ -266,9 +302,19 @@ def main() -> None:
         results.once("layers", name_of(shape), lambda s=shape: measure_layer(cases.trained_like(s)))
         if shape in cases.KERNELS:
             results.once("fixed", name_of(shape), lambda s=shape: measure_fixed(s))
+            if not cases.is_matrix(shape):
+                for kind in ("falling", "flat"):
+                    results.once(
+                        "quarter",
+                        f"{name_of(shape)}, {kind}",
+                        lambda s=shape, k=kind: measure_quarter(s, flat=k == "flat"),
+                    )
         if shape in MEMORY:
             ranks = results.values["layers"][name_of(shape)]["ranks"]
             results.once("memory", name_of(shape), lambda s=shape, r=ranks: measure_memory(s, r))
+    for size, rank in LOW_RANKS:
+        name = f"{name_of((size, size))}, rank {rank}"
+        results.once("low_rank", name, lambda s=size, r=rank: measure_low_rank(s, r))
 
 
 if __name__ == "__main__":

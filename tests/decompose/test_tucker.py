@@ -144,14 +144,15 @@ def test_the_error_never_grows_with_sweeps():
     assert result[0].relative_error == st_hosvd(tensor, (3, 3, 3)).relative_error
 
 
-def test_iterations_stop_near_convergence():
+@pytest.mark.parametrize(("tol", "excess"), [(5e-4, 2e-3), (1e-6, 1e-4)])
+def test_iterations_stop_near_convergence(tol, excess):
     for seed in range(5):
         tensor = make_tensor(16, 12, 3, 3, seed=seed)
-        result = hooi(tensor, (8, 6), modes=(0, 1))
+        result = hooi(tensor, (8, 6), modes=(0, 1), tol=tol)
         limit = hooi(tensor, (8, 6), modes=(0, 1), max_iter=500, tol=1e-9)
         assert result.converged
         assert result.iterations < limit.iterations
-        assert result.relative_error <= limit.relative_error * (1 + 1e-4)
+        assert result.relative_error <= limit.relative_error * (1 + excess)
 
 
 def test_one_truncated_mode_needs_no_sweep():
@@ -196,7 +197,8 @@ def test_some_modes_are_fitted_as_well_as_by_tensorly(modes):
     (core, factors), _ = partial_tucker(tensor.numpy(), ranks, list(modes), n_iter_max=100)
     rebuilt = tl.tenalg.multi_mode_dot(core, factors, list(modes))
     error = tl.norm(tensor.numpy() - rebuilt) / tl.norm(tensor.numpy())
-    assert hooi(tensor, ranks, modes=modes).relative_error <= error * (1 + 1e-4)
+    assert hooi(tensor, ranks, modes=modes).relative_error <= error * (1 + 2e-3)
+    assert hooi(tensor, ranks, modes=modes, tol=1e-6).relative_error <= error * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("name", ["layer1.8.conv2", "layer2.8.conv2"])
@@ -206,7 +208,8 @@ def test_trained_kernels_are_fitted_as_well_as_by_tensorly(name, data_root):
     (core, factors), _ = partial_tucker(kernel.double().numpy(), ranks, [0, 1], n_iter_max=100)
     rebuilt = tl.tenalg.multi_mode_dot(core, factors, [0, 1])
     error = tl.norm(kernel.double().numpy() - rebuilt) / tl.norm(kernel.double().numpy())
-    assert hooi(kernel, ranks, modes=(0, 1)).relative_error <= error * (1 + 1e-4)
+    assert hooi(kernel, ranks, modes=(0, 1)).relative_error <= error * (1 + 2e-3)
+    assert hooi(kernel, ranks, modes=(0, 1), tol=1e-6).relative_error <= error * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -270,8 +273,8 @@ def test_a_stack_is_truncated_in_turn_as_its_tensors():
 def test_known_spectra_give_the_same_result(shape, modes, ranks):
     tensor = make_tensor(*shape)
     start = [spectrum(unfold(tensor, mode)) for mode in modes]
-    result = hooi(tensor, ranks, modes=modes, start=start)
-    expected = hooi(tensor, ranks, modes=modes).relative_error
+    result = hooi(tensor, ranks, modes=modes, start=start, tol=1e-5)
+    expected = hooi(tensor, ranks, modes=modes, tol=1e-5).relative_error
     assert result.relative_error == pytest.approx(expected, rel=1e-3)
     assert result.relative_error == pytest.approx(measure_error(tensor, result), rel=1e-9)
     assert result.converged
@@ -324,7 +327,7 @@ def test_no_second_copy_of_the_tensor(modes):
     ranks = [(tensor.shape[mode] + 1) // 2 for mode in modes]
     with LargeAllocations(tensor.nbytes) as allocations:
         hooi(tensor, ranks, modes=modes)
-    assert allocations.count == 1
+    assert allocations.count <= 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -336,6 +339,16 @@ def test_other_dtypes_come_back_in_their_own(dtype, method, device):
     assert {result.core.dtype, *(f.dtype for f in result.factors)} == {dtype}
     assert result.core.device == tensor.device
     assert measure_error(tensor, result) < 20 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("power", [0.2, 1.5, 3.0])
+def test_the_search_in_single_precision_loses_little(power):
+    # Errors from 60 % down to 1e-4, across the one below which the search is in float64.
+    tensor = 1e20 * make_tensor(20, 16, 3, 3, power=power)
+    single = hooi(tensor, (8, 6), modes=(0, 1), tol=1e-5)
+    double = hooi(tensor, (8, 6), modes=(0, 1), tol=0.99e-5)
+    assert single.relative_error <= double.relative_error * (1 + 1e-2)
+    assert single.relative_error == pytest.approx(measure_error(tensor, single), rel=1e-8)
 
 
 @pytest.mark.parametrize("method", METHODS)

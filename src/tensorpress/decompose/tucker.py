@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import projection_error
+from tensorpress.decompose.precision import projection_error, to_working_precision
 from tensorpress.decompose.spectrum import Spectrum, check_spectrum, leading_directions
 from tensorpress.decompose.tucker_layout import (
     TuckerLayout,
@@ -17,6 +18,21 @@ from tensorpress.decompose.tucker_layout import (
     unfold_stack,
 )
 from tensorpress.errors import InvalidArgumentError
+
+STEPS = 2
+"""Steps of subspace iteration that one update of `hooi` takes on the same projected tensor."""
+
+FIRST_SHRINKAGE, LATER_SHRINKAGE = 0.3, 0.6
+"""Ratio of the gains of successive sweeps after the first sweep, and the least after later ones."""
+
+NOISE = {torch.float32: 1e-6, torch.float64: 1e-14}
+"""Share of a tensor's energy below which a gain is a rounding error, by dtype of the search."""
+
+FINE = 1e-5
+"""Tolerance of `hooi` below which the search is in the working precision throughout."""
+
+SMALL_ERROR = 0.05
+"""Relative error below which float32 does not tell the best bases from others."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +133,9 @@ def st_hosvd(
     >>> tuple(result.core.shape), result.relative_error < 1e-6
     ((2, 3, 2), True)
     """
-    layout = _make_layout(tensor, ranks, modes, stacked)
-    factors, partial, _ = _truncate_in_turn(layout)
-    # C = W ×₁ M₁ᵀ … ×_d M_dᵀ, of which only the last product is left.
-    core = contract(partial, factors[-1], layout.axes[-1])
-    return _make_result(layout, factors, core, tensor.dtype, stacked)
+    stack = _as_stack(tensor, stacked)
+    layout = arrange_axes(stack, tuple(ranks), _all_modes(stack, modes))
+    return _make_result(tensor, stack, layout, _truncate_in_turn(layout), 0, True)
 
 
 def hooi(
@@ -132,17 +146,19 @@ def hooi(
     stacked: bool = False,
     start: Sequence[Spectrum] | None = None,
     max_iter: int = 50,
-    tol: float = 3e-5,
+    tol: float = 5e-4,
 ) -> Tucker:
     """Decompose a tensor by higher-order orthogonal iteration, starting from `st_hosvd`.
 
-    Every update of a mode is the best basis for the present bases of the others, so that the error
-    never grows. Modes of full rank are not updated.
+    Every update moves the basis of one mode towards the best one for the present bases of the
+    others, so that the error never grows. Modes of full rank are not updated.
 
     Parameters
     ----------
     tensor : Tensor
-        Tensor of shape (n_1, …, n_d), any floating dtype; computed in float64.
+        Tensor of shape (n_1, …, n_d), any floating dtype. The bases are searched in float32 as
+        long as ``tol`` is at least 1e-5 and the error above 5 %, else in float64; core and error
+        are computed in float64.
     ranks : sequence of int
         One rank 1 ≤ k_i ≤ n_i for every mode to decompose.
     modes : sequence of int, optional
@@ -156,7 +172,7 @@ def hooi(
     max_iter : int
         Largest number of sweeps over the modes after the start.
     tol : float
-        The updates end once the error is expected to fall by no more than this fraction of itself,
+        The sweeps end once the error is expected to fall by no more than this fraction of itself,
         assuming that the gains go on to shrink as the last ones did.
 
     Returns
@@ -172,7 +188,8 @@ def hooi(
     References
     ----------
     De Lathauwer, De Moor, Vandewalle (2000), "On the best rank-1 and
-    rank-(R1, R2, …, RN) approximation of higher-order tensors", Alg. 4.2.
+    rank-(R1, R2, …, RN) approximation of higher-order tensors", Alg. 4.2. Its SVD of each update
+    is replaced by subspace iteration from the basis so far.
 
     Examples
     --------
@@ -180,68 +197,85 @@ def hooi(
     >>> hooi(tensor, (2, 3, 4)).relative_error < 1e-7
     True
     """
-    layout = _make_layout(tensor, ranks, modes, stacked)
-    last, gains = len(layout.axes) - 1, list[float]()
-    if start is None:
-        factors, partial, energy = _truncate_in_turn(layout)
-    else:
-        factors = _leading_bases(layout, start, stacked)
-        partial = layout.project(factors, skip=last)
-        previous = _energy(contract(partial, factors[last], layout.axes[last]))
-        factors[last], energy = _best_basis(partial, layout, last)
-        gains.append(energy - previous)
-    truncated = [i for i, factor in enumerate(factors) if factor.shape[1] > factor.shape[2]]
-    # A single truncated mode is optimal from the start.
-    window = len(truncated) - 1
-    iterations, converged = 0, window < 1
-    norm2 = _energy(layout.tensor)
-    while not converged and iterations < max_iter:
-        iterations += 1
-        for last in truncated:
-            # The best basis M_i of (W ×_{j≠i} M_jᵀ)₍ᵢ₎ captures the energy ‖C‖² of the new core C,
-            # and ‖W − Ŵ‖² = ‖W‖² − ‖C‖².
-            previous = energy
-            partial = layout.project(factors, skip=last)
-            factors[last], energy = _best_basis(partial, layout, last)
-            gains.append(energy - previous)
-            if converged := _has_settled(gains, window, norm2, norm2 - energy, tol):
-                break
-    core = contract(partial, factors[last], layout.axes[last])
-    return _make_result(layout, factors, core, tensor.dtype, stacked, iterations, converged)
+    stack, ranks = _as_stack(tensor, stacked), tuple(ranks)
+    modes = _all_modes(stack, modes)
+    layout = arrange_axes(stack, ranks, modes, torch.float32 if tol >= FINE else stack.dtype)
+    if len(layout.truncated) < 2:  # the start is optimal
+        layout, max_iter = arrange_axes(stack, ranks, modes), 0
+    factors = _leading_bases(layout, start, stacked) if start else _truncate_in_turn(layout)
+    iterations, converged = _iterate(layout, factors, max_iter, tol)
+    result = _make_result(tensor, stack, layout, factors, iterations, converged)
+    if layout.tensor.dtype == stack.dtype or result.relative_error > SMALL_ERROR:
+        return result
+    layout = arrange_axes(stack, ranks, modes)
+    more, converged = _iterate(layout, factors, max_iter - iterations, tol)
+    return _make_result(tensor, stack, layout, factors, iterations + more, converged)
 
 
-def _make_layout(
-    tensor: Tensor, ranks: Sequence[int], modes: Sequence[int] | None, stacked: bool
-) -> TuckerLayout:
-    stack = tensor.detach() if stacked else tensor.detach()[None]
-    return arrange_axes(
-        stack, tuple(ranks), tuple(range(stack.ndim - 1) if modes is None else modes)
-    )
-
-
-def _best_basis(partial: Tensor, layout: TuckerLayout, i: int) -> tuple[Tensor, float]:
-    """Return the best basis of the i-th mode for a projected tensor, and the energy it captures."""
-    basis, energies = leading_directions(unfold_stack(partial, layout.axes[i]), layout.ranks[i])
-    return basis, float(energies.sum())
-
-
-def _truncate_in_turn(layout: TuckerLayout) -> tuple[list[Tensor], Tensor, float]:
-    """Truncate one mode after the other, each on the tensor that the former ones leave.
+def _iterate(
+    layout: TuckerLayout, factors: list[Tensor], max_iter: int, tol: float
+) -> tuple[int, bool]:
+    """Improve the bases of the truncated modes in place, in the precision of the layout.
 
     Returns
     -------
-    list of Tensor, Tensor, float
-        The bases of all modes, the tensor contracted with all but the last of them, and the energy
-        that they capture.
+    int, bool
+        The number of sweeps, and whether the tolerance was met.
     """
-    partial = layout.tensor
-    basis, energy = _best_basis(partial, layout, 0)
-    factors = [basis]
-    for i in range(1, len(layout.axes)):
-        partial = contract(partial, basis, layout.axes[i - 1])
-        basis, energy = _best_basis(partial, layout, i)
-        factors.append(basis)
-    return factors, partial, energy
+    if len(layout.truncated) < 2:
+        return 0, True
+    factors[:] = [factor.to(layout.tensor) for factor in factors]
+    total, energies = _energy(layout.tensor), list[float]()
+    for sweep in range(max_iter):
+        for i in layout.truncated:
+            factors[i], before, after = _improve_basis(layout, factors, i)
+            energies = energies or [before]
+        energies.append(after)
+        if _has_settled(energies, total, NOISE[layout.tensor.dtype], tol):
+            return sweep + 1, True
+    return max_iter, False
+
+
+def _improve_basis(
+    layout: TuckerLayout, factors: list[Tensor], i: int
+) -> tuple[Tensor, float, float]:
+    """Return a better basis of the i-th mode, and the energies captured without and with it.
+
+    The best basis spans the leading left singular directions of X = (W ×_{j≠i} M_jᵀ)₍ᵢ₎. Subspace
+    iteration M ← orth(X Xᵀ M) captures more of its energy with every step.
+    """
+    projected = unfold_stack(layout.project(factors, skip=i), layout.axes[i])
+    # XᵀM is the core C of the present bases, and ‖W − Ŵ‖² = ‖W‖² − ‖C‖².
+    basis, core = factors[i], projected.mT @ factors[i]
+    before = _energy(core)
+    for _ in range(STEPS):
+        basis = torch.linalg.qr(projected @ core).Q
+        core = projected.mT @ basis
+    return basis, before, _energy(core)
+
+
+def _as_stack(tensor: Tensor, stacked: bool) -> Tensor:
+    """Return a stack of tensors in working precision."""
+    return to_working_precision(tensor if stacked else tensor[None])
+
+
+def _all_modes(stack: Tensor, modes: Sequence[int] | None) -> tuple[int, ...]:
+    return tuple(range(stack.ndim - 1) if modes is None else modes)
+
+
+def _best_basis(partial: Tensor, layout: TuckerLayout, i: int) -> Tensor:
+    """Return the best basis of the i-th mode for a projected tensor."""
+    return leading_directions(unfold_stack(partial, layout.axes[i]), layout.ranks[i])[0]
+
+
+def _truncate_in_turn(layout: TuckerLayout) -> list[Tensor]:
+    """Return the bases of one mode after the other, each of the tensor that the former leave."""
+    partial, factors = layout.tensor, list[Tensor]()
+    for i, axis in enumerate(layout.axes):
+        factors.append(_best_basis(partial, layout, i))
+        if i + 1 < len(layout.axes):
+            partial = contract(partial, factors[i], axis)
+    return factors
 
 
 def _leading_bases(layout: TuckerLayout, start: Sequence[Spectrum], stacked: bool) -> list[Tensor]:
@@ -257,69 +291,66 @@ def _leading_bases(layout: TuckerLayout, start: Sequence[Spectrum], stacked: boo
         shape = (size, prod(sizes) // size)
         check_spectrum(spectrum, (stack, *shape) if stacked else shape)
         if spectrum.rows <= spectrum.columns:
-            vectors = spectrum.vectors.to(layout.tensor).reshape(stack, size, size)
-            factors.append(vectors[..., : layout.ranks[i]])
+            vectors = spectrum.vectors.reshape(stack, size, size)
+            factors.append(vectors[..., : layout.ranks[i]].to(layout.tensor))
         else:  # The spectrum has the right singular vectors, but the basis is of left ones.
-            factors.append(_best_basis(layout.tensor, layout, i)[0])
+            factors.append(_best_basis(layout.tensor, layout, i))
     return factors
 
 
-def _has_settled(
-    gains: list[float], window: int, norm2: float, discarded: float, tol: float
-) -> bool:
+def _has_settled(energies: list[float], total: float, noise: float, tol: float) -> bool:
     """Whether the gains still to come are negligible, if they shrink geometrically.
 
     Parameters
     ----------
-    gains : list of float
-        The energies gained by all updates so far.
-    window : int
-        The number of truncated modes less one. If that many updates gain nothing, the mode that is
-        left cannot gain either.
-    norm2 : float
+    energies : list of float
+        The energies captured at the start and after every sweep so far.
+    total : float
         The energy ‖W‖² of the tensor.
-    discarded : float
-        The present squared error ‖W − Ŵ‖².
+    noise : float
+        The share of ``total`` that rounding errors have.
     tol : float
         The tolerance of `hooi`.
     """
-    recent, before = sum(gains[-window:]), sum(gains[-2 * window : -window])
-    if len(gains) >= window and recent <= 1e-14 * norm2:
+    recent = energies[-1] - energies[-2]
+    if recent <= noise * total:
         return True
-    if len(gains) < 2 * window or recent >= before:
-        return False
-    # The first gains shrink faster than the last ones will, the more so the more modes there are.
-    shrinkage = max(recent / before, 1 - 0.7 / window)
+    shrinkage = FIRST_SHRINKAGE
+    if len(energies) > 2:
+        # The first gains shrink faster than the later ones will.
+        shrinkage = max(recent / (energies[-2] - energies[-3]), LATER_SHRINKAGE)
     # All gains to come, as a geometric series: g (q + q² + …) = g q / (1 − q).
-    expected = recent * shrinkage / (1 - shrinkage)
+    expected = recent * shrinkage / (1 - shrinkage) if shrinkage < 1 else inf
     # The error is the square root of this energy, and changes by half of its relative change.
-    return expected <= 2 * tol * discarded
+    return expected <= 2 * tol * (total - energies[-1])
 
 
 def _energy(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor)) ** 2
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def _make_result(
+    tensor: Tensor,
+    stack: Tensor,
     layout: TuckerLayout,
-    factors: list[Tensor],
-    core: Tensor,
-    dtype: torch.dtype,
-    stacked: bool,
-    iterations: int = 0,
-    converged: bool = True,
+    factors: Sequence[Tensor],
+    iterations: int,
+    converged: bool,
 ) -> Tucker:
-    error = projection_error(
-        layout.tensor, _energy(core), lambda: expand(core, factors, layout.axes)
-    )
-    core, modes, matrices = layout.restore(core, factors)
-    if not stacked:
-        core, matrices = core[0], tuple(matrix[0] for matrix in matrices)
-    return Tucker(
-        core.to(dtype),
-        tuple(matrix.to(dtype) for matrix in matrices),
-        modes,
-        error,
-        iterations,
-        converged,
-    )
+    """Return core and error for the bases that a search ended with, in the caller's order."""
+    modes, places = layout.original_modes()
+    matrices = [factors[place].to(stack) for place in places]
+    if layout.tensor.dtype != stack.dtype:
+        # Orthonormal in the working precision, as Pythagoras needs it for the error.
+        matrices = [torch.linalg.qr(matrix).Q for matrix in matrices]
+    axes = [mode + 1 for mode in modes]
+    # C = W ×₁ M₁ᵀ … ×_d M_dᵀ; the axis after the stack first, which needs no copy of W.
+    core = stack
+    for axis, matrix in sorted(zip(axes, matrices, strict=True), key=itemgetter(0)):
+        core = contract(core, matrix, axis)
+    error = projection_error(stack, _energy(core), lambda: expand(core, matrices, axes))
+    if tensor.ndim < stack.ndim:
+        core, matrices = core[0], [matrix[0] for matrix in matrices]
+    dtype = tensor.dtype
+    factors = tuple(matrix.to(dtype) for matrix in matrices)
+    return Tucker(core.to(dtype).contiguous(), factors, modes, error, iterations, converged)

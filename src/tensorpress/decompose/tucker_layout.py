@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -44,33 +44,42 @@ class TuckerLayout:
                 result = contract(result, factor, axis)
         return result
 
-    def restore(
-        self, core: Tensor, factors: Sequence[Tensor]
-    ) -> tuple[Tensor, tuple[int, ...], tuple[Tensor, ...]]:
-        """Return a core, the modes, and the matrices in the caller's order."""
-        # The inverse permutations of the axes and of the modes.
-        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+    @property
+    def truncated(self) -> list[int]:
+        """The modes, by their number here, whose rank is below their size."""
+        sizes = [self.tensor.shape[axis] for axis in self.axes]
+        return [i for i, (n, k) in enumerate(zip(sizes, self.ranks, strict=True)) if k < n]
+
+    def original_modes(self) -> tuple[tuple[int, ...], list[int]]:
+        """Return the modes in the caller's order, and the number that each has here."""
         places = sorted(range(len(self.positions)), key=self.positions.__getitem__)
-        modes = tuple(self.order[self.axes[place]] - 1 for place in places)
-        return core.permute(inverse).contiguous(), modes, tuple(factors[place] for place in places)
+        return tuple(self.order[self.axes[place]] - 1 for place in places), places
 
 
-def arrange_axes(stack: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) -> TuckerLayout:
+def arrange_axes(
+    stack: Tensor,
+    ranks: tuple[int, ...],
+    modes: tuple[int, ...],
+    dtype: torch.dtype = torch.float64,
+) -> TuckerLayout:
     """Check ranks and modes, and arrange the axes of a stack of tensors for them.
 
     Parameters
     ----------
     stack : Tensor
-        Tensor of shape (stack, n_1, …, n_d).
+        Tensor of shape (stack, n_1, …, n_d), in working precision.
     ranks : tuple of int
         One rank for each mode.
     modes : tuple of int
         The modes to truncate, from 0, not counting the axis of the stack.
+    dtype : torch.dtype
+        If it is not the dtype of ``stack``, the tensors are scaled to a common norm of 1 and
+        rounded to it.
 
     Raises
     ------
     InvalidArgumentError
-        If the ranks or modes are out of range, or the stack has NaN or infinite values.
+        If the ranks or modes are out of range.
     """
     sizes = tuple(stack.shape[1:])
     _check_modes(sizes, ranks, modes)
@@ -81,12 +90,21 @@ def arrange_axes(stack: Tensor, ranks: tuple[int, ...], modes: tuple[int, ...]) 
     middle = [axis for axis in range(1, stack.ndim) if axis not in (first, *last)]
     order = (0, first, *middle, *last)
     return TuckerLayout(
-        to_working_precision(stack.permute(order).contiguous()),
+        _arranged(stack.permute(order), dtype),
         order,
         tuple(positions),
         tuple(map(order.index, (first, *rest))),
         tuple(ranks[i] for i in positions),
     )
+
+
+def _arranged(view: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a view as contiguous numbers, of norm 1 if in another dtype."""
+    if view.dtype == dtype:
+        return view.contiguous()
+    norm = float(torch.linalg.vector_norm(view))
+    result = torch.empty(view.shape, dtype=dtype, device=view.device)
+    return torch.mul(view, 1 / norm if norm else 1.0, out=result)
 
 
 def _check_modes(sizes: tuple[int, ...], ranks: tuple[int, ...], modes: tuple[int, ...]) -> None:
