@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -23,6 +24,7 @@ from benchmarks.accuracy.reconstruction_table import (
     speedups_table,
 )
 from benchmarks.accuracy.resnet56_budget_table import resnet56_budget_table
+from benchmarks.claims_table import CLAIMS, claims_table
 from benchmarks.decompose.cp_table import cp_table
 from benchmarks.files.coding_table import coding_table
 from benchmarks.files.sweep_tables import variants_table
@@ -339,6 +341,7 @@ TABLES = {
     "calibration": calibration_table,
     "characters": characters_table,
     "norms": lambda: variants_table("lenet5-norms"),
+    **{name: partial(claims_table, claims) for name, claims in CLAIMS.items()},
     "resnet20_forms": lambda: variants_table("resnet20-forms"),
 }
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tensorpress.data.class_numbers import class_numbers
 from tensorpress.data.source import Batches, Example, Examples, Part, Selection, Source, shuffle
 from tensorpress.data.tokens import (
+    example_length,
     is_language_model,
     load_tokenizer,
-    longest,
     padded_batch,
     token_blocks,
 )
@@ -245,7 +245,7 @@ def _text_batches(
     source: Source, part: Examples, model: nn.Module, name: str | None, sample: int | None
 ) -> ModelBatches:
     tokenizer = load_tokenizer(name)
-    length = longest(tokenizer, model)
+    length = example_length(tokenizer, model)
     if is_language_model(model):
         most = None if sample is None else min(sample, TEXT_BLOCKS)
         texts = (part[index][0] for index in range(len(part)))

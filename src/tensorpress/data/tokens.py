@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.perplexity import longest_context
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.names import parse_name
 
@@ -55,10 +56,9 @@ def is_language_model(model: Any) -> bool:
     return any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
 
 
-def longest(tokenizer: Any, model: Any) -> int:
+def example_length(tokenizer: Any, model: Any) -> int:
     """Return how many tokens an example may have, `TOKENS` at most."""
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None) or TOKENS
-    return int(min(TOKENS, positions, tokenizer.model_max_length))
+    return int(min(TOKENS, longest_context(model), tokenizer.model_max_length))
 
 
 def token_blocks(
