@@ -51,7 +51,7 @@ def dense_models() -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     """Yield small dense models, and the options by which they are written."""
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6))
-    conv = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2))
+    conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2))
     large = nn.Linear(130, 130)  # so many values are decoded by compiled code
     uniform = {"quantizer": tp.UniformQuantizer(16, 3.0), "norms": "float32"}
     yield from ((linear, options) for options in ({}, {"coder": "huffman"}, uniform))
@@ -82,6 +82,7 @@ def tpz_readers(folder: Path) -> list[tuple[str, Reader]]:
     ):
         for scheme in schemes:
             add(tp.press(dense, tp.plan(dense, scheme=scheme, budget="params=70%")), dense, {})
+    readers *= 10  # a whole network takes ten times as long to read as a layer or two
     lenet = build("lenet5")
     plan = tp.plan(lenet, scheme="ada_tucker", budget="params=900")
     add(tp.press(lenet, plan, init="kaiming"), None, {"network": "lenet5"})
