@@ -31,8 +31,10 @@ from typing import Any
 import torch
 from torch import nn
 
-for room in ("checkpoints", "integration", "sweep"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / room))
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+sys.path.insert(0, str(TESTS / "checkpoints"))
+sys.path.insert(0, str(TESTS / "integration"))
+sys.path.insert(0, str(TESTS / "sweep"))
 
 from tiny_checkpoints import llama, save_sharded
 from tiny_runs import recipe
