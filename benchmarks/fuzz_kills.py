@@ -31,10 +31,9 @@ from typing import Any
 import torch
 from torch import nn
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
-sys.path.insert(0, str(TESTS / "checkpoints"))
-sys.path.insert(0, str(TESTS / "integration"))
-sys.path.insert(0, str(TESTS / "sweep"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "checkpoints"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "integration"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "sweep"))
 
 from tiny_checkpoints import llama, save_sharded
 from tiny_runs import recipe
