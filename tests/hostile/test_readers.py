@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mutations import mutate
 from readers import binary_readers, text_readers
 
 from tensorpress.errors import InvalidArgumentError, TensorPressError
@@ -26,55 +27,33 @@ TEXTS = [
     *(b'{"job": 1, "about": [], "result": {}}', b'{"metric": 1e300, "dense": {}, "layers": []}'),
     *(b"recipe: [1]\ngrid: 3", b'title: {a: b}\nrecipe: "a\\0b"', b"lenet5,a=0x_", b"*: !!int x"),
 ]
-VALUES = [
-    b".inf",
-    b"-1",
-    b"0x_",
-    b"2024-06-31",
-    b"[[[]]]",
-    b"null",
-    b'"\\u0000"',
-    b"1e999",
-    b"true",
-]
-
-
-def damaged(data: bytes, chance: random.Random) -> bytes:
-    """Return a file with some bytes changed, cut, doubled, or replaced by a hostile value."""
-    result = bytearray(data)
-    for _ in range(chance.randint(1, 3)):
-        start = chance.randint(0, len(result))
-        end = min(len(result), start + chance.choice((1, 1, 2, 8, 40)))
-        part = chance.choice(
-            (b"", result[start:end] * 2, chance.randbytes(2), chance.choice(VALUES))
-        )
-        result[start:end] = part
-    return bytes(result)
 
 
 @pytest.mark.parametrize("name", [
-    "plan.json", "plan.yaml", "scores", "recipe", "sweep", "index", "job", "origin", "override",
-    "option",
+    "plan.json", "plan.yaml", "plan of a folder", "config", "scores", "recipe", "sweep", "index",
+    "job", "jobs", "origin", "json lines", "override", "option", "preprocess",
 ])  # fmt: skip
 def test_readers_of_text_raise_only_our_errors(tmp_path: Path, name: str) -> None:
     readers = text_readers(tmp_path)
-    (tmp_path / "r.yaml").write_bytes(readers["recipe"][0])
-    valid, read = readers[name]
-    read(valid)
-    chance = random.Random(name)
-    for data in [*TEXTS, *(damaged(valid, chance) for _ in range(60))]:
+    (tmp_path / "r.yaml").write_bytes(readers["recipe"].data)
+    reader, chance = readers[name], random.Random(name)
+    reader.read(reader.data)
+    for data in [*TEXTS, *(mutate(reader.data, reader.form, chance) for _ in range(60))]:
         with suppress(TensorPressError):
-            read(data)
+            reader.read(data)
 
 
-@pytest.mark.parametrize("name", ["tpz", "calibration", "safetensors", "checkpoint"])
+@pytest.mark.parametrize("name", [
+    "tpz", "calibration", "safetensors", "pressed folder", "weights", "state dict", "checkpoint",
+    "array", "arrays", "tensors",
+])  # fmt: skip
 def test_readers_of_binary_files_raise_only_our_errors(tmp_path: Path, name: str) -> None:
-    valid, read = binary_readers(tmp_path)[name]
-    read(valid)
-    chance = random.Random(name)
-    for data in [b"", b"\xff" * 100, *(damaged(valid, chance) for _ in range(60))]:
+    reader, chance = binary_readers(tmp_path)[name], random.Random(name)
+    reader.read(reader.data)
+    mutated = (mutate(reader.data, reader.form, chance) for _ in range(60))
+    for data in [b"", b"\xff" * 100, *mutated]:
         with suppress(TensorPressError):
-            read(data)
+            reader.read(data)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text[:20]))

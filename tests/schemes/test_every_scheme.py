@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
@@ -56,12 +57,15 @@ def holds_for_every_scheme(
 @st.composite
 def taken(draw: st.DrawFn, name: str, *, grouped: bool = False) -> Case:
     """A layer that the scheme takes."""
-    kinds = {type(layer).__name__ for layer in samples() if is_taken(name, layer)}
-    if grouped:
-        kinds = {kind for kind in kinds if kind.startswith("Conv")}
-    case = draw(cases(draw(st.sampled_from(sorted(kinds))), grouped=grouped))
+    kinds = [kind for kind in taken_kinds(name) if not grouped or kind.startswith("Conv")]
+    case = draw(cases(draw(st.sampled_from(kinds)), grouped=grouped))
     assume(is_taken(name, case.layer))
     return case
+
+
+@cache
+def taken_kinds(name: str) -> list[str]:
+    return sorted({type(layer).__name__ for layer in samples() if is_taken(name, layer)})
 
 
 def is_taken(name: str, layer: nn.Module) -> bool:

@@ -90,6 +90,15 @@ def test_only_temporary_files_of_killed_processes_are_leftovers(tmp_path):
             assert other.exists()
 
 
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path):
+    dead = tmp_path / f".a.bin.0123abcd.{platform.node()}@99999999.tmp"
+    dead.write_bytes(b"half")
+    write_atomically(tmp_path / "b.bin", b"another file")
+    assert dead.exists()
+    write_atomically(tmp_path / "a.bin", b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "b.bin"]
+
+
 def test_leftovers_of_a_folder_are_those_of_all_files_in_it(tmp_path):
     (tmp_path / "a" / ".b").mkdir(parents=True)
     leftovers = [tmp_path / ".x.json", tmp_path / "a" / ".b" / ".0003.safetensors"]

@@ -84,7 +84,10 @@ def test_a_result_of_another_subject_is_not_taken_for_ours(tmp_path):
         other.results()
 
 
-@pytest.mark.parametrize("content", ['{"job": "a", "resu', "", "[1]", '{"job": "a"}', "\xff"])
+@pytest.mark.parametrize("content", [
+    '{"job": "a", "resu', "", "[1]", '{"job": "a"}', "\xff",
+    '{"job": [], "about": "", "result": 1}',
+])  # fmt: skip
 def test_a_damaged_result_is_done_again(tmp_path, content, caplog):
     folder = JobFolder(tmp_path, SUBJECT)
     folder.run(_named("a"), len, title="t")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 from tensorpress.utils.config_parsing import parse_json
+from tensorpress.utils.paths import is_file
 
 WEIGHTS = "model.safetensors"
 """The file of a model that is not sharded."""
@@ -136,7 +137,7 @@ class TensorFiles:
 @contextmanager
 def _open_file(path: Path) -> Iterator[Any]:
     """Open a safetensors file, with errors that name it."""
-    if not path.is_file():
+    if not is_file(path):
         raise DataNotFoundError(f"{path} is missing")
     try:
         with safe_open(path, framework="pt") as file:

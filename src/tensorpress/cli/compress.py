@@ -28,7 +28,7 @@ from tensorpress.cli.options import (
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.cli.press import check_new
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.atomic_files import replace_file, write_atomically
 
 REPORT, MODEL_FILE, JSON_FILE = "report.html", "model.tpz", "compress.json"
 
@@ -84,7 +84,8 @@ def compress_command(
             tp.save_checkpoint(result.model, out, result.plan)
         else:
             result = replace(result, file=out / MODEL_FILE)
-            shutil.copyfile(Path(folder, MODEL_FILE), out / MODEL_FILE)
+            with replace_file(out / MODEL_FILE) as temporary:
+                shutil.copyfile(Path(folder, MODEL_FILE), temporary)
     write_origin(out, dense.name)
     content = {
         "title": dense.name,

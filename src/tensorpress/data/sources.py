@@ -17,6 +17,7 @@ from tensorpress.data.source import Source
 from tensorpress.data.svhn import has_svhn, read_svhn
 from tensorpress.data.texts import read_json_lines, read_text
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, unknown_name
+from tensorpress.utils.paths import exists
 
 FILES: dict[str, Callable[[Path], Source]] = {
     ".npy": read_arrays,
@@ -85,7 +86,7 @@ def find_path(name: str, root: str | os.PathLike[str] | None) -> Path | None:
     """Return a path as it is or below the data folder, None if nothing is there."""
     folder = root if root is not None else os.environ.get(ROOT_VARIABLE)
     places = [Path(name), *([Path(folder, name)] if folder else [])]
-    return next((place for place in places if name and place.exists()), None)
+    return next((place for place in places if name and exists(place)), None)
 
 
 def short_name(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from tensorpress.errors import unknown_name
+from tensorpress.utils.paths import is_file
 
 Kind = Literal["recipe", "sweep"]
 
@@ -42,7 +43,7 @@ def find_in_library(kind: Kind, name: str | os.PathLike[str]) -> Path:
     'resnet20-forms.yaml'
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 or is_file(path):
         return path
     files = list_library(kind)
     if str(name) not in files:

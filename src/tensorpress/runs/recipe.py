@@ -23,6 +23,7 @@ from tensorpress.runs.recipe_sections import (
 from tensorpress.train.config import TrainConfig
 from tensorpress.utils.config_parsing import parse_yaml, validate
 from tensorpress.utils.formatting import format_shape
+from tensorpress.utils.paths import is_file
 
 
 class Recipe(Section):
@@ -145,7 +146,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         message names the key and what was expected.
     """
     file = Path(path)
-    if not file.is_file():
+    if not is_file(file):
         raise DataNotFoundError(f"no recipe at {file}")
     try:
         return parse_recipe(file.read_bytes())

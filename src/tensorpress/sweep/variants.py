@@ -17,6 +17,7 @@ from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_network import recipe_network
 from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.utils.config_parsing import parse_yaml, validate
+from tensorpress.utils.paths import is_file
 
 Settings = Mapping[str, Any]
 """The values that a variant changes in the recipe, by dotted key."""
@@ -230,7 +231,7 @@ def _format_value(value: Any) -> str:
 
 
 def _read_yaml(file: Path, kind: str) -> Any:
-    if not file.is_file():
+    if not is_file(file):
         raise DataNotFoundError(f"no {kind} at {file}")
     try:
         return parse_yaml(file.read_bytes())

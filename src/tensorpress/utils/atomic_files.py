@@ -29,7 +29,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path whose file replaces ``path`` at the end of the block.
 
     The file is flushed to disk before it is renamed. If the block raises, the temporary file is
-    removed and ``path`` is unchanged. A symbolic link stays, and the file that it leads to is
+    removed and ``path`` is unchanged; if its process is killed, the next one that writes the same
+    file removes it. A symbolic link stays, and the file that it leads to is
     replaced; the new file has the permissions of the old one.
 
     Raises
@@ -47,6 +48,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['a.txt']
     """
     target = check_writable(path)
+    remove_leftovers(target)
     writer = f"{platform.node()}@{os.getpid()}"
     temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.{writer}.tmp")
     try:

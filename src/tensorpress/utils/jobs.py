@@ -168,7 +168,7 @@ class JobFolder:
 
     def _read_entry(self, path: Path) -> dict[str, Any]:
         entry = _read_object(path)
-        if not {"job", "about", "result"} <= entry.keys():
+        if not ({"about", "result"} <= entry.keys() and isinstance(entry.get("job"), str)):
             raise CorruptFileError(f"{path} is not the result of a job")
         if entry["about"] != self._about:
             raise InvalidArgumentError(f"{path} is the result of a job about something else")
