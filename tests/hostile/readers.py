@@ -12,10 +12,10 @@ from torch import nn
 import tensorpress as tp
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
-from tensorpress.cli.model_source import ORIGIN, read_origin
 from tensorpress.cli.plan_arguments import parse_overrides
 from tensorpress.codec.state_dict import load_tensors
 from tensorpress.models.names import parse_name
+from tensorpress.models.origin import FILE, Origin
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.runs.recipe import EXAMPLE, read_recipe
 from tensorpress.sweep.variants import read_sweep
@@ -64,7 +64,10 @@ def text_readers(folder: Path) -> dict[str, tuple[bytes, Reader]]:
         "sweep": (sweep, place("sweeps/s.yaml", read_sweep)),
         "index": (index, place(INDEX, lambda path: TensorFiles(path.parent))),
         "job": (entry.read_bytes(), place(f"jobs/{entry.name}", read_jobs)),
-        "origin": (b'{"model": "lenet5"}', place(ORIGIN, lambda path: read_origin(path.parent))),
+        "origin": (
+            b'{"model": "lenet5"}',
+            place(FILE, lambda path: Origin.read(path.parent).trusted_model(path)),
+        ),
         "override": (b"*: {ranks: 3}", lambda data: parse_overrides([_text(data)])),
         "option": (b"lenet5,width=3", lambda data: parse_name(_text(data))),
     }
@@ -105,6 +108,10 @@ def binary_readers(folder: Path) -> dict[str, tuple[bytes, Reader]]:
         "safetensors": (weights, place("w/model.safetensors", read_folder)),
         "checkpoint": ((folder / "d.pt").read_bytes(), place("d.pt", resume)),
     }
+
+
+def _read_origin(path: Path) -> str | None:
+    return Origin.read(path.parent).trusted_model(path)
 
 
 def _text(data: bytes) -> str:
