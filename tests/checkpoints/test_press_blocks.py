@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_checkpoints import MODELS, contents, gpt2, llama, logits, save_sharded, transformers
+from tiny_checkpoints import (
+    MODELS,
+    contents,
+    gpt2,
+    interrupt_after_shards,
+    llama,
+    logits,
+    save_sharded,
+    transformers,
+)
 from torch import nn
 
 from tensorpress.checkpoints import load_checkpoint, press_checkpoint
@@ -70,8 +79,7 @@ def test_layers_are_fitted_as_they_are_in_memory(
         logits(result), logits(press(dense, chosen, calibration=tokens())), atol=1e-3
     )
     assert deviation(result, dense) < 0.95 * deviation(press(dense, chosen), dense)
-    left = {path.name.partition("-")[0] for path in (tmp_path / "out" / ".press").iterdir()}
-    assert left == {"plan", "shards"}
+    assert not (tmp_path / "out" / ".press").exists()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -225,14 +233,14 @@ def test_another_budget_for_what_is_begun_is_refused_before_layers_are_scored(
 ) -> None:
     source, out = save_sharded(gpt2(), tmp_path / "dense"), tmp_path / "out"
     data = tokens(batches=2)
-    press_checkpoint(source, out, budget="params=80%", calibration=data)
+    interrupt_after_shards(source, out, budget="params=80%", calibration=data)
     before = contents(out)
     monkeypatch.setattr(StreamedModel, "open", fail)
     for budget, batches in (("params=70%", data), ("params=80%", data[:1])):
         with pytest.raises(InvalidArgumentError, match="other options or other data"):
             press_checkpoint(source, out, budget=budget, calibration=batches)
     assert press_checkpoint(source, out, budget="params=80%", calibration=data).params > 0
-    assert contents(out) == before
+    assert before.items() < contents(out).items()
 
 
 def test_a_budget_that_gave_no_plan_may_be_replaced(tmp_path: Path) -> None:

@@ -3,7 +3,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import MODELS, contents, gpt2, llama, logits, save_sharded, transformers
+from tiny_checkpoints import (
+    MODELS,
+    contents,
+    gpt2,
+    interrupt_after_shards,
+    llama,
+    logits,
+    save_sharded,
+    transformers,
+)
 from torch import nn
 
 import tensorpress.checkpoints.press_shard as shards
@@ -173,11 +182,14 @@ def test_experts_in_one_tensor_are_rebuilt_or_stay_dense(tmp_path):
 
 def test_the_same_call_again_does_nothing_twice(tmp_path, monkeypatch):
     source = save_sharded(llama(), tmp_path / "dense")
-    first = press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3)
-    before = contents(tmp_path / "out")
+    how = {"scheme": "channel_svd", "ranks": 0.3}
+    press_checkpoint(source, tmp_path / "whole", **how)
+    interrupt_after_shards(source, tmp_path / "out", **how)
     monkeypatch.setattr(shards, "press_weight", None)
-    assert press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.3) == first
-    assert contents(tmp_path / "out") == before
+    press_checkpoint(source, tmp_path / "out", **how)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    with pytest.raises(InvalidArgumentError, match="has a pressed model already"):
+        press_checkpoint(source, tmp_path / "out", **how)
 
 
 @pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16")])

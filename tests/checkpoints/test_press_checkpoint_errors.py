@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import gpt2, llama, save_sharded, transformers
+from tiny_checkpoints import gpt2, interrupt_after_shards, llama, save_sharded, transformers
 from torch import nn
 
 from tensorpress.checkpoints import load_checkpoint, press_checkpoint
@@ -138,7 +138,7 @@ def test_a_shared_core_needs_the_whole_model(source, tmp_path):
 
 
 def test_another_pressing_in_the_same_folder_is_refused(source, tmp_path):
-    press_checkpoint(source, tmp_path / "out", **HOW)
+    interrupt_after_shards(source, tmp_path / "out", **HOW)
     with pytest.raises(InvalidArgumentError, match="'plan' is"):
         press_checkpoint(source, tmp_path / "out", scheme="channel_svd", ranks=0.5)
     other = plan(llama(), scheme="channel_svd", ranks=0.5)
@@ -151,6 +151,15 @@ def test_what_cannot_be_planned_may_be_asked_for_in_other_words(source, tmp_path
         press_checkpoint(source, tmp_path / "out", targets=["*mpl*"], **HOW)
     chosen = press_checkpoint(source, tmp_path / "out", targets=["*mlp*"], **HOW)
     assert {layer.name.split(".")[3] for layer in chosen.layers} == {"mlp"}
+
+
+def test_a_failed_call_leaves_nothing(source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(InvalidArgumentError, match="out of reach"):
+            press_checkpoint(source, out, budget="params=0.1%")
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_folder_of_something_else_is_not_touched(source, tmp_path):
@@ -166,7 +175,7 @@ def test_a_folder_of_something_else_is_not_touched(source, tmp_path):
 
 
 def test_a_pressed_shard_that_is_gone_is_an_error(source, tmp_path):
-    press_checkpoint(source, tmp_path / "out", **HOW)
+    interrupt_after_shards(source, tmp_path / "out", **HOW)
     next((tmp_path / "out").glob("*.safetensors")).unlink()
     with pytest.raises(CorruptFileError, match="is not what was written there"):
         press_checkpoint(source, tmp_path / "out", **HOW)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import contents, llama, save_sharded
+from tiny_checkpoints import contents, interrupt_after_shards, llama, save_sharded
 
 from tensorpress.checkpoints import press_checkpoint
 from tensorpress.checkpoints.press_shard import ShardPress
@@ -99,7 +99,7 @@ def test_threads_of_an_executor_write_the_same_files(source, expected, tmp_path)
 
 
 def test_a_damaged_result_is_pressed_again(source, expected, tmp_path):
-    press_checkpoint(source, tmp_path / "out", **HOW)
+    interrupt_after_shards(source, tmp_path / "out", **HOW)
     path = next((tmp_path / "out").glob(".press/shards/model*.json"))
     path.write_text("{")
     press_checkpoint(source, tmp_path / "out", **HOW)

@@ -1,11 +1,14 @@
 """Small models of transformers, and their checkpoints in shards."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tensorpress.checkpoints import press_checkpoint
 from tensorpress.models.torchvision import mend_torchvision
 
 
@@ -76,3 +79,16 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and ".press" not in path.parts
     }
+
+
+def interrupt_after_shards(source: Path, out: Path, **options: Any) -> None:
+    """Press a checkpoint, and stop when all shards are written but no other file."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules["tensorpress.checkpoints.press_checkpoint"]
+        patch.setattr(module, "copy_others", stop)
+        with pytest.raises(KeyboardInterrupt):
+            press_checkpoint(source, out, **options)

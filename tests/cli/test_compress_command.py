@@ -63,6 +63,12 @@ def test_bytes_are_a_file(run_json: RunJson, tmp_path: Path) -> None:
     assert file.stat().st_size == result["costs"]["bytes"]["compressed"] <= 106_644
     load(file, build("lenet300100"))
     assert not (tmp_path / "small" / "model.safetensors").exists()
+    assert run_json("inspect", "small")["bytes"] == file.stat().st_size
+    assert run_json("eval", "small")["error"] == pytest.approx(result["metric"]["compressed"])
+    report = run_json("report", "small", "--data", "digits")
+    assert report["costs"]["bytes"]["compressed"] == file.stat().st_size
+    assert run_json("encode", "small", "--bits", "3", "--out", "smaller.tpz")["bytes"] > 0
+    assert run_json("decode", "small", "--out", "small.safetensors")["values"] > 200_000
 
 
 def test_the_table_ends_with_the_folder(shell: Shell) -> None:

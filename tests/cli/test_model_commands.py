@@ -77,6 +77,15 @@ def test_data_that_does_not_fit_is_refused(fails: Fails, tmp_path: Path) -> None
     assert "must return logits of shape (4, classes), got (4, 5, 24)" in fails(*words)
 
 
+def test_mistyped_paths_are_told_with_the_nearest_names(fails: Fails, pressed: Path) -> None:
+    assert "no folder ./presed; did you mean pressed?" in fails("eval", "--model", "./presed")
+    assert "no folder presed; did you mean pressed?" in fails("eval", "--model", "presed")
+    assert "presed: no such file or folder; did you mean pressed?" in fails("inspect", "presed")
+    words = ("eval", "--model", "lenet5", "--data")
+    assert "no file and no folder ./presed; did you mean pressed?" in fails(*words, "./presed")
+    assert "there is no presed; did you mean pressed?" in fails(*words, "presed")
+
+
 def test_examples_that_the_model_does_not_take_are_refused_by_file(
     fails: Fails, tmp_path: Path
 ) -> None:
@@ -222,7 +231,7 @@ def test_a_folder_does_not_choose_code_to_run(
     assert json.loads((tmp_path / "pressed" / "origin.json").read_text()) == {
         "model": "small_nets:net"
     }
-    assert "say it by --model small_nets:net" in fails("eval", "pressed")
+    assert "say by --model small_nets:net that you trust it" in fails("eval", "pressed")
     assert run_json("eval", "pressed", "--model", "small_nets:net")["params"] > 0
 
 

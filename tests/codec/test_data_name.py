@@ -5,8 +5,15 @@ from torch import nn
 
 import tensorpress as tp
 from tensorpress.codec.adaptive_coder import Stream
-from tensorpress.codec.data_name import DATA_NUMBERS, read_data_name, write_data_name
+from tensorpress.codec.data_name import (
+    DATA_NUMBERS,
+    read_data_name,
+    read_text,
+    write_data_name,
+)
+from tensorpress.codec.storage import Coder
 from tensorpress.data import DATASETS
+from tensorpress.data.transforms import ImageOptions
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.models.zoo import build
 
@@ -15,7 +22,7 @@ NAMES = (*DATA_NUMBERS, "flowers", "my.module:flowers,size=3", "blåbär", "")
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("coder", ["range", "huffman"])
-def test_a_file_says_its_data(tmp_path: Path, name: str, coder: str) -> None:
+def test_a_file_says_its_data(tmp_path: Path, name: str, coder: Coder) -> None:
     dense = nn.Linear(9, 8)
     tp.save(dense, tmp_path / "a.tpz", data=name, coder=coder)
     tp.save(dense, tmp_path / "b.tpz", coder=coder)
@@ -24,6 +31,21 @@ def test_a_file_says_its_data(tmp_path: Path, name: str, coder: str) -> None:
     assert tp.inspect(tmp_path / "b.tpz").data is None
     loaded, plain = (tp.load(tmp_path / file, dense) for file in ("a.tpz", "b.tpz"))
     assert loaded.weight.equal(plain.weight)
+
+
+@pytest.mark.parametrize("name", [None, "mnist", "flowers"])
+@pytest.mark.parametrize("coder", ["range", "huffman"])
+def test_a_file_says_how_its_model_takes_images(
+    tmp_path: Path, name: str | None, coder: Coder
+) -> None:
+    images = str(ImageOptions(size=(32, 48), mean=(0.5,) * 3, std=(0.25,) * 3, resize=40))
+    dense = nn.Linear(9, 8)
+    tp.save(dense, tmp_path / "a.tpz", data=name, preprocess=images, coder=coder)
+    inspection = tp.inspect(tmp_path / "a.tpz")
+    assert (inspection.data, inspection.preprocess, inspection.coder) == (name, images, coder)
+    assert inspection.to_dict()["preprocess"] == images
+    tp.encode(dense, tmp_path / "b.tpz", bits=16, data=name, preprocess=images)
+    assert tp.inspect(tmp_path / "b.tpz").preprocess == images
 
 
 def test_every_data_set_has_a_number_and_a_file_grows_by_a_byte(tmp_path: Path) -> None:
@@ -37,7 +59,7 @@ def test_every_data_set_has_a_number_and_a_file_grows_by_a_byte(tmp_path: Path) 
 def test_encoded_files_say_it_too(tmp_path: Path) -> None:
     tp.encode(nn.Linear(90, 80), tmp_path / "a.tpz", bits=4, data="flowers")
     assert tp.inspect(tmp_path / "a.tpz").data == "flowers"
-    with pytest.raises(InvalidArgumentError, match="network and data need a model"):
+    with pytest.raises(InvalidArgumentError, match="data, preprocess need a model"):
         tp.encode(nn.Linear(9, 8).state_dict(), tmp_path / "a.tpz", bits=4, data="flowers")
 
 
@@ -59,3 +81,10 @@ def test_names_that_no_file_has() -> None:
     stream.choice(256, 255)
     with pytest.raises(CorruptFileError, match="no text"):
         read_data_name(Stream(stream.finish()))
+
+
+def test_a_text_of_a_damaged_length_is_refused() -> None:
+    stream = Stream()
+    stream.number("data", 2000)
+    with pytest.raises(CorruptFileError, match="preprocessing is said to have 2000 bytes"):
+        read_text(Stream(stream.finish()), "preprocessing")

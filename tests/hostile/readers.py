@@ -16,7 +16,6 @@ import tensorpress as tp
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.checkpoints.pressed_files import PressedFiles
 from tensorpress.checkpoints.safetensors_reader import INDEX, WEIGHTS, TensorFiles
-from tensorpress.cli.model_source import ORIGIN, read_origin
 from tensorpress.cli.plan_arguments import parse_overrides
 from tensorpress.codec.state_dict import load_tensors
 from tensorpress.data.arrays import read_arrays
@@ -24,6 +23,7 @@ from tensorpress.data.texts import read_json_lines
 from tensorpress.data.transforms import ImageOptions
 from tensorpress.hugging_face.pressed_config import CONFIG, PLAN, pressed_entries, read_plan
 from tensorpress.models.names import parse_name
+from tensorpress.models.origin import FILE, Origin
 from tensorpress.models.weights import load_weights
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.runs.recipe import EXAMPLE, read_recipe
@@ -92,7 +92,8 @@ def text_readers(folder: Path) -> dict[str, Reader]:
             (folder / "jobs" / SUBJECT).read_bytes(), "json", f"journal/{SUBJECT}", read_subject
         ),
         "origin": place(
-            b'{"model": "lenet5"}', "json", ORIGIN, lambda path: read_origin(path.parent)
+            *(b'{"model": "lenet5"}', "json", FILE),
+            lambda path: Origin.read(path.parent).trusted_model(path),
         ),
         "json lines": place(lines, "json lines", "t.jsonl", read_json_lines),
         "override": Reader(
@@ -162,6 +163,10 @@ def binary_readers(folder: Path) -> dict[str, Reader]:
             *("safetensors", "x.safetensors", read_arrays),
         ),
     }
+
+
+def _read_origin(path: Path) -> str | None:
+    return Origin.read(path.parent).trusted_model(path)
 
 
 def _text(data: bytes) -> str:

@@ -1,5 +1,6 @@
 """Runs and sweeps of networks that are not in the zoo."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,11 @@ import pytest
 import torch
 from tiny_runs import recipe
 
+from command_line import call
+from tensorpress.codec.inspect import inspect
 from tensorpress.codec.save_load import load
 from tensorpress.data import batches
+from tensorpress.data.digits import read_digits
 from tensorpress.data.splits import load_splits
 from tensorpress.models.classifier import build_classifier
 from tensorpress.models.torchvision import mend_torchvision
@@ -113,3 +117,33 @@ def test_a_sweep_of_a_network_of_a_function(tmp_path: Path, no_page: None) -> No
     small, large = result["variants"]
     assert small["bytes"] < large["bytes"]
     assert 0 < result["picks"][0]["test_error"]["mean"] < 80
+
+
+def test_a_file_of_an_image_folder_is_tested_as_it_was_trained(
+    tmp_path: Path,
+    no_page: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mend_torchvision()
+    pytest.importorskip("torchvision")
+    image = pytest.importorskip("PIL.Image")
+    for part, digits in zip(("train", "test"), read_digits(), strict=True):
+        for number in range(240):
+            pixels, label = digits[number]
+            folder = tmp_path / "photos" / part / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            image.fromarray(pixels[0].numpy()).save(folder / f"{number}.png")
+    name = "gated_nets:Gated,width=12"
+    data = {"source": "photos", "validation": 40, "batch_size": 40}
+    metrics = run(recipe(**SECTIONS, input=[1, 8, 8], data=data), tmp_path / "run").metrics
+    assert 20 < metrics["file"]["error"] < 80
+    assert inspect("run/model.tpz").preprocess == "size: 8, mean: [0.0], std: [1.0]"
+    for words in (("run", "--model", name), ("run/model.tpz", "--model", name, "--data", "photos")):
+        said = call(monkeypatch, capsys, "eval", *words, "--json")
+        assert json.loads(said.out)["error"] == pytest.approx(metrics["file"]["error"])
+    said = call(monkeypatch, capsys, "eval", "run")
+    assert f"say by --model {name} that you trust it" in said.err
+    said = call(monkeypatch, capsys, "report", "run", "--model", name, "--data", "photos")
+    assert said.code == 0, said.err
+    assert "% of the predictions agree" in said.out

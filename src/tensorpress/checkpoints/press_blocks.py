@@ -1,6 +1,5 @@
 """Pressing of a checkpoint block by block, each fitted to what the pressed blocks before leave."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import digest
-from tensorpress.checkpoints.block_scores import GRADIENTS
 from tensorpress.checkpoints.press_stage import StagePress
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.checkpoints.safetensors_writer import open_shard_writer, write_index
@@ -97,12 +95,6 @@ def press_blocks(
         for name, _ in jobs.iterate(left, work.press):
             work.forget_states(stages[name])
     return work.factors()
-
-
-def forget_blocks(folder: Path) -> None:
-    """Remove what `press_blocks` and unfinished plans kept, once the shards are written."""
-    for path in (folder / BLOCKS, folder / STATES, *folder.glob(f"*/{GRADIENTS}")):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 class BlockPress:

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from hashlib import sha256
@@ -19,7 +21,7 @@ from tensorpress.checkpoints.block_scores import block_scores
 from tensorpress.checkpoints.load import model_from_config
 from tensorpress.checkpoints.meta_model import fill_parameters, to_meta
 from tensorpress.checkpoints.other_files import copy_others
-from tensorpress.checkpoints.press_blocks import forget_blocks, open_states, press_blocks
+from tensorpress.checkpoints.press_blocks import open_states, press_blocks
 from tensorpress.checkpoints.press_shard import ShardPress, press_shard
 from tensorpress.checkpoints.safetensors_reader import INDEX, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import write_index
@@ -129,32 +131,50 @@ def press_checkpoint(
     files, folder = TensorFiles(source), Path(out)
     _check_folders(files.folder, folder)
     remove_leftovers(folder)
-    runner = model_from_config(files.folder) if model is None else to_meta(model)
-    dense = deepcopy(runner).to("meta")
-    names = match_tensor_names(dense, files)
-    stored = {name: stored_name for stored_name, name in reversed(names.items())}
-    fill_parameters(dense, stored, lambda name: files.tensors[name].empty())
-    streamed = None
-    if calibration is not None:
-        check_reconstruction(None, True, "decompose", processes != 1 or executor is not None)
-        batches = collect_batches(calibration, nn.Identity())
-        streamed = StreamedModel(runner, files, stored, batches)
-    if plan is None:
-        plan = _make_plan(files, folder, dense, stored, example_inputs, options, streamed)
-    work = ShardPress(files, folder, dense, names, stored, route_tensors(dense, plan))
-    subject = {"source": files.fingerprint, "plan": plan.id}
-    if streamed is not None:
-        subject["data"] = digest(streamed.batches)
-    jobs = JobFolder(folder / JOBS / SHARDS, subject)
-    if streamed is not None and not files.files.keys() <= jobs.results().keys():
-        fitted = press_blocks(streamed, plan, work.routes, dense, folder / JOBS, files.fingerprint)
-        work = replace(work, fitted=fitted)
-    with open_executor(processes, executor) as workers:
-        _press_shards(work, jobs, workers)
-    _write_others(work, plan, jobs.results())
-    forget_blocks(folder / JOBS)
+    with _work_folder(folder):
+        runner = model_from_config(files.folder) if model is None else to_meta(model)
+        dense = deepcopy(runner).to("meta")
+        names = match_tensor_names(dense, files)
+        stored = {name: stored_name for stored_name, name in reversed(names.items())}
+        fill_parameters(dense, stored, lambda name: files.tensors[name].empty())
+        streamed = None
+        if calibration is not None:
+            check_reconstruction(None, True, "decompose", processes != 1 or executor is not None)
+            batches = collect_batches(calibration, nn.Identity())
+            streamed = StreamedModel(runner, files, stored, batches)
+        if plan is None:
+            plan = _make_plan(files, folder, dense, stored, example_inputs, options, streamed)
+        work = ShardPress(files, folder, dense, names, stored, route_tensors(dense, plan))
+        subject = {"source": files.fingerprint, "plan": plan.id}
+        if streamed is not None:
+            subject["data"] = digest(streamed.batches)
+        jobs = JobFolder(folder / JOBS / SHARDS, subject)
+        if streamed is not None and not files.files.keys() <= jobs.results().keys():
+            fitted = press_blocks(
+                streamed, plan, work.routes, dense, folder / JOBS, files.fingerprint
+            )
+            work = replace(work, fitted=fitted)
+        with open_executor(processes, executor) as workers:
+            _press_shards(work, jobs, workers)
+        _write_others(work, plan, jobs.results())
     remove_leftovers(folder)
     return plan
+
+
+@contextmanager
+def _work_folder(out: Path) -> Iterator[None]:
+    """Remove the folder of the work, unless it has work that a later call goes on from."""
+    is_new, folder = not out.exists(), out / JOBS
+    try:
+        yield
+    except BaseException:
+        if all(path.name == SUBJECT for path in folder.rglob("*") if path.is_file()):
+            shutil.rmtree(folder, ignore_errors=True)
+            if is_new:
+                with suppress(OSError):  # it is not there
+                    out.rmdir()
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _press_shards(work: ShardPress, jobs: JobFolder, executor: Executor | None) -> None:
@@ -184,7 +204,8 @@ def _check_folders(source: Path, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InvalidArgumentError(f"{out} is not a folder")
     if out.exists() and any(out.iterdir()) and not (out / JOBS).exists():
-        raise InvalidArgumentError(f"{out} has other files: give a new or an empty folder")
+        holds = "a pressed model" if (out / PLAN).is_file() else "other files"
+        raise InvalidArgumentError(f"{out} has {holds} already: give a new or an empty folder")
 
 
 def _make_plan(

@@ -66,7 +66,7 @@ class CommandData:
         TensorPressError
             If the data cannot be read or do not fit, or the option has mistakes.
         """
-        options = None if preprocess is None else ImageOptions.parse(preprocess)
+        options = loaded.images if preprocess is None else ImageOptions.parse(preprocess)
         net = NETWORKS.get(loaded.name or "")
         if net is not None and data in DATASETS:
             check_fit(net, data)
@@ -77,8 +77,8 @@ class CommandData:
         dense: DenseByName, data: str, root: Path | None, preprocess: str | None
     ) -> CommandData:
         """Open the data for a dense model; see `open`."""
-        loaded = LoadedModel(dense.name, dense.model, dense.name)
-        return CommandData.open(loaded, data, root, preprocess)
+        open_source(data, root)  # a mistake in its name is found before a model is loaded
+        return CommandData.open(dense.loaded, data, root, preprocess)
 
     def sample(self, count: int = FIT_SAMPLE) -> Any:
         """Return batches of examples to fit to; of data without parts, not the fifth for tests."""

@@ -30,7 +30,7 @@ from tensorpress.cli.press import check_new
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.atomic_files import replace_file, write_atomically
 
-REPORT, MODEL_FILE, JSON_FILE = "report.html", "model.tpz", "compress.json"
+REPORT, JSON_FILE = "report.html", "compress.json"
 
 
 def compress_command(
@@ -57,7 +57,7 @@ def compress_command(
     --data cifar10 --out small
     """
     from tensorpress.cli.calibration_data import CommandData
-    from tensorpress.cli.model_source import DenseByName, write_origin
+    from tensorpress.cli.model_source import MODEL_FILE, DenseByName
     from tensorpress.compress.model_report import describe
     from tensorpress.planning.budget import parse_budget
     from tensorpress.report.model_page import write_model_page
@@ -86,7 +86,7 @@ def compress_command(
             result = replace(result, file=out / MODEL_FILE)
             with replace_file(out / MODEL_FILE) as temporary:
                 shutil.copyfile(Path(folder, MODEL_FILE), temporary)
-    write_origin(out, dense.name)
+    dense.origin(data, preprocess).write(out)
     content = {
         "title": dense.name,
         "data": data,

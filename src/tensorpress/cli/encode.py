@@ -13,7 +13,7 @@ from rich.table import Table
 import tensorpress as tp
 from tensorpress.cli.options import Data, Json, Model, Preprocess, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line, print_table
-from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.report import formatting
 from tensorpress.utils.formatting import format_shape
 
@@ -57,12 +57,12 @@ def encode_command(
     Example: tensorpress encode model.safetensors --bits 3.5
     """
     from tensorpress.cli.calibration_data import ENCODE_SAMPLE, CommandData
-    from tensorpress.cli.model_source import load_source, stored_data_name
+    from tensorpress.cli.model_source import load_source
     from tensorpress.data.sources import short_name
     from tensorpress.models.zoo import NETWORKS
 
     limit = None if size is None else parse_size(size)
-    network = calibration = name = None
+    network = calibration = name = images = None
     content: nn.Module | Mapping[str, Tensor]
     if source is not None and source.is_file() and source.suffix != ".tpz":
         if model is not None or weights is not None:
@@ -73,15 +73,14 @@ def encode_command(
             raise InvalidArgumentError(f"--data needs a model: give --model and --weights {source}")
         content = _load_tensors(source)
     else:
-        if source is not None and not source.exists():
-            raise DataNotFoundError(f"{source}: no such file")
         loaded = load_source(source, model, weights)
         content = loaded.model
         network = loaded.name if loaded.name in NETWORKS else None
         if data is not None:
             opened = CommandData.open(loaded, data, root, preprocess)
             calibration = opened.sample(ENCODE_SAMPLE)
-        name = stored_data_name(source) if data is None else short_name(data)
+        name = short_name(data) if data else loaded.origin.data
+        images = preprocess or loaded.origin.preprocess
     path = out or _default_path(source, model)
     result = tp.encode(
         content,
@@ -91,6 +90,7 @@ def encode_command(
         size=limit,
         network=network,
         data=name,
+        preprocess=images,
         calibration=calibration,
     )
     if as_json:
@@ -115,7 +115,9 @@ def decode_command(
     Example: tensorpress decode model.tpz --out model.safetensors
     """
     from tensorpress.checkpoints.safetensors_writer import open_shard_writer
+    from tensorpress.cli.model_source import model_place
 
+    file = model_place(file)
     path = out or file.with_suffix(".safetensors")
     tensors = tp.decode(file)
     with open_shard_writer(path, tensors) as writer:

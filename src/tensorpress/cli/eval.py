@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import tensorpress as tp
 from tensorpress.cli.eval_text import DType, TextOptions, eval_text
-from tensorpress.cli.options import Inputs, Json, Model, Preprocess, Root, WeightFile
+from tensorpress.cli.options import Inputs, Json, Model, Preprocess, Root, Source, WeightFile
 from tensorpress.cli.output import print_json, print_line
-from tensorpress.errors import InvalidArgumentError, ModelMismatchError
+from tensorpress.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +25,7 @@ TEXTS = ("", ".txt", ".md", ".raw", ".tokens")
 
 
 def eval_command(
-    source: Annotated[
-        Path | None, typer.Argument(help="A .tpz file, or a folder that press wrote.")
-    ] = None,
+    source: Source = None,
     model: Model = None,
     weights: WeightFile = None,
     inputs: Inputs = None,
@@ -69,22 +66,25 @@ def eval_command(
 
     Example: tensorpress eval --model timm:resnet18 --weights r18.safetensors --data imagenet/val
     """
-    from tensorpress.cli.model_source import find_inputs, load_source
+    from tensorpress.cli.model_source import load_source, model_place
     from tensorpress.models import check_inputs
+    from tensorpress.models.zoo import NETWORKS
 
-    if source is not None and not source.is_dir() and model is None:
-        _eval_file(source, data, root, preprocess, as_json)
-        return
     loaded = load_source(source, model, weights)
+    place = None if source is None else model_place(source)
+    if place is not None and place.is_file() and model is None and loaded.name in NETWORKS:
+        _eval_zoo_file(loaded, place, data, root, preprocess, as_json)
+        return
     if data is not None and _is_text(loaded, Path(data)):
         eval_text(loaded, Path(data), TextOptions(window, windows, dtype, device), as_json)
         return
-    example = find_inputs(loaded.name, loaded.model, inputs or ())
+    data = data or _known_data(loaded, root)
+    example = loaded.inputs(inputs)
     if example is not None:
         check_inputs(loaded.model, example)
     metrics = {"model": loaded.label, **_measure_costs(loaded.model, example)}
-    if source is not None and source.is_file():
-        metrics["bytes"] = source.stat().st_size
+    if place is not None and place.is_file():
+        metrics["bytes"] = place.stat().st_size
     if data is not None:
         metrics |= _measure_error(loaded, data, root, preprocess)
     if as_json:
@@ -99,25 +99,23 @@ def _is_text(loaded: LoadedModel, data: Path) -> bool:
     return of_transformers and data.suffix.lower() in TEXTS and data.is_file()
 
 
-def _eval_file(
-    file: Path, data: str | None, root: Path | None, preprocess: str | None, as_json: bool
+def _eval_zoo_file(
+    loaded: LoadedModel,
+    file: Path,
+    data: str | None,
+    root: Path | None,
+    preprocess: str | None,
+    as_json: bool,
 ) -> None:
-    """Decode a file of a network of the zoo and measure its error."""
-    from tensorpress.cli.model_source import load_source
-
-    name = tp.inspect(file).network
-    if name is None:
-        raise ModelMismatchError(
-            f"{file} holds a model that is not in the zoo: say by --model how it is built"
-        )
-    data = data or _default_data(file, name)
-    metrics = _measure_error(load_source(file, None, None), data, root, preprocess)
+    """Print the error of a file of a network of the zoo, on the data that it is for."""
+    data = data or _default_data(file, loaded)
+    metrics = _measure_error(loaded, data, root, preprocess)
     size = file.stat().st_size
     if as_json:
         print_json({"file": str(file), "bytes": size, **metrics})
         return
     print_line(
-        f"{file}: {name}, {size:,} bytes, error {metrics['error']:.2f} % "
+        f"{file}: {loaded.name}, {size:,} bytes, error {metrics['error']:.2f} % "
         f"on {metrics['examples']:,} test images of {data}"
     )
 
@@ -162,23 +160,32 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         )
 
 
-def _default_data(file: Path, name: str) -> str:
-    """Return the data set that a file names, or the only one that its network takes.
+def _known_data(loaded: LoadedModel, root: Path | None) -> str | None:
+    """Return the data that a file or folder names, where they are at hand: never a function."""
+    from tensorpress.data import DATASETS
+    from tensorpress.data.sources import find_path
+
+    name = loaded.origin.data
+    is_known = name is not None and (name in DATASETS or find_path(name, root) is not None)
+    return name if is_known else None
+
+
+def _default_data(file: Path, loaded: LoadedModel) -> str:
+    """Return the data that a file names, or the only data set that its network takes.
 
     Raises
     ------
     InvalidArgumentError
         If the file names none that is known, and there are several.
     """
-    from tensorpress.cli.model_source import stored_data_name
     from tensorpress.data import DATASETS
     from tensorpress.data.splits import fits
     from tensorpress.models.zoo import NETWORKS
 
-    stored = stored_data_name(file)
+    stored = loaded.origin.data
     if stored is not None and stored in DATASETS:
         return stored
-    known = [data for data in DATASETS if fits(NETWORKS[name], data)]
+    known = [data for data in DATASETS if fits(NETWORKS[loaded.name or ""], data)]
     if stored is None and len(known) == 1:
         return known[0]
     why = "does not say which data it is for" if stored is None else f"is for the data {stored!r}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import tensorpress as tp
-from tensorpress.cli.options import Inputs, Json, Model, WeightFile
+from tensorpress.cli.options import Inputs, Json, Model, Source, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.export import Factors
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 
 def export_command(
-    source: Annotated[
-        Path | None, typer.Argument(help="A .tpz file, or a folder that press wrote.")
-    ] = None,
+    source: Source = None,
     *,
     onnx: Annotated[Path | None, typer.Option("--onnx", help="The ONNX file to write.")] = None,
     dense: Annotated[
@@ -135,12 +133,12 @@ def _export_folder(
 ) -> None:
     """Write the dense checkpoint of a pressed folder, or what pressing lost."""
     from tensorpress.checkpoints.lora_adapter import write_adapter
-    from tensorpress.cli.model_source import read_origin
+    from tensorpress.models.origin import Origin
 
     if source is None or not source.is_dir():
         raise InvalidArgumentError("--dense and --adapter need the folder of a pressed model")
     if dense is not None:
-        origin = model or read_origin(source)
+        origin = model or Origin.read(source).trusted_model(source)
         built = None if origin is None else tp.load_model(origin, meta=True)
         tp.unpress_checkpoint(source, dense, model=built)
         folder = dense

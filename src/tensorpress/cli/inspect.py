@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
 import tensorpress as tp
-from tensorpress.cli.options import Inputs, Json, Model
+from tensorpress.cli.options import Inputs, Json, Model, Source
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.report import formatting
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 
 
 def inspect_command(
-    source: Annotated[
-        Path | None, typer.Argument(help="A .tpz file, or a folder that press wrote.")
-    ] = None,
+    source: Source = None,
     model: Model = None,
     inputs: Inputs = None,
     as_json: Json = False,
@@ -39,11 +36,12 @@ def inspect_command(
 
     Example: tensorpress inspect --model torchvision:resnet18
     """
-    from tensorpress.cli.model_source import DenseByName, is_dense_checkpoint
+    from tensorpress.cli.model_source import DenseByName, is_dense_checkpoint, model_place
     from tensorpress.hugging_face.pressed_config import PLAN, read_plan
 
     if (source is None) == (model is None):
         raise InvalidArgumentError("give either a .tpz file or a folder, or a model by --model")
+    source = None if source is None else model_place(source)
     if source is not None and (not source.is_dir() or read_plan(source) is not None):
         (_print_folder if source.is_dir() else _print_file)(source, as_json)
         return
@@ -60,6 +58,8 @@ def _print_file(file: Path, as_json: bool) -> None:
     network, coder = inspection.network or "a model of your own", inspection.coder
     data = "" if inspection.data is None else f", for {inspection.data}"
     print_line(f"{file}: {network}{data}, {coder} coder")
+    if inspection.preprocess is not None:
+        print_line(f"images  {inspection.preprocess}")
     print_table(_tensor_table(inspection))
     parts = ", ".join(f"{name} {size:,}" for name, size in inspection.parts.items())
     print_line(f"{inspection.size:,} bytes: {parts}")

@@ -1,10 +1,9 @@
 """The model of a command: by its name, from the file of a pressed model, or from its folder."""
 
-import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,20 +14,26 @@ from tensorpress.checkpoints import load_checkpoint
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.checkpoints.tensor_names import match_tensor_names
 from tensorpress.codec.tpz_file import open_file
-from tensorpress.errors import InvalidArgumentError, ModelMismatchError, TensorPressError
+from tensorpress.data.transforms import ImageOptions
+from tensorpress.errors import (
+    DataNotFoundError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    TensorPressError,
+)
 from tensorpress.hugging_face.pressed_config import read_plan
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
-from tensorpress.utils.atomic_files import write_atomically
-from tensorpress.utils.config_parsing import parse_json
+from tensorpress.models.origin import Origin
 from tensorpress.utils.module_tree import parameter_name
+from tensorpress.utils.near_paths import did_you_mean
 
 logger = logging.getLogger("tensorpress.cli")
 
-ORIGIN = "origin.json"
-"""The file of a folder that says by which name its dense model was built."""
+MODEL_FILE = "model.tpz"
+"""The file of a model in the folder of a run, or of a budget of bytes."""
 
-_TRUSTED = ("", "torchvision", "timm")
-"""Origins of models that a folder may name: to build them runs no code of the folder's author."""
+_NAMED = ("", "torchvision", "timm")
+"""Origins of models whose weights are random unless a file has others."""
 
 
 @dataclass
@@ -43,17 +48,24 @@ class DenseByName:
         The file of its weights.
     texts : sequence of str
         The example inputs as the command line writes them.
+    preprocess : str or None
+        How it takes images, where a file or folder that was made from it says so.
     """
 
     name: str
     weights: Path | None
     texts: Sequence[str]
+    preprocess: str | None = None
 
     @staticmethod
     def parse(name: str, weights: Path | None, texts: Sequence[str] | None) -> "DenseByName":
         """Return the model of a name, or of a folder in Hugging Face's layout."""
-        model = f"hf:{name}" if Path(name).is_dir() else name
-        return DenseByName(model, weights, tuple(texts or ()))
+        return DenseByName(_model_name(name), weights, tuple(texts or ()))
+
+    @property
+    def loaded(self) -> "LoadedModel":
+        """The model with its name, and with what the file of its weights says of its data."""
+        return LoadedModel(self.name, self.model, self.name, _file_origin(self.weights))
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -76,7 +88,14 @@ class DenseByName:
 
     def inputs(self, model: nn.Module) -> tuple[Tensor, ...] | None:
         """Return example inputs for the model or its skeleton, or None if they are not known."""
-        return find_inputs(self.name, model, self.texts)
+        images = self.preprocess or _file_origin(self.weights).preprocess
+        return find_inputs(self.name, model, self.texts, images)
+
+    def origin(self, data: str | None, preprocess: str | None) -> Origin:
+        """Return what a folder with a model made from this one says, given a command's options."""
+        known = _file_origin(self.weights)
+        weights = None if self.weights is None else str(self.weights)
+        return Origin(self.name, weights, data or known.data, preprocess or known.preprocess)
 
     def weight(self, layer: str) -> Tensor:
         """Return the weight of a layer, from a folder without the other weights of the model."""
@@ -103,11 +122,22 @@ class DenseByName:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with the label that messages use, and the name by which it was built."""
+    """A model with the label that messages use, its name, and what its file or folder says."""
 
     label: str
     model: nn.Module
     name: str | None
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def images(self) -> ImageOptions | None:
+        """How the model takes images, where its file or folder says it."""
+        text = self.origin.preprocess
+        return None if text is None else ImageOptions.parse(text)
+
+    def inputs(self, texts: Sequence[str] | None) -> tuple[Tensor, ...] | None:
+        """Return the inputs that texts describe, else the known ones, else None."""
+        return find_inputs(self.name, self.model, texts or (), self.origin.preprocess)
 
 
 def load_source(source: Path | None, name: str | None, weights: Path | None) -> LoadedModel:
@@ -116,7 +146,7 @@ def load_source(source: Path | None, name: str | None, weights: Path | None) -> 
     Parameters
     ----------
     source : Path or None
-        A ``.tpz`` file, or a folder that ``press`` wrote.
+        A ``.tpz`` file, or a folder that ``press``, ``compress`` or ``run`` wrote.
     name : str or None
         The name of the dense model. With a source it is needed if the source does not name it.
     weights : Path or None
@@ -130,28 +160,117 @@ def load_source(source: Path | None, name: str | None, weights: Path | None) -> 
     if source is None:
         if name is None:
             raise InvalidArgumentError("give a .tpz file, a folder, or a model by --model")
-        return LoadedModel(name, load_by_name(name, weights), name)
+        return DenseByName.parse(name, weights, None).loaded
     if weights is not None:
         raise InvalidArgumentError(f"{source} has weights of its own: leave out --weights")
-    if not source.is_dir():
-        network = name or tp.inspect(source).network
-        dense = None if name is None else load_model(name)
-        return LoadedModel(str(source), tp.load(source, dense), network)
-    if is_dense_checkpoint(source):
-        return LoadedModel(str(source), load_model(f"hf:{source}"), f"hf:{source}")
-    origin = name or read_origin(source)
-    if origin is not None:
-        return LoadedModel(str(source), load_checkpoint(source, load_model(origin)), origin)
-    return LoadedModel(str(source), load_checkpoint(source), f"hf:{source}")
+    place = model_place(source)
+    label, origin = str(source), read_origin(place)
+    if place.is_dir() and is_dense_checkpoint(place):
+        return LoadedModel(label, load_model(f"hf:{place}"), f"hf:{place}", origin)
+    if not place.is_dir():
+        network = open_file(place).description.network
+        dense_name = name or (None if network else origin.trusted_model(place))
+        if network is None and dense_name is None:
+            raise ModelMismatchError(
+                f"{place} holds a model that is not in the zoo: say by --model how it is built"
+            )
+        dense = None if dense_name is None else load_model(dense_name)
+        return LoadedModel(label, tp.load(place, dense), dense_name or network, origin)
+    dense_name = name or origin.trusted_model(place)
+    if dense_name is not None:
+        model = load_checkpoint(place, load_model(dense_name))
+        return LoadedModel(label, model, dense_name, origin)
+    return LoadedModel(label, load_checkpoint(place), f"hf:{place}", origin)
 
 
-def stored_data_name(source: Path | None) -> str | None:
-    """Return the name of the data that a ``.tpz`` file is for, None if it does not say it."""
-    return None if source is None or source.is_dir() else open_file(source).data
+def model_place(source: Path) -> Path:
+    """Return the file or the folder of a model: of a run or a budget of bytes the file in it.
+
+    Raises
+    ------
+    DataNotFoundError
+        If the path does not exist; the message has the nearest names.
+    """
+    if not source.exists():
+        raise DataNotFoundError(f"{source}: no such file or folder{did_you_mean(source)}")
+    file = source / MODEL_FILE
+    return file if file.is_file() and read_plan(source) is None else source
+
+
+def read_origin(place: Path) -> Origin:
+    """Return what a file or a folder says of its model; a file goes before its folder."""
+    if place.is_dir():
+        return Origin.read(place)
+    beside = Origin.read(place.parent) if place.name == MODEL_FILE else Origin()
+    opened = _file_origin(place)
+    return replace(
+        beside,
+        data=beside.data or opened.data,
+        preprocess=opened.preprocess or beside.preprocess,
+    )
+
+
+def find_dense(
+    source: Path, name: str | None, weights: Path | None, texts: Sequence[str] | None
+) -> tuple[DenseByName, Origin]:
+    """Return the dense model of a pressed one, and what the pressed one says of its data.
+
+    Parameters
+    ----------
+    source : Path
+        The file or folder of the pressed model.
+    name, weights
+        The options ``--model`` and ``--weights``; by default what the source says.
+    texts : sequence of str or None
+        The option ``--input``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If nothing names the dense model.
+    """
+    place = model_place(source)
+    origin = read_origin(place)
+    known = name or origin.trusted_model(place)
+    if known is None and not place.is_dir():
+        known = open_file(place).description.network
+    if known is None:
+        raise InvalidArgumentError(f"{source} does not say what it was made from: give --model")
+    if weights is None and name in (None, origin.model) and origin.weights is not None:
+        stored = Path(origin.weights)
+        weights = stored if stored.is_file() else None
+    return replace(DenseByName.parse(known, weights, texts), preprocess=origin.preprocess), origin
+
+
+def _file_origin(file: Path | None) -> Origin:
+    """Return what a ``.tpz`` file says of its data; nothing of any other file."""
+    if file is None or file.suffix != ".tpz":
+        return Origin()
+    opened = open_file(file)
+    return Origin(data=opened.data, preprocess=opened.preprocess)
+
+
+def _model_name(name: str) -> str:
+    """Return the name of a model, which may be a folder in Hugging Face's layout.
+
+    Raises
+    ------
+    DataNotFoundError
+        If it looks like the path of a folder, and there is none.
+    """
+    if Path(name).is_dir():
+        return f"hf:{name}"
+    path = name.removeprefix("hf:")
+    is_path = path.startswith((".", os.sep, "~")) or (os.sep in name and ":" not in name)
+    if is_path and not Path(path).is_dir():
+        raise DataNotFoundError(f"no folder {path}{did_you_mean(path)}")
+    return name
 
 
 def load_by_name(name: str, weights: Path | None) -> nn.Module:
     """Build a model, with a warning if its weights are random."""
+    if weights is not None and weights.suffix == ".tpz":
+        return tp.unpress(tp.load(weights, load_model(name)), inplace=True)
     model = load_model(name, weights=weights)
     if weights is None and has_random_weights(name):
         logger.warning("%s has random weights: --weights gives it trained ones", name)
@@ -161,15 +280,31 @@ def load_by_name(name: str, weights: Path | None) -> nn.Module:
 def has_random_weights(name: str) -> bool:
     """Return whether a model of a name has random weights, unless a file gives it others."""
     parsed = parse_name(name)
-    return parsed.origin in _TRUSTED and "pretrained" not in parsed.options
+    return parsed.origin in _NAMED and "pretrained" not in parsed.options
 
 
 def find_inputs(
-    name: str | None, model: nn.Module, texts: Sequence[str]
+    name: str | None, model: nn.Module, texts: Sequence[str], preprocess: str | None = None
 ) -> tuple[Tensor, ...] | None:
-    """Return the inputs that texts describe, else the known inputs of a model, else None."""
+    """Return example inputs of a model, or None where nothing says what it takes.
+
+    Parameters
+    ----------
+    name : str or None
+        The name of the model.
+    model : nn.Module
+        The model, or its skeleton.
+    texts : sequence of str
+        The option ``--input``, which goes before all else.
+    preprocess : str, optional
+        How the model takes images, which goes before the size of published weights.
+    """
     if texts:
         return tuple(parse_input(text, model) for text in texts)
+    if preprocess is not None:
+        options = ImageOptions.parse(preprocess)
+        sizes = (1, len(options.mean), *options.sides)
+        return (parse_input("x".join(map(str, sizes)), model),)
     return None if name is None else default_inputs(name, model)
 
 
@@ -181,7 +316,7 @@ def require_inputs(loaded: LoadedModel, texts: Sequence[str]) -> tuple[Tensor, .
     InvalidArgumentError
         If the inputs of the model are not known, or it does not run on them.
     """
-    inputs = find_inputs(loaded.name, loaded.model, texts)
+    inputs = loaded.inputs(texts)
     if inputs is None:
         raise InvalidArgumentError(
             f"nobody knows which inputs {loaded.label} takes: say it by --input, as in "
@@ -200,28 +335,3 @@ def count_bytes(model: nn.Module) -> int:
     """Return the bytes of a model's parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def write_origin(folder: Path, name: str) -> None:
-    """Write the name of a folder's dense model, unless the folder has a config of transformers."""
-    if parse_name(name).origin == "hf":
-        return
-    write_atomically(folder / ORIGIN, json.dumps({"model": name}).encode())
-
-
-def read_origin(folder: Path) -> str | None:
-    """Return the name of a folder's dense model, or None if the folder does not have it.
-
-    Raises
-    ------
-    ModelMismatchError
-        If the name is of a function, which only a user may name.
-    """
-    name = None
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        name = str(parse_json((folder / ORIGIN).read_bytes())["model"])
-    if name is not None and parse_name(name).origin not in _TRUSTED:
-        raise ModelMismatchError(
-            f"{folder} is a pressed {name}: to build that runs code, so say it by --model {name}"
-        )
-    return name

@@ -17,6 +17,8 @@ MODEL = typer.Option(
     "package.module:function; keyword arguments after commas: "
     "timm:vgg16,num_classes=10.",
 )
+SOURCE = typer.Argument(help="A .tpz file, or a folder that press, compress or run wrote.")
+Source = Annotated[Path | None, SOURCE]
 Model = Annotated[str | None, MODEL]
 WeightFile = Annotated[
     Path | None,

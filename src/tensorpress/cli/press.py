@@ -108,6 +108,7 @@ def press_command(
             if batches is not None:
                 options = {"calibration": batches, "reconstruct": reconstruct}
             result = model_plan, _press_model(dense, model_plan, out, options)
+        dense.origin(data, preprocess).write(out)
     _print_result(*result, out, as_json)
 
 
@@ -115,12 +116,9 @@ def _press_model(
     dense: DenseByName, plan: tp.Plan, out: Path, options: dict[str, Any]
 ) -> list[Cost]:
     """Press a model into a folder and return its costs."""
-    from tensorpress.cli.model_source import write_origin
-
     model = dense.model
     pressed = tp.press(model, plan, example_inputs=dense.inputs(model), **options)
     tp.save_checkpoint(pressed, out, plan)
-    write_origin(out, dense.name)
     return _measure_costs(model, pressed, dense.inputs(model))
 
 
@@ -161,7 +159,7 @@ def _press_folder(
 ) -> tuple[tp.Plan, list[Cost]]:
     """Press a folder, without a measurement that depends on all weights at once."""
     from tensorpress.cli.calibration_data import STREAM_SAMPLE, CommandData
-    from tensorpress.cli.model_source import LoadedModel, write_origin
+    from tensorpress.cli.model_source import LoadedModel
     from tensorpress.cli.plan_arguments import parse_plan_options
     from tensorpress.cli.plan_output import plan_costs
 
@@ -182,7 +180,7 @@ def _press_folder(
         raise KeyboardInterrupt(
             f"{out} has what is done so far, and the same command goes on from there"
         ) from None
-    write_origin(out, dense.name)
+    dense.origin(data, None).write(out)
     return result, plan_costs(result)
 
 

@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 import tensorpress as tp
-from tensorpress.cli.options import MODEL, Inputs, Json, Preprocess, Root, WeightFile
+from tensorpress.cli.options import SOURCE, Inputs, Json, Model, Preprocess, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.atomic_files import check_writable, write_atomically
 
 
 def report_command(
-    source: Annotated[Path, typer.Argument(help="A .tpz file, or a folder that press wrote.")],
-    model: Annotated[str, MODEL],
+    source: Annotated[Path, SOURCE],
+    model: Model = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The page; its numbers go beside it as .json.")
     ] = Path("report.html"),
@@ -38,10 +38,17 @@ def report_command(
 ) -> None:
     """Write a page on a pressed model: layers, errors, times, and outputs beside the dense model's.
 
+    A folder says which dense model it was made from; --model and --weights say it of a file.
+
     Example: tensorpress report small.tpz --model torchvision:resnet18 --weights resnet18.pt
     """
     from tensorpress.cli.calibration_data import CommandData
-    from tensorpress.cli.model_source import DenseByName, has_random_weights, load_source
+    from tensorpress.cli.model_source import (
+        find_dense,
+        has_random_weights,
+        load_source,
+        model_place,
+    )
     from tensorpress.report.model_page import write_model_page
 
     if out.suffix.lower() not in (".html", ".htm"):
@@ -49,16 +56,18 @@ def report_command(
     numbers = out.with_suffix(".json")
     for file in (out, numbers):
         check_writable(file)
-    dense = DenseByName.parse(model, weights, inputs)
+    dense, origin = find_dense(source, model, weights, inputs)
+    weights = dense.weights
     if weights is None and has_random_weights(dense.name):
         raise InvalidArgumentError(
             f"{dense.name} has random weights, with which nothing can be compared: give --weights, "
             f"the file of the dense model from which {source} was made"
         )
-    pressed = load_source(source, model, None).model
+    pressed = load_source(source, dense.name, None).model
     batches = None
     if data is not None:
-        batches = CommandData.for_dense(dense, data, root, preprocess).held_out()
+        images = preprocess or origin.preprocess
+        batches = CommandData.for_dense(dense, data, root, images).held_out()
     content = {"command": shlex.join(["tensorpress", *sys.argv[1:]])} | tp.report(
         dense.model,
         pressed,
@@ -66,8 +75,8 @@ def report_command(
         example_inputs=dense.inputs(dense.model),
         title=f"{source.name}: {dense.name}",
     )
-    if source.is_file():
-        content["costs"]["bytes"]["compressed"] = source.stat().st_size
+    if (place := model_place(source)).is_file():
+        content["costs"]["bytes"]["compressed"] = place.stat().st_size
     write_atomically(numbers, (json.dumps(content, indent=1) + "\n").encode())
     write_model_page(content, out)
     if as_json:

@@ -86,6 +86,8 @@ class Inspection:
         Coder of the quantized values, "range" or "huffman".
     data : str or None
         Name of the data that the model was trained for.
+    preprocess : str or None
+        How the model takes images: size, mean and standard deviation.
     layers : tuple of StoredLayer
         The pressed layers.
     tensors : tuple of StoredTensor
@@ -100,6 +102,7 @@ class Inspection:
     network: str | None
     coder: str
     data: str | None
+    preprocess: str | None
     layers: tuple[StoredLayer, ...]
     tensors: tuple[StoredTensor, ...]
     parts: dict[str, int]
@@ -112,6 +115,7 @@ class Inspection:
             "network": self.network,
             "coder": self.coder,
             "data": self.data,
+            "preprocess": self.preprocess,
             "layers": [asdict(layer) for layer in self.layers],
             "tensors": [asdict(t) | {"bits_per_value": t.bits_per_value} for t in self.tensors],
             "parts": self.parts,
@@ -164,6 +168,7 @@ def inspect(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> In
         description.network,
         opened.coder,
         opened.data,
+        opened.preprocess,
         layers,
         tuple(tensors),
         _parts(opened, decoded),

@@ -41,6 +41,7 @@ def save(
     norms: Norms = "half",
     coder: Coder = "range",
     data: str | None = None,
+    preprocess: str | None = None,
 ) -> int:
     """Write a model to a `.tpz` file: quantized, entropy coded, complete or not at all.
 
@@ -64,7 +65,11 @@ def save(
         The entropy coder: adaptive range coding, which gives smaller files, or Huffman codes as in
         the ADA-Tucker paper.
     data : str, optional
-        The name of the data that the model was trained for, which `inspect` tells.
+        The name of the data that the model was trained for, which `inspect` returns.
+    preprocess : str, optional
+        How the model takes images, in the form of the option ``--preprocess`` of the command line
+        (`tensorpress.data.ImageOptions`). `inspect` returns it, and commands that read the file
+        prepare images in this way. A network of the zoo needs none.
 
     Returns
     -------
@@ -103,7 +108,7 @@ def save(
         for name, tensor in tensors.items()
     ]
     detached = [tensor.detach() for tensor in tensors.values()]
-    return write_file(path, description, detached, storages, coder, data)
+    return write_file(path, description, detached, storages, coder, data, preprocess)
 
 
 def _quantizers(

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from tensorpress.codec import container, named_header, zoo_header
 from tensorpress.codec.adaptive_coder import Stream
-from tensorpress.codec.data_name import read_data_name, write_data_name
+from tensorpress.codec.data_name import (
+    read_data_name,
+    read_text,
+    write_data_name,
+    write_text,
+)
 from tensorpress.codec.decode_tensors import DecodedTensor, decode_tensors
 from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.header import Description
@@ -17,6 +22,8 @@ from tensorpress.codec.model_tensors import DTYPES
 from tensorpress.codec.read_budget import ReadBudget
 from tensorpress.codec.storage import CODERS, Coder, Quantizer
 from tensorpress.errors import CorruptFileError, unknown_name
+
+_PREPROCESS = "the preprocessing of images"
 
 
 def write_file(
@@ -26,6 +33,7 @@ def write_file(
     quantizers: Sequence[Quantizer | Literal["half"] | None],
     coder: Coder,
     data: str | None = None,
+    preprocess: str | None = None,
 ) -> int:
     """Write a `.tpz` file.
 
@@ -43,6 +51,8 @@ def write_file(
         The coder of the quantized values.
     data : str, optional
         The name of the data that the model was trained for.
+    preprocess : str, optional
+        How the model takes images.
 
     Returns
     -------
@@ -58,10 +68,13 @@ def write_file(
         stream.number("header", len(header))
     else:
         zoo_header.write_layers(stream, description)
-    # A coder's number beyond the coders says that the name of the data follows.
-    stream.number("coder", CODERS.index(coder) + (0 if data is None else len(CODERS)))
+    # A coder's number beyond the coders says which texts follow.
+    texts = (data is not None) + 2 * (preprocess is not None)
+    stream.number("coder", CODERS.index(coder) + len(CODERS) * texts)
     if data is not None:
         write_data_name(stream, data)
+    if preprocess is not None:
+        write_text(stream, _PREPROCESS, preprocess)
     payload = encode_tensors(stream, tensors, quantizers, coder)
     return container.write(path, stream.finish(), header + payload)
 
@@ -84,6 +97,8 @@ class OpenFile:
         The coder of the quantized values.
     data : str or None
         The name of the data that the model was trained for.
+    preprocess : str or None
+        How the model takes images, as the option ``--preprocess`` says it.
     container_bytes : int
         Bytes of magic, version, checksum and lengths.
     budget : ReadBudget
@@ -96,6 +111,7 @@ class OpenFile:
     description: Description
     coder: Coder
     data: str | None
+    preprocess: str | None
     container_bytes: int
     budget: ReadBudget
     _stream: Stream
@@ -155,10 +171,11 @@ def open_file(
         description = zoo_header.read_layers(name, stream, network)
     with container.name_file_in_errors(path):
         number = stream.number("coder")
-        if number >= 2 * len(CODERS):
+        texts, coder = divmod(number, len(CODERS))
+        if texts > 3:
             raise CorruptFileError(f"{number} is no entropy coder")
-        named, coder = divmod(number, len(CODERS))
-        data = read_data_name(stream) if named else None
+        data = read_data_name(stream) if texts & 1 else None
+        preprocess = read_text(stream, _PREPROCESS) if texts & 2 else None
     bits = stream.bits + 8 * size
     container_bytes = content.size - len(content.stream) - len(payload)
     return OpenFile(
@@ -168,6 +185,7 @@ def open_file(
         description=description,
         coder=CODERS[coder],
         data=data,
+        preprocess=preprocess,
         container_bytes=container_bytes,
         budget=budget,
         _stream=stream,

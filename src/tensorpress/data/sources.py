@@ -17,6 +17,7 @@ from tensorpress.data.source import Source
 from tensorpress.data.svhn import has_svhn, read_svhn
 from tensorpress.data.texts import read_json_lines, read_text
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, unknown_name
+from tensorpress.utils.near_paths import did_you_mean
 from tensorpress.utils.paths import exists
 
 FILES: dict[str, Callable[[Path], Source]] = {
@@ -75,10 +76,11 @@ def open_source(name: str, root: str | os.PathLike[str] | None = None) -> Source
     if colon and function.isidentifier() and module.replace(".", "").isidentifier():
         return read_function(name)
     if os.sep in name or Path(name).suffix in FILES:
-        raise DataNotFoundError(f"no file and no folder {name}{_searched(root)}")
+        raise DataNotFoundError(f"no file and no folder {name}{_searched(root)}{_near(name, root)}")
     error = unknown_name("data set", name, DATASETS)
     raise InvalidArgumentError(
-        f"{error}. Other data are the path of a folder or a file, or package.module:function"
+        f"{error}. Other data are the path of a folder or a file, or package.module:function, and "
+        f"there is no {name}{_searched(root)}{_near(name, root)}"
     )
 
 
@@ -103,6 +105,11 @@ def short_name(name: str) -> str:
 def _searched(root: str | os.PathLike[str] | None) -> str:
     folder = root if root is not None else os.environ.get(ROOT_VARIABLE)
     return f", neither here nor in {os.fspath(folder)}" if folder else ""
+
+
+def _near(name: str, root: str | os.PathLike[str] | None) -> str:
+    folder = root if root is not None else os.environ.get(ROOT_VARIABLE)
+    return did_you_mean(name) or (did_you_mean(Path(folder, name)) if folder else "")
 
 
 def _read_path(path: Path) -> Source:

@@ -15,22 +15,28 @@ from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.names import parse_name
 from tensorpress.models.optional_imports import require
 from tensorpress.models.torchvision import mend_torchvision, torchvision_models
-from tensorpress.models.zoo import NETWORKS, Preprocess
+from tensorpress.models.zoo import NETWORKS, Network, Preprocess
 from tensorpress.utils.config_parsing import parse_yaml, validate
 
 EXAMPLE = "size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
 """Options for images, as they are written."""
 
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=1 << 14)]
 Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
 class ImageOptions(BaseModel):
-    """How images become inputs: the size, and the mean and deviation of channels.
+    """The size of a model's images, and the mean and standard deviation of their channels.
 
-    The shorter side of an image becomes ``resize``, by default as long as that of ``size``, and
-    the middle of ``size`` is taken. Pixels are from 0 to 1 before ``mean`` is subtracted and the
-    rest divided by ``std``, one value for each channel.
+    An image is scaled until its shorter side has ``resize`` pixels, or without ``resize`` until the
+    image just covers ``size``. Its middle is cut out, pixels are scaled to 0 to 1, ``mean`` is
+    subtracted, and the rest is divided by ``std``, both with one value for each channel.
+
+    Examples
+    --------
+    >>> options = ImageOptions(size=28, mean=(0.5,), std=(0.5,))
+    >>> str(options), ImageOptions.parse(str(options)) == options
+    ('size: 28, mean: [0.5], std: [0.5]', True)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +53,11 @@ class ImageOptions(BaseModel):
         if self.resize is not None and self.resize < min(self.sides):
             raise ValueError(f"resize {self.resize} is below size {self.size}")
         return self
+
+    def __str__(self) -> str:
+        """Return the options as `parse` reads them."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return ", ".join(f"{key}: {value}" for key, value in values.items())
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -75,6 +86,15 @@ class Transform:
 
     apply: Callable[[Any], Tensor]
     text: str
+
+
+def network_options(net: Network) -> ImageOptions | None:
+    """Return how a network takes images; None for clips, and in the zoo, whose names say it."""
+    if net.name in NETWORKS or len(net.input_shape) != 3:
+        return None
+    _, height, width = net.input_shape
+    size = height if height == width else (height, width)
+    return ImageOptions(size=size, mean=net.preprocess.mean, std=net.preprocess.std)
 
 
 def find_transform(

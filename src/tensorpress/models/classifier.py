@@ -1,7 +1,6 @@
 """Classifiers by name, with a head for the classes of a data set."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,14 +39,24 @@ def build_classifier(name: str, classes: int, *, new_head: bool = False) -> nn.M
     >>> build_classifier("torch.nn:Linear,in_features=3,out_features=2", 2)
     Linear(in_features=3, out_features=2, bias=True)
     """
-    parsed = parse_name(name)
-    if parsed.origin in CLASSES:
-        options = {CLASSES[parsed.origin]: classes, **parsed.options}
-        parsed = replace(parsed, options=options)
+    parsed = parse_name(classifier_name(name, classes))
     model = find_builder(parsed, new_head=new_head)()
     if parsed.origin == "hf":
         model.register_forward_hook(_return_logits)
     return model
+
+
+def classifier_name(name: str, classes: int) -> str:
+    """Return the name of a model with its number of classes, unless it says one.
+
+    Examples
+    --------
+    >>> classifier_name("timm:resnet18", 10), classifier_name("lenet5", 10)
+    ('timm:resnet18,num_classes=10', 'lenet5')
+    """
+    parsed = parse_name(name)
+    key = CLASSES.get(parsed.origin)
+    return name if key is None or key in parsed.options else f"{name},{key}={classes}"
 
 
 def _return_logits(_model: nn.Module, _inputs: Any, output: Any) -> Any:

@@ -13,6 +13,9 @@ from tensorpress.models.optional_imports import build_module, require
 from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.models.weights import PICKLED, refuse_pickle
 from tensorpress.utils.formatting import format_names
+from tensorpress.utils.near_paths import did_you_mean
+
+_SECONDS = 5.0  # to wait for the hub's first answer
 
 logger = logging.getLogger("tensorpress.models")
 
@@ -71,7 +74,10 @@ def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> A
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise DataNotFoundError(f"{place} has no config.json, so it is no model of Hugging Face")
     if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
-        raise DataNotFoundError(f"no folder {place}, and no id of the hub looks like that")
+        near = did_you_mean(folder)
+        raise DataNotFoundError(f"no folder {place}, and no id of the hub looks like that{near}")
+    if not folder.is_dir():
+        _ask_hub(place)
     try:
         config, unused = transformers.AutoConfig.from_pretrained(
             place, trust_remote_code=False, return_unused_kwargs=True, **options
@@ -86,6 +92,26 @@ def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> A
             f"the config of hf:{place} has no {', '.join(map(repr, sorted(unused)))}"
         )
     return config
+
+
+def _ask_hub(place: str) -> None:
+    """Ask the hub once for a model that is not in its cache, where libraries try for a minute.
+
+    Raises
+    ------
+    DataNotFoundError
+        If the hub cannot be reached.
+    """
+    hub = require("huggingface_hub", "a model of Hugging Face")
+    if isinstance(hub.try_to_load_from_cache(place, "config.json"), str):
+        return
+    try:
+        hub.get_session().head(hub.hf_hub_url(place, "config.json"), timeout=_SECONDS)
+    except Exception as error:  # of the library for HTTP
+        raise DataNotFoundError(
+            f"hf:{place} is no folder here, and the hub cannot be reached: {_first_line(error)}"
+            f"{did_you_mean(place)}"
+        ) from error
 
 
 def _model_class(transformers: Any, place: str, config: Any) -> tuple[Any, str]:

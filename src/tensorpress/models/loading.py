@@ -15,6 +15,7 @@ from tensorpress.models.timm import build_timm
 from tensorpress.models.torchvision import build_torchvision
 from tensorpress.models.weights import load_weights
 from tensorpress.models.zoo import NETWORKS
+from tensorpress.utils.near_paths import did_you_mean
 
 
 def load_model(
@@ -102,7 +103,8 @@ def find_builder(
         return lambda: build_from_factory(parsed.origin, name, options)
     if name not in NETWORKS:
         raise InvalidArgumentError(
-            f"{unknown_name('network', name, NETWORKS)}. Models of others are named {FORMS}"
+            f"{unknown_name('network', name, NETWORKS)}. Models of others are named {FORMS}, and "
+            f"there is no folder {name}{did_you_mean(name)}"
         )
     if options:
         raise InvalidArgumentError(f"{name}, a network of the zoo, takes no options")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.codec.state_dict import load_tensors
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.quantize.file_search import FileSearch, ModelFileSearch, StateFileSearch
+from tensorpress.quantize.file_search import FileSearch, FileTexts, ModelFileSearch, StateFileSearch
 from tensorpress.quantize.rounded_model import RoundedTensor
 from tensorpress.utils.atomic_files import check_writable, write_atomically
 
@@ -57,6 +57,7 @@ def encode(
     size: int | None = None,
     network: str | None = None,
     data: str | None = None,
+    preprocess: str | None = None,
     calibration: Iterable[CalibrationBatch] | None = None,
     seed: int = 0,
 ) -> EncodeResult:
@@ -88,6 +89,8 @@ def encode(
         Name of the model's network in `tensorpress.models.zoo`, as for `tensorpress.save`.
     data : str, optional
         Name of the data that a model was trained for, likewise.
+    preprocess : str, optional
+        How a model takes images, likewise.
     calibration : iterable, optional
         Batches that a model is run on: Tensors, or pairs of inputs and labels; a few hundred
         examples suffice. Labels are not used.
@@ -118,7 +121,8 @@ def encode(
     (True, ['0.weight', '0.bias', '2.weight', '2.bias'])
     """
     _check_budget(path, target_error, bits, size)
-    search = _file_search(source, network, data, calibration, seed)
+    texts = FileTexts(network=network, data=data, preprocess=preprocess)
+    search = _file_search(source, calibration, seed, texts)
     if target_error is not None:
         rounded = search.search_error(target_error)
     else:
@@ -157,18 +161,17 @@ def _warn_of_zeros(table: Sequence[RoundedTensor], path: str | os.PathLike[str])
 
 def _file_search(
     source: nn.Module | Mapping[str, Tensor],
-    network: str | None,
-    data: str | None,
     calibration: Iterable[CalibrationBatch] | None,
     seed: int,
+    texts: FileTexts,
 ) -> FileSearch:
     """Return the search for the file of a model or of tensors."""
     if isinstance(source, nn.Module):
         batches = None if calibration is None else collect_batches(calibration, source)
-        return ModelFileSearch(source, network, data, batches, seed)
-    if any(option is not None for option in (calibration, network, data)):
+        return ModelFileSearch(source, batches, seed, texts)
+    if any(option is not None for option in (calibration, *texts.values())):
         raise InvalidArgumentError(
-            "calibration, network and data need a model as source, not tensors"
+            f"calibration, {', '.join(texts)} need a model as source, not tensors"
         )
     if not isinstance(source, Mapping):
         raise InvalidArgumentError(

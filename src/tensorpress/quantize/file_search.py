@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import log2
 from pathlib import Path
 from sys import maxsize
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +157,14 @@ class StateFileSearch(FileSearch):
         save_tensors({**self._tensors, **values}, path, rounded.quantizers)
 
 
+class FileTexts(TypedDict):
+    """The texts of a model's file: arguments of `tensorpress.save`."""
+
+    network: str | None
+    data: str | None
+    preprocess: str | None
+
+
 class ModelFileSearch(FileSearch):
     """A search for a model: its weights are rounded, and its vectors at much finer steps.
 
@@ -163,14 +172,12 @@ class ModelFileSearch(FileSearch):
     ----------
     model : nn.Module
         The model; it is left untouched.
-    network : str or None
-        Name of its network in the zoo.
-    data : str or None
-        Name of the data that it was trained for.
     batches : sequence of Batch or None
         Calibration data.
     seed : int
         Seed of the choices of positions and directions in calibration.
+    texts : FileTexts
+        The texts of the file.
 
     Raises
     ------
@@ -181,16 +188,14 @@ class ModelFileSearch(FileSearch):
     def __init__(
         self,
         model: nn.Module,
-        network: str | None,
-        data: str | None,
         batches: Sequence[Batch] | None,
         seed: int,
+        texts: FileTexts,
     ) -> None:
         model = fold(model)
         for name, tensor in stored_tensors(model).items():
             check_finite(name, tensor)
-        self._model, self._network, self._data, self._batches = model, network, data, batches
-        self._seed = seed
+        self._model, self._batches, self._seed, self._texts = model, batches, seed, texts
         self._merged = deepcopy(model).eval()
         merge_statistics(self._merged)
         tensors = stored_tensors(self._merged)
@@ -243,7 +248,7 @@ class ModelFileSearch(FileSearch):
             if tensor.is_floating_point() and name not in rounded.quantizers
         }
         quantizers = {**vectors, **rounded.quantizers}
-        save(model, path, network=self._network, data=self._data, quantizer=quantizers)
+        save(model, path, quantizer=quantizers, **self._texts)
 
 
 def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

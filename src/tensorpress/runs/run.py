@@ -17,8 +17,11 @@ from tensorpress.codec.model_tensors import assign_quantizers, quantized_names
 from tensorpress.codec.quantizers import UniformQuantizer
 from tensorpress.codec.save_load import Quantizers, load, save
 from tensorpress.data.sources import short_name
-from tensorpress.data.splits import load_splits
+from tensorpress.data.splits import find_weights, load_splits
+from tensorpress.data.transforms import network_options
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.models.classifier import classifier_name
+from tensorpress.models.origin import Origin
 from tensorpress.models.zoo import NETWORKS
 from tensorpress.planning import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
@@ -34,7 +37,10 @@ from tensorpress.runs.training import Phases, common_part, press_once
 from tensorpress.train import StraightThrough
 from tensorpress.utils.atomic_files import make_folder, remove_leftovers, write_atomically
 
-WRITTEN = ("recipe.yaml", "plan.yaml", "checkpoints", "model.tpz", "metrics.json", "report.html")
+WRITTEN = (
+    *("recipe.yaml", "plan.yaml", "checkpoints", "model.tpz", "metrics.json", "report.html"),
+    "origin.json",
+)
 """What a run writes to its folder."""
 
 
@@ -99,12 +105,14 @@ def run(
     try_plan(net, recipe)
     splits = load_splits(net, recipe.data.origin, recipe.data.root, recipe.data.validation)
     phases = Phases(recipe, net, splits, out, seed, common)
+    _origin(phases, recipe).write(out)
     models = _train(phases, recipe, seed)
     path = out / "model.tpz"
     size = recipe.quantize
     options: dict[str, Any] = {} if size is None else {"norms": size.norms, "coder": size.coder}
     in_zoo = net.name in NETWORKS
     options |= {"network": net.name if in_zoo else None, "data": short_name(recipe.data.origin)}
+    options["preprocess"] = _origin(phases, recipe).preprocess
     save(models.final, path, quantizer=models.quantizers, **options)
     decoded = load(path, None if in_zoo else models.dense).to(models.device)
     error = phases.test_error if test else phases.validation_error
@@ -237,6 +245,21 @@ def make_quantizers(model: nn.Module, section: Quantize) -> Quantizers:
         return dict.fromkeys(quantized_names(model), quantizer)
     assert section.step is not None
     return assign_quantizers(model, step=section.step)
+
+
+def _origin(phases: Phases, recipe: Recipe) -> Origin:
+    """Return what the folder says of its model: which dense network it was made from."""
+    images, weights = network_options(phases.net), None
+    if recipe.dense is not None:
+        weights = phases.dense_file
+    elif recipe.weights is not None:
+        weights = find_weights(recipe.weights, recipe.data.root)
+    return Origin(
+        model=classifier_name(phases.net.name, phases.net.classes),
+        weights=None if weights is None else str(weights),
+        data=recipe.data.origin,
+        preprocess=None if images is None else str(images),
+    )
 
 
 def _claim_folder(out: Path, recipe: Recipe, seed: int) -> None:

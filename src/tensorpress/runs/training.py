@@ -192,6 +192,11 @@ class Phases:
             return self._common / common_part(self.recipe, phase, self.seed)
         return self.folder / "checkpoints"
 
+    @property
+    def dense_file(self) -> Path:
+        """The checkpoint of the dense network that the recipe trains."""
+        return self.checkpoint_folder("dense") / "dense.pt"
+
     def train_for_size(
         self, model: nn.Module, section: Rate, teacher: nn.Module
     ) -> dict[str, StepQuantizer]:
