@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.bias_correction import correct_biases
+from tensorpress.calibrate.unrolled import unroll
 from tensorpress.codec.model_tensors import check_finite, stored_tensors
 from tensorpress.codec.quantizers import MAX_SYMBOL, StepQuantizer
 from tensorpress.codec.save_load import save
@@ -212,8 +213,8 @@ class ModelFileSearch(FileSearch):
         names = {w.layer: w.name for w in self._weights if w.layer is not None}
         quantizers = {layer: rounded.quantizers[name] for layer, name in names.items()}
         layers = round_in_order(
-            self._copy_model(rounded),
-            self._merged,
+            unroll(self._copy_model(rounded))[0],
+            unroll(self._merged)[0],
             quantizers,
             self._batches,
             self._seed,
@@ -241,7 +242,7 @@ class ModelFileSearch(FileSearch):
     def _write(self, rounded: RoundedModel, path: Path, vector_step: float) -> None:
         model = self._copy_model(rounded)
         if self._batches is not None:
-            correct_biases(model, self._model, self._batches)
+            correct_biases(unroll(model)[0], unroll(self._model)[0], self._batches)
         vectors = {
             name: _vector_quantizer(tensor, vector_step)
             for name, tensor in stored_tensors(model).items()

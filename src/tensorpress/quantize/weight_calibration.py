@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.calibrate.patches import outputs_first
+from tensorpress.calibrate.unrolled import unroll
 from tensorpress.calibrate.weight_gradients import parameter_gradients, weight_gradients
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
@@ -170,13 +171,14 @@ def calibrated_weights(
     InvalidArgumentError
         If the outputs depend on no weight.
     """
+    unrolled, _ = unroll(model)
     moments = {
         name: sums
-        for name, sums in input_moments(model, batches, seed=seed).items()
-        if outputs_first(model.get_submodule(name))
+        for name, sums in input_moments(unrolled, batches, seed=seed).items()
+        if outputs_first(unrolled.get_submodule(name))
     }
     references = count_references(model)
-    by_tensor = {id(model.get_submodule(n).get_parameter("weight")): n for n in moments}
+    by_tensor = {id(unrolled.get_submodule(n).get_parameter("weight")): n for n in moments}
     # The names of tensors that are weights of layers with known inputs, with those layers.
     layers = {
         name: by_tensor[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_tensor
@@ -229,6 +231,13 @@ def _layer_steps(
     if not layers:
         return {}
     gradients = weight_gradients(model, batches, seed=seed)
+    # Of recurrent weights, whose gradients at all steps add up before they are squared.
+    recurrent = {
+        name: x
+        for name, x in tensors.items()
+        if name in layers and isinstance(x, nn.Parameter) and name == layers[name]
+    }
+    gradients |= parameter_gradients(model, batches, recurrent, seed=seed)
     # g = |gradient|² / gain, not less than 1e-6 of the largest; the mean log where it is not known
     sensitivities = {
         name: gradients.get(layer, 0.0) / (statistics[name].gain(tensors[name]) or 1.0)

@@ -1,0 +1,212 @@
+"""Recurrent layers step by step, so that the inputs of each of their weights are seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from tensorpress.utils.module_tree import copy_model, weight_name
+
+State = tuple[Tensor, ...]
+"""Hidden states of a batch: (h,) or, of an LSTM, (h, c)."""
+
+KINDS = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+
+
+def unroll(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """Return a model that computes its recurrent layers by Linear layers, step by step.
+
+    Each weight of an LSTM, GRU, RNN or of a cell becomes the weight of a Linear layer, which has
+    the name of that parameter: what looks at the inputs and gradients of layers sees those of
+    recurrent weights too. Parameters and buffers are those of the model. Layers whose weights are
+    parametrized, or whose forward pass is their own, stay.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, which is left as it is.
+
+    Returns
+    -------
+    nn.Module
+        The model itself where it has no such layer, else a copy that shares its tensors.
+    list of str
+        The names of the Linear layers in place of weights.
+
+    Examples
+    --------
+    >>> model, x = nn.Sequential(nn.LSTM(3, 4)), torch.randn(5, 2, 3)
+    >>> unrolled, names = unroll(model)
+    >>> names
+    ['0.weight_ih_l0', '0.weight_hh_l0']
+    >>> torch.allclose(unrolled(x)[0], model(x)[0], atol=1e-6)
+    True
+    """
+    recurrent = [name for name, module in model.named_modules() if _kind(module) is not None]
+    if not recurrent:
+        return model, []
+    result = copy_model(model, [*model.parameters(), *model.buffers()])
+    names = []
+    for name in recurrent:
+        layer = result.get_submodule(name)
+        names += [weight_name(name, key) for key in _split(layer)]
+    return result, names
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    """Return which of `KINDS` a module is whose forward pass and weights are the usual ones."""
+    kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
+    if kind is None or type(module).forward is not kind.forward or "forward" in vars(module):
+        return None
+    keys = [key for key in module._parameters if key.startswith("weight_")]
+    return kind if "parametrizations" not in module._modules and keys else None
+
+
+def _split(layer: nn.Module) -> list[str]:
+    """Put Linear layers in place of the parameters of a recurrent layer, and return their names."""
+    kind = _kind(layer)
+    assert kind is not None
+    base = _UnrolledCell if issubclass(kind, nn.RNNCellBase) else _Unrolled
+    layer.__class__ = type(kind.__name__, (base, type(layer)), {})
+    layer.__dict__["_flat_weights"] = []  # flatten_parameters leaves such a list alone
+    parameters = dict(layer._parameters)
+    names = [key for key in parameters if key.startswith("weight_")]
+    for key in names:
+        weight = layer._parameters.pop(key)
+        bias = layer._parameters.pop(key.replace("weight", "bias"), None)
+        assert weight is not None
+        outputs, inputs = weight.shape
+        linear = _LinearWeight(inputs, outputs, bias=bias is not None, device="meta")
+        linear.weight = weight
+        linear.bias = bias
+        layer._modules[key] = linear
+    return names
+
+
+class _LinearWeight(nn.Linear):
+    """A Linear layer that answers what a model asks of its weight, such as the device."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("weight"), name)
+
+
+class _UnrolledCell(nn.RNNCellBase):
+    """A cell of torch whose weights are Linear layers."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """Return the next state of a batch, or of one example."""
+        x = input.reshape(-1, input.shape[-1])
+        long = isinstance(self, nn.LSTMCell)
+        if hx is None:
+            state: State = (x.new_zeros(len(x), self.hidden_size),) * (2 if long else 1)
+        else:
+            state = tuple(s.reshape(-1, s.shape[-1]) for s in (hx if long else (hx,)))
+        update = _update(self, "")
+        gates = self.get_submodule("weight_ih")(x)
+        state = update(gates, state)
+        shape = (*input.shape[:-1], self.hidden_size)
+        result = tuple(s.reshape(shape) for s in state)
+        return result if long else result[0]
+
+
+class _Unrolled(nn.RNNBase):
+    """A recurrent layer of torch whose weights are Linear layers."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+        """Return the outputs and the last states, in the shapes of torch."""
+        long = isinstance(self, nn.LSTM)
+        state: State | None = None if hx is None else tuple(hx if long else (hx,))
+        if isinstance(input, PackedSequence):
+            order, back = input.sorted_indices, input.unsorted_indices
+            if state is not None and order is not None:
+                state = tuple(s[:, order] for s in state)
+            data, last = self._run(input.data, input.batch_sizes.tolist(), state)
+            if back is not None:
+                last = tuple(s[:, back] for s in last)
+            output: Any = PackedSequence(data, input.batch_sizes, order, back)
+            return output, last if long else last[0]
+        batched = input.ndim == 3
+        x = input if batched else input[:, None]
+        if batched and self.batch_first:
+            x = x.transpose(0, 1)
+        if state is not None and not batched:
+            state = tuple(s[:, None] for s in state)
+        steps, batch = x.shape[:2]
+        data, last = self._run(x.flatten(0, 1), [batch] * steps, state)
+        output = data.unflatten(0, (steps, batch))
+        if not batched:
+            output, last = output[:, 0], tuple(s[:, 0] for s in last)
+        elif self.batch_first:
+            output = output.transpose(0, 1)
+        return output, last if long else last[0]
+
+    def _run(self, x: Tensor, sizes: list[int], initial: State | None) -> tuple[Tensor, State]:
+        """Run all layers over steps of falling batch sizes, whose rows follow each other.
+
+        Returned are the outputs in the same form, and the last states, each (layers, batch, n).
+        """
+        directions = ["", "_reverse"][: 1 + self.bidirectional]
+        last: list[State] = []
+        for level in range(self.num_layers):
+            outputs = []
+            for suffix in directions:
+                if initial is None:
+                    widths = (self.proj_size or self.hidden_size, self.hidden_size)
+                    count = 2 if isinstance(self, nn.LSTM) else 1
+                    state: State = tuple(x.new_zeros(sizes[0], n) for n in widths[:count])
+                else:
+                    state = tuple(s[len(last)] for s in initial)
+                output, state = self._run_direction(x, sizes, state, f"_l{level}{suffix}")
+                outputs.append(output)
+                last.append(state)
+            x = torch.cat(outputs, dim=-1)
+        return x, tuple(torch.stack(states) for states in zip(*last, strict=True))
+
+    def _run_direction(
+        self, x: Tensor, sizes: list[int], state: State, suffix: str
+    ) -> tuple[Tensor, State]:
+        update = _update(self, suffix)
+        gates = self.get_submodule(f"weight_ih{suffix}")(x).split(sizes)
+        backward = suffix.endswith("_reverse")
+        places = range(len(sizes))
+        outputs: list[Tensor] = [x] * len(sizes)
+        for place in reversed(places) if backward else places:
+            running = tuple(s[: sizes[place]] for s in state)  # the longest sequences come first
+            changed = update(gates[place], running)
+            outputs[place] = changed[0]
+            ended = (s[sizes[place] :] for s in state)
+            state = tuple(torch.cat(pair) for pair in zip(changed, ended, strict=True))
+        return torch.cat(outputs), state
+
+
+def _update(layer: nn.Module, suffix: str) -> Callable[[Tensor, State], State]:
+    """Return the function from what the input gives the gates, and the state, to the next state."""
+    hidden = layer.get_submodule(f"weight_hh{suffix}")
+    if isinstance(layer, nn.LSTM | nn.LSTMCell):
+        projection = layer._modules.get(f"weight_hr{suffix}", nn.Identity())
+        assert projection is not None
+        return lambda gates, state: _lstm_step(gates + hidden(state[0]), state[1], projection)
+    if isinstance(layer, nn.GRU | nn.GRUCell):
+        return lambda gates, state: (_gru_step(gates, hidden(state[0]), state[0]),)
+    activate = torch.relu if getattr(layer, "nonlinearity", "tanh") == "relu" else torch.tanh
+    return lambda gates, state: (activate(gates + hidden(state[0])),)
+
+
+def _lstm_step(gates: Tensor, cell: Tensor, projection: nn.Module) -> State:
+    # c' = σ(f) c + σ(i) tanh(g),  h' = P σ(o) tanh(c')
+    i, f, g, o = gates.chunk(4, dim=-1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return projection(o.sigmoid() * cell.tanh()), cell
+
+
+def _gru_step(gates: Tensor, recurrent: Tensor, state: Tensor) -> Tensor:
+    # r, z = σ(a + b),  n = tanh(a + r b),  h' = (1 − z) n + z h
+    r, z, n = gates.chunk(3, dim=-1)
+    r_hidden, z_hidden, n_hidden = recurrent.chunk(3, dim=-1)
+    reset, update = (r + r_hidden).sigmoid(), (z + z_hidden).sigmoid()
+    return (1 - update) * (n + reset * n_hidden).tanh() + update * state
