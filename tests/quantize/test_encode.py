@@ -87,6 +87,19 @@ def test_no_file_is_written_twice(path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(set(attempts)) == len(attempts) <= 2
 
 
+@pytest.mark.parametrize("budget", [{"bits": 3}, {"target_error": 0.1}])
+def test_budgets_hold_where_the_search_sees_a_sample(path: Path, budget: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    tensors = {"a": torch.randn(600, 500), "b": 0.2 * torch.randn(300, 50) ** 3}
+    result = tp.encode(tensors, path, **budget)
+    decoded = tp.decode(path)
+    errors = sum(float((decoded[n] - tensors[n]).square().sum()) for n in tensors)
+    norm = sum(float(value.square().sum()) for value in tensors.values())
+    assert (errors / norm) ** 0.5 == pytest.approx(result.error, rel=1e-4)
+    used = result.bits_per_value / 3 if "bits" in budget else result.error / 0.1
+    assert 0.9 < used <= 1
+
+
 @pytest.mark.parametrize("bits", [3, 6])
 def test_bits_are_those_of_the_whole_file(path: Path, bits: float) -> None:
     tensors = state()

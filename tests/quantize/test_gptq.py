@@ -10,6 +10,7 @@ from tensorpress.quantize.rate_distortion import (
     SymbolCosts,
     choose_symbols,
     coded_bits,
+    first_magnitudes,
     round_values,
 )
 
@@ -79,6 +80,40 @@ def test_a_price_makes_zeros_and_saves_bits() -> None:
     assert int((dear == 0).sum()) > int((plain == 0).sum())
     assert ideal_bits(dear) < 0.9 * ideal_bits(plain)
     assert bool((dear.abs() <= plain.abs()).all())
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=40), st.floats(0.001, 1.0))
+def test_no_other_symbol_is_worth_its_bits(counts: list[int], price: float) -> None:
+    bits = -((torch.tensor(counts).double() + 0.1) / (sum(counts) + 1)).log2()
+    starts = first_magnitudes(SymbolCosts(bits), price).double()
+    assert bool((starts[1:-1].diff() >= 0).all())
+    # Over all magnitudes, the symbol whose start is the last below has the least cost.
+    magnitudes = torch.linspace(0, len(counts) - 0.5, 997).double()
+    symbols = torch.arange(len(counts)).double()
+    objective = (magnitudes[:, None] - symbols).square() + price * bits
+    chosen = (magnitudes[:, None] >= starts[:-1]).sum(1) - 1
+    excess = objective.gather(1, chosen[:, None]).squeeze(1) - objective.min(1).values
+    assert float(excess.max()) < 1e-4 * float(objective.max())
+
+
+def test_a_price_lowers_symbols_by_as_much_as_it_is_worth() -> None:
+    values = torch.randn(3000, generator=torch.Generator().manual_seed(0)) / 2
+    symbols = round_values(values, 0.6, 0.1)
+    assert bool((symbols.abs() <= (values / 0.1).round().abs()).all())
+    single = round_values(torch.tensor([1.4] + [0.1] * 5000), 0.2)
+    assert single.tolist() == [0] * 5001
+
+
+def test_large_tensors_are_rounded_by_the_costs_of_a_sample() -> None:
+    values = torch.randn(300, 400, generator=torch.Generator().manual_seed(0))
+    whole, part = round_values(values, 0.1, 0.5), round_values(values[:150], 0.1, 0.5)
+    assert whole.shape == values.shape
+    assert float((whole[:150] == part).float().mean()) > 0.99
+
+
+def test_large_symbols_are_nearest() -> None:
+    values = torch.tensor([1e6, -123456.5, 3e5, 0.2])
+    assert round_values(values, 0.1, 1 / 2).tolist() == [2_000_000, -246_913, 600_000, 0]
 
 
 def test_a_price_is_better_than_larger_steps() -> None:

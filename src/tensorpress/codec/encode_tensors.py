@@ -24,8 +24,8 @@ from tensorpress.codec.storage import (
 )
 from tensorpress.errors import InvalidArgumentError
 
-_LARGE = 1 << 22  # values of a tensor above which adaptive coding must gain to be worth its time
-_SAMPLE = 1 << 20  # values of a large tensor that its gain is estimated on
+_LARGE = 1 << 17  # values of a tensor above which adaptive coding must gain to be worth its time
+_SAMPLE = 1 << 15  # values of a large tensor that its gain is estimated on
 _MAX_RATIO = 0.99  # of the adaptive size by the static one, for a large tensor
 _STATIC_START = 40  # bits that a file's first static table costs on top
 _NO_SYMBOLS: Symbols = np.empty(0, np.int32)

@@ -324,6 +324,22 @@ def _read_histogram(reader: BitReader, reach: int) -> Prior:
     return Prior("histogram", lowest, _normalize_counts(np.array(rounded), 1))
 
 
+def symbol_counts(symbols: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct values of an integer tensor in order, and how often each occurs.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in symbol_counts(torch.tensor([2, -1, 2]))]
+    [[-1, 2], [1, 2]]
+    """
+    lowest, highest = map(int, symbols.aminmax()) if symbols.numel() else (0, 0)
+    if not symbols.numel() or highest - lowest > 2 * symbols.numel():  # counting takes more memory
+        return torch.unique(symbols, return_counts=True)
+    counts = torch.bincount((symbols - lowest).flatten())
+    present = counts.nonzero().flatten()
+    return present + lowest, counts[present]
+
+
 def entropy_bits(symbols: Tensor) -> float:
     """Return the empirical entropy of the values of a tensor, in bits a value.
 
@@ -333,6 +349,6 @@ def entropy_bits(symbols: Tensor) -> float:
     1.5
     """
     # H = sum_s p_s log2(1 / p_s)
-    counts = torch.unique(symbols, return_counts=True)[1].double()
+    counts = symbol_counts(symbols)[1].double()
     shares = counts / counts.sum()
     return float((shares * (1 / shares).log2()).sum())

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.bias_correction import correct_biases
 from tensorpress.calibrate.unrolled import unroll
+from tensorpress.codec.adaptive_coder import Stream
+from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.model_tensors import check_finite, stored_tensors
-from tensorpress.codec.quantizers import MAX_SYMBOL, StepQuantizer
+from tensorpress.codec.quantizers import MAX_SYMBOL, PER_OCTAVE, StepQuantizer
 from tensorpress.codec.save_load import save
 from tensorpress.codec.state_dict import check_tensors, save_tensors
 from tensorpress.errors import InvalidArgumentError
@@ -44,7 +46,12 @@ _MIN_VECTOR_STEP, _MAX_VECTOR_STEP = -10.0, -4.0  # log2, relative to the root m
 _MIN_STEP, _STEP_RANGE = -18.0, 26.0  # log2 of the finest relative step of weights; octaves above
 _HALVINGS = 16
 _MAX_FILES = 5  # written in one search
-_TARGET_USE, _INITIAL_EXTRA = 0.997, 0.03  # shares of a budget: aimed at; for all but the symbols
+_TARGET_USE, _MAX_EXTRA = 0.997, 0.25  # shares of a budget: aimed at; at first for all but symbols
+_WEIGHT_BYTES = 24  # of a weight's name, step and table, about
+_LARGE = 1 << 17  # values of a model from which on the coder is tried on the starts of its weights
+_START_SHARE, _START_VALUES = 8, 1 << 15  # rows of a weight that are its start; most values
+_RESULTS = 16  # of one search that are remembered
+_SAMPLE, _SHARE = 1 << 13, 64  # values of a weight that steps are searched with: 1 of 64, or more
 
 
 class FileSearch(ABC):
@@ -65,6 +72,8 @@ class FileSearch(ABC):
         self._log_step = mean_log_step(weights) if weights else 0.0
         self._nonzeros = sum(int(weight.values.count_nonzero()) for weight in weights)
         self._lowest = _MIN_STEP - self._log_step
+        self._sampled = _sample(weights) if self._price else weights
+        self._results: dict[tuple[float, float], RoundedModel] = {}
         self._sizes = [(w.values.numel(), log2(rms(w.values)) - w.log_step) for w in weights]
 
     @abstractmethod
@@ -73,7 +82,7 @@ class FileSearch(ABC):
 
     def _refine(self, rounded: RoundedModel) -> RoundedModel:
         """Return the weights rounded at the same steps by a method too slow for the search."""
-        return rounded
+        return self._round_all(rounded)
 
     def search_size(self, limit: int) -> RoundedModel:
         """Return the weights at the finest steps whose file has at most so many bytes.
@@ -87,12 +96,14 @@ class FileSearch(ABC):
         """
         best, last = None, None
         smallest = maxsize
-        start, extra = initial_base(8.0 * limit, self._sizes), _INITIAL_EXTRA * limit
+        start, extra = initial_base(8.0 * limit, self._sizes), self._other_bytes(limit)
+        if self._price and self.values >= _LARGE:
+            result = self._search(limit - extra, start)
+            start, extra = result.base, extra + self._coding_loss(result)
         for _ in range(_MAX_FILES):
             # Steps at which the symbols take what the rest of the last file left of the budget.
             target = max(_TARGET_USE * limit - extra, 0.0)
-            slope = max(self._nonzeros, 1) / 8  # a bit for each value that is not zero, in bytes
-            result = Search(self._round, target, slope, self._lowest).run(start, self._price)
+            result = self._search(target, start)
             if last is not None and (result.base, result.cost) == (last.base, last.cost):
                 break  # all further results would be the same
             refined = self._refine(result)
@@ -111,8 +122,34 @@ class FileSearch(ABC):
             )
         return best
 
+    def _search(self, target: float, start: float) -> RoundedModel:
+        """Return the weights at the finest steps at which the symbols take so many bytes."""
+        slope = max(self._nonzeros, 1) / 8  # a bit for each value that is not zero, in bytes
+        return Search(self._round, target, slope, self._lowest).run(start, self._price)
+
+    def _coding_loss(self, rounded: RoundedModel) -> float:
+        """Return the bytes that the coder takes beyond the estimate, by the starts of weights."""
+        starts = [replace(w, values=w.values[: _start_rows(w.values)]) for w in self._weights]
+        parts = RoundedModel.from_weights(starts, rounded.base, rounded.price)
+        quantizers = [parts.quantizers[w.name] for w in starts]
+        stream = Stream()
+        payload = encode_tensors(stream, [parts.values(w) for w in starts], quantizers)
+        coded = len(stream.finish()) + len(payload)
+        return (coded / max(parts.cost, 1.0) - 1) * rounded.cost
+
     def search_error(self, limit: float) -> RoundedModel:
         """Return the weights at the coarsest steps whose relative error is at most `limit`."""
+        aim = limit
+        for _ in range(_MAX_FILES):
+            best = self._round_all(self._coarsest(aim))
+            if best.error <= limit:
+                break
+            aim *= _TARGET_USE * limit / best.error  # the error of all values is not the sample's
+        self._write_data(best)
+        return best
+
+    def _coarsest(self, limit: float) -> RoundedModel:
+        """Return the sampled weights at the coarsest steps of an error of at most `limit`."""
         low = self._lowest
         high, best = low + _STEP_RANGE, self._round(low, self._price)
         for _ in range(_HALVINGS):
@@ -124,11 +161,33 @@ class FileSearch(ABC):
                     break
             else:
                 high = middle
-        self._write_data(best)
         return best
 
     def _round(self, base: float, price: float) -> RoundedModel:
-        return RoundedModel.from_weights(self._weights, base, price)
+        """Return the weights, or a sample of the values of large ones, rounded.
+
+        Without data, bases between two steps of the grid give the result of the nearer one, which
+        is computed once.
+        """
+        if self._price:
+            base = round(base * PER_OCTAVE) / PER_OCTAVE
+        key = (base, price)
+        if key not in self._results:
+            if len(self._results) == _RESULTS:
+                del self._results[next(iter(self._results))]
+            self._results[key] = RoundedModel.from_weights(self._sampled, base, price)
+        return self._results[key]
+
+    def _round_all(self, rounded: RoundedModel) -> RoundedModel:
+        """Return all values of the weights rounded as a sample of them was."""
+        if rounded.weights is self._weights:
+            return rounded
+        return RoundedModel.from_weights(self._weights, rounded.base, rounded.price)
+
+    def _other_bytes(self, limit: int) -> float:
+        """Return an estimate of the bytes beside the symbols: vectors as float16, steps, names."""
+        others = self.values - sum(weight.values.numel() for weight in self._weights)
+        return min(2 * others + _WEIGHT_BYTES * len(self._weights), _MAX_EXTRA * limit)
 
     def _write_data(self, rounded: RoundedModel) -> None:
         """Write the file of rounded weights and store its bytes with them."""
@@ -209,7 +268,7 @@ class ModelFileSearch(FileSearch):
 
     def _refine(self, rounded: RoundedModel) -> RoundedModel:
         if self._batches is None:
-            return rounded
+            return super()._refine(rounded)
         names = {w.layer: w.name for w in self._weights if w.layer is not None}
         quantizers = {layer: rounded.quantizers[name] for layer, name in names.items()}
         layers = round_in_order(
@@ -259,6 +318,19 @@ def _matrices(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel()
     }
+
+
+def _sample(weights: Sequence[Weight]) -> Sequence[Weight]:
+    """Return weights with a sample of their values where these are many."""
+    samples = [w.sample(max(w.values.numel() // _SHARE, _SAMPLE)) for w in weights]
+    same = all(sample is weight for sample, weight in zip(samples, weights, strict=True))
+    return weights if same else samples
+
+
+def _start_rows(values: Tensor) -> int:
+    """Return how many rows of a weight show how well it is coded: an eighth, or fewer."""
+    rows = min(len(values) // _START_SHARE, _START_VALUES * len(values) // values.numel())
+    return max(rows, 1)
 
 
 def _vector_quantizer(tensor: Tensor, log_step: float) -> StepQuantizer:

@@ -1,13 +1,19 @@
 """Rate-distortion rounding: to the symbol that is worth its bits, and what symbols cost."""
 
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
 import torch
 from torch import Tensor
 
+from tensorpress.codec.static_tables import symbol_counts
+
 _REACH = 1 << 15  # a larger symbol costs as much as this one
 _PASSES = 2  # how often costs are fitted to the symbols chosen with the costs before
+_PRICED = 256  # magnitudes beyond are rounded to nearest at any price: their costs hardly differ
+_COST_SAMPLE = 1 << 16  # values of a tensor that costs are fitted to
+_BLOCK = 1 << 15  # values that fit into a cache
+_EXACT = 1 << 12  # steps up to which float32 is precise enough
 _OFFSETS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)  # of candidates, towards zero
 
 
@@ -66,7 +72,7 @@ def coded_bits(symbols: Tensor) -> float:
     >>> coded_bits(torch.tensor([4, -5, 6, 7])), coded_bits(torch.tensor([40, -50, 60, 34]))
     (12.0, 24.0)
     """
-    values, counts = torch.unique(symbols, return_counts=True)
+    values, counts = symbol_counts(symbols)
     # Classes: each symbol that occurs more often, and the numbers of digits of the others.
     once = counts == 1
     digits = values[once].abs().double().frexp().exponent
@@ -115,30 +121,109 @@ def choose_symbols(
     return candidates.gather(0, best).squeeze(0).copysign(values)
 
 
-def round_values(values: Tensor, price: float = 0.0) -> Tensor:
-    """Return symbols for values in steps: the nearest, or with a price those worth their bits.
+def first_magnitudes(costs: SymbolCosts, price: float) -> Tensor:
+    """Return the magnitude, in steps, from which on each symbol is worth its bits.
+
+    Of the costs (w - k)² + λ b_k of all symbols k, the least at a magnitude w changes from k - 1 to
+    k at t_k = k - 1/2 + λ (b_k - b_(k - 1)) / 2. Where these are not in order, some symbols between
+    are worth their bits nowhere, and all share the mean of their t_k (pool adjacent violators: the
+    slopes of the lower convex hull of the points (k, k² + λ b_k)).
 
     Parameters
     ----------
-    values : Tensor
-        Values in steps, floating point, any shape.
+    costs : SymbolCosts
+        The bits b of each symbol.
     price : float
-        The price of a bit, in squared steps; at high rates a bit is worth ln 2 / 6 ≈ 0.116.
+        The price λ of a bit, in squared steps.
 
     Returns
     -------
     Tensor
-        int32 symbols, the shape of `values`.
+        float32, in order, shape (symbols + 1,): -inf for 0, and after the last symbol once more,
+        which stands for all larger ones and leaves them as they are.
+
+    Examples
+    --------
+    >>> costs = SymbolCosts(torch.tensor([1.0, 3.0, 3.0]).double())
+    >>> first_magnitudes(costs, 0.2).tolist()
+    [-inf, 0.699999988079071, 1.5, -inf]
+    """
+    bits = costs.bits[:_PRICED]
+    starts = torch.arange(1, len(bits)) - 0.5 + price / 2 * bits.diff()
+    if bool((starts.diff() < 0).any()):
+        pools: list[tuple[float, int]] = []
+        for pool in ((start, 1) for start in starts.tolist()):
+            while pools and pools[-1][0] > pool[0]:
+                mean, count = pools.pop()
+                total = count + pool[1]
+                pool = ((mean * count + pool[0] * pool[1]) / total, total)
+            pools.append(pool)
+        starts = torch.tensor([mean for mean, count in pools for _ in range(count)])
+    ends = torch.tensor([-inf])
+    return torch.cat([ends, starts.float(), ends])
+
+
+def round_values(values: Tensor, price: float = 0.0, step: float = 1.0) -> Tensor:
+    """Return symbols for values: the nearest, or with a price those worth their bits.
+
+    Parameters
+    ----------
+    values : Tensor
+        Values, floating point, any shape.
+    price : float
+        The price of a bit, in squared steps; at high rates a bit is worth ln 2 / 6 ≈ 0.116. What a
+        symbol costs follows from a sample of the symbols of a large tensor.
+    step : float
+        The distance of two levels.
+
+    Returns
+    -------
+    Tensor
+        int32 symbols on the CPU, the shape of `values`.
 
     Examples
     --------
     >>> round_values(torch.tensor([0.4, -1.6])).tolist()
     [0, -2]
     """
-    values = values.double()
-    symbols = values.round()
-    nonzero = symbols != 0  # a value that is nearest to zero becomes zero at any price
-    for _ in range(_PASSES if price and nonzero.any() else 0):
-        costs = SymbolCosts.from_symbols(symbols)
-        symbols[nonzero] = choose_symbols(values[nonzero], 1.0, price, costs)
-    return symbols.to(torch.int32)
+    flat = values.detach().cpu().reshape(-1)
+    starts = None
+    if price and flat.numel():
+        sample = sample_values(flat, _COST_SAMPLE)
+        symbols = _round(sample, step, None)
+        for _ in range(_PASSES):
+            starts = first_magnitudes(SymbolCosts.from_symbols(symbols), price)
+            symbols = _round(sample, step, starts)
+        if sample is flat:
+            return symbols.reshape(values.shape)
+    return _round(flat, step, starts).reshape(values.shape)
+
+
+def sample_values(values: Tensor, count: int) -> Tensor:
+    """Return a tensor if it has no more than `count` values, else that many at random places."""
+    if values.numel() <= count:
+        return values
+    flat = values.detach().cpu().reshape(-1)
+    random = torch.Generator().manual_seed(flat.numel())
+    return flat[torch.randint(flat.numel(), (count,), generator=random)]
+
+
+def _round(values: Tensor, step: float, starts: Tensor | None) -> Tensor:
+    """Return the nearest symbols, lowered as long as the magnitude is below the symbol's start."""
+    largest = float(values.abs().max()) / step if values.numel() else 0.0
+    dtype = torch.float32 if largest < _EXACT else torch.float64
+    lowerings = 0
+    if starts is not None:
+        # t_k is at most so many symbols above k - 1/2
+        above = starts[1:-1] - torch.arange(len(starts) - 2) - 0.5
+        lowerings = max(ceil(float(above.max())), 0) if len(above) else 0
+    result = torch.empty(values.shape, dtype=torch.int32)
+    for start in range(0, len(values), _BLOCK):
+        steps = values[start : start + _BLOCK].to(dtype) / step
+        magnitudes = steps.abs()
+        symbols = magnitudes.round().int()
+        for _ in range(lowerings):
+            first = starts.index_select(0, symbols.clamp(max=len(starts) - 1))
+            symbols -= (magnitudes < first).int()
+        result[start : start + _BLOCK] = symbols.mul_(steps.sign().int())
+    return result

@@ -101,7 +101,7 @@ class RoundedModel:
     @cached_property
     def cost(self) -> float:
         """An estimate of the bytes that the symbols take."""
-        return sum(map(coded_bits, self.symbols.values())) / 8
+        return sum(w.multiplicity * coded_bits(self.symbols[w.name]) for w in self.weights) / 8
 
     @property
     def error(self) -> float:

@@ -1,7 +1,8 @@
 """The weights to round, and what calibration data say of them: relative steps and errors."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from math import log2, sqrt
 from statistics import fmean
@@ -17,10 +18,11 @@ from tensorpress.calibrate.weight_gradients import parameter_gradients, weight_g
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.gptq import Feedback
-from tensorpress.quantize.rate_distortion import round_values
+from tensorpress.quantize.rate_distortion import round_values, sample_values
 from tensorpress.utils.module_tree import count_references
 
 _MAX_SYMBOL = 1 << 20
+_BLOCK = 1 << 15  # values that fit into a cache
 _MIN_SENSITIVITY = 1e-6  # relative to that of the most sensitive layer
 
 
@@ -106,6 +108,8 @@ class Weight:
         Statistics of its layer's inputs.
     layer : str or None
         The only layer whose weight the tensor is, if its moments are in one block.
+    size : int or None
+        The number of values that `values` are a sample of; None if they are all.
     """
 
     name: str
@@ -113,24 +117,47 @@ class Weight:
     log_step: float
     inputs: InputStatistics | None = None
     layer: str | None = None
+    size: int | None = None
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude."""
+        return float(self.values.detach().abs().max())
+
+    @property
+    def multiplicity(self) -> float:
+        """The number of values that each stands for."""
+        return 1.0 if self.size is None else self.size / self.values.numel()
+
+    def sample(self, count: int) -> "Weight":
+        """Return the weight with at most about `count` of its values, the largest among them.
+
+        Feedback of errors needs all values: a weight with known inputs stays as it is.
+        """
+        if self.inputs is not None or self.values.numel() <= count:
+            return self
+        some = sample_values(self.values, count)
+        largest = some.new_tensor([self.largest])
+        return replace(self, values=torch.cat([some, largest]), size=self.values.numel())
 
     def quantizer(self, base: float) -> StepQuantizer:
         """Return the tensor's quantizer where the log2 of the base of all steps is `base`."""
-        smallest = float(self.values.detach().abs().max()) / _MAX_SYMBOL
-        return StepQuantizer.nearest(max(2.0 ** (base + self.log_step), smallest))
+        return StepQuantizer.nearest(max(2.0 ** (base + self.log_step), self.largest / _MAX_SYMBOL))
 
     def symbols(self, quantizer: StepQuantizer, price: float) -> Tensor:
         """Return the tensor's symbols, int32, where a bit has a price in squared steps."""
-        values = self.values.detach().cpu().double() / quantizer.step
         if self.inputs is None:
-            return round_values(values, price)
-        return self.inputs.round(values, price)
+            return round_values(self.values, price, quantizer.step)
+        return self.inputs.round(self.values.detach().cpu().double() / quantizer.step, price)
 
     def squared_error(self, rounded: Tensor) -> tuple[float, float]:
         """Return squared error and squared norm: of the responses if the inputs are known."""
-        values = self.values.detach().cpu().double()
-        measure = _squared_norm if self.inputs is None else self.inputs.energy
-        return measure(rounded.double() - values), measure(values)
+        values = self.values.detach().cpu()
+        if self.inputs is None:
+            error, norm = squared_distance(rounded, values), squared_distance(values)
+            return self.multiplicity * error, self.multiplicity * norm
+        energy = self.inputs.energy
+        return energy(rounded.double() - values.double()), energy(values)
 
 
 def plain_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
@@ -288,8 +315,15 @@ def mean_log_step(weights: Collection[Weight]) -> float:
 
 def rms(values: Tensor) -> float:
     """Return the root mean square of a tensor's values, 1 if all are zero."""
-    return sqrt(float(values.detach().double().square().mean())) or 1.0
+    return sqrt(squared_distance(values.detach().cpu()) / values.numel()) or 1.0
 
 
-def _squared_norm(values: Tensor) -> float:
-    return float(values.square().sum())
+def squared_distance(values: Tensor, others: Tensor | None = None) -> float:
+    """Return the sum of squared differences of tensors of one shape, or of squares, in float64."""
+    flat, result = values.reshape(-1), 0.0
+    for start in range(0, len(flat), _BLOCK):
+        difference = flat[start : start + _BLOCK].double()
+        if others is not None:
+            difference = difference - others.reshape(-1)[start : start + _BLOCK]
+        result += float(difference.dot(difference))
+    return result
