@@ -13,10 +13,10 @@ demo: install  ## Press LeNet-5 on embedded data, about two minutes.
 	$(BIN)/tensorpress demo --out demo
 
 test: install  ## Run the whole suite; tests on real data need TENSORPRESS_DATA.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-core: $(CORE)/ready  ## Tests of what can do with more packages, without them.
-	OMP_NUM_THREADS=1 $(CORE)/bin/pytest -n 2 -rs tests/checkpoints tests/cli tests/data tests/export tests/models tests/utils
+	OMP_NUM_THREADS=1 $(CORE)/bin/pytest -n 2 --dist worksteal -rs tests/checkpoints tests/cli tests/data tests/export tests/models tests/utils
 
 test-oldest: $(OLDEST)/ready  ## Tests with the least versions of pyproject.toml; PyTorch for CUDA is 5 GB.
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2 tests/planning tests/schemes tests/codec tests/utils tests/compress
