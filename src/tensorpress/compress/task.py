@@ -22,6 +22,7 @@ from tensorpress.compress.verdict import Fidelity
 from tensorpress.errors import BudgetMetError, InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
+from tensorpress.measure.runtimes import in_runtime
 from tensorpress.planning.budget import Budget
 from tensorpress.planning.budget_rules import AllocationRule
 from tensorpress.planning.dense_model import DenseModel
@@ -255,7 +256,9 @@ class Task:
         }
         if self.inputs is not None:
             costs["macs"] = count_macs(self.model, self.inputs), count_macs(model, self.inputs)
-            before, after = measure_latencies((self.model, model), self.inputs)
+            runtime = self.limit.runtime
+            models = [in_runtime(x, self.inputs, runtime) for x in (self.model, model)]
+            before, after = measure_latencies(models, self.inputs)
             costs["latency_ms"] = before, after
         return costs
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.measure.runtimes import Runtime
 
 Kind = Literal["params", "bytes", "macs", "latency"]
 
@@ -31,6 +32,8 @@ class Budget:
         Number of parameters, bytes, MACs or milliseconds, or a share of the dense model's.
     relative : bool
         Whether ``amount`` is a share.
+    runtime : {"torch", "onnxruntime"}
+        Where a latency is measured.
 
     Examples
     --------
@@ -41,6 +44,7 @@ class Budget:
     kind: Kind
     amount: float
     relative: bool = False
+    runtime: Runtime = "torch"
 
     def resolve(self, dense: float) -> float:
         """Return the amount for a dense model of this cost."""
@@ -55,25 +59,27 @@ class Budget:
 
     def __str__(self) -> str:
         """Return the budget as `parse_budget` reads it."""
+        place = "" if self.runtime == "torch" else f"@{self.runtime}"
         if self.relative:
-            return f"{self.kind}={100 * self.amount:g}%"
+            return f"{self.kind}={100 * self.amount:g}%{place}"
         amount = f"{self.amount:.6f}".rstrip("0").rstrip(".")
-        return f"{self.kind}={amount}" + ("ms" if self.kind == "latency" else "")
+        return f"{self.kind}={amount}" + ("ms" if self.kind == "latency" else "") + place
 
 
 def parse_budget(text: str) -> Budget:
-    """Read a budget of the form ``KIND=AMOUNT``.
+    """Read a budget of the form ``KIND=AMOUNT``, or ``latency=AMOUNT@RUNTIME``.
 
     Parameters
     ----------
     text : str
-        ``params=50%``, ``params=1.5M``, ``bytes=10MB``, ``macs=300M``, ``latency=12ms``; units are
-        decimal (1 kB = 1000 bytes), per cent are of the dense model.
+        ``params=50%``, ``params=1.5M``, ``bytes=10MB``, ``macs=300M``, ``latency=12ms``,
+        ``latency=60%@onnxruntime``; units are decimal (1 kB = 1000 bytes), per cent are of the
+        dense model.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown kind or unit, no number, or an amount that is no saving.
+        For an unknown kind, unit or runtime, no number, or an amount that is no saving.
 
     Examples
     --------
@@ -88,6 +94,11 @@ def parse_budget(text: str) -> Budget:
     known = get_args(Kind)
     if kind not in known:
         raise unknown_name("budget", kind, known)
+    amount, at, runtime = (part.strip() for part in amount.partition("@"))
+    if at and kind != "latency":
+        raise InvalidArgumentError(f"budget {text!r}: only a latency depends on a runtime")
+    if at and runtime not in get_args(Runtime):
+        raise unknown_name("runtime", runtime, get_args(Runtime))
     match, units = _AMOUNT.fullmatch(amount), _UNITS[kind]
     if match is None or match[2] not in {"%", *units}:
         names = ", ".join(filter(None, units))
@@ -103,4 +114,5 @@ def parse_budget(text: str) -> Budget:
             f"budget {text!r}: expected "
             + ("more than 0 and less than 100 %" if relative else "a positive amount")
         )
-    return Budget(known[known.index(kind)], value, relative)
+    place: Runtime = "onnxruntime" if runtime == "onnxruntime" else "torch"
+    return Budget(known[known.index(kind)], value, relative, place)

@@ -8,6 +8,7 @@ from torch import nn
 
 from tensorpress.errors import BudgetMetError, InvalidArgumentError
 from tensorpress.measure.latency import measure_latencies
+from tensorpress.measure.runtimes import in_runtime
 from tensorpress.planning.budget import Budget
 from tensorpress.planning.budget_rules import Choices, LayerSchemes, Task, make_choices
 from tensorpress.planning.dense_model import DenseModel
@@ -231,7 +232,8 @@ def _name_largest(dense: DenseModel, pressed: Sequence[str]) -> str:
 def _measure_dense(limit: Budget, dense: DenseModel) -> float:
     """Return the milliseconds of a dense pass, which are more than a budget allows."""
     assert dense.inputs is not None
-    time = measure_latencies([dense.module], dense.inputs)[0]
+    model = in_runtime(dense.module, dense.inputs, limit.runtime)
+    time = measure_latencies([model], dense.inputs)[0]
     if not limit.relative and time <= limit.amount:
         raise BudgetMetError(
             f"the budget {limit} is met already: the dense model takes {time:.2f} ms"
@@ -254,9 +256,10 @@ def _allot_latency(
     stays dense.
     """
     assert dense.inputs is not None
+    inputs = dense.inputs
     dense_time = _measure_dense(limit, dense)
     like = next(dense.module.parameters())
-    timer = LayerTimer(like, dense.inputs.tensors, round_to=round_to)
+    timer = LayerTimer(like, dense.inputs.tensors, round_to=round_to, runtime=limit.runtime)
 
     def cost(plan: LayerPlan) -> float:
         shapes = dense.layers[plan.name].inputs
@@ -275,16 +278,20 @@ def _allot_latency(
     def choose(share: float) -> dict[str, LayerPlan]:
         return choices.choose(max(share * dense_time - others, choices.least_cost))
 
+    def build(share: float) -> nn.Module:
+        model = _build_random(dense, [*replaced, *choose(share).values()])
+        return in_runtime(model, inputs, limit.runtime)
+
     predicted, reached = fit_latency(
-        lambda share: _build_random(dense, [*replaced, *choose(share).values()]),
-        dense.module,
-        dense.inputs,
+        build,
+        in_runtime(dense.module, inputs, limit.runtime),
+        inputs,
         limit.amount,
         relative=limit.relative,
         lowest=max((others + choices.least_cost) / dense_time, LEAST_SHARE),
     )
     reached_ms = reached * dense_time if limit.relative else reached
-    times = PlannedLatency(dense_time, predicted * dense_time, reached_ms)
+    times = PlannedLatency(dense_time, predicted * dense_time, reached_ms, limit.runtime)
     return choose(predicted), choices, times
 
 

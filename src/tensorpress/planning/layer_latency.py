@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.latency import time_passes
 from tensorpress.measure.layer_calls import layer_calls
+from tensorpress.measure.runtimes import Runtime, in_runtime
 from tensorpress.ranks.checks import round_ranks
 from tensorpress.schemes.chain_builder import dense_layer
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
@@ -54,6 +55,8 @@ class LayerTimer:
         layers.
     round_to : int
         Ranks that are timed are multiples of it.
+    runtime : {"torch", "onnxruntime"}
+        Where layers are timed.
 
     Raises
     ------
@@ -72,12 +75,19 @@ class LayerTimer:
     (3, True)
     """
 
-    def __init__(self, weight: Tensor, inputs: Sequence[Tensor], *, round_to: int = 1) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        inputs: Sequence[Tensor],
+        *,
+        round_to: int = 1,
+        runtime: Runtime = "torch",
+    ) -> None:
         if weight.is_meta:
             raise InvalidArgumentError("a model on the meta device has no latency to measure")
         self._like = weight.detach().new_empty(0)
         self._channels_last = any(map(_is_channels_last, inputs))
-        self._round_to = round_to
+        self._round_to, self._runtime = round_to, runtime
         self._dense: dict[tuple[LayerSpec, torch.Size], float] = {}
         self._curves: dict[tuple[str, LayerSpec, torch.Size], _Curve] = {}
 
@@ -147,7 +157,7 @@ class LayerTimer:
         if self._channels_last and spec.order == len(shape) - 2:
             x = x.contiguous(memory_format=_format(x.dim()))
         times = time_passes(
-            layers,
+            [in_runtime(layer, x, self._runtime) for layer in layers],
             [x],
             least=LEAST,
             repeats=REPEATS,

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
+from tensorpress.measure.runtimes import Runtime
 from tensorpress.planning.plan_file import FORMAT, PlanFile, layer_to_dict
 from tensorpress.planning.plan_table import VECTOR, Sums, format_unpressed, layer_table
 from tensorpress.schemes.layer_plan import LayerPlan
@@ -32,18 +33,21 @@ class PlannedLatency:
         The sum of the times of the plan's layers, measured one by one, and of all else.
     reached : float
         Measured of a model that was pressed by the plan, with random values.
+    runtime : {"torch", "onnxruntime"}
+        Where they were measured.
     """
 
     dense: float
     predicted: float
     reached: float
+    runtime: Runtime = "torch"
 
     @property
     def text(self) -> str:
         """The times as a line of text."""
         return (
-            f"latency: {self.dense:.2f} ms dense, {self.predicted:.2f} ms predicted, "
-            f"{self.reached:.2f} ms reached by the pressed model"
+            f"latency in {self.runtime}: {self.dense:.2f} ms dense, "
+            f"{self.predicted:.2f} ms predicted, {self.reached:.2f} ms reached by the pressed model"
         )
 
 

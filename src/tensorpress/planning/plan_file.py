@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.measure.runtimes import Runtime
 from tensorpress.schemes.layer_plan import FLOAT_BYTES, LayerPlan
 from tensorpress.schemes.layer_spec import Call, LayerSpec, weight_spec
 from tensorpress.schemes.registry import SCHEMES, scheme
@@ -103,6 +104,7 @@ class LatencyEntry(_Section):
     dense: float
     predicted: float
     reached: float
+    runtime: Runtime = "torch"
 
 
 class PlanFile(_Section):
