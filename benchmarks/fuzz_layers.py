@@ -124,12 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file, which is continued")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable()
     warnings.simplefilter("ignore")
-    counts: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
+    before = json.loads(options.out.read_text())["schemes"] if options.out.exists() else {}
+    counts = {name: Counter[str](before.get(name, {})) for name in NAMES}
     with tempfile.TemporaryDirectory() as folder:
         while sum(c["layers"] for c in counts.values()) < options.layers:
             for place, name in enumerate(NAMES):
