@@ -106,7 +106,6 @@ def start(work: Callable[[Path], None], out: Path) -> int:
     if process:
         return process
     try:
-        os.setsid()
         log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -126,7 +125,7 @@ def end(process: int, delay: float) -> int:
         if ended:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.001)
-    os.killpg(process, signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

@@ -1,8 +1,14 @@
-"""A public call leaves the process as it was, also when it fails."""
+"""A public call leaves the process as it was, also when it fails or is interrupted."""
 
+import inspect
+import logging
 import random
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -43,6 +49,8 @@ def state() -> list[Any]:
         torch.get_rng_state().tolist(),
         random.getstate(),
         np.random.get_state()[1].tolist(),  # noqa: NPY002
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
     ]
 
 
@@ -81,7 +89,16 @@ CALLS: dict[str, Callable[[nn.Module, Path], Any]] = {
         model, folder / "a.tpz", size=300, calibration=[INPUTS] * 3
     ),
     "compress": lambda model, _: tp.compress(model, "params=60%", [INPUTS] * 6),
-    "save_checkpoint": lambda model, folder: tp.save_checkpoint(model, folder / "c"),
+    "finetune": lambda model, folder: tp.finetune(
+        tp.press(model, tp.plan(model, scheme="channel_svd", ranks=2)),
+        [(INPUTS, torch.zeros(4).long())] * 3,
+        epochs=1,
+        checkpoint=folder / f"{len(list(folder.iterdir()))}.pt",
+    ),
+    "sensitivity": lambda model, _: tp.sensitivity(model, [(INPUTS, torch.zeros(4).long())] * 3),
+    "save_checkpoint": lambda model, folder: tp.save_checkpoint(
+        model, folder / str(len(list(folder.iterdir())))
+    ),
 }
 
 
@@ -102,3 +119,71 @@ def test_the_process_is_as_before(tmp_path: Path, name: str, kind: type[nn.Modul
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+PACKAGE = str(Path(tp.__file__).parent)
+
+
+class Interrupter:
+    """Raises a KeyboardInterrupt at one of the calls of functions of the package.
+
+    It raises at no generator, because these leave contexts: Ctrl-C within the very lines that
+    restore a state can leave it.
+    """
+
+    def __init__(self, moment: int) -> None:
+        self.moment, self.calls = moment, 0
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(PACKAGE):
+            if code.co_flags & inspect.CO_GENERATOR or code.co_name.startswith("__"):
+                return
+            self.calls += 1
+            if self.calls == self.moment:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        sys.setprofile(self)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_interrupted_call_leaves_the_process_as_before(tmp_path: Path, name: str) -> None:
+    model = net()
+    CALLS[name](model, tmp_path)  # imports are no part of the calls that are counted
+    count = Interrupter(0)
+    with count.watching():
+        CALLS[name](model, tmp_path)
+    values = [value.clone() for value in model.state_dict().values()]
+    for part in range(1, 8):
+        torch.manual_seed(0)
+        before, hooked = state(), hooks(model)
+        with pytest.raises(KeyboardInterrupt), Interrupter(count.calls * part // 8).watching():
+            CALLS[name](model, tmp_path)
+        assert state() == before
+        assert hooks(model) == hooked
+        assert all(map(torch.equal, model.state_dict().values(), values))
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_pressing_in_place_says_where_it_was_interrupted(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 5))
+    plan = tp.plan(model, scheme="channel_svd", ranks=2)
+    for moment in range(50, 5000, 25):
+        log = caplog.at_level(logging.WARNING)
+        with log, Interrupter(moment).watching(), suppress(KeyboardInterrupt):
+            tp.press(model, plan, inplace=True)
+        pressed = [key for key, layer in model.named_children() if not isinstance(layer, nn.Linear)]
+        if pressed:
+            break
+    assert 0 < len(pressed) < 3
+    done = f"{len(pressed)} of 3 layers of the model are pressed already, {', '.join(pressed)}"
+    assert done in caplog.text

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, IterableDataset
 
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.model_inputs import ModelInputs
+from tensorpress.measure.model_inputs import ModelInputs, quote_model_errors
 from tensorpress.schemes.layer_spec import CONVS
 from tensorpress.utils.tensor_hash import fingerprint
 
@@ -93,7 +93,9 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     result = [_batch(batch, device) for batch in batches]
     if not result:
-        raise InvalidArgumentError("there is nothing to measure on: batches is empty")
+        raise InvalidArgumentError(
+            "there is nothing to measure on: batches is empty, or an iterator that was used before"
+        )
     return result
 
 
@@ -159,8 +161,15 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
     """Run a forward pass and return whatever the model returns.
 
     The model gets copies, since it may change its inputs in place.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model fails on them.
     """
-    return batch.arguments.map(torch.clone).run(model)
+    inputs = batch.arguments
+    with quote_model_errors(inputs):
+        return inputs.map(torch.clone).run(model)
 
 
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,14 +1,16 @@
 """Inputs of a model as users give them: one Tensor, several arguments, or arguments by name."""
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,20 @@ class ModelInputs:
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any] | ModelInputs
 """Inputs as users give them: see `ModelInputs.parse`."""
+
+
+@contextmanager
+def quote_model_errors(inputs: ModelInputs) -> Iterator[None]:
+    """Raise an `InvalidArgumentError` that says on which inputs a model fails, and quotes it."""
+    try:
+        yield
+    except (TensorPressError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InvalidArgumentError(
+            f"the model does not run on a batch of {inputs}: {message}"
+        ) from error
 
 
 def _text(value: object) -> str:

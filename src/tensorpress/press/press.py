@@ -94,7 +94,8 @@ def press(
     inplace : bool
         Press ``model`` itself instead of a copy: every dense weight is freed as soon as its layer
         is pressed. The plan is checked before the first layer is pressed, but an error or Ctrl-C
-        midway leaves a model of which some layers are pressed. A model that is itself the layer to
+        midway leaves a model of which some layers are pressed: the message says how many, and the
+        log, after Ctrl-C, which. A model that is itself the layer to
         replace cannot be pressed in place: `tensorpress.press_layer` presses it.
     processes : int
         Number of processes that decompose weights, with one thread each; for models on the CPU. A
@@ -189,11 +190,14 @@ def press(
         try:
             for layer, values in bar.track(start_values, total=total, description="pressing"):
                 builder.press(layer, values)
-        except TensorPressError as error:
+        except BaseException as error:
             if not inplace or not builder.done:
                 raise
-            done = f"{builder.done} of {total} layers of the model are pressed already"
-            raise type(error)(f"{error} ({done})") from None
+            done = f"{len(builder.done)} of {total} layers of the model are pressed already"
+            if isinstance(error, TensorPressError):
+                raise type(error)(f"{error} ({done})") from None
+            logger.warning("interrupted: %s, %s", done, ", ".join(builder.done))
+            raise
     if inputs is not None:
         check_runs(builder.model, inputs)
     logger.info(
@@ -271,7 +275,8 @@ class _ModelBuilder:
     """A model whose layers are pressed one by one."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.done = model, 0
+        self.model = model
+        self.done: list[str] = []
         self._tree = ModuleTree(model)
         self._cores: dict[str, nn.Parameter] = {}
 
@@ -287,7 +292,7 @@ class _ModelBuilder:
                 for name, parameter in part._parameters.items():
                     if parameter is first:
                         part._parameters[name] = core
-        self.done += 1
+        self.done.append(layer.name)
 
 
 def _make_start_values(

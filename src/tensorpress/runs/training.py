@@ -133,8 +133,9 @@ class Phases:
 
     def dense_model(self) -> nn.Module:
         """Return the dense network with the recipe's weights, or trained as it says."""
-        torch.manual_seed(self.seed)
-        model = self.net.build()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = self.net.build()
         if self.recipe.weights is not None:
             load_dense_weights(model, self.recipe, self.net)
         if self.recipe.dense is not None:

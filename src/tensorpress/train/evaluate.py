@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
+from tensorpress.calibrate.batches import check_batches
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.batches import Batch, evaluation_shard
 from tensorpress.train.processes import processes
@@ -73,6 +74,7 @@ def evaluate(
     >>> evaluate(nn.Identity(), [(inputs[:3], labels[:3]), (inputs[3:], labels[3:])]).error
     25.0
     """
+    check_batches(batches)
     task = task or Task()
     first = next(chain(model.parameters(), model.buffers()), None)
     device = first.device if first is not None else torch.device("cpu")
@@ -97,7 +99,10 @@ def evaluate(
     )
     loss, wrong, count, metric, n_values = _sum_over_processes(loss, wrong, count, metric, values)
     if not count:
-        raise InvalidArgumentError("there is no example to evaluate on: batches is empty")
+        raise InvalidArgumentError(
+            "there is no example to evaluate on: batches is empty, or an iterator that was used "
+            "before"
+        )
     return Evaluation(
         loss / count,
         None if math.isnan(wrong) else 100 * wrong / count,

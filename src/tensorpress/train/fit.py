@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.batches import Batch, TrainBatches
-from tensorpress.train.checkpoint import RunCheckpoint
+from tensorpress.train.checkpoint import RunCheckpoint, random_state, restore_random_state
 from tensorpress.train.config import Distillation, TrainConfig, train_config
 from tensorpress.train.epoch import EpochRunner, Penalty, WeightContext
 from tensorpress.train.evaluate import evaluate, training_mode
@@ -103,11 +103,10 @@ def fit(
     task = task or Task()
     config = _check_options(config, task, validation, teacher)
     accelerator = _data_parallel_accelerator()
-    set_seed(config.seed, device_specific=True)
-    batches = TrainBatches(train_batches)
     weights = weights or _null_context
     _check_whole(model)
-    with _training_setup(model, teacher, accelerator.device):
+    with _seeded(config.seed), _training_setup(model, teacher, accelerator.device):
+        batches = TrainBatches(train_batches)
         runner = EpochRunner(model, task, teacher, weights, penalty, config, accelerator)
         run_checkpoint = RunCheckpoint(
             checkpoint,
@@ -299,6 +298,17 @@ def _training_setup(
                 network.to(device)
                 stack.enter_context(training_mode(network, training))
         yield
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed all random streams for the length of the block, and leave them as they were before."""
+    state = random_state([])
+    set_seed(seed, device_specific=True)
+    try:
+        yield
+    finally:
+        restore_random_state(state, [])
 
 
 def _null_context(_: nn.Module) -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from tensorpress.calibrate.batches import CalibrationBatch, split_batch
 from tensorpress.calibrate.outputs import LOGITS
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure.model_inputs import ModelInputs
+from tensorpress.measure.model_inputs import ModelInputs, quote_model_errors
 from tensorpress.utils.module_tree import unwrap
 
 Loss = Callable[[Any, Any], Tensor]
@@ -48,11 +48,18 @@ class TaskBatch:
     labels: Any
 
     def run(self, model: nn.Module, network: Callable[..., Any] | None = None) -> Any:
-        """Return the outputs of a model, or of what wraps it, such as DistributedDataParallel."""
+        """Return the outputs of a model, or of what wraps it, such as DistributedDataParallel.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the model fails on the inputs.
+        """
         named = dict(self.inputs.named)
         if self.labels is not None and self._takes_labels(model):
             named[LABELS] = self.labels
-        return (network or model)(*self.inputs.positional, **named)
+        with quote_model_errors(self.inputs):
+            return (network or model)(*self.inputs.positional, **named)
 
     def _takes_labels(self, model: nn.Module) -> bool:
         """Return whether forward has an argument ``labels``; any name will do for a mapping."""
@@ -263,9 +270,15 @@ def to_float32(values: Tensor) -> Tensor:
 
 def _cross_entropy(scores: Tensor, labels: Tensor, axis: int, smoothing: float) -> Tensor:
     rows = class_rows(scores, axis)
-    return functional.cross_entropy(
-        rows, labels.flatten().long(), label_smoothing=smoothing, ignore_index=IGNORED
-    )
+    try:
+        return functional.cross_entropy(
+            rows, labels.flatten().long(), label_smoothing=smoothing, ignore_index=IGNORED
+        )
+    except IndexError:  # on the CPU; a GPU stops the process
+        raise InvalidArgumentError(
+            f"labels are classes from 0 to {rows.shape[1] - 1}, as many as the model has outputs, "
+            f"or {IGNORED} for what does not count; got {int(labels.min())} to {int(labels.max())}"
+        ) from None
 
 
 def _squared_error(scores: Tensor | None, labels: Any, outputs: Any) -> Tensor:

@@ -1,0 +1,90 @@
+"""Data that do not fit a model are our errors, which say what was expected."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from readers import net
+
+import tensorpress as tp
+from command_line import call as call_command
+from tensorpress.errors import InvalidArgumentError
+from tensorpress.train.evaluate import evaluate
+
+X, Y = torch.ones(4, 6), torch.zeros(4).long()
+
+
+def used_up() -> Any:
+    batches = iter([(X, Y)])
+    list(batches)
+    return batches
+
+
+DATA: dict[str, tuple[Callable[[], Any], str]] = {
+    "no batches": (list, "is empty|0 batches"),
+    "used generator": (used_up, "used before|must have a length"),
+    "empty batch": (lambda: [(X[:0], Y[:0])], "no examples"),
+    "integers": (lambda: [(X.long(), Y)], r"not run on .*torch.int64: .*dtype"),
+    "doubles": (
+        lambda: [(X.double(), Y)],
+        r"not run on .*torch.float64: .*dtype",
+    ),
+    "other width": (lambda: [(X, Y), (torch.ones(4, 7), Y)], r"not run on a batch of \(\d, 7\)"),
+    "unknown argument": (lambda: [{"foo": X, "labels": Y}], "not run on a batch of foo="),
+    "no tensors": (lambda: ["abc"], "a batch is a Tensor .* got str"),
+    "a number": (lambda: 3, "an iterable, not int"),
+}
+
+
+def pressed(**how: Any) -> Any:
+    return tp.press(net(), tp.plan(net(), scheme="channel_svd", ranks=2), **how)
+
+
+CALLS: dict[str, Callable[[Any, Path], Any]] = {
+    "compress": lambda data, _: tp.compress(net(), "params=60%", data),
+    "press": lambda data, _: pressed(calibration=data),
+    "Calibration": lambda data, _: tp.Calibration.collect(net(), data),
+    "LossCurvature": lambda data, _: tp.LossCurvature.collect(net(), data),
+    "sensitivity": lambda data, _: tp.sensitivity(net(), data),
+    "finetune": lambda data, _: tp.finetune(net(), data, epochs=1),
+    "validation": lambda data, _: tp.finetune(net(), [(X, Y)], epochs=1, validation=data),
+    "encode": lambda data, folder: tp.encode(net(), folder / "a.tpz", size=300, calibration=data),
+    "evaluate": lambda data, _: evaluate(net(), data),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("data", DATA)
+def test_data_that_do_not_fit_say_what_was_expected(tmp_path: Path, call: str, data: str) -> None:
+    make, message = DATA[data]
+    with pytest.raises(InvalidArgumentError, match=message):
+        CALLS[call](make(), tmp_path)
+
+
+@pytest.mark.parametrize("call", ["finetune", "evaluate"])
+def test_labels_beyond_the_classes_are_named(tmp_path: Path, call: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"classes from 0 to 3, .* got 99 to 99"):
+        CALLS[call]([(X, Y + 99)], tmp_path)
+
+
+@pytest.mark.parametrize("command", [
+    "compress --budget params=50% --out OUT", "press --ranks 4 --scheme channel_svd --out OUT",
+    "encode --size 9000 --out OUT/a.tpz", "eval",
+])  # fmt: skip
+def test_commands_say_what_was_expected(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    data, out = tmp_path / "data.npz", tmp_path / "out"
+    np.savez(data, x=np.ones((64, 7), np.float32), y=np.zeros(64, np.int64))
+    name, *options = command.replace("OUT", str(out)).split()
+    words = [name, "--model", "lenet300100", "--data", str(data), *options]
+    outcome = call_command(monkeypatch, capsys, *words)
+    assert outcome.code == 1
+    assert "does not take the input 1x7" in outcome.err
+    assert "Traceback" not in outcome.err
