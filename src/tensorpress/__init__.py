@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tensorpress.errors import (
+    BudgetMetError,
     CorruptFileError,
     DataNotFoundError,
     InvalidArgumentError,
@@ -107,6 +108,7 @@ __all__ = [  # noqa: RUF022 - by task
     # errors
     "CorruptFileError",
     "DataNotFoundError",
+    "BudgetMetError",
     "InvalidArgumentError",
     "ModelMismatchError",
     "TensorPressError",

@@ -12,6 +12,10 @@ class InvalidArgumentError(TensorPressError, ValueError):
     """A value, name, shape or rank that cannot be used."""
 
 
+class BudgetMetError(InvalidArgumentError):
+    """A budget that the dense model meets as it is: there is nothing to press."""
+
+
 class DataNotFoundError(TensorPressError, FileNotFoundError):
     """A data set or weight file is not where it was looked for."""
 

@@ -145,6 +145,14 @@ def test_a_folder_of_transformers_is_read_tensor_by_tensor(
     assert result["id"] == expected.id
 
 
+def test_a_budget_that_is_met_leaves_nothing_to_do(shell: Shell, tmp_path: Path) -> None:
+    for command in ("plan", "press", "compress"):
+        said = shell(command, *NET[1:], "--budget", "params=1M", "--out", "out")
+        assert said.code == 0, said.err
+        assert "nothing to do: the budget params=1000000 is met already" in said.out
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

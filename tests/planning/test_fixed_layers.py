@@ -122,10 +122,17 @@ def test_the_first_model_that_is_timed_takes_the_latency(
     net: nn.Module, monkeypatch: pytest.MonkeyPatch, fixed: str
 ) -> None:
     bench = Bench(monkeypatch)
-    tp.plan(
+    chosen = tp.plan(
         net, X, scheme="channel_svd", budget=f"latency={SHARES[fixed]}%", overrides=FIXED[fixed]
     )
     built = [model for model in bench.models if model is not net]
     assert len(built) == 1
     reached = bench.ms(built[0]) / bench.ms(net)
     assert 0.9 * SHARES[fixed] / 100 <= reached <= SHARES[fixed] / 100
+    times = chosen.latency
+    assert times is not None
+    assert times.dense == bench.ms(net)
+    assert times.reached == pytest.approx(bench.ms(built[0]))
+    assert times.predicted == pytest.approx(times.reached, rel=0.1)
+    assert tp.Plan.from_dict(chosen.to_dict()) == chosen
+    assert f"{times.reached:.2f} ms reached" in str(chosen)

@@ -151,7 +151,7 @@ def test_a_layer_called_twice_costs_twice():
     ("given", "message"),
     [
         ({"budget": "macs=0.1%"}, r"macs=0.1% is out of reach: .* of 40,551,040 MACs"),
-        ({"budget": "params=9M"}, "params=9000000 is no saving: the dense model has 269,722 param"),
+        ({"budget": "params=9M"}, "params=9000000 is met already: the dense model has 269,722 pa"),
         ({"budget": "latency=50"}, "one of the units %, us, ms, s"),
         ({"budget": "macs=50%", "ranks": 0.5}, "ranks cannot be 0.5 as well: .* the allocation"),
         ({"budget": "macs=50%", "ranks": "energy"}, "ranks cannot be 'energy' as well"),

@@ -14,7 +14,8 @@ from tensorpress.models.zoo import NETWORKS, build
 from tensorpress.planning import SCHEMES
 from tensorpress.ranks.rules import NAMES
 from tensorpress.runs.recipe import EXAMPLE, Recipe, parse_recipe, read_recipe
-from tensorpress.runs.recipe_plan import plan_recipe
+from tensorpress.runs.recipe_network import recipe_network
+from tensorpress.runs.recipe_plan import plan_recipe, try_plan
 from tensorpress.schemes.registry import rank_schemes
 
 FOLDER = Path(__file__).parents[2] / "recipes"
@@ -34,6 +35,22 @@ def mistakes_in(text: str) -> list[str]:
     first, *mistakes = str(caught.value).split("\n  ")
     assert first == "the recipe has mistakes:"
     return mistakes
+
+
+def test_a_budget_out_of_reach_is_known_before_training() -> None:
+    for press in (
+        {"budget": "params=0.1%"},
+        {"budget": "macs=0.1%", "scheme": ["tucker2", "channel_svd"]},
+        {
+            "budget": "params=0.5%",
+            "overrides": {"ip1": {"scheme": "channel_svd", "ranks": "evbmf"}},
+        },
+    ):
+        recipe = parse_recipe(changed(press=press))
+        with pytest.raises(InvalidArgumentError, match="is out of reach: with all that may"):
+            try_plan(recipe_network(recipe), recipe)
+    recipe = parse_recipe(changed(press={"budget": "params=10%"}))
+    try_plan(recipe_network(recipe), recipe)
 
 
 def test_the_example() -> None:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from tensorpress import __version__
 from tensorpress.cli.output import print_error, print_line
-from tensorpress.errors import TensorPressError
+from tensorpress.errors import BudgetMetError, TensorPressError
 from tensorpress.utils.progress import SHOW_PROGRESS
 
 INTERRUPTED = 130
@@ -118,6 +118,8 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     try:
         app()
+    except BudgetMetError as error:
+        print_line(f"nothing to do: {error}")
     except TensorPressError as error:
         if logging.getLogger("tensorpress").isEnabledFor(logging.DEBUG):
             raise

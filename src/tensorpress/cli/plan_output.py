@@ -17,6 +17,8 @@ def print_plan(plan: Plan) -> None:
         print_line(f"and a core {format_shape(plan.shared_core)} that layers share")
     print_line("")
     print_table(cost_table(plan_costs(plan)))
+    if plan.latency is not None:
+        print_line(plan.latency.text)
     print_line("")
     for line in format_unpressed(plan.unpressed_weights):
         print_line(line)
@@ -30,6 +32,8 @@ def plan_costs(plan: Plan) -> list[Cost]:
     ]
     if plan.macs is not None:
         costs.insert(1, Cost("macs", plan.dense_macs, plan.macs))
+    if plan.latency is not None:
+        costs.append(Cost("latency_ms", plan.latency.dense, plan.latency.reached))
     return costs
 
 

@@ -68,7 +68,7 @@ def compress(
         The `.tpz` file for a budget of bytes.
     evaluate : callable, optional
         A function from a model to the number that matters to you, reported before and after. It
-        runs on the dense model before anything else is done.
+        runs on the dense model before anything is planned.
     targets, skip : sequence of str
         As for `tensorpress.plan`; of a budget of bytes the layers that may be pressed. What is
         skipped stays as it is, and so do parameters that ask for no gradient.
@@ -88,7 +88,8 @@ def compress(
     Raises
     ------
     InvalidArgumentError
-        If the budget cannot be met in any way, with the reasons; and for what `tensorpress.plan`,
+        If the budget cannot be met in any way, with the reasons, or is met by the dense model
+        (`BudgetMetError`); and for what `tensorpress.plan`,
         `tensorpress.press` and `tensorpress.encode` raise.
 
     Examples
@@ -102,9 +103,9 @@ def compress(
     began = time.perf_counter()
     limit = parse_budget(budget)
     _check_out(out, limit)
-    dense_metric = None if evaluate is None else _evaluate(evaluate, model)
     batches = None if calibration is None else collect_batches(calibration, model)
     task = Task.make(model, limit, example_inputs, batches, targets, skip, seed)
+    dense_metric = None if evaluate is None else _evaluate(evaluate, model)
     attempts = bytes_trials(task, out) if limit.kind == "bytes" else shape_trials(task)
     with collect_few_rows() as few:
         best, trials = _run(task, attempts, refine and limit.kind != "bytes")
@@ -175,7 +176,7 @@ def _run(
     if best is None or best.trial.failure is not None:
         reasons = "; ".join(dict.fromkeys(trial.failure or "" for trial in trials))
         raise InvalidArgumentError(
-            f"the budget {task.limit} cannot be met: {reasons}{_percent_hint(task.limit)}"
+            f"the budget {task.limit} cannot be met: {reasons}{task.limit.percent_hint}"
         )
     if refine and task.refines:
         logger.info("refinement of %s", best.trial.name)
@@ -188,12 +189,6 @@ def _run(
         logger.info("%s", attempt.trial.summary)
         best = attempt if better else best
     return best, tuple(trials)
-
-
-def _percent_hint(limit: Budget) -> str:
-    if limit.relative or limit.kind == "latency" or not 1 <= limit.amount < 100:
-        return ""
-    return f"; did you mean {limit.kind}={limit.amount:g}%?"
 
 
 def _warnings(

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tensorpress.compress.verdict import Fidelity
-from tensorpress.planning.plan import Plan
+from tensorpress.planning.plan import Plan, PlannedLatency
 from tensorpress.schemes.layer_plan import LayerPlan
 
 
@@ -116,6 +116,11 @@ class CompressResult:
         return self.trial.plan
 
     @property
+    def _planned(self) -> PlannedLatency | None:
+        """The times of a budget of latency, as they were when it was planned."""
+        return None if self.plan is None else self.plan.latency
+
+    @property
     def verdict(self) -> str:
         """What the fidelity means, in a sentence."""
         if self.fidelity is None:
@@ -133,6 +138,7 @@ class CompressResult:
                 name: {"dense": dense, "compressed": compressed}
                 for name, (dense, compressed) in self.costs.items()
             },
+            "planned_latency_ms": None if self._planned is None else asdict(self._planned),
             "before": None if self.before is None else self.before.to_dict(),
             "metric": None
             if self.metric is None
@@ -155,6 +161,8 @@ class CompressResult:
             cells = [_number(name, value) for value in (dense, compressed)]
             share = f"{100 * compressed / dense:>8.1f} %" if dense else ""
             lines.append(f"{name.removesuffix('_ms'):<10}{cells[0]:>16}{cells[1]:>16}{share}")
+        if self._planned is not None:
+            lines.append(f"when planned, {self._planned.text}")
         fidelity = self.fidelity
         if fidelity is not None and fidelity.loss is not None and fidelity.dense_loss is not None:
             lines.append(f"{'loss':<10}{fidelity.dense_loss:>16.4f}{fidelity.loss:>16.4f}")

@@ -19,14 +19,14 @@ from tensorpress.compress.split import (
     user_batches,
 )
 from tensorpress.compress.verdict import Fidelity
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import BudgetMetError, InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning.budget import Budget
 from tensorpress.planning.budget_rules import AllocationRule
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.plan import Plan
-from tensorpress.planning.planner import plan
+from tensorpress.planning.planner import check_budget, plan
 from tensorpress.planning.scores import Scores
 from tensorpress.press.press import press
 from tensorpress.sensitivity.curvature_scores import curvature_scores, linear_layers
@@ -104,10 +104,12 @@ class Task:
         DenseModel.from_module(model, None, None).select_layers(targets, skip)  # raises early
         inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
         if batches is None:
+            _check_budget(model, limit, inputs, targets, skip)
             return Task(model, limit, inputs, (), None, None, targets, skip, seed)
         _check_batches(batches)
-        fitted, judged = split_batches(batches)
         inputs = inputs or select_examples(batches[0], torch.arange(1)).arguments
+        _check_budget(model, limit, inputs, targets, skip)
+        fitted, judged = split_batches(batches)
         choosing, judging = halve_batches(judged)
         same = sum(map(len, batches)) == 1  # the one example is fitted to and judges
         reference = Reference(model, [*choosing, *judging], () if same else fitted)
@@ -256,6 +258,22 @@ class Task:
             before, after = measure_latencies((self.model, model), self.inputs)
             costs["latency_ms"] = before, after
         return costs
+
+
+def _check_budget(
+    model: nn.Module,
+    limit: Budget,
+    inputs: ModelInputs | None,
+    targets: Sequence[str],
+    skip: Sequence[str],
+) -> None:
+    """Raise before anything is scored if the budget is out of reach, or met by the dense model."""
+    if limit.kind != "bytes":
+        check_budget(model, inputs, targets=targets, skip=skip, budget=str(limit))
+    elif not limit.relative and count_bytes(model) <= limit.amount:
+        raise BudgetMetError(
+            f"the budget {limit} is met already: the dense model has {count_bytes(model):,} bytes"
+        )
 
 
 def _check_weights(model: nn.Module) -> None:

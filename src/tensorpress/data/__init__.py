@@ -7,6 +7,7 @@ from tensorpress.data.model_batches import ModelBatches, model_batches
 from tensorpress.data.registry import DATASETS, ROOT_VARIABLE, DataSet, load
 from tensorpress.data.source import Source
 from tensorpress.data.sources import open_source
+from tensorpress.data.transforms import ImageOptions
 
 __all__ = [
     "AUGMENTATIONS",
@@ -15,6 +16,7 @@ __all__ = [
     "ROOT_VARIABLE",
     "BatchLoader",
     "DataSet",
+    "ImageOptions",
     "ImageSet",
     "ModelBatches",
     "Source",

@@ -61,9 +61,9 @@ class ModelBatches:
 
 def model_batches(
     source: Source,
-    part: Part,
+    part: Part | None,
     model: nn.Module,
-    name: str | None,
+    name: str | None = None,
     *,
     options: ImageOptions | None = None,
     sample: int | None = None,
@@ -79,21 +79,23 @@ def model_batches(
     source : Source
         The source.
     part : Examples or Batches
-        The part.
+        The part: ``source.test``, ``source.train``, or one of ``source.divide()``, which takes a
+        fifth of a source without parts for tests.
     model : nn.Module
         The model.
-    name : str or None
-        Its name, as for `tensorpress.models.load_model`, which says how it takes images and text.
+    name : str, optional
+        The name of the model, as for `tensorpress.models.load_model`, which says how it takes
+        images and text.
     options : ImageOptions, optional
-        How the model takes images, where the model does not say it.
+        How the model takes images, where its name does not say it, or in another way than that.
     sample : int, optional
         The number of examples, drawn at random but always the same; all by default.
 
     Raises
     ------
     InvalidArgumentError
-        If there are no examples, the model does not take them or nothing says how, or the classes
-        are not the model's.
+        If the part is None or has no examples, the model does not take them or nothing says how,
+        or the classes are not the model's.
     TensorPressError
         If a package is missing.
 
@@ -106,6 +108,11 @@ def model_batches(
     >>> [inputs.shape[0] for inputs, labels in data.batches], data.text
     ([64, 36], '28×28, pixels over 256, minus 0, over 1')
     """
+    if part is None:
+        raise InvalidArgumentError(
+            f"{source.name} has no parts train and test, only source.test with all examples: "
+            "source.divide() returns a part to fit to and one to test"
+        )
     if isinstance(part, Batches):
         return ModelBatches(_first_batches(part, sample), _AS_IT_IS)
     if not len(part):

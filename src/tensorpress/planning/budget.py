@@ -46,6 +46,13 @@ class Budget:
         """Return the amount for a dense model of this cost."""
         return self.amount * dense if self.relative else self.amount
 
+    @property
+    def percent_hint(self) -> str:
+        """The end of a message on a budget out of reach, where a sign for per cent is missing."""
+        if self.relative or self.kind == "latency" or not 1 <= self.amount < 100:
+            return ""
+        return f"; did you mean {self.kind}={self.amount:g}%?"
+
     def __str__(self) -> str:
         """Return the budget as `parse_budget` reads it."""
         if self.relative:

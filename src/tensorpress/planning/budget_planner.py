@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import NamedTuple
 
 from torch import nn
 
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import BudgetMetError, InvalidArgumentError
 from tensorpress.measure.latency import measure_latencies
 from tensorpress.planning.budget import Budget
-from tensorpress.planning.budget_rules import Allotment, LayerSchemes, Task, make_choices
+from tensorpress.planning.budget_rules import Choices, LayerSchemes, Task, make_choices
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.latency_search import fit_latency
 from tensorpress.planning.layer_candidates import applicable_schemes, plan_with_ranks
 from tensorpress.planning.layer_latency import LayerTimer, fill_randomly
 from tensorpress.planning.layers import Layer
+from tensorpress.planning.plan import PlannedLatency
 from tensorpress.planning.scores import Scores
 from tensorpress.ranks import FractionRanks
 from tensorpress.schemes.layer_plan import LayerPlan
@@ -29,6 +31,24 @@ LARGEST = 3
 UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs"}
 
 
+class Allotment(NamedTuple):
+    """What a budget gives.
+
+    Attributes
+    ----------
+    pressed : dict of str to LayerPlan
+        The layers that are pressed.
+    unpressed : dict of str to str
+        The others, with the reason.
+    latency : PlannedLatency or None
+        The times, of a budget of latency.
+    """
+
+    pressed: dict[str, LayerPlan]
+    unpressed: dict[str, str]
+    latency: PlannedLatency | None
+
+
 def plan_within_budget(
     limit: Budget,
     dense: DenseModel,
@@ -37,7 +57,7 @@ def plan_within_budget(
     fixed: Mapping[str, LayerPlan],
     rule: str | Scores,
     round_to: int,
-) -> tuple[dict[str, LayerPlan], dict[str, str]]:
+) -> Allotment:
     """Choose schemes and ranks so that the whole model stays within a budget.
 
     Parameters
@@ -57,17 +77,46 @@ def plan_within_budget(
     round_to : int
         Ranks are multiples of it.
 
-    Returns
-    -------
-    dict of str to LayerPlan, dict of str to str
-        The layers that are pressed, and the others with the reason.
-
     Raises
     ------
     InvalidArgumentError
-        For a budget out of reach (with what can be reached) or one that the dense model meets; a
-        budget of MACs or latency without inputs; an unknown rule.
+        For a budget out of reach (with what can be reached), a budget of MACs or latency without
+        inputs, or an unknown rule.
+    BudgetMetError
+        For a budget that the dense model meets.
     """
+    candidates, unpressed = _find_candidates(limit, dense, layers, schemes)
+    allot = _allot_latency if limit.kind == "latency" else _allot_count
+    pressed, choices, latency = allot(limit, dense, candidates, fixed, rule, round_to)
+    unpressed |= {name: choices.explain_dense(name) for name in candidates if name not in pressed}
+    return Allotment(pressed, unpressed, latency)
+
+
+def check_reach(
+    limit: Budget,
+    dense: DenseModel,
+    layers: Mapping[str, Layer],
+    schemes: Mapping[str, Sequence[str]],
+    fixed: Mapping[str, LayerPlan],
+) -> None:
+    """Raise the error for a budget that no ranks meet, or that is met already; see the above.
+
+    No weight is read. Whether a latency is in reach only times of layers could tell.
+    """
+    candidates, _ = _find_candidates(limit, dense, layers, schemes)
+    if limit.kind == "latency":
+        _measure_dense(limit, dense)
+    else:
+        _Count(limit, dense, candidates, fixed).check_reach()
+
+
+def _find_candidates(
+    limit: Budget,
+    dense: DenseModel,
+    layers: Mapping[str, Layer],
+    schemes: Mapping[str, Sequence[str]],
+) -> tuple[LayerSchemes, dict[str, str]]:
+    """Return the layers that a budget may press, with their schemes, and reasons for the others."""
     candidates: LayerSchemes = {}
     unpressed: dict[str, str] = {}
     for name, layer in layers.items():
@@ -80,10 +129,74 @@ def plan_within_budget(
             unpressed[name] = reason
     if limit.kind in ("macs", "latency") and dense.inputs is None:
         raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
-    allot = _allot_latency if limit.kind == "latency" else _allot_count
-    pressed, choices = allot(limit, dense, candidates, fixed, rule, round_to)
-    unpressed |= {name: choices.explain_dense(name) for name in candidates if name not in pressed}
-    return pressed, unpressed
+    return candidates, unpressed
+
+
+_Divided = tuple[dict[str, LayerPlan], Choices, PlannedLatency | None]
+
+
+class _Count:
+    """A budget of parameters, bytes or MACs, which are known exactly.
+
+    Attributes
+    ----------
+    dense_costs : dict of str to float
+        The costs of the layers that may be pressed.
+    others : float
+        The cost of all else, with layers pressed that are pressed in any case.
+    amount : float
+        What the whole model may cost.
+    """
+
+    def __init__(
+        self,
+        limit: Budget,
+        dense: DenseModel,
+        candidates: LayerSchemes,
+        fixed: Mapping[str, LayerPlan],
+    ) -> None:
+        total = {"params": dense.params, "bytes": dense.bytes, "macs": dense.macs}[limit.kind]
+        assert total is not None
+        self._limit, self._model, self._total = limit, dense, total
+        self._names = [*candidates, *fixed]
+        self.amount = limit.resolve(total)
+        if self.amount >= total:
+            raise BudgetMetError(
+                f"the budget {limit} is met already: the dense model has {total:,} "
+                f"{UNITS[limit.kind]}"
+            )
+        smallest = {
+            name: [plan_with_ranks(layer, scheme, FractionRanks(1e-9)) for scheme in schemes]
+            for name, (layer, schemes) in candidates.items()
+        }
+        self.dense_costs = {name: float(self._costs(x)[1]) for name, (x, *_) in smallest.items()}
+        self._least = {name: min(map(self.cost, plans)) for name, plans in smallest.items()}
+        # A core that fixed layers share counts once, in the sum of all.
+        with_fixed = getattr(dense.plan("", list(fixed.values()), {}), limit.kind)
+        self.others = with_fixed - sum(self.dense_costs.values())
+
+    def cost(self, plan: LayerPlan) -> int:
+        """Return the cost of a layer's plan."""
+        return self._costs(plan)[0]
+
+    def check_reach(self, least_cost: float | None = None) -> None:
+        """Raise unless the budget allows the least cost of the layers, or what bounds it."""
+        if least_cost is None:
+            pairs = self.dense_costs.items()
+            least_cost = sum(min(cost, self._least[name]) for name, cost in pairs)
+        least, unit = self.others + least_cost, UNITS[self._limit.kind]
+        if least > self.amount:
+            raise InvalidArgumentError(
+                f"the budget {self._limit} is out of reach: with all that may be pressed at the "
+                f"smallest ranks the model has {least:,.0f} of {self._total:,} {unit}"
+                f"{_name_largest(self._model, self._names)}{self._limit.percent_hint}"
+            )
+
+    def _costs(self, plan: LayerPlan) -> tuple[int, int]:
+        if self._limit.kind == "macs":
+            return plan.macs, plan.dense_macs
+        unit = plan.itemsize if self._limit.kind == "bytes" else 1
+        return unit * plan.factor_params, unit * plan.dense_params
 
 
 def _allot_count(
@@ -93,41 +206,13 @@ def _allot_count(
     fixed: Mapping[str, LayerPlan],
     rule: str | Scores,
     round_to: int,
-) -> Allotment:
-    """Divide a budget of parameters, bytes or MACs, which are known exactly."""
-    total = {"params": dense.params, "bytes": dense.bytes, "macs": dense.macs}[limit.kind]
-    assert total is not None
-    amount = limit.resolve(total)
-    if amount >= total:
-        raise InvalidArgumentError(
-            f"the budget {limit} is no saving: the dense model has {total:,} {UNITS[limit.kind]}"
-        )
-
-    def costs(plan: LayerPlan) -> tuple[int, int]:
-        if limit.kind == "macs":
-            return plan.macs, plan.dense_macs
-        unit = plan.itemsize if limit.kind == "bytes" else 1
-        return unit * plan.factor_params, unit * plan.dense_params
-
-    smallest = {
-        name: plan_with_ranks(layer, schemes[0], FractionRanks(1e-9))
-        for name, (layer, schemes) in candidates.items()
-    }
-    dense_costs = {name: float(costs(plan)[1]) for name, plan in smallest.items()}
-    choices = make_choices(
-        Task(candidates, lambda plan: costs(plan)[0], dense_costs, round_to), rule
-    )
-    # A core that fixed layers share counts once, in the sum of all.
-    with_fixed = getattr(dense.plan("", list(fixed.values()), {}), limit.kind)
-    others = with_fixed - sum(dense_costs.values())
-    least = others + choices.least_cost
-    if least > amount:
-        raise InvalidArgumentError(
-            f"the budget {limit} is out of reach: with all that may be pressed at the smallest "
-            f"ranks the model has {least:,.0f} of {total:,} {UNITS[limit.kind]}"
-            f"{_name_largest(dense, [*candidates, *fixed])}"
-        )
-    return choices.choose(amount - others), choices
+) -> _Divided:
+    """Divide a budget of parameters, bytes or MACs."""
+    count = _Count(limit, dense, candidates, fixed)
+    count.check_reach()
+    choices = make_choices(Task(candidates, count.cost, count.dense_costs, round_to), rule)
+    count.check_reach(choices.least_cost)
+    return choices.choose(count.amount - count.others), choices, None
 
 
 def _name_largest(dense: DenseModel, pressed: Sequence[str]) -> str:
@@ -143,6 +228,17 @@ def _name_largest(dense: DenseModel, pressed: Sequence[str]) -> str:
     return f"; the largest that stay dense are {named}" if named else ""
 
 
+def _measure_dense(limit: Budget, dense: DenseModel) -> float:
+    """Return the milliseconds of a dense pass, which are more than a budget allows."""
+    assert dense.inputs is not None
+    time = measure_latencies([dense.module], dense.inputs)[0]
+    if not limit.relative and time <= limit.amount:
+        raise BudgetMetError(
+            f"the budget {limit} is met already: the dense model takes {time:.2f} ms"
+        )
+    return time
+
+
 def _allot_latency(
     limit: Budget,
     dense: DenseModel,
@@ -150,7 +246,7 @@ def _allot_latency(
     fixed: Mapping[str, LayerPlan],
     rule: str | Scores,
     round_to: int,
-) -> Allotment:
+) -> _Divided:
     """Divide the time of a forward pass, as measured here and now.
 
     Dense and pressed layers are timed one by one, and the sum of these times is divided. Whole
@@ -158,6 +254,7 @@ def _allot_latency(
     stays dense.
     """
     assert dense.inputs is not None
+    dense_time = _measure_dense(limit, dense)
     like = next(dense.module.parameters())
     timer = LayerTimer(like, dense.inputs.tensors, round_to=round_to)
 
@@ -172,14 +269,13 @@ def _allot_latency(
     replaced = [layer for layer in fixed.values() if layer.calls]
     task = Task(candidates, cost, {name: dense_cost(name) for name in candidates}, round_to)
     choices = make_choices(task, rule)
-    dense_time = measure_latencies([dense.module], dense.inputs)[0]
     saved = sum(dense_cost(plan.name) - cost(plan) for plan in replaced)
     others = dense_time - saved - sum(task.dense.values())
 
     def choose(share: float) -> dict[str, LayerPlan]:
         return choices.choose(max(share * dense_time - others, choices.least_cost))
 
-    predicted, _ = fit_latency(
+    predicted, reached = fit_latency(
         lambda share: _build_random(dense, [*replaced, *choose(share).values()]),
         dense.module,
         dense.inputs,
@@ -187,7 +283,9 @@ def _allot_latency(
         relative=limit.relative,
         lowest=max((others + choices.least_cost) / dense_time, LEAST_SHARE),
     )
-    return choose(predicted), choices
+    reached_ms = reached * dense_time if limit.relative else reached
+    times = PlannedLatency(dense_time, predicted * dense_time, reached_ms)
+    return choose(predicted), choices, times
 
 
 def _build_random(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:

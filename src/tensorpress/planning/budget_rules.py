@@ -74,10 +74,6 @@ class Choices(Protocol):
         """Return why a layer stays dense."""
 
 
-Allotment = tuple[dict[str, LayerPlan], Choices]
-"""The plans of the layers that are pressed, and the choices that they were taken from."""
-
-
 def make_choices(task: Task, rule: str | Scores) -> Choices:
     """Return the choices that a rule makes; weights are decomposed here, once.
 

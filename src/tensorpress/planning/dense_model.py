@@ -22,7 +22,7 @@ from tensorpress.planning.layers import (
     find_vectors,
     match_names,
 )
-from tensorpress.planning.plan import Plan
+from tensorpress.planning.plan import Plan, PlannedLatency
 from tensorpress.schemes.folding import fold
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.lazy_tensor import defer
@@ -230,7 +230,13 @@ class DenseModel:
             f"rebuilt weights save no {limit.kind}: give a budget of params or bytes"
         )
 
-    def plan(self, scheme: str, layers: Sequence[LayerPlan], unpressed: Mapping[str, str]) -> Plan:
+    def plan(
+        self,
+        scheme: str,
+        layers: Sequence[LayerPlan],
+        unpressed: Mapping[str, str],
+        latency: PlannedLatency | None = None,
+    ) -> Plan:
         """Return the plan that presses these layers.
 
         Parameters
@@ -241,6 +247,8 @@ class DenseModel:
             The layers that are pressed.
         unpressed : mapping of str to str
             The other layers, with the reason.
+        latency : PlannedLatency, optional
+            The times of a budget of latency.
         """
         return Plan(
             scheme,
@@ -249,4 +257,5 @@ class DenseModel:
             self.params - sum(layer.dense_params for layer in layers),
             self.bytes - sum(layer.itemsize * layer.dense_params for layer in layers),
             None if self.macs is None else self.macs - sum(layer.dense_macs for layer in layers),
+            latency,
         )

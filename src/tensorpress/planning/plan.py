@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,33 @@ from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json, parse_yaml, validate
 from tensorpress.utils.formatting import format_shape
+
+
+@dataclass(frozen=True)
+class PlannedLatency:
+    """The times of a forward pass, in milliseconds, from which a budget of latency was planned.
+
+    Attributes
+    ----------
+    dense : float
+        Measured of the dense model.
+    predicted : float
+        The sum of the times of the plan's layers, measured one by one, and of all else.
+    reached : float
+        Measured of a model that was pressed by the plan, with random values.
+    """
+
+    dense: float
+    predicted: float
+    reached: float
+
+    @property
+    def text(self) -> str:
+        """The times as a line of text."""
+        return (
+            f"latency: {self.dense:.2f} ms dense, {self.predicted:.2f} ms predicted, "
+            f"{self.reached:.2f} ms reached by the pressed model"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,8 @@ class Plan:
         layers.
     other_macs : int or None
         Multiply-accumulates outside the pressed layers, for one example; None without inputs.
+    latency : PlannedLatency or None
+        The times that a budget of latency was planned by; None for other plans.
 
     Examples
     --------
@@ -56,6 +85,7 @@ class Plan:
     other_params: int = 0
     other_bytes: int = 0
     other_macs: int | None = None
+    latency: PlannedLatency | None = None
 
     @property
     def shared_core(self) -> Shape | None:
@@ -126,6 +156,7 @@ class Plan:
             "params": self.params,
             "dense_params": self.dense_params,
             **macs,
+            **({} if self.latency is None else {"latency_ms": asdict(self.latency)}),
             "other": {key: value for key, value in others.items() if value is not None},
             "layers": {layer.name: layer_to_dict(layer) for layer in self.layers},
             "unpressed": dict(self.unpressed),
@@ -145,7 +176,11 @@ class Plan:
         file = validate(PlanFile, content, "plan")
         layers = tuple(layer.to_layer_plan(name) for name, layer in file.layers.items())
         other = file.other
-        return Plan(file.scheme, layers, file.unpressed, other.params, other.bytes, other.macs)
+        times = file.latency_ms
+        latency = None if times is None else PlannedLatency(**times.model_dump())
+        return Plan(
+            file.scheme, layers, file.unpressed, other.params, other.bytes, other.macs, latency
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file: JSON if its name ends with ``.json``, YAML otherwise."""
@@ -188,6 +223,7 @@ class Plan:
             core = f"(shared core {format_shape(self.shared_core)})"
             shared = sum(layer.shared_params for layer in self._core_layers)
             sums.insert(0, Sums(core, None, shared, None, None))
-        return "\n".join(
-            [*layer_table(self.layers, sums), *format_unpressed(self.unpressed_weights)]
-        )
+        lines = [*layer_table(self.layers, sums), *format_unpressed(self.unpressed_weights)]
+        if self.latency is not None:
+            lines.append(self.latency.text)
+        return "\n".join(lines)

@@ -97,6 +97,14 @@ class OtherCosts(_Section):
     macs: Count | None = None
 
 
+class LatencyEntry(_Section):
+    """The times of a budget of latency."""
+
+    dense: float
+    predicted: float
+    reached: float
+
+
 class PlanFile(_Section):
     """A whole plan; the id and the totals are not read, but computed from the layers."""
 
@@ -110,6 +118,7 @@ class PlanFile(_Section):
     dense_params: Count = 0
     macs: Count | None = None
     dense_macs: Count | None = None
+    latency_ms: LatencyEntry | None = None
 
 
 def layer_to_dict(layer: LayerPlan, *, costs: bool = True) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from math import prod
 from typing import TypedDict, get_args
 
 from torch import nn
+from typing_extensions import Unpack
 
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.planning.budget import Budget, parse_budget
-from tensorpress.planning.budget_planner import plan_within_budget
+from tensorpress.planning.budget_planner import check_reach, plan_within_budget
 from tensorpress.planning.budget_rules import AllocationRule
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.fixed_ranks import (
@@ -25,10 +26,12 @@ from tensorpress.planning.layer_candidates import plan_layer
 from tensorpress.planning.layers import Layer, Weights
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.scores import Scores
+from tensorpress.ranks import EVBMFRanks
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.schemes.scheme import Ranks
+from tensorpress.utils.formatting import format_names
 from tensorpress.utils.module_tree import unwrap
 
 AUTO_NAME = "auto"
@@ -149,28 +152,88 @@ def plan(
     if limit is not None and scheme_named(schemes[0]).joint:
         chosen, others = _plan_together(limit, dense, layers, unpressed, schemes[0])
         return dense.plan(schemes[0], chosen, {**unpressed, **others})
-    entries = match_entries(overrides or {}, layers, unpressed)
-    if limit is None:
-        fixed = plan_fixed_ranks(layers, entries, schemes, ranks, round_to)
-    else:
-        with_ranks = {name: entry for name, entry in entries.items() if "ranks" in entry}
-        fixed = plan_fixed_ranks(layers, with_ranks, schemes, None, 1)
-    rest = {name: layer for name, layer in layers.items() if name not in fixed}
+    entries, latency = match_entries(overrides or {}, layers, unpressed), None
     if limit is not None:
-        allowed = {name: layer_schemes(entries.get(name), schemes) for name in rest}
+        fixed, rest, allowed = _divide_layers(layers, entries, schemes)
         rule = allocation or "error"
-        pressed, others = plan_within_budget(limit, dense, rest, allowed, fixed, rule, round_to)
-    elif ranks is None:
-        pressed, others = {}, dict.fromkeys(rest, "not named in overrides")
+        pressed, others, latency = plan_within_budget(
+            limit, dense, rest, allowed, fixed, rule, round_to
+        )
     else:
-        pressed, others = press_where_smaller(rest, schemes[0], ranks, round_to)
+        fixed = plan_fixed_ranks(layers, entries, schemes, ranks, round_to)
+        rest = {name: layer for name, layer in layers.items() if name not in fixed}
+        pressed, others = {}, dict.fromkeys(rest, "not named in overrides")
+        if ranks is not None:
+            pressed, others = press_where_smaller(rest, schemes[0], ranks, round_to)
+            _warn_of_noise(ranks, pressed)
     if not fixed and not pressed:
         raise nothing_pressed_error({**unpressed, **others})
     plans = {**fixed, **pressed}
     chosen = [plans[name] for name in layers if name in plans]
     for warning in [] if isinstance(allocation, Scores) else lost_layers(chosen):
         logger.warning("%s", warning)
-    return dense.plan(format_schemes(schemes), chosen, {**unpressed, **others})
+    return dense.plan(format_schemes(schemes), chosen, {**unpressed, **others}, latency)
+
+
+def check_budget(
+    model: nn.Module, example_inputs: ExampleInputs | None, **options: Unpack[PlanOptions]
+) -> None:
+    """Raise the error for a budget that no ranks meet, or that the dense model meets.
+
+    No weight is read, so that this is known before a network is trained or its layers are scored.
+    Of a latency only the dense model is timed.
+
+    Parameters
+    ----------
+    model, example_inputs, **options
+        As for `plan`, with a budget.
+
+    Raises
+    ------
+    InvalidArgumentError, BudgetMetError
+        As by `plan`.
+
+    Examples
+    --------
+    >>> check_budget(nn.Sequential(nn.Linear(80, 50)), None, budget="params=1%")
+    Traceback (most recent call last):
+    ...
+    tensorpress.errors.InvalidArgumentError: the budget params=1% is out of reach: with all that \
+may be pressed at the smallest ranks the model has 180 of 4,050 parameters; the largest that stay \
+dense are 0.bias (50 parameters)
+    """
+    limit, schemes = parse_budget(options.get("budget") or ""), options.get("scheme", AUTO_NAME)
+    names = parse_schemes(schemes)
+    dense = DenseModel.from_module(unwrap(model), example_inputs, None)
+    layers, unpressed = dense.select_layers(options.get("targets", ("*",)), options.get("skip", ()))
+    if scheme_named(names[0]).joint:
+        return
+    entries = match_entries(options.get("overrides") or {}, layers, unpressed)
+    fixed, rest, allowed = _divide_layers(layers, entries, names)
+    check_reach(limit, dense, rest, allowed, fixed)
+
+
+def _divide_layers(
+    layers: Mapping[str, Layer], entries: Mapping[str, Entry], schemes: Sequence[str]
+) -> tuple[dict[str, LayerPlan], dict[str, Layer], dict[str, Sequence[str]]]:
+    """Return the layers whose entries have ranks, and the others with the schemes they may have."""
+    with_ranks = {name: entry for name, entry in entries.items() if "ranks" in entry}
+    fixed = plan_fixed_ranks(layers, with_ranks, schemes, None, 1)
+    rest = {name: layer for name, layer in layers.items() if name not in fixed}
+    return fixed, rest, {name: layer_schemes(entries.get(name), schemes) for name in rest}
+
+
+def _warn_of_noise(ranks: Ranks, pressed: Mapping[str, LayerPlan]) -> None:
+    """Warn of layers in which EVBMF finds nothing but noise."""
+    if not (isinstance(ranks, EVBMFRanks) or str(ranks).startswith("evbmf")):
+        return
+    names = [name for name, layer in pressed.items() if set(layer.ranks) == {1}]
+    if names:
+        logger.warning(
+            "EVBMF finds nothing above the noise in %d of %d layers, which keep rank 1 and little "
+            "of their weight: %s; give a budget, or ranks of your own",
+            *(len(names), len(pressed), format_names(names)),
+        )
 
 
 def lost_layers(layers: Sequence[LayerPlan]) -> list[str]:

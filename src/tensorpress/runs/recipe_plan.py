@@ -9,8 +9,9 @@ from torch import nn
 from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.models.zoo import NETWORKS, Network
 from tensorpress.planning import Plan, plan
+from tensorpress.planning.budget import parse_budget
 from tensorpress.planning.plan_from_model import plan_from_model
-from tensorpress.planning.planner import parse_schemes
+from tensorpress.planning.planner import check_budget, parse_schemes
 from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_network import recipe_network
 from tensorpress.runs.recipe_sections import LayerPress, Press
@@ -52,8 +53,8 @@ def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBa
 def try_plan(net: Network, recipe: Recipe) -> None:
     """Make a recipe's plan for the untrained network, so that mistakes show before training.
 
-    Rank rules that depend on the weights are tried with rank 1, and budgets with a saving of 1 %:
-    only the trained network shows which budgets can be met. Networks of the zoo have no values in
+    Rank rules that depend on the weights are tried with rank 1, and budgets with a saving of 1 %,
+    once it is known that some ranks meet them. Networks of the zoo have no values in
     this where none are needed; any other is built as it will be.
     """
     section = recipe.press
@@ -73,10 +74,22 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     entries = section.overrides or {}
     ranks = [section.ranks, *(entry.ranks for entry in entries.values())]
     overrides = {pattern: _with_rank_1(entry) for pattern, entry in entries.items()}
+    budget = None if recipe.press is None else recipe.press.budget
     section = section.model_copy(update={"overrides": overrides or None})
     by_values = net.name not in NETWORKS or any(isinstance(r, str) for r in ranks)
     with torch.device("cpu" if by_values else "meta"):
-        plan_recipe(net.build(), recipe.model_copy(update={"press": section}))
+        model = net.build()
+        if budget is not None and parse_budget(budget).kind != "latency":
+            check_budget(
+                model,
+                torch.zeros(1, *net.input_shape),
+                scheme=recipe.press.scheme,
+                targets=section.targets,
+                skip=section.skip,
+                overrides={k: v.model_dump(exclude_none=True) for k, v in overrides.items()},
+                budget=budget,
+            )
+        plan_recipe(model, recipe.model_copy(update={"press": section}))
 
 
 RankSection = TypeVar("RankSection", Press, LayerPress)
