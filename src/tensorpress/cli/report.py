@@ -49,6 +49,7 @@ def report_command(
         load_source,
         model_place,
     )
+    from tensorpress.hugging_face.pressed_config import read_plan
     from tensorpress.report.model_page import write_model_page
 
     if out.suffix.lower() not in (".html", ".htm"):
@@ -74,6 +75,7 @@ def report_command(
         batches=batches,
         example_inputs=dense.inputs(dense.model),
         title=f"{source.name}: {dense.name}",
+        plan=read_plan(source) if source.is_dir() else None,
     )
     if (place := model_place(source)).is_file():
         content["costs"]["bytes"]["compressed"] = place.stat().st_size
