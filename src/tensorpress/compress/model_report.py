@@ -167,13 +167,18 @@ def describe(
         "costs": costs,
         "layers": layers,
         "unpressed": _explain_dense(model, plans, {} if plan is None else plan.unpressed),
-        "environment": {
-            "tensorpress": version("tensorpress"),
-            "torch": torch.__version__,
-            "python": python_version(),
-            "device": f"{next(pressed.parameters()).device.type}, {machine()}",
-            "threads": torch.get_num_threads(),
-        },
+        "environment": describe_environment(pressed),
+    }
+
+
+def describe_environment(model: nn.Module) -> dict[str, Any]:
+    """Return the versions and the device by which a model is measured."""
+    return {
+        "tensorpress": version("tensorpress"),
+        "torch": torch.__version__,
+        "python": python_version(),
+        "device": f"{next(model.parameters()).device.type}, {machine()}",
+        "threads": torch.get_num_threads(),
     }
 
 
