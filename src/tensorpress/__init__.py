@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tensorpress.codec.inspect import inspect
     from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
     from tensorpress.codec.save_load import load, save
+    from tensorpress.compress.comparison import compare
     from tensorpress.compress.compress import compress
     from tensorpress.compress.fidelity import fidelity
     from tensorpress.compress.model_report import report
@@ -65,6 +66,7 @@ __all__ = [  # noqa: RUF022 - by task
     "CompressResult",
     "Fidelity",
     "compress",
+    "compare",
     "fidelity",
     "report",
     # plan
@@ -118,6 +120,7 @@ _HOMES = {
     "CompressResult": "tensorpress.compress.result",
     "Fidelity": "tensorpress.compress.verdict",
     "compress": "tensorpress.compress.compress",
+    "compare": "tensorpress.compress.comparison",
     "fidelity": "tensorpress.compress.fidelity",
     "report": "tensorpress.compress.model_report",
     "LayerPlan": "tensorpress.planning",

@@ -71,6 +71,22 @@ def test_bytes_are_a_file(run_json: RunJson, tmp_path: Path) -> None:
     assert run_json("decode", "small", "--out", "small.safetensors")["values"] > 200_000
 
 
+def test_files_and_folders_are_compared(run_json: RunJson, shell: Shell, tmp_path: Path) -> None:
+    words = ("compress", *LENET, "--data", "digits", "--budget")
+    for budget, out in (("params=30%", "small"), ("bytes=5%", "coded")):
+        assert shell(*words, budget, "--out", out).code == 0
+    content = run_json("report", "small", "coded", "--data", "digits", "--out", "page.html")
+    rows = {row["name"]: row for row in content["models"]}
+    assert list(rows) == ["dense", "small", "coded"]
+    assert rows["coded"]["bytes"] == (tmp_path / "coded" / "model.tpz").stat().st_size
+    assert rows["small"]["params"] <= 0.3 * rows["dense"]["params"]
+    assert rows["small"]["metric"] == pytest.approx(run_json("eval", "small")["error"])
+    assert json.loads((tmp_path / "page.json").read_text()) == content
+    said = shell("report", "small", "coded")
+    assert "latency, ms" in said.out
+    assert "small" in (tmp_path / "report.html").read_text()
+
+
 def test_the_table_ends_with_the_folder(shell: Shell) -> None:
     said = shell("compress", *LENET, "--budget", "params=50%", "--out", "small")
     assert said.code == 0

@@ -62,7 +62,10 @@ def test_layers_have_the_errors_costs_and_curves_of_the_model(dense: nn.Module) 
     assert len(layers["conv"]["curves"]) == 2
     assert layers["lstm.weight_hh_l0"]["dense_macs"] is None
     assert all(layer["ms"] > 0 and layer["dense_ms"] > 0 for layer in layers.values())
-    assert content["unpressed"]["lstm.weight_ih_l0"] == "left dense"
+    assert (
+        content["unpressed"]["lstm.weight_ih_l0"]
+        == "it could be pressed, but the plan leaves it as it is"
+    )
     assert content["fidelity"]["examples"] == 60
     low, high = content["costs"]["latency_ms"]["quartiles"]["dense"]
     assert 0 < low <= content["costs"]["latency_ms"]["dense"] <= high

@@ -78,7 +78,7 @@ def block_scores(
     done = jobs.results()
     last = len(model.blocks)
     backward = list(reversed(range(1, last + 2)))
-    with LayerProgress(2 * last + 1, "scoring") as progress:
+    with LayerProgress(2 * last + 1, "scoring layers", "passes through a block") as progress:
         if len(done) < len(backward):
             _run_forward(model, states, progress)
         work = _BackwardPass(model, names, states, gradients)

@@ -94,7 +94,8 @@ def compress_command(
         **result.to_dict(),
     }
     if result.plan is not None:
-        description = describe(dense.model, result.model, dense.inputs(dense.model))
+        example = dense.inputs(dense.model)
+        description = describe(dense.model, result.model, example, result.plan)
         content |= {name: description[name] for name in ("layers", "unpressed", "environment")}
     write_atomically(out / JSON_FILE, (json.dumps(content, indent=1) + "\n").encode())
     write_model_page(content, out / REPORT)

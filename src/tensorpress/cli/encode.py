@@ -97,10 +97,7 @@ def encode_command(
         print_json({"file": str(path), **result.to_dict()})
         return
     print_table(_tensor_table(result))
-    print_line(
-        f"{path}: {result.bytes:,} bytes, {result.bits_per_value:.2f} bits a value, "
-        f"relative error {result.error:.4f}"
-    )
+    print_line(f"{path}: {result}")
 
 
 def decode_command(

@@ -197,6 +197,13 @@ def model_place(source: Path) -> Path:
     return file if file.is_file() and read_plan(source) is None else source
 
 
+def stored_bytes(source: Path) -> int:
+    """Return the bytes that a model takes on the disk: of its file, or of a folder's tensors."""
+    place = model_place(source)
+    files = place.glob("*.safetensors") if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files)
+
+
 def read_origin(place: Path) -> Origin:
     """Return what a file or a folder says of its model; a file goes before its folder."""
     if place.is_dir():

@@ -1,22 +1,34 @@
 """The command report."""
 
+from __future__ import annotations
+
 import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import tensorpress as tp
-from tensorpress.cli.options import SOURCE, Inputs, Json, Model, Preprocess, Root, WeightFile
-from tensorpress.cli.output import print_json, print_line
+from tensorpress.cli.options import Inputs, Json, Model, Preprocess, Root, WeightFile
+from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.atomic_files import check_writable, write_atomically
 
+if TYPE_CHECKING:
+    from tensorpress.cli.model_source import DenseByName
+    from tensorpress.models.origin import Origin
+
 
 def report_command(
-    source: Annotated[Path, SOURCE],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A .tpz file, or a folder that press, compress or run wrote; several are compared "
+            "on one page."
+        ),
+    ],
     model: Model = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The page; its numbers go beside it as .json.")
@@ -36,19 +48,17 @@ def report_command(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Write a page on a pressed model: layers, errors, times, and outputs beside the dense model's.
+    """Write a page on a pressed model beside its dense one, or on several models side by side.
 
-    A folder says which dense model it was made from; --model and --weights say it of a file.
+    The page of one model has its layers, errors, times, and how far its outputs are from the dense
+    model's; that of several a table and a plot. A folder says which dense model it was made from;
+    --model and --weights say it of a file.
 
-    Example: tensorpress report small.tpz --model torchvision:resnet18 --weights resnet18.pt
+    Example: tensorpress report small smaller smallest.tpz --data photos --out comparison.html
     """
     from tensorpress.cli.calibration_data import CommandData
-    from tensorpress.cli.model_source import (
-        find_dense,
-        has_random_weights,
-        load_source,
-        model_place,
-    )
+    from tensorpress.cli.model_source import load_source, model_place
+    from tensorpress.hugging_face.pressed_config import read_plan
     from tensorpress.report.model_page import write_model_page
 
     if out.suffix.lower() not in (".html", ".htm"):
@@ -56,13 +66,13 @@ def report_command(
     numbers = out.with_suffix(".json")
     for file in (out, numbers):
         check_writable(file)
-    dense, origin = find_dense(source, model, weights, inputs)
-    weights = dense.weights
-    if weights is None and has_random_weights(dense.name):
-        raise InvalidArgumentError(
-            f"{dense.name} has random weights, with which nothing can be compared: give --weights, "
-            f"the file of the dense model from which {source} was made"
-        )
+    if len(sources) > 1:
+        content = _compare(sources, model, weights, inputs, data, root, preprocess)
+        write_atomically(numbers, (json.dumps(content, indent=1) + "\n").encode())
+        _print_comparison(content, out, numbers, as_json)
+        return
+    [source] = sources
+    dense, origin = _trained_dense(source, model, weights, inputs)
     pressed = load_source(source, dense.name, None).model
     batches = None
     if data is not None:
@@ -74,6 +84,7 @@ def report_command(
         batches=batches,
         example_inputs=dense.inputs(dense.model),
         title=f"{source.name}: {dense.name}",
+        plan=read_plan(source) if source.is_dir() else None,
     )
     if (place := model_place(source)).is_file():
         content["costs"]["bytes"]["compressed"] = place.stat().st_size
@@ -88,4 +99,72 @@ def report_command(
         digits = 2 if name == "latency_ms" else 0
         before, after = (f"{cost[key]:,.{digits}f}" for key in ("dense", "compressed"))
         print_line(f"{name}: {before} dense, {after} pressed{share}")
+    print_line(f"written  {out}, {numbers}")
+
+
+def _trained_dense(
+    source: Path, model: str | None, weights: Path | None, inputs: list[str] | None
+) -> tuple[DenseByName, Origin]:
+    """Return the dense model of a source, with its weights, and what the source says."""
+    from tensorpress.cli.model_source import find_dense, has_random_weights
+
+    dense, origin = find_dense(source, model, weights, inputs)
+    if dense.weights is None and has_random_weights(dense.name):
+        raise InvalidArgumentError(
+            f"{dense.name} has random weights, with which nothing can be compared: give --weights, "
+            f"the file of the dense model from which {source} was made"
+        )
+    return dense, origin
+
+
+def _compare(
+    sources: list[Path],
+    model: str | None,
+    weights: Path | None,
+    inputs: list[str] | None,
+    data: str | None,
+    root: Path | None,
+    preprocess: str | None,
+) -> dict[str, Any]:
+    """Return the comparison of several files and folders, with the bytes that each takes."""
+    from tensorpress.cli.calibration_data import CommandData
+    from tensorpress.cli.model_source import load_source, stored_bytes
+
+    dense: dict[str, Any] = {}
+    models, sizes = {}, {}
+    same: dict[tuple[str, Path | None], DenseByName] = {}
+    for source in sources:
+        dense_of_it, origin = _trained_dense(source, model, weights, inputs)
+        by_name = same.setdefault((dense_of_it.name, dense_of_it.weights), dense_of_it)
+        dense[str(source)] = by_name.model
+        models[str(source)] = load_source(source, by_name.name, None).model
+        sizes[str(source)] = stored_bytes(source)
+    first = next(iter(same.values()))
+    batches = error = None
+    if data is not None:
+        opened = CommandData.for_dense(first, data, root, preprocess or origin.preprocess)
+        batches, error = opened.held_out(), opened.error_function()
+    content = tp.compare(
+        dense,
+        models,
+        batches=batches,
+        example_inputs=first.inputs(first.model),
+        evaluate=error,
+        title=f"{len(sources)} models from {', '.join(dict.fromkeys(name for name, _ in same))}",
+    )
+    for row in content["models"]:
+        row["bytes"] = sizes.get(row["name"], row["bytes"])
+    return {"command": shlex.join(["tensorpress", *sys.argv[1:]]), **content}
+
+
+def _print_comparison(content: dict[str, Any], out: Path, numbers: Path, as_json: bool) -> None:
+    from tensorpress.report.comparison_page import comparison_table, write_comparison_page
+
+    write_comparison_page(content, out)
+    if as_json:
+        print_json(content)
+        return
+    print_table(comparison_table(content["models"]))
+    if any("metric" in row for row in content["models"]):
+        print_line("metric: error in %, on examples that nothing is fitted to")
     print_line(f"written  {out}, {numbers}")

@@ -70,7 +70,7 @@ class StoredLayer:
     options: Options
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """The content of a `.tpz` file, from `inspect`.
 
@@ -106,6 +106,23 @@ class Inspection:
     layers: tuple[StoredLayer, ...]
     tensors: tuple[StoredTensor, ...]
     parts: dict[str, int]
+
+    def __str__(self) -> str:
+        """Return a line of text for the file, and one for each tensor."""
+        lines = [f"{self.file}: {self.network or 'a model of your own'}, {self.size:,} bytes"]
+        width = max((len(tensor.short_name) for tensor in self.tensors), default=0)
+        lines += [
+            f"{x.short_name:<{width}}  {x.bytes:>12,.1f} bytes, {x.bits_per_value:.2f} bits a value"
+            for x in self.tensors
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Return file, size and numbers of layers and tensors."""
+        return (
+            f"<Inspection of {self.file}: {self.size:,} bytes, {len(self.layers)} pressed layers, "
+            f"{len(self.tensors)} tensors>"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as plain data for JSON."""

@@ -1,7 +1,7 @@
 """The report of a pressed model: its layers, costs, times and fidelity beside the dense model."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from platform import machine, python_version
@@ -18,10 +18,20 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.measure.latency import time_layers, time_passes
 from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.planning.dense_model import DenseModel
+from tensorpress.planning.layer_candidates import (
+    applicable_schemes,
+    plan_with_ranks,
+    refuse_no_gain,
+)
+from tensorpress.planning.layers import Layer
+from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.planning.planner import AUTO
 from tensorpress.press.unpress import dense_weight
+from tensorpress.ranks import FractionRanks
 from tensorpress.report.model_page import write_model_page
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.utils.atomic_files import check_writable
 from tensorpress.utils.module_tree import locate_weight
 
@@ -37,6 +47,7 @@ def report(
     batches: Iterable[CalibrationBatch] | None = None,
     example_inputs: ExampleInputs | None = None,
     title: str | None = None,
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
     """Compare a pressed model with the dense model, and write what there is to say to a page.
 
@@ -53,6 +64,8 @@ def report(
         Arguments of a forward pass, for multiply–accumulates and times; by default the first batch.
     title : str, optional
         Title of the page, by default the class of the model.
+    plan : Plan, optional
+        The plan of the pressed model, whose reasons for layers that stay dense the page repeats.
 
     Returns
     -------
@@ -84,7 +97,7 @@ def report(
         example_inputs = data[0].arguments
     content = {
         "title": title or type(dense).__name__,
-        **describe(dense, pressed, example_inputs),
+        **describe(dense, pressed, example_inputs, plan),
         "fidelity": None,
         "verdict": "outputs were not compared: give batches",
     }
@@ -97,7 +110,10 @@ def report(
 
 
 def describe(
-    dense: nn.Module, pressed: nn.Module, example_inputs: ExampleInputs | None = None
+    dense: nn.Module,
+    pressed: nn.Module,
+    example_inputs: ExampleInputs | None = None,
+    plan: Plan | None = None,
 ) -> dict[str, Any]:
     """Return the layers and costs of a pressed model beside the dense one, as plain data.
 
@@ -107,6 +123,8 @@ def describe(
         The models.
     example_inputs : Tensor, sequence or mapping, optional
         Arguments of a forward pass, for multiply–accumulates and times.
+    plan : Plan, optional
+        The plan of the pressed model, with the reasons for layers that stay dense.
 
     Raises
     ------
@@ -148,14 +166,19 @@ def describe(
     return {
         "costs": costs,
         "layers": layers,
-        "unpressed": {**model.unpressed, **_left(model, plans)},
-        "environment": {
-            "tensorpress": version("tensorpress"),
-            "torch": torch.__version__,
-            "python": python_version(),
-            "device": f"{next(pressed.parameters()).device.type}, {machine()}",
-            "threads": torch.get_num_threads(),
-        },
+        "unpressed": _explain_dense(model, plans, {} if plan is None else plan.unpressed),
+        "environment": describe_environment(pressed),
+    }
+
+
+def describe_environment(model: nn.Module) -> dict[str, Any]:
+    """Return the versions and the device by which a model is measured."""
+    return {
+        "tensorpress": version("tensorpress"),
+        "torch": torch.__version__,
+        "python": python_version(),
+        "device": f"{next(model.parameters()).device.type}, {machine()}",
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -203,7 +226,24 @@ def _error_curve(values: Tensor) -> dict[str, list[float]]:
     return {"ranks": ranks, "errors": [round(errors[rank - 1], 5) for rank in ranks]}
 
 
-def _left(model: DenseModel, plans: Sequence[LayerPlan]) -> dict[str, str]:
-    """Return the layers that could be pressed and are not."""
-    names = {plan.name for plan in plans}
-    return {name: "left dense" for name in model.layers if name not in names}
+def _explain_dense(
+    model: DenseModel, plans: Sequence[LayerPlan], reasons: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the layers that stay dense, with the reasons of a plan where it has them."""
+    pressed = {plan.name for plan in plans}
+    result = dict(model.unpressed)
+    for name, layer in model.layers.items():
+        if name not in pressed:
+            result[name] = reasons.get(name) or _why_dense(layer)
+    return result
+
+
+def _why_dense(layer: Layer) -> str:
+    """Return why a layer is not pressed, as far as the layer alone tells it."""
+    schemes, reason = applicable_schemes(layer, [scheme_named(name) for name in AUTO])
+    if not schemes:
+        return reason
+    smallest = [plan_with_ranks(layer, scheme, FractionRanks(1e-9)) for scheme in schemes]
+    if all(refuse_no_gain(plan) for plan in smallest):
+        return "no ranks make it smaller, or none that multiply less"
+    return "it could be pressed, but the plan leaves it as it is"

@@ -13,7 +13,7 @@ from tensorpress.planning.plan import Plan, PlannedLatency
 from tensorpress.schemes.layer_plan import LayerPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trial:
     """One way to meet the budget, carried out and measured.
 
@@ -51,6 +51,10 @@ class Trial:
             note = "" if self.note is None else f"; {self.note}"
             return f"{self.name}: {self.fidelity.verdict}{note} ({self.seconds:.0f} s)"
         return f"{self.name}: {self.failure or 'outputs were not compared'}"
+
+    def __repr__(self) -> str:
+        """Return what came of it."""
+        return f"<Trial {self.summary}>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trial as plain data for JSON, its plan by its id."""

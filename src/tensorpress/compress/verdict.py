@@ -79,6 +79,10 @@ class Fidelity:
         value = self.error if self.divergence is None else self.divergence
         return (value if math.isfinite(value) else math.inf), self.error
 
+    def __str__(self) -> str:
+        """Return the verdict."""
+        return self.verdict
+
     @property
     def verdict(self) -> str:
         """What the numbers mean, in a few words."""

@@ -51,7 +51,7 @@ class PlannedLatency:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """The layers of a model that are pressed, and those that stay dense with the reason for each.
 
@@ -216,6 +216,13 @@ class Plan:
             return Plan.from_dict(parse(file.read_bytes()))
         except (ValueError, OSError) as error:
             raise InvalidArgumentError(f"{file}: {error}") from None
+
+    def __repr__(self) -> str:
+        """Return the number of layers and the parameters before and after."""
+        return (
+            f"<Plan {self.id}: {len(self.layers)} layers by {self.scheme}, "
+            f"{self.dense_params:,} parameters become {self.params:,}>"
+        )
 
     def __str__(self) -> str:
         """Return the plan as a table of text."""

@@ -21,7 +21,7 @@ _MAX_NAMES = 3  # of tensors in a warning
 logger = logging.getLogger("tensorpress.quantize")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EncodeResult:
     """Size and error of a file that `encode` wrote.
 
@@ -46,6 +46,17 @@ class EncodeResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain data for JSON."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        """Return size and error as a line of text."""
+        return (
+            f"{self.bytes:,} bytes, {self.bits_per_value:.2f} bits a value, "
+            f"relative error {self.error:.4f}"
+        )
+
+    def __repr__(self) -> str:
+        """Return size and error, without the tensors."""
+        return f"<EncodeResult: {self}>"
 
 
 def encode(

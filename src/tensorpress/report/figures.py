@@ -232,6 +232,49 @@ def errors_by_rank(
     return figure
 
 
+def parameters_and_errors(rows: Sequence[Mapping[str, Any]], width: int) -> Figure:
+    """Return a plot of how far the outputs of models differ over their parameters.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Models with ``name``, ``params`` and ``fidelity``.
+    width : int
+        Width in pixels.
+
+    Examples
+    --------
+    >>> rows = [{"name": "small", "params": 1200, "fidelity": {"error": 0.1}}]
+    >>> [float(y) for y in parameters_and_errors(rows, 340).axes[0].lines[0].get_ydata()]
+    [0.1]
+    """
+    figure = new_figure(width, 300)
+    axes = figure.subplots()
+    sizes = [row["params"] for row in rows]
+    smallest, largest = min(sizes), max(sizes)
+    for row in rows:
+        error = row["fidelity"]["error"]
+        (mark,) = axes.plot([row["params"]], [error], "o", color=AFTER, markersize=8)
+        add_hover(mark, f"{row['name']}: {row['params']:,} parameters, {error:.1%}")
+        is_right = row["params"] > (largest + smallest) / 2
+        label = axes.annotate(
+            _shorten(row["name"]),
+            (row["params"], error),
+            (-8 if is_right else 8, 6),
+            textcoords="offset points",
+            ha="right" if is_right else "left",
+        )
+        label.set_in_layout(False)
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("outputs differ by")
+    axes.margins(0.25)
+    axes.set_ylim(bottom=0)
+    _format_large(axes.xaxis)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid()
+    return figure
+
+
 def _format_large(axis: Axis) -> None:
     """Write large numbers of an axis as 10k or 3M, without ticks between."""
     axis.set_major_formatter(EngFormatter(sep=""))

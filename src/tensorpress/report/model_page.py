@@ -73,8 +73,8 @@ def write_model_page(content: Mapping[str, Any], path: str | os.PathLike[str]) -
         layer_plot=_plot_layers(largest[:_MOST_BARS]),
         curve_plots=_plot_curves([layer for layer in largest if layer.get("curves")]),
         downloads={
-            "layers.csv": _as_data("text/csv", _to_csv(layers)),
-            "report.json": _as_data("application/json", json.dumps(content, indent=1)),
+            "layers.csv": as_data("text/csv", _to_csv(layers)),
+            "report.json": as_data("application/json", json.dumps(content, indent=1)),
         },
     )
     write_atomically(path, page.encode())
@@ -129,6 +129,6 @@ def _to_csv(layers: Sequence[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
-def _as_data(kind: str, text: str) -> str:
+def as_data(kind: str, text: str) -> str:
     """Return an address that holds a text, for a link that saves it."""
     return f"data:{kind};base64,{b64encode(text.encode()).decode()}"

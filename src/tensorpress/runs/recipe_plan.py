@@ -74,20 +74,20 @@ def try_plan(net: Network, recipe: Recipe) -> None:
     entries = section.overrides or {}
     ranks = [section.ranks, *(entry.ranks for entry in entries.values())]
     overrides = {pattern: _with_rank_1(entry) for pattern, entry in entries.items()}
-    budget = None if recipe.press is None else recipe.press.budget
+    asked = recipe.press or section
     section = section.model_copy(update={"overrides": overrides or None})
     by_values = net.name not in NETWORKS or any(isinstance(r, str) for r in ranks)
     with torch.device("cpu" if by_values else "meta"):
         model = net.build()
-        if budget is not None and parse_budget(budget).kind != "latency":
+        if asked.budget is not None and parse_budget(asked.budget).kind != "latency":
             check_budget(
                 model,
                 torch.zeros(1, *net.input_shape),
-                scheme=recipe.press.scheme,
+                scheme=asked.scheme,
                 targets=section.targets,
                 skip=section.skip,
                 overrides={k: v.model_dump(exclude_none=True) for k, v in overrides.items()},
-                budget=budget,
+                budget=asked.budget,
             )
         plan_recipe(model, recipe.model_copy(update={"press": section}))
 

@@ -70,13 +70,22 @@ class History(BaseModel):
     >>> history = History(epochs=[metrics])
     >>> History.from_json(history.to_json()) == history
     True
-    >>> print(history.epochs[0])
+    >>> print(history)
     epoch 1: train loss 0.5000, train error 12.00 %, lr 0.1, 3.0 s
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     epochs: list[EpochMetrics] = Field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return a line of text for each epoch."""
+        return "\n".join(map(str, self.epochs))
+
+    def __repr__(self) -> str:
+        """Return the number of epochs and what the last one gave."""
+        last = f", {self.epochs[-1]}" if self.epochs else ""
+        return f"<History of {len(self.epochs)} epochs{last}>"
 
     def to_json(self) -> str:
         """Return the history as JSON text."""

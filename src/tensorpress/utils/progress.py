@@ -104,13 +104,17 @@ class LayerProgress(ProgressBar):
     Parameters
     ----------
     total : int
-        Number of layers.
+        Number of layers, or of steps.
+    title : str
+        What is done.
+    unit : str
+        What is counted.
     """
 
-    def __init__(self, total: int, title: str = "pressing") -> None:
+    def __init__(self, total: int, title: str = "pressing", unit: str = "layers") -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         super().__init__(TextColumn("{task.description}"), *columns)
-        self._title, self._total, self._done = title, total, 0
+        self._title, self._unit, self._total, self._done = title, unit, total, 0
         self._task = self._bar.add_task(title, total=total)
         self._start = perf_counter()
 
@@ -128,6 +132,6 @@ class LayerProgress(ProgressBar):
         """Report that a block is done."""
         seconds, self._start = perf_counter() - self._start, perf_counter()
         logger.info(
-            "%s: %s done in %.1f s, %d of %d layers",
-            *(self._title, block, seconds, self._done, self._total),
+            "%s: %s took %.1f s, %d of %d %s are done",
+            *(self._title, block, seconds, self._done, self._total, self._unit),
         )
