@@ -36,8 +36,11 @@ from tensorpress.sensitivity.response_energy import response_energies
 LOSS = "curvature of the loss"
 """The criterion for language models, whose layers get the factors that it scores."""
 
-SCHEMES = {LOSS: "pivoted_svd", "response energy": "channel_svd"}
-"""Schemes of criteria that know but one."""
+SCHEMES: Mapping[str, str | Sequence[str]] = {
+    LOSS: "pivoted_svd",
+    "response energy": ("channel_svd", "svd_weight"),
+}
+"""Schemes of criteria that know but these."""
 
 
 class TargetOptions(TypedDict):
