@@ -24,6 +24,7 @@ from tensorpress.planning.layers import match_names
 from tensorpress.planning.plan import Plan
 from tensorpress.quantize.encode import decode, encode
 from tensorpress.reconstruct.block_refinement import refine_blocks
+from tensorpress.schemes.folding import fold
 from tensorpress.utils.atomic_files import replace_file
 
 logger = logging.getLogger("tensorpress.compress")
@@ -198,7 +199,7 @@ def _code(
         # by the curvature of the loss or the outputs, or by weights without data
         criterion = next(iter(task.criteria))
         made = None if budget is None else task.plan(criterion, budget)
-        model = task.model if made is None else task.press(made, criterion)
+        model = fold(task.model) if made is None else task.press(made, criterion)
         data = user_batches(task.fitted) if task.fitted and calibrated else None
         size = encode(model, folder / name, size=limit, calibration=data, seed=task.seed).bytes
         decoded = deepcopy(model).cpu().eval()

@@ -17,6 +17,7 @@ from tensorpress.planning.scores import Scored, Scores
 from tensorpress.reconstruct.alternating_fit import fit_kernels
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.regression import shrunk
+from tensorpress.schemes.folding import fold
 from tensorpress.schemes.initialization import press_one_layer
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.pressed_layer import Composed
@@ -101,7 +102,7 @@ def kfac_scores(
     """
     if of not in get_args(Curvature):
         raise unknown_name("curvature", of, get_args(Curvature))
-    schemes = parse_schemes(scheme)
+    schemes, model = parse_schemes(scheme), fold(model)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     data = collect_batches(batches, model)
     unrolled, _ = unroll(model)

@@ -18,6 +18,7 @@ from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.reconstruct.samples import ROWS, Positions, sample_responses
 from tensorpress.reconstruct.second_moment import BlockMoment
+from tensorpress.schemes.folding import fold
 from tensorpress.sensitivity.candidates import response_schemes
 
 BY_RESPONSES = ("channel_svd", "tucker1_out")
@@ -85,6 +86,7 @@ def response_energies(
     True
     """
     check_response_scheme(scheme)
+    model = fold(model)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     unrolled, _ = unroll(model)
     methods = response_schemes(unrolled, layers, scheme)
