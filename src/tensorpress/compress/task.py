@@ -10,14 +10,10 @@ import torch
 from torch import nn
 
 from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.examples import select_examples
 from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.compress.reference import Reference
-from tensorpress.compress.split import (
-    halve_batches,
-    select_examples,
-    split_batches,
-    user_batches,
-)
+from tensorpress.compress.split import halve_batches, split_batches, user_batches
 from tensorpress.compress.verdict import Fidelity
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
