@@ -1,9 +1,10 @@
 import pytest
 import torch
-from tensorpress.calibrate.unrolled import unroll
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
+
+from tensorpress.calibrate.unrolled import unroll
 
 LAYERS = {
     "lstm": lambda: nn.LSTM(5, 7),
@@ -76,14 +77,16 @@ def test_weights_are_layers_that_hooks_see_at_every_step():
     hidden = unrolled.get_submodule("rnn.weight_hh_l0")
     hidden.register_forward_hook(lambda _, args, output: seen.append(args[0]))
     output, _ = unrolled["rnn"](torch.randn(6, 4, 5))
-    assert len(seen) == 6 and not seen[0].any()
+    assert len(seen) == 6
+    assert not seen[0].any()
     torch.testing.assert_close(torch.stack(seen[1:]), output[:-1])
 
 
 def test_tensors_are_those_of_the_model_which_stays_as_it_is():
     model = nn.Sequential(nn.LSTM(5, 7), nn.Identity())
     unrolled, _ = unroll(model)
-    assert type(model[0]) is nn.LSTM and isinstance(unrolled[0], nn.LSTM)
+    assert type(model[0]) is nn.LSTM
+    assert isinstance(unrolled[0], nn.LSTM)
     with torch.no_grad():
         unrolled.get_submodule("0.weight_hh_l0").weight.zero_()
     assert not model[0].weight_hh_l0.any()

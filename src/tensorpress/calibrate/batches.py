@@ -160,7 +160,8 @@ def outside_contexts() -> Iterator[None]:
 def run_model(model: nn.Module, batch: Batch) -> Any:
     """Run a forward pass and return whatever the model returns.
 
-    The model gets copies, since it may change its inputs in place.
+    The model gets copies, since it may change its inputs in place. Attention does not take torch's
+    fast path, which skips the layers that hooks are on and packs padded batches as nested tensors.
 
     Raises
     ------
@@ -168,8 +169,13 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
         If the model fails on them.
     """
     inputs = batch.arguments
-    with quote_model_errors(inputs):
-        return inputs.map(torch.clone).run(model)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with quote_model_errors(inputs):
+            return inputs.map(torch.clone).run(model)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:

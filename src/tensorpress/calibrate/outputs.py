@@ -119,6 +119,16 @@ def random_direction(tensors: list[Tensor], generator: torch.Generator) -> Tenso
     ).sum()
 
 
+def deviation_scales(outputs: Sequence[Tensor], batch: Batch) -> list[float]:
+    """Return factors that make several outputs deviate alike, so that no unit decides."""
+    if len(outputs) == 1:
+        return [1.0]
+    deviations = [Deviation() for _ in outputs]
+    for y, deviation in zip(outputs, deviations, strict=True):
+        deviation.add(y.detach(), token_mask(y, batch))
+    return [x.energy**-0.5 if x.energy > 0 else 0.0 for x in deviations]
+
+
 def token_mask(x: Tensor, batch: Batch) -> Tensor | None:
     """Return which tokens of (examples, tokens, …) are no padding, None where all count."""
     mask: Any = batch.named.get(MASK)

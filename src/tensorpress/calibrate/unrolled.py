@@ -1,12 +1,14 @@
 """Recurrent layers step by step, so that the inputs of each of their weights are seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from tensorpress.schemes.parametrization import factorized_weight, stored_factors
 from tensorpress.utils.module_tree import copy_model, weight_name
 
 State = tuple[Tensor, ...]
@@ -44,15 +46,35 @@ def unroll(model: nn.Module) -> tuple[nn.Module, list[str]]:
     >>> torch.allclose(unrolled(x)[0], model(x)[0], atol=1e-6)
     True
     """
-    recurrent = [name for name, module in model.named_modules() if _kind(module) is not None]
-    if not recurrent:
+    if not any(_kind(module) is not None for module in model.modules()):
         return model, []
     result = copy_model(model, [*model.parameters(), *model.buffers()])
-    names = []
-    for name in recurrent:
-        layer = result.get_submodule(name)
-        names += [weight_name(name, key) for key in _split(layer)]
-    return result, names
+    return result, _unroll_inplace(result)
+
+
+@contextmanager
+def unrolled_inplace(model: nn.Module) -> Iterator[list[str]]:
+    """Unroll the recurrent layers of a model in the block, and yield the names of `unroll`.
+
+    Weights that are rebuilt from factors after the block are so in the recurrent layers too.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    """
+    names = _unroll_inplace(model)
+    try:
+        yield names
+    finally:
+        for module in model.modules():
+            if isinstance(module, _Unrolled | _UnrolledCell):
+                _join(module)
+
+
+def _unroll_inplace(model: nn.Module) -> list[str]:
+    recurrent = [(name, m) for name, m in model.named_modules() if _kind(m) is not None]
+    return [weight_name(name, key) for name, layer in recurrent for key in _split(layer)]
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
@@ -68,14 +90,16 @@ def _split(layer: nn.Module) -> list[str]:
     """Put Linear layers in place of the parameters of a recurrent layer, and return their names."""
     kind = _kind(layer)
     assert kind is not None
+    parameters = dict(layer._parameters)
+    vars(layer)["_parameter_names"] = list(parameters)
     base = _UnrolledCell if issubclass(kind, nn.RNNCellBase) else _Unrolled
     layer.__class__ = type(kind.__name__, (base, type(layer)), {})
-    layer.__dict__["_flat_weights"] = []  # flatten_parameters leaves such a list alone
-    parameters = dict(layer._parameters)
+    if isinstance(layer, nn.RNNBase):
+        layer.__dict__["_flat_weights"] = []  # flatten_parameters leaves such a list alone
     names = [key for key in parameters if key.startswith("weight_")]
     for key in names:
         weight = layer._parameters.pop(key)
-        bias = layer._parameters.pop(key.replace("weight", "bias"), None)
+        bias = layer._parameters.pop(_bias(key), None)
         assert weight is not None
         outputs, inputs = weight.shape
         linear = _LinearWeight(inputs, outputs, bias=bias is not None, device="meta")
@@ -83,6 +107,36 @@ def _split(layer: nn.Module) -> list[str]:
         linear.bias = bias
         layer._modules[key] = linear
     return names
+
+
+def _join(layer: nn.Module) -> None:
+    """Make an unrolled layer the layer of torch again, with the weights and factors it has now."""
+    linears = {key: layer._modules.pop(key) for key in _weight_names(layer)}
+    layer.__class__ = type(layer).__bases__[1]
+    factors = {}
+    values: dict[str, nn.Parameter | None] = {}
+    for key, linear in linears.items():
+        assert linear is not None
+        form = factorized_weight(linear)
+        if form is not None:
+            factors[key] = form, tuple(stored_factors(linear).parameters())
+        weight = linear.get_parameter("weight") if form is None else nn.Parameter(linear.weight)
+        values |= {key: weight, _bias(key): linear._parameters["bias"]}
+    for name in vars(layer).pop("_parameter_names"):
+        layer._parameters[name] = values.get(name, layer._parameters.pop(name, None))
+    if isinstance(layer, nn.RNNBase):
+        layer._init_flat_weights()  # type: ignore[no-untyped-call]
+    for key, (form, stored) in factors.items():
+        form.attach(layer, stored, key)
+        layer.get_submodule("parametrizations").train(layer.training)
+
+
+def _weight_names(layer: nn.Module) -> list[str]:
+    return [name for name in vars(layer)["_parameter_names"] if name.startswith("weight_")]
+
+
+def _bias(weight: str) -> str:
+    return weight.replace("weight", "bias")
 
 
 class _LinearWeight(nn.Linear):
@@ -98,7 +152,7 @@ class _LinearWeight(nn.Linear):
 class _UnrolledCell(nn.RNNCellBase):
     """A cell of torch whose weights are Linear layers."""
 
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input: Tensor, hx: Any = None) -> Any:  # noqa: A002
         """Return the next state of a batch, or of one example."""
         x = input.reshape(-1, input.shape[-1])
         long = isinstance(self, nn.LSTMCell)
@@ -117,7 +171,11 @@ class _UnrolledCell(nn.RNNCellBase):
 class _Unrolled(nn.RNNBase):
     """A recurrent layer of torch whose weights are Linear layers."""
 
-    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:
+    def forward(  # torch calls it input too
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002
+        hx: Any = None,
+    ) -> tuple[Any, Any]:
         """Return the outputs and the last states, in the shapes of torch."""
         long = isinstance(self, nn.LSTM)
         state: State | None = None if hx is None else tuple(hx if long else (hx,))

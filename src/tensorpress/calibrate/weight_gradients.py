@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, model_outputs
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.outputs import deviation_scales, output_tensors, random_direction
 from tensorpress.calibrate.patches import can_unfold, output_rows, unfold_inputs
 from tensorpress.measure.cost import evaluation_mode, freeze
 
@@ -48,6 +49,7 @@ def weight_gradients(
     layers = {name: layer for name, layer in model.named_modules() if can_unfold(layer)}
     random = torch.Generator().manual_seed(seed)
     sums: dict[str, float] = {}
+    scales: list[float] = []
     examples = 0
 
     def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
@@ -75,7 +77,7 @@ def weight_gradients(
             stack.callback(hook.remove)
         for batch in batches:
             with torch.enable_grad():
-                product = _along_random(model, batch, random)
+                product = _along_random(model, batch, random, scales)
                 if product.requires_grad:
                     torch.autograd.backward(product)
             examples += len(batch)
@@ -123,6 +125,7 @@ def parameter_gradients(
     """
     random = torch.Generator().manual_seed(seed)
     sums: dict[str, float] = {}
+    scales: list[float] = []
     names = {name: parameter for name, parameter in parameters.items() if parameter.is_leaf}
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
@@ -133,7 +136,7 @@ def parameter_gradients(
             parameter.requires_grad_(True)
         for batch in batches:
             with torch.enable_grad():
-                product = _along_random(model, batch, random)
+                product = _along_random(model, batch, random, scales)
                 if not product.requires_grad:
                     continue
                 gradients = torch.autograd.grad(product, [*names.values()], allow_unused=True)
@@ -144,11 +147,17 @@ def parameter_gradients(
     return {name: total / examples for name, total in sums.items()}
 
 
-def _along_random(model: nn.Module, batch: Batch, random: torch.Generator) -> Tensor:
-    """Return v · f(x), whose gradient by a weight is Jᵀ v, for random v of unit variance."""
-    output = model_outputs(model, batch)
-    direction = torch.randn(output.shape, generator=random).to(output)
-    return (output * direction).sum()
+def _along_random(
+    model: nn.Module, batch: Batch, random: torch.Generator, scales: list[float]
+) -> Tensor:
+    """Return v · f(x), whose gradient by a weight is Jᵀ v, for random v of unit variance.
+
+    The scales of several outputs are those of the first batch, which are put into the list.
+    """
+    outputs = output_tensors(model, batch)
+    if not scales:
+        scales += deviation_scales(outputs, batch)
+    return random_direction([y * s for y, s in zip(outputs, scales, strict=False)], random)
 
 
 def _sum_squared_norms(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:

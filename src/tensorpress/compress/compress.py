@@ -74,7 +74,8 @@ def compress(
         skipped stays as it is, and so do parameters that ask for no gradient.
     refine : bool
         Whether to train blocks of the best pressed model, without labels, to give the outputs of
-        the dense blocks (`tensorpress.reconstruct.block_refinement`). A fifth of the data stops
+        the dense blocks (`tensorpress.reconstruct.block_refinement`); of coded models, biases and
+        norms. A fifth of the data stops
         that before it makes things worse. Language models are not refined: their blocks learn
         calibration data by heart.
     seed : int
@@ -106,7 +107,7 @@ def compress(
     batches = None if calibration is None else collect_batches(calibration, model)
     task = Task.make(model, limit, example_inputs, batches, targets, skip, seed)
     dense_metric = None if evaluate is None else _evaluate(evaluate, model)
-    attempts = bytes_trials(task, out) if limit.kind == "bytes" else shape_trials(task)
+    attempts = bytes_trials(task, out, refine) if limit.kind == "bytes" else shape_trials(task)
     with collect_few_rows() as few:
         best, trials = _run(task, attempts, refine and limit.kind != "bytes")
         fidelity = task.verdict(best.model)
@@ -227,10 +228,17 @@ def _warnings(
     if "latency_ms" in costs:
         dense, compressed = costs["latency_ms"]
         if best.trial.plan is not None and compressed > 1.1 * dense:
+            rebuilt = all(layer.method.form == "weight" for layer in best.trial.plan.layers)
             warnings.append(
                 f"on this machine a pass takes longer than the dense model's: {compressed:.2f} ms "
-                f"for {dense:.2f} ms; several small layers in place of one have their own costs, "
-                "and a budget of latency takes them into account"
+                f"for {dense:.2f} ms; "
+                + (
+                    "weights are rebuilt from factors at every pass: tensorpress.materialize makes "
+                    "them dense again"
+                    if rebuilt
+                    else "several small layers in place of one have their own costs, and a budget "
+                    "of latency takes them into account"
+                )
             )
         if task.limit.kind == "latency" and compressed > task.limit.resolve(dense):
             warnings.append(

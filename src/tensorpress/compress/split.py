@@ -1,12 +1,11 @@
 """Calibration data in parts: those that layers are fitted to, that choose, and that judge."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch
+from tensorpress.calibrate.examples import select_examples
 
 HELD_OUT = 0.2
 """Share of the examples that nothing is fitted to."""
@@ -74,44 +73,3 @@ def halve_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
 def user_batches(batches: Sequence[Batch]) -> list[CalibrationBatch]:
     """Return batches in the form in which users give them, without labels."""
     return [dict(batch.named) if batch.named else (batch.inputs, None) for batch in batches]
-
-
-def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
-    """Return batches of no more examples than ``size``, cut out of larger ones.
-
-    Examples
-    --------
-    >>> import torch
-    >>> [len(batch) for batch in rebatch([Batch((torch.zeros(10, 3),), None)], 4)]
-    [4, 4, 2]
-    """
-    return [
-        select_examples(batch, places)
-        for batch in batches
-        for places in torch.split(torch.arange(len(batch)), size)
-    ]
-
-
-def select_examples(batch: Batch, places: Tensor) -> Batch:
-    """Return some examples of a batch.
-
-    A Tensor is cut if its first axis is as long as the batch. A later one of one axis that is as
-    long as another axis of the first is not: it numbers positions.
-    """
-    size, [first, *_] = len(batch), batch.arguments.tensors
-
-    def cut(x: Tensor) -> Tensor:
-        if not x.ndim or len(x) != size:
-            return x
-        if x.ndim == 1 and x is not first and size in first.shape[1:]:
-            return x
-        return x[places.to(x.device)]
-
-    labels, arguments = batch.labels, batch.arguments.map(cut)
-    labelled = labels is not None and labels.ndim and len(labels) == size
-    return replace(
-        batch,
-        inputs=arguments.positional,
-        labels=labels[places.to(labels.device)] if labels is not None and labelled else labels,
-        named=arguments.named,
-    )

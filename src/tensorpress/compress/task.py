@@ -10,14 +10,10 @@ import torch
 from torch import nn
 
 from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.examples import select_examples
 from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.compress.reference import Reference
-from tensorpress.compress.split import (
-    halve_batches,
-    select_examples,
-    split_batches,
-    user_batches,
-)
+from tensorpress.compress.split import halve_batches, split_batches, user_batches
 from tensorpress.compress.verdict import Fidelity
 from tensorpress.errors import BudgetMetError, InvalidArgumentError
 from tensorpress.measure import count_macs, count_params, measure_latencies
@@ -37,8 +33,11 @@ from tensorpress.sensitivity.response_energy import response_energies
 LOSS = "curvature of the loss"
 """The criterion for language models, whose layers get the factors that it scores."""
 
-SCHEMES = {LOSS: "pivoted_svd", "response energy": "channel_svd"}
-"""Schemes of criteria that know but one."""
+SCHEMES: Mapping[str, str | Sequence[str]] = {
+    LOSS: "pivoted_svd",
+    "response energy": ("channel_svd", "svd_weight"),
+}
+"""Schemes of criteria that know but these."""
 
 
 class TargetOptions(TypedDict):

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import nn
 
+from tensorpress.calibrate.examples import rebatch
 from tensorpress.compress.result import Trial
-from tensorpress.compress.split import rebatch, user_batches
+from tensorpress.compress.split import user_batches
 from tensorpress.compress.task import LOSS, Task, count_bytes
 from tensorpress.compress.verdict import FAR
 from tensorpress.errors import InvalidArgumentError, TensorPressError
@@ -24,6 +26,7 @@ from tensorpress.planning.layers import match_names
 from tensorpress.planning.plan import Plan
 from tensorpress.quantize.encode import decode, encode
 from tensorpress.reconstruct.block_refinement import refine_blocks
+from tensorpress.schemes.folding import fold
 from tensorpress.utils.atomic_files import replace_file
 
 logger = logging.getLogger("tensorpress.compress")
@@ -76,14 +79,11 @@ def refine_attempt(task: Task, attempt: Attempt) -> Attempt:
     """Return an attempt with its blocks refined, on as many passes as a few minutes allow."""
     began, batches = time.perf_counter(), rebatch(task.fitted, REFINED_BATCH)
     name, made = f"{attempt.trial.name}, refined", attempt.trial.plan
-    examples = sum(map(len, batches))
     try:
-        macs = 0 if task.inputs is None else count_macs(attempt.model, task.inputs)
-        # Forward and back a pass multiplies thrice as much, once by blocks, once as a whole.
-        epochs = min(EPOCHS, int(MOST_MACS / max(6 * macs * examples, 1)))
+        epochs = _affordable_epochs(task, attempt.model)
         if epochs < 1:
             raise InvalidArgumentError(
-                f"a pass over {examples:,} examples multiplies more than {MOST_MACS:.0e} times"
+                f"a pass over the examples multiplies more than {MOST_MACS:.0e} times"
             )
         model = deepcopy(attempt.model)
         with freeze(_skipped_parameters(task, model)):
@@ -93,6 +93,13 @@ def refine_attempt(task: Task, attempt: Attempt) -> Attempt:
         return failed(name, error, attempt.model, made)
     seconds = time.perf_counter() - began
     return Attempt(Trial(name, made, fidelity, attempt.trial.estimate, seconds), model)
+
+
+def _affordable_epochs(task: Task, model: nn.Module) -> int:
+    macs = 0 if task.inputs is None else count_macs(model, task.inputs)
+    examples = sum(map(len, task.fitted))
+    # Forward and back a pass multiplies thrice as much, once by blocks, once as a whole.
+    return min(EPOCHS, int(MOST_MACS / max(6 * macs * examples, 1)))
 
 
 def _skipped_parameters(task: Task, model: nn.Module) -> list[nn.Parameter]:
@@ -145,15 +152,18 @@ def _warn_of_estimate(task: Task, name: str, estimate: float | None) -> None:
         )
 
 
-def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Attempt]:
+def bytes_trials(
+    task: Task, out: str | os.PathLike[str] | None, refine: bool = True
+) -> Iterator[Attempt]:
     """Yield models coded with data and without, and pressed before as long as that helps.
 
-    Nothing is pressed where coding leaves the outputs nearly the same, or nothing compares them.
+    With data their biases and norms are trained where there is something to refine. Nothing is
+    pressed where coding leaves the outputs nearly the same, or nothing compares them.
     """
     limit = int(task.limit.resolve(count_bytes(task.model)))
     with TemporaryDirectory() as folder:
         path = Path(folder)
-        best = _code(task, "coding", limit, path)
+        best = _code(task, "coding", limit, path, refine=refine)
         yield best
         if task.reference is not None and not _nothing_to_gain(best):
             # Calibration misjudges layers that it does not reach, such as recurrent ones.
@@ -165,7 +175,8 @@ def bytes_trials(task: Task, out: str | os.PathLike[str] | None) -> Iterator[Att
                 break
             name = f"{100 * share:.0f} % of the parameters, coded"
             logger.info("trial %d of at most %d: %s", place + 3, len(SHARES) + 2, name)
-            attempt = _code(task, name, limit, path, budget=f"params={100 * share:g}%")
+            part = f"params={100 * share:g}%"
+            attempt = _code(task, name, limit, path, budget=part, refine=refine)
             yield attempt
             if attempt.beats(best):
                 best = attempt
@@ -191,6 +202,7 @@ def _code(
     *,
     budget: str | None = None,
     calibrated: bool = True,
+    refine: bool = False,
 ) -> Attempt:
     """Write a model, pressed first where there is a budget for that, and read it again."""
     began, made = time.perf_counter(), None
@@ -198,9 +210,11 @@ def _code(
         # by the curvature of the loss or the outputs, or by weights without data
         criterion = next(iter(task.criteria))
         made = None if budget is None else task.plan(criterion, budget)
-        model = task.model if made is None else task.press(made, criterion)
+        model = fold(task.model) if made is None else task.press(made, criterion)
         data = user_batches(task.fitted) if task.fitted and calibrated else None
-        size = encode(model, folder / name, size=limit, calibration=data, seed=task.seed).bytes
+        passes = _affordable_epochs(task, model) if refine and task.refines else 0
+        how: dict[str, Any] = {"calibration": data, "passes": passes, "seed": task.seed}
+        size = encode(model, folder / name, size=limit, **how).bytes
         decoded = deepcopy(model).cpu().eval()
         decoded.load_state_dict(decode(folder / name))
         fidelity = task.fidelity(decoded)

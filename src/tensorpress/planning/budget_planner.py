@@ -122,8 +122,8 @@ def _find_candidates(
     unpressed: dict[str, str] = {}
     for name, layer in layers.items():
         usable, reason = applicable_schemes(layer, [scheme_named(s) for s in schemes[name]])
-        if usable and limit.kind == "latency" and layer.spec().kind == WEIGHT:
-            unpressed[name] = "rebuilding its weight saves no latency"
+        if usable and limit.kind in ("macs", "latency") and layer.spec().kind == WEIGHT:
+            unpressed[name] = f"rebuilding its weight saves no {UNITS[limit.kind]}"
         elif usable:
             candidates[name] = layer, usable
         else:

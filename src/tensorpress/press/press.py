@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from functools import partial
 from typing import Literal, get_args
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import CalibrationBatch
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.calibrate.loss_curvature import LossCurvature
+from tensorpress.calibrate.unrolled import unrolled_inplace
 from tensorpress.errors import InvalidArgumentError, TensorPressError, unknown_name
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.planning.plan import Plan
@@ -178,6 +180,7 @@ def press(
     with (
         open_executor(processes, executor) as workers,
         Progress(disable=not show_progress(), transient=True) as bar,
+        nullcontext() if calibration is None else unrolled_inplace(target),
     ):
         if calibration is None:
             start_values = _make_start_values(target, plan, init, seed, workers)

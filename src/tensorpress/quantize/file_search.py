@@ -8,13 +8,14 @@ from dataclasses import replace
 from math import log2
 from pathlib import Path
 from sys import maxsize
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.bias_correction import correct_biases
+from tensorpress.calibrate.examples import rebatch
 from tensorpress.calibrate.unrolled import unroll
 from tensorpress.codec.adaptive_coder import Stream
 from tensorpress.codec.encode_tensors import encode_tensors
@@ -23,6 +24,7 @@ from tensorpress.codec.quantizers import MAX_SYMBOL, PER_OCTAVE, StepQuantizer
 from tensorpress.codec.save_load import save
 from tensorpress.codec.state_dict import check_tensors, save_tensors
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.cost import freeze
 from tensorpress.quantize.fold_batch_norm import merge_statistics
 from tensorpress.quantize.gptaq import round_in_order
 from tensorpress.quantize.rounded_model import RoundedModel
@@ -34,6 +36,7 @@ from tensorpress.quantize.weight_calibration import (
     plain_weights,
     rms,
 )
+from tensorpress.reconstruct.block_refinement import refine_blocks
 from tensorpress.schemes.folding import fold
 
 PRICE = 0.04
@@ -46,6 +49,9 @@ _MIN_VECTOR_STEP, _MAX_VECTOR_STEP = -10.0, -4.0  # log2, relative to the root m
 _MIN_STEP, _STEP_RANGE = -18.0, 26.0  # log2 of the finest relative step of weights; octaves above
 _HALVINGS = 16
 _MAX_FILES = 5  # written in one search
+_TUNED_BATCH = 32  # examples of a step in which vectors are trained
+_RATE = 1e-3  # of these steps, relative to a vector's root mean square
+_ENOUGH = 0.01  # relative error of outputs up to which vectors are not trained
 _TARGET_USE, _MAX_EXTRA = 0.997, 0.25  # shares of a budget: aimed at; at first for all but symbols
 _WEIGHT_BYTES = 24  # of a weight's name, step and table, about
 _LARGE = 1 << 17  # values of a model from which on the coder is tried on the starts of its weights
@@ -77,8 +83,14 @@ class FileSearch(ABC):
         self._sizes = [(w.values.numel(), log2(rms(w.values)) - w.log_step) for w in weights]
 
     @abstractmethod
-    def _write(self, rounded: RoundedModel, path: Path, vector_step: float) -> None:
+    def _write(
+        self, rounded: RoundedModel, path: Path, vector_step: float, *, tuned: bool = False
+    ) -> None:
         """Write a file; `vector_step` is log2 of the steps of vectors by their root mean square."""
+
+    def _tune(self, rounded: RoundedModel, limit: float) -> RoundedModel:
+        """Return the weights in a file with trained vectors, where it keeps within the bytes."""
+        return rounded
 
     def _refine(self, rounded: RoundedModel) -> RoundedModel:
         """Return the weights rounded at the same steps by a method too slow for the search."""
@@ -120,7 +132,7 @@ class FileSearch(ABC):
             raise InvalidArgumentError(
                 f"{limit:,} bytes are too few: the smallest file found has {smallest:,}"
             )
-        return best
+        return self._tune(best, limit)
 
     def _search(self, target: float, start: float) -> RoundedModel:
         """Return the weights at the finest steps at which the symbols take so many bytes."""
@@ -146,7 +158,7 @@ class FileSearch(ABC):
                 break
             aim *= _TARGET_USE * limit / best.error  # the error of all values is not the sample's
         self._write_data(best)
-        return best
+        return self._tune(best, maxsize)
 
     def _coarsest(self, limit: float) -> RoundedModel:
         """Return the sampled weights at the coarsest steps of an error of at most `limit`."""
@@ -189,12 +201,13 @@ class FileSearch(ABC):
         others = self.values - sum(weight.values.numel() for weight in self._weights)
         return min(2 * others + _WEIGHT_BYTES * len(self._weights), _MAX_EXTRA * limit)
 
-    def _write_data(self, rounded: RoundedModel) -> None:
+    def _write_data(self, rounded: RoundedModel, *, tuned: bool = False) -> None:
         """Write the file of rounded weights and store its bytes with them."""
         vector_step = rounded.base + self._log_step + _VECTOR_OFFSET
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "a.tpz")
-            self._write(rounded, path, max(_MIN_VECTOR_STEP, min(vector_step, _MAX_VECTOR_STEP)))
+            vector_step = max(_MIN_VECTOR_STEP, min(vector_step, _MAX_VECTOR_STEP))
+            self._write(rounded, path, vector_step, tuned=tuned)
             rounded.data = path.read_bytes()
 
 
@@ -212,7 +225,9 @@ class StateFileSearch(FileSearch):
         self._tensors = dict(tensors)
         super().__init__(tensors, plain_weights(_matrices(tensors)))
 
-    def _write(self, rounded: RoundedModel, path: Path, vector_step: float) -> None:
+    def _write(
+        self, rounded: RoundedModel, path: Path, vector_step: float, *, tuned: bool = False
+    ) -> None:
         values = {w.name: rounded.values(w) for w in self._weights}
         save_tensors({**self._tensors, **values}, path, rounded.quantizers)
 
@@ -238,6 +253,8 @@ class ModelFileSearch(FileSearch):
         Seed of the choices of positions and directions in calibration.
     texts : FileTexts
         The texts of the file.
+    passes : int
+        Most passes in which biases and norms are trained.
 
     Raises
     ------
@@ -251,11 +268,13 @@ class ModelFileSearch(FileSearch):
         batches: Sequence[Batch] | None,
         seed: int,
         texts: FileTexts,
+        passes: int = 0,
     ) -> None:
         model = fold(model)
         for name, tensor in stored_tensors(model).items():
             check_finite(name, tensor)
         self._model, self._batches, self._seed, self._texts = model, batches, seed, texts
+        self._passes = passes
         self._merged = deepcopy(model).eval()
         merge_statistics(self._merged)
         tensors = stored_tensors(self._merged)
@@ -298,10 +317,24 @@ class ModelFileSearch(FileSearch):
                 tensors[weight.name].copy_(rounded.values(weight))
         return model
 
-    def _write(self, rounded: RoundedModel, path: Path, vector_step: float) -> None:
+    def _tune(self, rounded: RoundedModel, limit: float) -> RoundedModel:
+        if not self._batches or not self._passes:
+            return rounded
+        result = replace(rounded)
+        self._write_data(result, tuned=True)
+        return result if len(result.data) <= limit else rounded
+
+    def _write(
+        self, rounded: RoundedModel, path: Path, vector_step: float, *, tuned: bool = False
+    ) -> None:
         model = self._copy_model(rounded)
         if self._batches is not None:
             correct_biases(unroll(model)[0], unroll(self._model)[0], self._batches)
+        if self._batches is not None and tuned:
+            batches = rebatch(self._batches, _TUNED_BATCH)
+            how: dict[str, Any] = {"epochs": self._passes, "rate": _RATE, "enough": _ENOUGH}
+            with freeze(p for name, p in model.named_parameters() if name in rounded.quantizers):
+                refine_blocks(model, self._model, batches, **how, seed=self._seed)
         vectors = {
             name: _vector_quantizer(tensor, vector_step)
             for name, tensor in stored_tensors(model).items()

@@ -74,6 +74,8 @@ def refine_blocks(
     *,
     epochs: int = 10,
     seed: int = 0,
+    rate: float = RATE,
+    enough: float = 0.0,
 ) -> list[Refined]:
     r"""Train the blocks of a pressed model to give the outputs of the dense model's blocks.
 
@@ -99,6 +101,10 @@ def refine_blocks(
         Most passes over the examples of a block.
     seed : int
         Seed of the order of batches.
+    rate : float
+        Largest step of Adam, relative to the root mean square of a parameter.
+    enough : float
+        Relative error of the model's outputs up to which nothing is done.
 
     Returns
     -------
@@ -115,7 +121,7 @@ def refine_blocks(
         return []
     training, judging = batches[:-count], batches[-count:]
     with without_cache(model, dense):
-        return _refine(model, dense, training, judging, epochs, seed)
+        return _refine(model, dense, training, judging, (epochs, seed, rate), enough)
 
 
 def _refine(
@@ -123,13 +129,15 @@ def _refine(
     dense: nn.Module,
     training: Sequence[Batch],
     judging: Sequence[Batch],
-    epochs: int,
-    seed: int,
+    how: tuple[int, int, float],
+    enough: float,
 ) -> list[Refined]:
     results: list[Refined] = []
     blocks = find_blocks(model, training[0])
     outputs = _examples(model, dense, "", judging)
     whole = _error(model, outputs) if outputs else 0.0
+    if whole <= enough:
+        return []
     tried = max(LEAST_TRIED, ceil(TRIED * len(blocks)))
     given_up = False
     for place, name in enumerate([*blocks, ""]):
@@ -143,7 +151,7 @@ def _refine(
         if not fitted or not judged:
             continue
         block = model.get_submodule(name)
-        before, after = _train(block, fitted, judged, epochs, torch.Generator().manual_seed(seed))
+        before, after = _train(block, fitted, judged, *how)
         logger.info("block %s: error %.3f became %.3f", name or "(the model)", before, after)
         results.append(Refined(name, before, after))
     return results
@@ -259,16 +267,17 @@ def _train(
     training: Sequence[_Example],
     judging: Sequence[_Example],
     epochs: int,
-    random: torch.Generator,
+    seed: int,
+    rate: float,
 ) -> tuple[float, float]:
     """Train a block, and leave it in the state that is best on the examples that judge."""
     parameters = [p for p in block.parameters() if p.requires_grad]
     best = before = _error(block, judging)
     if not parameters or not _has_gradient(block, training[0]):
         return before, before
-    state = [p.detach().clone() for p in parameters]
+    state, random = [p.detach().clone() for p in parameters], torch.Generator().manual_seed(seed)
     groups = [
-        {"params": [p], "lr": RATE * max(float(p.detach().square().mean().sqrt()), 1e-3)}
+        {"params": [p], "lr": rate * max(float(p.detach().square().mean().sqrt()), 1e-3)}
         for p in parameters
     ]
     optimizer = torch.optim.Adam(groups)

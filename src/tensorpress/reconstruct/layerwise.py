@@ -31,7 +31,7 @@ from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
 from tensorpress.reconstruct.samples import WIDE, Positions, inputs_in_order, sample_responses
 from tensorpress.reconstruct.second_moment import BlockMoment, SecondMoment
-from tensorpress.reconstruct.unfitted import reason_unfitted
+from tensorpress.reconstruct.unfitted import SVD_WEIGHT, as_chain, reason_unfitted
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
     StartValues,
@@ -151,10 +151,13 @@ class Reconstruction:
         norms = norm_statistics(model, self.batches) if moves else {}
         if self.kind != "norms":
             ways = self._by_inputs if self.kind == "inputs" else self._by_responses
-            refused = {name: reason_unfitted(model, layer) for name, layer in left.items()}
+            chains = {name: as_chain(model, layer) for name, layer in left.items()}
+            refused = {name: reason_unfitted(model, layer) for name, layer in chains.items()}
             reasons = {name: reason for name, reason in refused.items() if reason is not None}
-            by_name = {name: layer for name, layer in left.items() if name not in reasons}
+            by_name = {name: layer for name, layer in chains.items() if name not in reasons}
             for name, values in ways(model, by_name, weight_of, reasons):
+                if left[name].scheme == SVD_WEIGHT:
+                    values = _as_rebuilt(values)
                 yield left.pop(name), values
         for name, layer in left.items():
             values = decompose_weight(layer, weight_of(layer))
@@ -270,6 +273,12 @@ def start_values(
         1e-30
     )
     return StartValues(factors, float(error), bias)
+
+
+def _as_rebuilt(values: StartValues) -> StartValues:
+    """Return the factors of two Linear layers, V of (r, n) and U of (m, r), as those of U Vᵀ."""
+    right, left = values.factors
+    return replace(values, factors=(left, right.mT))
 
 
 def _data(

@@ -1,5 +1,6 @@
 """Layers that start from their weights alone although there are calibration data, and why."""
 
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -7,7 +8,12 @@ from torch import nn
 
 from tensorpress.calibrate.patches import can_unfold
 from tensorpress.schemes.layer_plan import LayerPlan
+from tensorpress.schemes.layer_spec import read_spec
 from tensorpress.schemes.pressed_layer import Composed, pressed_form
+from tensorpress.utils.module_tree import locate_weight
+
+SVD_WEIGHT = "svd_weight"
+"""The scheme that rebuilds a matrix from two factors."""
 
 MOST_CHOSEN = 4_608
 """Most columns of a layer whose channels are chosen by data, which takes all of its moments."""
@@ -58,3 +64,21 @@ def reason_unfitted(model: nn.Module, layer: LayerPlan) -> str | None:
         most = f"{MOST_CHOSEN:,} columns at most"
         return f"{layer.scheme} chooses channels by data of {most}, and it has {columns:,}"
     return None
+
+
+def as_chain(model: nn.Module, layer: LayerPlan) -> LayerPlan:
+    """Return the plan of two Linear layers for a matrix rebuilt from two factors, or else the plan.
+
+    The responses of the matrix are theirs, where its inputs are known.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, in which the layer is dense.
+    layer : LayerPlan
+        How the layer is to be pressed.
+    """
+    module, key = locate_weight(model, layer.name)
+    if layer.scheme != SVD_WEIGHT or key != "weight" or not isinstance(module, nn.Linear):
+        return layer
+    return replace(layer, scheme="channel_svd", spec=read_spec(module))

@@ -5,7 +5,11 @@ from functools import partial
 
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.spectral_norm import (
+    SpectralNorm,
+    SpectralNormLoadStateDictPreHook,
+    remove_spectral_norm,
+)
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from tensorpress.schemes.parametrization import rebuild, stored_factors
@@ -60,10 +64,19 @@ def _foldings(module: nn.Module) -> list[Callable[[], object]]:
         if isinstance(hook, WeightNorm):
             actions.append(partial(remove_weight_norm, module, hook.name))
         elif isinstance(hook, SpectralNorm):
-            actions.append(partial(remove_spectral_norm, module, hook.name))
+            actions.append(partial(_fold_spectral_norm, module, hook.name))
         elif isinstance(hook, prune.BasePruningMethod):
             actions.append(partial(prune.remove, module, hook._tensor_name))
     return actions
+
+
+def _fold_spectral_norm(module: nn.Module, key: str) -> None:
+    remove_spectral_norm(module, key)
+    # Torch leaves the hook by which a state dict with the vectors of the norm is loaded.
+    hooks = module._load_state_dict_pre_hooks
+    for number, wrapped in list(hooks.items()):
+        if isinstance(getattr(wrapped, "hook", None), SpectralNormLoadStateDictPreHook):
+            del hooks[number]
 
 
 def _fold_parametrization(module: nn.Module, key: str) -> None:

@@ -91,6 +91,9 @@ def build_pressed(
         factors = values.factors if values else layer_factors(pressed)
         copies = (f.detach().clone(memory_format=torch.contiguous_format) for f in factors)
         form.attach(layer, tuple(copies), key)
+        if bias is not None and values is not None and values.bias is not None:
+            with torch.no_grad():
+                bias.copy_(values.bias)
         layer.get_submodule("parametrizations").train(layer.training)
         return layer
     if values is not None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from torch import nn
+
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.layer_candidates import applicable_schemes, candidate_plans
 from tensorpress.planning.layers import Layer
@@ -10,6 +12,8 @@ from tensorpress.planning.scores import Scored
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import WEIGHT
 from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.scheme import Scheme
+from tensorpress.utils.module_tree import locate_weight
 
 Group = list[LayerPlan]
 """Plans of one layer by one scheme, those of few parameters first."""
@@ -48,6 +52,35 @@ def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: 
         by_scheme = [[plan for plan in plans if plan.scheme == scheme] for scheme in schemes]
         groups += [_select_evenly(group, count) for group in by_scheme]
     return [group for group in groups if group]
+
+
+def response_schemes(
+    model: nn.Module, layers: Mapping[str, Layer], scheme: str
+) -> dict[str, Scheme]:
+    """Return the schemes that cut the responses of layers: the one named, or svd_weight.
+
+    The latter cuts responses as channel_svd does, where a Linear layer cannot be replaced or stands
+    for the weight of a recurrent layer.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, with recurrent layers unrolled (`tensorpress.calibrate.unrolled`).
+    layers : mapping of str to Layer
+        The layers by name.
+    scheme : str
+        The name of the scheme.
+    """
+    method, rebuilt = scheme_named(scheme), scheme_named("svd_weight")
+    result = {}
+    for name, layer in layers.items():
+        if applicable_schemes(layer, [method])[0]:
+            result[name] = method
+        elif scheme == "channel_svd" and applicable_schemes(layer, [rebuilt])[0]:
+            module, key = locate_weight(model, name)
+            if key == "weight" and isinstance(module, nn.Linear):
+                result[name] = rebuilt
+    return result
 
 
 def _select_evenly(plans: Sequence[LayerPlan], count: int) -> Group:

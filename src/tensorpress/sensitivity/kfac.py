@@ -8,20 +8,20 @@ from torch import nn
 
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.calibrate.input_moments import Moments, input_moments
+from tensorpress.calibrate.unrolled import unroll
 from tensorpress.errors import InvalidArgumentError, unknown_name
 from tensorpress.planning.dense_model import DenseModel
-from tensorpress.planning.layer_candidates import applicable_schemes
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.planner import parse_schemes
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.reconstruct.alternating_fit import fit_kernels
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.regression import shrunk
+from tensorpress.schemes.folding import fold
 from tensorpress.schemes.initialization import press_one_layer
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.pressed_layer import Composed
-from tensorpress.schemes.registry import scheme as scheme_named
-from tensorpress.sensitivity.candidates import make_candidates
+from tensorpress.sensitivity.candidates import make_candidates, response_schemes
 from tensorpress.sensitivity.response_moments import Curvature, ResponseMoments, collect_moments
 
 CANDIDATES = 6
@@ -67,9 +67,9 @@ def kfac_scores(
         "loss": the divergence of the probabilities of classes, whose logits the model returns, by
         gradients of the cross entropy at labels drawn from the model's own probabilities.
     scheme : str or sequence of str
-        As for `tensorpress.plan`. Of channel_svd all ranks are scored, by eigenvalues. Other
-        schemes compete on kernels larger than 1 and up to 1,536 columns, with a few ranks each:
-        their kernels are fitted in the norm of the inputs.
+        As for `tensorpress.plan`. Of channel_svd, and of svd_weight for recurrent weights, all
+        ranks are scored, by eigenvalues. Other schemes compete on kernels larger than 1 and up to
+        1,536 columns, with a few ranks each: their kernels are fitted in the norm of the inputs.
     targets, skip : sequence of str
         As for `tensorpress.plan`.
     seed : int
@@ -102,24 +102,25 @@ def kfac_scores(
     """
     if of not in get_args(Curvature):
         raise unknown_name("curvature", of, get_args(Curvature))
-    chosen = scheme_named("channel_svd")
-    schemes = parse_schemes(scheme)
+    schemes, model = parse_schemes(scheme), fold(model)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
-    names = [name for name, layer in layers.items() if applicable_schemes(layer, [chosen])[0]]
     data = collect_batches(batches, model)
-    unit, moments = collect_moments(model, data, names, of, seed)
+    unrolled, _ = unroll(model)
+    methods = response_schemes(unrolled, layers, "channel_svd")
+    unit, moments = collect_moments(unrolled, data, list(methods), of, seed)
     result: dict[str, list[Scored]] = {name: [] for name in moments}
     for name, sums in moments.items():
         if not all(bool(x.isfinite().all()) for x in (sums.values, sums.gradients)):
             raise InvalidArgumentError(
                 f"layer {name!r}: its responses or their gradients are not finite, or overflow"
             )
-    if "channel_svd" in schemes:
-        for name, sums in moments.items():
+    for name, sums in moments.items():
+        method = methods[name]
+        if method.name in schemes:
             lost = (sums.lost() * unit).tolist()
             result[name] = [
-                Scored("channel_svd", (rank,), lost[min(rank, len(lost) - 1)], measured=False)
-                for (rank,) in chosen.candidates(layers[name].spec())
+                Scored(method.name, (rank,), lost[min(rank, len(lost) - 1)], measured=False)
+                for (rank,) in method.candidates(layers[name].spec())
             ]
     others = [name for name in schemes if name != "channel_svd"]
     spatial = {name: layers[name] for name in moments if _is_spatial(layers[name])}

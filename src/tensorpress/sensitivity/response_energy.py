@@ -11,14 +11,15 @@ from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batch
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.calibrate.input_moments import Moments
 from tensorpress.calibrate.patches import can_unfold
+from tensorpress.calibrate.unrolled import unroll
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
-from tensorpress.planning.layer_candidates import applicable_schemes
 from tensorpress.planning.layers import Layer
 from tensorpress.planning.scores import Scored, Scores
 from tensorpress.reconstruct.samples import ROWS, Positions, sample_responses
 from tensorpress.reconstruct.second_moment import BlockMoment
-from tensorpress.schemes.registry import scheme as scheme_named
+from tensorpress.schemes.folding import fold
+from tensorpress.sensitivity.candidates import response_schemes
 
 BY_RESPONSES = ("channel_svd", "tucker1_out")
 """Schemes whose rank is the rank of the responses: fewer filters, then 1×1."""
@@ -54,7 +55,8 @@ def response_energies(
         Calibration data as for `tensorpress.sensitivity`, whose labels are ignored, or the
         statistics of them.
     scheme : {"channel_svd", "tucker1_out"}
-        The scheme that presses the layers.
+        The scheme that presses the layers; with channel_svd recurrent weights are scored too, as
+        svd_weight presses them.
     targets, skip : sequence of str
         Layers to score, as for `tensorpress.plan`.
     seed : int
@@ -84,18 +86,19 @@ def response_energies(
     True
     """
     check_response_scheme(scheme)
-    method = scheme_named(scheme)
+    model = fold(model)
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
+    unrolled, _ = unroll(model)
+    methods = response_schemes(unrolled, layers, scheme)
     ranks = {
-        name: [rank for (rank,) in method.candidates(layer.spec())]
-        for name, layer in layers.items()
-        if applicable_schemes(layer, [method])[0]
+        name: [rank for (rank,) in method.candidates(layers[name].spec())]
+        for name, method in methods.items()
     }
     names = [name for name, candidates in ranks.items() if candidates]
     if isinstance(batches, Calibration):
         seconds = _from_inputs(layers, names, batches.moments)
     else:
-        seconds = _from_outputs(model, names, collect_batches(batches, model), seed)
+        seconds = _from_outputs(unrolled, names, collect_batches(batches, model), seed)
     scores = {}
     for name in names:
         if name not in seconds:
@@ -103,7 +106,7 @@ def response_energies(
             continue
         shares = energy_shares(seconds[name])
         scores[name] = tuple(
-            Scored(scheme, (rank,), -log(max(shares[rank - 1], _LEAST)), measured=False)
+            Scored(methods[name].name, (rank,), -log(max(shares[rank - 1], _LEAST)), measured=False)
             for rank in ranks[name]
         )
     if not scores:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch
-from tensorpress.calibrate.outputs import Deviation, output_tensors, random_direction, token_mask
+from tensorpress.calibrate.outputs import (
+    Deviation,
+    deviation_scales,
+    output_tensors,
+    random_direction,
+    token_mask,
+)
 from tensorpress.calibrate.patches import can_unfold, output_rows
 from tensorpress.calibrate.sampled_loss import sampled_loss
 from tensorpress.errors import InvalidArgumentError
@@ -127,7 +133,7 @@ def collect_moments(
             _watch(layers, moments, normed, without, batch),
         ):
             outputs = output_tensors(model, batch)
-            scales = scales or _scales(outputs, batch)
+            scales = scales or deviation_scales(outputs, batch)
             outputs = [y * scale for y, scale in zip(outputs, scales, strict=False)]
             along = (
                 sampled_loss(outputs, random) if of == "loss" else random_direction(outputs, random)
@@ -150,16 +156,6 @@ def collect_moments(
         sums.examples = examples
     energy = sum(deviation.energy for deviation in deviations.values()) / examples
     return (0.5 if of == "loss" else 1 / max(energy, 1e-30)), moments
-
-
-def _scales(outputs: Sequence[Tensor], batch: Batch) -> list[float]:
-    """Return factors that make several outputs deviate alike, so that no unit decides."""
-    if len(outputs) == 1:
-        return [1.0]
-    deviations = [Deviation() for _ in outputs]
-    for y, deviation in zip(outputs, deviations, strict=True):
-        deviation.add(y.detach(), token_mask(y, batch))
-    return [x.energy**-0.5 if x.energy > 0 else 0.0 for x in deviations]
 
 
 def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> str:
