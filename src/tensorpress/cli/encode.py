@@ -41,6 +41,9 @@ def encode_command(
     size: Annotated[
         str | None, typer.Option(help="Most bytes of the whole file: 200kB, 1.5MiB.")
     ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Keep every bit, in place of a budget.")
+    ] = False,
     data: Data = None,
     root: Root = None,
     preprocess: Preprocess = None,
@@ -89,6 +92,7 @@ def encode_command(
         target_error=target_error,
         bits=bits,
         size=limit,
+        lossless=lossless,
         network=network,
         data=name,
         calibration=calibration,
@@ -96,11 +100,10 @@ def encode_command(
     if as_json:
         print_json({"file": str(path), **result.to_dict()})
         return
-    print_table(_tensor_table(result))
-    print_line(
-        f"{path}: {result.bytes:,} bytes, {result.bits_per_value:.2f} bits a value, "
-        f"relative error {result.error:.4f}"
-    )
+    error = "every bit kept" if lossless else f"relative error {result.error:.4f}"
+    if not lossless:
+        print_table(_tensor_table(result))
+    print_line(f"{path}: {result.bytes:,} bytes, {result.bits_per_value:.2f} bits a value, {error}")
 
 
 def decode_command(
