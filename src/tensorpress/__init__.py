@@ -9,7 +9,8 @@ to save one:
   are, for models that are trained on, served, or too large for one file; `load_checkpoint` is the
   way back.
 - `encode` rounds any model, or the state dict of a safetensors file, to a number of bits or bytes
-  without training; `decode` returns the tensors by name.
+  without training, or keeps every bit; `decode` returns the tensors by name. `encode_checkpoint`
+  does so tensor by tensor, for folders that may be larger than memory.
 """
 
 import sys
@@ -30,6 +31,7 @@ from tensorpress.hugging_face.import_hook import register_on_import
 if TYPE_CHECKING:
     from tensorpress.calibrate.calibration import Calibration
     from tensorpress.calibrate.loss_curvature import LossCurvature
+    from tensorpress.checkpoints.encode_checkpoint import decode_checkpoint, encode_checkpoint
     from tensorpress.checkpoints.load import load_checkpoint
     from tensorpress.checkpoints.press_checkpoint import press_checkpoint
     from tensorpress.checkpoints.save import save_checkpoint
@@ -95,7 +97,9 @@ __all__ = [  # noqa: RUF022 - by task
     "UniformQuantizer",
     "check_onnx",
     "decode",
+    "decode_checkpoint",
     "encode",
+    "encode_checkpoint",
     "export_onnx",
     "inspect",
     "load",
@@ -145,6 +149,8 @@ _HOMES = {
     "check_onnx": "tensorpress.export.onnx_check",
     "decode": "tensorpress.quantize.encode",
     "encode": "tensorpress.quantize.encode",
+    "decode_checkpoint": "tensorpress.checkpoints.encode_checkpoint",
+    "encode_checkpoint": "tensorpress.checkpoints.encode_checkpoint",
     "export_onnx": "tensorpress.export.onnx",
     "inspect": "tensorpress.codec.inspect",
     "load": "tensorpress.codec.save_load",

@@ -116,3 +116,24 @@ def test_what_cannot_be_done(
 def test_a_file_that_is_no_safetensors(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"no")
     assert "not a complete safetensors" in fails("encode", "x.safetensors", "--bits", "2")
+
+
+def test_lossless_files_and_folders(run_json: RunJson, weights: Path, tmp_path: Path) -> None:
+    run_json("encode", "m.safetensors", "--lossless")
+    run_json("decode", "m.tpz", "--out", "back.safetensors")
+    (tmp_path / "folder").mkdir()
+    weights.rename(tmp_path / "folder" / "model.safetensors")
+    done = run_json("encode", "folder", "--lossless", "--out", "small")
+    assert done["bytes"] > 0
+    run_json("decode", "small", "--out", "dense")
+    expected = load_file(tmp_path / "folder" / "model.safetensors")
+    for file in ("back.safetensors", "dense/model.safetensors"):
+        result = load_file(tmp_path / file)
+        assert all(torch.equal(result[name], tensor) for name, tensor in expected.items())
+
+
+def test_folders_are_coded_to_bits_alone(fails: Fails, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    weights.rename(tmp_path / "folder" / "model.safetensors")
+    assert "by --bits or --lossless" in fails("encode", "folder", "--size", "1kB", "--out", "x")
+    assert "say by --out" in fails("decode", "folder")

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,39 @@ def test_tensors_rounded_to_zeros_are_logged(path: Path, caplog: pytest.LogCaptu
     caplog.clear()
     tp.encode({"a.weight": tensors["0.weight"]}, path, bits=8)
     assert not caplog.messages
+
+
+def bits_of(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    return {
+        n: t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for n, t in tensors.items()
+    }
+
+
+def test_lossless_files_keep_every_bit_of_tensors(path: Path) -> None:
+    tensors = state() | {"large": torch.randn(90, 80).bfloat16(), "flag": torch.tensor([True])}
+    tensors["a.bias"][:3] = torch.tensor([torch.nan, torch.inf, -0.0])
+    tensors["infinite"] = torch.full((4,), torch.inf)
+    result = tp.encode(tensors, path, lossless=True)
+    assert (result.bytes, result.error) == (path.stat().st_size, 0.0)
+    assert bits_of(tp.decode(path)) == bits_of(tensors)
+    assert result.bytes < sum(tensor.nbytes for tensor in tensors.values())
+    assert {t.name: t.storage for t in tp.inspect(path).tensors}["large"] == "exact, coded"
+
+
+def test_lossless_files_keep_every_bit_of_a_model(path: Path) -> None:
+    net = trained()
+    tp.encode(net, path, lossless=True)
+    assert bits_of(tp.load(path, trained()).state_dict()) == bits_of(net.state_dict())
+    zoo = tp.load_model("lenet5")
+    tp.encode(zoo, path, lossless=True, network="lenet5")
+    assert bits_of(tp.load(path).state_dict()) == bits_of(zoo.state_dict())
+
+
+def test_lossless_is_no_budget(path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="give one of"):
+        tp.encode(state(), path, lossless=True, bits=3)
+    with pytest.raises(InvalidArgumentError, match="needs no calibration"):
+        tp.encode(trained(), path, lossless=True, calibration=[images(2, 0)])
+    with pytest.raises(InvalidArgumentError, match="has no quantizer"):
+        tp.save(trained(), path, lossless=True, quantizer=StepQuantizer(0))

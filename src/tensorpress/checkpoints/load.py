@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate import init_empty_weights
 from torch import nn
 
+from tensorpress.checkpoints.encoded_files import ENCODED, EncodedFiles
 from tensorpress.checkpoints.meta_model import (
     check_fits,
     fill_parameters,
@@ -25,14 +26,15 @@ from tensorpress.utils.formatting import format_names
 
 
 def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
-    """Load a pressed model from a folder that `save_checkpoint` or `press_checkpoint` wrote.
+    """Load a model from a folder: a pressed one, or one that `encode_checkpoint` wrote.
 
     Tensors are read one by one into the pressed model; the dense one never takes memory.
 
     Parameters
     ----------
     folder : path
-        The folder, with ``plan.json`` and the weights as safetensors, in one file or in shards.
+        The folder, with ``plan.json`` and the weights as safetensors, in one file or in shards;
+        or an encoded one, whose tensors are decoded one by one.
     model : nn.Module, optional
         A dense model of the same architecture with any weights, unchanged; it may be on the meta
         device. A folder with the ``config.json`` of a model of transformers needs none.
@@ -40,7 +42,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     Returns
     -------
     nn.Module
-        The pressed model on the CPU, in eval mode, with every tensor in the stored dtype.
+        The model on the CPU, in eval mode, with every tensor in the stored dtype.
 
     Raises
     ------
@@ -63,12 +65,13 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     >>> load_checkpoint(folder, net)[0].ranks
     (4,)
     """
-    files = TensorFiles(folder)
+    encoded = (Path(folder) / ENCODED).is_file()
+    files = EncodedFiles(folder) if encoded else TensorFiles(folder)
     plan = read_plan(files.folder)
-    if plan is None:
+    if plan is None and not encoded:
         raise DataNotFoundError(f"{folder} has no {PLAN}: it is not, or not yet, a pressed model")
     dense = model_from_config(files.folder) if model is None else to_meta(model)
-    pressed = build_skeleton(dense, plan)
+    pressed = dense if plan is None else build_skeleton(dense, plan)
     names = stored_names(pressed, files)
     check_fits(pressed, names, files)
     fill_parameters(pressed, names, files.read)

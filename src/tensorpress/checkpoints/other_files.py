@@ -7,7 +7,10 @@ from tensorpress.hugging_face.pressed_config import PLAN
 from tensorpress.utils.atomic_files import make_folder, replace_file
 
 NOT_COPIED = frozenset(
-    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".gguf")
+    (
+        *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl"),
+        *(".h5", ".msgpack", ".onnx", ".gguf", ".tpz"),
+    )
 )
 """Suffixes of files of weights."""
 

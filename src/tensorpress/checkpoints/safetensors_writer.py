@@ -27,14 +27,18 @@ class ShardWriter:
         An empty file.
     tensors : mapping of str to Tensor
         The tensors of the file, of which only shapes and dtypes are read.
+    finite : bool
+        Whether values that are not finite are refused.
 
     References
     ----------
     https://huggingface.co/docs/safetensors: length of the header, header as JSON, values.
     """
 
-    def __init__(self, file: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
-        self._file = file
+    def __init__(
+        self, file: BinaryIO, tensors: Mapping[str, Tensor], *, finite: bool = True
+    ) -> None:
+        self._file, self._finite = file, finite
         self.missing = dict(tensors)
         # Large dtypes come first, so that every tensor is aligned to its own dtype.
         names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -67,7 +71,8 @@ class ShardWriter:
             raise InvalidArgumentError(
                 f"{name!r}, {values.dtype} of shape {tuple(values.shape)}, is not to be written"
             )
-        if values.is_floating_point() and not bool(torch.isfinite(_readable(values)).all()):
+        floating = self._finite and values.is_floating_point()
+        if floating and not bool(torch.isfinite(_readable(values)).all()):
             raise InvalidArgumentError(f"tensor {name!r} has NaN or infinite values")
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         self._file.seek(self._data + self._starts[name])
@@ -81,7 +86,7 @@ def _readable(values: Tensor) -> Tensor:
 
 @contextmanager
 def open_shard_writer(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, finite: bool = True
 ) -> Iterator[ShardWriter]:
     """Yield a writer whose file replaces ``path`` at the end of the block.
 
@@ -91,6 +96,8 @@ def open_shard_writer(
         The file to write or replace.
     tensors : mapping of str to Tensor
         The tensors of the file, of which only shapes and dtypes are read.
+    finite : bool
+        Whether values that are not finite are refused.
 
     Raises
     ------
@@ -109,7 +116,7 @@ def open_shard_writer(
     """
     with replace_file(path) as temporary:
         with temporary.open("wb") as file:
-            writer = ShardWriter(file, tensors)
+            writer = ShardWriter(file, tensors, finite=finite)
             yield writer
         if writer.missing:
             raise InvalidArgumentError(f"{next(iter(writer.missing))!r} was not written to {path}")

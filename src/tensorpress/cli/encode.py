@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 import tensorpress as tp
-from tensorpress.cli.options import Data, Json, Model, Preprocess, Root, WeightFile
+from tensorpress.cli.options import Data, Json, Model, Preprocess, Processes, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line, print_table
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.report import formatting
@@ -27,10 +27,16 @@ _UNIT_BYTES |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 def encode_command(
     source: Annotated[
         Path | None,
-        typer.Argument(help="A safetensors file, or a .tpz file or folder to code again."),
+        typer.Argument(
+            help="A safetensors file, a folder of them, or a .tpz file or pressed folder to code "
+            "again."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file; SOURCE.tpz beside the source.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The file, SOURCE.tpz beside the source; of a folder, a new folder."
+        ),
     ] = None,
     target_error: Annotated[
         float | None, typer.Option(help="Largest relative error over all weights: 0.01.")
@@ -41,18 +47,23 @@ def encode_command(
     size: Annotated[
         str | None, typer.Option(help="Most bytes of the whole file: 200kB, 1.5MiB.")
     ] = None,
+    lossless: Annotated[
+        bool, typer.Option("--lossless", help="Keep every bit, in place of a budget.")
+    ] = False,
     data: Data = None,
     root: Root = None,
     preprocess: Preprocess = None,
     model: Model = None,
     weights: WeightFile = None,
+    processes: Processes = 1,
     as_json: Json = False,
 ) -> None:
     """Round and entropy code a model or the tensors of a file to a budget, without training.
 
     A safetensors file becomes a file that is decoded without a model; a model by --model and
     --weights a file that this model, or a network of the zoo, is loaded from. With --data the
-    same size gives a much smaller error.
+    same size gives a much smaller error. Of a folder to a new folder, in the memory of one tensor
+    a process, weights are coded to --bits or --lossless; stopped, the same command goes on.
 
     Example: tensorpress encode model.safetensors --bits 3.5
     """
@@ -61,6 +72,16 @@ def encode_command(
     from tensorpress.data.sources import short_name
     from tensorpress.models.zoo import NETWORKS
 
+    if source is not None and source.is_dir() and out is not None and out.suffix != ".tpz":
+        others = (target_error, size, data, model, weights)
+        if any(option is not None for option in others):
+            raise InvalidArgumentError(f"{source} is coded to a folder by --bits or --lossless")
+        coded = tp.encode_checkpoint(source, out, bits=bits, lossless=lossless, processes=processes)
+        if as_json:
+            print_json({"folder": str(out), "bytes": coded})
+        else:
+            print_line(f"{out}: {' '.join(formatting.size(coded))}")
+        return
     limit = None if size is None else parse_size(size)
     network = calibration = name = images = None
     content: nn.Module | Mapping[str, Tensor]
@@ -88,6 +109,7 @@ def encode_command(
         target_error=target_error,
         bits=bits,
         size=limit,
+        lossless=lossless,
         network=network,
         data=name,
         preprocess=images,
@@ -96,28 +118,38 @@ def encode_command(
     if as_json:
         print_json({"file": str(path), **result.to_dict()})
         return
-    print_table(_tensor_table(result))
+    if not lossless:
+        print_table(_tensor_table(result))
     print_line(f"{path}: {result}")
 
 
 def decode_command(
-    file: Annotated[Path, typer.Argument(help="A .tpz file.")],
+    file: Annotated[Path, typer.Argument(help="A .tpz file, or a folder that encode wrote.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The safetensors file; FILE.safetensors.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="The safetensors file, FILE.safetensors; of a folder, a new folder."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the tensors of a .tpz file as safetensors, by name.
+    """Write the tensors of a .tpz file or an encoded folder as safetensors, by name.
 
     Example: tensorpress decode model.tpz --out model.safetensors
     """
     from tensorpress.checkpoints.safetensors_writer import open_shard_writer
-    from tensorpress.cli.model_source import model_place
+    from tensorpress.cli.model_source import MODEL_FILE, model_place
 
+    if file.is_dir() and not (file / MODEL_FILE).is_file():
+        if out is None:
+            raise InvalidArgumentError(f"say by --out where {file}, decoded, goes")
+        tp.decode_checkpoint(file, out)
+        print_json({"folder": str(out)}) if as_json else print_line(str(out))
+        return
     file = model_place(file)
     path = out or file.with_suffix(".safetensors")
     tensors = tp.decode(file)
-    with open_shard_writer(path, tensors) as writer:
+    with open_shard_writer(path, tensors, finite=False) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor)
     size, count = path.stat().st_size, len(tensors)

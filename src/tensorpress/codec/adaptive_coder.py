@@ -11,6 +11,7 @@ import numpy as np
 from tensorpress.codec import binary_coder, context_model
 from tensorpress.codec.binary_coder import HIGH, LOW, MODE, POSITION, VALUE, WRITING
 from tensorpress.codec.bit_io import Symbols, unzigzag, zigzag
+from tensorpress.codec.compiled import compile_function
 from tensorpress.codec.context_tables import NUMBER_COUNTERS, NUMBERS, initial_state
 from tensorpress.errors import CorruptFileError
 
@@ -238,17 +239,11 @@ def nearest_scale(symbols: Symbols) -> int:
 @cache
 def _compile_code_symbols() -> Callable[..., bool]:
     """Return `code_symbols`, compiled with all that it calls."""
-    import numba  # here, because small files need no compiler
-
     names: dict[str, Any] = {"__name__": context_model.__name__}
     for module in (binary_coder, context_model):
         for name, function in vars(module).items():
             if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-                copy = FunctionType(function.__code__, names, name)
-                try:
-                    names[name] = numba.njit(cache=True, boundscheck=True)(copy)
-                except RuntimeError:  # there is no folder for the compiled code to stay in
-                    names[name] = numba.njit(boundscheck=True)(copy)
+                names[name] = compile_function(FunctionType(function.__code__, names, name))
             elif not name.startswith("__"):
                 names.setdefault(name, function)
     compiled: Callable[..., bool] = names["code_symbols"]

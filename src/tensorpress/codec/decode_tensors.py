@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensorpress.codec.adaptive_coder import Stream, symbol_work_bytes
 from tensorpress.codec.bit_io import BitReader, Symbols
+from tensorpress.codec.exact_floats import decode_floats
 from tensorpress.codec.quantizers import MAX_SYMBOL, StepQuantizer, UniformQuantizer
 from tensorpress.codec.raw_values import from_bytes
 from tensorpress.codec.read_budget import MAX_MEMORY, ROW_BYTES, ReadBudget
@@ -25,6 +26,7 @@ from tensorpress.codec.storage import (
 from tensorpress.errors import CorruptFileError
 
 _BLOCK = 1 << 18  # values made of symbols at once
+_CODED_BYTES, _CODED_SPEED = 24, 8  # memory and symbols' work of a value that is coded bit for bit
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class DecodedTensor:
     values : Tensor
         The tensor, on the CPU. One number stands for all values of a `Constant`: the tensor is
         expanded, and takes no memory for each of them.
-    storage : StepQuantizer, UniformQuantizer, Constant or {"raw", "half", "integers"}
-        Whether it is quantized and entropy coded, one number, or stored bit for bit, as float16 or
-        as integers of variable length. A file does not record how values were rounded: a
+    storage : StepQuantizer, UniformQuantizer, Constant or {"raw", "coded", "half", "integers"}
+        Whether it is quantized and entropy coded, one number, or stored bit for bit, coded so, as
+        float16 or as integers of variable length. A file does not record how values were rounded: a
         `UniformQuantizer` always has the rounding "nearest".
     symbols : ndarray of int32 or None
         The symbols of a quantized tensor, shape (size,), if they were to be kept.
@@ -194,10 +196,16 @@ class _Decoder:
     def read_raw(
         self, reader: BitReader, entry: _Entry, shape: tuple[int, ...], dtype: torch.dtype
     ) -> _Entry:
-        """Read a tensor's values that are not entropy coded; they take no less than in the file."""
+        """Read a tensor's values that are not quantized."""
         assert isinstance(entry.storage, str)
         start = reader.position
-        values = from_bytes(reader, entry.storage, shape, dtype)
+        if entry.storage == "coded":
+            # The values; keys, contexts, tables' symbols and a plane are in memory meanwhile.
+            self.budget.take(prod(shape) * dtype.itemsize, passing=_CODED_BYTES * prod(shape))
+            self.budget.work(prod(shape) // _CODED_SPEED)
+            values = decode_floats(reader, shape, dtype)
+        else:  # they take no less in the file
+            values = from_bytes(reader, entry.storage, shape, dtype)
         return replace(entry, values=values, coding=float(reader.position - start))
 
     def add_table(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from math import isfinite
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tensorpress.codec.adaptive_coder import Stream, nearest_scale
 from tensorpress.codec.bit_io import BitWriter, Symbols
+from tensorpress.codec.exact_floats import SPLITS, encode_floats
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.raw_values import exact_storage, to_bytes
 from tensorpress.codec.static_coder import MAX_COUNTS, MAX_REACH, encode_huffman, encode_range
@@ -18,6 +19,7 @@ from tensorpress.codec.storage import (
     Coder,
     Constant,
     Quantizer,
+    Request,
     Storage,
     StorageCoder,
     quantizer_reach,
@@ -34,7 +36,7 @@ _NO_SYMBOLS: Symbols = np.empty(0, np.int32)
 def encode_tensors(
     stream: Stream,
     tensors: Sequence[Tensor],
-    quantizers: Sequence[Quantizer | Literal["half"] | None],
+    quantizers: Sequence[Request],
     coder: Coder = "range",
 ) -> bytes:
     """Encode tensors in few bytes.
@@ -46,8 +48,9 @@ def encode_tensors(
         adaptively.
     tensors : sequence of Tensor
         Tensors of any shapes, types and devices.
-    quantizers : sequence of UniformQuantizer, StepQuantizer, "half" or None
-        One entry a tensor: quantize it, store it as float16, or keep every bit. A tensor whose
+    quantizers : sequence of UniformQuantizer, StepQuantizer, "half", "coded" or None
+        One entry a tensor: quantize it, store it as float16, or keep every bit, which with "coded"
+        takes fewer bytes where values are floating point; they may be NaN then. A tensor whose
         values are all one float32 number, or all 0 or all 1 in integers, is stored as that number;
         but one or two values that are neither 0 nor 1 are stored as the entry says.
     coder : {"range", "huffman"}
@@ -103,12 +106,14 @@ class _Encoder:
         self._static: list[tuple[Symbols, Prior]] = []
         self._histograms: list[Prior] = []
 
-    def add(self, tensor: Tensor, quantizer: Quantizer | Literal["half"] | None) -> None:
+    def add(self, tensor: Tensor, quantizer: Request) -> None:
         """Encode one more tensor."""
         shape = tuple(tensor.shape)
         storage, symbols = _quantize(tensor, quantizer)
         self._storages.code(tensor.dtype, shape, storage)
-        if isinstance(storage, str):
+        if storage == "coded":
+            self._raw.append(encode_floats(tensor))
+        elif isinstance(storage, str):
             self._raw.append(to_bytes(tensor, storage))
         elif not isinstance(storage, Constant) and symbols.size:
             if self._coder == "huffman":
@@ -173,13 +178,13 @@ class _Encoder:
         return adaptive_bits < _MAX_RATIO * self._static_bits(sample, reach)
 
 
-def _quantize(
-    tensor: Tensor, quantizer: Quantizer | Literal["half"] | None
-) -> tuple[Storage, Symbols]:
+def _quantize(tensor: Tensor, quantizer: Request) -> tuple[Storage, Symbols]:
     """Return how a tensor is stored, and its symbols if it is quantized."""
     constant = _constant_value(tensor)
     if constant is not None:
         return Constant(constant), _NO_SYMBOLS
+    if quantizer == "coded":
+        return ("coded" if tensor.dtype in SPLITS else exact_storage(tensor)), _NO_SYMBOLS
     if quantizer is None or quantizer == "half":
         return quantizer or exact_storage(tensor), _NO_SYMBOLS
     if isinstance(quantizer, UniformQuantizer):
@@ -199,6 +204,8 @@ def _constant_value(tensor: Tensor) -> float | None:
         return None
     value = float(tensor.detach().reshape(-1)[0])
     if value not in (0.0, 1.0) and (tensor.numel() <= 2 or not tensor.is_floating_point()):
+        return None
+    if not isfinite(value):
         return None
     with np.errstate(over="ignore"):
         single = float(np.float32(value))

@@ -219,7 +219,7 @@ def _format_storage(storage: Storage) -> str:
         return f"step {storage.step:.3g}"
     if isinstance(storage, Constant):
         return f"constant {storage.value:.3g}"
-    return {"raw": "exact", "half": "float16", "integers": "integers"}[storage]
+    return {"raw": "exact", "coded": "exact, coded", "half": "float16"}.get(storage, storage)
 
 
 def _entropy(tensor: DecodedTensor) -> float | None:

@@ -18,7 +18,7 @@ from tensorpress.codec.model_tensors import (
     stored_tensors,
 )
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
-from tensorpress.codec.storage import Coder, Quantizer
+from tensorpress.codec.storage import Coder, Quantizer, Request
 from tensorpress.codec.tpz_file import OpenFile, open_file, write_file
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError, unknown_name
 from tensorpress.models.zoo import network as zoo_network
@@ -42,6 +42,7 @@ def save(
     coder: Coder = "range",
     data: str | None = None,
     preprocess: str | None = None,
+    lossless: bool = False,
 ) -> int:
     """Write a model to a `.tpz` file: quantized, entropy coded, complete or not at all.
 
@@ -70,6 +71,8 @@ def save(
         How the model takes images, in the form of the option ``--preprocess`` of the command line
         (`tensorpress.data.ImageOptions`). `inspect` returns it, and commands that read the file
         prepare images in this way. A network of the zoo needs none.
+    lossless : bool
+        Whether every bit of all tensors is kept, NaN included; there is no quantizer then.
 
     Returns
     -------
@@ -94,19 +97,24 @@ def save(
     >>> type(model).__name__
     'LeNet300100'
     """
+    if lossless and quantizer is not None:
+        raise InvalidArgumentError("a lossless file has no quantizer")
     if norms not in get_args(Norms):
         raise unknown_name("way to store norms", norms, get_args(Norms))
     model = fold(model)
     tensors = stored_tensors(model)
     for name, tensor in tensors.items():
-        check_finite(name, tensor)
+        if not lossless or tensor.is_complex():
+            check_finite(name, tensor)
     name_in_zoo = None if network is None else zoo_network(network).name
     description = describe(model, name_in_zoo, tensors)
-    quantizers = _quantizers(model, tensors, quantizer)
-    storages = [
-        quantizers.get(name) or _norm_storage(name, tensor, norms)
-        for name, tensor in tensors.items()
-    ]
+    storages: list[Request] = ["coded"] * len(tensors)
+    if not lossless:
+        quantizers = _quantizers(model, tensors, quantizer)
+        storages = [
+            quantizers.get(name) or _norm_storage(name, tensor, norms)
+            for name, tensor in tensors.items()
+        ]
     detached = [tensor.detach() for tensor in tensors.values()]
     return write_file(path, description, detached, storages, coder, data, preprocess)
 

@@ -13,6 +13,7 @@ from tensorpress.codec.header import Description, tensor_table
 from tensorpress.codec.model_tensors import check_finite, check_storable
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.codec.save_load import load
+from tensorpress.codec.storage import Request
 from tensorpress.codec.tpz_file import open_file, write_file
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 
@@ -20,7 +21,7 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 def save_tensors(
     tensors: Mapping[str, Tensor],
     path: str | os.PathLike[str],
-    quantizers: Mapping[str, StepQuantizer],
+    quantizers: Mapping[str, StepQuantizer] | None,
 ) -> int:
     """Write named tensors to a file that needs no model to be read.
 
@@ -30,9 +31,10 @@ def save_tensors(
         Tensors by name, such as a ``state_dict``.
     path : path-like
         The file to write or replace.
-    quantizers : mapping of str to StepQuantizer
+    quantizers : mapping of str to StepQuantizer, or None
         The quantizers of the tensors to quantize. Other float32 and float64 tensors are stored as
-        float16 if all their values are finite in it, and all else exactly.
+        float16 if all their values are finite in it, and all else exactly. With None every bit of
+        all tensors is kept.
 
     Returns
     -------
@@ -53,23 +55,29 @@ def save_tensors(
     ...     load_tensors(f"{folder}/a.tpz")
     {'weight': tensor([[ 0.2500, -0.5000]]), 'bias': tensor([0.5000])}
     """
-    for name in quantizers:
+    for name in quantizers or {}:
         if name not in tensors:
             raise InvalidArgumentError(f"there is a quantizer for {name!r}, but no such tensor")
-    check_tensors(tensors)
-    storages = [quantizers.get(name) or _half_storage(tensor) for name, tensor in tensors.items()]
+    check_tensors(tensors, finite=quantizers is not None)
+    storages: list[Request] = ["coded"] * len(tensors)
+    if quantizers is not None:
+        storages = [quantizers.get(n) or _half_storage(tensor) for n, tensor in tensors.items()]
     description = Description(None, (), tensor_table(dict(tensors)))
     detached = [tensor.detach() for tensor in tensors.values()]
     return write_file(path, description, detached, storages, "range")
 
 
-def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Raise an `InvalidArgumentError` that names a tensor which no file can hold."""
+def check_tensors(tensors: Mapping[str, Tensor], *, finite: bool = True) -> None:
+    """Raise an `InvalidArgumentError` that names a tensor which no file can hold.
+
+    Floating-point tensors that are coded bit for bit need not be ``finite``.
+    """
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise InvalidArgumentError(f"the name of a tensor must be a string, not {name!r}")
         check_storable(name, tensor)
-        check_finite(name, tensor)
+        if finite or tensor.is_complex():
+            check_finite(name, tensor)
 
 
 def load_tensors(

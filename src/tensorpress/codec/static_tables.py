@@ -134,7 +134,7 @@ def parametric_prior(code: int, reach: int) -> Prior:
         mass = mass * ratio >> _FRACTION
         ratio = ratio * growth >> _FRACTION
     floor = max(1, (1 << _FLOOR) // len(weights))
-    return Prior(family, -reach, _normalize_counts(weights, floor))
+    return Prior(family, -reach, normalize_counts(weights, floor))
 
 
 def write_prior(
@@ -186,7 +186,7 @@ def write_prior(
         writer.varint(shared)
         return earlier[shared], _CODE_BITS + best
     writer.bits(_HISTOGRAM, _CODE_BITS)
-    _write_histogram(writer, _round_counts(histogram, mantissa), lowest, mantissa)
+    write_counts(writer, round_counts(histogram, mantissa), lowest, mantissa)
     earlier.append(prior)
     return prior, _CODE_BITS + best
 
@@ -219,7 +219,8 @@ def read_prior(reader: BitReader, reach: int, earlier: list[Prior]) -> Prior:
             )
         prior = earlier[index]
     elif code == _HISTOGRAM:
-        prior = _read_histogram(reader, reach)
+        lowest, counts = read_counts(reader, -reach, reach)
+        prior = Prior("histogram", lowest, normalize_counts(counts, 1))
         earlier.append(prior)
     else:
         raise CorruptFileError(f"{code} is no kind of probability table")
@@ -238,12 +239,12 @@ def _first_code(family: Family) -> int:
     return 0 if family == "laplace" else _SCALES["laplace"]
 
 
-def _normalize_counts(weights: Counts, floor: int) -> Counts:
-    """Return counts of sum 2**24: `floor` for each symbol, the rest in proportion to weights."""
-    free = (1 << PRECISION) - floor * len(weights)
+def normalize_counts(weights: Counts, floor: int, precision: int = PRECISION) -> Counts:
+    """Return counts of sum 2**precision: `floor` for each symbol, the rest as weights."""
+    free = (1 << precision) - floor * len(weights)
     counts: Counts = floor + weights * free // weights.sum()
     # Rounding down has lost less than one count a symbol: the largest weights get one more each.
-    missing = (1 << PRECISION) - counts.sum()
+    missing = (1 << precision) - counts.sum()
     counts[np.argsort(-weights, kind="stable")[:missing]] += 1
     return counts
 
@@ -273,9 +274,9 @@ def _best_histogram(histogram: Counts, lowest: int) -> tuple[int, Prior, float]:
     choices = []
     range_bits = varint_bits(zigzag(lowest)) + varint_bits(len(histogram))
     for mantissa in range(1 << _MANTISSA_BITS):
-        rounded = _round_counts(histogram, mantissa)
-        prior = Prior("histogram", lowest, _normalize_counts(rounded, 1))
-        # As `_write_histogram` writes them: exponents in unary, then the mantissas.
+        rounded = round_counts(histogram, mantissa)
+        prior = Prior("histogram", lowest, normalize_counts(rounded, 1))
+        # As `write_counts` writes them: exponents in unary, then the mantissas.
         exponents = np.frexp(rounded)[1]
         table_bits = range_bits
         if len(histogram) > 1:
@@ -285,14 +286,14 @@ def _best_histogram(histogram: Counts, lowest: int) -> tuple[int, Prior, float]:
     return min(choices, key=lambda choice: choice[2])
 
 
-def _round_counts(histogram: Counts, mantissa: int) -> Counts:
+def round_counts(histogram: Counts, mantissa: int) -> Counts:
     """Round counts to 1 + `mantissa` significant bits."""
     shifts = np.maximum(np.frexp(histogram)[1] - 1 - mantissa, 0)
     rounded: Counts = ((histogram + (1 << shifts >> 1)) >> shifts) << shifts
     return rounded
 
 
-def _write_histogram(writer: BitWriter, rounded: Counts, lowest: int, mantissa: int) -> None:
+def write_counts(writer: BitWriter, rounded: Counts, lowest: int, mantissa: int) -> None:
     """Write the range of symbols, then exponents and mantissas of the rounded counts."""
     writer.varint(zigzag(lowest))
     writer.varint(len(rounded))
@@ -306,13 +307,19 @@ def _write_histogram(writer: BitWriter, rounded: Counts, lowest: int, mantissa: 
         writer.bits((count >> (digits - width)) & ((1 << width) - 1), width)
 
 
-def _read_histogram(reader: BitReader, reach: int) -> Prior:
-    """Read what `_write_histogram` wrote, and return the table of the counts."""
+def read_counts(reader: BitReader, least: int, most: int) -> tuple[int, Counts]:
+    """Read what `write_counts` wrote: the lowest symbol, and the counts, not all of them zero.
+
+    Raises
+    ------
+    CorruptFileError
+        If the symbols are not all from `least` to `most`, or there is no count.
+    """
     lowest, size = unzigzag(reader.varint()), reader.varint()
-    if size == 0 or lowest < -reach or lowest + size - 1 > reach:
+    if size == 0 or lowest < least or lowest + size - 1 > most:
         raise CorruptFileError("a probability table exceeds the levels of its quantizer")
     if size == 1:
-        return Prior("histogram", lowest, np.array([1 << PRECISION]))
+        return lowest, np.ones(1, np.int64)
     mantissa = reader.bits(_MANTISSA_BITS)
     rounded = []
     for exponent in reader.levels(size, _MAX_EXPONENT):
@@ -321,7 +328,7 @@ def _read_histogram(reader: BitReader, reach: int) -> Prior:
         rounded.append(leading << max(exponent - 1 - width, 0))
     if not any(rounded):
         raise CorruptFileError("a probability table is empty")
-    return Prior("histogram", lowest, _normalize_counts(np.array(rounded), 1))
+    return lowest, np.array(rounded)
 
 
 def symbol_counts(symbols: Tensor) -> tuple[Tensor, Tensor]:
@@ -334,7 +341,8 @@ def symbol_counts(symbols: Tensor) -> tuple[Tensor, Tensor]:
     """
     lowest, highest = map(int, symbols.aminmax()) if symbols.numel() else (0, 0)
     if not symbols.numel() or highest - lowest > 2 * symbols.numel():  # counting takes more memory
-        return torch.unique(symbols, return_counts=True)
+        values, counts = torch.unique(symbols, return_counts=True)
+        return values, counts
     counts = torch.bincount((symbols - lowest).flatten())
     present = counts.nonzero().flatten()
     return present + lowest, counts[present]

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from tensorpress.codec.adaptive_coder import SCALES, Stream
+from tensorpress.codec.exact_floats import SPLITS
 from tensorpress.codec.quantizers import StepQuantizer, UniformQuantizer
 from tensorpress.codec.raw_values import RawStorage
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
@@ -23,13 +24,17 @@ class Constant:
 
 
 Quantizer = UniformQuantizer | StepQuantizer
-Storage = Quantizer | Constant | RawStorage
-"""A tensor is quantized, one number, or stored without entropy coding."""
+Unquantized = RawStorage | Literal["coded"]
+Storage = Quantizer | Constant | Unquantized
+"""A tensor is quantized, one number, stored without entropy coding, or coded bit for bit."""
+
+Request = Quantizer | Literal["half", "coded"] | None
+"""How a tensor is to be stored: quantized, as float16, every bit coded, or every bit as it is."""
 
 # Kinds of storage in the stream.
-_STEP, _ZERO, _ONE, _UNIFORM, _CONSTANT = 0, 1, 2, 4, 7
-_RAW: dict[int, RawStorage] = {3: "half", 5: "raw", 6: "integers"}
-_KINDS = 8
+_STEP, _ZERO, _ONE, _UNIFORM, _CONSTANT, _CODED = 0, 1, 2, 4, 7, 8
+_UNQUANTIZED: dict[int, Unquantized] = {3: "half", 5: "raw", 6: "integers", 8: "coded"}
+_KINDS = 9
 
 
 class StorageCoder:
@@ -84,6 +89,8 @@ class StorageCoder:
             raise CorruptFileError(f"{kind} is no way to store a tensor")
         if kind in (_STEP, _UNIFORM) and not floating:
             raise CorruptFileError(f"a tensor of {dtype} cannot have been quantized")
+        if kind == _CODED and dtype not in SPLITS:
+            raise CorruptFileError(f"a tensor of {dtype} cannot have been coded bit for bit")
         if kind == _CONSTANT and not floating:
             raise CorruptFileError(f"a tensor of {dtype} cannot have been one float32 number")
         try:
@@ -94,8 +101,8 @@ class StorageCoder:
                 return self._uniform_quantizer(storage)
         except InvalidArgumentError as error:
             raise CorruptFileError(f"a quantizer is damaged: {error}") from error
-        if kind in _RAW:
-            return _RAW[kind]
+        if kind in _UNQUANTIZED:
+            return _UNQUANTIZED[kind]
         if kind != _CONSTANT:
             return Constant(float(kind == _ONE))
         return Constant(self._float(storage.value if isinstance(storage, Constant) else 0.0))
@@ -146,7 +153,7 @@ def _kind(storage: Storage) -> int:
         return _UNIFORM
     if isinstance(storage, Constant):
         return {0.0: _ZERO, 1.0: _ONE}.get(storage.value, _CONSTANT)
-    return next(kind for kind, raw in _RAW.items() if raw == storage)
+    return next(kind for kind, name in _UNQUANTIZED.items() if name == storage)
 
 
 def quantizer_reach(quantizer: Quantizer, largest: int) -> int:

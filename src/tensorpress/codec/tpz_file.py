@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from tensorpress.codec.encode_tensors import encode_tensors
 from tensorpress.codec.header import Description
 from tensorpress.codec.model_tensors import DTYPES
 from tensorpress.codec.read_budget import ReadBudget
-from tensorpress.codec.storage import CODERS, Coder, Quantizer
+from tensorpress.codec.storage import CODERS, Coder, Request
 from tensorpress.errors import CorruptFileError, unknown_name
 
 _PREPROCESS = "the preprocessing of images"
@@ -30,7 +29,7 @@ def write_file(
     path: str | os.PathLike[str],
     description: Description,
     tensors: Sequence[Tensor],
-    quantizers: Sequence[Quantizer | Literal["half"] | None],
+    quantizers: Sequence[Request],
     coder: Coder,
     data: str | None = None,
     preprocess: str | None = None,
@@ -45,7 +44,7 @@ def write_file(
         The header: network, plan and table of tensors.
     tensors : sequence of Tensor
         The tensors of the description's table, in order.
-    quantizers : sequence of UniformQuantizer, StepQuantizer, "half" or None
+    quantizers : sequence of UniformQuantizer, StepQuantizer, "half", "coded" or None
         How each tensor is stored; see `tensorpress.codec.encode_tensors.encode_tensors`.
     coder : {"range", "huffman"}
         The coder of the quantized values.
@@ -124,7 +123,7 @@ class OpenFile:
         ------
         CorruptFileError
             If the file does not hold them, is far too small for so many, or has one that is not
-            finite.
+            finite and not coded bit for bit.
         """
         table = self.description.tensors
         shapes, dtypes = [entry.shape for entry in table], [DTYPES[entry.dtype] for entry in table]
@@ -135,7 +134,7 @@ class OpenFile:
                 keep_symbols=keep_symbols,
             )
             for entry, tensor in zip(table, decoded, strict=True):
-                if not tensor.finite:
+                if not (tensor.finite or tensor.storage == "coded"):
                     raise CorruptFileError(f"tensor {entry.name!r} has NaN or infinite values")
         return decoded
 

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
-from tensorpress.codec.state_dict import load_tensors
+from tensorpress.codec.model_tensors import stored_tensors
+from tensorpress.codec.save_load import save
+from tensorpress.codec.state_dict import load_tensors, save_tensors
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.file_search import FileSearch, FileTexts, ModelFileSearch, StateFileSearch
 from tensorpress.quantize.rounded_model import RoundedTensor
@@ -49,10 +51,8 @@ class EncodeResult:
 
     def __str__(self) -> str:
         """Return size and error as a line of text."""
-        return (
-            f"{self.bytes:,} bytes, {self.bits_per_value:.2f} bits a value, "
-            f"relative error {self.error:.4f}"
-        )
+        error = f"relative error {self.error:.4f}" if self.error else "every bit kept"
+        return f"{self.bytes:,} bytes, {self.bits_per_value:.2f} bits a value, {error}"
 
     def __repr__(self) -> str:
         """Return size and error, without the tensors."""
@@ -66,6 +66,7 @@ def encode(
     target_error: float | None = None,
     bits: float | None = None,
     size: int | None = None,
+    lossless: bool = False,
     network: str | None = None,
     data: str | None = None,
     preprocess: str | None = None,
@@ -92,11 +93,14 @@ def encode(
         The file to write or replace.
     target_error : float, optional
         Largest relative error over all weights; see `EncodeResult`. Exactly one of `target_error`,
-        `bits` and `size` is needed.
+        `bits`, `size` and `lossless` is needed.
     bits : float, optional
         Largest number of bits per value, for the whole file.
     size : int, optional
         Largest size of the file in bytes.
+    lossless : bool
+        Whether every bit of all tensors is kept. Floating-point values take about a third less in
+        bfloat16 and a sixth less in float32, or half where they were trained in bfloat16.
     network : str, optional
         Name of the model's network in `tensorpress.models.zoo`, as for `tensorpress.save`.
     data : str, optional
@@ -136,8 +140,10 @@ def encode(
     >>> 2400 < result.bytes <= 2500, list(values)
     (True, ['0.weight', '0.bias', '2.weight', '2.bias'])
     """
-    _check_budget(path, target_error, bits, size)
+    _check_budget(path, target_error, bits, size, lossless)
     texts = FileTexts(network=network, data=data, preprocess=preprocess)
+    if lossless:
+        return _encode_exactly(source, path, texts, calibration)
     search = _file_search(source, calibration, passes, seed, texts)
     if target_error is not None:
         rounded = search.search_error(target_error)
@@ -149,6 +155,25 @@ def encode(
     _warn_of_zeros(table, path)
     written = len(rounded.data)
     return EncodeResult(written, 8 * written / max(search.values, 1), rounded.error, table)
+
+
+def _encode_exactly(
+    source: nn.Module | Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    texts: FileTexts,
+    calibration: Iterable[CalibrationBatch] | None,
+) -> EncodeResult:
+    """Write a model or named tensors with every bit."""
+    if calibration is not None:
+        raise InvalidArgumentError("a lossless file needs no calibration")
+    if isinstance(source, nn.Module):
+        written = save(source, path, lossless=True, **texts)
+        values = sum(tensor.numel() for tensor in stored_tensors(source).values())
+    else:
+        _check_tensors_alone(source, None, texts)
+        written = save_tensors(source, path, None)
+        values = sum(tensor.numel() for tensor in source.values())
+    return EncodeResult(written, 8 * written / max(values, 1), 0.0, ())
 
 
 def decode(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dict[str, Tensor]:
@@ -186,6 +211,14 @@ def _file_search(
     if isinstance(source, nn.Module):
         batches = None if calibration is None else collect_batches(calibration, source)
         return ModelFileSearch(source, batches, seed, texts, passes)
+    _check_tensors_alone(source, calibration, texts)
+    return StateFileSearch(source)
+
+
+def _check_tensors_alone(
+    source: object, calibration: Iterable[CalibrationBatch] | None, texts: FileTexts
+) -> None:
+    """Check that a source is tensors by name, without options that need a model."""
     if any(option is not None for option in (calibration, *texts.values())):
         raise InvalidArgumentError(
             f"calibration, {', '.join(texts)} need a model as source, not tensors"
@@ -194,22 +227,25 @@ def _file_search(
         raise InvalidArgumentError(
             f"a model or tensors by name can be encoded, not {type(source).__name__}"
         )
-    return StateFileSearch(source)
 
 
 def _check_budget(
-    path: str | os.PathLike[str], error: float | None, bits: float | None, size: int | None
+    path: str | os.PathLike[str],
+    error: float | None,
+    bits: float | None,
+    size: int | None,
+    lossless: bool,
 ) -> None:
     """Check that there is exactly one budget, in its range, and a folder for the file."""
     options = {"target_error": error, "bits": bits, "size": size}
     budgets = {name: value for name, value in options.items() if value is not None}
-    if len(budgets) != 1:
-        raise InvalidArgumentError("give one of target_error, bits and size")
+    if len(budgets) + bool(lossless) != 1:
+        raise InvalidArgumentError("give one of target_error, bits, size and lossless")
     for name, value in options.items():
         if value is not None and not isinstance(value, int | float):
             raise InvalidArgumentError(f"{name} is a number, got {value!r}")
-    [(name, value)] = budgets.items()
-    if not isfinite(value) or value <= 0 or (name == "target_error" and value >= 1):
-        condition = "between 0 and 1" if name == "target_error" else "positive"
-        raise InvalidArgumentError(f"{name} must be {condition}, not {value}")
+    for name, value in budgets.items():
+        if not isfinite(value) or value <= 0 or (name == "target_error" and value >= 1):
+            condition = "between 0 and 1" if name == "target_error" else "positive"
+            raise InvalidArgumentError(f"{name} must be {condition}, not {value}")
     check_writable(path)

@@ -46,7 +46,7 @@ feedback of errors, a price of 0 did better (docs/coding.md)."""
 
 _VECTOR_OFFSET = -4.0  # log2 of the relative steps of vectors less that of weights
 _MIN_VECTOR_STEP, _MAX_VECTOR_STEP = -10.0, -4.0  # log2, relative to the root mean square
-_MIN_STEP, _STEP_RANGE = -18.0, 26.0  # log2 of the finest relative step of weights; octaves above
+MIN_STEP, _STEP_RANGE = -18.0, 26.0  # log2 of the finest relative step of weights; octaves above
 _HALVINGS = 16
 _MAX_FILES = 5  # written in one search
 _TUNED_BATCH = 32  # examples of a step in which vectors are trained
@@ -77,7 +77,7 @@ class FileSearch(ABC):
         self._price = 0.0 if any(weight.inputs for weight in weights) else PRICE
         self._log_step = mean_log_step(weights) if weights else 0.0
         self._nonzeros = sum(int(weight.values.count_nonzero()) for weight in weights)
-        self._lowest = _MIN_STEP - self._log_step
+        self._lowest = MIN_STEP - self._log_step
         self._sampled = _sample(weights) if self._price else weights
         self._results: dict[tuple[float, float], RoundedModel] = {}
         self._sizes = [(w.values.numel(), log2(rms(w.values)) - w.log_step) for w in weights]

@@ -14,6 +14,7 @@ _PRICED = 256  # magnitudes beyond are rounded to nearest at any price: their co
 _COST_SAMPLE = 1 << 16  # values of a tensor that costs are fitted to
 _BLOCK = 1 << 15  # values that fit into a cache
 _EXACT = 1 << 12  # steps up to which float32 is precise enough
+_NEAREST = torch.tensor([-inf, -inf])  # the first magnitudes of symbols that cost nothing
 _OFFSETS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)  # of candidates, towards zero
 
 
@@ -187,10 +188,10 @@ def round_values(values: Tensor, price: float = 0.0, step: float = 1.0) -> Tenso
     [0, -2]
     """
     flat = values.detach().cpu().reshape(-1)
-    starts = None
+    starts = _NEAREST
     if price and flat.numel():
         sample = sample_values(flat, _COST_SAMPLE)
-        symbols = _round(sample, step, None)
+        symbols = _round(sample, step, starts)
         for _ in range(_PASSES):
             starts = first_magnitudes(SymbolCosts.from_symbols(symbols), price)
             symbols = _round(sample, step, starts)
@@ -208,15 +209,13 @@ def sample_values(values: Tensor, count: int) -> Tensor:
     return flat[torch.randint(flat.numel(), (count,), generator=random)]
 
 
-def _round(values: Tensor, step: float, starts: Tensor | None) -> Tensor:
+def _round(values: Tensor, step: float, starts: Tensor) -> Tensor:
     """Return the nearest symbols, lowered as long as the magnitude is below the symbol's start."""
     largest = float(values.abs().max()) / step if values.numel() else 0.0
     dtype = torch.float32 if largest < _EXACT else torch.float64
-    lowerings = 0
-    if starts is not None:
-        # t_k is at most so many symbols above k - 1/2
-        above = starts[1:-1] - torch.arange(len(starts) - 2) - 0.5
-        lowerings = max(ceil(float(above.max())), 0) if len(above) else 0
+    # t_k is at most so many symbols above k - 1/2
+    above = starts[1:-1] - torch.arange(len(starts) - 2) - 0.5
+    lowerings = max(ceil(float(above.max())), 0) if len(above) else 0
     result = torch.empty(values.shape, dtype=torch.int32)
     for start in range(0, len(values), _BLOCK):
         steps = values[start : start + _BLOCK].to(dtype) / step

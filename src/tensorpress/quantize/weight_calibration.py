@@ -125,9 +125,14 @@ class Weight:
         return float(self.values.detach().abs().max())
 
     @property
+    def count(self) -> int:
+        """The number of the tensor's values."""
+        return self.values.numel() if self.size is None else self.size
+
+    @property
     def multiplicity(self) -> float:
         """The number of values that each stands for."""
-        return 1.0 if self.size is None else self.size / self.values.numel()
+        return self.count / self.values.numel()
 
     def sample(self, count: int) -> "Weight":
         """Return the weight with at most about `count` of its values, the largest among them.
