@@ -1,6 +1,7 @@
 """Runtimes that a model can be timed in: torch itself, or another that runs its ONNX file."""
 
 import io
+import tempfile
 import warnings
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -72,10 +73,12 @@ class OnnxRuntimeModel(nn.Module):
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only
         self._names = [f"input_{number}" for number in range(len(inputs.tensors))]
-        content = _export(model, inputs, self._names)
-        self._session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"]
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/model.onnx"
+            _export(model, inputs, self._names, path)
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
         # The file has no inputs that change nothing.
         self._used = {value.name for value in self._session.get_inputs()}
 
@@ -107,24 +110,24 @@ class _FlatArguments(nn.Module):
         return self._inputs.map(lambda _: next(rest)).run(self.model)
 
 
-def _export(model: nn.Module, inputs: ModelInputs, names: list[str]) -> bytes:
-    """Return the ONNX file of a model.
+def _export(model: nn.Module, inputs: ModelInputs, names: list[str], path: str) -> None:
+    """Write the ONNX file of a model.
 
     The exporter that traces takes a seventh of the time of the other, which matters because a
     budget of latency exports hundreds of layers; the other takes models that it does not.
     """
-    flat, file = _FlatArguments(model, inputs), io.BytesIO()
+    flat = _FlatArguments(model, inputs)
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for dynamo in (False, True):
             try:
                 with redirect_stdout(io.StringIO()):
                     torch.onnx.export(
-                        flat, tuple(inputs.tensors), file, input_names=names, dynamo=dynamo
+                        flat, tuple(inputs.tensors), path, input_names=names, dynamo=dynamo
                     )
-                return file.getvalue()
+                return
             except Exception as error:  # of the exporters, whose errors have no common class
-                file, failure = io.BytesIO(), error
+                failure = error
     reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
     raise InvalidArgumentError(
         f"a {type(model).__name__} cannot be exported to onnxruntime: {reason}"
