@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tensorpress.calibrate.loss_curvature import MOST, LossCurvature
 from tensorpress.errors import InvalidArgumentError
@@ -45,6 +46,34 @@ def test_gradients_have_the_moment_of_fishers_information() -> None:
     second = LossCurvature.collect(net, [x]).gradients["0"] / len(x)
     p = net(x[:1]).softmax(1)[0].detach()
     torch.testing.assert_close(second.double(), p.diag() - p[:, None] * p, atol=0.01, rtol=0)
+
+
+class TinyForCausalLM(nn.Module):
+    """A language model by its name, as those of transformers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 6), nn.Linear(6, 7)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.head(self.embedding(input_ids))}
+
+
+def test_the_loss_of_a_language_model_is_that_of_its_texts() -> None:
+    net, ids = TinyForCausalLM().double(), torch.tensor([[1, 2, 3, 4], [4, 3, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    batch = {"attention_mask": mask, "input_ids": ids}
+    logits = net(ids)["logits"].detach().requires_grad_()
+    pairs = [(0, 0), (0, 1), (0, 2), (1, 0)]  # text and position of tokens with a next one
+    loss = sum(functional.cross_entropy(logits[i, j], ids[i, j + 1]) for i, j in pairs)
+    [gradients] = torch.autograd.grad(loss, logits)
+    rows = gradients[mask.bool()]
+    for seed in (0, 1):
+        moment = LossCurvature.collect(net, [batch], seed=seed).gradients["head"]
+        torch.testing.assert_close(moment.double(), rows.T @ rows, atol=1e-5, rtol=1e-5)
+    positional = LossCurvature.collect(net, [ids[:1]]).gradients["head"]
+    expected = gradients[0].T @ gradients[0]
+    torch.testing.assert_close(positional.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_padding_does_not_count() -> None:

@@ -12,9 +12,10 @@ from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batch
 from tensorpress.calibrate.bfloat16 import bfloat16_passes
 from tensorpress.calibrate.outputs import output_tensors, token_mask
 from tensorpress.calibrate.patches import ANY_CONV, can_unfold
-from tensorpress.calibrate.sampled_loss import sampled_loss
+from tensorpress.calibrate.sampled_loss import next_token_loss, sampled_loss
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode, freeze
+from tensorpress.measure.perplexity import is_language_model
 from tensorpress.utils.module_tree import unwrap
 
 MOST = 16_384
@@ -62,9 +63,10 @@ class LossCurvature:
     An error D of a layer's weight raises the loss of an example by about
     :math:`\frac{1}{2} \operatorname{tr}(B D A D^T)` times the number of positions, where A is the
     second moment of the layer's inputs and B that of the gradients of the loss by its responses.
-    The loss is the cross entropy at labels that the model draws from its own probabilities, so that
-    the curvature is that of the Kullback–Leibler divergence from the model: labels of the data are
-    not used.
+    The loss of a causal language model of transformers is that of the next tokens of the texts.
+    That of other models is the cross entropy at labels that the model draws from its own
+    probabilities, so that the curvature is that of the Kullback–Leibler divergence from the model:
+    labels of the data are not used.
 
     Attributes
     ----------
@@ -142,10 +144,22 @@ class LossCurvature:
             ):
                 with bfloat16_passes(model):
                     outputs = output_tensors(model, batch)
-                loss = sampled_loss(outputs, random, token_mask(outputs[0], batch))
+                loss = _loss(model, batch, outputs, random)
                 if loss.requires_grad:
                     torch.autograd.backward(loss)
         return sums.result(sum(map(len, data)))
+
+
+def _loss(
+    model: nn.Module, batch: Batch, outputs: Sequence[Tensor], random: torch.Generator
+) -> Tensor:
+    """Return the loss of a batch whose curvature is collected."""
+    mask = token_mask(outputs[0], batch)
+    tokens = batch.named.get("input_ids", next(iter(batch.inputs), None))
+    text = isinstance(tokens, Tensor) and tokens.shape == outputs[0].shape[:-1]
+    if text and is_language_model(model):
+        return next_token_loss(outputs[0], tokens, mask)
+    return sampled_loss(outputs, random, mask)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The cross entropy at labels that a model draws from its own probabilities."""
+"""Cross entropies without labels: at labels that a model draws, or at the next tokens of a text."""
 
 from collections.abc import Sequence
 
@@ -47,3 +47,28 @@ def sampled_loss(
         raise InvalidArgumentError("the model returns logits that are not finite")
     labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=random)[:, 0]
     return functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the sum of cross entropies of the next tokens of texts.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Scores (texts, positions, vocabulary).
+    tokens : Tensor
+        The texts, (texts, positions).
+    mask : Tensor, optional
+        Which tokens are no padding, (texts, positions).
+
+    Examples
+    --------
+    >>> logits = torch.zeros(1, 3, 2)
+    >>> next_token_loss(logits, torch.tensor([[0, 1, 1]]))  # 2 ln 2
+    tensor(1.3863)
+    """
+    rows, labels = logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    if mask is not None:
+        counted = (mask[:, :-1] & mask[:, 1:]).flatten()
+        rows, labels = rows[counted], labels[counted]
+    return functional.cross_entropy(rows, labels.to(rows.device), reduction="sum")

@@ -15,7 +15,6 @@ from tensorpress.data.class_numbers import class_numbers
 from tensorpress.data.source import Batches, Example, Examples, Part, Selection, Source, shuffle
 from tensorpress.data.tokens import (
     example_length,
-    is_language_model,
     load_tokenizer,
     padded_batch,
     token_blocks,
@@ -29,6 +28,7 @@ from tensorpress.data.transforms import (
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ModelInputs
+from tensorpress.measure.perplexity import is_language_model
 from tensorpress.models.inputs import input_error
 
 BATCH, TEXT_BATCH = 64, 8

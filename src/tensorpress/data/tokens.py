@@ -50,12 +50,6 @@ def load_tokenizer(name: str | None) -> Any:
         raise InvalidArgumentError(f"hf:{parsed.name} has no tokenizer: {reason}") from error
 
 
-def is_language_model(model: Any) -> bool:
-    """Return whether a model predicts the next token of a text."""
-    kinds = getattr(getattr(model, "config", None), "architectures", None) or [type(model).__name__]
-    return any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
-
-
 def example_length(tokenizer: Any, model: Any) -> int:
     """Return how many tokens an example may have, `TOKENS` at most."""
     return int(min(TOKENS, longest_context(model), tokenizer.model_max_length))

@@ -135,6 +135,12 @@ def _check_vocabulary(model: nn.Module, tokens: Tensor) -> None:
         )
 
 
+def is_language_model(model: object) -> bool:
+    """Return whether a model of transformers predicts the next token of a text."""
+    kinds = getattr(getattr(model, "config", None), "architectures", None) or [type(model).__name__]
+    return any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+
+
 def longest_context(model: nn.Module) -> int:
     """Return the largest number of positions of a model by its config, no limit without one."""
     config = getattr(model, "config", None)
