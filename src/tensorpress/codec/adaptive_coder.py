@@ -21,6 +21,7 @@ SCALES = 63
 _STATE_BYTES = 4
 _MANY = 1 << 14  # symbols, from which on importing a compiler pays
 _ROOM = 1 << 10  # bytes that any number fits in
+_INLINE = ("code_bit", "update_counter", "code_bit_by_mixer")  # called for every bit
 
 
 class Stream:
@@ -152,7 +153,8 @@ class Stream:
     def expect(self, symbols: int) -> None:
         """Use compiled code if so many symbols are to come that it pays; the bytes are the same."""
         if symbols >= _MANY:
-            self._state, self._code = np.array(self._state, np.int64), _compile_code_symbols()
+            self._state = np.array(self._state, np.int64)
+            self._code = _compile_code_symbols(checked=not self.writing)
 
     def mark(self) -> Any:
         """Return the coder's state, for `rewind`."""
@@ -237,13 +239,15 @@ def nearest_scale(symbols: Symbols) -> int:
 
 
 @cache
-def _compile_code_symbols() -> Callable[..., bool]:
-    """Return `code_symbols`, compiled with all that it calls."""
+def _compile_code_symbols(*, checked: bool) -> Callable[..., bool]:
+    """Return `code_symbols`, compiled with all that it calls; bounds are checked in reading."""
     names: dict[str, Any] = {"__name__": context_model.__name__}
     for module in (binary_coder, context_model):
         for name, function in vars(module).items():
             if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-                names[name] = compile_function(FunctionType(function.__code__, names, name))
+                copy = FunctionType(function.__code__, names, name)
+                copy.__qualname__ = f"{name}_read" if checked else f"{name}_written"
+                names[name] = compile_function(copy, inline=name in _INLINE, checked=checked)
             elif not name.startswith("__"):
                 names.setdefault(name, function)
     compiled: Callable[..., bool] = names["code_symbols"]

@@ -204,4 +204,5 @@ def _decode(
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return compile_function(function)
+    # Symbols and points are within the tables by construction; `_decode` checks where words end.
+    return compile_function(function, checked=False)
