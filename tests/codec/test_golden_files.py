@@ -57,6 +57,13 @@ def named_tensors() -> tuple[dict[str, Tensor], dict[str, StepQuantizer]]:
     return tensors, steps
 
 
+def exact_tensors() -> dict[str, Tensor]:
+    """Tensors of every type whose bits are coded, and one too small for that."""
+    types = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    tensors = {f"coded {dtype}": waves(70, 60).bfloat16().to(dtype) for dtype in types}
+    return tensors | {"vector": waves(4200), "small": torch.tensor([torch.inf, -0.0])}
+
+
 def small_net() -> nn.Module:
     net = nn.Sequential(nn.Linear(30, 20), nn.BatchNorm1d(20))
     with torch.no_grad():
@@ -71,6 +78,8 @@ def write(name: str, path: Path) -> None:
         save_tensors(tensors, path, steps)
     elif name == "huffman":
         tp.save(small_net(), path, coder="huffman", quantizer=UniformQuantizer(16, 0.5))
+    elif name == "lossless":
+        save_tensors(exact_tensors(), path, None)
     elif name == "zoo":
         torch.manual_seed(0)
         dense = build("lenet5")
@@ -81,7 +90,7 @@ def write(name: str, path: Path) -> None:
         tp.save(tp.press(net, tp.plan(net, scheme="channel_svd", ranks=3)), path)
 
 
-NAMES = ("tensors", "huffman", "zoo", "pressed")
+NAMES = ("tensors", "huffman", "zoo", "pressed", "lossless")
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -110,6 +119,13 @@ def test_the_golden_tensors_are_those_that_were_written() -> None:
         expected = steps[name](tensor) if name in steps else tensor
         expected = expected.half().float() if name == "half" else expected
         assert torch.equal(stored[name], expected), name
+
+
+def test_the_golden_lossless_file_has_every_bit() -> None:
+    stored = load_tensors(FOLDER / f"v{container.VERSION}-lossless.tpz")
+    tensors = exact_tensors()
+    assert stored.keys() == tensors.keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def compile_function(
     """
     import numba  # here, because small files need no compiler
 
-    options = {"boundscheck": checked, "inline": "always" if inline else "never"}
+    options: dict[str, Any] = {"boundscheck": checked, "inline": "always" if inline else "never"}
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # there is no folder for the compiled code to stay in
