@@ -1,9 +1,10 @@
 """How fast encoding and decoding without data are, and what is kept in how many bytes.
 
-    python -m benchmarks.speed.encoding --model FOLDER [--zipnn PYTHON]
+    python -m benchmarks.speed.encoding [--model FOLDER] [--zipnn PYTHON]
 
-Writes results/encoding.json. FOLDER has a ``model.safetensors`` of float32, such as SmolLM2-135M;
-ResNet-20 and ResNet-56 come from the data folder. Each is encoded to 4 and 2 bits a value and
+Adds to results/encoding.json. FOLDER has a ``model.safetensors`` of float32, such as SmolLM2-135M,
+which is coded as a folder; without it, ResNet-20 and ResNet-56 of the data folder are, each to one
+file. Each is encoded to 4 and 2 bits a value and
 without loss, the latter in float32 and in bfloat16, and decoded. Times are processor seconds of one
 thread, in megabytes of the dense bytes; a copy of the same bytes in memory and zlib -6 are timed in
 the same run. PYTHON is the interpreter of an environment that has ZipNN; without it its numbers
@@ -33,6 +34,7 @@ from tensorpress.utils.atomic_files import write_atomically
 
 RESULT = Path(__file__).parents[2] / "results" / "encoding.json"
 BITS = (4.0, 2.0)
+FOLDER_BYTES = 1 << 26  # of models that are coded tensor by tensor
 ZLIB_BYTES = 1 << 25  # zlib is slow, and its speed does not depend on the size
 ZIPNN = """
 import sys, time, zipnn
@@ -63,25 +65,33 @@ def octets(tensors: Mapping[str, Tensor]) -> bytes:
     return b"".join(parts)
 
 
-def relative_error(tensors: Mapping[str, Tensor], files: EncodedFiles) -> float:
+def relative_error(tensors: Mapping[str, Tensor], decoded: Mapping[str, Tensor]) -> float:
     """Return the relative error of all weights together."""
     names = [name for name, tensor in tensors.items() if tensor.dim() > 1]
-    squares = [float((files.read(n).double() - tensors[n].double()).square().sum()) for n in names]
+    squares = [float((decoded[n].double() - tensors[n].double()).square().sum()) for n in names]
     norms = [float(tensors[name].double().square().sum()) for name in names]
     return (sum(squares) / sum(norms)) ** 0.5
 
 
 def coded(tensors: Mapping[str, Tensor], folder: Path, **options: Any) -> dict[str, Any]:
-    """Return size and speeds of a folder that is encoded and decoded tensor by tensor."""
-    (folder / "in").mkdir()
-    save_file(dict(tensors), folder / "in" / "model.safetensors")
+    """Return size and speeds of tensors: many as a folder, one by one, few in one file."""
     size = sum(tensor.nbytes for tensor in tensors.values())
-    taken, written = timed(lambda: tp.encode_checkpoint(folder / "in", folder / "out", **options))
-    files = EncodedFiles(folder / "out")
-    back, _ = timed(lambda: [files.read(name) for name in files.tensors])
+    if size < FOLDER_BYTES:
+        path = folder / "a.tpz"
+        taken, encoded = timed(lambda: tp.encode(tensors, path, **options))
+        written = encoded.bytes
+        back, decoded = timed(lambda: tp.decode(path))
+    else:
+        (folder / "in").mkdir()
+        save_file(dict(tensors), folder / "in" / "model.safetensors")
+        taken, written = timed(
+            lambda: tp.encode_checkpoint(folder / "in", folder / "out", **options)
+        )
+        files = EncodedFiles(folder / "out")
+        back, decoded = timed(lambda: {name: files.read(name) for name in files.tensors})
     result = {"bytes": written, "encode": speed(size, taken), "decode": speed(size, back)}
     if "bits" in options:
-        result["error"] = round(relative_error(tensors, files), 5)
+        result["error"] = round(relative_error(tensors, decoded), 5)
         result["bits a value"] = round(8 * written * 4 / size, 3)
     else:
         result["off %"] = round(100 * (1 - written / size), 2)
@@ -131,18 +141,19 @@ def measure(tensors: Mapping[str, Tensor], zipnn: str | None) -> dict[str, Any]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="a folder of float32 weights")
+    parser.add_argument("--model", type=Path, help="a folder of float32 weights; else the ResNets")
     parser.add_argument("--zipnn", help="the interpreter of an environment that has ZipNN")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tp.encode({"w": torch.randn(300, 300)}, Path(tempfile.mkdtemp()) / "a.tpz", bits=4)  # compiles
-    result = {
-        arguments.model.name: measure(
-            floats(load_file(arguments.model / "model.safetensors")), arguments.zipnn
-        )
+    files = {
+        name: find_weights(Path(f"cifar10_resnet/{name}.safetensors"), None)
+        for name in ("resnet20", "resnet56")
     }
-    for name in ("resnet20", "resnet56"):
-        path = find_weights(Path(f"cifar10_resnet/{name}.safetensors"), None)
+    if arguments.model is not None:
+        files = {arguments.model.name: arguments.model / "model.safetensors"}
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    for name, path in files.items():
         result[name] = measure(floats(load_file(path)), arguments.zipnn)
     write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
 

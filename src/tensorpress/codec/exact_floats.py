@@ -31,7 +31,7 @@ SPLITS = {
 """The types of values that are coded: bits of their mantissas coded with the exponent, and others.
 """
 
-_MANY = 1 << 12  # values of a tensor from which on coding is worth its tables
+_MANY = 1 << 10  # values of a tensor from which on coding is worth its tables
 _RAW, _PLAIN, _RELATIVE = 0, 1, 2  # kinds of coded tensors
 _PACKED, _TABLE = 0, 1  # kinds of planes
 _MIN_GAIN = 0.01  # share of a plane's bits that a table must save
