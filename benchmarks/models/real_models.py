@@ -31,7 +31,7 @@ from tensorpress.measure import count_macs, count_params, measure_latencies
 from tensorpress.utils.atomic_files import write_atomically
 
 RESULTS = Path(__file__).parents[2] / "results" / "real_models.json"
-BUDGETS = ("bytes=25%", "params=70%", "macs=70%", "params=50%", "bytes=12.5%")
+BUDGETS = ("bytes=25%", "params=70%", "macs=70%", "params=50%", "macs=50%", "bytes=12.5%")
 PACKAGES = ("tensorpress", "torch", "timm", "transformers")
 DYNAMIC = {nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell}
 

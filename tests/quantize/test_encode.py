@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,30 @@ def test_lossless_is_no_budget(path: Path) -> None:
         tp.encode(trained(), path, lossless=True, calibration=[images(2, 0)])
     with pytest.raises(InvalidArgumentError, match="has no quantizer"):
         tp.save(trained(), path, lossless=True, quantizer=StepQuantizer(0))
+
+
+def test_vectors_are_trained_where_that_brings_outputs_nearer(tmp_path: Path) -> None:
+    class Bare(nn.Module):
+        """A layer of parameters whose bias no layer with known inputs has."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(60, 12))
+            self.shift = nn.Parameter(torch.randn(12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight + self.shift
+
+    torch.manual_seed(0)
+    net, x = Bare(), 3 + torch.randn(300, 60)
+    errors, symbols = [], []
+    for passes in (0, 60):
+        path = tmp_path / str(passes)
+        tp.encode(net, path, target_error=0.02, calibration=x[:240].split(30), passes=passes)
+        coded = deepcopy(net)
+        coded.load_state_dict(tp.decode(path))
+        symbols.append(coded.weight)
+        with torch.no_grad():
+            errors.append(float((coded(x[240:]) - net(x[240:])).norm()))
+    assert torch.equal(*symbols)
+    assert errors[1] < 0.9 * errors[0]

@@ -104,7 +104,7 @@ def _split(layer: nn.Module) -> list[str]:
         outputs, inputs = weight.shape
         linear = _LinearWeight(inputs, outputs, bias=bias is not None, device="meta")
         linear.weight = weight
-        linear.bias = bias
+        linear.register_parameter("bias", bias)
         layer._modules[key] = linear
     return names
 
@@ -120,12 +120,14 @@ def _join(layer: nn.Module) -> None:
         form = factorized_weight(linear)
         if form is not None:
             factors[key] = form, tuple(stored_factors(linear).parameters())
-        weight = linear.get_parameter("weight") if form is None else nn.Parameter(linear.weight)
-        values |= {key: weight, _bias(key): linear._parameters["bias"]}
+        weight = linear.weight  # computed from the factors if there are any
+        assert isinstance(weight, Tensor)
+        values[key] = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+        values[_bias(key)] = linear._parameters["bias"]
     for name in vars(layer).pop("_parameter_names"):
         layer._parameters[name] = values.get(name, layer._parameters.pop(name, None))
     if isinstance(layer, nn.RNNBase):
-        layer._init_flat_weights()  # type: ignore[no-untyped-call]
+        layer._init_flat_weights()
     for key, (form, stored) in factors.items():
         form.attach(layer, stored, key)
         layer.get_submodule("parametrizations").train(layer.training)
@@ -196,7 +198,7 @@ class _Unrolled(nn.RNNBase):
             state = tuple(s[:, None] for s in state)
         steps, batch = x.shape[:2]
         data, last = self._run(x.flatten(0, 1), [batch] * steps, state)
-        output = data.unflatten(0, (steps, batch))
+        output = data.reshape(steps, batch, -1)
         if not batched:
             output, last = output[:, 0], tuple(s[:, 0] for s in last)
         elif self.batch_first:

@@ -50,6 +50,7 @@ MIN_STEP, _STEP_RANGE = -18.0, 26.0  # log2 of the finest relative step of weigh
 _HALVINGS = 16
 _MAX_FILES = 5  # written in one search
 _TUNED_BATCH = 32  # examples of a step in which vectors are trained
+_TUNED_OCTAVES = 3.0  # by which trained vectors are stored more finely, or nothing were left of it
 _RATE = 1e-3  # of these steps, relative to a vector's root mean square
 _ENOUGH = 0.01  # relative error of outputs up to which vectors are not trained
 _TARGET_USE, _MAX_EXTRA = 0.997, 0.25  # shares of a budget: aimed at; at first for all but symbols
@@ -207,6 +208,7 @@ class FileSearch(ABC):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "a.tpz")
             vector_step = max(_MIN_VECTOR_STEP, min(vector_step, _MAX_VECTOR_STEP))
+            vector_step -= _TUNED_OCTAVES * tuned
             self._write(rounded, path, vector_step, tuned=tuned)
             rounded.data = path.read_bytes()
 
