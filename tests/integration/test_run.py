@@ -30,7 +30,7 @@ def test_what_a_run_leaves(finished: RunResult) -> None:
     names = sorted(str(p.relative_to(finished.folder)) for p in finished.folder.glob("**/*.*"))
     assert names == [
         *(f"checkpoints/{phase}.pt" for phase in ("dense", "quantized", "train")),
-        *("metrics.json", "model.tpz", "plan.yaml", "recipe.yaml", "report.html"),
+        *("metrics.json", "model.tpz", "origin.json", "plan.yaml", "recipe.yaml", "report.html"),
     ]
     assert read_recipe(finished.folder / "recipe.yaml") == recipe()
     assert (finished.folder / "recipe.yaml").read_text().startswith("# seed: 3\n")

@@ -83,7 +83,7 @@ def test_responses_are_kept_better_than_by_weights(block: Block, scheme: str) ->
     by_weights = loss(tp.press(block, plan), block)
     for kind in ("refit", "inputs", "linear", "nonlinear"):
         pressed = tp.press(block, plan, calibration=BATCHES, reconstruct=kind)
-        most = 0.7 if kind == "nonlinear" else 0.95
+        most = 0.7 if kind == "nonlinear" else 0.98
         assert loss(pressed, block) < most * by_weights, kind
 
 
@@ -127,7 +127,7 @@ def test_a_pass_that_fails_leaves_the_statistics_of_norms() -> None:
     net(torch.randn(50, 4) + 3)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     held = collect_batches([torch.randn(20, 4), torch.randn(20, 5)], net)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InvalidArgumentError):
         norm_statistics(net, held)
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)

@@ -51,7 +51,7 @@ def compress_command(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Compress a model to a budget in the way that keeps its outputs best, and say how good it is.
+    """Compress a model to a budget so that its outputs change least, and say how near they are.
 
     Example: tensorpress compress --model resnet20 --weights resnet20.safetensors --budget macs=60%
     --data cifar10 --out small

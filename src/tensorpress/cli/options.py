@@ -22,15 +22,19 @@ Source = Annotated[Path | None, SOURCE]
 Model = Annotated[str | None, MODEL]
 WeightFile = Annotated[
     Path | None,
-    typer.Option("--weights", "-w", help="Its weights, a safetensors file; else random ones."),
+    typer.Option(
+        "--weights",
+        "-w",
+        help="The file of its weights: safetensors, .pt or .tpz. Without it they are random.",
+    ),
 ]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
         "-i",
-        help="An example input, 1x3x224x224 or 1x128:int64, the batch first; repeatable. Known for "
-        "most models.",
+        help="The shape of an example input, the batch first: 1x3x224x224 or 1x128:int64; "
+        "repeatable. Not needed for most models.",
     ),
 ]
 Root = Annotated[
@@ -43,14 +47,14 @@ Data = Annotated[
         "--data",
         "-d",
         "--calibrate",
-        help="Inputs that say what matters: a data set (tensorpress list), a folder or file, or "
-        "package.module:function. Nothing is fitted to labels.",
+        help="Data that layers are fitted to: a data set (tensorpress list), a folder or file, or "
+        "package.module:function. Labels are not fitted to.",
     ),
 ]
 Preprocess = Annotated[
     str | None,
     typer.Option(
-        help="How images become inputs, where the model does not say it: 'size: 224, mean: [0.485, "
+        help="How images become inputs, if the model does not say so: 'size: 224, mean: [0.485, "
         "0.456, 0.406], std: [0.229, 0.224, 0.225]'."
     ),
 ]
@@ -72,11 +76,11 @@ Targets = Annotated[
     typer.Option(
         "--targets",
         "-t",
-        help="Layers to press: names, patterns with *, re:REGEX; repeatable. All by default.",
+        help="Layers to press: names, patterns with *, re:REGEX; repeatable. By default all.",
     ),
 ]
 Skip = Annotated[
-    list[str] | None, typer.Option("--skip", help="Layers to keep dense, named likewise.")
+    list[str] | None, typer.Option("--skip", help="Layers to keep dense, in the same form.")
 ]
 
 
@@ -119,11 +123,11 @@ class PlanArguments:
         list[str] | None,
         typer.Option(
             "--override",
-            help="What is done with some layers: 'layer1.*: {scheme: cp, ranks: 8}'; repeatable.",
+            help="Settings of single layers: 'layer1.*: {scheme: cp, ranks: 8}'; repeatable.",
         ),
     ] = None
     round_to: Annotated[
-        int, typer.Option(help="Ranks are multiples of it, or the largest ones.", min=1)
+        int, typer.Option(help="Round ranks to multiples of this number.", min=1)
     ] = 1
 
 

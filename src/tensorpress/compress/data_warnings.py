@@ -33,8 +33,8 @@ class FewRows(logging.Filter):
         names = ", ".join(worst[:_MOST_NAMES]) + (", …" if len(worst) > _MOST_NAMES else "")
         count = "1 layer has" if len(worst) == 1 else f"{len(worst)} layers have"
         return (
-            f"{count} fewer inputs in the calibration data than {ROWS_A_COLUMN} times the numbers "
-            f"of one, and may be fitted to noise ({names}): give more data"
+            f"{count} too little calibration data and may be fitted to noise ({names}): give more, "
+            f"at least {ROWS_A_COLUMN} rows for each input feature of a layer"
         )
 
 

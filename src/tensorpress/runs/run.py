@@ -72,9 +72,9 @@ def run(
     recipe : Recipe
         The recipe.
     folder : path-like
-        Receives ``recipe.yaml``, ``plan.yaml``, ``metrics.json``, ``model.tpz``, ``report.html``
-        and ``checkpoints/``. If a run of the same recipe and seed was interrupted there, it goes on
-        where its last epoch ended, to the same result on CPU.
+        Receives ``recipe.yaml``, ``plan.yaml``, ``metrics.json``, ``model.tpz``, ``origin.json``,
+        ``report.html`` and ``checkpoints/``. If a run of the same recipe and seed was interrupted
+        there, it goes on where its last epoch ended, to the same result on CPU.
     seed : int
         The seed of every random number.
     test : bool

@@ -1,4 +1,4 @@
-"""The networks of the published tables and of the examples, as plain modules; their weights."""
+"""The networks of the recipes and examples, as plain modules, and their weights."""
 
 from tensorpress.models.zoo.cifar_cnn import CifarCNN
 from tensorpress.models.zoo.clips import Clips3D
