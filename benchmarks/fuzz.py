@@ -22,6 +22,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ def dense_models() -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     conv = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2))
     large = nn.Linear(130, 130)  # so many values are decoded by compiled code
     uniform = {"quantizer": tp.UniformQuantizer(16, 3.0), "norms": "float32"}
-    yield from ((linear, options) for options in ({}, {"coder": "huffman"}, uniform))
+    named = {"data": "digits", "preprocess": "{size: 8, mean: [0], std: [1]}"}
+    choices = ({}, {"coder": "huffman"}, uniform, named, {"lossless": True})
+    yield from ((linear, options) for options in choices)
+    yield deepcopy(linear).bfloat16(), {"lossless": True}
     yield from ((conv, {}), (large, {}))
 
 
@@ -75,7 +79,7 @@ def tpz_readers(folder: Path) -> list[tuple[str, Reader]]:
     models = list(dense_models())
     for dense, options in models:
         add(dense, dense, options)
-    linear, conv = models[0][0], models[3][0]
+    linear, conv = models[0][0], models[-2][0]
     for dense, schemes in (
         (linear, ("channel_svd", "tt_weight", "svd_weight", "ada_tucker", "low_rank_sparse")),
         (conv, ("tucker2", "cp", "tensor_train", "spatial_svd")),

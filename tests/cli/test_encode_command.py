@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import tensorpress as tp
 from command_line import Outcome
+from tensorpress.codec.read_budget import MAX_BYTES
 from tensorpress.data.splits import load_splits
 from tensorpress.models.zoo import build, network, save_weights
 
@@ -137,3 +138,15 @@ def test_folders_are_coded_to_bits_alone(fails: Fails, weights: Path, tmp_path: 
     weights.rename(tmp_path / "folder" / "model.safetensors")
     assert "by --bits or --lossless" in fails("encode", "folder", "--size", "1kB", "--out", "x")
     assert "say by --out" in fails("decode", "folder")
+
+
+def test_the_memory_of_reading_has_a_ceiling(
+    run_json: RunJson, fails: Fails, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MAX_BYTES, "1000")  # so that it is as before after the test
+    run_json("encode", "m.safetensors", "--bits", "5")
+    assert "would take more than 1,000 in memory" in fails("decode", "m.tpz")
+    monkeypatch.setenv(MAX_BYTES, "many")
+    assert f"{MAX_BYTES} is a number of bytes, not 'many'" in fails("decode", "m.tpz")
+    assert "would take more than 99" in fails("--max-bytes", "99", "decode", "m.tpz")
+    run_json("--max-bytes", "100000", "decode", "m.tpz", "--out", "back.safetensors")

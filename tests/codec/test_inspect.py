@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from tpz_models import custom_model, lenet5, press_network, save_model
+from tpz_models import custom_model, forge_custom, lenet5, press_network, save_model
 
 import tensorpress as tp
 from tensorpress.codec.inspect import StoredLayer
@@ -113,3 +113,11 @@ def test_layers_of_all_schemes_are_listed(tmp_path: Path, network: str | None) -
     short = [tensor.short_name for tensor in inspection.tensors]
     assert {"conv1.1.weight", "conv2.core", "conv2.matrix2", "ip2.core0", "ip2.core1"} < set(short)
     assert sum(tensor.count for tensor in inspection.tensors) == plan_from_model(model).params
+
+
+@pytest.mark.parametrize("end", ["originalx", "original", "original" + 5000 * "9"])
+def test_a_factor_whose_name_has_no_number_is_shown_by_its_name(tmp_path: Path, end: str) -> None:
+    name = f"0.parametrizations.weight.{end}"
+    header = [[["0", [20, 30], "svd_weight", 3]], [[name, [1], "float32"]]]
+    forge_custom(tmp_path / "a.tpz", header, nn.ParameterList([torch.ones(1)]))
+    assert [tensor.short_name for tensor in tp.inspect(tmp_path / "a.tpz").tensors] == [name]

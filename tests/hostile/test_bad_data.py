@@ -1,5 +1,6 @@
 """Data that do not fit a model are our errors, which say what was expected."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from readers import net
+from torch import nn
 
 import tensorpress as tp
 from command_line import call as call_command
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.train.evaluate import evaluate
 
 X, Y = torch.ones(4, 6), torch.zeros(4).long()
@@ -27,13 +29,13 @@ DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "no batches": (list, "is empty|0 batches"),
     "used generator": (used_up, "used before|must have a length"),
     "empty batch": (lambda: [(X[:0], Y[:0])], "no examples"),
-    "integers": (lambda: [(X.long(), Y)], r"not run on .*torch.int64: .*dtype"),
+    "integers": (lambda: [(X.long(), Y)], r"not (run|take) .*torch.int64.*dtype"),
     "doubles": (
         lambda: [(X.double(), Y)],
-        r"not run on .*torch.float64: .*dtype",
+        r"not (run|take) .*torch.float64.*dtype",
     ),
-    "other width": (lambda: [(X, Y), (torch.ones(4, 7), Y)], r"not run on a batch of \(\d, 7\)"),
-    "unknown argument": (lambda: [{"foo": X, "labels": Y}], "not run on a batch of foo="),
+    "other width": (lambda: [(X, Y), (torch.ones(4, 7), Y)], r"not (run|take) .*\(\d, 7\)"),
+    "unknown argument": (lambda: [{"foo": X, "labels": Y}], r"not (run|take) .*foo="),
     "no tensors": (lambda: ["abc"], "a batch is a Tensor .* got str"),
     "a number": (lambda: 3, "an iterable, not int"),
 }
@@ -68,6 +70,36 @@ def test_data_that_do_not_fit_say_what_was_expected(tmp_path: Path, call: str, d
 def test_labels_beyond_the_classes_are_named(tmp_path: Path, call: str) -> None:
     with pytest.raises(InvalidArgumentError, match=r"classes from 0 to 3, .* got 99 to 99"):
         CALLS[call]([(X, Y + 99)], tmp_path)
+
+
+def with_nan(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    return model
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: tp.report(net(), with_nan(pressed())), "layer '0': its '0.weight' has NaN"),
+    (lambda: tp.report(with_nan(net()), pressed()), "layer '0': its weight has NaN"),
+    (lambda: tp.report(torch.jit.script(net()), pressed()), "the model is compiled by torch.jit"),
+    (lambda: tp.report(net(), torch.jit.script(pressed())), "the model is compiled by torch.jit"),
+    (lambda: tp.report(net(), "pressed"), "a model is a torch.nn.Module, not str"),
+    (lambda: tp.compress(torch.jit.script(net()), "params=60%"), "compiled by torch.jit"),
+])  # fmt: skip
+def test_models_that_cannot_be_compared_are_named(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [], 3, {"quant_method": None}, {"quant_method": "tensorpress"}]
+)
+def test_a_config_without_a_plan_is_no_pressed_folder(tmp_path: Path, content: Any) -> None:
+    tp.save_checkpoint(pressed(), tmp_path / "a")
+    (tmp_path / "a" / "plan.json").unlink()
+    (tmp_path / "a" / "config.json").write_text(json.dumps({"quantization_config": content}))
+    with pytest.raises(DataNotFoundError, match=r"has no plan\.json"):
+        tp.load_checkpoint(tmp_path / "a", net())
 
 
 @pytest.mark.parametrize("command", [

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from tensorpress import __version__
 from tensorpress.cli.output import print_error, print_line
+from tensorpress.codec.read_budget import MAX_BYTES
 from tensorpress.errors import BudgetMetError, TensorPressError
 from tensorpress.utils.progress import SHOW_PROGRESS
 
@@ -99,8 +100,14 @@ def set_up(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print every step, and tracebacks of errors.")
     ] = False,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Memory that reading a .tpz file may take, if you trust it."),
+    ] = None,
 ) -> None:
     """Press neural networks by tensor decomposition into the smallest files."""
+    if max_bytes is not None:
+        os.environ[MAX_BYTES] = str(max_bytes)
     if quiet and verbose:
         raise typer.BadParameter("give --quiet or --verbose, not both")
     bars = Console().is_terminal and not quiet

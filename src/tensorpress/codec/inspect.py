@@ -204,9 +204,9 @@ def _parts(opened: OpenFile, decoded: list[DecodedTensor]) -> dict[str, int]:
 
 def _short_name(name: str, layers: tuple[StoredLayer, ...]) -> str:
     module, separator, factor = name.partition("parametrizations.")
-    if not separator:
-        return name
     key, _, factor = factor.partition(".original")
+    if not (separator and len(factor) < 4 and factor.isascii() and factor.isdigit()):
+        return name
     layer = weight_name(module.removesuffix("."), key)
     schemes = (scheme(pressed.scheme) for pressed in layers if pressed.name == layer)
     return next((f"{layer}.{method.factor_name(int(factor))}" for method in schemes), name)

@@ -1,6 +1,11 @@
 """The memory and the work that reading a file may take, counted before they are taken."""
 
-from tensorpress.errors import CorruptFileError
+import os
+
+from tensorpress.errors import CorruptFileError, InvalidArgumentError
+
+MAX_BYTES = "TENSORPRESS_MAX_BYTES"
+"""The environment variable with the bytes that reading any file may take, for trusted files."""
 
 _FREE_BYTES, _BYTES_PER_BYTE = 64 << 20, 64
 _FREE_SYMBOLS, _SYMBOLS_PER_BYTE = 1 << 21, 256
@@ -21,7 +26,8 @@ class ReadBudget:
     size : int
         Bytes of the file. By default, reading may take 64 MiB and 64 bytes for each of these.
     max_bytes : int, optional
-        The bytes that reading may take instead.
+        The bytes that reading may take instead; else those of the variable `MAX_BYTES`, if it is
+        set.
     model_bytes : int
         Bytes of a model that the file is read into: its caller trusts these, so reading may take
         four times as many in addition, and as long as they need.
@@ -37,6 +43,7 @@ give max_bytes= if you trust the file
     """
 
     def __init__(self, size: int, max_bytes: int | None = None, model_bytes: int = 0) -> None:
+        max_bytes = _max_bytes_everywhere() if max_bytes is None else max_bytes
         default = _FREE_BYTES + _BYTES_PER_BYTE * size
         self._size = size
         self._limit = (default if max_bytes is None else max_bytes) + _PER_MODEL_BYTE * model_bytes
@@ -79,3 +86,10 @@ give max_bytes= if you trust the file
                 f"its {self._size:,} bytes are said to hold far too many values: give max_bytes= "
                 "if you trust the file"
             )
+
+
+def _max_bytes_everywhere() -> int | None:
+    value = os.environ.get(MAX_BYTES)
+    if value is None or value.isdecimal():
+        return None if value is None else int(value)
+    raise InvalidArgumentError(f"{MAX_BYTES} is a number of bytes, not {value!r}")

@@ -22,6 +22,7 @@ from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.planner import lost_layers
 from tensorpress.reconstruct.unfitted import unfitted_layers
 from tensorpress.utils.atomic_files import check_writable
+from tensorpress.utils.module_tree import unwrap
 
 logger = logging.getLogger("tensorpress.compress")
 
@@ -101,7 +102,7 @@ def compress(
     >>> result.costs["params"][1] <= 0.5 * result.costs["params"][0]
     True
     """
-    began = time.perf_counter()
+    began, model = time.perf_counter(), unwrap(model)
     limit = parse_budget(budget)
     _check_out(out, limit)
     batches = None if calibration is None else collect_batches(calibration, model)

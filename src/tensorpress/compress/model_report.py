@@ -33,7 +33,7 @@ from tensorpress.report.model_page import write_model_page
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.registry import scheme as scheme_named
 from tensorpress.utils.atomic_files import check_writable
-from tensorpress.utils.module_tree import locate_weight
+from tensorpress.utils.module_tree import locate_weight, unwrap
 
 _MAX_POINTS = 40
 """Points of a curve of errors over ranks."""
@@ -90,6 +90,7 @@ def report(
     >>> [(layer["name"], layer["ranks"]) for layer in content["layers"]]
     [('0', [4]), ('2', [4])]
     """
+    dense, pressed = unwrap(dense), unwrap(pressed)
     if path is not None:
         check_writable(path)
     data = None if batches is None else collect_batches(batches, dense)
@@ -194,7 +195,11 @@ def _describe_layer(plan: LayerPlan, model: DenseModel, pressed: nn.Module) -> d
     kernel = layer.kernel(plan.method)
     plan = replace(plan, calls=() if plan.method.of_weight else layer.calls)
     weight = layer.weight.detach().double()
-    rebuilt = dense_weight(*locate_weight(pressed, plan.name)).to(weight)
+    module, key = locate_weight(pressed, plan.name)
+    for name, factor in module.state_dict().items():
+        if factor.is_floating_point() and not bool(factor.isfinite().all()):
+            raise InvalidArgumentError(f"its {name!r} has NaN or infinite values")
+    rebuilt = dense_weight(module, key).to(weight)
     size, distance = float(weight.norm()), float((weight - rebuilt).norm())
     return {
         "name": plan.name,

@@ -154,13 +154,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     Raises
     ------
     InvalidArgumentError
-        If a module is of torch.jit.
+        If it is no module, or one in it is of torch.jit.
 
     Examples
     --------
     >>> unwrap(nn.DataParallel(nn.ReLU()))
     ReLU()
     """
+    if not isinstance(model, nn.Module):
+        raise InvalidArgumentError(f"a model is a torch.nn.Module, not {type(model).__name__}")
     refuse_scripts(model)
     while True:
         compiled = model._modules.get("_orig_mod")
