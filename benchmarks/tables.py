@@ -29,10 +29,7 @@ from benchmarks.decompose.cp_table import cp_table
 from benchmarks.files.coding_table import coding_table
 from benchmarks.files.sweep_tables import variants_table
 from benchmarks.models.architectures_table import architectures_table, kept_table
-from benchmarks.models.language_models_table import (
-    calibration_tokens_table,
-    language_models_table,
-)
+from benchmarks.models.language_models_table import language_models_table
 from benchmarks.models.low_rank_low_bits import low_rank_low_bits_table
 from benchmarks.models.real_models_table import (
     real_bytes_table,
@@ -333,7 +330,6 @@ TABLES = {
     "architectures": architectures_table,
     "kept": kept_table,
     "language_models": language_models_table,
-    "calibration_tokens": calibration_tokens_table,
     "low_rank_low_bits": low_rank_low_bits_table,
     "real_bytes": real_bytes_table,
     "real_shapes": real_shapes_table,
