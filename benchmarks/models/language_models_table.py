@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parents[2] / "results" / "language_models.json"
 
 
 def language_models_table() -> str:
-    """Return the perplexity of every method at equal parameters of the Linear layers, worst first."""
+    """Return the perplexity of every method at equal parameters of Linear layers, worst first."""
     rows = json.loads(RESULTS.read_text())["rows"]
     [dense] = {row["perplexity"] for row in rows if row["method"] == "dense"}
     cases: dict[tuple[str, float], list[float]] = {}
