@@ -24,6 +24,7 @@ from tensorpress.errors import (
     DataNotFoundError,
     InvalidArgumentError,
     ModelMismatchError,
+    ModelRunError,
     TensorPressError,
 )
 from tensorpress.hugging_face.import_hook import register_on_import
@@ -117,6 +118,7 @@ __all__ = [  # noqa: RUF022 - by task
     "BudgetMetError",
     "InvalidArgumentError",
     "ModelMismatchError",
+    "ModelRunError",
     "TensorPressError",
 ]
 

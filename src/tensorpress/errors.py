@@ -16,6 +16,10 @@ class BudgetMetError(InvalidArgumentError):
     """A budget that the dense model meets as it is: there is nothing to press."""
 
 
+class ModelRunError(InvalidArgumentError):
+    """A model that fails on the inputs it was given; its own error is the cause of this one."""
+
+
 class DataNotFoundError(TensorPressError, FileNotFoundError):
     """A data set or weight file is not where it was looked for."""
 

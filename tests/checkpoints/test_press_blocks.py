@@ -355,7 +355,7 @@ def test_buffers_have_the_values_of_the_file(tmp_path: Path) -> None:
 def test_batches_that_the_model_does_not_take_are_named(tmp_path: Path) -> None:
     source = save_sharded(llama(), tmp_path / "dense")
     data = [*tokens(), {"words": torch.zeros(1, 4)}]
-    with pytest.raises(InvalidArgumentError, match="does not run on calibration batch 6, words="):
+    with pytest.raises(InvalidArgumentError, match=r"calibration batch 6: .* words="):
         press_checkpoint(source, tmp_path / "out", calibration=data, **HOW)
 
 

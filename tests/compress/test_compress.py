@@ -453,7 +453,7 @@ def test_layers_with_too_few_inputs_are_warned_of_in_one_line(
     net: Net, data: list[Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     result = tp.compress(net, "params=60%", [data[0][:6]])
-    assert sum("give more data" in text for text in result.warnings) == 1
+    assert sum("too little calibration data" in text for text in result.warnings) == 1
     assert "inputs a response" not in caplog.text
 
 

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 import tensorpress as tp
 from tensorpress.calibrate.batches import collect_batches
 from tensorpress.codec.quantizers import StepQuantizer
+from tensorpress.errors import ModelRunError
 from tensorpress.quantize.gptaq import round_in_order
 from tensorpress.reconstruct.layerwise import Reconstruct
 
@@ -197,7 +198,7 @@ def test_a_model_that_fails_leaves_the_state() -> None:
                 return super().forward(x)
 
     net, before = Failing(torch.inference_mode), state()
-    with pytest.raises(RuntimeError, match="four are too few"):
+    with pytest.raises(ModelRunError, match="four are too few"):
         pressed(net, batches(), "linear")
     assert state() == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

@@ -131,7 +131,7 @@ def press_checkpoint(
     files, folder = TensorFiles(source), Path(out)
     _check_folders(files.folder, folder)
     remove_leftovers(folder)
-    with _work_folder(folder):
+    with _work_folder(folder, shared=executor is not None):
         runner = model_from_config(files.folder) if model is None else to_meta(model)
         dense = deepcopy(runner).to("meta")
         names = match_tensor_names(dense, files)
@@ -162,8 +162,11 @@ def press_checkpoint(
 
 
 @contextmanager
-def _work_folder(out: Path) -> Iterator[None]:
-    """Remove the folder of the work, unless it has work that a later call goes on from."""
+def _work_folder(out: Path, *, shared: bool) -> Iterator[None]:
+    """Remove the folder of the work, unless it has work that a later call goes on from.
+
+    Of work that is shared between machines it stays, because another driver may still read it.
+    """
     is_new, folder = not out.exists(), out / JOBS
     try:
         yield
@@ -174,7 +177,8 @@ def _work_folder(out: Path) -> Iterator[None]:
                 with suppress(OSError):  # it is not there
                     out.rmdir()
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    if not shared:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _press_shards(work: ShardPress, jobs: JobFolder, executor: Executor | None) -> None:

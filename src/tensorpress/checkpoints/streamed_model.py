@@ -14,7 +14,7 @@ from tensorpress.calibrate.batches import Batch, run_model
 from tensorpress.checkpoints.blocks import INSTEAD, find_blocks
 from tensorpress.checkpoints.meta_model import tied_names
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError, ModelRunError
 from tensorpress.utils.tensor_hash import fingerprint
 
 HALF = (torch.bfloat16, torch.float16)
@@ -227,14 +227,8 @@ class StreamedModel:
         try:
             with torch.no_grad():
                 self._run_outer(place, receive)
-        except TensorPressError:
-            raise
-        except Exception as error:  # a model may raise anything
-            message = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InvalidArgumentError(
-                f"{self._kind} does not run on calibration batch {place}, "
-                f"{self.batches[place].arguments}: {message}"
-            ) from error
+        except ModelRunError as error:
+            raise InvalidArgumentError(f"calibration batch {place}: {error}") from error
         if len(calls) <= stop:
             raise self._error(f"block {self.blocks[len(calls)]!r} is not called")
         return states[0].float(), calls

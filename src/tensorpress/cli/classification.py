@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tensorpress.calibrate.batches import Batch, collect_batches, model_outputs
 from tensorpress.data.model_batches import NO_LABEL
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError, ModelRunError
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.models.inputs import input_error
 
@@ -96,10 +96,8 @@ def _check_classes(logits: Tensor, labels: Tensor, before: int) -> None:
 def _outputs(model: nn.Module, batch: Batch) -> Tensor:
     try:
         return model_outputs(model, batch)
-    except TensorPressError:
-        raise
-    except Exception as error:
-        raise input_error(model, batch.arguments, error) from error
+    except ModelRunError as error:
+        raise input_error(model, batch.arguments, error.__cause__ or error) from error
 
 
 def is_classified(model: nn.Module, batches: Iterable[Any]) -> bool:

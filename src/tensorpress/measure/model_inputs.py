@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError, ModelRunError, TensorPressError
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,14 @@ ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any] | ModelInputs
 
 @contextmanager
 def quote_model_errors(inputs: ModelInputs) -> Iterator[None]:
-    """Raise an `InvalidArgumentError` that says on which inputs a model fails, and quotes it."""
+    """Raise a `ModelRunError` that says on which inputs a model fails, and quotes it."""
     try:
         yield
     except (TensorPressError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InvalidArgumentError(
-            f"the model does not run on a batch of {inputs}: {message}"
-        ) from error
+        raise ModelRunError(f"the model does not run on a batch of {inputs}: {message}") from error
 
 
 def _text(value: object) -> str:

@@ -111,7 +111,9 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         raise input_error(model, arguments, error) from error
 
 
-def input_error(model: nn.Module, inputs: ModelInputs, error: Exception) -> InvalidArgumentError:
+def input_error(
+    model: nn.Module, inputs: ModelInputs, error: BaseException
+) -> InvalidArgumentError:
     """Return the error for inputs on which a model has failed, naming the layer that failed."""
     message = (str(error).strip() or type(error).__name__).splitlines()[0]
     plural = "s" if len(inputs.tensors) > 1 else ""

@@ -83,8 +83,8 @@ def parse_budget(text: str) -> Budget:
 
     Examples
     --------
-    >>> parse_budget("params=1.5M")
-    Budget(kind='params', amount=1500000.0, relative=False)
+    >>> parse_budget("params=1.5M").amount, parse_budget("latency=60%@onnxruntime").runtime
+    (1500000.0, 'onnxruntime')
     """
     kind, equals, amount = (part.strip() for part in str(text).partition("="))
     if not equals:
