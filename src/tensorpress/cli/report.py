@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -132,13 +133,15 @@ def _compare(
 
     dense: dict[str, Any] = {}
     models, sizes = {}, {}
+    folder = os.path.commonpath([source.absolute().parent for source in sources])
     same: dict[tuple[str, Path | None], DenseByName] = {}
     for source in sources:
         dense_of_it, origin = _trained_dense(source, model, weights, inputs)
         by_name = same.setdefault((dense_of_it.name, dense_of_it.weights), dense_of_it)
-        dense[str(source)] = by_name.model
-        models[str(source)] = load_source(source, by_name.name, None).model
-        sizes[str(source)] = stored_bytes(source)
+        name = str(source.absolute().relative_to(folder))
+        dense[name] = by_name.model
+        models[name] = load_source(source, by_name.name, None).model
+        sizes[name] = stored_bytes(source)
     first = next(iter(same.values()))
     batches = error = None
     if data is not None:
