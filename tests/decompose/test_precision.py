@@ -1,6 +1,9 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from tensorpress.decompose import hooi, precision, st_hosvd, truncated_svd
 from tensorpress.decompose.precision import projection_error, to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
@@ -84,3 +87,32 @@ def test_large_errors_are_computed_without_rebuilding():
         raise AssertionError
 
     assert projection_error(torch.tensor([3.0, 4.0]), 16.0, rebuild) == pytest.approx(0.6)
+
+
+class NoDoubles(TorchDispatchMode):
+    """A device without float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert all(
+            leaf.dtype != torch.float64 for leaf in tree_leaves(result) if torch.is_tensor(leaf)
+        )
+        return result
+
+
+@pytest.mark.parametrize(
+    "decompose",
+    [
+        lambda x: hooi(x, (3, 3), modes=(0, 1)),
+        lambda x: hooi(x, (3, 3), modes=(0, 1), tol=1e-6),
+        lambda x: st_hosvd(x, (3, 3), modes=(0, 1)),
+        lambda x: truncated_svd(x.flatten(1), 3, method="randomized"),
+    ],
+)
+def test_devices_without_float64_compute_in_float32(decompose, monkeypatch):
+    monkeypatch.setattr(precision, "DEVICES_WITHOUT_FLOAT64", {"cpu"})
+    x = torch.randn(8, 7, 3, 3, generator=torch.Generator().manual_seed(0))
+    with NoDoubles():
+        result = decompose(x)
+    error = float((x.flatten() - result.to_tensor().flatten()).norm() / x.norm())
+    assert result.relative_error == pytest.approx(error, rel=1e-4)

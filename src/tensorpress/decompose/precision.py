@@ -62,6 +62,18 @@ def to_working_precision(tensor: Tensor) -> Tensor:
     return tensor.to(dtype)
 
 
+def energy(tensor: Tensor) -> float:
+    """Return ‖X‖² of a tensor of any shape, summed in float64 where its device has that.
+
+    Examples
+    --------
+    >>> energy(torch.tensor([3.0, 4.0]))
+    25.0
+    """
+    dtype = None if tensor.device.type in DEVICES_WITHOUT_FLOAT64 else torch.float64
+    return float(torch.linalg.vector_norm(tensor, dtype=dtype)) ** 2
+
+
 def projection_error(tensor: Tensor, energy: float, rebuild: Callable[[], Tensor]) -> float:
     """Return ‖A − Â‖ / ‖A‖ for an orthogonal projection Â of a tensor A; 0 for a zero tensor.
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import projection_error, to_working_precision
+from tensorpress.decompose.precision import energy, projection_error, to_working_precision
 from tensorpress.decompose.spectrum import Spectrum, check_spectrum, leading_directions
 from tensorpress.errors import InvalidArgumentError, unknown_name
 
@@ -170,12 +170,12 @@ def _improve_range(matrix: Tensor, basis: Tensor) -> tuple[Tensor, float]:
 
     It spans (AAᵀ)^q Q, orthonormalized after every product (Alg. 4.4).
     """
-    total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+    total = energy(matrix)
     before = inf
     for _ in range(POWER_ITERATIONS):
         images = matrix.mT @ basis
         # ‖A − QQᵀA‖² = ‖A‖² − ‖AᵀQ‖²
-        captured = float(torch.linalg.vector_norm(images, dtype=torch.float64)) ** 2
+        captured = energy(images)
         left_out = max(1 - captured / total, 0.0) if total else 0.0
         if before - left_out <= SETTLED * left_out:
             break

@@ -8,7 +8,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from tensorpress.decompose.precision import projection_error, to_working_precision
+from tensorpress.decompose.precision import energy, projection_error, to_working_precision
 from tensorpress.decompose.spectrum import Spectrum, check_spectrum, leading_directions
 from tensorpress.decompose.tucker_layout import (
     TuckerLayout,
@@ -225,7 +225,7 @@ def _iterate(
     if len(layout.truncated) < 2:
         return 0, True
     factors[:] = [factor.to(layout.tensor) for factor in factors]
-    total, energies = _energy(layout.tensor), list[float]()
+    total, energies = energy(layout.tensor), list[float]()
     for sweep in range(max_iter):
         for i in layout.truncated:
             factors[i], before, after = _improve_basis(layout, factors, i)
@@ -247,11 +247,11 @@ def _improve_basis(
     projected = unfold_stack(layout.project(factors, skip=i), layout.axes[i])
     # XᵀM is the core C of the present bases, and ‖W − Ŵ‖² = ‖W‖² − ‖C‖².
     basis, core = factors[i], projected.mT @ factors[i]
-    before = _energy(core)
+    before = energy(core)
     for _ in range(STEPS):
         basis = torch.linalg.qr(projected @ core).Q
         core = projected.mT @ basis
-    return basis, before, _energy(core)
+    return basis, before, energy(core)
 
 
 def _as_stack(tensor: Tensor, stacked: bool) -> Tensor:
@@ -325,10 +325,6 @@ def _has_settled(energies: list[float], total: float, noise: float, tol: float) 
     return expected <= 2 * tol * (total - energies[-1])
 
 
-def _energy(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
-
-
 def _make_result(
     tensor: Tensor,
     stack: Tensor,
@@ -348,7 +344,7 @@ def _make_result(
     core = stack
     for axis, matrix in sorted(zip(axes, matrices, strict=True), key=itemgetter(0)):
         core = contract(core, matrix, axis)
-    error = projection_error(stack, _energy(core), lambda: expand(core, matrices, axes))
+    error = projection_error(stack, energy(core), lambda: expand(core, matrices, axes))
     if tensor.ndim < stack.ndim:
         core, matrices = core[0], [matrix[0] for matrix in matrices]
     dtype = tensor.dtype

@@ -60,7 +60,7 @@ def arrange_axes(
     stack: Tensor,
     ranks: tuple[int, ...],
     modes: tuple[int, ...],
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
 ) -> TuckerLayout:
     """Check ranks and modes, and arrange the axes of a stack of tensors for them.
 
@@ -72,9 +72,9 @@ def arrange_axes(
         One rank for each mode.
     modes : tuple of int
         The modes to truncate, from 0, not counting the axis of the stack.
-    dtype : torch.dtype
-        If it is not the dtype of ``stack``, the tensors are scaled to a common norm of 1 and
-        rounded to it.
+    dtype : torch.dtype, optional
+        If it is another dtype than that of ``stack``, the tensors are scaled to a common norm of 1
+        and rounded to it.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def arrange_axes(
     middle = [axis for axis in range(1, stack.ndim) if axis not in (first, *last)]
     order = (0, first, *middle, *last)
     return TuckerLayout(
-        _arranged(stack.permute(order), dtype),
+        _arranged(stack.permute(order), dtype or stack.dtype),
         order,
         tuple(positions),
         tuple(map(order.index, (first, *rest))),
