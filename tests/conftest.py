@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tensorpress.utils.progress import SHOW_PROGRESS
@@ -24,6 +25,12 @@ def data_root() -> Path:
     if not root:
         pytest.skip("needs real data: set TENSORPRESS_DATA to the folder that holds it")
     return Path(root)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Let a test draw the same weights in every run, whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

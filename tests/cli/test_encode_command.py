@@ -74,7 +74,7 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
     with torch.no_grad():
         net.ip1.weight[20:].zero_()  # its coding would take seconds
     save_weights(net, tmp_path / "w.safetensors")
-    model = ("--model", "lenet5", "--weights", "w.safetensors", "--size", "9kB")
+    model = ("--model", "lenet5", "--weights", "w.safetensors", "--bits", "1.5")
     run_json("encode", *model, "--out", "blind.tpz")
     run_json("encode", *model, "--data", "digits", "--out", "seen.tpz")
     images = network("lenet5").preprocess(load_splits(network("lenet5"), "digits").test.images)

@@ -69,7 +69,7 @@ PARTS = {
     "channel_svd": 0.3,
     "spatial_svd": 0.3,
     "tucker2": 0.3,
-    "cp": 0.1,
+    "cp": 0.08,
     "low_rank_sparse": 0.2,
 }
 
