@@ -46,5 +46,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentE
     return InvalidArgumentError(f"unknown {kind} {name!r}: {hint}(known: {', '.join(names)})")
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the line of an error's message that says most: its first bullet, or its first line.
+
+    Examples
+    --------
+    >>> first_line(ValueError("Two faults:\n- no weight\n- no bias")), first_line(KeyError())
+    ('no weight', 'KeyError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    points = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    return (points or lines or [type(error).__name__])[0]
+
+
 class DivergedError(TensorPressError, ArithmeticError):
     """A training run whose loss is no longer a finite number."""

@@ -12,7 +12,12 @@ from tensorpress.planning.budget import Budget, parse_budget
 from tensorpress.planning.plan import Plan
 
 pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def runtime(request):
+    pytest.importorskip(request.param)
+    return request.param
 
 
 class Pair(nn.Module):
@@ -32,25 +37,25 @@ def test_torch_is_the_model_itself():
 
 
 @pytest.mark.parametrize("scheme", ["channel_svd", "tucker2", "tt_conv", "tensor_train"])
-def test_a_pressed_layer_gives_the_same_outputs(scheme):
+def test_a_pressed_layer_gives_the_same_outputs(scheme, runtime):
     layer = tp.press_layer(nn.Conv2d(8, 12, 3, padding=1), scheme, 3).eval()
     x = torch.randn(2, 8, 9, 9)
-    [outputs] = in_runtime(layer, x, "onnxruntime")(x)
+    [outputs] = in_runtime(layer, x, runtime)(x)
     torch.testing.assert_close(torch.from_numpy(outputs), layer(x), rtol=1e-4, atol=1e-5)
 
 
-def test_arguments_of_any_form():
+def test_arguments_of_any_form(runtime):
     net, x = Pair(), torch.ones(4, 3)
     inputs = ModelInputs((x, [x, 2 * x]), {"scale": torch.tensor(2.0)})
-    outputs = inputs.run(in_runtime(net, inputs, "onnxruntime"))
+    outputs = inputs.run(in_runtime(net, inputs, runtime))
     expected = inputs.run(net)
     for output, name in zip(outputs, ("a", "b"), strict=True):
         torch.testing.assert_close(torch.from_numpy(output), expected[name])
 
 
-def test_the_model_is_left_in_its_mode():
+def test_the_model_is_left_in_its_mode(runtime):
     net = nn.Sequential(nn.Linear(3, 2), nn.Dropout()).train()
-    in_runtime(net, torch.ones(1, 3), "onnxruntime")
+    in_runtime(net, torch.ones(1, 3), runtime)
     assert net.training
     assert net[1].training
 
@@ -60,23 +65,25 @@ class Stubborn(nn.Module):
         return torch.linalg.eigh(x).eigenvalues
 
 
-def test_what_cannot_be_exported_is_an_error_of_ours():
-    with pytest.raises(InvalidArgumentError, match="Stubborn cannot be exported to onnxruntime"):
-        in_runtime(Stubborn(), torch.eye(3), "onnxruntime")
+def test_what_cannot_be_exported_is_an_error_of_ours(runtime):
+    with pytest.raises(InvalidArgumentError, match="Stubborn cannot be exported to ONNX"):
+        in_runtime(Stubborn(), torch.eye(3), runtime)
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch, runtime):
     def missing(name):
         raise ImportError(name)
 
     monkeypatch.setattr(runtimes, "import_module", missing)
-    with pytest.raises(TensorPressError, match=r"tensorpress\[export\]"):
-        in_runtime(nn.Linear(3, 2), torch.ones(1, 3), "onnxruntime")
+    with pytest.raises(
+        TensorPressError, match=rf"a latency in {runtime} .*tensorpress\[(export|openvino)\]"
+    ):
+        in_runtime(nn.Linear(3, 2), torch.ones(1, 3), runtime)
 
 
-@pytest.mark.parametrize("text", ["latency=60%@onnxruntime", "latency=12.5ms@onnxruntime"])
+@pytest.mark.parametrize("text", ["latency=60%@onnxruntime", "latency=12.5ms@openvino"])
 def test_a_budget_names_its_runtime(text):
-    assert parse_budget(text).runtime == "onnxruntime"
+    assert text.endswith(f"@{parse_budget(text).runtime}")
     assert str(parse_budget(text)) == text
     assert parse_budget("latency=60%@torch") == Budget("latency", 0.6, relative=True)
 

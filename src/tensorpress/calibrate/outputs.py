@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import MASK, Batch, run_model
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError, TensorPressError, first_line
 
 LOGITS = "logits"
 """The name of unnormalized scores of classes in what a model returns."""
@@ -54,7 +54,7 @@ def named_outputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     except TensorPressError:
         raise
     except Exception as error:  # a model may raise anything
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = first_line(error)
         raise InvalidArgumentError(
             f"the model does not run on a batch of {batch.arguments}: {message}"
         ) from error

@@ -29,7 +29,7 @@ BUDGETS = {
     "bytes=10MB": "bytes of parameters and buffers",
     "macs=300M": "multiply-accumulates of an example",
     "latency=12ms": "time of a forward pass on this machine",
-    "latency=60%@onnxruntime": "the same in onnxruntime",
+    "latency=60%@onnxruntime": "the same in onnxruntime, or in openvino",
 }
 SPREADS = {
     "error": "least sum of the layers' e² / (1 − e²), e the relative error of a weight",

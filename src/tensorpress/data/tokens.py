@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError, first_line
 from tensorpress.measure.perplexity import longest_context
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.names import parse_name
@@ -46,7 +46,7 @@ def load_tokenizer(name: str | None) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(parsed.name, trust_remote_code=False)
     except Exception as error:  # of the libraries below
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InvalidArgumentError(f"hf:{parsed.name} has no tokenizer: {reason}") from error
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from tensorpress.data.images import ImageSet
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError, first_line
 from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.names import parse_name
 from tensorpress.models.optional_imports import require
@@ -250,7 +250,7 @@ def _processor(place: str) -> Transform:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(place)
     except Exception as error:  # of the libraries below
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InvalidArgumentError(
             f"hf:{place} has no image processor ({reason}): say by --preprocess '{EXAMPLE}'"
         ) from error

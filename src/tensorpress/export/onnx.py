@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from tensorpress.errors import (
     InvalidArgumentError,
     TensorPressError,
+    first_line,
     unknown_name,
 )
 from tensorpress.export import Factors
@@ -155,7 +156,7 @@ def export_onnx(
                 )
             except (torch.onnx.errors.OnnxExporterError, ValueError) as error:
                 raise InvalidArgumentError(
-                    f"the model cannot be written as ONNX: {shorten(_root_cause(error))}"
+                    f"the model cannot be written as ONNX: {first_line(_root_cause(error))}"
                 ) from error
             assert program is not None
             _check_opset(program.model, opset)
@@ -199,7 +200,7 @@ def run_on_inputs(model: nn.Module, inputs: ModelInputs) -> list[Tensor]:
     except Exception as error:  # a user's model may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
         raise InvalidArgumentError(
-            f"the model does not run on inputs of shapes {shapes}: {shorten(error)}"
+            f"the model does not run on inputs of shapes {shapes}: {first_line(error)}"
         ) from error
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
@@ -213,7 +214,7 @@ def _trace(
         try:
             return _export(model, dynamic.inputs, dynamic.shapes), dynamic.names, None
         except Exception as error:  # torch raises many classes for models that it cannot trace
-            obstacle = shorten(error)
+            obstacle = first_line(error)
             if shapes is not None:
                 raise InvalidArgumentError(
                     f"torch cannot export this model with these dynamic_shapes: {obstacle}"
@@ -222,7 +223,7 @@ def _trace(
             return _export(model, inputs, None), [], obstacle
         except Exception as error:
             raise InvalidArgumentError(
-                f"torch cannot export this model: {shorten(error)}"
+                f"torch cannot export this model: {first_line(error)}"
             ) from error
 
 
@@ -254,13 +255,6 @@ def _drop_zero_biases(model: Any) -> None:
         producer = None if bias is None else bias.producer()
         if producer is not None and producer.op_type == "Expand":
             node.resize_inputs(2)
-
-
-def shorten(error: BaseException) -> str:
-    """Return the most informative line of a long message: its first bullet, or its first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    points = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    return (points or lines or [type(error).__name__])[0]
 
 
 def _root_cause(error: BaseException) -> BaseException:

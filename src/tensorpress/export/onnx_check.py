@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
+from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError, first_line
 from tensorpress.export.dynamic_shapes import bind_arguments
-from tensorpress.export.onnx import import_extra, run_on_inputs, shorten
+from tensorpress.export.onnx import import_extra, run_on_inputs
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.utils.module_tree import unwrap
@@ -65,7 +65,9 @@ def check_onnx(
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no other common class
-        raise CorruptFileError(f"{path} cannot be read by onnxruntime: {shorten(error)}") from error
+        raise CorruptFileError(
+            f"{path} cannot be read by onnxruntime: {first_line(error)}"
+        ) from error
     with evaluation_mode(model), torch.no_grad():
         expected = run_on_inputs(model, inputs)
     names = [value.name for value in session.get_inputs()]
@@ -75,7 +77,9 @@ def check_onnx(
     try:
         outputs = [torch.as_tensor(value) for value in session.run(None, values)]
     except Exception as error:
-        raise ModelMismatchError(f"{path} does not run on the inputs: {shorten(error)}") from error
+        raise ModelMismatchError(
+            f"{path} does not run on the inputs: {first_line(error)}"
+        ) from error
     shapes, expected_shapes = ([tuple(y.shape) for y in ys] for ys in (outputs, expected))
     if shapes != expected_shapes:
         raise ModelMismatchError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tensorpress.errors import InvalidArgumentError, ModelRunError, TensorPressError
+from tensorpress.errors import InvalidArgumentError, ModelRunError, TensorPressError, first_line
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def quote_model_errors(inputs: ModelInputs) -> Iterator[None]:
     except (TensorPressError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = first_line(error)
         raise ModelRunError(f"the model does not run on a batch of {inputs}: {message}") from error
 
 

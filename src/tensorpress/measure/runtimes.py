@@ -3,19 +3,20 @@
 import io
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from contextlib import redirect_stdout
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError, TensorPressError, first_line
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 
-Runtime = Literal["torch", "onnxruntime"]
+Runtime = Literal["torch", "onnxruntime", "openvino"]
 
 
 def in_runtime(model: nn.Module, inputs: ExampleInputs, runtime: Runtime) -> nn.Module:
@@ -27,15 +28,16 @@ def in_runtime(model: nn.Module, inputs: ExampleInputs, runtime: Runtime) -> nn.
         The model, in eval mode from here on.
     inputs : Tensor, sequence or mapping
         Arguments of one forward pass, whose shapes are the only ones that the result takes.
-    runtime : {"torch", "onnxruntime"}
+    runtime : {"torch", "onnxruntime", "openvino"}
         "torch" is the model itself.
 
     Raises
     ------
     InvalidArgumentError
-        If torch cannot export the model, or the model is not on the CPU.
+        If torch cannot export the model, the runtime cannot run it, or it is not on the CPU.
     TensorPressError
-        If the packages of ``pip install tensorpress[export]`` are not installed.
+        If the packages of ``pip install tensorpress[export]``, or of ``tensorpress[openvino]``,
+        are not installed.
 
     Examples
     --------
@@ -44,11 +46,14 @@ def in_runtime(model: nn.Module, inputs: ExampleInputs, runtime: Runtime) -> nn.
     >>> torch.allclose(torch.from_numpy(outputs), layer(x), atol=1e-6)
     True
     """
-    return model if runtime == "torch" else OnnxRuntimeModel(model, ModelInputs.parse(inputs))
+    if runtime == "torch":
+        return model
+    exported = OpenVinoModel if runtime == "openvino" else OnnxRuntimeModel
+    return exported(model, ModelInputs.parse(inputs))
 
 
-class OnnxRuntimeModel(nn.Module):
-    """A model in onnxruntime, on the CPU, with torch's present number of threads.
+class _ExportedModel(nn.Module, ABC):
+    """A model whose ONNX file another runtime runs, on the CPU, with torch's number of threads.
 
     Parameters
     ----------
@@ -58,35 +63,84 @@ class OnnxRuntimeModel(nn.Module):
         Arguments of one forward pass.
     """
 
+    runtime: ClassVar[str]
+    extra: ClassVar[str]
+
     def __init__(self, model: nn.Module, inputs: ModelInputs) -> None:
         super().__init__()
         try:
-            onnxruntime = import_module("onnxruntime")
+            package = import_module(self.runtime)
         except ImportError as error:
             raise TensorPressError(
-                "a latency in onnxruntime needs this package: pip install 'tensorpress[export]'"
+                f"a latency in {self.runtime} needs this package: "
+                f"pip install 'tensorpress[{self.extra}]'"
             ) from error
         if any(x.device.type != "cpu" for x in inputs.tensors):
-            raise InvalidArgumentError("a latency in onnxruntime is measured on the CPU")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors only
+            raise InvalidArgumentError(f"a latency in {self.runtime} is measured on the CPU")
         self._names = [f"input_{number}" for number in range(len(inputs.tensors))]
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/model.onnx"
             _export(model, inputs, self._names, path)
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-        # The file has no inputs that change nothing.
-        self._used = {value.name for value in self._session.get_inputs()}
+            try:
+                self._used = self._load(package, path)
+            except Exception as error:  # of the runtime, whose errors have no common class
+                raise InvalidArgumentError(
+                    f"a {type(model).__name__} cannot be run by {self.runtime}: {first_line(error)}"
+                ) from error
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
         """Return the outputs as arrays, in the order of the model's."""
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         arrays = {n: x.detach().numpy() for n, x in zip(self._names, tensors, strict=True)}
-        return list(self._session.run(None, {n: x for n, x in arrays.items() if n in self._used}))
+        # The file has no inputs that change nothing.
+        return self._run({name: x for name, x in arrays.items() if name in self._used})
+
+    @abstractmethod
+    def _load(self, package: Any, path: str) -> set[str]:
+        """Load the file, and return the names of its inputs."""
+
+    @abstractmethod
+    def _run(self, arrays: dict[str, Any]) -> list[Any]:
+        """Return the outputs for inputs by name."""
+
+
+class OnnxRuntimeModel(_ExportedModel):
+    """A model in onnxruntime."""
+
+    runtime = "onnxruntime"
+    extra = "export"
+
+    def _load(self, package: Any, path: str) -> set[str]:
+        options = package.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors only
+        self._session = package.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return {value.name for value in self._session.get_inputs()}
+
+    def _run(self, arrays: dict[str, Any]) -> list[Any]:
+        return list(self._session.run(None, arrays))
+
+
+class OpenVinoModel(_ExportedModel):
+    """A model in OpenVINO, in the precision of its weights."""
+
+    runtime = extra = "openvino"
+
+    def _load(self, package: Any, path: str) -> set[str]:
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            # Its default on processors with bfloat16 units is bfloat16.
+            "EXECUTION_MODE_HINT": "ACCURACY",
+        }
+        compiled = package.compile_model(path, "CPU", settings)
+        self._request = compiled.create_infer_request()
+        return {port.any_name for port in compiled.inputs}
+
+    def _run(self, arrays: dict[str, Any]) -> list[Any]:
+        results = self._request.infer(arrays, share_inputs=True)
+        return [results[port] for port in results]
 
 
 class _FlatArguments(nn.Module):
@@ -128,7 +182,6 @@ def _export(model: nn.Module, inputs: ModelInputs, names: list[str], path: str) 
                 return
             except Exception as error:  # of the exporters, whose errors have no common class
                 failure = error
-    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
     raise InvalidArgumentError(
-        f"a {type(model).__name__} cannot be exported to onnxruntime: {reason}"
+        f"a {type(model).__name__} cannot be exported to ONNX: {first_line(failure)}"
     ) from failure

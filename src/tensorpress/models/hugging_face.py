@@ -8,7 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from tensorpress.errors import DataNotFoundError, InvalidArgumentError, ModelMismatchError
+from tensorpress.errors import (
+    DataNotFoundError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    first_line,
+)
 from tensorpress.models.optional_imports import build_module, require
 from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.models.weights import PICKLED, refuse_pickle
@@ -85,7 +90,7 @@ def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> A
     except Exception as error:  # of half a dozen libraries below
         raise DataNotFoundError(
             f"hf:{place} is neither a folder with a config.json nor a model that can be read from "
-            f"the hub: {_first_line(error)}"
+            f"the hub: {first_line(error)}"
         ) from error
     if unused:
         raise InvalidArgumentError(
@@ -109,7 +114,7 @@ def _ask_hub(place: str) -> None:
         hub.get_session().head(hub.hf_hub_url(place, "config.json"), timeout=_SECONDS)
     except Exception as error:  # of the library for HTTP
         raise DataNotFoundError(
-            f"hf:{place} is no folder here, and the hub cannot be reached: {_first_line(error)}"
+            f"hf:{place} is no folder here, and the hub cannot be reached: {first_line(error)}"
             f"{did_you_mean(place)}"
         ) from error
 
@@ -146,7 +151,7 @@ def _load_pretrained(kind: Any, place: str, config: Any, new_head: bool) -> nn.M
         )
     except Exception as error:
         raise ModelMismatchError(
-            f"the weights of hf:{place} cannot be read: {_first_line(error)}"
+            f"the weights of hf:{place} cannot be read: {first_line(error)}"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -159,7 +164,3 @@ def _load_pretrained(kind: Any, place: str, config: Any, new_head: bool) -> nn.M
         logger.warning("%s holds weights that %s has no use for: %s", place, kind.__name__, unused)
     assert isinstance(model, nn.Module)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tensorpress.errors import InvalidArgumentError, unknown_name
+from tensorpress.errors import InvalidArgumentError, first_line, unknown_name
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ModelInputs
 from tensorpress.models.names import parse_name
@@ -115,7 +115,7 @@ def input_error(
     model: nn.Module, inputs: ModelInputs, error: BaseException
 ) -> InvalidArgumentError:
     """Return the error for inputs on which a model has failed, naming the layer that failed."""
-    message = (str(error).strip() or type(error).__name__).splitlines()[0]
+    message = first_line(error)
     plural = "s" if len(inputs.tensors) > 1 else ""
     return InvalidArgumentError(
         f"the model does not take the input{plural} {_texts(inputs)}: "

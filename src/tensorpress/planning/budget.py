@@ -32,7 +32,7 @@ class Budget:
         Number of parameters, bytes, MACs or milliseconds, or a share of the dense model's.
     relative : bool
         Whether ``amount`` is a share.
-    runtime : {"torch", "onnxruntime"}
+    runtime : {"torch", "onnxruntime", "openvino"}
         Where a latency is measured.
 
     Examples
@@ -97,8 +97,9 @@ def parse_budget(text: str) -> Budget:
     amount, at, runtime = (part.strip() for part in amount.partition("@"))
     if at and kind != "latency":
         raise InvalidArgumentError(f"budget {text!r}: only a latency depends on a runtime")
-    if at and runtime not in get_args(Runtime):
-        raise unknown_name("runtime", runtime, get_args(Runtime))
+    runtimes = get_args(Runtime)
+    if at and runtime not in runtimes:
+        raise unknown_name("runtime", runtime, runtimes)
     match, units = _AMOUNT.fullmatch(amount), _UNITS[kind]
     if match is None or match[2] not in {"%", *units}:
         names = ", ".join(filter(None, units))
@@ -114,5 +115,5 @@ def parse_budget(text: str) -> Budget:
             f"budget {text!r}: expected "
             + ("more than 0 and less than 100 %" if relative else "a positive amount")
         )
-    place: Runtime = "onnxruntime" if runtime == "onnxruntime" else "torch"
+    place: Runtime = runtimes[runtimes.index(runtime)] if at else "torch"
     return Budget(known[known.index(kind)], value, relative, place)

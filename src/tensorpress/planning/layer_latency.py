@@ -55,7 +55,7 @@ class LayerTimer:
         layers.
     round_to : int
         Ranks that are timed are multiples of it.
-    runtime : {"torch", "onnxruntime"}
+    runtime : {"torch", "onnxruntime", "openvino"}
         Where layers are timed.
 
     Raises

@@ -33,7 +33,7 @@ class PlannedLatency:
         The sum of the times of the plan's layers, measured one by one, and of all else.
     reached : float
         Measured of a model that was pressed by the plan, with random values.
-    runtime : {"torch", "onnxruntime"}
+    runtime : {"torch", "onnxruntime", "openvino"}
         Where they were measured.
     """
 

@@ -5,7 +5,7 @@ import traceback
 import torch
 from torch import nn
 
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError, first_line
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ModelInputs
 
@@ -30,7 +30,7 @@ torch.float32]: layer '0' (Linear): mat1 and mat2 shapes cannot be multiplied (1
         with evaluation_mode(model), torch.no_grad():
             inputs.run(model)
     except Exception as error:  # a model may raise anything
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = first_line(error)
         raise InvalidArgumentError(
             f"the pressed model does not run on the inputs [{inputs}]: "
             f"{_failed_layer(model, error)}{message}"
