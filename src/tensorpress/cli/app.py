@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from tensorpress import __version__
-from tensorpress.cli.output import print_error, print_line
+from tensorpress.cli.output import print_error, print_json, print_line
 from tensorpress.codec.read_budget import MAX_BYTES
 from tensorpress.errors import BudgetMetError, TensorPressError
 from tensorpress.utils.progress import SHOW_PROGRESS
@@ -126,7 +126,10 @@ def main() -> None:
     try:
         app()
     except BudgetMetError as error:
-        print_line(f"nothing to do: {error}")
+        if "--json" in sys.argv:
+            print_json({"nothing_to_do": str(error)})
+        else:
+            print_line(f"nothing to do: {error}")
     except TensorPressError as error:
         if logging.getLogger("tensorpress").isEnabledFor(logging.DEBUG):
             raise
