@@ -454,7 +454,7 @@ def test_layers_with_too_few_inputs_are_warned_of_in_one_line(
 ) -> None:
     result = tp.compress(net, "params=60%", [data[0][:6]])
     assert sum("too little calibration data" in text for text in result.warnings) == 1
-    assert "inputs a response" not in caplog.text
+    assert "follows their noise" not in caplog.text
 
 
 def test_the_package_has_its_modules_beside_the_function() -> None:

@@ -97,7 +97,7 @@ def test_nothing_to_press_is_an_error_with_the_reasons(net, reason, scheme):
 
 @pytest.mark.parametrize("given", [{}, {"budget": "params=9", "overrides": {}}])
 def test_either_a_budget_or_overrides(given):
-    with pytest.raises(InvalidArgumentError, match="either a budget or overrides"):
+    with pytest.raises(InvalidArgumentError, match="either a budget, or overrides"):
         plan(nn.Linear(4, 4), scheme="ada_tucker", **given)
 
 

@@ -274,7 +274,7 @@ def test_hooks_and_own_forward_passes_stay_dense():
     made = plan(net, scheme="channel_svd", ranks=3)
     assert ranks_of(made) == {"3": (3,)}
     assert "hooks" in made.unpressed["0"]
-    assert "forward pass of its own" in made.unpressed["1"]
+    assert "overridden forward pass" in made.unpressed["1"]
     assert "only Linear" in made.unpressed["2"]
 
 

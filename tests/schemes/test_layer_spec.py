@@ -72,9 +72,9 @@ REFUSED = {
     ),
     "old spectral norm": (
         lambda: nn.utils.spectral_norm(nn.Linear(4, 3)),
-        r"no plain parameter \(weight norm",
+        r"not a plain parameter \(weight norm",
     ),
-    "pruned": (lambda: prune.l1_unstructured(linear(), "weight", 0.5), "no plain parameter"),
+    "pruned": (lambda: prune.l1_unstructured(linear(), "weight", 0.5), "not a plain parameter"),
     "lazy": (lambda: nn.LazyConv2d(3, 3), "no shape yet: run the model once"),
     "integers": (lambda: with_weight(torch.int8), r"torch\.int8, not floating point"),
     "complex": (lambda: with_weight(torch.complex64), r"torch\.complex64, not floating point"),
@@ -84,7 +84,7 @@ REFUSED = {
     "wrapped in place": (wrapped_in_place, "a Linear with a forward pass of its own"),
     "attention": (lambda: nn.MultiheadAttention(8, 2).out_proj, "MultiheadAttention reads"),
     "empty": (lambda: nn.Linear(4, 0), "weight is empty"),
-    "bias no parameter": (with_tensor_as_bias, "bias is no plain parameter"),
+    "bias no parameter": (with_tensor_as_bias, "bias is not a plain parameter"),
     "buffer": (
         lambda: linear(lambda layer: layer.register_buffer("scale", torch.ones(1))),
         "'scale' as well",

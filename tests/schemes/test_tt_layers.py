@@ -150,7 +150,7 @@ def test_input_that_does_not_fit_is_refused():
 
 def test_gradients_scaled_by_frequency_would_be_lost():
     table = nn.Embedding(20, 8, scale_grad_by_freq=True)
-    with pytest.raises(InvalidArgumentError, match="scaled by frequency"):
+    with pytest.raises(InvalidArgumentError, match="scale_grad_by_freq"):
         press_layer(table, "tensor_train", 2)
 
 
