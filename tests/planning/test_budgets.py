@@ -39,7 +39,7 @@ def test_an_impossible_budget_says_what_is_missing(budget, scheme):
     model = zoo.build("lenet5")
     with pytest.raises(InvalidArgumentError, match="need at least") as caught:
         plan(model, scheme=scheme, budget=f"params={budget}")
-    missing = int(re.search(r"ask for at least (\d+) more", str(caught.value))[1])
+    missing = int(re.search(r"raise the budget by at least (\d+)", str(caught.value))[1])
     assert (
         plan(model, scheme=scheme, budget=f"params={budget + missing}").params == budget + missing
     )

@@ -140,7 +140,7 @@ def test_what_does_not_fit_names_the_layer(lenet, given, message):
 
 def test_two_shapes_of_one_shared_core_are_refused(lenet):
     layers = {"conv1": {"modes": [25, 20], "ranks": 4}, "ip2": {"modes": [100, 50], "ranks": 5}}
-    with pytest.raises(InvalidArgumentError, match="one shape, but the layers name 4×4, 5×5"):
+    with pytest.raises(InvalidArgumentError, match="must have equal ranks, not 4×4, 5×5"):
         plan(lenet, scheme="scada_tucker", overrides=layers)
 
 

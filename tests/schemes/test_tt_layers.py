@@ -219,7 +219,7 @@ def test_given_modes_are_taken():
     x = torch.randn(2, 12, dtype=torch.float64)
     torch.testing.assert_close(pressed(x), layer(x), atol=1e-10, rtol=1e-10)
     assert form.compose(pressed).shape == (30, 12)
-    with pytest.raises(InvalidArgumentError, match="is not of tensor_train"):
+    with pytest.raises(InvalidArgumentError, match="is not pressed by tensor_train"):
         scheme("tensor_train").compose(pressed)
 
 
