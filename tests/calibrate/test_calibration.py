@@ -65,7 +65,7 @@ def test_a_calibration_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="'nonlinear' needs batches"):
         tp.press(model, plan, calibration=calibration, reconstruct="nonlinear")
     wide = Attention(width=9)
-    with pytest.raises(ModelMismatchError, match=r"'query' has 9 inputs .* calibration is of 8"):
+    with pytest.raises(ModelMismatchError, match=r"'query' has 9 inputs .* calibration has 8"):
         tp.press(wide, tp.plan(wide, scheme="channel_svd", ranks=2), calibration=calibration)
 
 

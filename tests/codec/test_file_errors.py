@@ -113,7 +113,7 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     )
     narrow = nn.Sequential(nn.Linear(30, 21), nn.LayerNorm(21))
     for other, message in [
-        (None, "not in the zoo: give a dense model"),
+        (None, "not in the zoo: pass a dense model"),
         (narrow, "layer '0' with a weight 20×30; the model has a weight 21×30"),
         (nn.Sequential(nn.ReLU(), nn.Linear(30, 20)), "the model has no such layer"),
         (nn.Sequential(nn.Linear(30, 20)), "expects '1.weight' .20, float32.*no more tensors"),

@@ -43,7 +43,7 @@ def test_an_impossible_budget_says_what_is_missing(budget, scheme):
     assert (
         plan(model, scheme=scheme, budget=f"params={budget + missing}").params == budget + missing
     )
-    with pytest.raises(InvalidArgumentError, match="ask for at least 1 more"):
+    with pytest.raises(InvalidArgumentError, match="raise the budget by at least 1"):
         plan(model, scheme=scheme, budget=f"params={budget + missing - 1}")
 
 

@@ -75,5 +75,5 @@ def test_a_changed_layer_is_told():
         plan_from_model(nn.Sequential(pressed))
     twice = press_layer(nn.Linear(30, 30), "channel_svd", 9)
     twice[0] = press_layer(twice[0], "channel_svd", 2)
-    with pytest.raises(ModelMismatchError, match="layer '0' is not what channel_svd makes"):
+    with pytest.raises(ModelMismatchError, match="layer '0' differs from what channel_svd builds"):
         plan_from_model(nn.Sequential(twice))

@@ -256,5 +256,5 @@ def test_sizes_too_small_for_the_kernel_have_no_cost():
     layer = nn.Conv2d(4, 6, 3)
     with pytest.raises(InvalidArgumentError, match=r"no output for an input of \(8, 2\)"):
         scheme("tucker2").cost(layer, 1, (8, 2))
-    with pytest.raises(InvalidArgumentError, match=r"needs the 2 spatial sizes .*, got \(8,\)"):
+    with pytest.raises(InvalidArgumentError, match=r"needs the 2 spatial sizes .*, not \(8,\)"):
         scheme("tucker2").cost(layer, 1, (8,))
