@@ -27,7 +27,9 @@ def test_the_least_budget_is_in_reach_and_one_less_is_not(kind: str) -> None:
     assert getattr(plan(model, X, budget=f"{kind}={least}"), kind) == least
     with torch.device("meta"):
         empty = net()
-    with pytest.raises(InvalidArgumentError, match=f"out of reach: .* the model still has {least:,}"):
+    with pytest.raises(
+        InvalidArgumentError, match=f"out of reach: .* the model still has {least:,}"
+    ):
         check_budget(empty, X.to("meta"), budget=f"{kind}={least - 1}")
 
 

@@ -76,7 +76,9 @@ def test_parameters_are_those_of_the_pressed_model(name, fraction, channels, dat
 def test_layers_that_stay_dense_say_why(lenet):
     whole = plan(lenet, scheme="channel_svd", ranks=1.0, overrides={"conv2": {"ranks": 3}})
     assert ranks_of(whole) == {"conv2": (3,)}
-    assert whole.unpressed["ip2"] == "ranks (10,) give 5,100 parameters instead of 5,000: not smaller"
+    assert (
+        whole.unpressed["ip2"] == "ranks (10,) give 5,100 parameters instead of 5,000: not smaller"
+    )
     one = plan(lenet, scheme="spatial_svd", ranks=5)
     assert "spatial_svd cannot take it" in one.unpressed["ip1"]
     many = plan(lenet, scheme="tucker2", ranks=8)

@@ -78,7 +78,10 @@ REFUSED = {
     "lazy": (lambda: nn.LazyConv2d(3, 3), "no shape yet: run the model once"),
     "integers": (lambda: with_weight(torch.int8), r"torch\.int8, not floating point"),
     "complex": (lambda: with_weight(torch.complex64), r"torch\.complex64, not floating point"),
-    "eight bits": (lambda: with_weight(torch.float8_e4m3fn), r"torch\.float8_e4m3fn, a dtype for storage only"),
+    "eight bits": (
+        lambda: with_weight(torch.float8_e4m3fn),
+        r"torch\.float8_e4m3fn, a dtype for storage only",
+    ),
     "own padding": (lambda: SamePadded(4, 3, 3), "a Conv2d with an overridden forward pass"),
     "own inner pass": (lambda: Standardized(4, 3, 3), "a Conv2d with an overridden forward pass"),
     "wrapped in place": (wrapped_in_place, "a Linear with an overridden forward pass"),
@@ -94,8 +97,14 @@ REFUSED = {
         "also has 'lora'",
     ),
     "max_norm": (lambda: nn.Embedding(4, 3, max_norm=1.0), "max_norm changes its vectors"),
-    "another class": (lambda: nn.BatchNorm2d(3), "only layers of these classes can be: Linear, Embedding, Conv1d"),
-    "a container": (lambda: nn.Sequential(nn.Linear(3, 3)), "only layers of these classes can be: Linear, Embedding, Conv1d"),
+    "another class": (
+        lambda: nn.BatchNorm2d(3),
+        "only layers of these classes can be: Linear, Embedding, Conv1d",
+    ),
+    "a container": (
+        lambda: nn.Sequential(nn.Linear(3, 3)),
+        "only layers of these classes can be: Linear, Embedding, Conv1d",
+    ),
 }
 
 

@@ -183,7 +183,7 @@ def _check_network(network: str, plan: Plan, table: Table) -> None:
     for layer in plan.layers:
         if shapes.get(layer.name) != layer.shape:
             raise ModelMismatchError(
-                f"this model is not {network!r}, which has no layer {layer.name!r} "
+                f"this model is not {network!r}: that network has no layer {layer.name!r} "
                 f"with a weight {format_shape(layer.shape)}"
             )
     try:
@@ -193,8 +193,8 @@ def _check_network(network: str, plan: Plan, table: Table) -> None:
     for entry, actual in zip_longest(expected, table):
         if entry != actual:
             raise ModelMismatchError(
-                f"this model is not {network!r}, which has {_format_entry(entry)} where the model "
-                f"has {_format_entry(actual)}"
+                f"this model is not {network!r}: expected {_format_entry(entry)}, got "
+                f"{_format_entry(actual)}"
             )
 
 

@@ -339,9 +339,8 @@ def symbol_counts(symbols: Tensor) -> tuple[Tensor, Tensor]:
     [[-1, 2], [1, 2]]
     """
     lowest, highest = map(int, symbols.aminmax()) if symbols.numel() else (0, 0)
-    if (
-        not symbols.numel() or highest - lowest > 2 * symbols.numel()
-    ):  # bincount would take more memory
+    # For a wide range of values, bincount would take more memory.
+    if not symbols.numel() or highest - lowest > 2 * symbols.numel():
         values, counts = torch.unique(symbols, return_counts=True)
         return values, counts
     counts = torch.bincount((symbols - lowest).flatten())

@@ -29,9 +29,8 @@ def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Sc
             reasons.append(f"{scheme.name} cannot take it: {refusal}")
         else:
             applicable.append(scheme)
-    if any(
-        scheme.form == "layer" for scheme in applicable
-    ):  # which is as exact as svd_weight, and multiplies less
+    # A layer scheme is as exact as svd_weight and multiplies less.
+    if any(scheme.form == "layer" for scheme in applicable):
         applicable = [scheme for scheme in applicable if not isinstance(scheme, SVDWeightScheme)]
     return applicable, "; ".join(dict.fromkeys(reasons))
 
