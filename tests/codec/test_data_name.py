@@ -67,7 +67,7 @@ def test_names_that_no_file_has() -> None:
     with pytest.raises(InvalidArgumentError, match="1025 bytes, but a file takes at most 1024"):
         write_data_name(Stream(), "x" * 1025)
     for numbers, message in {
-        (99,): "99 is the number of no data set",
+        (99,): "has no dataset with the number 99",
         (0, 5000): "said to have 5000 bytes",
     }.items():
         stream = Stream()

@@ -41,7 +41,7 @@ def read_data_name(stream: Stream) -> str:
     """
     number = stream.number("data")
     if number > len(DATA_NUMBERS):
-        raise CorruptFileError(f"this version has no data set of number {number}")
+        raise CorruptFileError(f"this version has no dataset with the number {number}")
     return DATA_NUMBERS[number - 1] if number else read_text(stream, "the name of the data")
 
 
