@@ -65,14 +65,14 @@ def test_a_calibration_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="'nonlinear' needs batches"):
         tp.press(model, plan, calibration=calibration, reconstruct="nonlinear")
     wide = Attention(width=9)
-    with pytest.raises(ModelMismatchError, match=r"'query' has 9 inputs .* calibration is of 8"):
+    with pytest.raises(ModelMismatchError, match=r"'query' has 9 inputs .* calibration has 8"):
         tp.press(wide, tp.plan(wide, scheme="channel_svd", ranks=2), calibration=calibration)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(CorruptFileError, match="is no file of calibration data"):
+    with pytest.raises(CorruptFileError, match="is not a calibration file"):
         tp.Calibration.load(tmp_path / "a")
     with pytest.raises(DataNotFoundError, match="there is no file"):
         tp.Calibration.load(tmp_path / "b")

@@ -238,5 +238,5 @@ def test_another_model_is_refused(folder):
     with pytest.raises(ModelMismatchError, match="'conv'"):
         load_checkpoint(folder, nn.Sequential(nn.Linear(2, 2)))
     pressed = load_checkpoint(folder, net())
-    with pytest.raises(ModelMismatchError, match="pressed: give a dense one"):
+    with pytest.raises(ModelMismatchError, match="expected a dense model"):
         load_checkpoint(folder, pressed)

@@ -62,7 +62,7 @@ def test_a_model_of_your_own(tmp_path):
 def test_a_dense_folder_and_a_folder_with_files_are_refused(tmp_path):
     transformers()
     llama().save_pretrained(tmp_path / "dense")
-    with pytest.raises(DataNotFoundError, match="is not a pressed model"):
+    with pytest.raises(DataNotFoundError, match="of a pressed model"):
         unpress_checkpoint(tmp_path / "dense", tmp_path / "out")
     dense = llama()
     save_checkpoint(press(dense, plan(dense, scheme="channel_svd", ranks=3)), tmp_path / "pressed")

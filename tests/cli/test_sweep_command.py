@@ -71,8 +71,8 @@ def test_seeds_picks_and_processes_are_passed_on(
         (["--seeds", "0,x"], "--seeds: expected numbers"),
         (["--seeds", "-1"], "--seeds: expected numbers"),
         (["--seeds", "4294967296"], "--seeds: expected numbers"),
-        (["--seeds", "1,1"], "seeds are different numbers"),
-        (["--pick", "bytes=3"], "a pick is bytes<=NUMBER"),
+        (["--seeds", "1,1"], "expected at least one seed"),
+        (["--pick", "bytes=3"], "a pick must be bytes<=NUMBER"),
     ],
     ids=str,
 )

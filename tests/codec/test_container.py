@@ -73,7 +73,7 @@ def test_other_files_and_other_versions_have_other_messages(tmp_path: Path) -> N
     with pytest.raises(CorruptFileError, match=r"not a \.tpz file"):
         read(write_bytes(tmp_path, b""))
     for version in (1, 3, 0x80 | 3):
-        with pytest.raises(CorruptFileError, match=f"version {version & 127}, this .* reads 2"):
+        with pytest.raises(CorruptFileError, match=f"version {version & 127}, but this .* reads 2"):
             read(write_bytes(tmp_path, seal(b"\x02\x80\x00", version)))
 
 

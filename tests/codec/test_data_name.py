@@ -64,10 +64,10 @@ def test_encoded_files_say_it_too(tmp_path: Path) -> None:
 
 
 def test_names_that_no_file_has() -> None:
-    with pytest.raises(InvalidArgumentError, match="1025 bytes, and a file holds 1024"):
+    with pytest.raises(InvalidArgumentError, match="1025 bytes, but a file takes at most 1024"):
         write_data_name(Stream(), "x" * 1025)
     for numbers, message in {
-        (99,): "99 is the number of no data set",
+        (99,): "has no dataset with the number 99",
         (0, 5000): "said to have 5000 bytes",
     }.items():
         stream = Stream()
@@ -86,5 +86,5 @@ def test_names_that_no_file_has() -> None:
 def test_a_text_of_a_damaged_length_is_refused() -> None:
     stream = Stream()
     stream.number("data", 2000)
-    with pytest.raises(CorruptFileError, match="preprocessing is said to have 2000 bytes"):
+    with pytest.raises(CorruptFileError, match="preprocessing claims to have 2000 bytes"):
         read_text(Stream(stream.finish()), "preprocessing")

@@ -93,12 +93,12 @@ def wider() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: build("lenet300100"), "that has 'conv1.weight'"),
+        (lambda: build("lenet300100"), "expected 'conv1.weight'"),
         (lambda: press_network("lenet300100", overrides={"ip1": {"modes": [980, 240], "ranks": 2}}),
          "no layer 'ip1' with a weight 300×784"),
-        (wider, "'ip2.weight' .10×500, float32., the model 'ip2.weight' .12×500"),
+        (wider, "'ip2.weight' .10×500, float32., got 'ip2.weight' .12×500"),
         (lambda: build("lenet5").double(), "float64"),
-        (lambda: nn.Sequential(), "that has 'conv1.weight'.*no more tensors"),
+        (lambda: nn.Sequential(), "expected 'conv1.weight'.*no more tensors"),
     ],
 )  # fmt: skip
 def test_a_model_of_another_network_is_refused(tmp_path: Path, model: Any, message: str) -> None:
@@ -113,13 +113,13 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     )
     narrow = nn.Sequential(nn.Linear(30, 21), nn.LayerNorm(21))
     for other, message in [
-        (None, "not in the zoo: give a dense model"),
-        (narrow, "layer '0' with a weight 20×30; the model has a weight 21×30"),
+        (None, "not in the zoo: pass a dense model"),
+        (narrow, "layer '0' with a weight 20×30, but the model has a weight 21×30"),
         (nn.Sequential(nn.ReLU(), nn.Linear(30, 20)), "the model has no such layer"),
-        (nn.Sequential(nn.Linear(30, 20)), "expects '1.weight' .20, float32.*no more tensors"),
+        (nn.Sequential(nn.Linear(30, 20)), "has '1.weight' .20, float32.*no more tensors"),
         (nn.Sequential(nn.Linear(30, 20), nn.LayerNorm(20), nn.PReLU()), "'2.weight'"),
         (dense.half(), "'0.bias' .20, float32.*'0.bias' .20, float16"),
-        (tp.load(path, deepcopy(dense).float()), "is pressed: give a dense one"),
+        (tp.load(path, deepcopy(dense).float()), "is pressed: pass a dense one"),
     ]:
         with pytest.raises(ModelMismatchError, match=message) as caught:
             tp.load(path, other)

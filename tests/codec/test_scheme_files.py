@@ -223,10 +223,10 @@ def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
     hooked = deepcopy(dense)
     hooked[0].register_forward_hook(lambda *_: None)
     for other, message in [
-        (nn.Sequential(nn.Linear(31, 20)), "a weight 20×30; the model has a weight 20×31"),
+        (nn.Sequential(nn.Linear(31, 20)), "a weight 20×30, but the model has a weight 20×31"),
         (nn.Sequential(nn.Linear(30, 20, bias=False)), "'0.1.bias'.*no more tensors"),
         (hooked, "layer '0': .*hooks"),
-        (tp.load(path, dense), "is pressed: give a dense one"),
+        (tp.load(path, dense), "is pressed: pass a dense one"),
     ]:
         with pytest.raises(ModelMismatchError, match=message) as caught:
             tp.load(path, other)
@@ -275,7 +275,7 @@ def test_factors_far_larger_than_their_weight_are_refused(
     monkeypatch.setattr("tensorpress.codec.header._EXTRA_VALUES", 0)
     with pytest.raises(InvalidArgumentError, match="factors are far larger"):
         tp.save(model, path)
-    with pytest.raises(ModelMismatchError, match=r"model\.tpz holds factors far larger"):
+    with pytest.raises(ModelMismatchError, match=r"model\.tpz has factors far larger"):
         tp.load(path, dense)
 
 

@@ -72,5 +72,5 @@ def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
     one = torch.ones(2)
     description = Description(None, (), tensor_table({"a": one}) * 2)
     write_file(tmp_path / "a.tpz", description, [one, one], [None, None], "range")
-    with pytest.raises(ModelMismatchError, match="two tensors of one name"):
+    with pytest.raises(ModelMismatchError, match="two tensors of the same"):
         load_tensors(tmp_path / "a.tpz")

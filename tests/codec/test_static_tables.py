@@ -184,7 +184,7 @@ def test_any_bytes_are_a_table_within_reach_or_refused(data: bytes, reach: int) 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\xf0", "240 is no kind"),
+        (b"\xf0", "240 is not a kind"),
         (b"\xff\x00", "does not exist"),
         (b"\xfe\x00\x00", "exceeds the levels"),
         (b"\xfe\x05\x01", "exceeds the levels"),

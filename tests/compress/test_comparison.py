@@ -54,7 +54,7 @@ def test_each_model_has_its_dense_model(dense: nn.Module) -> None:
     assert [row["name"] for row in content["models"]] == ["dense of a", "dense of b", "a", "b"]
     errors = {row["name"]: row["fidelity"]["error"] for row in content["models"][2:]}
     assert errors["b"] == pytest.approx(tp.fidelity(other, models["b"], [x]).error)
-    with pytest.raises(InvalidArgumentError, match="there is no dense model of 'b'"):
+    with pytest.raises(InvalidArgumentError, match="there is no dense model for 'b'"):
         tp.compare({"a": dense}, models)
     with pytest.raises(InvalidArgumentError, match="no models to compare"):
         tp.compare(dense, {})

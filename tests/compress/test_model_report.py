@@ -64,7 +64,7 @@ def test_layers_have_the_errors_costs_and_curves_of_the_model(dense: nn.Module) 
     assert all(layer["ms"] > 0 and layer["dense_ms"] > 0 for layer in layers.values())
     assert (
         content["unpressed"]["lstm.weight_ih_l0"]
-        == "it could be pressed, but the plan leaves it as it is"
+        == "it could be pressed, but the plan leaves it dense"
     )
     assert content["fidelity"]["examples"] == 60
     low, high = content["costs"]["latency_ms"]["quartiles"]["dense"]
@@ -76,7 +76,7 @@ def test_the_page_is_written_and_without_batches_says_so(dense: nn.Module, tmp_p
     assert "latency_ms" not in content["costs"]
     page = (tmp_path / "page.html").read_text()
     assert "<h1>my &lt;net&gt;</h1>" in page
-    assert "outputs were not compared: give batches" in page
+    assert "outputs were not compared: pass batches" in page
 
 
 def test_a_file_reports_like_the_model_it_holds(dense: nn.Module, tmp_path: Path) -> None:

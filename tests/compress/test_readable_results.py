@@ -46,5 +46,5 @@ def test_layers_that_stay_dense_have_a_reason(tmp_path: Path) -> None:
     content = tp.report(net, pressed, example_inputs=x, plan=chosen)
     assert content["unpressed"]["0"] == "skipped by '0'"
     reasons = tp.report(net, pressed, example_inputs=x)["unpressed"]
-    assert reasons["0"] == "it could be pressed, but the plan leaves it as it is"
+    assert reasons["0"] == "it could be pressed, but the plan leaves it dense"
     assert "one input and one output channel" in reasons["1"] or "smaller" in reasons["1"]

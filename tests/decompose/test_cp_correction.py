@@ -106,7 +106,7 @@ def test_bounds_that_cannot_be_met_or_say_nothing_are_refused(bound):
 
 
 def test_factors_of_another_tensor_are_refused():
-    with pytest.raises(InvalidArgumentError, match="no decomposition of a tensor of shape"):
+    with pytest.raises(InvalidArgumentError, match="not fit a tensor of shape"):
         cp_correct(cp_als(draw(6, 5, 4), 2), draw(6, 5, 3))
 
 

@@ -374,15 +374,15 @@ def test_ranks_above_the_largest_are_refused(ranks, position, most):
 @pytest.mark.parametrize("options", [{}, {"ranks": (2, 2), "tolerance": 0.1}])
 def test_both_or_none_of_ranks_and_tolerance_are_refused(options):
     tensor = draw(3, 4, 5)
-    with pytest.raises(InvalidArgumentError, match="exactly one of ranks and tolerance"):
+    with pytest.raises(InvalidArgumentError, match="either ranks or a tolerance"):
         tt_svd(tensor, **options)
-    with pytest.raises(InvalidArgumentError, match="exactly one of ranks and tolerance"):
+    with pytest.raises(InvalidArgumentError, match="either ranks or a tolerance"):
         tt_round(tt_svd(tensor, ranks=(2, 2)), **options)
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1, 2, float("nan"), float("inf")])
 def test_tolerances_out_of_range_are_refused(tolerance):
-    with pytest.raises(InvalidArgumentError, match="from 0 to below 1"):
+    with pytest.raises(InvalidArgumentError, match="0 and below 1"):
         tt_svd(draw(3, 4), tolerance=tolerance)
 
 

@@ -223,9 +223,7 @@ def test_layers_that_others_read_the_weight_of_stay_and_may_be_rebuilt():
     model, x = built("windows")
     layers = [f"features.{place}.0.attn.{name}" for place in (1, 3) for name in ("qkv", "proj")]
     plan = tp.plan(model, x, scheme="channel_svd", ranks=2)
-    assert [plan.unpressed[name] for name in layers] == [
-        "a module around it computes with its weight"
-    ] * 4
+    assert [plan.unpressed[name] for name in layers] == ["another module reads its weight"] * 4
     rebuilt = {layer.name for layer in tp.plan(model, x, scheme="tt_weight", ranks=2).layers}
     assert rebuilt.issuperset(layers)
 

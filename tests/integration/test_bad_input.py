@@ -178,7 +178,7 @@ def test_folders(tmp_path: Path, refused: Call, finished: RunResult) -> None:
     (tmp_path / "file").touch()
     for folder in ("file", "file/run"):
         message = refused("run", tmp_path / "a.yaml", "--out", tmp_path / folder)
-        assert f"{tmp_path / folder} cannot be the folder of a run" in message
+        assert f"{tmp_path / folder} cannot be the output folder" in message
     message = refused("run", tmp_path / "a.yaml", "--out", finished.folder, "--seed", 9)
     assert "another recipe or seed" in message
 

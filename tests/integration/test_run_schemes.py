@@ -109,7 +109,7 @@ def test_a_run_goes_on_to_the_same_file(
         ({"ranks": "evbmf", "skip": ["ip*"]}, "no layer that can be pressed"),
         (
             {"ranks": "energy:0.9", "overrides": {"ip3": {"scheme": "ada_tucker"}}},
-            "modes are needed",
+            "it needs modes",
         ),
         ({"ranks": 400}, "no layer that can be pressed; 'ip1': rank 1 of"),
     ],

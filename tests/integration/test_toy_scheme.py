@@ -316,7 +316,7 @@ def test_it_is_in_tables_and_reports(
 
 @both
 def test_a_name_is_taken_once(name: str) -> None:
-    with pytest.raises(InvalidArgumentError, match=f"there is a scheme {name!r} already"):
+    with pytest.raises(InvalidArgumentError, match=f"the scheme {name!r} exists already"):
         register(Shifted(name, "again"))
 
 

@@ -39,11 +39,11 @@ def test_an_impossible_budget_says_what_is_missing(budget, scheme):
     model = zoo.build("lenet5")
     with pytest.raises(InvalidArgumentError, match="need at least") as caught:
         plan(model, scheme=scheme, budget=f"params={budget}")
-    missing = int(re.search(r"ask for at least (\d+) more", str(caught.value))[1])
+    missing = int(re.search(r"raise the budget by at least (\d+)", str(caught.value))[1])
     assert (
         plan(model, scheme=scheme, budget=f"params={budget + missing}").params == budget + missing
     )
-    with pytest.raises(InvalidArgumentError, match="ask for at least 1 more"):
+    with pytest.raises(InvalidArgumentError, match="raise the budget by at least 1"):
         plan(model, scheme=scheme, budget=f"params={budget + missing - 1}")
 
 
@@ -97,7 +97,7 @@ def test_nothing_to_press_is_an_error_with_the_reasons(net, reason, scheme):
 
 @pytest.mark.parametrize("given", [{}, {"budget": "params=9", "overrides": {}}])
 def test_either_a_budget_or_overrides(given):
-    with pytest.raises(InvalidArgumentError, match="either a budget or overrides"):
+    with pytest.raises(InvalidArgumentError, match="either a budget, or overrides"):
         plan(nn.Linear(4, 4), scheme="ada_tucker", **given)
 
 

@@ -9,7 +9,7 @@ import tensorpress as tp
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import record_readers
 
-REASON = "a module around it computes with its weight"
+REASON = "another module reads its weight"
 
 
 class Around(nn.Module):

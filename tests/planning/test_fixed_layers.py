@@ -87,7 +87,7 @@ def test_a_budget_out_of_reach_says_what_the_model_has_with_the_fixed_layers(
     entries = FIXED["larger than dense"]
     how: dict[str, Any] = {"scheme": "channel_svd", "overrides": entries}
     least = tp.press(net, tp.plan(net, X, scheme="channel_svd", ranks=1, overrides=entries))
-    message = f"the model has {MEASURES[kind](least):,} of"
+    message = f"the model still has {MEASURES[kind](least):,} of"
     with pytest.raises(InvalidArgumentError, match=message):
         tp.plan(net, X, budget=f"{kind}=30%", **how)
 

@@ -89,7 +89,7 @@ def test_of_two_patterns_the_later_one_counts_and_a_dead_one_is_named(lenet, cap
         "ip1": (3,),
     }
     assert caplog.messages == [
-        f"the entry {pattern!r} of overrides has no effect: its layers all have other entries"
+        f"override {pattern!r} has no effect: other overrides apply to all of its layers"
         for pattern in ("re:ip1", "ip*")
     ]
 
@@ -123,13 +123,13 @@ def test_a_shared_core_may_exceed_a_mode(lenet):
         ({"modes": [25, 20], "ranks": 0}, "at least 1"),
         ({"modes": [25, 20], "ranks": [5, 5, 5]}, "expected 2 ranks"),
         ({"modes": [25, 20], "ranks": [4, 5], "diagonal": True}, "equal ranks"),
-        ({"modes": [25.0, 20], "ranks": 5}, "modes are whole numbers of at least 1"),
+        ({"modes": [25.0, 20], "ranks": 5}, "modes must be whole numbers of at least 1"),
         ({"modes": [25, 20], "ranks": "5"}, "unknown rank rule '5'"),
-        ({"modes": 500, "ranks": 5}, "modes are whole numbers of at least 1, not 500"),
+        ({"modes": 500, "ranks": 5}, "modes must be whole numbers of at least 1, not 500"),
         ({"modes": "orignal", "ranks": 5}, "did you mean 'original'"),
         ({"modes": [25, 20], "rank": 5}, "unknown key 'rank': did you mean 'ranks'"),
-        ({"modes": [25, 20]}, "ranks are needed"),
-        ({"ranks": 5}, ".* modes are needed"),
+        ({"modes": [25, 20]}, "the override needs ranks"),
+        ({"ranks": 5}, ".* it needs modes"),
     ],
 )
 def test_what_does_not_fit_names_the_layer(lenet, given, message):
@@ -140,7 +140,7 @@ def test_what_does_not_fit_names_the_layer(lenet, given, message):
 
 def test_two_shapes_of_one_shared_core_are_refused(lenet):
     layers = {"conv1": {"modes": [25, 20], "ranks": 4}, "ip2": {"modes": [100, 50], "ranks": 5}}
-    with pytest.raises(InvalidArgumentError, match="one shape, but the layers name 4×4, 5×5"):
+    with pytest.raises(InvalidArgumentError, match="must have equal ranks, not 4×4, 5×5"):
         plan(lenet, scheme="scada_tucker", overrides=layers)
 
 

@@ -95,7 +95,7 @@ def test_shared_cores_that_came_apart_are_refused():
     pressed = press(net, plan(net, scheme="scada_tucker", budget="params=700"))
     held = stored_factors(pressed[1])
     held.original0 = nn.Parameter(held.original0.detach().clone())
-    with pytest.raises(ModelMismatchError, match="hold 2 of them"):
+    with pytest.raises(ModelMismatchError, match="have 2 different ones"):
         plan_from_model(pressed)
 
 

@@ -176,14 +176,14 @@ def changed(made, **layer):
         ({"weight": None}, "layers.conv2.weight: "),
         ({"options": {"modes": [9]}}, "layer 'conv2': unknown key 'modes'"),
         ({"weight": {"kind": "Conv2d", "inputs": 3}}, "layers.conv2.weight.outputs: .*required"),
-        ({"scheme": "ada_tucker"}, "layer 'conv2': .* modes are needed"),
+        ({"scheme": "ada_tucker"}, "layer 'conv2': .* it needs modes"),
         (
             {"scheme": "ada_tucker", "options": {"modes": [9, 9]}},
             "layer 'conv2': .*81 entries",
         ),
         (
             {"scheme": "ada_tucker", "options": {"modes": [50, 500], "diagonal": 1}},
-            "layer 'conv2': diagonal is of type bool",
+            "layer 'conv2': diagonal must be a bool",
         ),
     ],
 )
@@ -229,4 +229,4 @@ def test_the_table_counts_macs_where_inputs_are_given(mixed):
 def test_reasons_are_told_once_for_many_layers():
     net = nn.ModuleList([nn.Linear(3, 3) for _ in range(20)] + [nn.Linear(50, 50)])
     text = str(plan(net, scheme="channel_svd", ranks=3))
-    assert "and 8 more (ranks (3,) make 18 parameters of its 9: not smaller)" in text
+    assert "and 8 more (ranks (3,) give 18 parameters instead of 9: not smaller)" in text

@@ -76,7 +76,9 @@ def test_parameters_are_those_of_the_pressed_model(name, fraction, channels, dat
 def test_layers_that_stay_dense_say_why(lenet):
     whole = plan(lenet, scheme="channel_svd", ranks=1.0, overrides={"conv2": {"ranks": 3}})
     assert ranks_of(whole) == {"conv2": (3,)}
-    assert whole.unpressed["ip2"] == "ranks (10,) make 5,100 parameters of its 5,000: not smaller"
+    assert (
+        whole.unpressed["ip2"] == "ranks (10,) give 5,100 parameters instead of 5,000: not smaller"
+    )
     one = plan(lenet, scheme="spatial_svd", ranks=5)
     assert "spatial_svd cannot take it" in one.unpressed["ip1"]
     many = plan(lenet, scheme="tucker2", ranks=8)
@@ -170,7 +172,7 @@ def test_an_entry_is_done_even_where_it_makes_a_layer_larger():
         ({"conv1": {"ranks": [1, 2, 3]}}, "layer 'conv1': expected 2 ranks"),
         ({"conv1": {"ranks": 0}}, "layer 'conv1': ranks must be at least 1"),
         ({"conv1": {"ranks": "evbfm"}}, "layer 'conv1': unknown rank rule 'evbfm': did you mean"),
-        ({"conv1": {}}, "layer 'conv1': ranks are needed"),
+        ({"conv1": {}}, "layer 'conv1': the override needs ranks"),
         ({"conv1": {"rank": 8}}, "layer 'conv1': unknown key 'rank': did you mean 'ranks'"),
         ({"conv1": {"ranks": 2, "modes": [9]}}, "layer 'conv1': unknown key 'modes'"),
         ({"conv1": 8}, "layer 'conv1': expected a mapping such as .*, got 8"),
@@ -178,7 +180,7 @@ def test_an_entry_is_done_even_where_it_makes_a_layer_larger():
         ({"ip1": {"scheme": "cp", "ranks": "evbmf"}}, "layer 'ip1': "),
         ({"conv2": {"scheme": "cp", "ranks": "evbmf"}}, "layer 'conv2': .*needs the spectra"),
         ({"ip1": {"scheme": "tuker2", "ranks": 2}}, "layer 'ip1': unknown scheme 'tuker2'"),
-        ({"ip1": {"scheme": "ada_tucker", "ranks": 2}}, "layer 'ip1': .* modes are needed"),
+        ({"ip1": {"scheme": "ada_tucker", "ranks": 2}}, "layer 'ip1': .* it needs modes"),
         (
             {
                 "ip1": {
@@ -274,8 +276,8 @@ def test_hooks_and_own_forward_passes_stay_dense():
     made = plan(net, scheme="channel_svd", ranks=3)
     assert ranks_of(made) == {"3": (3,)}
     assert "hooks" in made.unpressed["0"]
-    assert "forward pass of its own" in made.unpressed["1"]
-    assert "only Linear" in made.unpressed["2"]
+    assert "overridden forward pass" in made.unpressed["1"]
+    assert "only layers of these classes" in made.unpressed["2"]
 
 
 def test_what_is_pressed_is_not_pressed_again(lenet):

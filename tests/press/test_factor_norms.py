@@ -94,7 +94,7 @@ def test_nothing_is_left_after_an_error_and_the_model_is_whole() -> None:
 
 def test_a_model_without_chains_is_refused() -> None:
     with (
-        pytest.raises(InvalidArgumentError, match="there is no chain"),
+        pytest.raises(InvalidArgumentError, match="the model has no chain"),
         factor_norms(nn.Linear(2, 2)),
     ):
         pass

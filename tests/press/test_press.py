@@ -200,7 +200,7 @@ def test_an_unknown_start_names_the_known_ones(net):
     [
         (tucker("9", (4, 6)), "'9', which this model does not have"),
         (tucker("4", (20, 100)), "a weight 20×192 .* expects 20×100"),
-        (tucker("2", (20, 100)), "no plain weight"),
+        (tucker("2", (20, 100)), "no weight"),
     ],
 )
 def test_a_plan_for_another_model_is_refused(net, layer, message):

@@ -77,7 +77,7 @@ def test_unpressing_in_place_and_a_model_that_is_one_layer(net):
     assert type(pressed[0]) is nn.Conv2d
     layer = press(net[3], plan(net[3], scheme="channel_svd", ranks=4))
     assert type(unpress(layer)) is nn.Linear
-    with pytest.raises(InvalidArgumentError, match="itself the layer to be replaced"):
+    with pytest.raises(InvalidArgumentError, match="itself the layer to press"):
         unpress(layer, inplace=True)
 
 

@@ -120,7 +120,7 @@ def test_a_model_that_is_one_layer():
     pressed = press(layer, made)
     assert isinstance(pressed, Pressed)
     assert count_params(pressed) == made.params
-    with pytest.raises(InvalidArgumentError, match="itself the layer to be replaced"):
+    with pytest.raises(InvalidArgumentError, match="itself the layer to press"):
         press(layer, made, inplace=True)
     assert type(layer) is nn.Linear
 

@@ -233,8 +233,8 @@ def test_a_norm_that_is_not_finite_is_named(path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give one of"),
-        ({"bits": 2, "size": 100}, "give one of"),
+        ({}, "give exactly one of"),
+        ({"bits": 2, "size": 100}, "give exactly one of"),
         ({"bits": -1}, "bits must be positive"),
         ({"bits": float("nan")}, "bits must be positive"),
         ({"target_error": 1.5}, "between 0 and 1"),
@@ -296,7 +296,7 @@ def test_tensors_rounded_to_zeros_are_logged(path: Path, caplog: pytest.LogCaptu
     result = tp.encode(tensors, path, size=2000)
     names = [t.name for t in result.tensors if t.zeros == 1 and t.name != "zeros.weight"]
     [warned] = caplog.messages
-    assert f"nothing is left of {len(names)} of 7 tensors" in warned
+    assert f"all values of {len(names)} of 7 tensors" in warned
     assert f"{', '.join(names[:3])}, …;" in warned
     assert "zeros.weight" not in warned
     caplog.clear()
@@ -332,11 +332,11 @@ def test_lossless_files_keep_every_bit_of_a_model(path: Path) -> None:
 
 
 def test_lossless_is_no_budget(path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="give one of"):
+    with pytest.raises(InvalidArgumentError, match="give exactly one of"):
         tp.encode(state(), path, lossless=True, bits=3)
-    with pytest.raises(InvalidArgumentError, match="needs no calibration"):
+    with pytest.raises(InvalidArgumentError, match="takes no calibration"):
         tp.encode(trained(), path, lossless=True, calibration=[images(2, 0)])
-    with pytest.raises(InvalidArgumentError, match="has no quantizer"):
+    with pytest.raises(InvalidArgumentError, match="takes no quantizer"):
         tp.save(trained(), path, lossless=True, quantizer=StepQuantizer(0))
 
 

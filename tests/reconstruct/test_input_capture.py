@@ -428,5 +428,5 @@ def test_a_layer_that_is_called_no_more_is_told() -> None:
     next(walk)
     for parameter in model.layers[0].parameters():
         parameter.data.zero_()
-    with pytest.raises(InvalidArgumentError, match="fewer layers once others are pressed"):
+    with pytest.raises(InvalidArgumentError, match="fewer layers after others were pressed"):
         next(walk)

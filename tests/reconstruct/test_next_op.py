@@ -58,7 +58,7 @@ def test_a_relu_behind_a_norm_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "found"), [(Net, "no one function"), (Sum, "add"), (Skip, "no one function")]
+    ("model", "found"), [(Net, "no single function"), (Sum, "add"), (Skip, "no single function")]
 )
 def test_what_is_no_relu_is_named(model: type[Net], found: str) -> None:
     following = seen(model())

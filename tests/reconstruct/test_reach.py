@@ -147,7 +147,7 @@ def test_a_layer_that_some_batches_do_not_call_is_fitted_to_the_others() -> None
     net = Sometimes()
     plan = tp.plan(net, scheme="channel_svd", ranks=2)
     pressed = tp.press(net, plan, calibration=[torch.randn(40, 8), torch.randn(60, 8)])
-    assert unfitted_layers(pressed) == {"never": "calibration data do not call it"}
+    assert unfitted_layers(pressed) == {"never": "the calibration data do not reach it"}
 
 
 TRANSPOSED = [
@@ -216,8 +216,8 @@ def test_wide_layers_are_fitted_by_fewer_rows_than_columns(
     monkeypatch.setattr(samples, "WIDE_VALUES", 64 * 128)
     caplog.set_level(logging.INFO, "tensorpress.press")
     wide = tp.press(net, plan, calibration=batches, reconstruct=kind)
-    assert "layer 0: fitted to a sample of 64 inputs, as each has 128 numbers" in caplog.text
-    assert "to their noise" not in caplog.text
+    assert "layer 0: fitted to a sample of 64 inputs, because each has 128 numbers" in caplog.text
+    assert "follows their noise" not in caplog.text
     models = wide, full, tp.press(net, plan)
     by_rows, best, by_weights = (distance(m, net, blobs(500, 3)) for m in models)
     assert best < by_rows < by_weights - (by_weights - best) / 3
@@ -283,11 +283,11 @@ def test_what_is_not_fitted_is_told_with_its_reason(caplog: pytest.LogCaptureFix
     plan = tp.plan(net, scheme="channel_svd", ranks=4, overrides=overrides)
     pressed = tp.press(net, plan, calibration=[torch.randint(30, (8, 20))])
     reasons = {
-        "0": "Embedding multiplies no inputs with its weight",
+        "0": "its class Embedding does not multiply inputs by a weight",
         "2": "tt_weight rebuilds its weight from factors that are not fitted",
     }
     assert unfitted_layers(pressed) == reasons
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     for name, reason in reasons.items():
-        assert f"layer {name}: by its weight alone, as {reason}" in warnings
+        assert f"layer {name}: decomposed by its weight alone, because {reason}" in warnings
     assert unfitted_layers(tp.press(net, plan)) == {}

@@ -72,30 +72,39 @@ REFUSED = {
     ),
     "old spectral norm": (
         lambda: nn.utils.spectral_norm(nn.Linear(4, 3)),
-        r"no plain parameter \(weight norm",
+        r"not a plain parameter \(weight norm",
     ),
-    "pruned": (lambda: prune.l1_unstructured(linear(), "weight", 0.5), "no plain parameter"),
+    "pruned": (lambda: prune.l1_unstructured(linear(), "weight", 0.5), "not a plain parameter"),
     "lazy": (lambda: nn.LazyConv2d(3, 3), "no shape yet: run the model once"),
     "integers": (lambda: with_weight(torch.int8), r"torch\.int8, not floating point"),
     "complex": (lambda: with_weight(torch.complex64), r"torch\.complex64, not floating point"),
-    "eight bits": (lambda: with_weight(torch.float8_e4m3fn), r"torch\.float8_e4m3fn, which"),
-    "own padding": (lambda: SamePadded(4, 3, 3), "a Conv2d with a forward pass of its own"),
-    "own inner pass": (lambda: Standardized(4, 3, 3), "a Conv2d with a forward pass of its own"),
-    "wrapped in place": (wrapped_in_place, "a Linear with a forward pass of its own"),
+    "eight bits": (
+        lambda: with_weight(torch.float8_e4m3fn),
+        r"torch\.float8_e4m3fn, a dtype for storage only",
+    ),
+    "own padding": (lambda: SamePadded(4, 3, 3), "a Conv2d with an overridden forward pass"),
+    "own inner pass": (lambda: Standardized(4, 3, 3), "a Conv2d with an overridden forward pass"),
+    "wrapped in place": (wrapped_in_place, "a Linear with an overridden forward pass"),
     "attention": (lambda: nn.MultiheadAttention(8, 2).out_proj, "MultiheadAttention reads"),
     "empty": (lambda: nn.Linear(4, 0), "weight is empty"),
-    "bias no parameter": (with_tensor_as_bias, "bias is no plain parameter"),
+    "bias no parameter": (with_tensor_as_bias, "bias is not a plain parameter"),
     "buffer": (
         lambda: linear(lambda layer: layer.register_buffer("scale", torch.ones(1))),
-        "'scale' as well",
+        "also has 'scale'",
     ),
     "adapter": (
         lambda: linear(lambda layer: layer.add_module("lora", nn.Linear(4, 3))),
-        "'lora' as well",
+        "also has 'lora'",
     ),
     "max_norm": (lambda: nn.Embedding(4, 3, max_norm=1.0), "max_norm changes its vectors"),
-    "another class": (lambda: nn.BatchNorm2d(3), "only Linear, Embedding, Conv1d"),
-    "a container": (lambda: nn.Sequential(nn.Linear(3, 3)), "only Linear, Embedding, Conv1d"),
+    "another class": (
+        lambda: nn.BatchNorm2d(3),
+        "only layers of these classes can be: Linear, Embedding, Conv1d",
+    ),
+    "a container": (
+        lambda: nn.Sequential(nn.Linear(3, 3)),
+        "only layers of these classes can be: Linear, Embedding, Conv1d",
+    ),
 }
 
 
@@ -254,7 +263,7 @@ def test_the_kernel_is_ordered_by_group_output_input_and_space():
 
 def test_sizes_too_small_for_the_kernel_have_no_cost():
     layer = nn.Conv2d(4, 6, 3)
-    with pytest.raises(InvalidArgumentError, match=r"no output for sizes \(8, 2\)"):
+    with pytest.raises(InvalidArgumentError, match=r"no output for an input of \(8, 2\)"):
         scheme("tucker2").cost(layer, 1, (8, 2))
-    with pytest.raises(InvalidArgumentError, match=r"needs the 2 spatial sizes .*, got \(8,\)"):
+    with pytest.raises(InvalidArgumentError, match=r"needs the 2 spatial sizes .*, not \(8,\)"):
         scheme("tucker2").cost(layer, 1, (8,))

@@ -83,5 +83,7 @@ def test_a_choice_that_cannot_be_is_found_in_files(tmp_path: Path, wrong: int) -
     )
     net[0].kept[1] = wrong
     tp.save(net, tmp_path / "a.tpz")
-    with pytest.raises(CorruptFileError, match=r"layer '0' chooses channels \[1, .*, and it has 8"):
+    with pytest.raises(
+        CorruptFileError, match=r"layer '0' chooses channels \[1, .*, but has only 8"
+    ):
         tp.load(tmp_path / "a.tpz", model=nn.Sequential(nn.Conv2d(8, 6, 3)))

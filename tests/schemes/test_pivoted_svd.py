@@ -58,9 +58,9 @@ def test_an_order_from_a_file_that_is_none_is_named() -> None:
     assert isinstance(pressed, PivotedLayer)
     assert pressed.mistake() is None
     pressed.outputs.order.fill_(1)
-    assert "no permutation" in (pressed.mistake() or "")
+    assert "not a permutation" in (pressed.mistake() or "")
 
 
 def test_convolutions_are_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="only the outputs of a Linear"):
+    with pytest.raises(InvalidArgumentError, match="only a Linear can be pressed"):
         press_layer(nn.Conv2d(4, 4, 3), "pivoted_svd", 2)

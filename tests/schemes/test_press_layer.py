@@ -140,7 +140,7 @@ def test_schemes_are_names_or_objects():
     layer = nn.Linear(6, 4)
     with pytest.raises(InvalidArgumentError, match="unknown scheme 'tuker2': did you mean 'tucker"):
         press_layer(layer, "tuker2", 1)
-    with pytest.raises(InvalidArgumentError, match="a name or a Scheme, got None"):
+    with pytest.raises(InvalidArgumentError, match="a name or a Scheme, not None"):
         press_layer(layer, None, 1)
     named, given = (press_layer(layer, s, 2) for s in ("channel_svd", scheme("channel_svd")))
     assert all(map(torch.equal, named.parameters(), given.parameters()))

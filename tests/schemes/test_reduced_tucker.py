@@ -81,7 +81,7 @@ def test_it_trains():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"diagonal": True, "ranks": 3}, "only matrices of a layer's own full core"),
+        ({"diagonal": True, "ranks": 3}, "reduced needs a full core"),
         ({"ranks": [4, 5, 5]}, "rank 2 of .* must be from 1 to"),
     ],
 )
@@ -93,7 +93,7 @@ def test_what_cannot_be_reduced(changes, message):
 def test_a_shared_core_cannot_be_reduced():
     dense = model()
     overrides = {"0": {"modes": [20, 18], "ranks": [3, 3], "reduced": True}}
-    with pytest.raises(InvalidArgumentError, match="only matrices of a layer's own full core"):
+    with pytest.raises(InvalidArgumentError, match="reduced needs a full core"):
         tp.plan(dense, scheme="scada_tucker", overrides=overrides)
 
 

@@ -118,7 +118,7 @@ def test_assigning_the_weight_decomposes_it(pressed):
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (torch.zeros(8, 16, 3, 3), r"needs a weight of shape \(16, 8, 3, 3\), got \(8, 16, 3, 3\)"),
+        (torch.zeros(8, 16, 3, 3), r"needs a weight of shape \(16, 8, 3, 3\), not \(8, 16, 3, 3\)"),
         (torch.zeros(16, 8), "needs a weight of shape"),
         (torch.full((16, 8, 3, 3), float("nan")), "NaN or infinite"),
     ],

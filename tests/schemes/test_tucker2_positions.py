@@ -124,9 +124,9 @@ def test_it_is_traced_and_exported() -> None:
 @pytest.mark.parametrize(
     ("layer", "positions", "message"),
     [
-        (nn.Linear(48, 10), (5, 2), "48 inputs are no map of 5×2"),
-        (nn.Linear(48, 10), (2, 2, 2, 2), "no map of 2×2×2×2"),
-        (nn.Conv2d(4, 4, 3), (2, 2), "positions are those of the map that a Linear reads"),
+        (nn.Linear(48, 10), (5, 2), "48 inputs do not fit 5×2"),
+        (nn.Linear(48, 10), (2, 2, 2, 2), "do not fit 2×2×2×2"),
+        (nn.Conv2d(4, 4, 3), (2, 2), "positions are for a Linear that follows a flatten"),
     ],
 )
 def test_what_has_no_such_positions(

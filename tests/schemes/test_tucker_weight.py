@@ -84,7 +84,7 @@ def test_a_weight_with_a_shared_core_cannot_be_assigned():
     layer = nn.Linear(4, 3)
     tucker = TuckerWeight((3, 4), (3, 4), (2, 2), shared=True)
     tucker.attach(layer, (torch.ones(2, 2), torch.ones(3, 2), torch.ones(4, 2)))
-    with pytest.raises(InvalidArgumentError, match="materialize it first"):
+    with pytest.raises(InvalidArgumentError, match="materialize it before"):
         layer.weight = torch.zeros(3, 4)
     assert float(layer.weight.detach().min()) == 4
 

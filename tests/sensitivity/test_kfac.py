@@ -140,7 +140,7 @@ def test_layers_that_are_not_scored_are_named(caplog: pytest.LogCaptureFixture) 
 
     scores = kfac_scores(Partly(), [torch.randn(50, 16)])
     assert set(scores.layers) == {"up"}
-    assert "layer never is not scored: calibration data do not call it" in caplog.text
+    assert "layer never is not scored: the calibration data do not reach it" in caplog.text
     assert "layer frozen is not scored: it is called in a part of the model" in caplog.text
 
 

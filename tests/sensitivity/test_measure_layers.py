@@ -237,8 +237,11 @@ def test_a_layer_in_two_places_is_pressed_in_both(batches):
         ({"batches": []}, "batches is empty"),
         ({"batches": [(torch.zeros(0, 1, 8, 8), torch.zeros(0).long())]}, "no examples"),
         ({"batches": [torch.zeros(3, 1, 8, 8)], "metric": "loss"}, "needs labels"),
-        ({"batches": [{"x": 1}]}, "a batch is a Tensor"),
-        ({"batches": [(torch.zeros(3, 1, 8, 8), torch.zeros(2).long())]}, "must be classes"),
+        ({"batches": [{"x": 1}]}, "a batch must be a Tensor"),
+        (
+            {"batches": [(torch.zeros(3, 1, 8, 8), torch.zeros(2).long())]},
+            "must be integer classes",
+        ),
         ({"batches": [(torch.zeros(1, 1, 8, 8), torch.tensor([10]))]}, "between 0 and 9"),
         ({"metric": "los"}, "did you mean 'loss'"),
         ({"metric": lambda model: float("nan")}, "is nan"),

@@ -38,7 +38,7 @@ def test_scores_are_the_energies_of_the_outputs_without_the_bias(
         for choice in one.layers["up"]:
             share = float(energies[: choice.ranks[0]].sum() / energies.sum())
             assert exp(-choice.score) == pytest.approx(share, rel=1e-4)
-    assert "layer never is not scored: calibration data show no inputs of it" in caplog.text
+    assert "layer never is not scored: the calibration data do not reach it" in caplog.text
 
 
 def test_layers_of_moments_in_blocks_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,5 +89,5 @@ def test_a_pick_is_the_best_within_its_limit(
 
 @pytest.mark.parametrize("text", ["", "bytes", "bytes<1200", "size<=3", "error<=-1", "bytes<=1kB"])
 def test_what_is_no_pick(text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="a pick is bytes<=NUMBER or error<=NUMBER"):
+    with pytest.raises(InvalidArgumentError, match="a pick must be bytes<=NUMBER or error<=NUMBER"):
         Pick.parse(text)

@@ -104,7 +104,7 @@ BAD = [
     ({"vary": {"data.validation": [0]}}, r"variant validation=0: data\.validation must be above 0"),
     ({"vary": {"press.ranks": [2, 2]}}, r"variants ranks=2 and ranks=2 #2 are the same recipe"),
     ({"points": [{"press.ranks": 8}]}, r"are the same recipe"),
-    ({"vary": {}}, r"give vary, points or both"),
+    ({"vary": {}}, r"vary, points or both"),
     ({"vary": {"press.ranks": []}}, r"vary\.press\.ranks: .*at least 1 item"),
     ({"vary": {"press.ranks": 2}}, r"vary\.press\.ranks: .*list"),
     ({"points": [{}]}, r"points\.0: .*at least 1"),

@@ -271,8 +271,8 @@ def test_every_part_of_a_loader_gets_the_epoch():
     [
         (iter(toy()), "must have a length.*got list_iterator"),
         ([], "has 0 batches"),
-        ([torch.zeros(3, 4)], "without labels defines no loss"),
-        ([(torch.zeros(3, 4), torch.zeros(3, 5))], "defines no loss: labels are class indices"),
+        ([torch.zeros(3, 4)], "without labels has no loss"),
+        ([(torch.zeros(3, 4), torch.zeros(3, 5))], "labels must be class indices"),
         ([(torch.zeros(3, 4), torch.zeros(2, 2))], "same first dimension"),
         (TensorDataset(torch.zeros(3, 4), torch.zeros(3)), "has single examples"),
     ],

@@ -233,8 +233,8 @@ X, LABELS = data()
     [
         ({"loss": lambda y, batch: y}, r"loss must return a scalar Tensor.*shape \(24, 3\)"),
         ({"loss": lambda y, batch: 0.5}, "loss must return a scalar Tensor.*got float"),
-        ({"loss": lambda y, batch: y.mean(), "label_smoothing": 0.1}, "a function of your own"),
-        ({"metric": lambda y, batch: 1.0}, "give validation"),
+        ({"loss": lambda y, batch: y.mean(), "label_smoothing": 0.1}, "but loss= is set"),
+        ({"metric": lambda y, batch: 1.0}, "pass validation="),
         (
             {"metric": lambda y, batch: "good", "validation": [(X, LABELS)]},
             "metric must return a number .* got str",

@@ -49,7 +49,7 @@ def test_is_frozen():
         ({"distill": {"temp": 3}}, r"training option distill\.temp"),
         ({"seed": -1}, "training option seed"),
         ({"schedule": "step"}, "needs step_epochs"),
-        ({"schedule": "cosine", "step_epochs": 2}, "step_epochs is for schedule 'step'"),
+        ({"schedule": "cosine", "step_epochs": 2}, "step_epochs applies to schedule 'step'"),
         ({"warmup_epochs": 5.0}, r"warmup_epochs must be below epochs \(5\), got 5"),
         ({"epoch": 3}, "unknown training option 'epoch': did you mean 'epochs'"),
     ],

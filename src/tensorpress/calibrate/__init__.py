@@ -1,1 +1,1 @@
-"""What a model's data say about its layers: moments of inputs, gradients at outputs, means."""
+"""Statistics of a model's layers on data: input moments, output gradients, means."""

@@ -1,4 +1,4 @@
-"""Calibration batches in memory: inputs in the form that the model takes, and labels."""
+"""Calibration batches in memory: inputs as the model takes them, and labels."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ CalibrationBatch = Tensor | tuple[Any, Any] | list[Any] | Mapping[str, Any]
 """A batch as users give it: inputs, (inputs, labels), or arguments by name, as tokenizers do."""
 
 FORMS = (
-    "a batch is a Tensor of inputs, a pair (inputs, labels), inputs being a Tensor, a tuple of "
-    "arguments or a mapping from their names, or such a mapping"
+    "a batch must be a Tensor of inputs, a mapping of arguments by name, or a pair (inputs, "
+    "labels) whose inputs are a Tensor, a tuple of arguments or such a mapping"
 )
 """The forms of a batch, for errors."""
 
 MASK = "attention_mask"
-"""The argument, (examples, tokens), that says which tokens are no padding."""
+"""The argument, (examples, tokens), that marks tokens that are not padding."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Batch:
     Attributes
     ----------
     inputs : tuple
-        Positional arguments of the model, the first axis of the first Tensor being the batch.
+        Positional arguments of the model. The first axis of the first Tensor is the batch.
     labels : Tensor or None
-        What the loss and the error compare the outputs to.
+        Labels for the loss and the error.
     named : mapping from str to Any
-        Arguments by name. Where one is the mask of attention, padding is not looked at.
+        Arguments by name. If there is an attention mask, padding is ignored.
     """
 
     inputs: tuple[Any, ...]
@@ -55,10 +55,9 @@ class Batch:
         return self.arguments.batch
 
     def unpadded(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """Return the tokens that are no padding, of the inputs or outputs of a layer.
+        """Drop the padding from inputs or outputs of a layer.
 
-        That is (tokens, channels) of a Linear's (examples, tokens, channels), and anything else as
-        it is.
+        (examples, tokens, channels) of a Linear become (tokens, channels); others are unchanged.
         """
         mask = self.named.get(MASK)
         if not isinstance(mask, Tensor) or isinstance(layer, CONVS) or x.shape[:-1] != mask.shape:
@@ -67,21 +66,21 @@ class Batch:
 
 
 def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> list[Batch]:
-    """Return batches in memory, on the device of a model, so that all runs see the same.
+    """Load batches into memory, on the device of a model, so that all runs see the same data.
 
     Parameters
     ----------
     batches : iterable
-        Of Tensor, of pairs (inputs, labels) or of mappings, which are arguments by name but for
-        ``labels``. Inputs are a Tensor, a tuple of arguments, which may be nested or scalars beside
-        Tensors, or a mapping. Labels that are no Tensor are left out.
+        Tensors, pairs (inputs, labels), or mappings of arguments by name with optional ``labels``.
+        Inputs are a Tensor, a mapping, or a tuple of arguments, which may be nested or scalars.
+        Labels that are not a Tensor are left out.
     model : nn.Module
-        It decides the device.
+        Gives the device.
 
     Raises
     ------
     InvalidArgumentError
-        For no batches, no examples, or something else.
+        If there are no batches or no examples, or a batch has another form.
 
     Examples
     --------
@@ -93,14 +92,12 @@ def collect_batches(batches: Iterable[CalibrationBatch], model: nn.Module) -> li
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     result = [_batch(batch, device) for batch in batches]
     if not result:
-        raise InvalidArgumentError(
-            "there is nothing to measure on: batches is empty, or an iterator that was used before"
-        )
+        raise InvalidArgumentError("batches is empty, or an iterator that is exhausted")
     return result
 
 
 def check_batches(batches: object) -> None:
-    """Refuse what is one batch, or single examples, in place of several batches."""
+    """Raise an `InvalidArgumentError` for a single batch, or for single examples."""
     if isinstance(batches, Tensor | Mapping):
         name = "Tensor" if isinstance(batches, Tensor) else type(batches).__name__
         raise InvalidArgumentError(f"a {name} is one batch: give a list of batches, [batch]")
@@ -110,13 +107,13 @@ def check_batches(batches: object) -> None:
             "torch.utils.data.DataLoader(dataset, batch_size=32)"
         )
     if not isinstance(batches, Iterable):
-        raise InvalidArgumentError(f"batches are an iterable, not {type(batches).__name__}")
+        raise InvalidArgumentError(f"batches must be an iterable, not {type(batches).__name__}")
     if isinstance(batches, tuple) and len(batches) == 2 and _are_labels(*batches):
         raise InvalidArgumentError("a pair (inputs, labels) is one batch: give a list, [pair]")
 
 
 def _are_labels(inputs: object, labels: object) -> bool:
-    """Tell whether the second Tensor has labels of the first: integers, one an example."""
+    """Tell whether the second Tensor has integer labels, one per example of the first."""
     return (
         isinstance(inputs, Tensor)
         and isinstance(labels, Tensor)
@@ -138,9 +135,9 @@ def digest(batches: Iterable[Batch]) -> str:
 
 @contextmanager
 def outside_contexts() -> Iterator[None]:
-    """Compute in a hook as outside of the model's forward, whatever contexts that has entered.
+    """Leave the contexts of a model's forward pass within a hook.
 
-    That is without gradients, inference mode, autocast and function modes.
+    These are gradients, inference mode, autocast and function modes.
 
     Examples
     --------
@@ -160,13 +157,13 @@ def outside_contexts() -> Iterator[None]:
 def run_model(model: nn.Module, batch: Batch) -> Any:
     """Run a forward pass and return whatever the model returns.
 
-    The model gets copies, since it may change its inputs in place. Attention does not take torch's
-    fast path, which skips the layers that hooks are on and packs padded batches as nested tensors.
+    The model gets copies, because it may change its inputs in place. Torch's fast path of attention
+    is disabled, because it skips layers with hooks and packs padded batches as nested tensors.
 
     Raises
     ------
     InvalidArgumentError
-        If the model fails on them.
+        If the model fails on the inputs.
     """
     inputs = batch.arguments
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -179,19 +176,19 @@ def run_model(model: nn.Module, batch: Batch) -> Any:
 
 
 def model_outputs(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the outputs of a model, float32 at least: a Tensor, or its ``logits``.
+    """Return the output Tensor of a model, or its ``logits``, in float32 or wider.
 
     Raises
     ------
     InvalidArgumentError
-        Where it returns something else.
+        If the model returns something else.
     """
     output = run_model(model, batch)
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         raise InvalidArgumentError(
-            f"the model returns {type(output).__name__}, where a Tensor or an object with logits "
-            "is expected: wrap it in a module that returns one"
+            f"the model returns {type(output).__name__} instead of a Tensor or an object with "
+            "logits: wrap it in a module that returns one"
         )
     return output.float() if output.element_size() < 4 else output
 
@@ -202,7 +199,7 @@ def split_batch(batch: CalibrationBatch) -> tuple[ModelInputs, Any]:
     Raises
     ------
     InvalidArgumentError
-        If it has another form, or no Tensor of inputs.
+        If it has another form, or its inputs contain no Tensor.
 
     Examples
     --------
@@ -231,7 +228,7 @@ def _batch(batch: CalibrationBatch, device: torch.device) -> Batch:
     arguments, labels = split_batch(batch)
     mask = arguments.named.get(MASK)
     if isinstance(mask, Tensor) and not bool(mask.any()):
-        raise InvalidArgumentError(f"a batch with {MASK} all zero has nothing to measure on")
+        raise InvalidArgumentError(f"a batch with {MASK} all zero has no tokens to measure on")
     arguments = arguments.map(lambda x: x.to(device))
     labels = labels.to(device) if isinstance(labels, Tensor) else None
     return Batch(arguments.positional, labels, arguments.named)
@@ -246,10 +243,7 @@ def _misfit(batch: object) -> InvalidArgumentError:
 
 @contextmanager
 def without_cache(*models: nn.Module) -> Iterator[None]:
-    """Let models of Transformers keep no keys and values of earlier tokens.
-
-    A cache is an argument of every block, and grows whenever one runs.
-    """
+    """Turn off the key-value cache of Transformers models, which grows whenever a block runs."""
     parts = (module for model in models for module in model.modules())
     configs: dict[int, Any] = {id(part.config): part.config for part in parts if _caches(part)}
     for config in configs.values():

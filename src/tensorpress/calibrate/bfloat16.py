@@ -1,4 +1,4 @@
-"""Passes in bfloat16 where the machine is faster at it."""
+"""Forward passes in bfloat16 on machines that are faster at it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def bfloat16_passes(model: nn.Module) -> Iterator[None]:
-    """Run float32 models under autocast to bfloat16, on hardware that multiplies it.
+    """Run a float32 model under autocast to bfloat16 if the hardware multiplies bfloat16.
 
     Examples
     --------

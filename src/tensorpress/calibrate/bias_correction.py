@@ -1,4 +1,4 @@
-"""Bias correction: the channels of a rounded model get the mean outputs of the dense one."""
+"""Bias correction: shifts the mean outputs of a rounded model's channels to the dense model's."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,12 +14,12 @@ from tensorpress.measure.cost import evaluation_mode
 
 
 def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) -> list[str]:
-    """Shift the biases of a model in place so that its channels have a dense model's mean outputs.
+    """Shift a model's biases in place so that mean outputs match those of a dense model.
 
-    Rounding a weight moves the mean of its layer's outputs, and later layers receive inputs they
-    were not trained on. In one pass over the batches the output of every layer and batch norm with
-    a bias is shifted to the mean it has in the dense model, while the layers before it are shifted
-    already. The mean shift over batches is then added to the bias.
+    Rounding a weight moves the mean of its layer's outputs, so later layers get inputs that they
+    were not trained on. One pass over the batches shifts the output of every layer and batch norm
+    with a bias to its mean in the dense model, after the layers before it were shifted. The mean
+    shift over batches is then added to the bias.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
 
 
 def _channel_axis(module: nn.Module) -> int | None:
-    """Return the axis of the channels of a module that has a bias, None for any other."""
+    """Return the channel axis of a module with a bias, None for other modules."""
     if module._parameters.get("bias") is None:
         return None
     if isinstance(module, _BatchNorm):

@@ -1,4 +1,4 @@
-"""Calibration of a model, collected from data once and stored in a file."""
+"""Calibration of a model, collected from data once and saved to a file."""
 
 import json
 import os
@@ -21,13 +21,13 @@ FORMAT = "tensorpress-calibration 1"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Second moments of the inputs of a model's layers, collected once and used many times.
+    """Second moments of the inputs of a model's layers, for repeated use.
 
     Attributes
     ----------
     moments : mapping of str to Moments
-        The moments by the names of Linear layers and convolutions; layers with one input share one
-        object.
+        The moments by the names of Linear layers and convolutions; layers with the same input share
+        one object.
 
     Examples
     --------
@@ -50,16 +50,16 @@ class Calibration:
         """Collect the moments in one pass over batches.
 
         If `torch.distributed` is initialized, as under torchrun or accelerate, each process passes
-        other batches, and all get the sums over all processes.
+        its batches, and all get the sums over all processes.
 
         Parameters
         ----------
         model : nn.Module
-            A model; it is run in eval mode.
+            The model; it is run in eval mode.
         batches : iterable
             Calibration data, as for `tensorpress.press`.
         seed : int
-            Seed of the choice of positions.
+            Seed of the sampled positions.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class Calibration:
         return Calibration(input_moments(model, collect_batches(batches, model), seed=seed))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, with 8n² bytes for a layer of n columns."""
+        """Write a safetensors file, which takes 8n² bytes for a layer of n columns."""
         leaders: dict[int, str] = {}  # the first layer of each object
         layers = {}
         for name, moments in self.moments.items():
@@ -91,15 +91,15 @@ class Calibration:
         Raises
         ------
         DataNotFoundError
-            If there is no such file.
+            If the file does not exist.
         CorruptFileError
-            If the file is not one of calibration data, or is damaged.
+            If the file is not calibration data, or is damaged.
         """
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise CorruptFileError(f"{os.fspath(path)} is no file of calibration data")
+                    raise CorruptFileError(f"{os.fspath(path)} is not a calibration file")
                 by_leader: dict[str, Moments] = {}
                 moments = {}
                 for name, layer in parse_json(metadata["layers"]).items():
@@ -112,6 +112,6 @@ class Calibration:
             raise DataNotFoundError(f"there is no file {os.fspath(path)}") from None
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CorruptFileError(
-                f"{os.fspath(path)} is no file of calibration data, or damaged: {error}"
+                f"{os.fspath(path)} is not a calibration file, or is damaged: {error}"
             ) from error
         return Calibration(moments)

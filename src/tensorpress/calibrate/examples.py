@@ -1,4 +1,4 @@
-"""Examples of batches: some of them, or fewer at a time."""
+"""Selects examples of batches, and cuts batches into smaller ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from tensorpress.calibrate.batches import Batch
 
 
 def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
-    """Return batches of no more examples than ``size``, cut out of larger ones.
+    """Cut batches into smaller ones of at most ``size`` examples.
 
     Examples
     --------
@@ -28,8 +28,8 @@ def rebatch(batches: Sequence[Batch], size: int) -> list[Batch]:
 def select_examples(batch: Batch, places: Tensor) -> Batch:
     """Return some examples of a batch.
 
-    A Tensor is cut if its first axis is as long as the batch. A later one of one axis that is as
-    long as another axis of the first is not: it numbers positions.
+    All Tensors whose first axis is as long as the batch are cut, except vectors after the first
+    Tensor that could number positions, because another axis of that has the same length.
     """
     size, [first, *_] = len(batch), batch.arguments.tensors
 

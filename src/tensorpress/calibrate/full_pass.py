@@ -1,4 +1,4 @@
-"""A forward pass of which nothing but its layers' calls matters."""
+"""A forward pass that is run for the calls of its layers."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from tensorpress.calibrate.batches import Batch, run_model
 
 
 def run_to_end(model: nn.Module, batch: Batch) -> None:
-    """Run a forward pass, and to its end where the model returns an iterator, such as a generator.
+    """Run a forward pass; if the model returns an iterator, exhaust it.
 
     Examples
     --------

@@ -19,32 +19,26 @@ from tensorpress.measure.cost import evaluation_mode
 from tensorpress.schemes.layer_spec import read_spec
 
 MAX_COLUMNS = 4608
-"""Largest number of columns of which all second moments are taken.
-
-That is a 3×3 convolution of 512 channels, as in ResNets and VGG.
-"""
+"""Full second moments are taken up to this many columns: a 3×3 convolution of 512 channels."""
 
 WIDE_MOMENTS = 1 << 24
-"""Second moments of a layer with more columns, which are taken within blocks of columns.
-
-The blocks have 2,048 of 8,192 columns and 256 of 65,536, and take 128 MiB.
-"""
+"""Second moments of a layer with more columns, within blocks of columns: 128 MiB."""
 
 MAX_ROWS = 8192
-"""Largest number of positions of a batch that are used; a random choice if there are more."""
+"""Most positions per batch; more are sampled at random."""
 
 MAX_VALUES = 1 << 25
-"""Largest number of values of a batch in these positions, 128 MiB, for layers of many columns."""
+"""Most values in these positions, 128 MiB, for layers of many columns."""
 
 
 @dataclass
 class Moments:
-    """Sums of second moments of the vectors that a layer multiplies its kernel with.
+    """Sums of second moments of a layer's input vectors.
 
     Attributes
     ----------
     blocks : list of Tensor
-        Sums of x xᵀ over vectors x, one for every block of consecutive columns, see `block_width`;
+        Sums of x xᵀ over input vectors x, one per block of consecutive columns (see `block_width`):
         float64 on the CPU, each of shape (groups, columns, columns).
     rows : int
         The number of vectors.
@@ -54,11 +48,11 @@ class Moments:
     rows: int = 0
 
     def means(self) -> list[Tensor]:
-        """Return the mean of x xᵀ for each block, shape (groups, columns, columns)."""
+        """Return the mean of x xᵀ per block, (groups, columns, columns)."""
         return [block / max(self.rows, 1) for block in self.blocks]
 
     def add(self, rows: Tensor) -> None:
-        """Add vectors of shape (rows, groups, columns)."""
+        """Add vectors (rows, groups, columns)."""
         columns = rows.movedim(0, -1)  # (groups, columns, rows)
         start = 0
         for block in self.blocks:
@@ -70,14 +64,14 @@ class Moments:
 
     @staticmethod
     def zeros(groups: int, columns: int) -> "Moments":
-        """Return the sums over no vectors."""
+        """Return sums over no vectors."""
         width = block_width(columns)
         widths = [min(width, columns - start) for start in range(0, columns, width)]
         return Moments([torch.zeros(groups, n, n, dtype=torch.float64) for n in widths])
 
 
 def block_width(columns: int) -> int:
-    """Return how many consecutive columns have moments with each other.
+    """Return the number of columns of a block, within which moments are taken.
 
     Examples
     --------
@@ -94,9 +88,8 @@ def input_moments(
 ) -> dict[str, Moments]:
     """Return the second moments of the inputs of every Linear and convolution that is called.
 
-    For a layer of n columns they take 8n² bytes, or 128 MiB in blocks of columns for more than
-    4,608. Layers that receive one and the same tensor, such as the projections of an attention,
-    share one `Moments` object.
+    They take 8n² bytes for a layer of n columns, or 128 MiB in blocks if n exceeds 4,608. Layers
+    that receive the same tensor, such as query, key and value projections, share one object.
 
     Parameters
     ----------
@@ -105,12 +98,12 @@ def input_moments(
     batches : sequence of Batch
         Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
     seed : int
-        Seed of the choice of positions.
+        Seed of the sampled positions.
 
     Returns
     -------
     dict of str to Moments
-        The moments by the names of the layers.
+        The moments by layer name.
 
     Raises
     ------
@@ -162,7 +155,7 @@ def _sum_over_processes(moments: dict[str, Moments]) -> None:
     names: list[list[str]] = [[]] * distributed.get_world_size()
     distributed.all_gather_object(names, list(moments))
     if any(other != list(moments) for other in names):
-        raise InvalidArgumentError("processes call different layers: their sums cannot be added up")
+        raise InvalidArgumentError("processes call different layers, so their sums cannot be added")
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     for sums in moments.values():
         rows = torch.tensor(sums.rows, device=device)
@@ -175,16 +168,16 @@ def _sum_over_processes(moments: dict[str, Moments]) -> None:
 
 
 def find_leaders(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, str]:
-    """Return for every layer that is called the first layer that receives the same vectors.
+    """Map every called layer to the first layer that receives the same vectors.
 
-    A layer that is called more than once leads itself alone.
+    A layer that is called more than once maps to itself.
 
     Parameters
     ----------
     layers : mapping of str to nn.Module
         Layers for which `can_unfold` is true, by name.
     run : callable
-        Runs the model that they are in, once.
+        Runs the model of the layers once.
 
     Examples
     --------
@@ -202,7 +195,7 @@ def find_leaders(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> 
         version = None if x.is_inference() else x._version  # inference tensors have no version
         key = (id(x), version, *_geometry(layers[name]))
         reference, leader = inputs.get(key, (None, name))
-        # A tensor may have the id of one that has been freed since.
+        # The id may be that of a freed tensor.
         if reference is None or version is None or reference() is not x:
             leader = name
             inputs[key] = (weakref.ref(x), name)
@@ -215,7 +208,7 @@ def find_leaders(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> 
 
 
 def _geometry(layer: nn.Module) -> tuple[Any, ...]:
-    """Return all that decides how inputs are unfolded to vectors."""
+    """Return the attributes that determine how inputs are unfolded."""
     names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return tuple(getattr(layer, name, None) for name in names)
 
@@ -224,7 +217,7 @@ def _geometry(layer: nn.Module) -> tuple[Any, ...]:
 def input_hooks(
     layers: Mapping[str, nn.Module], callback: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
-    """Call a function with name and input of every layer that is called in the block."""
+    """Call a function with name and input of every layer that is called in a ``with`` block."""
 
     def make_hook(name: str) -> Callable[..., None]:
         @outside_contexts()

@@ -1,4 +1,4 @@
-"""Second moments of the inputs of Linear layers, and of the loss's gradients by their outputs."""
+"""Second moments of Linear layers' inputs, and of the loss's gradients by their outputs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,10 +19,7 @@ from tensorpress.measure.perplexity import is_language_model
 from tensorpress.utils.module_tree import unwrap
 
 MOST = 16_384
-"""Most inputs or outputs of a layer: its moments take 4 bytes times their square.
-
-The head of a large vocabulary has more, and its curvature is not collected.
-"""
+"""Layers with more inputs or outputs, such as the head of a large vocabulary, are left out."""
 
 
 @dataclass
@@ -58,22 +55,22 @@ class InputMoment:
 
 @dataclass(frozen=True)
 class LossCurvature:
-    r"""Curvature of a model's loss by the responses of its Linear layers, in Kronecker factors.
+    r"""The curvature of a model's loss for its Linear layers, as Kronecker factors.
 
     An error D of a layer's weight raises the loss of an example by about
     :math:`\frac{1}{2} \operatorname{tr}(B D A D^T)` times the number of positions, where A is the
-    second moment of the layer's inputs and B that of the gradients of the loss by its responses.
-    The loss of a causal language model of transformers is that of the next tokens of the texts.
-    That of other models is the cross entropy at labels that the model draws from its own
-    probabilities, so that the curvature is that of the Kullback–Leibler divergence from the model:
-    labels of the data are not used.
+    second moment of the layer's inputs, and B that of the loss's gradients by its responses.
+
+    For a causal language model of transformers, the loss is that of the texts' next tokens. For
+    other models it is the cross entropy at labels drawn from the model's probabilities, so that the
+    curvature is that of the Kullback–Leibler divergence from the model. Labels are ignored.
 
     Attributes
     ----------
     inputs : mapping of str to InputMoment
-        The moments of inputs by the names of layers; layers that get one tensor share an object.
+        The moments of inputs by layer name; layers with the same input share an object.
     gradients : mapping of str to Tensor
-        The sum of g gᵀ over the gradients g by responses, (outputs, outputs), float32.
+        The sum of g gᵀ over gradients g by responses, (outputs, outputs), float32, by layer name.
     examples : int
         The number of examples.
 
@@ -107,20 +104,20 @@ class LossCurvature:
         Parameters
         ----------
         model : nn.Module
-            A model whose first output, or ``logits``, are logits; it is run in eval mode.
+            A model whose first output, or ``logits``, is logits; it is run in eval mode.
         batches : iterable
-            Calibration data, as for `tensorpress.press`; padding does not count.
+            Calibration data, as for `tensorpress.press`; padding is ignored.
         names : sequence of str, optional
             The layers; by default all Linear layers and Conv1D of transformers. Those with more
             than 16,384 inputs or outputs are left out.
         seed : int
-            Seed of the labels that are drawn.
+            Seed of the drawn labels.
 
         Raises
         ------
         InvalidArgumentError
-            If there are no batches, the outputs are no logits, nothing has a gradient, or moments
-            are not finite; the message names the layer.
+            If there are no batches, outputs are not logits, nothing has a gradient, or moments of a
+            layer, which the message names, are not finite.
         """
         model = unwrap(model)
         data = collect_batches(batches, model)
@@ -153,7 +150,7 @@ class LossCurvature:
 def _loss(
     model: nn.Module, batch: Batch, outputs: Sequence[Tensor], random: torch.Generator
 ) -> Tensor:
-    """Return the loss of a batch whose curvature is collected."""
+    """Return the loss of a batch."""
     mask = token_mask(outputs[0], batch)
     tokens = batch.named.get("input_ids", next(iter(batch.inputs), None))
     text = isinstance(tokens, Tensor) and tokens.shape == outputs[0].shape[:-1]
@@ -164,7 +161,7 @@ def _loss(
 
 @dataclass
 class _Sums:
-    """Sums over the batches, which hooks add to."""
+    """Sums over batches, filled by hooks."""
 
     layers: Mapping[str, nn.Module]
     inputs: dict[str, InputMoment] = field(default_factory=dict)
@@ -174,26 +171,28 @@ class _Sums:
     def result(self, examples: int) -> LossCurvature:
         if not self.gradients:
             raise InvalidArgumentError(
-                "the outputs have no gradient by the responses of any Linear layer"
+                "the outputs have no gradient by the responses of any Linear"
             )
         inputs = {name: self.inputs[self.leaders[name]] for name in self.gradients}
         for name, second in self.gradients.items():
             if not bool(second.isfinite().all() & inputs[name].second.isfinite().all()):
                 raise InvalidArgumentError(
-                    f"layer {name!r}: its inputs or gradients are not finite, or overflow"
+                    f"layer {name!r}: its inputs or gradients are not finite"
                 )
         return LossCurvature(inputs, self.gradients, examples)
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
-        """Add what layers see in the block."""
-        seen: dict[tuple[int, int], tuple[Tensor, str]] = {}  # tensors that are alive have one id
+        """Add the inputs and gradients of layers during a ``with`` block."""
+        seen: dict[
+            tuple[int, int], tuple[Tensor, str]
+        ] = {}  # holds tensors, so that ids stay unique
 
         def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
             def forward(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
                 x = (*args, *kwargs.values())[0]
                 result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
-                if not result.requires_grad:  # in a part of the model that runs without gradients
+                if not result.requires_grad:  # the model runs this part without gradients
                     return output
                 leader = seen.setdefault((id(x), x._version), (x, name))[1]
                 leader = self.leaders.setdefault(name, leader)
@@ -233,7 +232,7 @@ def _rows(batch: Batch, layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _square(rows: Tensor) -> Tensor:
-    """Return Σ x xᵀ of rows in float32, multiplied in their precision; float16 would overflow."""
+    """Return Σ x xᵀ of rows in float32, multiplied in their dtype unless it is float16."""
     rows = rows.float() if rows.dtype == torch.float16 else rows
     with torch.autocast(rows.device.type, enabled=False):
         return (rows.mT @ rows).float()

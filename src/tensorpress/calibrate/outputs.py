@@ -1,4 +1,4 @@
-"""What a model returns, as tensors: of any structure that models return."""
+"""The outputs of a model as tensors, for any structure that models return."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,33 +12,33 @@ from tensorpress.calibrate.batches import MASK, Batch, run_model
 from tensorpress.errors import InvalidArgumentError, TensorPressError, first_line
 
 LOGITS = "logits"
-"""The name of unnormalized scores of classes in what a model returns."""
+"""The name of unnormalized class scores among the outputs of a model."""
 
 _STATES = re.compile(r".*(past_key_values|hidden_states|attentions)")
-"""What models of Transformers return beside their outputs."""
+"""States that Transformers models return beside their outputs."""
 
 _CONSTANT = 1e-6
-"""Least standard deviation, relative to the root mean square, of outputs that are no constant."""
+"""Outputs with a smaller standard deviation, relative to the root mean square, are constant."""
 
 
 def named_outputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Run a model and return the floating-point tensors of what it returns, by name.
+    """Run a model and return its floating-point outputs by name.
 
-    They are found in tuples, lists, mappings and dataclasses, in their order; a name is the path to
-    one, that of a Tensor alone "output". Beside ``logits``, losses and hidden states do not count.
-    Values are float32 at least.
+    Tensors in tuples, lists, mappings and dataclasses are named by their path, and a single Tensor
+    is named "output". If there are ``logits``, losses and hidden states are left out. Values are
+    float32 or wider.
 
     Parameters
     ----------
     model : nn.Module
-        A model.
+        The model.
     batch : Batch
-        Its inputs.
+        The inputs.
 
     Raises
     ------
     InvalidArgumentError
-        If the model does not run, or returns no floating-point tensor.
+        If the model fails, or returns no floating-point tensor.
 
     Examples
     --------
@@ -56,13 +56,13 @@ def named_outputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     except Exception as error:  # a model may raise anything
         message = first_line(error)
         raise InvalidArgumentError(
-            f"the model does not run on a batch of {batch.arguments}: {message}"
+            f"the model fails on a batch of {batch.arguments}: {message}"
         ) from error
     return tensors_by_name(output)
 
 
 def tensors_by_name(output: Any) -> dict[str, Tensor]:
-    """Return the tensors of what a model returned, as `named_outputs` does."""
+    """Return the tensors of a model's output by name; see `named_outputs`."""
     if not isinstance(output, Mapping) and isinstance(getattr(output, LOGITS, None), Tensor):
         output = {LOGITS: output.logits}
     tensors = dict(_walk(output, ""))
@@ -74,8 +74,8 @@ def tensors_by_name(output: Any) -> dict[str, Tensor]:
         }
     if not tensors:
         raise InvalidArgumentError(
-            f"the model returns {type(output).__name__} without a floating-point tensor, so that "
-            "nothing tells how much its outputs change"
+            f"the model returns {type(output).__name__} without a floating-point tensor, so its "
+            "outputs cannot be compared"
         )
     return {
         name: tensor.float() if tensor.element_size() < 4 else tensor
@@ -113,14 +113,14 @@ def _walk(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def random_direction(tensors: list[Tensor], generator: torch.Generator) -> Tensor:
-    """Return the sum of the outputs' values, each times a random number of unit variance."""
+    """Return the sum of all values times random numbers of unit variance."""
     return torch.stack(
         [(t * torch.randn(t.shape, generator=generator).to(t)).sum() for t in tensors]
     ).sum()
 
 
 def deviation_scales(outputs: Sequence[Tensor], batch: Batch) -> list[float]:
-    """Return factors that make several outputs deviate alike, so that no unit decides."""
+    """Return factors that scale several outputs to equal deviations."""
     if len(outputs) == 1:
         return [1.0]
     deviations = [Deviation() for _ in outputs]
@@ -130,7 +130,7 @@ def deviation_scales(outputs: Sequence[Tensor], batch: Batch) -> list[float]:
 
 
 def token_mask(x: Tensor, batch: Batch) -> Tensor | None:
-    """Return which tokens of (examples, tokens, …) are no padding, None where all count."""
+    """Return the mask of tokens of (examples, tokens, …) that are not padding, or None for all."""
     mask: Any = batch.named.get(MASK)
     if not isinstance(mask, Tensor) or mask.ndim != 2 or x.shape[:2] != mask.shape or x.ndim < 2:
         return None
@@ -140,9 +140,9 @@ def token_mask(x: Tensor, batch: Batch) -> Tensor | None:
 class Deviation:
     """The squared deviation of a tensor's values from their mean over batches.
 
-    The mean is over examples, and over positions of (examples, positions, channels). Where batches
-    have other sizes, it is over all axes but the channels, the last axis or the second. Sums are
-    merged as those of Chan, Golub and LeVeque (1979), so that no digits are lost to a large mean.
+    The mean is over examples, and over positions of (examples, positions, channels). If sizes
+    differ between batches, it is over all axes but the channels, the last axis or the second. Sums
+    are merged as by Chan, Golub and LeVeque (1979), which loses no digits to a large mean.
     """
 
     def __init__(self) -> None:
@@ -150,10 +150,10 @@ class Deviation:
         self._sums: dict[tuple[int, ...], _Sums] = {}
 
     def add(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Add the values of a batch, of which a mask of the first axes says which count."""
+        """Add the values of a batch; a mask of the first axes selects those that count."""
         self._shapes.append(x.shape)
         x = torch.where(x.isfinite(), x, 0).detach().double()
-        # Which axes are averaged is known once all shapes are; outputs are not kept until then.
+        # The axes to average depend on all shapes, so sums over all candidates are collected.
         for axes in {
             _mean_axes([x.shape]),
             *(_all_but(x.ndim, axis) for axis in (x.ndim - 1, 1, -1)),
@@ -163,7 +163,7 @@ class Deviation:
 
     @property
     def energy(self) -> float:
-        """Σ (y − ȳ)², or Σ y² of outputs that are a constant, whatever the inputs."""
+        """Σ (y − ȳ)², or Σ y² of constant outputs."""
         sums = self._sums[_mean_axes(self._shapes)]
         constant = sums.lost <= _CONSTANT**2 * sums.squares
         return sums.squares if constant else sums.lost

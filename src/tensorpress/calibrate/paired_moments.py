@@ -1,4 +1,4 @@
-"""Second moments of a layer's inputs in a dense and in a pressed model, at the same positions."""
+"""Second moments of a layer's inputs in a dense and a pressed model, at the same positions."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass
 class PairedMoments:
-    r"""Sums over positions of a layer's inputs x in the dense model and x̃ in the pressed one.
+    r"""Sums over positions of a layer's inputs x in the dense and x̃ in the pressed model.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class PairedMoments:
 
     @staticmethod
     def zeros(columns: int) -> "PairedMoments":
-        """Return the sums over no positions."""
+        """Return sums over no positions."""
         square, line = torch.zeros(columns, columns), torch.zeros(columns, dtype=torch.float64)
         return PairedMoments(square, square.clone(), line, line.clone())
 

@@ -1,4 +1,4 @@
-"""Patches: the vectors that a layer multiplies its kernel with, and what it makes of them."""
+"""Patches: the input vectors that a layer multiplies by its kernel, and its output vectors."""
 
 from math import prod
 
@@ -12,7 +12,7 @@ ANY_CONV = (*CONVS, *TRANSPOSED)
 
 
 def can_unfold(module: nn.Module) -> bool:
-    """Return whether a module multiplies vectors with a kernel, as `unfold_inputs` needs.
+    """Return whether a module multiplies vectors by a kernel, as `unfold_inputs` needs.
 
     These are a Linear, the Conv1D of GPT-2, convolutions, and transposed convolutions.
 
@@ -33,7 +33,7 @@ def can_unfold(module: nn.Module) -> bool:
 def unfold_inputs(
     layer: nn.Module, x: Tensor, max_rows: int | None = None, random: torch.Generator | None = None
 ) -> Tensor:
-    """Return the vectors that a layer's canonical kernel is multiplied with.
+    """Return the input vectors that a layer multiplies by its canonical kernel.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def unfold_inputs(
         The layer's input, shape (..., columns) for a Linear, (batch, channels, ...) or
         (channels, ...) for a convolution.
     max_rows : int, optional
-        Number of positions that are drawn at random if there are more.
+        Most positions; more are sampled at random.
     random : torch.Generator, optional
-        The generator that draws them.
+        The generator of the sample.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def unfold_inputs(
     order = len(layer.kernel_size)
     if x.ndim == order + 1:
         x = x[None]
-    if max_rows is not None:  # channels last, so that what is picked lies close together
+    if max_rows is not None:  # channels last, so that sampled values are adjacent
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     patches = _windows(layer, x)
     positions = patches.shape[: order + 1]
@@ -83,7 +83,7 @@ def unfold_inputs(
 
 
 def outputs_first(layer: nn.Module) -> bool:
-    """Return whether a layer stores its weight with a row for each output.
+    """Return whether the rows of a layer's weight are its outputs.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def outputs_first(layer: nn.Module) -> bool:
 
 
 def output_rows(layer: nn.Module, y: Tensor) -> Tensor:
-    """Return the outputs of a layer as (positions, groups, outputs a group).
+    """Return the outputs of a layer as (positions, groups, outputs per group).
 
     Examples
     --------
@@ -124,10 +124,11 @@ def _windows(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
 
 
 def _spread(layer: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-    """Return what a transposed convolution runs over as a plain one, its kernel backwards.
+    """Return the input of the plain convolution that equals a transposed one.
 
-    That is its input with stride - 1 zeros between values, dilation · (kernel - 1) - padding zeros
-    at both ends (fewer than none cut values off), and the output padding at the last.
+    The input gets stride - 1 zeros between values, dilation · (kernel - 1) - padding zeros at both
+    ends (a negative number cuts values off), and the output padding at the end. The kernel of the
+    plain convolution is reversed.
     """
     sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], layer.stride, strict=True)]
     spread = x.new_zeros(len(x), *sizes, x.shape[1]).movedim(-1, 1)

@@ -1,4 +1,4 @@
-"""Cross entropies without labels: at labels that a model draws, or at the next tokens of a text."""
+"""Cross entropies without labels: at labels that a model draws, or at a text's next tokens."""
 
 from collections.abc import Sequence
 
@@ -12,24 +12,24 @@ from tensorpress.errors import InvalidArgumentError
 def sampled_loss(
     outputs: Sequence[Tensor], random: torch.Generator, mask: Tensor | None = None
 ) -> Tensor:
-    r"""Return the sum of cross entropies at labels drawn from the probabilities of a model.
+    r"""Return the summed cross entropy at labels drawn from the probabilities of a model.
 
-    The second moment of its gradients is Fisher's information, which is the curvature of the
+    The second moment of its gradients is the Fisher information, the curvature of the
     Kullback–Leibler divergence from these probabilities.
 
     Parameters
     ----------
     outputs : sequence of Tensor
-        Outputs of the model, of which the first are logits (..., classes).
+        Outputs of the model; the first are logits (..., classes).
     random : torch.Generator
-        On the CPU.
+        The generator of the labels, on the CPU.
     mask : Tensor, optional
-        Which rows of logits count, of their leading shape.
+        Mask of the rows that count, of the leading shape of the logits.
 
     Raises
     ------
     InvalidArgumentError
-        If they are no logits, or not finite.
+        If the outputs are not logits, or not finite.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def sampled_loss(
     """
     if outputs[0].ndim < 2:
         raise InvalidArgumentError(
-            "the curvature of the loss needs logits (examples, classes) as first output, got shape "
+            "the curvature of the loss needs logits (examples, classes) as first output, not shape "
             f"{tuple(outputs[0].shape)}"
         )
     logits = outputs[0].flatten(0, -2) if mask is None else outputs[0][mask]
@@ -50,7 +50,7 @@ def sampled_loss(
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the sum of cross entropies of the next tokens of texts.
+    """Return the summed cross entropy of the next tokens of texts.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) 
     tokens : Tensor
         The texts, (texts, positions).
     mask : Tensor, optional
-        Which tokens are no padding, (texts, positions).
+        Mask of the tokens that are not padding, (texts, positions).
 
     Examples
     --------

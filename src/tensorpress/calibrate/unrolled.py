@@ -1,4 +1,4 @@
-"""Recurrent layers step by step, so that the inputs of each of their weights are seen."""
+"""Runs recurrent layers step by step, so that the inputs of each weight can be observed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tensorpress.schemes.parametrization import factorized_weight, stored_factor
 from tensorpress.utils.module_tree import copy_model, weight_name
 
 State = tuple[Tensor, ...]
-"""Hidden states of a batch: (h,) or, of an LSTM, (h, c)."""
+"""Hidden states of a batch: (h,), or (h, c) for an LSTM."""
 
 KINDS = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 
@@ -20,22 +20,22 @@ KINDS = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 def unroll(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """Return a model that computes its recurrent layers by Linear layers, step by step.
 
-    Each weight of an LSTM, GRU, RNN or of a cell becomes the weight of a Linear layer, which has
-    the name of that parameter: what looks at the inputs and gradients of layers sees those of
-    recurrent weights too. Parameters and buffers are those of the model. Layers whose weights are
-    parametrized, or whose forward pass is their own, stay.
+    Each weight of an LSTM, GRU, RNN or cell becomes the weight of a Linear with the name of the
+    parameter, so that hooks on layers see the inputs and gradients of recurrent weights too. The
+    copy shares the model's parameters and buffers. Layers with parametrized weights or an
+    overridden forward pass are not changed.
 
     Parameters
     ----------
     model : nn.Module
-        The model, which is left as it is.
+        The model, left unchanged.
 
     Returns
     -------
     nn.Module
-        The model itself where it has no such layer, else a copy that shares its tensors.
+        The model itself if it has no such layer, else a copy that shares its tensors.
     list of str
-        The names of the Linear layers in place of weights.
+        The names of the Linear layers that replace weights.
 
     Examples
     --------
@@ -54,14 +54,9 @@ def unroll(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 @contextmanager
 def unrolled_inplace(model: nn.Module) -> Iterator[list[str]]:
-    """Unroll the recurrent layers of a model in the block, and yield the names of `unroll`.
+    """Unroll the recurrent layers of a model during a ``with`` block; yield the names of `unroll`.
 
-    Weights that are rebuilt from factors after the block are so in the recurrent layers too.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The model.
+    Weights that were replaced by factors in the block are rebuilt from factors afterwards too.
     """
     names = _unroll_inplace(model)
     try:
@@ -78,7 +73,7 @@ def _unroll_inplace(model: nn.Module) -> list[str]:
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
-    """Return which of `KINDS` a module is whose forward pass and weights are the usual ones."""
+    """Return the class in `KINDS` of a module with the usual forward pass and weights, or None."""
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
     if kind is None or type(module).forward is not kind.forward or "forward" in vars(module):
         return None
@@ -87,7 +82,7 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _split(layer: nn.Module) -> list[str]:
-    """Put Linear layers in place of the parameters of a recurrent layer, and return their names."""
+    """Replace the weights of a recurrent layer by Linear layers; return their names."""
     kind = _kind(layer)
     assert kind is not None
     parameters = dict(layer._parameters)
@@ -95,7 +90,7 @@ def _split(layer: nn.Module) -> list[str]:
     base = _UnrolledCell if issubclass(kind, nn.RNNCellBase) else _Unrolled
     layer.__class__ = type(kind.__name__, (base, type(layer)), {})
     if isinstance(layer, nn.RNNBase):
-        layer.__dict__["_flat_weights"] = []  # flatten_parameters leaves such a list alone
+        layer.__dict__["_flat_weights"] = []  # flatten_parameters ignores an empty list
     names = [key for key in parameters if key.startswith("weight_")]
     for key in names:
         weight = layer._parameters.pop(key)
@@ -110,7 +105,7 @@ def _split(layer: nn.Module) -> list[str]:
 
 
 def _join(layer: nn.Module) -> None:
-    """Make an unrolled layer the layer of torch again, with the weights and factors it has now."""
+    """Turn an unrolled layer back into torch's layer, with its present weights and factors."""
     linears = {key: layer._modules.pop(key) for key in _weight_names(layer)}
     layer.__class__ = type(layer).__bases__[1]
     factors = {}
@@ -142,7 +137,7 @@ def _bias(weight: str) -> str:
 
 
 class _LinearWeight(nn.Linear):
-    """A Linear layer that answers what a model asks of its weight, such as the device."""
+    """A Linear that also has the attributes of its weight, such as the device."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -152,7 +147,7 @@ class _LinearWeight(nn.Linear):
 
 
 class _UnrolledCell(nn.RNNCellBase):
-    """A cell of torch whose weights are Linear layers."""
+    """A recurrent cell of torch whose weights are Linear layers."""
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:  # noqa: A002
         """Return the next state of a batch, or of one example."""
@@ -173,7 +168,7 @@ class _UnrolledCell(nn.RNNCellBase):
 class _Unrolled(nn.RNNBase):
     """A recurrent layer of torch whose weights are Linear layers."""
 
-    def forward(  # torch calls it input too
+    def forward(  # input is torch's name
         self,
         input: Tensor | PackedSequence,  # noqa: A002
         hx: Any = None,
@@ -206,9 +201,9 @@ class _Unrolled(nn.RNNBase):
         return output, last if long else last[0]
 
     def _run(self, x: Tensor, sizes: list[int], initial: State | None) -> tuple[Tensor, State]:
-        """Run all layers over steps of falling batch sizes, whose rows follow each other.
+        """Run all layers over packed steps of non-increasing batch sizes.
 
-        Returned are the outputs in the same form, and the last states, each (layers, batch, n).
+        Return the packed outputs, and the last states, each (layers, batch, n).
         """
         directions = ["", "_reverse"][: 1 + self.bidirectional]
         last: list[State] = []
@@ -245,7 +240,7 @@ class _Unrolled(nn.RNNBase):
 
 
 def _update(layer: nn.Module, suffix: str) -> Callable[[Tensor, State], State]:
-    """Return the function from what the input gives the gates, and the state, to the next state."""
+    """Return the function from the input's part of the gates and a state to the next state."""
     hidden = layer.get_submodule(f"weight_hh{suffix}")
     if isinstance(layer, nn.LSTM | nn.LSTMCell):
         projection = layer._modules.get(f"weight_hr{suffix}", nn.Identity())

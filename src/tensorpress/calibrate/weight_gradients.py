@@ -1,4 +1,4 @@
-"""Gradients of a model's outputs by the weights of its layers, by backward passes."""
+"""Gradients of a model's outputs by the weights of its layers, from backward passes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,18 +16,17 @@ from tensorpress.measure.cost import evaluation_mode, freeze
 def weight_gradients(
     model: nn.Module, batches: Sequence[Batch], *, seed: int = 0
 ) -> dict[str, float]:
-    r"""Return the squared norm of the derivative of a model's outputs by the weight of each layer.
+    r"""Return the squared norm of the derivative of a model's outputs by each layer's weight.
 
     Let J be the derivative of one example's outputs by the weight. Noise of variance s in every
-    element of the weight changes the outputs by :math:`s ‖J‖_F^2`, squared, on average. For a
-    random direction :math:`v` of unit variance, :math:`E\,‖J^T v‖^2 = ‖J‖_F^2` (Hutchinson's
-    estimator), which takes one backward pass. The result is the mean over examples; labels are not
-    used.
+    element of the weight changes the outputs by a mean square of :math:`s ‖J‖_F^2`. For a random
+    direction :math:`v` of unit variance, :math:`E\,‖J^T v‖^2 = ‖J‖_F^2` (Hutchinson's estimator),
+    which takes one backward pass. The result is the mean over examples; labels are ignored.
 
     Parameters
     ----------
     model : nn.Module
-        A model; it is run in eval mode, and its parameters collect no gradients.
+        The model; it is run in eval mode, and its parameters collect no gradients.
     batches : sequence of Batch
         Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
     seed : int
@@ -36,7 +35,7 @@ def weight_gradients(
     Returns
     -------
     dict of str to float
-        The squared norms by the names of the layers.
+        The squared norms by layer name.
 
     Examples
     --------
@@ -55,9 +54,9 @@ def weight_gradients(
     def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
         def forward(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             x = (*args, *kwargs.values())[0].detach()
-            # A new tensor that requires a gradient, even if the layer's inputs do not.
+            # A new tensor, which requires a gradient even if the layer's inputs do not.
             result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
-            if not result.requires_grad:  # in a part of the model that runs without gradients
+            if not result.requires_grad:  # the model runs this part without gradients
                 return output
 
             @torch.no_grad()
@@ -91,17 +90,16 @@ def parameter_gradients(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    r"""Return the squared norm of the derivative of a model's outputs by parameters of any kind.
+    r"""Return the squared norm of the derivative of a model's outputs by any parameters.
 
-    These are the numbers of `weight_gradients`, for the weights of recurrent layers, embeddings
-    and what else has no inputs that can be unfolded. The directions :math:`v_i` of examples are
-    independent, so that :math:`E\,‖\sum_i J_i^T v_i‖^2 = \sum_i ‖J_i‖_F^2`: examples need no
-    backward pass of their own.
+    This is `weight_gradients` for weights without inputs that can be unfolded, such as those of
+    recurrent layers and embeddings. The directions :math:`v_i` of examples are independent, so
+    :math:`E\,‖\sum_i J_i^T v_i‖^2 = \sum_i ‖J_i‖_F^2` takes one backward pass per batch.
 
     Parameters
     ----------
     model : nn.Module
-        A model; it is run in eval mode, and its parameters collect no gradients.
+        The model; it is run in eval mode, and its parameters collect no gradients.
     batches : sequence of Batch
         Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
     parameters : mapping of str to nn.Parameter
@@ -112,7 +110,7 @@ def parameter_gradients(
     Returns
     -------
     dict of str to float
-        The squared norms, means over examples, of the parameters that outputs depend on.
+        The squared norms (means over examples) of the parameters that outputs depend on.
 
     Examples
     --------
@@ -130,7 +128,7 @@ def parameter_gradients(
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(freeze(model.parameters()))
-        # cuDNN has no backward pass of recurrent layers in eval mode.
+        # cuDNN has no backward pass for recurrent layers in eval mode.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         for parameter in names.values():
             parameter.requires_grad_(True)
@@ -152,7 +150,7 @@ def _along_random(
 ) -> Tensor:
     """Return v · f(x), whose gradient by a weight is Jᵀ v, for random v of unit variance.
 
-    The scales of several outputs are those of the first batch, which are put into the list.
+    ``scales`` is filled at the first batch.
     """
     outputs = output_tensors(model, batch)
     if not scales:
@@ -166,7 +164,7 @@ def _sum_squared_norms(layer: nn.Module, x: Tensor, gradient: Tensor) -> float:
     for x_one, gradient_one in zip(x, gradient, strict=True):
         rows = unfold_inputs(layer, x_one).movedim(1, 0).float()  # (groups, positions, columns)
         slopes = output_rows(layer, gradient_one).movedim(1, 0).float()
-        # dW_g = sum over positions p of slope_pg x_pgᵀ: they add up before they are squared.
+        # dW_g = Σ over positions p of slope_pg x_pgᵀ, summed before squaring.
         positions, columns, outputs = *rows.shape[1:], slopes.shape[-1]
         if positions * (columns + outputs) < columns * outputs:
             # |dW|² = sum over p and q of (slope_p · slope_q) (x_p · x_q)

@@ -1,4 +1,4 @@
-"""Pressed models as folders of safetensors, and dense ones pressed without being loaded."""
+"""Checkpoints in Hugging Face's layout: saved, loaded, and pressed without loading the model."""
 
 from tensorpress.checkpoints.load import load_checkpoint
 from tensorpress.checkpoints.press_checkpoint import press_checkpoint

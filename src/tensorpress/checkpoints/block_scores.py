@@ -1,4 +1,4 @@
-"""Scores of ranks by curvature, from one pass forward and one back through a streamed model."""
+"""Scores of ranks by loss curvature, from one forward and one backward pass block by block."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ SCHEME = "channel_svd"
 """The scheme whose ranks are scored."""
 
 GRADIENTS = "gradients"
-"""The folder of the gradients by the hidden states before each block."""
+"""The folder of the gradients with respect to the hidden states before each block."""
 
 SEED = 0
 
@@ -45,27 +45,26 @@ def block_scores(
     targets: Sequence[str] = ("*",),
     skip: Sequence[str] = (),
 ) -> Scores:
-    r"""Score the ranks of the layers of a streamed model by what their lost responses do.
+    r"""Score the ranks of a streamed model's layers by the loss that their lost responses cost.
 
-    The model runs forward block by block; then, from the last block to the first, each is run again
-    and the gradient is carried back through it. The gradients are those of the cross entropy at
-    labels drawn from the model's own probabilities, or, of a model without logits, along random
-    directions of its outputs. As in `tensorpress.sensitivity.kfac.kfac_scores`, with B the second
-    moment of the gradients by responses of second moment C, rank r loses
-    :math:`T \sum_{i>r} λ_i(B^{1/2} C B^{1/2})`.
+    The model runs forward block by block. Then each block, from last to first, runs again and
+    backpropagates. The gradients are those of the cross entropy at labels drawn from the model's
+    own probabilities, or, if the model has no logits, along random directions of its outputs. As in
+    `tensorpress.sensitivity.kfac.kfac_scores`, with C the second moment of the responses and B that
+    of their gradients, rank r loses :math:`T \sum_{i>r} λ_i(B^{1/2} C B^{1/2})`.
 
     Parameters
     ----------
     model : StreamedModel
         The model and its calibration data.
     layers : DenseModel
-        Its layers.
+        The model's layers.
     states : StateFiles
-        Where the hidden states go; they stay, as pressing needs them.
+        Files for the hidden states, which pressing needs as well.
     folder : Path
-        Where the scores of the stages that are done and the gradients are kept.
+        Folder for the gradients and the scores of completed stages.
     scheme, targets, skip
-        As for `tensorpress.plan`. Only channel_svd is scored.
+        As in `tensorpress.plan`. Only channel_svd is scored.
 
     Raises
     ------
@@ -98,7 +97,7 @@ def block_scores(
                 for (rank,) in scheme_named(SCHEME).candidates(spec)
             )
     if not scores:
-        raise InvalidArgumentError("calibration data call no layer that could be scored")
+        raise InvalidArgumentError("no layer that runs on the calibration data can be scored")
     return Scores("curvature of the loss", 0.0, scores)
 
 
@@ -107,8 +106,8 @@ def _scored_layers(
 ) -> list[str]:
     if SCHEME not in parse_schemes(scheme):
         raise InvalidArgumentError(
-            f"with calibration a budget is divided among ranks of {SCHEME}, not of {scheme}: give "
-            "a plan, or an allocation such as error"
+            f"with calibration, a budget is divided among ranks of {SCHEME} only, got {scheme}: "
+            "pass a plan, or an allocation such as error"
         )
     selected, _ = layers.select_layers(targets, skip)
     method = scheme_named(SCHEME)
@@ -132,7 +131,7 @@ def _run_forward(model: StreamedModel, states: StateFiles, progress: LayerProgre
 
 
 class _BackwardPass:
-    """Runs the stages of a model from the last to the first, and scores their layers."""
+    """Backpropagates through the stages of a model and scores their layers."""
 
     def __init__(
         self, model: StreamedModel, names: list[str], states: StateFiles, gradients: StateFiles
@@ -141,7 +140,7 @@ class _BackwardPass:
         self._states, self._gradients = states, gradients
 
     def run(self, number: int, progress: LayerProgress) -> dict[str, list[float]]:
-        """Carry the gradient back through a stage; return what its layers lose by rank."""
+        """Backpropagate through a stage, and return the loss of its layers at every rank."""
         with self._model.open(number) as stage:
             progress.begin(stage.name)
             layers = self._layers(stage)
@@ -149,7 +148,7 @@ class _BackwardPass:
             before = (self._back(stage, sums, place) for place in range(len(self._states)))
             if number > 1:
                 self._gradients.write(number - 1, before)
-            else:  # nothing before the blocks is scored
+            else:  # no layer before the blocks is scored
                 for _ in before:
                     pass
             examples = sum(map(len, self._model.batches))
@@ -158,7 +157,7 @@ class _BackwardPass:
         return result
 
     def _layers(self, stage: Stage) -> dict[str, nn.Module]:
-        """Return the layers of a stage that are to be scored, by their names in it."""
+        """Return the layers of a stage to score, by their names in the stage."""
         inner = tuple(f"{block}." for block in self._model.blocks)
         if stage.prefix:
             mine = [name for name in self._names if name.startswith(stage.prefix)]
@@ -175,7 +174,7 @@ class _BackwardPass:
             return find_leaders(layers, lambda: stage.run(0, state))
 
     def _back(self, stage: Stage, sums: "_StageSums", place: int) -> Tensor:
-        """Return the gradient by the state before a stage."""
+        """Return the gradient with respect to the state before a stage."""
         state = self._states.read(stage.number - 1, place).requires_grad_()
         batch = self._model.batches[place]
         with torch.enable_grad():
@@ -190,7 +189,7 @@ class _BackwardPass:
 
 
 def _sampled_loss(output: Any, batch: Batch, seed: int) -> Tensor:
-    """Return the cross entropy of logits at labels drawn from them, or a direction of outputs."""
+    """Return the cross entropy at labels sampled from logits, or a random sum of outputs."""
     random = torch.Generator().manual_seed(seed)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim < 2:
@@ -204,9 +203,10 @@ def _sampled_loss(output: Any, batch: Batch, seed: int) -> Tensor:
 
 
 class _StageSums:
-    """Sums of second moments of inputs, which layers may share, and of gradients by responses.
+    """Second moments of inputs, which layers may share, and of gradients of responses.
 
-    Of a layer with more outputs than inputs they are those of Wᵀg, as in `ResponseMoments`.
+    For a layer with more outputs than inputs, gradients g are replaced by Wᵀg, as in
+    `ResponseMoments`.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], leaders: Mapping[str, str]) -> None:
@@ -217,7 +217,7 @@ class _StageSums:
 
     @contextmanager
     def watch(self, batch: Batch) -> Iterator[None]:
-        """Add what layers see in a forward pass in this block, and in its backward pass."""
+        """Add the inputs and gradients of a forward pass in this block and its backward pass."""
         with ExitStack() as stack:
             for name, layer in self._layers.items():
                 hook = layer.register_forward_hook(self._make_hook(name, batch), with_kwargs=True)
@@ -252,7 +252,7 @@ class _StageSums:
         self._inputs[name].add_values(x[:, None])
 
     def lost(self, examples: int) -> dict[str, list[float]]:
-        """Return what each layer loses of an example, for ranks 0, 1, …."""
+        """Return the loss per example of each layer at ranks 0, 1, …."""
         result = {}
         for name, gradients in self._gradients.items():
             layer, inputs = self._layers[name], self._inputs[self._leaders[name]]
@@ -265,19 +265,19 @@ class _StageSums:
             )
             if not bool(values.isfinite().all() and gradients.isfinite().all()):
                 raise InvalidArgumentError(
-                    f"layer {name!r}: its inputs or gradients are not finite, or overflow"
+                    f"layer {name!r}: its inputs or gradients are not finite"
                 )
             result[name] = moments.lost().tolist()
         return result
 
 
 def _rows(batch: Batch, layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what is no padding as (positions, channels), float32."""
+    """Return values without padding, of shape (positions, channels), in float32."""
     x = batch.unpadded(layer, x.detach())
     return x.reshape(-1, x.shape[-1]).float()
 
 
 def _matrix(layer: nn.Module) -> Tensor:
-    """Return the weight of a Linear or of GPT-2's Conv1D, (outputs, inputs), float32."""
+    """Return the weight of a Linear or GPT-2's Conv1D as (outputs, inputs), in float32."""
     weight = layer.get_parameter("weight").detach().float()
     return weight if isinstance(layer, nn.Linear) else weight.mT

@@ -1,18 +1,18 @@
-"""The blocks of a model: the equal modules through which one hidden state goes after another."""
+"""The blocks of a model: equal modules in a chain, such as the layers of a transformer."""
 
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError
 
 RIVAL = 0.5
-"""A second list of blocks with more than this part of the first one's parameters is no detail."""
+"""A model with a second list of blocks, at least this fraction of the largest, is not one chain."""
 
 
 def find_blocks(model: nn.Module) -> list[str]:
-    """Return the names of a model's blocks, such as the layers of a transformer, in their order.
+    """Return the names of a model's blocks in order, such as the layers of a transformer.
 
-    They are the entries of the longest ModuleList of modules of one class that is not itself within
-    an entry of such a list, as the experts of a layer are.
+    They are the entries of the longest ModuleList whose modules have the same class. Lists inside a
+    block, such as the experts of a layer, do not count.
 
     Parameters
     ----------
@@ -22,8 +22,7 @@ def find_blocks(model: nn.Module) -> list[str]:
     Raises
     ------
     InvalidArgumentError
-        If there is no such list, or a second one that is about as large, as of an encoder and a
-        decoder.
+        If there is no such list, or a second list of similar size, as in an encoder-decoder.
 
     Examples
     --------
@@ -38,27 +37,27 @@ def find_blocks(model: nn.Module) -> list[str]:
             lists[name] = module
     kind = type(model).__name__
     if not lists:
-        raise InvalidArgumentError(f"{kind} has no ModuleList of equal blocks: {INSTEAD}")
+        raise InvalidArgumentError(f"{kind} has no ModuleList of blocks of one class, so {INSTEAD}")
     longest = max(lists, key=lambda name: (len(lists[name]), _count_params(lists[name])))
     least = RIVAL * _count_params(lists[longest])
     rivals = [name for name in lists if name != longest and _count_params(lists[name]) > least]
     if rivals:
         raise InvalidArgumentError(
-            f"{kind} has blocks in {longest!r} and in {rivals[0]!r}, between which more than one "
-            f"hidden state goes: {INSTEAD}"
+            f"{kind} has blocks in {longest!r} and in {rivals[0]!r}, which is not one chain, so "
+            f"{INSTEAD}"
         )
     return [f"{longest}.{key}" for key in lists[longest]._modules]
 
 
 INSTEAD = (
-    "it cannot be calibrated block by block. Press the loaded model by tensorpress.press(model, "
+    "it cannot be calibrated block by block: press the loaded model by tensorpress.press(model, "
     "plan, calibration=...), or the checkpoint without calibration"
 )
-"""What to do with a model that cannot be split."""
+"""Advice for a model that is not a chain of blocks."""
 
 
 def _are_equal(modules: nn.ModuleList) -> bool:
-    """Tell whether modules are of one class, and of more than one layer."""
+    """Return whether modules have the same class, and more than one layer each."""
     return len({type(x) for x in modules}) == 1 and any(True for x in modules for _ in x.children())
 
 

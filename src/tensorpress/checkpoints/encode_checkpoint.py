@@ -1,4 +1,4 @@
-"""Encoding of a checkpoint tensor by tensor, and decoding, without loading the model."""
+"""Encoding and decoding of a checkpoint one tensor at a time, without loading the model."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ from tensorpress.utils.executors import open_executor
 from tensorpress.utils.jobs import JobFolder
 
 JOBS = ".encode"
-"""The folder, within the output, of what an interrupted call goes on from."""
+"""The folder inside the output from which an interrupted call continues."""
 
 
 def encode_checkpoint(
@@ -37,10 +37,10 @@ def encode_checkpoint(
 ) -> int:
     """Encode the tensors of a checkpoint, which may be larger than memory, one at a time.
 
-    Every tensor becomes a ``.tpz`` file of its own, so that each can be decoded alone. With `bits`,
-    all weights are rounded at one step, which is found by a sample of their values; vectors become
-    float16. After an interruption, the same call goes on with the tensors that are not done, and
-    the files are the same.
+    Every tensor becomes a separate ``.tpz`` file, so that each can be decoded alone. With `bits`,
+    all weights are rounded with the same step, which is found from a sample of their values;
+    vectors become float16. After an interruption, the same call continues with the remaining
+    tensors and writes the same files.
 
     Parameters
     ----------
@@ -50,27 +50,27 @@ def encode_checkpoint(
         A new folder, an empty one, or the folder of an interrupted call. Files other than weights
         are copied to it.
     bits : float, optional
-        About the bits of all files by all values; they take at most 1 % more.
+        Target size in bits per value, over all files, which is exceeded by at most 1 %.
     lossless : bool
-        Whether every bit of all tensors is kept, in place of `bits`.
+        Whether to preserve all tensors bit for bit, instead of `bits`.
     processes : int
         Number of tensors that are encoded at a time, each by a process with one thread. A script
-        with several must start its work under ``if __name__ == "__main__":``.
+        that asks for several must start under ``if __name__ == "__main__":``.
     executor : Executor, optional
-        Workers in place of processes, who see both folders.
+        Workers to use instead of processes; they must see both folders.
 
     Returns
     -------
     int
-        The bytes of all encoded tensors.
+        Size of all encoded tensors, in bytes.
 
     Raises
     ------
     DataNotFoundError, CorruptFileError
-        For files that are missing, truncated or damaged.
+        If files are missing, truncated or damaged.
     InvalidArgumentError
-        If there is not one of `bits` and `lossless`, a tensor cannot be stored (the message names
-        it), or `out` has other files.
+        If not exactly one of `bits` and `lossless` is passed, a tensor cannot be stored (the
+        message names it), or `out` has other files.
 
     Examples
     --------
@@ -84,9 +84,9 @@ def encode_checkpoint(
     torch.Size([300, 200])
     """
     if (bits is None) == (not lossless):
-        raise InvalidArgumentError("give one of bits and lossless")
+        raise InvalidArgumentError("pass either bits or lossless")
     if bits is not None and not bits > 0:
-        raise InvalidArgumentError(f"bits must be positive, not {bits}")
+        raise InvalidArgumentError(f"bits must be positive, got {bits}")
     files, folder = TensorFiles(source), Path(out)
     _check_folder(files.folder, folder)
     make_folder(folder / TENSORS)
@@ -105,7 +105,7 @@ def encode_checkpoint(
     for name, path in paths.items():
         if not path.is_file() or path.stat().st_size != sizes[name]:
             raise CorruptFileError(
-                f"{path} is not what was written there: delete {folder} and encode again"
+                f"{path} has changed since it was written: delete {folder} and encode again"
             )
     copy_others(files.folder, folder)
     if (files.folder / PLAN).is_file():  # of a pressed checkpoint
@@ -116,19 +116,19 @@ def encode_checkpoint(
 
 
 def decode_checkpoint(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
-    """Write the checkpoint that an encoded folder stands for, tensor by tensor.
+    """Decode a folder to a checkpoint, tensor by tensor.
 
     Parameters
     ----------
     folder : path
-        A folder that `encode_checkpoint` wrote.
+        A folder written by `encode_checkpoint`.
     out : path
-        A new or an empty folder, which gets shards of the same names.
+        A new or empty folder, for shards of the original names.
 
     Raises
     ------
     DataNotFoundError, CorruptFileError
-        For files that are missing or damaged.
+        If files are missing or damaged.
     InvalidArgumentError
         If `out` has files or cannot be written.
 
@@ -163,11 +163,11 @@ def decode_checkpoint(folder: str | os.PathLike[str], out: str | os.PathLike[str
 
 def _check_folder(source: Path, out: Path) -> None:
     if out.resolve().is_relative_to(source.resolve()):
-        raise InvalidArgumentError(f"{out} is in {source}: give another folder")
+        raise InvalidArgumentError(f"{out} is inside {source}: choose another output folder")
     if out.exists() and not out.is_dir():
         raise InvalidArgumentError(f"{out} is not a folder")
     if out.exists() and any(out.iterdir()) and not (out / JOBS).exists():
-        raise InvalidArgumentError(f"{out} has other files: give a new or an empty folder")
+        raise InvalidArgumentError(f"{out} has other files: choose a new or empty folder")
 
 
 def _find_step(files: TensorFiles, bits: float) -> dict[str, float]:
@@ -181,7 +181,7 @@ def _find_step(files: TensorFiles, bits: float) -> dict[str, float]:
 
 
 def _encode_tensor(files: TensorFiles, name: str, path: str, step: CommonStep | None) -> int:
-    """Encode a tensor to a file, every bit of it without a step, and return the file's bytes."""
+    """Encode a tensor to a file, losslessly if there is no step, and return the file's size."""
     tensor = files.read(name)
     try:
         if step is None:

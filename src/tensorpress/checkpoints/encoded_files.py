@@ -16,26 +16,26 @@ from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json
 
 ENCODED = "encoded.json"
-"""The file that names the tensors of an encoded folder, which is written last."""
+"""The file that lists the tensors of an encoded folder; it is written last."""
 
 TENSORS = "tensors"
-"""The folder, within an encoded one, of a ``.tpz`` file for each tensor."""
+"""The subfolder with a ``.tpz`` file for each tensor."""
 
 
 class EncodedFiles(TensorFiles):
-    """The tensors of a folder that `encode_checkpoint` wrote; any can be read alone.
+    """The tensors of a folder written by `encode_checkpoint`; each can be read alone.
 
     Parameters
     ----------
     folder : path
-        The folder, of which only ``encoded.json`` is read at first.
+        The folder; at first only its ``encoded.json`` is read.
 
     Attributes
     ----------
     tensors : dict of str to StoredTensor
-        The tensors by name; each has a file of its own.
+        The tensors by name, each in a separate file.
     shards : dict of str to str
-        The file of the dense checkpoint that each tensor was in.
+        The file of the original checkpoint for each tensor.
 
     Raises
     ------
@@ -49,13 +49,15 @@ class EncodedFiles(TensorFiles):
         self.folder = Path(folder)
         path = self.folder / ENCODED
         if not path.is_file():
-            raise DataNotFoundError(f"{folder} has no {ENCODED}: it is not, or not yet, encoded")
+            raise DataNotFoundError(
+                f"{folder} has no {ENCODED}: expected a folder that tensorpress encode completed"
+            )
         try:
             rows = parse_json(path.read_bytes())["tensors"]
             self.tensors = {name: _stored(row) for name, row in rows.items()}
             self.shards = {name: _file_name(row["shard"]) for name, row in rows.items()}
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise CorruptFileError(f"{path} does not name encoded tensors: {error!r}") from None
+            raise CorruptFileError(f"{path} is not a list of encoded tensors: {error!r}") from None
 
     def read(self, name: str) -> Tensor:
         """Decode a tensor.
@@ -63,14 +65,16 @@ class EncodedFiles(TensorFiles):
         Raises
         ------
         DataNotFoundError, CorruptFileError
-            If its file is missing or damaged, or has another tensor.
+            If its file is missing or damaged, or has a different tensor.
         """
         stored = self.tensors[name]
         path = self.folder / stored.file
-        # Memory for the tensor as it is said to be, its symbols and the work space of the coder.
+        # Memory for a tensor of the listed size, its symbols and the decoder.
         values = load_tensors(path, max_bytes=_FREE_BYTES + _COPIES * stored.bytes).get(name)
         if values is None or (values.shape, values.dtype) != (stored.shape, stored.dtype):
-            raise CorruptFileError(f"{path} does not hold {name!r} as {ENCODED} says")
+            raise CorruptFileError(
+                f"{path}: expected {name!r} with the shape and dtype that {ENCODED} lists"
+            )
         return values
 
 
@@ -80,7 +84,7 @@ _FREE_BYTES, _COPIES = 64 << 20, 16
 def write_encoded(
     folder: Path, tensors: Mapping[str, StoredTensor], files: Mapping[str, str]
 ) -> None:
-    """Write the file that names the tensors of an encoded folder."""
+    """Write the file that lists the tensors of an encoded folder."""
     rows = {
         name: {
             "file": files[name],

@@ -1,4 +1,4 @@
-"""Loading of a pressed model from its folder, and of Transformers models from a config."""
+"""Loading of pressed and encoded folders, and of Transformers models from a config."""
 
 import os
 from contextlib import suppress
@@ -26,18 +26,18 @@ from tensorpress.utils.formatting import format_names
 
 
 def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
-    """Load a model from a folder: a pressed one, or one that `encode_checkpoint` wrote.
+    """Load a pressed model from its folder, or any model from an encoded folder.
 
-    Tensors are read one by one into the pressed model; the dense one never takes memory.
+    Tensors are read one by one into the pressed model. The dense model never takes memory.
 
     Parameters
     ----------
     folder : path
-        The folder, with ``plan.json`` and the weights as safetensors, in one file or in shards;
-        or an encoded one, whose tensors are decoded one by one.
+        A folder with ``plan.json`` and the weights as safetensors, in one file or in shards, or a
+        folder that `encode_checkpoint` wrote.
     model : nn.Module, optional
-        A dense model of the same architecture with any weights, unchanged; it may be on the meta
-        device. A folder with the ``config.json`` of a model of transformers needs none.
+        A dense model of the same architecture, with any weights or on the meta device; it does not
+        change. Not needed for a folder with the ``config.json`` of a Transformers model.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     CorruptFileError
         If a file is truncated or damaged.
     ModelMismatchError
-        If model, plan and weights do not fit each other, naming the layer or the tensor.
+        If model, plan and weights do not fit together; the message names the layer or tensor.
 
     Examples
     --------
@@ -69,7 +69,9 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     files = EncodedFiles(folder) if encoded else TensorFiles(folder)
     plan = read_plan(files.folder)
     if plan is None and not encoded:
-        raise DataNotFoundError(f"{folder} has no {PLAN}: it is not, or not yet, a pressed model")
+        raise DataNotFoundError(
+            f"{folder} has no {PLAN}: expected a folder that tensorpress press completed"
+        )
     dense = model_from_config(files.folder) if model is None else to_meta(model)
     pressed = dense if plan is None else build_skeleton(dense, plan)
     names = stored_names(pressed, files)
@@ -78,15 +80,15 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     for name, buffer in pressed.named_buffers():
         if buffer.is_meta:
             raise ModelMismatchError(
-                f"{folder} does not hold the buffer {name!r}, which has no values in the model "
-                "given: give one that is not on the meta device"
+                f"{folder} has no buffer {name!r}, and on the meta device the model has no values "
+                "for it: pass a model on the CPU"
             )
     check_read(pressed, str(folder))
     return pressed.cpu().eval()
 
 
 def stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
-    """Return the stored name of every tensor of a model, by its first name in the model."""
+    """Return the name in the files of every tensor of a model, by its first name in the model."""
     stored, missing, known = {}, [], set[str]()
     for first, names in tied_names(model).items():
         known.update(names)
@@ -101,7 +103,9 @@ def stored_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
             f"{files.folder} has no {format_names(missing)}, which the model needs"
         )
     if unknown:
-        raise ModelMismatchError(f"{files.folder} has {format_names(unknown)}, the model has not")
+        raise ModelMismatchError(
+            f"{files.folder} has {format_names(unknown)}, but the model does not"
+        )
     return stored
 
 
@@ -109,23 +113,23 @@ GENERATION = "generation_config.json"
 
 
 def model_from_config(folder: Path) -> nn.Module:
-    """Return the model of a ``config.json``, with its parameters on the meta device.
+    """Build the model of a ``config.json``, with its parameters on the meta device.
 
-    Buffers, such as the frequencies of rotary embeddings, have values.
+    Buffers have values, such as the frequencies of rotary embeddings.
 
     Raises
     ------
     DataNotFoundError
         If there is no ``config.json``.
     TensorPressError
-        If transformers is missing or does not have the model.
+        If transformers is not installed or lacks the model.
     """
     if not (folder / CONFIG).is_file():
         raise DataNotFoundError(
-            f"{folder} has no {CONFIG} that names a model of transformers: give a dense model of "
-            "the architecture as model="
+            f"{folder} has no {CONFIG} of a Transformers model: pass a dense model of the same "
+            "architecture as model="
         )
-    with suppress(TensorPressError):  # transformers imports torchvision where it is installed
+    with suppress(TensorPressError):  # transformers imports torchvision if it is installed
         torchvision_models()
     with init_empty_weights(include_buffers=False):
         model = build_hugging_face(str(folder), {}, empty=True)

@@ -1,4 +1,4 @@
-"""What pressing lost, as an adapter of PEFT."""
+"""The difference between dense and pressed weights as a LoRA adapter for PEFT."""
 
 import json
 import os
@@ -25,44 +25,44 @@ def write_adapter(
     out: str | os.PathLike[str],
     rank: int = 16,
 ) -> None:
-    """Write what pressing took from the linear layers as a LoRA adapter of PEFT.
+    """Write the error of pressed linear layers as a LoRA adapter for PEFT.
 
-    Of every pressed linear layer the adapter has the best approximation of rank r to W − W̃, the
-    dense weight without the pressed one. On top of the pressed model it recovers a part of the loss
-    (all of it at full rank), and it is a start for training an adapter.
+    For every pressed linear layer, the adapter has the best rank-r approximation of W − W̃, the
+    dense minus the pressed weight. Added to the pressed model it undoes part of the error (all of
+    it at full rank), and it is a starting point for training an adapter.
 
     Parameters
     ----------
     folder : path
-        The pressed folder of a model of transformers.
+        The folder of a pressed Transformers model.
     base : path
-        The dense checkpoint that was pressed.
+        The original dense checkpoint.
     out : path
-        A new or an empty folder for ``adapter_model.safetensors`` and ``adapter_config.json``.
+        A new or empty folder for ``adapter_model.safetensors`` and ``adapter_config.json``.
     rank : int
-        The rank of the adapter; a layer whose smaller side is less gets that.
+        The rank of the adapter, at most the smaller side of each layer.
 
     Raises
     ------
     DataNotFoundError, CorruptFileError
-        For files that are missing, truncated or damaged.
+        If files are missing, truncated or damaged.
     ModelMismatchError
-        If the checkpoints are not of the same model.
+        If the two are not checkpoints of the same model.
     InvalidArgumentError
-        For a rank below one, a folder without pressed linear layers, or an ``out`` with files.
+        If the rank is below 1, the folder has no pressed linear layer, or ``out`` has files.
 
     References
     ----------
     Hu et al. (2022), "LoRA", eq. 3: W x + (α / r) B A x, here with α = r.
     """
     if rank < 1:
-        raise InvalidArgumentError(f"an adapter has a rank of at least 1, got {rank}")
+        raise InvalidArgumentError(f"the rank of an adapter must be at least 1, got {rank}")
     source, original = PressedFiles(folder), TensorFiles(base)
     names = match_tensor_names(source.dense, original)
     stored = {name: stored_name for stored_name, name in reversed(names.items())}
     layers = [layer for layer in source.plan.layers if layer.spec.kind == "Linear"]
     if not layers:
-        raise InvalidArgumentError(f"{folder} has no pressed linear layer for an adapter")
+        raise InvalidArgumentError(f"{folder} has no pressed linear layer")
     ranks = {layer.name: min(rank, layer.spec.inputs, layer.spec.outputs) for layer in layers}
     with create_folder(Path(out)) as temporary:
         tensors = _skeleton(source, layers, ranks)
@@ -83,7 +83,7 @@ def write_adapter(
 
 
 def _split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return A (r, in) and B (out, r) whose product B A is nearest to a matrix (out, in)."""
+    """Return A (r, in) and B (out, r) whose product BA is closest to a matrix (out, in)."""
     svd = truncated_svd(matrix, rank)
     root = svd.s.sqrt()  # D ≈ (U S½)(S½ Vᵀ)
     return (svd.v * root).mT.contiguous(), (svd.u * root).contiguous()
@@ -106,7 +106,7 @@ def _skeleton(
 def _adapter_config(
     source: PressedFiles, layers: list[LayerPlan], ranks: dict[str, int], rank: int
 ) -> dict[str, object]:
-    """Return the config of an adapter as PEFT writes it; what is not named has its default."""
+    """Return the config of an adapter in PEFT's format, without defaults."""
     kind = type(source.dense)
     smaller = {name: value for name, value in ranks.items() if value != rank}
     return {

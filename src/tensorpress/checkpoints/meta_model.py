@@ -1,4 +1,4 @@
-"""Models on the meta device: the names of their tensors, and values for them."""
+"""Models on the meta device: the names of their tensors, and filling in values."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -12,12 +12,12 @@ from tensorpress.planning.plan_from_model import plan_from_model
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """Return all names of every tensor of a model's state, by its first name.
+    """Return all names of every tensor in a model's state, by its first name.
 
     Raises
     ------
     InvalidArgumentError
-        If a module has state other than tensors.
+        If a module's state has anything other than tensors.
 
     Examples
     --------
@@ -29,7 +29,9 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
     groups: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            raise InvalidArgumentError(f"{name!r} is state other than a tensor, which is not kept")
+            raise InvalidArgumentError(
+                f"{name!r} in the model's state is not a tensor and cannot be stored"
+            )
         groups.setdefault(id(tensor), []).append(name)
     return {names[0]: names for names in groups.values()}
 
@@ -37,16 +39,16 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
 def fill_parameters(
     model: nn.Module, names: Mapping[str, str], read: Callable[[str], Tensor]
 ) -> None:
-    """Replace the tensors of a model's state; tied tensors stay tied.
+    """Replace the tensors in a model's state; tied tensors stay tied.
 
     Parameters
     ----------
     model : nn.Module
         The model, which may be on the meta device.
     names : mapping of str to str
-        The name for ``read`` of every tensor, by its first name in the model.
+        The name that ``read`` expects for every tensor, by its first name in the model.
     read : callable
-        Function from a name to a tensor of the same shape, of any dtype and device.
+        Function that returns the tensor of a name, of the same shape and any dtype and device.
     """
     groups, state = tied_names(model), model.state_dict(keep_vars=True)
     values: dict[str, Tensor] = {}
@@ -75,12 +77,12 @@ def check_fits(model: nn.Module, names: Mapping[str, str], files: TensorFiles) -
         stored, expected = files.tensors[stored_name], state[name]
         if stored.shape != tuple(expected.shape):
             raise ModelMismatchError(
-                f"{files.folder}: {stored_name!r} has shape {stored.shape}, the model expects "
+                f"{files.folder}: {stored_name!r} has shape {stored.shape}, but the model expects "
                 f"{tuple(expected.shape)}"
             )
         if stored.dtype.is_floating_point != expected.dtype.is_floating_point:
             raise ModelMismatchError(
-                f"{files.folder}: {stored_name!r} is {stored.dtype}, the model expects "
+                f"{files.folder}: {stored_name!r} is {stored.dtype}, but the model expects "
                 f"{expected.dtype}"
             )
 
@@ -96,10 +98,12 @@ def to_meta(model: nn.Module) -> nn.Module:
         If a parameter has no shape yet.
     """
     if plan_from_model(model).layers:
-        raise ModelMismatchError("the model given is pressed: give a dense one")
+        raise ModelMismatchError("expected a dense model, got a pressed one")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise InvalidArgumentError(f"{name!r} of the model has no shape yet: run it once")
+            raise InvalidArgumentError(
+                f"parameter {name!r} has no shape yet: run the model once first"
+            )
     empty = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in model.parameters()

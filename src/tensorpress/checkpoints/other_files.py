@@ -1,4 +1,4 @@
-"""The files of a checkpoint that are not weights."""
+"""The files of a checkpoint other than weights."""
 
 import shutil
 from pathlib import Path
@@ -12,11 +12,11 @@ NOT_COPIED = frozenset(
         *(".h5", ".msgpack", ".onnx", ".gguf", ".tpz"),
     )
 )
-"""Suffixes of files of weights."""
+"""Suffixes of weight files."""
 
 
 def copy_others(source: Path, out: Path) -> None:
-    """Copy files such as a config and a tokenizer: no weights, no index of them, nothing hidden."""
+    """Copy files such as the config and the tokenizer, but no weights and no hidden files."""
     for path in source.rglob("*"):
         name = path.relative_to(source)
         hidden = any(part.startswith(".") for part in name.parts)

@@ -1,4 +1,4 @@
-"""Pressing of a checkpoint block by block, each fitted to what the pressed blocks before leave."""
+"""Pressing of a checkpoint block by block, each fitted to the outputs of the blocks before it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,28 +22,28 @@ from tensorpress.utils.module_tree import parameter_name
 from tensorpress.utils.progress import LayerProgress
 
 BLOCKS = "blocks"
-"""The folder of the stages that are done, and of their factors."""
+"""The folder of completed stages and their factors."""
 
 STATES = "states"
-"""The folder of the hidden states of the dense and of the pressed model before each block."""
+"""The folder of the hidden states of the dense and the pressed model before each block."""
 
 
 def open_states(model: StreamedModel, folder: Path, source: str) -> StateFiles:
-    """Return the files of the hidden states of the dense model.
+    """Return the files for the hidden states of the dense model.
 
     Parameters
     ----------
     model : StreamedModel
         The model and its calibration data.
     folder : Path
-        Where everything is kept until the shards are written.
+        Folder for intermediate results, until the shards are written.
     source : str
         The fingerprint of the dense checkpoint.
 
     Raises
     ------
     InvalidArgumentError
-        If the folder has states of other data.
+        If the folder has states of other calibration data.
     """
     JobFolder(folder / STATES, {"source": source, "data": digest(model.batches)})
     return StateFiles(folder / STATES / "dense", model.shapes)
@@ -57,10 +57,10 @@ def press_blocks(
     folder: Path,
     source: str,
 ) -> TensorFiles:
-    """Fit the layers of a plan, stage by stage, and return the files of their factors.
+    """Fit the layers of a plan stage by stage, and return the files of their factors.
 
-    A stage is done when its job is written. Its factors and the states after it are then complete,
-    and the states before it are removed, so that a later call goes on with the next stage.
+    When the job of a stage is written, its factors and the states after it are complete, and the
+    states before it are removed: a later call continues with the next stage.
 
     Parameters
     ----------
@@ -69,18 +69,18 @@ def press_blocks(
     plan : Plan
         The plan.
     routes : mapping of str to Route
-        The outputs of each tensor of the model's state.
+        The route of each tensor in the model's state.
     dense : nn.Module
         The dense model on the meta device.
     folder : Path
-        Where everything is kept until the shards are written.
+        Folder for intermediate results, until the shards are written.
     source : str
         The fingerprint of the dense checkpoint.
 
     Returns
     -------
     TensorFiles
-        The factors of all layers, and their biases, by name in the pressed model's state.
+        The factors and biases of all layers, by their names in the pressed model's state.
     """
     subject = {"source": source, "plan": plan.id, "data": digest(model.batches)}
     jobs = JobFolder(folder / BLOCKS, subject)
@@ -98,12 +98,12 @@ def press_blocks(
 
 
 class BlockPress:
-    """Presses the stages of a model, one after the other; see `press_blocks`.
+    """Presses the stages of a model in turn; see `press_blocks`.
 
     Attributes
     ----------
     layers : dict of int to list of LayerPlan
-        The layers of the plan in each stage, by its number.
+        The layers of the plan by stage number.
     last : int
         The number of the last stage with layers.
     """
@@ -129,7 +129,7 @@ class BlockPress:
         make_folder(self._factors)
 
     def press(self, number: int, progress: LayerProgress) -> str:
-        """Press the layers of a stage, write their factors and the states after it.
+        """Press the layers of a stage, and write their factors and the states after it.
 
         Returns
         -------
@@ -157,7 +157,7 @@ class BlockPress:
         return file
 
     def forget_states(self, number: int) -> None:
-        """Remove the states before a stage that is done."""
+        """Remove the states before a completed stage."""
         for states in (self._states, self._pressed):
             states.remove(number - 1)
 

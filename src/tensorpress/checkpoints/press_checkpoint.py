@@ -42,10 +42,10 @@ from tensorpress.utils.module_tree import parameter_name
 from tensorpress.utils.progress import ByteProgress
 
 JOBS = ".press"
-"""The folder, within the output, of what an interrupted call goes on from."""
+"""The folder inside the output from which an interrupted call continues."""
 
 SHARDS = "shards"
-"""The folder, within that, of the shards that are done, which are of one plan."""
+"""The subfolder of completed shards, all of the same plan."""
 
 
 def press_checkpoint(
@@ -62,10 +62,10 @@ def press_checkpoint(
 ) -> Plan:
     """Press a checkpoint of a model that may be larger than memory.
 
-    The model is built on the meta device; weights are read, pressed and written one at a time, so
-    that memory holds a few times the largest of them. Every shard becomes a pressed shard of the
-    same name, in the same dtypes; `load_checkpoint` loads the result. After an interruption, the
-    same call continues with the shards that are not done.
+    The model is built on the meta device, and weights are read, pressed and written one at a time,
+    so that memory holds a few times the largest weight. Every shard becomes a pressed shard with
+    the same name and dtypes; `load_checkpoint` loads the result. After an interruption, the same
+    call continues with the remaining shards.
 
     Parameters
     ----------
@@ -73,45 +73,45 @@ def press_checkpoint(
         A folder in Hugging Face's layout: safetensors, in one file or in shards with an index, and
         ``config.json``.
     out : path
-        A new folder, an empty one, or the folder of an interrupted call. Files other than weights
-        are copied to it.
+        A new or empty folder, or the folder of an interrupted call. Files other than weights are
+        copied to it.
     plan : Plan, optional
-        The plan; without it, `tensorpress.plan` makes one from the options.
+        The plan; by default `tensorpress.plan` makes one from the options.
     model : nn.Module, optional
-        A dense model of the architecture, which may be on the meta device. It is not needed if
-        ``config.json`` names a model of transformers.
+        A dense model of the same architecture, which may be on the meta device. Not needed if
+        ``config.json`` is that of a Transformers model.
     example_inputs : Tensor, sequence or mapping, optional
-        Arguments of one forward pass, as for `tensorpress.plan`, without a plan.
+        Arguments of one forward pass, as in `tensorpress.plan`; only without a plan.
     calibration : iterable, optional
-        Batches as for `tensorpress.press`. The model then runs block by block, with one block and
-        the hidden states of a batch in memory; each Linear is fitted to what the dense one responds
-        to, with the inputs that the pressed ones before it leave. A budget without an allocation is
-        divided by what each layer's lost responses do to the loss.
+        Batches as in `tensorpress.press`. The model then runs block by block, with one block and
+        the hidden states of one batch in memory. Each Linear is fitted to the responses of the
+        dense layer, with inputs from the pressed layers before it. A budget without an allocation
+        is divided by the loss that lost responses of each layer cost.
     processes : int
         Number of shards that are pressed at a time, each by a process with one thread. A script
-        with several must start its work under ``if __name__ == "__main__":``.
+        that asks for several must start under ``if __name__ == "__main__":``.
     executor : Executor, optional
-        Workers in place of processes: any `concurrent.futures.Executor`, such as that of a Dask
-        client, whose workers see both folders.
+        Workers to use instead of processes: any `concurrent.futures.Executor`, such as that of a
+        Dask client; they must see both folders.
     **options
-        The other options of `tensorpress.plan`, without a plan: ``scheme``, ``ranks``, ``budget``
-        and so on. Rules that read weights read them one at a time.
+        Other options of `tensorpress.plan`, only without a plan: ``scheme``, ``ranks``, ``budget``
+        and so on. Rules that need weights read them one at a time.
 
     Returns
     -------
     Plan
-        The plan by which the checkpoint was pressed, which is also in ``plan.json``.
+        The plan of the pressed checkpoint, which is also written to ``plan.json``.
 
     Raises
     ------
     DataNotFoundError, CorruptFileError
-        For files that are missing, truncated or damaged.
+        If files are missing, truncated or damaged.
     ModelMismatchError
         If the checkpoint or the plan does not fit the model.
     InvalidArgumentError
-        For NaN or infinite weights (naming shard and layer), options that give no plan, options
-        beside a plan, an ``out`` with other files, or a model that cannot be calibrated block by
-        block.
+        If weights are NaN or infinite (the message names shard and layer), the options make no plan
+        or are passed together with a plan, ``out`` has other files, or the model cannot be
+        calibrated block by block.
 
     Examples
     --------
@@ -127,7 +127,9 @@ def press_checkpoint(
     (5,)
     """
     if plan is not None and (options or example_inputs is not None):
-        raise InvalidArgumentError("give either a plan or what it is made from")
+        raise InvalidArgumentError(
+            "pass either a plan, or example inputs and options to make one from"
+        )
     files, folder = TensorFiles(source), Path(out)
     _check_folders(files.folder, folder)
     remove_leftovers(folder)
@@ -163,9 +165,9 @@ def press_checkpoint(
 
 @contextmanager
 def _work_folder(out: Path, *, shared: bool) -> Iterator[None]:
-    """Remove the folder of the work, unless it has work that a later call goes on from.
+    """Remove the folder of intermediate results, unless a later call can continue from it.
 
-    Of work that is shared between machines it stays, because another driver may still read it.
+    A folder that machines share stays, because another process may still read it.
     """
     is_new, folder = not out.exists(), out / JOBS
     try:
@@ -182,7 +184,7 @@ def _work_folder(out: Path, *, shared: bool) -> Iterator[None]:
 
 
 def _press_shards(work: ShardPress, jobs: JobFolder, executor: Executor | None) -> None:
-    """Press the shards that are not done."""
+    """Press the remaining shards."""
     sizes = {
         shard: sum(work.files.tensors[name].bytes for name in names)
         for shard, names in work.files.files.items()
@@ -204,12 +206,12 @@ def _press_shards(work: ShardPress, jobs: JobFolder, executor: Executor | None) 
 
 def _check_folders(source: Path, out: Path) -> None:
     if out.resolve().is_relative_to(source.resolve()):
-        raise InvalidArgumentError(f"{out} is in {source}: give another folder")
+        raise InvalidArgumentError(f"{out} is inside {source}: choose another output folder")
     if out.exists() and not out.is_dir():
         raise InvalidArgumentError(f"{out} is not a folder")
     if out.exists() and any(out.iterdir()) and not (out / JOBS).exists():
         holds = "a pressed model" if (out / PLAN).is_file() else "other files"
-        raise InvalidArgumentError(f"{out} has {holds} already: give a new or an empty folder")
+        raise InvalidArgumentError(f"{out} already has {holds}: choose a new or empty folder")
 
 
 def _make_plan(
@@ -221,7 +223,7 @@ def _make_plan(
     options: PlanOptions,
     streamed: StreamedModel | None,
 ) -> Plan:
-    """Return the plan of the first call with these options; a continued call reads it."""
+    """Return the plan for these options, or read it if an earlier call made it."""
     inputs = None
     if example_inputs is not None:
         inputs = ModelInputs.parse(example_inputs).map(lambda x: x.to("meta"))
@@ -230,7 +232,7 @@ def _make_plan(
     if streamed is not None:
         subject["data"] = digest(streamed.batches)
     key = sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:12]
-    # One folder for each set of options, so that a failed plan can be made again with others.
+    # One folder for each set of options, so that other options can be tried if planning fails.
     jobs = JobFolder(out / JOBS / f"plan-{key}", subject)
 
     def weight(layer: str) -> Tensor:
@@ -242,8 +244,8 @@ def _make_plan(
             planned = any(jobs.folder.glob("plan.*.json"))  # it may be damaged
             if not planned and (out / JOBS / SHARDS / SUBJECT).exists():
                 raise InvalidArgumentError(
-                    f"{out} is pressed by a plan that other options or other data gave: give "
-                    "those, or another folder"
+                    f"{out} has shards pressed with other options or other calibration data: "
+                    "pass those again, or choose another folder"
                 )
             layers = DenseModel.from_module(dense, None, weight)
             states = open_states(streamed, out / JOBS, files.fingerprint)
@@ -256,12 +258,12 @@ def _make_plan(
 
 
 def _write_others(work: ShardPress, plan: Plan, sizes: Mapping[str, int]) -> None:
-    """Check that all shards are complete, and write all other files, the index last."""
+    """Check that all shards are complete, and write the other files, the index last."""
     for shard, size in sizes.items():
         path = work.out / shard
         if not path.is_file() or path.stat().st_size != size:
             raise CorruptFileError(
-                f"{path} is not what was written there: delete {work.out} and press again"
+                f"{path} has changed since it was written: delete {work.out} and press again"
             )
     copy_others(work.files.folder, work.out)
     plan.save(work.out / PLAN)

@@ -19,7 +19,7 @@ from tensorpress.utils.progress import ByteProgress
 
 @dataclass(frozen=True)
 class ShardPress:
-    """Presses the shards of a checkpoint, each to a shard of the same name.
+    """Presses the shards of a checkpoint, each into a shard of the same name.
 
     Attributes
     ----------
@@ -30,13 +30,13 @@ class ShardPress:
     dense : nn.Module
         The dense model on the meta device.
     names : mapping of str to str
-        The name in the model's state by the name in the files; tied tensors have one name.
+        The name in the model's state by the name in the files; tied tensors have the same name.
     stored : mapping of str to str
         The first name in the files by the name in the model's state.
     routes : mapping of str to Route
-        The outputs of each tensor of the model's state.
+        The route of each tensor in the model's state.
     fitted : TensorFiles or None
-        Outputs that are known already, by name.
+        Outputs that are already fitted, by name.
     """
 
     files: TensorFiles
@@ -62,9 +62,10 @@ class ShardPress:
         Raises
         ------
         InvalidArgumentError
-            For values that cannot be pressed (naming the layer), or a shard that cannot be written.
+            If values cannot be pressed (the message names the layer) or the shard cannot be
+            written.
         ModelMismatchError
-            If tensors that the model ties differ.
+            If stored tensors differ that the model ties.
         """
         if progress is not None:
             progress.begin(shard)
@@ -95,7 +96,7 @@ class ShardPress:
             if not torch.equal(values, self.files.read(first)):
                 raise ModelMismatchError(
                     f"{self.files.folder}: {name!r} and {first!r} differ, but the model ties "
-                    "them: press the loaded model"
+                    "them: load the model and press it instead"
                 )
             return {}
         try:
@@ -108,12 +109,12 @@ class ShardPress:
 
 
 def _copy_values(route: Route, values: Tensor) -> dict[str, Tensor]:
-    """Return a tensor that is not pressed; the bias of a pressed layer has its weight's type."""
+    """Return a tensor that is not pressed; the bias of a pressed layer gets the weight's dtype."""
     return {name: values.to(expected.dtype) for name, expected in route.outputs.items()}
 
 
 def press_shard(data: bytes, shard: str) -> int:
-    """Press a shard in a worker, by a pickled `ShardPress`; see `ShardPress.press`."""
+    """Press a shard in a worker with a pickled `ShardPress`."""
     mend_torchvision()  # which a model of transformers may import
     work: ShardPress = pickle.loads(data)
     return work.press(shard)

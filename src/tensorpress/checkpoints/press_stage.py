@@ -1,4 +1,4 @@
-"""Fitting the layers of one stage of a streamed model to calibration data."""
+"""Fitting of the layers in one stage of a streamed model to calibration data."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,16 +27,16 @@ logger = logging.getLogger("tensorpress.press")
 
 
 class StagePress:
-    """Presses the layers of a stage, one group that shares its inputs after the other.
+    """Presses the layers of a stage; layers with the same inputs form a group.
 
     Parameters
     ----------
     model : StreamedModel
         The model.
     stage : Stage
-        The stage, with dense weights.
+        The stage, whose weights are dense.
     dense, pressed : StateFiles
-        The hidden states of the dense and of the pressed model before the blocks.
+        The hidden states of the dense and the pressed model before the blocks.
 
     """
 
@@ -45,7 +45,7 @@ class StagePress:
     ) -> None:
         self._model, self._stage = model, stage
         self._dense, self._pressed = dense, pressed
-        self._modules: dict[str, nn.Module] = {}  # in the places of dense ones
+        self._modules: dict[str, nn.Module] = {}  # which replace dense ones
 
     def press(self, layers: Sequence[LayerPlan], report: Callable[[str], None]) -> None:
         """Press layers, in the order in which they are called.
@@ -53,9 +53,9 @@ class StagePress:
         Parameters
         ----------
         layers : sequence of LayerPlan
-            The layers of the plan that are in the stage.
+            The layers of the plan in this stage.
         report : callable
-            Is told the name of each layer before it is pressed.
+            Called with the name of each layer before it is pressed.
         """
         left = {layer.name: layer for layer in layers}
         for layer in layers:
@@ -68,20 +68,20 @@ class StagePress:
         for name, layer in left.items():
             report(name)
             values = decompose_weight(layer, self._weight(layer))
-            logger.info("layer %s: by its weight alone", name)
+            logger.info("layer %s: decomposed by its weight alone", name)
             self._put(layer, values)
 
     def run_dense(self, place: int) -> Any:
-        """Return what the dense stage makes of the dense model's states of a batch."""
+        """Return the outputs of the dense stage for a batch of the dense model's states."""
         return self._stage.run(place, self._state(self._dense, place))
 
     def run_pressed(self, place: int) -> Any:
-        """Return what the stage as it is now makes of the pressed model's states of a batch."""
+        """Return the outputs of the partly pressed stage for the pressed states of a batch."""
         with self._swapped():
             return self._stage.run(place, self._state(self._pressed, place))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state of the pressed modules by full names."""
+        """Return the tensors of the pressed modules by full name."""
         return {
             f"{self._stage.prefix}{name}.{key}": tensor
             for name, module in self._modules.items()
@@ -92,7 +92,7 @@ class StagePress:
         return None if self._stage.number == 0 else states.read(self._stage.number - 1, place)
 
     def _groups(self, layers: Mapping[str, LayerPlan]) -> list[list[str]]:
-        """Return the layers that can be fitted, those with the same inputs together."""
+        """Return the layers that can be fitted, grouped by their inputs."""
         fitted = {
             name: self._module(name)
             for name, layer in layers.items()
@@ -108,7 +108,7 @@ class StagePress:
         return list(groups.values())
 
     def _moments(self, name: str) -> PairedMoments:
-        """Return the moments of the inputs of a layer, of all batches."""
+        """Return the moments of a layer's inputs over all batches."""
         layer = self._module(name)
         moments: PairedMoments | None = None
         for place, batch in enumerate(self._model.batches):
@@ -136,13 +136,13 @@ class StagePress:
         module, key = locate_weight(self._stage.module, self._local(layer.name))
         name = self._local(layer.name) if key == "weight" else layer.name.rpartition(".")[0]
         name = name.removeprefix(self._stage.prefix)
-        if layer.method.form == "weight":  # which changes the module that has the weight
+        if layer.method.form == "weight":  # builds factors in a copy of the module
             module = self._modules[name] if name in self._modules else deepcopy(module)
         self._modules[name] = build_pressed(layer, module, values, key)
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        """Put the pressed modules in their places while a block runs."""
+        """Replace dense by pressed modules while the stage runs."""
         places: list[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = []
         try:
             for name, module in self._modules.items():
@@ -167,11 +167,11 @@ class StagePress:
 
 
 class _Reached(Exception):  # noqa: N818
-    """Ends a forward pass at the layer whose input was asked for."""
+    """Ends a forward pass at the layer whose input is needed."""
 
 
 def first_input(layer: nn.Module, run: Callable[[int], Any], place: int) -> Tensor:
-    """Return the first input of a layer in a forward pass, which goes no further.
+    """Return the input of a layer in a forward pass, which stops there.
 
     Raises
     ------
@@ -192,5 +192,7 @@ def first_input(layer: nn.Module, run: Callable[[int], Any], place: int) -> Tens
     finally:
         handle.remove()
     if not inputs:
-        raise InvalidArgumentError(f"batch {place} does not call a layer that the first one calls")
+        raise InvalidArgumentError(
+            f"calibration batch {place} does not run a layer that the first batch runs"
+        )
     return inputs[0]

@@ -1,4 +1,4 @@
-"""The tensors of a pressed folder, and those of its dense model, one at a time."""
+"""The tensors of a pressed folder, and those of its dense model, read one at a time."""
 
 import os
 from copy import deepcopy
@@ -18,21 +18,21 @@ from tensorpress.utils.module_tree import locate_weight, parameter_name
 
 
 class PressedFiles:
-    """A pressed folder whose dense tensors are composed when they are read.
+    """A pressed folder whose dense tensors are rebuilt from factors when they are read.
 
     Parameters
     ----------
     folder : path
         The folder.
     model : nn.Module, optional
-        A dense model of the architecture; a model of transformers needs none.
+        A dense model of the same architecture; not needed for a Transformers model.
 
     Attributes
     ----------
     files : TensorFiles
         The stored tensors.
     plan : Plan
-        The plan by which they were pressed.
+        The plan of the pressed model.
     dense : nn.Module
         The dense model on the meta device.
 
@@ -41,14 +41,16 @@ class PressedFiles:
     DataNotFoundError
         If the folder or its plan is missing.
     ModelMismatchError
-        If plan, tensors and model do not fit each other.
+        If plan, tensors and model do not fit together.
     """
 
     def __init__(self, folder: str | os.PathLike[str], model: nn.Module | None = None) -> None:
         self.files = TensorFiles(folder)
         plan = read_plan(self.files.folder)
         if plan is None:
-            raise DataNotFoundError(f"{folder} has no {PLAN}: it is not a pressed model")
+            raise DataNotFoundError(
+                f"{folder} has no {PLAN}: expected the folder of a pressed model"
+            )
         self.plan = plan
         self.dense = model_from_config(self.files.folder) if model is None else to_meta(model)
         self.dense.to("meta")
@@ -66,7 +68,7 @@ class PressedFiles:
         self._last: tuple[str, nn.Module] | None = None
 
     def dense_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the dense model on the meta device by name, tied ones once."""
+        """Return the tensors of the dense model by first name, on the meta device."""
         state = self.dense.state_dict(keep_vars=True)
         return {
             name: torch.empty(state[name].shape, dtype=self._dtype(name), device="meta")
@@ -94,13 +96,13 @@ class PressedFiles:
         )
 
     def _place(self, layer: LayerPlan) -> tuple[str, str]:
-        """Return the prefix of the tensors of a layer's module, and the key of its weight."""
+        """Return the prefix of a module's tensors, and the key of the layer's weight in it."""
         weight = parameter_name(self.dense, layer.name)
         module, _, key = weight.rpartition(".")
         return f"{module}." if module else "", key
 
     def _read_layer(self, layer: LayerPlan) -> nn.Module:
-        """Return the dense layer that the stored factors of a layer stand for."""
+        """Return the dense layer of the stored factors."""
         prefix, key = self._place(layer)
         module = deepcopy(locate_weight(self._pressed, layer.name)[0])
         values = {

@@ -1,4 +1,4 @@
-"""The tensors of a folder in Hugging Face's layout, read one at a time."""
+"""The tensors of a checkpoint in Hugging Face's layout, read one at a time."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.paths import is_file
 
 WEIGHTS = "model.safetensors"
-"""The file of a model that is not sharded."""
+"""The weight file of a model without shards."""
 
 INDEX = "model.safetensors.index.json"
-"""The file that names the shards of a sharded model."""
+"""The file that says which shard has each tensor."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -31,7 +31,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
     "BOOL": torch.bool,
 }
-"""The dtypes of tensors by their names in safetensors."""
+"""Dtypes by their names in safetensors."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class StoredTensor:
 
     @property
     def bytes(self) -> int:
-        """Size of its values."""
+        """Size of the values, in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     def empty(self) -> Tensor:
@@ -58,7 +58,7 @@ class TensorFiles:
     Parameters
     ----------
     folder : path
-        The folder, of which only the headers of files are read at first.
+        The folder; at first only the headers of its files are read.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class TensorFiles:
     DataNotFoundError
         If the folder, its weights or a shard is missing.
     CorruptFileError
-        If a file is truncated or damaged, or the index does not fit the shards.
+        If a file is truncated or damaged, or the index does not match the shards.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -90,7 +90,7 @@ class TensorFiles:
                 self.tensors[name] = stored
         for name, file in places.items():
             if name not in self.tensors or self.tensors[name].file != file:
-                raise CorruptFileError(f"{index} says that {name!r} is in {file}, where it is not")
+                raise CorruptFileError(f"{index} lists {name!r} in {file}, which does not have it")
 
     @property
     def files(self) -> dict[str, list[str]]:
@@ -102,13 +102,13 @@ class TensorFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the names, sizes and times of the files."""
+        """Hash of the names, sizes and times of the files, as twelve hexadecimal digits."""
         stats = [(file, (self.folder / file).stat()) for file in self.files]
         content = [(file, stat.st_size, int(stat.st_mtime)) for file, stat in stats]
         return sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def read(self, name: str) -> Tensor:
-        """Return the values of a tensor; nothing else of its file stays in memory.
+        """Return the values of a tensor; no other part of its file stays in memory.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class TensorFiles:
             If its file can no longer be read.
         """
         with _open_file(self.folder / self.tensors[name].file) as file:
-            # A copy, because mapped memory counts until its last tensor is gone.
+            # A copy, because the whole file stays mapped until its last tensor is freed.
             values: Tensor = file.get_tensor(name).clone()
         return values
 
@@ -128,7 +128,7 @@ class TensorFiles:
                 code, shape = part.get_dtype(), tuple(part.get_shape())
                 if code not in DTYPES:
                     raise InvalidArgumentError(
-                        f"{path}: {name!r} is of type {code}, which cannot be used"
+                        f"{path}: tensor {name!r} has the unsupported type {code}"
                     )
                 tensors[name] = StoredTensor(file, shape, DTYPES[code])
         return tensors
@@ -136,7 +136,7 @@ class TensorFiles:
 
 @contextmanager
 def _open_file(path: Path) -> Iterator[Any]:
-    """Open a safetensors file, with errors that name it."""
+    """Open a safetensors file; errors name it."""
     if not is_file(path):
         raise DataNotFoundError(f"{path} is missing")
     try:
@@ -151,10 +151,10 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         places = parse_json(path.read_bytes())["weight_map"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CorruptFileError(f"{path} is no index of shards: {error!r}") from None
+        raise CorruptFileError(f"{path} is not an index of shards: {error!r}") from None
     if not isinstance(places, dict) or not places:
         raise CorruptFileError(f"{path}: its weight_map names no tensors")
     for file in places.values():
         if not isinstance(file, str) or Path(file).name != file:
-            raise CorruptFileError(f"{path} names {file!r}, which is no file of the folder")
+            raise CorruptFileError(f"{path} lists {file!r}, which is not a file name")
     return places

@@ -1,4 +1,4 @@
-"""Writing of safetensors files tensor by tensor, in any order, and of the index of shards."""
+"""Writing of safetensors files tensor by tensor, in any order, and of shard indexes."""
 
 import json
 import os
@@ -19,16 +19,16 @@ ALIGNMENT = 8
 
 
 class ShardWriter:
-    """A safetensors file whose header is written before its values; see `open_shard_writer`.
+    """A safetensors file whose header is written before the values; see `open_shard_writer`.
 
     Parameters
     ----------
     file : binary file
         An empty file.
     tensors : mapping of str to Tensor
-        The tensors of the file, of which only shapes and dtypes are read.
+        The tensors of the file; only their shapes and dtypes are read.
     finite : bool
-        Whether values that are not finite are refused.
+        Whether to reject NaN and infinite values.
 
     References
     ----------
@@ -40,7 +40,7 @@ class ShardWriter:
     ) -> None:
         self._file, self._finite = file, finite
         self.missing = dict(tensors)
-        # Large dtypes come first, so that every tensor is aligned to its own dtype.
+        # Large dtypes come first, so that every tensor is aligned.
         names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         self._starts, end = {}, 0
@@ -64,12 +64,12 @@ class ShardWriter:
         Raises
         ------
         InvalidArgumentError
-            If the header has no such tensor, or its values are written already or not finite.
+            If the header has no such tensor, or its values are already written or not finite.
         """
         expected = self.missing.pop(name, None)
         if expected is None or (expected.shape, expected.dtype) != (values.shape, values.dtype):
             raise InvalidArgumentError(
-                f"{name!r}, {values.dtype} of shape {tuple(values.shape)}, is not to be written"
+                f"unexpected tensor {name!r} of shape {tuple(values.shape)} and {values.dtype}"
             )
         floating = self._finite and values.is_floating_point()
         if floating and not bool(torch.isfinite(_readable(values)).all()):
@@ -80,7 +80,7 @@ class ShardWriter:
 
 
 def _readable(values: Tensor) -> Tensor:
-    """Return values of 8 bits in a type that torch computes in."""
+    """Return 8-bit values in a dtype that supports `torch.isfinite`."""
     return values.half() if values.itemsize == 1 else values
 
 
@@ -95,14 +95,14 @@ def open_shard_writer(
     path : path
         The file to write or replace.
     tensors : mapping of str to Tensor
-        The tensors of the file, of which only shapes and dtypes are read.
+        The tensors of the file; only their shapes and dtypes are read.
     finite : bool
-        Whether values that are not finite are refused.
+        Whether to reject NaN and infinite values.
 
     Raises
     ------
     InvalidArgumentError
-        If the file cannot be written, or the block did not write a tensor.
+        If the file cannot be written, or a tensor is missing at the end of the block.
 
     Examples
     --------
@@ -123,13 +123,13 @@ def open_shard_writer(
 
 
 Shards = Mapping[str, Mapping[str, Tensor]]
-"""The tensors of each file, by the name of the file and their own names."""
+"""The tensors of each file by name."""
 
 
 def divide_into_shards(tensors: Mapping[str, Tensor], limit: int) -> Shards:
-    """Return the tensors in each file of a model, in their order, in Hugging Face's layout.
+    """Divide a model's tensors among files in Hugging Face's layout, in order.
 
-    No file is larger than ``limit`` bytes without its header, unless it has a single tensor.
+    No file has more than ``limit`` bytes of values, unless it has a single tensor.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def divide_into_shards(tensors: Mapping[str, Tensor], limit: int) -> Shards:
 
 
 def write_index(folder: Path, shards: Shards) -> None:
-    """Write the file that names the shard of every tensor."""
+    """Write the file that says which shard has each tensor."""
     total = sum(tensor.nbytes for tensors in shards.values() for tensor in tensors.values())
     files = {name: file for file, tensors in shards.items() for name in tensors}
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}

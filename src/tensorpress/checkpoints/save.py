@@ -23,7 +23,7 @@ from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 
 SHARD_BYTES = 5 * 10**9
-"""Largest size of a file; a larger model is divided into shards."""
+"""Largest size of a weight file; larger models are divided into shards."""
 
 UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
@@ -31,28 +31,29 @@ UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.Uninitialized
 def save_checkpoint(
     model: nn.Module, folder: str | os.PathLike[str], plan: Plan | None = None
 ) -> None:
-    """Save a pressed model as a folder: weights, plan, and the config of a model of transformers.
+    """Save a pressed model as a folder with its weights, plan and Transformers config.
 
-    ``model.safetensors``, or shards of at most 5 GB and their index, in Hugging Face's layout;
-    ``plan.json``; ``config.json`` if the model has a config. Tied tensors are written once. The
-    folder is complete or does not exist.
+    The folder has ``model.safetensors``, or shards of at most 5 GB and their index; ``plan.json``;
+    and ``config.json`` if the model has a config. Tied tensors are written once. If saving fails,
+    no folder is left behind.
 
     Parameters
     ----------
     model : nn.Module
         A pressed model.
     folder : path
-        A new or an empty folder.
+        A new or empty folder.
     plan : Plan, optional
-        The plan by which the model was pressed. A plan that is read from the model instead has no
-        reasons for dense layers.
+        The plan of the pressed model. By default it is read from the model, without the reasons why
+        layers stayed dense.
 
     Raises
     ------
     ModelMismatchError
-        If the model is not pressed by the plan, or no plan describes it.
+        If the model does not match the plan, or no plan describes it.
     InvalidArgumentError
-        If the folder has files, cannot be written, or a tensor cannot be stored (naming it).
+        If the folder has files or cannot be written, or a tensor cannot be stored (the message
+        names it).
 
     Examples
     --------
@@ -90,7 +91,7 @@ def _check_pressed(pressed: Plan, plan: Plan) -> None:
     expected = {layer.name: layer for layer in plan.layers}
     for name in {**expected, **actual}:
         if actual.get(name) != expected.get(name):
-            raise ModelMismatchError(f"layer {name!r} is not pressed as the plan says")
+            raise ModelMismatchError(f"layer {name!r} of the model does not match the plan")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
@@ -98,17 +99,17 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise InvalidArgumentError(f"tensor {name!r} has no values")
     if tensor.dtype not in CODES or tensor.is_sparse or tensor.is_quantized:
         kind = tensor.dtype if tensor.dtype not in CODES else tensor.layout
-        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which safetensors cannot hold")
+        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which safetensors cannot store")
 
 
 def _write_config(model: nn.Module, folder: Path) -> None:
-    """Write the files from which transformers builds its models."""
+    """Write the configs from which transformers builds its models."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "save_pretrained"):
         return
     config = deepcopy(config)
     config.architectures = [type(model).__name__]
-    if hasattr(model, "dtype"):  # else transformers would load the values in that of the config
+    if hasattr(model, "dtype"):  # which else would be that of the config
         key = "dtype" if hasattr(config, "dtype") else "torch_dtype"
         setattr(config, key, str(model.dtype).removeprefix("torch."))
     config.save_pretrained(folder)
@@ -123,7 +124,7 @@ def create_folder(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InvalidArgumentError(f"{folder} is there already: give a new or an empty folder")
+            raise InvalidArgumentError(f"{folder} already exists: choose a new or empty folder")
         temporary.mkdir(parents=True)
         yield temporary
         if folder.exists():

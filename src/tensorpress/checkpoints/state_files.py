@@ -1,4 +1,4 @@
-"""Hidden states between the blocks of a model, in files, of which one batch is read at a time."""
+"""Files of the hidden states between a model's blocks, read one batch at a time."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -14,12 +14,12 @@ from tensorpress.utils.atomic_files import make_folder
 
 
 class StateFiles:
-    """The hidden states of all batches before each block, in float32, one file a block.
+    """The hidden states of all batches before each block, in float32, in one file per block.
 
     Parameters
     ----------
     folder : Path
-        Made if it is not there.
+        The folder, which is created if needed.
     shapes : sequence of torch.Size
         The shape of the states of each batch.
 
@@ -62,14 +62,14 @@ class StateFiles:
         return state
 
     def write(self, block: int, states: Iterable[Tensor]) -> None:
-        """Write the states of all batches before a block; the file is there complete or not."""
+        """Write the states of all batches before a block; an incomplete file never appears."""
         header = {str(i): torch.empty(shape, device="meta") for i, shape in enumerate(self._shapes)}
         with open_shard_writer(self._path(block), header) as writer:
             for place, state in enumerate(states):
                 writer.write(str(place), state)
 
     def remove(self, block: int) -> None:
-        """Remove the states before a block, if they are there."""
+        """Remove the states before a block, if any."""
         with suppress(FileNotFoundError):
             self._path(block).unlink()
 

@@ -1,4 +1,4 @@
-"""A model run block by block on calibration batches, with the weights of one block in memory."""
+"""A model that runs block by block on calibration batches, with one block in memory."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,12 +21,12 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class _Stopped(Exception):  # noqa: N818
-    """Ends a forward pass of which the rest is not needed."""
+    """Ends a forward pass early."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a block is called with beside the hidden state, None standing in its place."""
+    """The arguments of a block; None is the place of the hidden state."""
 
     positional: tuple[Any, ...]
     named: Mapping[str, Any]
@@ -39,7 +39,7 @@ class _Call:
 
     @staticmethod
     def split(positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, "_Call"]:
-        """Return the hidden state, which is the first argument, and the others."""
+        """Return the hidden state, which is the first argument, and the call without it."""
         if positional:
             return positional[0], _Call((None, *positional[1:]), named)
         first, *_ = named
@@ -48,7 +48,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the model that is in memory: what is before the blocks, a block, or what is after.
+    """A part of the model in memory: a block, or everything before or after the blocks.
 
     Attributes
     ----------
@@ -57,14 +57,15 @@ class Stage:
     number : int
         0 for the embedding, then the blocks, and the head last.
     module : nn.Module
-        What its layers are in.
+        The module with the layers of the stage.
     prefix : str
-        What the names of layers begin with, beside the names in ``module``.
+        Prefix of the layers' names in ``module`` that gives their names in the model.
     run : callable
-        From the place of a batch and a hidden state before the block, which the embedding does not
-        look at, to that after it; the head returns what the model returns.
+        Function of the index of a batch and the hidden state before the stage, which the embedding
+        ignores. It returns the hidden state after the stage; the head returns the model's output.
     load : callable
-        Gives a module its values, which those outside of the blocks have once they are called.
+        Function that loads the values of a module. Modules outside the blocks also load them when
+        they are called.
     """
 
     name: str
@@ -76,19 +77,19 @@ class Stage:
 
 
 class StreamedModel:
-    """A model on the meta device, of which one stage at a time has values.
+    """A model on the meta device that has values for one stage at a time.
 
-    Matrix products are computed in bfloat16 where the blocks are stored in half precision, and
-    hidden states are float32.
+    Matrix products are computed in bfloat16 if the blocks are stored in half precision; hidden
+    states are float32.
 
     Parameters
     ----------
     model : nn.Module
-        The model on the meta device, with values in buffers that no file has.
+        The model on the meta device; buffers that are not in the files have values.
     files : TensorFiles
-        Its checkpoint.
+        The model's checkpoint.
     stored : mapping of str to str
-        The name in the files of each tensor of the model's state, by its first name.
+        The name in the files of each tensor in the model's state, by its first name.
     batches : sequence of Batch
         Calibration data.
 
@@ -97,12 +98,12 @@ class StreamedModel:
     blocks : list of str
         The names of the blocks.
     shapes : list of torch.Size
-        The shapes of the hidden states of each batch.
+        The shape of the hidden states for each batch.
 
     Raises
     ------
     InvalidArgumentError
-        If the model is not a chain of blocks through which one hidden state goes.
+        If the model is not a chain of blocks that pass on a single hidden state.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class StreamedModel:
 
     @property
     def stages(self) -> list[str]:
-        """The names of the stages, in their order."""
+        """The names of the stages in order."""
         return ["embedding", *self.blocks, "head"]
 
     def stage_of(self, layer: str, called_before: set[str]) -> int:
@@ -175,7 +176,7 @@ class StreamedModel:
             yield Stage(name, number, self._model, "", run_outer, load)
 
     def _learn_calls(self) -> None:
-        """Record the arguments of every block, by passes on which blocks return what they get."""
+        """Record the arguments of every block, in passes whose blocks return their inputs."""
         unique: dict[str, Tensor] = {}
 
         def shared(tensor: Tensor) -> Tensor:
@@ -198,7 +199,7 @@ class StreamedModel:
                 self.shapes.append(state.shape)
 
     def _learn_output(self, call: _Call, state: Tensor) -> None:
-        """Learn what a block returns around the hidden state."""
+        """Record what a block returns besides the hidden state."""
         block = self._load_block(0)
         with torch.no_grad(), self._precision():
             output = call.run(block, state.float())
@@ -212,7 +213,7 @@ class StreamedModel:
         self._rest = lambda state: (state, *others)
 
     def _trace(self, place: int, stop: int) -> tuple[Tensor, list[_Call]]:
-        """Return the hidden state before the blocks, and their arguments up to one of them."""
+        """Return the hidden state before the blocks, and the arguments of blocks up to ``stop``."""
         states: list[Tensor] = []
         calls: list[_Call] = []
 
@@ -238,7 +239,7 @@ class StreamedModel:
             raise self._error(f"block {self.blocks[number]!r} does not follow the block before it")
         if states and state is not states[0]:
             raise self._error(
-                f"what block {self.blocks[number]!r} receives is not what the one before returns"
+                f"block {self.blocks[number]!r} does not receive the output of the block before it"
             )
 
     def _embed(self, place: int, _: Tensor | None) -> Tensor:
@@ -260,7 +261,7 @@ class StreamedModel:
         return self._run_outer(place, receive)
 
     def _run_outer(self, place: int, receive: Callable[[int, Any, _Call], Any]) -> Any:
-        """Run the model with a function in the place of its blocks, until it stops."""
+        """Run the model with a function instead of its blocks, which may end the pass."""
 
         def make_stub(number: int) -> Callable[..., Any]:
             def stub(*positional: Any, **named: Any) -> Any:
@@ -288,7 +289,7 @@ class StreamedModel:
         return torch.autocast("cpu", torch.bfloat16, enabled=self._half)
 
     def _load_block(self, number: int) -> nn.Module:
-        """Return a block with values; vectors are float32 where matrices are half precision."""
+        """Return a block with values; vectors in half precision become float32."""
         block = deepcopy(self._modules[number])
         values = {
             name: self._read(f"{self.blocks[number]}.{name}")
@@ -299,7 +300,7 @@ class StreamedModel:
 
     @contextmanager
     def _load_outer(self) -> Iterator[Callable[[nn.Module], None]]:
-        """Read the tensors of a module outside of the blocks when it is called, or asked for."""
+        """Load the tensors of modules outside the blocks when they are called, or on request."""
         names = {id(module): name for name, module in self._outer_modules()}
         empty: list[tuple[dict[str, Any], str, Tensor]] = []
 
@@ -339,7 +340,7 @@ class StreamedModel:
 
 
 def _empty_buffers(model: nn.Module) -> None:
-    """Move the buffers of a model's state, whose values are in its files, to the meta device."""
+    """Move the buffers in a model's state, which are in its files, to the meta device."""
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, nn.Parameter):
             module, _, key = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""The names of tensors in a checkpoint, in its model and in the pressed checkpoint."""
+"""Names of tensors in a checkpoint, in its model and in the pressed checkpoint."""
 
 import re
 from collections.abc import Mapping
@@ -22,14 +22,14 @@ from tensorpress.utils.module_tree import parameter_name
 
 @dataclass(frozen=True)
 class Route:
-    """One tensor of a dense model: copied, or the weight of a layer that is pressed.
+    """How one tensor of a dense model is pressed: copied, or as the weight of a pressed layer.
 
     Attributes
     ----------
     outputs : mapping of str to Tensor
-        Its tensors in the pressed model's state by name, on the meta device.
+        The resulting tensors in the pressed model's state by name, on the meta device.
     layer : LayerPlan or None
-        The pressed layer of which it is the weight.
+        The pressed layer whose weight the tensor is.
     """
 
     outputs: Mapping[str, Tensor]
@@ -37,19 +37,19 @@ class Route:
 
 
 def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
-    """Return the routes of the tensors of a dense model's state, on the meta device, by name.
+    """Return the routes of the tensors in a dense model's state by name.
 
     Raises
     ------
     ModelMismatchError
         If the plan does not fit the model.
     InvalidArgumentError
-        If layers share a core, for which all of them must be in memory.
+        If layers share a core, which needs all of them in memory.
     """
     if plan.shared_core is not None:
         raise InvalidArgumentError(
-            f"{plan.scheme} shares one core among layers, so it needs all of them in memory: press "
-            "the loaded model"
+            f"layers of {plan.scheme} share one core, so all must be in memory: load the model and "
+            "press it instead"
         )
     pressed = build_skeleton(deepcopy(dense), plan)
     state = pressed.state_dict(keep_vars=True)
@@ -74,7 +74,7 @@ def route_tensors(dense: nn.Module, plan: Plan) -> dict[str, Route]:
 
 
 def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Tensor]:
-    """Return the factors of the weight of one layer, by name in the pressed model's state.
+    """Return the factors of one layer's weight, by their names in the pressed model's state.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
     Raises
     ------
     InvalidArgumentError
-        For NaN or infinite values, naming the layer.
+        If values are NaN or infinite; the message names the layer.
     """
     layer = route.layer
     assert layer is not None
@@ -101,7 +101,7 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
     module = deepcopy(dense.get_submodule(layer.name))
     module.weight = nn.Parameter(weight, requires_grad=False)
     bias = module._parameters.get("bias")
-    if bias is not None:  # The bias has its route, and no scheme reads its values.
+    if bias is not None:  # The bias has a separate route, and no scheme reads its values.
         module.bias = nn.Parameter(torch.zeros_like(bias, device="cpu"), requires_grad=False)
     try:
         pressed = layer.method.press(module, layer.ranks).state_dict()
@@ -112,11 +112,11 @@ def press_weight(dense: nn.Module, route: Route, weight: Tensor) -> dict[str, Te
 
 
 def match_tensor_names(model: nn.Module, files: TensorFiles) -> dict[str, str]:
-    """Return the name in a model's state of every tensor of a checkpoint that the model uses.
+    """Map the tensors of a checkpoint to their names in the model's state.
 
-    Tied tensors have the first of their names. The prefix of the base model (``transformer.``) may
-    be missing in the checkpoint, or in the model. Tensors that the model's class ignores are left
-    out.
+    Tied tensors map to the first of their names. The prefix of the base model (``transformer.``)
+    may be missing in the checkpoint or in the model. Tensors that the model's class ignores are
+    left out.
 
     Raises
     ------
@@ -147,12 +147,12 @@ def _mismatch_error(
     model: nn.Module, files: TensorFiles, missing: list[str], unknown: list[str]
 ) -> ModelMismatchError:
     parts = [f"has no {format_names(missing)}"] if missing else []
-    parts += [f"has {format_names(unknown)}, which the model has not"] if unknown else []
+    parts += [f"has {format_names(unknown)}, which the model does not have"] if unknown else []
     advice = ""
     if missing and unknown and hasattr(model, "save_pretrained"):
         advice = (
-            ". Where transformers itself can load the checkpoint, save it once under the model's "
-            "own names: model.save_pretrained(FOLDER, save_original_format=False)"
+            ". If transformers can load the checkpoint, save it under the names of the model: "
+            "model.save_pretrained(FOLDER, save_original_format=False)"
         )
     kind = type(model).__name__
-    return ModelMismatchError(f"{files.folder} is no {kind}: it {' and '.join(parts)}{advice}")
+    return ModelMismatchError(f"{files.folder} is not a {kind}: it {' and '.join(parts)}{advice}")

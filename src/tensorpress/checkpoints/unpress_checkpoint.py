@@ -1,4 +1,4 @@
-"""Writing of the dense checkpoint that a pressed folder stands for."""
+"""Writing of a pressed folder as a dense checkpoint."""
 
 import os
 from pathlib import Path
@@ -22,25 +22,25 @@ def unpress_checkpoint(
     *,
     model: nn.Module | None = None,
 ) -> None:
-    """Write a pressed folder as the dense checkpoint that it stands for, layer by layer.
+    """Write a pressed folder as a dense checkpoint, layer by layer.
 
-    Memory holds one layer at a time. Transformers, vLLM and the converter of llama.cpp load the
-    result as they load the original checkpoint; its size is that of the original.
+    Memory holds one layer at a time. The result has the size and format of the original checkpoint,
+    so that Transformers, vLLM and the converter of llama.cpp load it.
 
     Parameters
     ----------
     folder : path
-        A folder that `press_checkpoint`, `save_checkpoint` or ``save_pretrained`` wrote.
+        A folder written by `press_checkpoint`, `save_checkpoint` or ``save_pretrained``.
     out : path
-        A new or an empty folder. Files other than weights, such as a tokenizer, are copied to it.
+        A new or empty folder. Files other than weights, such as a tokenizer, are copied to it.
     model : nn.Module, optional
-        A dense model of the architecture, which may be on the meta device; a model of transformers
-        needs none.
+        A dense model of the same architecture, which may be on the meta device; not needed for a
+        Transformers model.
 
     Raises
     ------
     DataNotFoundError, CorruptFileError
-        For files that are missing, truncated or damaged.
+        If files are missing, truncated or damaged.
     ModelMismatchError
         If the folder does not fit the model.
     InvalidArgumentError

@@ -1,4 +1,4 @@
-"""The adaptive arithmetic coder: one stream of numbers and symbols, written or read alike."""
+"""The adaptive arithmetic coder: one stream of numbers and symbols, in both directions."""
 
 from collections.abc import Callable
 from functools import cache
@@ -19,17 +19,17 @@ SCALES = 63
 """Number of scales: initial expected magnitudes of a tensor, half an octave apart."""
 
 _STATE_BYTES = 4
-_MANY = 1 << 14  # symbols, from which on importing a compiler pays
-_ROOM = 1 << 10  # bytes that any number fits in
-_INLINE = ("code_bit", "update_counter", "code_bit_by_mixer")  # called for every bit
+_MANY = 1 << 14  # symbols from which importing a compiler pays
+_ROOM = 1 << 10  # bytes into which any number fits
+_INLINE = ("code_bit", "update_counter", "code_bit_by_mixer")  # functions called for every bit
 
 
 class Stream:
     """An adaptive arithmetic coder that writes a stream or, if `data` is passed, reads one.
 
-    Every method takes the value to write and returns it; in reading, the argument is ignored and
-    the value in the stream is returned. So one description of a format serves both directions. The
-    coder computes with integers only, and its streams are the same on every machine.
+    Every method takes the value to write and returns it. When reading, it ignores the argument and
+    returns the value in the stream. So one description of a format serves both directions. The
+    coder computes with integers only, so its streams are the same on every machine.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Stream:
     def __init__(self, data: bytes | None = None) -> None:
         self._buffer = bytearray(_ROOM) if data is None else bytearray(data)
         self.writing = data is None
-        """Whether the stream is written, not read."""
+        """Whether the stream is written instead of read."""
         self._state: Any = list(initial_state())
         self._names: dict[str, int] = {}
         self._code: Callable[..., bool] = context_model.code_symbols
@@ -77,7 +77,7 @@ class Stream:
     def number(self, name: str, value: int = 0) -> int:
         """Code a number from 0 to 2**24 - 2.
 
-        The coder learns from the numbers of one name how long the next will be.
+        The coder learns the lengths of numbers from earlier ones of the same name.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class Stream:
         self._make_room()
         index = self._names.setdefault(name, len(self._names))
         if index >= NUMBERS:
-            raise ValueError(f"there are counters for {NUMBERS} kinds of numbers, not for more")
+            raise ValueError(f"there are counters for only {NUMBERS} kinds of numbers")
         first = context_model.NUMBER_START + index * NUMBER_COUNTERS
         return binary_coder.code_number(self._state, self._buffer, first, value)
 
@@ -120,12 +120,12 @@ class Stream:
         Parameters
         ----------
         shape : tuple of int
-            Shape of the tensor: rows, columns or channels, places in the plane. Symbols that are
-            near in it, or in one row or column, are expected to be of like magnitude.
+            Shape of the tensor: rows, columns or channels, places in the plane. Neighbouring
+            symbols, and symbols of one row or column, are expected to have similar magnitudes.
         scale : int
             Initial expected magnitude, in half octaves; `nearest_scale` returns the best.
         symbols : ndarray of int32, optional
-            The symbols in row-major order, shape (size,); not needed in reading.
+            The symbols in row-major order, shape (size,); not needed when reading.
 
         Returns
         -------
@@ -147,11 +147,11 @@ class Stream:
             result = self._run(symbols, shape, scale)
             if self._state[POSITION] <= len(self._buffer):
                 return result
-            self.rewind(mark)  # the buffer was too small: once more with a larger one
+            self.rewind(mark)  # the buffer was too small
             room *= 4
 
     def expect(self, symbols: int) -> None:
-        """Use compiled code if so many symbols are to come that it pays; the bytes are the same."""
+        """Use compiled code if enough symbols will follow; the bytes are the same."""
         if symbols >= _MANY:
             self._state = np.array(self._state, np.int64)
             self._code = _compile_code_symbols(checked=not self.writing)
@@ -161,21 +161,21 @@ class Stream:
         return self._state.copy()
 
     def rewind(self, mark: Any) -> None:
-        """Undo all that was written since `mark` returned this state."""
+        """Undo everything written since `mark` returned this state."""
         self._state = mark.copy()
 
     def finish(self) -> bytes:
-        """Return the shortest stream from which all that was written can be read."""
+        """Return the shortest stream from which everything written can be read."""
         settled = bytes(self._buffer[: int(self._state[POSITION])])
         return settled + self._shortest_end()
 
     def check_end(self) -> None:
-        """Check that all was read: the stream is what `finish` gives for these values.
+        """Check that everything was read: the stream is what `finish` returns for these values.
 
         Raises
         ------
         CorruptFileError
-            If bytes are missing, or left.
+            If bytes are missing or left over.
         """
         settled = int(self._state[POSITION]) - _STATE_BYTES
         rest, end = self._buffer[settled:], self._shortest_end()
@@ -185,10 +185,9 @@ class Stream:
             raise CorruptFileError("there are data after the coded values")
 
     def _shortest_end(self) -> bytes:
-        """Return the fewest bytes that, after those settled, lie in the coder's interval."""
+        """Return the fewest bytes that put the stream into the coder's interval."""
         low, high = int(self._state[LOW]), int(self._state[HIGH])
-        # Any point of the interval will do: take the one with the most trailing zero bytes, which
-        # need not be written.
+        # Take the point of the interval with the most trailing zero bytes, which are not written.
         for zeros in range(8 * _STATE_BYTES, -1, -8):
             point = -(-low >> zeros) << zeros
             if point <= high:
@@ -196,7 +195,7 @@ class Stream:
         return point.to_bytes(_STATE_BYTES, "big")[: _STATE_BYTES - zeros // 8]
 
     def _make_room(self, size: int = _ROOM) -> None:
-        """Grow the buffer to hold `size` more bytes; in reading, check that it has not ended."""
+        """Grow the buffer to hold `size` more bytes; when reading, check that it has not ended."""
         if self.writing:
             missing = self._state[POSITION] + size - len(self._buffer)
             if missing > 0:
@@ -205,7 +204,7 @@ class Stream:
             raise CorruptFileError("the coded values end early")
 
     def _run(self, symbols: Symbols, shape: tuple[int, ...], scale: int) -> Symbols:
-        """Code symbols from the present state on, in plain Python or compiled."""
+        """Code symbols from the present state, in plain Python or compiled."""
         sizes = _plane_sizes(shape)
         means = np.zeros(_mean_count(sizes), np.int64)
         # The tensor's initial mean magnitude: 2^(scale / 2 - 8), 16 bits after the point.
@@ -240,7 +239,7 @@ def nearest_scale(symbols: Symbols) -> int:
 
 @cache
 def _compile_code_symbols(*, checked: bool) -> Callable[..., bool]:
-    """Return `code_symbols`, compiled with all that it calls; bounds are checked in reading."""
+    """Return `code_symbols`, compiled with all that it calls; reading checks bounds."""
     names: dict[str, Any] = {"__name__": context_model.__name__}
     for module in (binary_coder, context_model):
         for name, function in vars(module).items():
@@ -255,7 +254,7 @@ def _compile_code_symbols(*, checked: bool) -> Callable[..., bool]:
 
 
 def symbol_work_bytes(shape: tuple[int, ...]) -> int:
-    """Return the memory beside the symbols that `Stream.symbols` takes for a tensor's shape."""
+    """Return the memory besides symbols that `Stream.symbols` takes for a shape."""
     return 8 * _mean_count(_plane_sizes(shape))
 
 

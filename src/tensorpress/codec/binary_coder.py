@@ -1,8 +1,8 @@
-"""Binary arithmetic coding under adaptive probabilities that are mixed in the logistic domain.
+"""Binary arithmetic coding with adaptive probabilities, mixed in the logistic domain.
 
-All functions work on integers in lists or arrays, so that plain Python and numba run the same
-code. Every function codes in both directions: it writes the bit it is passed or returns the bit it
-reads, as ``state[MODE]`` says. Nothing here allocates memory, and no integer exceeds 64 bits.
+All functions work on integers in lists or arrays, so that plain Python and numba run the same code.
+``state[MODE]`` sets the direction: functions write the bit they are passed, or return the bit they
+read. Nothing here allocates memory, and no integer exceeds 64 bits.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ MIXER = RECIPROCALS + 1024
 COUNTERS = MIXER + 512  # each counter is a probability times 2**16 and a number of bits seen
 
 WRITING = 1  # the value of `MODE` in writing; 0 in reading
-MAX_COUNT = 255  # number of bits that a counter's probability averages over in the long run
+MAX_COUNT = 255  # most bits over which a counter's probability averages
 MIXER_RATE = 4
 MAX_NUMBER_BITS = 24  # binary digits of a number after its first
 HALF = 1 << 15  # probability 1/2
@@ -34,7 +34,7 @@ def code_bit(state: Ints, buffer: Ints, p: int, bit: int) -> int:
         high = middle
     else:
         low = middle + 1
-    # Where both ends have the same first byte, it is settled: shift it out, and one byte in.
+    # While both ends have the same first byte, shift it out, and shift one byte in.
     while (low ^ high) >> 24 == 0:
         position = state[POSITION]
         if state[MODE] == WRITING:
@@ -61,7 +61,7 @@ def update_counter(state: Ints, i: int, bit: int) -> None:
 
 
 def code_bit_by_counter(state: Ints, buffer: Ints, i: int, bit: int) -> int:
-    """Code a bit under the probability of counter `i`, and update the counter."""
+    """Code a bit with the probability of counter `i`, and update the counter."""
     p = min(max(state[COUNTERS + 2 * i], 64), 65536 - 64)
     bit = code_bit(state, buffer, p, bit)
     update_counter(state, i, bit)
@@ -69,9 +69,9 @@ def code_bit_by_counter(state: Ints, buffer: Ints, i: int, bit: int) -> int:
 
 
 def code_bit_by_mixer(state: Ints, buffer: Ints, weights: int, inputs: int, bit: int) -> int:
-    """Code a bit under a mix of the first `inputs` counters whose numbers are in `SLOTS`.
+    """Code a bit with a mix of the first `inputs` counters whose numbers are in `SLOTS`.
 
-    `weights` is where the mixer's weights begin. They and the counters are updated.
+    `weights` is the start of the mixer's weights. Weights and counters are updated.
     """
     # p = squash(sum_k w_k stretch(p_k)), with stretch(p) = ln(p / (1 - p)) and squash its inverse.
     dot = 0
@@ -92,7 +92,7 @@ def code_bit_by_mixer(state: Ints, buffer: Ints, weights: int, inputs: int, bit:
 def code_number(state: Ints, buffer: Ints, first: int, number: int) -> int:
     """Code a number n from 0 to 2**24 - 2 in an Exp-Golomb code.
 
-    The 24 counters from number `first` on code how many digits n + 1 has.
+    The 24 counters from number `first` code the number of digits of n + 1.
     """
     # In unary: the number of binary digits of n + 1 after its leading 1.
     width = 0
@@ -101,7 +101,7 @@ def code_number(state: Ints, buffer: Ints, first: int, number: int) -> int:
         if not code_bit_by_counter(state, buffer, first + width, longer):
             break
         width += 1
-    # Those digits, the highest first, each with probability 1/2.
+    # These digits, highest first, each with probability 1/2.
     digits = 1
     for k in range(width):
         digits = digits << 1 | code_bit(state, buffer, HALF, number + 1 >> width - 1 - k & 1)

@@ -1,4 +1,4 @@
-"""Bit streams for the tables of a file: integers in exactly the bits they need."""
+"""Bit streams for the tables of a file: integers in exactly the bits that they need."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tensorpress.errors import CorruptFileError
 
 Symbols = NDArray[np.int32]
-"""Signed numbers of quantization levels; 0 stands for the value 0."""
+"""Signed numbers of quantization levels; 0 is the value 0."""
 
 _VARINT_GROUPS = 10  # ten groups of seven bits hold every 64-bit integer
 
@@ -47,11 +47,11 @@ def varint_bits(n: int) -> int:
 
 
 def level_codes(levels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Return codes for non-negative integers that, zeros aside, vary little from one to the next.
+    """Return codes for non-negative integers that vary little between neighbours, except zeros.
 
-    The code of a zero is 1. The code of any other integer is 0 if the integer equals the non-zero
-    one before it (0 at the start), and otherwise 1 plus the zigzagged difference to that. Written
-    in unary, a code takes one bit more than its value.
+    The code of a zero is 1. The code of another integer is 0 if it equals the last nonzero one (0
+    at the start), and otherwise 1 plus the zigzagged difference. In unary, a code takes one bit
+    more than its value.
 
     Examples
     --------
@@ -102,21 +102,21 @@ class BitWriter:
         self.bits(value, 8)
 
     def levels(self, levels: NDArray[np.integer[Any]]) -> None:
-        """Append non-negative integers that vary little, zeros aside; see `level_codes`."""
+        """Append non-negative integers as `level_codes`."""
         for code in level_codes(levels).tolist():
             self.unary(code)
 
     def to_bytes(self) -> bytes:
-        """Return all that was written, padded with zero bits to whole bytes."""
+        """Return everything written, padded with zero bits to whole bytes."""
         digits = "".join(self._digits)
         size = -(-len(digits) // 8)
         return int(digits.ljust(8 * size, "0") or "0", 2).to_bytes(size, "big")
 
 
 class BitReader:
-    """A reader of what `BitWriter` wrote, from bytes that are not trusted.
+    """Reads what `BitWriter` wrote, from untrusted bytes.
 
-    Every method raises `CorruptFileError` where the bytes end early or hold a value out of bounds.
+    Every method raises `CorruptFileError` if the bytes end early or a value is out of bounds.
 
     Examples
     --------
@@ -137,7 +137,7 @@ class BitReader:
 
     @property
     def bytes_read(self) -> int:
-        """The number of bytes of which at least one bit has been read."""
+        """The number of bytes that were read at least in part."""
         return -(-self._position // 8)
 
     def bits(self, width: int) -> int:
@@ -191,7 +191,7 @@ class BitReader:
         return self._data[start : start + count]
 
     def finish(self) -> None:
-        """Check that nothing is left but the zero bits that pad the last byte."""
+        """Check that only zero bits that pad the last byte are left."""
         remaining = 8 * len(self._data) - self._position
         if remaining >= 8 or self.bits(remaining):
             raise CorruptFileError("there are data after the end")

@@ -1,4 +1,4 @@
-"""Compilation of functions on integers by numba, which is imported only where it pays."""
+"""Compiles functions on integers by numba, which is imported only if it pays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,23 +7,23 @@ from typing import Any
 def compile_function(
     function: Callable[..., Any], *, inline: bool = False, checked: bool = True
 ) -> Callable[..., Any]:
-    """Return a function compiled, which is kept on disk where there is a folder.
+    """Compile a function; the result is cached on disk if there is a folder for it.
 
     Parameters
     ----------
     function : callable
-        A function of integers and arrays of them. Compiled in several ways, it needs a
-        ``__qualname__`` for each, by which it is kept.
+        A function of integers and arrays of integers. If it is compiled in several ways, each needs
+        another ``__qualname__``, the key of the cache.
     inline : bool
-        Whether it becomes part of the compiled functions that call it.
+        Whether to inline it into compiled functions that call it.
     checked : bool
-        Whether bounds are checked, as is needed where what is read is not trusted.
+        Whether to check bounds, as needed for reading untrusted data.
     """
     import numba  # here, because small files need no compiler
 
     options: dict[str, Any] = {"boundscheck": checked, "inline": "always" if inline else "never"}
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # there is no folder for the compiled code to stay in
+    except RuntimeError:  # there is no folder for the cache
         compiled = numba.njit(**options)(function)
     return compiled

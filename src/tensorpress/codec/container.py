@@ -1,4 +1,4 @@
-"""The container of a `.tpz` file: a stream and a payload, with a checksum, written atomically.
+"""The container of a `.tpz` file: a stream and a payload with a checksum, written atomically.
 
 Layout: ``TPZ``, the format version (1 byte), a CRC-32 (4 bytes, little endian) of the version and
 of all that follows, the stream, the payload. If there is a payload, 128 is added to the version,
@@ -41,7 +41,7 @@ class Container:
 
 
 def write(path: str | os.PathLike[str], stream: bytes, payload: bytes) -> int:
-    """Write a file; a file of that name is replaced only when the new one is complete on disk.
+    """Write a file; an existing one is replaced only when the new one is complete on disk.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def read(path: str | os.PathLike[str]) -> Container:
     Raises
     ------
     DataNotFoundError
-        If there is no such file, or it cannot be read.
+        If the file does not exist or cannot be read.
     CorruptFileError
         If the file is not a `.tpz` file, has another version, or was truncated or altered.
     """
@@ -102,7 +102,7 @@ def read(path: str | os.PathLike[str]) -> Container:
 
 @contextmanager
 def name_file_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Add a file's name to the message of every `CorruptFileError` that the block raises."""
+    """Add a file's name to the message of every `CorruptFileError` in a ``with`` block."""
     try:
         yield
     except CorruptFileError as error:
@@ -118,7 +118,7 @@ def _parse(data: bytes) -> Container:
     version = data[len(MAGIC)] & ~_PAYLOAD_FLAG
     if version != VERSION:
         raise CorruptFileError(
-            f"the file has format version {version}, this TensorPress reads {VERSION}"
+            f"the file has format version {version}, but this TensorPress reads {VERSION}"
         )
     body = data[_PREFIX:]
     if _checksum(data[len(MAGIC) : len(MAGIC) + 1] + body) != data[_PREFIX - 4 : _PREFIX]:

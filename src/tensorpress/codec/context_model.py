@@ -1,10 +1,10 @@
-"""The context model of the adaptive coder: how a symbol becomes bits, and what predicts each bit.
+"""The context model of the adaptive coder: the bits of a symbol, and the prediction of each bit.
 
 A symbol is coded as a sequence of bits: whether it is zero, its sign, and its magnitude in unary.
-Counters predict every bit, each picked by another context: by how large the symbol is expected to
-be, judged by the symbols around it, in its row and in its column, and by a linear prediction of its
-value. All functions work on integers in lists or arrays; see `tensorpress.codec.binary_coder`.
-"Logarithm" means 8 log2 of a number with 16 bits after the point, so that 128 is that of 1.
+Counters predict every bit, each chosen by another context: the expected magnitude of the symbol,
+estimated from its neighbours, its row and its column, and a linear prediction of its value. All
+functions work on integers in lists or arrays; see `tensorpress.codec.binary_coder`. "Logarithm"
+means 8 log2 of a number with 16 bits after the point, so 128 is the logarithm of 1.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from tensorpress.codec.binary_coder import (
     code_number,
 )
 
-BINS = 24  # bits of a symbol that have counters; 0: is it zero? j: is the magnitude beyond j?
+BINS = 24  # bits with counters; 0: is the symbol zero? j: is its magnitude above j?
 MAX_UNARY = 20  # bits of a magnitude in unary; the rest of a larger one follows as a number
 LEVELS = 40  # classes of expected magnitudes, four to the octave
 LEVEL_OF_ONE = 24  # the class of an expected magnitude of 1
@@ -43,10 +43,10 @@ NEIGHBOURS = 8
 
 MAX_LOG = LOG_OF_ONE + 8 * 23  # of an expected magnitude
 MAX_INTEGER = (1 << 63) - 1
-MAX_MAGNITUDE = 1 << 23  # so that nothing read from a damaged file leaves 64 bits
+MAX_MAGNITUDE = 1 << 23  # keeps numbers from a damaged file within 64 bits
 MIN_MEAN = 256  # smallest expected magnitude, 16 bits after the point
-INITIAL_AGE = 12  # number of symbols that a mean's initial value counts for
-LONG_MEMORY, SHORT_MEMORY = 1000, 250  # symbols that means average over in the long run
+INITIAL_AGE = 12  # number of symbols for which a mean's initial value counts
+LONG_MEMORY, SHORT_MEMORY = 1000, 250  # most symbols over which means average
 
 
 def logarithm(state: Ints, value: int) -> int:
@@ -59,7 +59,7 @@ def logarithm(state: Ints, value: int) -> int:
 
 
 def magnitude_level(eighths: int) -> int:
-    """Return the class, 0 to 39, of an expected magnitude by its logarithm."""
+    """Return the class, 0 to 39, of an expected magnitude, from its logarithm."""
     return min(max((eighths - LOG_OF_ONE >> 1) + LEVEL_OF_ONE, 0), LEVELS - 1)
 
 
@@ -71,9 +71,9 @@ def sign_class(symbol: int) -> int:
 def gather_neighbours(state: Ints, symbols: Ints, i: int, index: Any, sizes: Any) -> int:
     """Copy the eight neighbours of symbol `i` to `NEAR`; return their weighted magnitude.
 
-    They are the symbols to the left, above, above left, in the channel before and the row before,
-    above right, two to the left and two above. The returned number packs the weighted sum of
-    magnitudes and, in the lowest 8 bits, the sum of the weights.
+    They are the symbols to the left, above, above left, in the previous channel, in the previous
+    row, above right, two to the left and two above. The result packs the weighted sum of magnitudes
+    and, in the lowest 8 bits, the sum of the weights.
     """
     row, channel, y, x = index
     channels, height, width = sizes
@@ -137,7 +137,7 @@ def update_filter(state: Ints, error: int, mean: int) -> None:
 def code_sign(state: Ints, buffer: Ints, prediction: int, place: int, bit: int) -> int:
     """Code the sign of a symbol, 1 for positive.
 
-    `prediction` is the strength of the predicted value, 0 to 7, times two, and its sign.
+    `prediction` is twice the strength of the predicted value, 0 to 7, plus its sign.
     """
     # Four contexts: the prediction; signs of near neighbours; of others; prediction and place.
     left, above = sign_class(state[NEAR]), sign_class(state[NEAR + 1])
@@ -171,10 +171,10 @@ def code_magnitude(state: Ints, buffer: Ints, levels: Any, kind: int, shift: int
             break
         j += 1
     magnitude = j - 1
-    # Escape: what is left of a larger one.
+    # Escape: the rest of a larger magnitude.
     if magnitude == MAX_UNARY:
         magnitude += code_number(state, buffer, ESCAPE_START, high - MAX_UNARY)
-    # Low bits: the first two by counters, by the high bits and each other; then at 1/2.
+    # Low bits: the first two by counters, which depend on the high bits; the rest at 1/2.
     group = min(magnitude, 3) * 4
     for k in range(shift):
         bit = rest >> shift - 1 - k & 1
@@ -202,7 +202,7 @@ def code_symbol(
     `estimates` are logarithms of its expected magnitude E, the best first; `prediction` is its
     expected value, 16 bits after the point; `place` is its place in the plane, at most 11.
     """
-    # Bits below the expected magnitude say little: floor(log2 E - 1/2) of them are low bits.
+    # Bits below the expected magnitude are nearly random: floor(log2 E - 1/2) are low bits.
     best = estimates[0]
     shift = max(best - LOG_OF_ONE - 4 >> 3, 0)
     half = LEVELS * BINS if shift > 0 else 0
@@ -221,7 +221,7 @@ def code_symbol(
     if not code_bit_by_mixer(state, buffer, mixer, MIXER_INPUTS, nonzero):
         return 0
     positive = code_sign(state, buffer, 2 * strength + side, place, 1 if symbol > 0 else 0)
-    # The magnitude, by the estimates without the low bits, and by whether the sign was predicted.
+    # The magnitude: contexts by the estimates without low bits, and by the sign's agreement.
     agreement = (1 if positive == side else 2) if strength > 0 else 0
     low = 8 * shift
     levels = (
@@ -245,10 +245,10 @@ def update_mean(state: Ints, means: Ints, at: int, magnitude: int, memory: int) 
 
 
 def code_symbols(state: Ints, buffer: Ints, symbols: Ints, sizes: Any, means: Ints) -> bool:
-    """Code the symbols of a tensor of rows, channels, height and width; False if bytes ran out.
+    """Code the symbols of a tensor of rows, channels, height and width; False if bytes run out.
 
-    `means` holds pairs of a mean magnitude and the number of symbols it averages over: of the
-    tensor, of the row, of each column and of each place in the plane. All start as the tensor's.
+    `means` has pairs of a mean magnitude and the number of symbols that it averages: of the tensor,
+    the row, each column and each place in the plane. All start as the tensor's.
     """
     rows, channels, height, width = sizes
     plane = (channels, height, width)

@@ -1,4 +1,4 @@
-"""Lookup tables and initial state of the adaptive coder, computed in integers alone."""
+"""Lookup tables and initial state of the adaptive coder, computed with integers only."""
 
 from functools import cache
 from math import isqrt
@@ -17,10 +17,10 @@ from tensorpress.codec.context_model import (
 )
 
 NUMBERS, NUMBER_COUNTERS = 64, 24
-"""Kinds of numbers that a coder tells apart, and counters of each."""
+"""Kinds of numbers that a coder distinguishes, and counters of each."""
 
 _OCTAVE_PARTS = (65536, 77936, 92682, 110218)  # 2**(k / 4), 16 bits after the point
-_SYMBOL_COUNT = 16  # number of bits that the initial probability of a symbol's counter counts for
+_SYMBOL_COUNT = 16  # number of bits for which the initial probability of a counter counts
 _NUMBER_COUNT = 1
 _LOGISTIC_BITS = 60
 _DECAY = 1148426689630428644  # exp(-1 / 256), 60 bits after the point
@@ -50,11 +50,11 @@ def tables() -> tuple[list[int], ...]:
 
 @cache
 def initial_state() -> tuple[int, ...]:
-    """Return the state of a coder that has coded nothing: work space, tables, mixer, counters."""
+    """Return the initial state of a coder: work space, tables, mixer, counters."""
     # Mixer weights, 16 bits after the point: 0.17 for each of six inputs, 0.4 for four of signs.
     mixer = [65536 * 17 // 100] * (WEIGHT_SETS * MIXER_INPUTS)
     mixer[SIGN_WEIGHTS * MIXER_INPUTS :] = [65536 * 2 // 5] * MIXER_INPUTS
-    # Probabilities: those of the geometric distribution for symbols, 1/2 for all else.
+    # Probabilities of the geometric distribution for symbols, 1/2 for everything else.
     probabilities = _initial_table() * (ESTIMATES + PREDICTIONS)
     probabilities += [HALF] * (NUMBER_START + NUMBERS * NUMBER_COUNTERS - len(probabilities))
     state = [0] * STRETCH

@@ -1,9 +1,9 @@
-"""The data that a model was trained for, in its file: their name, and how it takes their images."""
+"""Texts in a file: the name of a model's data, and how it takes images."""
 
 from tensorpress.codec.adaptive_coder import Stream
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
-# The numbers of data sets are their places here; new ones are appended. Others are written by name.
+# Files contain the index of a name in this list, so append only. Other names are written as text.
 DATA_NUMBERS = ("mnist", "cifar10", "digits", "moving-digits", "fashion-mnist", "svhn")
 
 _LARGEST = 1 << 10  # bytes of a text
@@ -25,12 +25,12 @@ def write_data_name(stream: Stream, name: str) -> None:
 
 
 def read_data_name(stream: Stream) -> str:
-    """Read what `write_data_name` wrote, which is not trusted.
+    """Read what `write_data_name` wrote, from an untrusted stream.
 
     Raises
     ------
     CorruptFileError
-        If it is no name.
+        If it is not a name.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def read_data_name(stream: Stream) -> str:
     """
     number = stream.number("data")
     if number > len(DATA_NUMBERS):
-        raise CorruptFileError(f"{number} is the number of no data set that this version has")
+        raise CorruptFileError(f"this version has no dataset with the number {number}")
     return DATA_NUMBERS[number - 1] if number else read_text(stream, "the name of the data")
 
 
@@ -55,24 +55,26 @@ def write_text(stream: Stream, what: str, text: str) -> None:
     """
     content = text.encode()
     if len(content) > _LARGEST:
-        raise InvalidArgumentError(f"{what} has {len(content)} bytes, and a file holds {_LARGEST}")
+        raise InvalidArgumentError(
+            f"{what} has {len(content)} bytes, but a file takes at most {_LARGEST}"
+        )
     stream.number("data", len(content))
     for byte in content:
         stream.choice(256, byte)
 
 
 def read_text(stream: Stream, what: str) -> str:
-    """Read what `write_text` wrote, which is not trusted.
+    """Read what `write_text` wrote, from an untrusted stream.
 
     Raises
     ------
     CorruptFileError
-        If it is too long, or no text.
+        If it is too long, or not text.
     """
     size = stream.number("data")
     if size > _LARGEST:
-        raise CorruptFileError(f"{what} is said to have {size} bytes")
+        raise CorruptFileError(f"{what} claims to have {size} bytes")
     try:
         return bytes(stream.choice(256) for _ in range(size)).decode()
     except UnicodeDecodeError:
-        raise CorruptFileError(f"{what} is no text") from None
+        raise CorruptFileError(f"{what} is not text") from None

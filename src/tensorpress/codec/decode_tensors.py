@@ -1,4 +1,4 @@
-"""Decoding lists of tensors from a stream and a payload, which are not trusted."""
+"""Decodes lists of tensors from a stream and a payload, both untrusted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,29 +25,29 @@ from tensorpress.codec.storage import (
 )
 from tensorpress.errors import CorruptFileError
 
-_BLOCK = 1 << 18  # values made of symbols at once
-_CODED_BYTES, _CODED_SPEED = 24, 8  # memory and symbols' work of a value that is coded bit for bit
+_BLOCK = 1 << 18  # values that are dequantized at once
+_CODED_BYTES = 24  # memory per value that is coded bit for bit
+_CODED_SPEED = 8  # such values that take the time of a symbol
 
 
 @dataclass(frozen=True)
 class DecodedTensor:
-    """A decoded tensor, and how many bits it takes.
+    """A decoded tensor and the bits that it takes.
 
     Attributes
     ----------
     values : Tensor
-        The tensor, on the CPU. One number stands for all values of a `Constant`: the tensor is
-        expanded, and takes no memory for each of them.
+        The tensor, on the CPU. A `Constant` is an expanded number, which takes no memory per value.
     storage : StepQuantizer, UniformQuantizer, Constant or {"raw", "coded", "half", "integers"}
-        Whether it is quantized and entropy coded, one number, or stored bit for bit, coded so, as
-        float16 or as integers of variable length. A file does not record how values were rounded: a
+        How it is stored: quantized and entropy coded, as one number, bit for bit, coded bit for
+        bit, as float16, or as integers of variable length. A file does not record rounding: a
         `UniformQuantizer` always has the rounding "nearest".
     symbols : ndarray of int32 or None
-        The symbols of a quantized tensor, shape (size,), if they were to be kept.
+        The symbols of a quantized tensor, shape (size,), if they were requested.
     table_bits : float
-        Bits of the file that describe the tensor, its share in a table included.
+        Bits of the file that describe the tensor, including its share of a table.
     coding : float or TableSymbols
-        Bits of its values, or the table by which they are counted.
+        Bits of its values, or the table for counting them.
     """
 
     values: Tensor
@@ -75,12 +75,12 @@ class DecodedTensor:
 
 
 def own_values(tensor: DecodedTensor, budget: ReadBudget) -> Tensor:
-    """Return a tensor's values in memory of their own, which can be written.
+    """Return a tensor's values in writable memory.
 
     Raises
     ------
     CorruptFileError
-        If they take more than the budget.
+        If this exceeds the budget.
     """
     if not isinstance(tensor.storage, Constant):
         return tensor.values
@@ -103,31 +103,30 @@ def decode_tensors(
     Parameters
     ----------
     stream, payload : Stream, bytes
-        The two parts of a file. They are not trusted.
+        The two parts of a file, which are untrusted.
     shapes, dtypes : sequence
         The shape and type of each tensor.
     coder : {"range", "huffman"}
-        The coder that the tensors were encoded with.
+        The coder with which the tensors were encoded.
     budget : ReadBudget, optional
-        What decoding may take; by default, as much as it needs.
+        The memory and work that decoding may take; unlimited by default.
     keep_symbols : bool
-        Whether the symbols are wanted beside the values, which takes as much memory again.
+        Whether to return symbols besides values, which doubles the memory.
 
     Raises
     ------
     CorruptFileError
-        If the bytes cannot be those of tensors with these shapes and types, or take more than the
-        budget. Damage that leaves other valid values is for the checksum of the file to detect.
+        If the bytes do not encode tensors of these shapes and types, or exceed the budget. Damage
+        that gives other valid values is left to the checksum of the file.
     """
     stream.expect(sum(map(prod, shapes)))
     decoder = _Decoder(stream, coder, budget or ReadBudget(0, max_bytes=MAX_MEMORY), keep_symbols)
-    # The stream says how each tensor is stored, and holds the symbols that are coded adaptively.
+    # The stream has the storage of each tensor, and the symbols that are coded adaptively.
     entries = list(map(decoder.read, shapes, dtypes))
     has_tables = any(entry.reach is not None for entry in entries)
     table_size = stream.number("tables") if has_tables else 0
     stream.check_end()
-    # The payload holds the values stored without entropy coding, the tables, the symbols coded by
-    # them.
+    # The payload has values stored without entropy coding, tables, and symbols coded by tables.
     reader = BitReader(payload)
     for i, entry in enumerate(entries):
         if isinstance(entry.storage, str):
@@ -143,7 +142,7 @@ def decode_tensors(
 
 @dataclass(frozen=True)
 class _Entry:
-    """What has been read of a tensor; `reach` is the largest symbol of a table still to come."""
+    """What was read of a tensor; `reach` is the largest symbol of a table to be read."""
 
     storage: Storage
     table_bits: float
@@ -186,7 +185,7 @@ class _Decoder:
             return _Entry(storage, stream.bits - start, reach=self._read_reach(storage))
         scale = self._storages.scale(shape)
         table_bits, start = stream.bits - start, stream.bits
-        # The symbols, 4 bytes each, and the coder's means are in memory until there are values.
+        # Symbols, 4 bytes each, and the coder's means are in memory until there are values.
         self.budget.work(prod(shape))
         self.budget.take(4 * prod(shape), passing=symbol_work_bytes(shape))
         symbols = stream.symbols(shape, scale)
@@ -200,11 +199,11 @@ class _Decoder:
         assert isinstance(entry.storage, str)
         start = reader.position
         if entry.storage == "coded":
-            # The values; keys, contexts, tables' symbols and a plane are in memory meanwhile.
+            # Values, and meanwhile keys, contexts, symbols of tables and a plane.
             self.budget.take(prod(shape) * dtype.itemsize, passing=_CODED_BYTES * prod(shape))
             self.budget.work(prod(shape) // _CODED_SPEED)
             values = decode_floats(reader, shape, dtype)
-        else:  # they take no less in the file
+        else:  # the file is no smaller than the values
             values = from_bytes(reader, entry.storage, shape, dtype)
         return replace(entry, values=values, coding=float(reader.position - start))
 
@@ -219,7 +218,7 @@ class _Decoder:
     def _dequantize(
         self, entry: _Entry, symbols: Symbols, shape: tuple[int, ...], dtype: torch.dtype
     ) -> _Entry:
-        """Return an entry with the values of symbols, whose memory is free again unless kept."""
+        """Return an entry with values for symbols, whose memory is freed unless they are kept."""
         assert isinstance(entry.storage, UniformQuantizer | StepQuantizer)
         self.budget.take(dtype.itemsize * prod(shape))
         values = _dequantize(entry.storage, torch.from_numpy(symbols), dtype).reshape(shape)
@@ -245,7 +244,7 @@ def _decode_by_tables(
     entries: Sequence[_Entry],
     shapes: Sequence[tuple[int, ...]],
 ) -> dict[int, TableSymbols]:
-    """Decode the symbols that are not in the stream, by the indices of their tensors."""
+    """Decode the symbols that are not in the stream, by index of the tensor."""
     reaches = {i: entry.reach for i, entry in enumerate(entries) if entry.reach is not None}
     sizes = {i: prod(shapes[i]) for i in reaches}
     for size in sizes.values():
@@ -269,7 +268,7 @@ def _decode_by_tables(
 
 
 def _dequantize(quantizer: Quantizer, symbols: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the levels that symbols stand for."""
+    """Return the levels of symbols."""
     uniform = isinstance(quantizer, UniformQuantizer)
     reach = quantizer_reach(quantizer, MAX_SYMBOL)
     shift = reach if uniform else 0  # the levels of a uniform quantizer are counted from 0 on

@@ -1,4 +1,4 @@
-"""Encoding lists of tensors into a stream and a payload: how each is stored, and its values."""
+"""Encodes lists of tensors into a stream and a payload."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,10 +26,10 @@ from tensorpress.codec.storage import (
 )
 from tensorpress.errors import InvalidArgumentError
 
-_LARGE = 1 << 17  # values of a tensor above which adaptive coding must gain to be worth its time
-_SAMPLE = 1 << 15  # values of a large tensor that its gain is estimated on
-_MAX_RATIO = 0.99  # of the adaptive size by the static one, for a large tensor
-_STATIC_START = 40  # bits that a file's first static table costs on top
+_LARGE = 1 << 17  # above this many values, adaptive coding must gain enough to pay
+_SAMPLE = 1 << 15  # values of a large tensor on which the gain is estimated
+_MAX_RATIO = 0.99  # largest ratio of adaptive to static size, for a large tensor
+_STATIC_START = 40  # extra bits of a file's first static table
 _NO_SYMBOLS: Symbols = np.empty(0, np.int32)
 
 
@@ -44,31 +44,30 @@ def encode_tensors(
     Parameters
     ----------
     stream : Stream
-        The stream that receives how each tensor is stored, and the values that are coded
-        adaptively.
+        The stream, which receives the storage of each tensor and adaptively coded values.
     tensors : sequence of Tensor
         Tensors of any shapes, types and devices.
     quantizers : sequence of UniformQuantizer, StepQuantizer, "half", "coded" or None
-        One entry a tensor: quantize it, store it as float16, or keep every bit, which with "coded"
-        takes fewer bytes where values are floating point; they may be NaN then. A tensor whose
-        values are all one float32 number, or all 0 or all 1 in integers, is stored as that number;
-        but one or two values that are neither 0 nor 1 are stored as the entry says.
+        One entry per tensor: quantize it, store it as float16, or keep every bit (None), in fewer
+        bytes for floating-point values ("coded", which also allows NaN). A tensor whose values are
+        all equal to one float32 number, or integers all 0 or all 1, is stored as that number,
+        unless it has at most two values that are neither 0 nor 1.
     coder : {"range", "huffman"}
-        The coder of the quantized values. Range coding is adaptive; where a probability table makes
-        a tensor smaller, or adaptive coding of a large tensor gains less than 1 %, it is by a
-        table. One Huffman code serves all tensors with the same quantizer.
+        The coder of the quantized values. Range coding is adaptive, except if a static probability
+        table makes a tensor smaller, or adaptive coding of a large tensor gains less than 1 %. One
+        Huffman code serves all tensors with the same quantizer.
 
     Returns
     -------
     bytes
-        The payload: all that is not in the stream. Shapes and types are in neither;
-        `tensorpress.codec.decode_tensors.decode_tensors` needs them.
+        The payload: everything that is not in the stream.
+        `tensorpress.codec.decode_tensors.decode_tensors` needs the shapes and types in addition.
 
     Raises
     ------
     InvalidArgumentError
-        If the arguments do not fit together, or a tensor cannot be stored as its entry says; the
-        message gives its index, from 0.
+        If the arguments do not fit each other, or a tensor cannot be stored as requested; the
+        message has its index, from 0.
 
     Examples
     --------
@@ -94,7 +93,7 @@ def encode_tensors(
 
 
 class _Encoder:
-    """The parts of a stream and a payload while tensors are added to them."""
+    """Adds tensors to a stream and a payload."""
 
     def __init__(self, stream: Stream, coder: Coder, values: int) -> None:
         self._stream, self._coder = stream, coder
@@ -122,7 +121,7 @@ class _Encoder:
                 self._add_range(storage, symbols, shape)
 
     def payload(self) -> bytes:
-        """Return all that is not in the stream."""
+        """Return everything that is not in the stream."""
         streams = encode_huffman(self._tables, list(self._groups.values()))
         if self._static:
             streams = encode_range(*map(list, zip(*self._static, strict=True)))
@@ -136,7 +135,7 @@ class _Encoder:
         reach = quantizer_reach(quantizer, int(np.abs(symbols).max()))
         static_bits = self._static_bits(symbols, reach) + (0 if self._static else _STATIC_START)
         stream, mark = self._stream, self._stream.mark()
-        # Adaptively first, and undone if a table takes fewer bits.
+        # Code adaptively first; undo that if a table takes fewer bits.
         if symbols.size <= _LARGE or self._gains(symbols, shape, reach):
             start = stream.bits
             stream.number("static", 0)
@@ -164,7 +163,7 @@ class _Encoder:
         return write_prior(BitWriter(), symbols, reach, list(self._histograms))[1]
 
     def _gains(self, symbols: Symbols, shape: tuple[int, ...], reach: int) -> bool:
-        """Return whether the first rows of a large tensor are much smaller coded adaptively."""
+        """Return whether adaptive coding makes the first rows of a large tensor much smaller."""
         row_size = symbols.size // shape[0]
         rows = _SAMPLE // row_size
         sample = symbols[: rows * row_size]
@@ -188,7 +187,7 @@ def _quantize(tensor: Tensor, quantizer: Request) -> tuple[Storage, Symbols]:
     if quantizer is None or quantizer == "half":
         return quantizer or exact_storage(tensor), _NO_SYMBOLS
     if isinstance(quantizer, UniformQuantizer):
-        # The levels are the same for both roundings: one entry in the list of quantizers.
+        # Both roundings have the same levels, so they share an entry in the list of quantizers.
         storage: Quantizer = replace(quantizer, rounding="nearest")
         symbols = quantizer.indices(tensor) - quantizer.levels // 2
     else:
@@ -199,7 +198,7 @@ def _quantize(tensor: Tensor, quantizer: Request) -> tuple[Storage, Symbols]:
 
 
 def _constant_value(tensor: Tensor) -> float | None:
-    """Return the float32 number that all values of a tensor equal; None if it does not pay."""
+    """Return the float32 number that all values of a tensor equal, or None if it does not pay."""
     if tensor.is_complex() or not tensor.numel():
         return None
     value = float(tensor.detach().reshape(-1)[0])

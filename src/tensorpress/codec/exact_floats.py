@@ -1,8 +1,8 @@
-"""Floating-point values kept bit for bit in fewer bytes: exponents by their row and column.
+"""Lossless coding of floating-point values: exponents are coded relative to their row and column.
 
-A value's sign and last mantissa bits are as good as random. Its exponent is not, nor quite the
-first two mantissa bits. Rows and columns of a trained weight differ in scale, so an exponent is
-coded relative to what its row and its column say, in half octaves.
+The sign and last mantissa bits of a value are nearly random, but its exponent and first two
+mantissa bits are not. Rows and columns of a trained weight differ in scale, so an exponent is coded
+relative to the scales of its row and column, in half octaves.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ SPLITS = {
     torch.float32: (2, 21),
     torch.float64: (2, 50),
 }
-"""The types of values that are coded: bits of their mantissas coded with the exponent, and others.
+"""The coded types: mantissa bits coded with the exponent, and other mantissa bits.
 """
 
-_MANY = 1 << 10  # values of a tensor from which on coding is worth its tables
+_MANY = 1 << 10  # values of a tensor from which coding is worth its tables
 _RAW, _PLAIN, _RELATIVE = 0, 1, 2  # kinds of coded tensors
 _PACKED, _TABLE = 0, 1  # kinds of planes
 _MIN_GAIN = 0.01  # share of a plane's bits that a table must save
-_SIDE_BITS = 5  # of the scale of a row or column, about
+_SIDE_BITS = 5  # approximate bits of the scale of a row or column
 
 Words = NDArray[Any]  # unsigned integers of the width of the values
 _UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -43,7 +43,7 @@ _UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 @dataclass(frozen=True)
 class _Scales:
-    """The scales of rows and columns in half octaves, and the least relative exponent less one."""
+    """The scales of rows and columns in half octaves, and the least relative exponent minus one."""
 
     rows: NDArray[np.uint16]
     columns: NDArray[np.uint16]
@@ -56,7 +56,7 @@ class _Scales:
 
 
 def encode_floats(tensor: Tensor) -> bytes:
-    """Return the values of a floating-point tensor so that every bit can be read again.
+    """Encode a floating-point tensor losslessly.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def encode_floats(tensor: Tensor) -> bytes:
         return raw
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     values = flat.view(torch.uint8).numpy().view(_UNSIGNED[tensor.itemsize])
-    # A value is sign, exponent, mantissa; its key are exponent and first bits of the mantissa.
+    # A value is sign, exponent, mantissa; its key is exponent and first mantissa bits.
     first, shift = SPLITS[tensor.dtype]
     keys = (values >> shift).astype(np.uint16)
     keys &= np.uint16((1 << 8 * tensor.itemsize - 1 - shift) - 1)
@@ -99,7 +99,7 @@ def decode_floats(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype)
     Parameters
     ----------
     reader : BitReader
-        The bytes, which are not trusted.
+        The bytes, which are untrusted.
     shape : tuple of int
         Shape of the tensor.
     dtype : torch.dtype
@@ -108,13 +108,13 @@ def decode_floats(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype)
     Raises
     ------
     CorruptFileError
-        If the bytes are not those of such a tensor.
+        If the bytes do not encode such a tensor.
     """
     kind = reader.bits(8)
     if kind == _RAW:
         return from_bytes(reader, "raw", shape, dtype)
     if kind not in (_PLAIN, _RELATIVE) or dtype not in SPLITS or prod(shape) < _MANY:
-        raise CorruptFileError(f"{kind} is no way to code {prod(shape)} values of {dtype}")
+        raise CorruptFileError(f"code {kind} is not valid for {prod(shape)} values of {dtype}")
     first, shift = SPLITS[dtype]
     width = 8 * dtype.itemsize
     rows = shape[0] if len(shape) > 1 else 1
@@ -133,12 +133,12 @@ def decode_floats(reader: BitReader, shape: tuple[int, ...], dtype: torch.dtype)
 
 
 def _planes(width: int) -> list[tuple[int, int]]:
-    """Return the first bit and the width of each plane of so many bits, from the lowest on."""
+    """Return the first bit and the width of each plane of ``width`` bits, lowest first."""
     return [(start, min(8, width - start)) for start in range(0, width, 8)]
 
 
 def _encode_keys(keys: NDArray[np.uint16], first: int, rows: int) -> bytes | None:
-    """Return keys coded by one table, or relative to scales by one for each half of an octave."""
+    """Encode keys by one table, or relative to scales by one table per half octave."""
     none = _Scales(np.zeros(rows, np.uint16), np.zeros(len(keys) // rows, np.uint16), 0)
     best, bits, kind = none, np.inf, _PLAIN
     candidates = (
@@ -171,7 +171,7 @@ def _decode_keys(
     offset = unzigzag(reader.varint())
     no_contexts = np.empty(0, np.uint8)
     if abs(offset) >= 1 << 16:
-        raise CorruptFileError(f"{offset} is no exponent")
+        raise CorruptFileError(f"{offset} is not a valid exponent")
     if kind == _PLAIN:
         symbols = decode_rans(reader, rows * columns, no_contexts, 1)
         sides = np.zeros(1, np.uint16), np.zeros(rows * columns, np.uint16)
@@ -189,7 +189,7 @@ def _decode_keys(
 
 
 def _fit_scales(exponents: NDArray[np.uint16]) -> _Scales:
-    """Return the mean exponents of rows and columns, in half octaves, without zeros."""
+    """Return the mean exponents of rows and columns in half octaves, ignoring zeros."""
     counts = exponents > 0
 
     def mean(axis: int | None) -> Any:
@@ -197,7 +197,7 @@ def _fit_scales(exponents: NDArray[np.uint16]) -> _Scales:
 
     rows = np.round(2 * mean(1)).astype(np.int32)
     columns = np.round(2 * (mean(0) - mean(None))).astype(np.int32)
-    # Only sums matter, and whole octaves are in the offset: no scale needs to be negative.
+    # Only sums matter, and the offset takes whole octaves, so scales can be non-negative.
     rows, columns = rows + columns.min(), columns - columns.min()
     rows -= rows.min() & ~1
     return _Scales(rows.astype(np.uint16), columns.astype(np.uint16), 0)
@@ -206,7 +206,7 @@ def _fit_scales(exponents: NDArray[np.uint16]) -> _Scales:
 def _relative_symbols(
     keys: NDArray[np.uint16], first: int, scales: _Scales
 ) -> tuple[NDArray[np.uint16], _Scales, NDArray[np.uint8]]:
-    """Return symbols of keys relative to scales, with the scales' offset and each one's context."""
+    """Return symbols of keys relative to scales, the scales with offset, and the contexts."""
     sums = scales.sums.reshape(-1)
     exponents = (keys >> first).astype(np.int32)
     relative = exponents - (sums >> 1)
@@ -238,14 +238,14 @@ def _absolute_keys(
 
 
 def _entropy(symbols: NDArray[np.uint16]) -> float:
-    """Return the bits of symbols by their histogram."""
+    """Return the bits of symbols, from their histogram."""
     counts = np.bincount(symbols)
     counts = counts[counts > 0]
     return float(counts @ np.log2(counts.sum() / counts)) if counts.size else 0.0
 
 
 def _encode_plane(plane: NDArray[np.uint8], width: int) -> bytes:
-    """Return values of so many bits: coded by a table if that pays, else packed."""
+    """Encode values of ``width`` bits: by a table if that pays, else packed."""
     size = plane.size
     if _entropy(plane.astype(np.uint16)) < (1 - _MIN_GAIN) * width * size:
         coded = encode_rans(plane.astype(np.uint16), np.empty(0, np.uint8), 1)
@@ -264,10 +264,10 @@ def _decode_plane(reader: BitReader, size: int, width: int) -> NDArray[np.uint8]
     if kind == _TABLE:
         symbols = decode_rans(reader, size, np.empty(0, np.uint8), 1)
         if int(symbols.max()) >> width:
-            raise CorruptFileError(f"a number of {width} bits has more")
+            raise CorruptFileError(f"a number exceeds its {width} bits")
         return symbols.astype(np.uint8)
     if kind != _PACKED:
-        raise CorruptFileError(f"{kind} is no way to store a plane of bits")
+        raise CorruptFileError(f"code {kind} is not valid for a plane of bits")
     packed = np.frombuffer(reader.take(-(-width * size // 8)), np.uint8)
     if width == 8:
         return packed
@@ -277,7 +277,7 @@ def _decode_plane(reader: BitReader, size: int, width: int) -> NDArray[np.uint8]
 
 
 def _pack(plane: Any, width: int, packed: Any) -> None:
-    """Write values of so many bits one after the other, the highest bit first."""
+    """Pack values of ``width`` bits, highest bit first."""
     pending, bits, at = 0, 0, 0
     for value in plane:
         pending = (pending << width | np.int64(value)) & 0xFFFF
@@ -304,5 +304,5 @@ def _unpack(packed: Any, width: int, plane: Any) -> None:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # All arrays have the sizes that the loops take, whatever a file holds.
+    # Unchecked, because the sizes of arrays do not depend on the content of a file.
     return compile_function(function, checked=False)

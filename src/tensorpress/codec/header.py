@@ -1,4 +1,4 @@
-"""The header of a `.tpz` file: network, plan and tensors, and the checks before allocation."""
+"""The header of a `.tpz` file: network, plan and tensors, checked before allocation."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ MAX_MODES = 16
 
 
 class MalformedError(Exception):
-    """The header does not have the form of a header."""
+    """The bytes do not have the form of a header."""
 
 
 def require(condition: bool) -> None:
@@ -38,7 +38,7 @@ def require(condition: bool) -> None:
 
 
 class PackedLayer(NamedTuple):
-    """The scheme of a layer with its ranks and its options, in which tuples stand for lists."""
+    """The scheme of a layer with its ranks and options."""
 
     name: str
     shape: Shape
@@ -47,7 +47,7 @@ class PackedLayer(NamedTuple):
     options: Options = NO_OPTIONS
 
     def plan(self, spec: LayerSpec) -> LayerPlan:
-        """Return the plan of the layer, or raise an `InvalidArgumentError` if it has none."""
+        """Return the plan of the layer, or raise an `InvalidArgumentError` if it is invalid."""
         options = scheme(self.scheme, self.options).options
         plan = LayerPlan(self.name, self.scheme, spec, self.ranks, options)
         plan.check()
@@ -84,7 +84,7 @@ class Description:
     tensors: Table
 
     def plan_for(self, file: str, dense: nn.Module) -> Plan:
-        """Return the plan to press a dense model with.
+        """Return the plan for pressing a dense model.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class Description:
         return plan_from_header(file, dense, self.layers)
 
     def check_tensors(self, file: str, tensors: Mapping[str, Tensor]) -> None:
-        """Check that the tensors of a pressed model are those of the file.
+        """Check that the tensors of a pressed model match the file.
 
         Raises
         ------
@@ -104,7 +104,7 @@ class Description:
         for expected, actual in zip_longest(self.tensors, tensor_table(tensors)):
             if expected != actual:
                 raise ModelMismatchError(
-                    f"{file} expects {_format_entry(expected)} where the model has "
+                    f"{file} has {_format_entry(expected)} where the model has "
                     f"{_format_entry(actual)}"
                 )
 
@@ -122,8 +122,8 @@ def plan_from_header(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...
             if packed.name in dense_reasons:
                 reason = f"in the model {dense_reasons[packed.name]}"
             raise ModelMismatchError(
-                f"{file} expects a layer {packed.name!r} with a weight "
-                f"{format_shape(packed.shape)}; {reason}"
+                f"{file} has a layer {packed.name!r} with a weight "
+                f"{format_shape(packed.shape)}, but {reason}"
             )
         try:
             spec = scheme(packed.scheme).describe(*locate_weight(dense, packed.name))
@@ -131,25 +131,24 @@ def plan_from_header(file: str, dense: nn.Module, layers: tuple[PackedLayer, ...
         except InvalidArgumentError as error:
             raise ModelMismatchError(f"{file}: layer {packed.name!r}: {error}") from None
     if not is_affordable(planned):
-        raise ModelMismatchError(f"{file} holds factors far larger than the weights of this model")
+        raise ModelMismatchError(f"{file} has factors far larger than the weights of this model")
     return Plan("", tuple(planned))
 
 
 def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor]) -> Description:
-    """Return the description of a model that is to be saved.
+    """Return the description of a model to save.
 
     Raises
     ------
     ModelMismatchError
-        If the model is not the named network of the zoo, or is pressed in a way that no plan
-        describes.
+        If the model is not the named network of the zoo, or no plan describes how it is pressed.
     InvalidArgumentError
         If its factors are far larger than the dense weights.
     """
     plan = plan_from_model(model)
     if not is_affordable(plan.layers):
         raise InvalidArgumentError(
-            "the model's factors are far larger than the weights they stand for: save it dense"
+            "the model's factors are far larger than the dense weights: save it dense"
         )
     table = tensor_table(tensors)
     if network is not None:
@@ -159,7 +158,7 @@ def describe(model: nn.Module, network: str | None, tensors: Mapping[str, Tensor
 
 
 def dense_network(name: str) -> nn.Module:
-    """Return a network of the zoo whose tensors have no values."""
+    """Return a network of the zoo on the meta device."""
     with torch.device("meta"):
         return NETWORKS[name].build()
 
@@ -173,18 +172,18 @@ def tensor_table(tensors: Mapping[str, Tensor]) -> Table:
 
 
 def pressed_table(dense: nn.Module, plan: Plan) -> Table:
-    """Return the table of a dense model, which may be without values, after pressing."""
+    """Return the table of a dense model after pressing; it may be on the meta device."""
     return tensor_table(distinct_state(build_skeleton(dense, plan)))
 
 
 def _check_network(network: str, plan: Plan, table: Table) -> None:
-    """Check that a plan and a table are those of a network of the zoo."""
+    """Check that a plan and a table belong to a network of the zoo."""
     dense = dense_network(network)
     shapes, _ = find_pressable(dense)
     for layer in plan.layers:
         if shapes.get(layer.name) != layer.shape:
             raise ModelMismatchError(
-                f"this model is not {network!r}: that has no layer {layer.name!r} "
+                f"this model is not {network!r}: that network has no layer {layer.name!r} "
                 f"with a weight {format_shape(layer.shape)}"
             )
     try:
@@ -194,7 +193,7 @@ def _check_network(network: str, plan: Plan, table: Table) -> None:
     for entry, actual in zip_longest(expected, table):
         if entry != actual:
             raise ModelMismatchError(
-                f"this model is not {network!r}: that has {_format_entry(entry)}, the model "
+                f"this model is not {network!r}: expected {_format_entry(entry)}, got "
                 f"{_format_entry(actual)}"
             )
 
@@ -206,9 +205,9 @@ def _format_entry(entry: TensorEntry | None) -> str:
 
 
 def check_layers(layers: Sequence[PackedLayer]) -> None:
-    """Check that layers can be in one model and take a plausible amount of memory.
+    """Check that layers can be in one model and need a plausible amount of memory.
 
-    The memory is checked for schemes whose cost depends on the weight alone.
+    Memory is checked for schemes whose cost depends only on the weight.
     """
     require(len({layer.name for layer in layers}) == len(layers))
     methods = {layer.scheme: scheme(layer.scheme) for layer in layers}
@@ -225,7 +224,7 @@ _EXTRA_VALUES = 1 << 23  # a shared core may be larger than the small layers tha
 
 
 def is_affordable(layers: Iterable[LayerPlan]) -> bool:
-    """Return whether neither factors nor rebuilding take much more than the weights themselves.
+    """Return whether factors and rebuilding take little more memory than the weights.
 
     Examples
     --------

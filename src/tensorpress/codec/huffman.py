@@ -12,7 +12,7 @@ from tensorpress.codec.bit_io import BitReader, BitWriter, Symbols, unzigzag, zi
 from tensorpress.errors import CorruptFileError
 
 MAX_LENGTH = 56
-"""Longest code word in bits: a 64-bit window from any bit of a byte holds it whole.
+"""Longest code word in bits: it fits a 64-bit window from any bit of a byte.
 
 A Huffman code needs 57 bits only for more than 10**11 symbols.
 """
@@ -26,13 +26,13 @@ def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     Parameters
     ----------
     counts : ndarray of int64
-        How often each symbol occurs, shape (symbols,); those with 0 get no code word.
+        Counts of each symbol, shape (symbols,); symbols with count 0 get no code word.
 
     Returns
     -------
     ndarray of uint8
-        Bits of each symbol's code word, shape (symbols,); 0 for no code word, and for the only
-        symbol that occurs.
+        Bits of each symbol's code word, shape (symbols,); 0 for no code word, and for a single
+        symbol.
 
     References
     ----------
@@ -79,7 +79,7 @@ class HuffmanCode:
         The symbol of the first entry.
     lengths : ndarray of uint8
         Bits of each symbol's code word, shape (symbols,); 0 for none, at most `MAX_LENGTH`. Kraft's
-        sum is 1, or the only entry is a 0: then the code has one symbol and needs no bits.
+        sum is 1, or the only entry is a 0 for a single symbol, which needs no bits.
 
     References
     ----------
@@ -103,13 +103,13 @@ class HuffmanCode:
 
     @classmethod
     def from_symbols(cls, symbols: Symbols) -> "HuffmanCode":
-        """Return the optimal code for symbols, of which there is at least one."""
+        """Return the optimal code for at least one symbol."""
         lowest = int(symbols.min())
         return cls(lowest, code_lengths(np.bincount(symbols - lowest)))
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
-        """The entries by length, then by symbol, which is the order of their code words."""
+        """The entries by length, then by symbol: the order of their code words."""
         entries = np.flatnonzero(self.lengths)
         return entries[np.argsort(self.lengths[entries], kind="stable")]
 
@@ -165,7 +165,7 @@ class HuffmanCode:
             begins = np.cumsum(lengths) - lengths
             places = np.arange(lengths.sum()) - np.repeat(begins, lengths)
             bits = (np.repeat(words[entries], lengths) >> (63 - places).astype(np.uint64)) & 1
-            # Whole bytes are done; fewer than eight bits go before those of the next chunk.
+            # Whole bytes are done; the rest goes before the bits of the next chunk.
             rest = np.concatenate([rest, bits.astype(np.uint8)])
             whole = len(rest) // 8 * 8
             chunks.append(np.packbits(rest[:whole]).tobytes())
@@ -202,10 +202,11 @@ class HuffmanCode:
         distinct_lengths, firsts = np.unique(self.lengths[self._order], return_index=True)
         done = position = 0
         for windows, offset in _windows(data):
-            # The length of the word that would start at each bit, by the first word of each length.
+            # The length of the word that would start at each bit, from the first word of each
+            # length.
             rows = np.searchsorted(self._starts[firsts], windows, side="right") - 1
             lengths = distinct_lengths[rows].tolist()
-            # Where words do start: each one where the word before it ends.
+            # The starts of words: each one is where the last word ends.
             begins: list[int] = []
             place = position - offset
             while place < len(lengths) and done + len(begins) < count:
@@ -226,7 +227,7 @@ class HuffmanCode:
 
 
 def _windows(data: bytes) -> Iterator[tuple[NDArray[np.uint64], int]]:
-    """Yield the 64 bits from every bit on, in chunks with their first bit; 57 of them are valid."""
+    """Yield 64-bit windows from every bit, in chunks with their first bit; 57 bits are valid."""
     octets = np.frombuffer(data + bytes(8), np.uint8)
     shifts = np.arange(8, dtype=np.uint64)
     for start in range(0, len(data), _CHUNK // 8):

@@ -1,4 +1,4 @@
-"""Inspection of a `.tpz` file: its layers, its tensors, and the bytes of each part."""
+"""Inspects a `.tpz` file: its layers, its tensors, and the bytes of each part."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -26,8 +26,8 @@ class StoredTensor:
     name : str
         Name in the model's ``state_dict``.
     short_name : str
-        The name with "core" and "matrix k" for the factors of a weight, "core k" for those of a
-        tensor train.
+        The name, with "core" and "matrix k" for the factors of a weight, or "core k" for a tensor
+        train.
     shape : tuple of int
         Shape of the tensor.
     dtype : str
@@ -35,9 +35,9 @@ class StoredTensor:
     storage : str
         How it is stored, such as "step 0.0312".
     bytes : float
-        Its share of the file, its part of the tables included.
+        Its share of the file, including its part of tables.
     entropy : float or None
-        Empirical entropy of its quantized values in bits a value; None if it is not quantized.
+        Empirical entropy of its quantized values in bits per value; None if it is not quantized.
     """
 
     name: str
@@ -93,8 +93,8 @@ class Inspection:
     tensors : tuple of StoredTensor
         All tensors.
     parts : dict of str to int
-        Bytes of each part, of sum `size`: "container" with the checksum, "header" with network and
-        plan, "tables" with quantizers and probability tables, "values".
+        Bytes of each part; they sum to `size`. "container" has the checksum, "header" network and
+        plan, "tables" quantizers and probability tables.
     """
 
     file: str
@@ -109,10 +109,11 @@ class Inspection:
 
     def __str__(self) -> str:
         """Return a line of text for the file, and one for each tensor."""
-        lines = [f"{self.file}: {self.network or 'a model of your own'}, {self.size:,} bytes"]
+        lines = [f"{self.file}: {self.network or 'a custom model'}, {self.size:,} bytes"]
         width = max((len(tensor.short_name) for tensor in self.tensors), default=0)
         lines += [
-            f"{x.short_name:<{width}}  {x.bytes:>12,.1f} bytes, {x.bits_per_value:.2f} bits a value"
+            f"{x.short_name:<{width}}  {x.bytes:>12,.1f} bytes, "
+            f"{x.bits_per_value:.2f} bits per value"
             for x in self.tensors
         ]
         return "\n".join(lines)
@@ -145,7 +146,7 @@ def inspect(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> In
     Parameters
     ----------
     path : path-like
-        The file, which is not trusted.
+        The file, which is untrusted.
     max_bytes : int, optional
         The memory that reading it may take, as for `tensorpress.load`.
 
@@ -193,7 +194,7 @@ def inspect(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> In
 
 
 def _parts(opened: OpenFile, decoded: list[DecodedTensor]) -> dict[str, int]:
-    """Return the bytes of each part; fractions of bytes are counted with the values."""
+    """Return the bytes of each part; fractions are counted as values."""
     parts = {
         "container": opened.container_bytes,
         "header": round(opened.header_bits / 8),

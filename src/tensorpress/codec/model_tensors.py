@@ -1,4 +1,4 @@
-"""The tensors of a model that a `.tpz` file stores, and how finely."""
+"""The tensors of a model that a `.tpz` file stores, and their quantizers."""
 
 from collections.abc import Mapping
 
@@ -18,13 +18,13 @@ DTYPES: Mapping[str, torch.dtype] = {
         *(torch.complex64, torch.complex128),
     )
 }
-"""The types of tensors that a file can hold, by name."""
+"""The types of tensors that a file can store, by name."""
 
 _UNINITIALIZED = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 
 
 def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that a file stores: parameters and persistent buffers, shared ones once.
+    """Return the tensors that a file stores: parameters and persistent buffers, without duplicates.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def distinct_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and persistent buffers of a model in order, shared ones once."""
+    """Return the parameters and persistent buffers of a model in order, without duplicates."""
     names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
@@ -53,7 +53,7 @@ def distinct_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def quantized_names(model: nn.Module) -> list[str]:
-    """Return the names of the quantized parameters: those in floating point that are not a norm's.
+    """Return the names of the quantized parameters: floating-point ones, except those of norms.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def quantized_names(model: nn.Module) -> list[str]:
 
 
 def assign_quantizers(model: nn.Module, *, step: float = 1 / 32) -> dict[str, StepQuantizer]:
-    """Return a quantizer for every quantized parameter, its step in proportion to the values.
+    """Return a quantizer for every quantized parameter, with a step in proportion to its values.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def assign_quantizers(model: nn.Module, *, step: float = 1 / 32) -> dict[str, St
     Raises
     ------
     InvalidArgumentError
-        If a parameter has NaN or infinite values, or larger ones than float32 can hold.
+        If a parameter has NaN or infinite values, or values that overflow float32.
 
     Examples
     --------
@@ -107,18 +107,18 @@ def assign_quantizers(model: nn.Module, *, step: float = 1 / 32) -> dict[str, St
 
 
 def check_storable(name: str, tensor: object) -> None:
-    """Raise an `InvalidArgumentError` that names a tensor which no file can hold."""
+    """Raise an `InvalidArgumentError` if no file can store a tensor."""
     if not isinstance(tensor, Tensor):
-        raise InvalidArgumentError(f"{name!r} is state other than a tensor, which is not stored")
+        raise InvalidArgumentError(f"{name!r} is state other than a tensor, which cannot be stored")
     if tensor.is_meta or isinstance(tensor, _UNINITIALIZED):
         raise InvalidArgumentError(f"tensor {name!r} has no values yet")
     if tensor.dtype not in DTYPES.values() or tensor.layout is not torch.strided:
         kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
-        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which a .tpz file cannot hold")
+        raise InvalidArgumentError(f"tensor {name!r} is {kind}, which a .tpz file cannot store")
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise an `InvalidArgumentError` that names a tensor with NaN or infinite values."""
+    """Raise an `InvalidArgumentError` if a tensor has NaN or infinite values."""
     exact = not (tensor.is_floating_point() or tensor.is_complex())
     if not exact and not bool(torch.isfinite(tensor).all()):
         raise InvalidArgumentError(f"tensor {name!r} has NaN or infinite values")
@@ -129,7 +129,7 @@ def _fit_quantizer(values: Tensor, step: float) -> StepQuantizer:
         raise InvalidArgumentError("NaN or infinite values cannot be quantized")
     largest = float(values.abs().max()) if values.numel() else 0.0
     if largest > torch.finfo(torch.float32).max:
-        raise InvalidArgumentError(f"{largest:g} is more than float32 can hold: not quantized")
+        raise InvalidArgumentError(f"{largest:g} overflows float32 and cannot be quantized")
     rms = float(values.square().mean().sqrt()) if values.numel() else 0.0
     # A root mean square below all normal float32 numbers counts as zero.
     return StepQuantizer.nearest(step * (rms if rms >= torch.finfo(torch.float32).tiny else 1.0))

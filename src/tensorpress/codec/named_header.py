@@ -30,9 +30,9 @@ from tensorpress.schemes.registry import SCHEMES
 from tensorpress.schemes.reshape_modes import Shape
 
 MAX_HEADER_BYTES = 2 << 20
-"""Largest header, uncompressed: some twenty thousand tensors, and no memory to speak of."""
+"""Largest header, uncompressed: about twenty thousand tensors."""
 
-# The numbers of Tucker weights in files are their places here.
+# Files contain indices into this list, so append only.
 CORES: tuple[tuple[str, Options], ...] = (
     ("ada_tucker", {}),
     ("scada_tucker", {}),
@@ -41,54 +41,54 @@ CORES: tuple[tuple[str, Options], ...] = (
 )
 
 _LARGEST = (1 << 31) - 1
-_LAYER_BYTES = 8 << 10  # that a layer's plan takes, and the work to check it
-_UNPACKED_BYTES = 72  # the most that a byte becomes: an empty list in a list
-_RAW_DEFLATE = -zlib.MAX_WBITS  # without zlib's own header and checksum
+_LAYER_BYTES = 8 << 10  # memory of a layer's plan and of checking it
+_UNPACKED_BYTES = 72  # most memory per packed byte: an empty list in a list
+_RAW_DEFLATE = -zlib.MAX_WBITS  # without header and checksum of zlib
 
 
 def pack(description: Description) -> bytes:
-    """Return a description as bytes, deflated.
+    """Return a description as compressed bytes.
 
     Raises
     ------
     InvalidArgumentError
-        If it is larger than `unpack` believes.
+        If it is larger than `MAX_HEADER_BYTES`.
     """
     layers = [_row(layer) for layer in description.layers]
     return compress([layers, description.tensors])
 
 
 def compress(header: Any) -> bytes:
-    """Return dictionaries, lists, strings and numbers as msgpack, deflated."""
+    """Return plain data as compressed msgpack."""
     packed: bytes = msgpack.packb(header)
     if len(packed) > MAX_HEADER_BYTES:
         raise InvalidArgumentError(
-            f"names and shapes take {len(packed):,} bytes: more than {MAX_HEADER_BYTES:,} cannot "
-            "be stored"
+            f"names and shapes take {len(packed):,} bytes, but a file takes at most "
+            f"{MAX_HEADER_BYTES:,}"
         )
     deflate = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE)
     return deflate.compress(packed) + deflate.flush()
 
 
 def unpack(file: str, stored: bytes, budget: ReadBudget | None = None) -> Description:
-    """Read what `pack` returned, which is not trusted.
+    """Read what `pack` returned, from untrusted bytes.
 
     Parameters
     ----------
     file : str
-        The name of the file in errors.
+        The name of the file for errors.
     stored : bytes
         The header.
     budget : ReadBudget, optional
-        What reading the file may take.
+        The memory and work that reading may take.
 
     Raises
     ------
     CorruptFileError
-        If it is of another form, describes factors far larger than the weights they stand for, or
-        takes more than the budget.
+        If it has another form, describes factors far larger than their weights, or exceeds the
+        budget.
     ModelMismatchError
-        If it names a scheme that this version does not have.
+        If this version does not have a scheme that it names.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def _row(layer: PackedLayer) -> list[Any]:
 
 
 class _Rows:
-    """The rows of both lists of a header, one by one: objects are made of no more than a row."""
+    """Reads the rows of both lists of a header one by one, so that memory stays bounded."""
 
     def __init__(self, stored: bytes, budget: ReadBudget) -> None:
         stream = zlib.decompressobj(_RAW_DEFLATE)
@@ -130,7 +130,7 @@ class _Rows:
         require(self._unpacker.read_array_header() == 2)
 
     def read(self, row_bytes: int) -> Iterator[Any]:
-        """Yield the rows of the next list, each of which takes so many bytes and its own."""
+        """Yield the rows of the next list, taking ``row_bytes`` and their size from the budget."""
         for _ in range(self._unpacker.read_array_header()):
             start = self._unpacker.tell()
             self._unpacker.skip()
@@ -158,7 +158,7 @@ def _layer(file: str, row: Any) -> PackedLayer:
 
 
 def _tucker(modes: Any, ranks: Any, core: Any = 0) -> tuple[str, Shape, Options]:
-    """Read what files had before Tucker weights were a scheme like all others."""
+    """Read the form of older files for Tucker weights."""
     sizes = _sizes(modes)
     sides = _sizes([ranks] * len(sizes) if isinstance(ranks, int) else ranks)
     require(len(sides) == len(sizes) > 0)
@@ -170,14 +170,14 @@ def _tucker(modes: Any, ranks: Any, core: Any = 0) -> tuple[str, Shape, Options]
 def read_layer(
     file: str, name: str, shape: Shape, scheme: str, ranks: Any, options: Any = NO_OPTIONS
 ) -> PackedLayer:
-    """Return a layer as it is in a row, which is not trusted.
+    """Return a layer from the values of an untrusted row.
 
     Raises
     ------
     MalformedError
-        For what cannot be ranks or options.
+        If ranks or options are malformed.
     ModelMismatchError
-        For a scheme or an option that this version does not have.
+        If this version does not have the scheme or option.
     """
     if scheme not in SCHEMES:
         raise ModelMismatchError(
@@ -211,7 +211,7 @@ def _entry(row: Any) -> TensorEntry:
     require(isinstance(row, list) and [type(cell) for cell in row] == [str, list, str])
     name, shape, dtype = row
     require(len(shape) <= MAX_MODES and all(_is_number(n, 0) for n in shape))
-    require(prod(max(n, 1) for n in shape) < 1 << 60)  # where sizes and strides overflow in torch
+    require(prod(max(n, 1) for n in shape) < 1 << 60)  # beyond it, torch's strides overflow
     require(dtype in DTYPES)
     return TensorEntry(name, tuple(shape), dtype)
 

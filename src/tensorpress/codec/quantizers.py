@@ -21,7 +21,7 @@ MAX_SYMBOL = 1 << 23
 PER_OCTAVE = 8
 """Number of steps on the grid from a step to its double."""
 
-# 2 ** (k / 8), written out: computed here, it might differ by a bit from machine to machine.
+# 2 ** (k / 8), written out, because its last bit could differ between machines.
 _MANTISSAS = (
     *(1.0, 1.0905077326652577, 1.189207115002721, 1.2968395546510096),
     *(1.4142135623730951, 1.5422108254079407, 1.681792830507429, 1.8340080864093424),
@@ -37,24 +37,24 @@ class UniformQuantizer:
 
         w_q = -b + floor((clip(w, -b, b) + b) · Q / 2b) · 2b/Q
 
-    with ``rounding="floor"``, the formula of the paper, which is biased by half a step towards -b;
+    with ``rounding="floor"``, the formula of the paper, which is biased by half a step towards -b.
     ``rounding="nearest"`` takes the nearest level instead (ties to the even symbol). Both leave a
-    value that is a level, in the precision of its tensor, as it is.
+    value that is a level in its tensor's precision unchanged.
 
     Parameters
     ----------
     levels : int
         The number Q of steps from -b to b, from 2 to 65536; even, so that 0 is a level.
     bound : float
-        The largest level b > 0, in the units of the values. It is rounded to float32, the precision
-        in which a file stores it, so that training, encoding and decoding use the same levels.
+        The largest level b > 0, in the units of the values. It is rounded to float32, as in a file,
+        so that training, encoding and decoding use the same levels.
     rounding : {"nearest", "floor"}
         How a value between two levels is rounded.
 
     Raises
     ------
     InvalidArgumentError
-        If `levels`, `bound` or `rounding` is not as above.
+        If `levels`, `bound` or `rounding` is invalid.
 
     References
     ----------
@@ -115,7 +115,7 @@ class UniformQuantizer:
         Raises
         ------
         InvalidArgumentError
-            If `t` is not floating point or holds NaN or an infinity.
+            If `t` is not floating point, or has NaN or infinite values.
         """
         _largest_magnitude(t)
         clipped = t.detach().double().clamp(-self.bound, self.bound)
@@ -130,8 +130,8 @@ class UniformQuantizer:
     def values(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the levels with these numbers.
 
-        Each is computed in float64 by one exact product and one division, and then cast, so that
-        the result is the same on every machine.
+        Each is computed in float64 by one exact product and one division, then cast, so that
+        results are the same on every machine.
 
         Parameters
         ----------
@@ -160,8 +160,8 @@ class StepQuantizer:
     """A uniform quantizer whose levels are all multiples of the step 2**(code / 8).
 
     A value w becomes ``step * round(w / step)``, ties to the even multiple; nothing is clipped.
-    A file stores the multiple, the symbol of the value. Steps are 9 % apart, so that a step takes
-    about a byte in a file, and next to nothing after an equal one.
+    A file stores the multiple, the symbol of the value. Steps are 9 % apart, so a step takes about
+    a byte in a file, and hardly anything after an equal one.
 
     Parameters
     ----------
@@ -228,8 +228,8 @@ class StepQuantizer:
         Raises
         ------
         InvalidArgumentError
-            If `t` is not floating point, holds NaN or an infinity, has a value of more than 2**23
-            steps, or a value whose level its type cannot hold.
+            If `t` is not floating point, has NaN or infinite values, a value of more than 2**23
+            steps, or a level that overflows its type.
         """
         largest = _largest_magnitude(t)
         symbol = round(largest / self.step)
@@ -272,7 +272,7 @@ class StepQuantizer:
 
 
 def _largest_magnitude(t: Tensor) -> float:
-    """Return the largest magnitude of a tensor, whose values must be finite and floating point."""
+    """Return the largest magnitude of a tensor; raise unless it is finite and floating point."""
     if not t.is_floating_point():
         raise InvalidArgumentError(f"only floating-point tensors are quantized, not {t.dtype}")
     largest = float(t.detach().abs().max()) if t.numel() else 0.0

@@ -27,13 +27,13 @@ PRECISION = 14
 """Bits of a probability: the counts of a table sum to 2**14."""
 
 MAX_SYMBOLS = 1 << 12
-"""Most symbols that a table has a code for."""
+"""Most symbols of a table."""
 
 MAX_SYMBOL = (1 << 16) - 1
 """Largest symbol."""
 
-_LANES, _MANY = 8, 1 << 12  # states that take turns (a power of 2), from so many symbols on
-_MANTISSA = 3  # bits of a count in a table after its first
+_LANES, _MANY = 8, 1 << 12  # interleaved states (a power of 2), for at least so many symbols
+_MANTISSA = 3  # bits of a count in a table after the leading one
 _LOWEST_STATE = 1 << 16
 
 Values = NDArray[np.uint16]
@@ -41,7 +41,7 @@ Contexts = NDArray[np.uint8]
 
 
 def encode_rans(symbols: Values, contexts: Contexts, tables: int) -> bytes | None:
-    """Return symbols coded by one table for each context, with the tables.
+    """Encode symbols by one table per context; the tables are included.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def decode_rans(reader: BitReader, size: int, contexts: Contexts, tables: int) -
     Parameters
     ----------
     reader : BitReader
-        The bytes, which are not trusted.
+        The bytes, which are untrusted.
     size : int
         The number of symbols.
     contexts : ndarray of uint8
@@ -104,7 +104,7 @@ def decode_rans(reader: BitReader, size: int, contexts: Contexts, tables: int) -
     Raises
     ------
     CorruptFileError
-        If the bytes are not what `encode_rans` returns for so many symbols.
+        If the bytes are not what `encode_rans` returns for this number of symbols.
     """
     header, count = reader.varint(), reader.varint()
     bits = BitReader(reader.take(header))
@@ -144,7 +144,7 @@ def _tables(counts: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], Values]:
 def _encode(
     symbols: Any, contexts: Any, starts: Any, frequencies: Any, words: Any, lanes: int
 ) -> int:
-    """Fill the end of `words`, and return where they begin."""
+    """Fill the end of `words`; return their start."""
     # A state x, 2^16 <= x < 2^32, takes a symbol of frequency f and start s, of 2^14 in all:
     # x <- (x div f) 2^14 + x mod f + s, after its low 16 bits were written if it would overflow.
     states = np.full(lanes, _LOWEST_STATE, np.int64)
@@ -176,7 +176,7 @@ def _decode(
     symbols: Any,
     lanes: int,
 ) -> bool:
-    """Fill `symbols` from words; False if these are not what `_encode` makes of any symbols."""
+    """Fill `symbols` from words; False if `_encode` gives these words for no symbols."""
     states = np.empty(lanes, np.int64)
     for lane in range(lanes):
         states[lane] = np.int64(words[2 * lane]) << 16 | np.int64(words[2 * lane + 1])
@@ -204,5 +204,5 @@ def _decode(
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Symbols and points are within the tables by construction; `_decode` checks where words end.
+    # Unchecked: symbols and points are within tables by construction, and `_decode` checks the end.
     return compile_function(function, checked=False)

@@ -15,7 +15,7 @@ from tensorpress.errors import CorruptFileError, InvalidArgumentError
 RawStorage = Literal["raw", "half", "integers"]
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
-_MAX_INTEGERS = 64  # values: "integers" is for counters and the like, "raw" is faster for many
+_MAX_INTEGERS = 64  # values: "integers" is for counters; "raw" is faster for many
 
 
 def exact_storage(tensor: Tensor) -> RawStorage:
@@ -82,7 +82,7 @@ def from_bytes(
     Parameters
     ----------
     reader : BitReader
-        The bytes, which are not trusted.
+        The bytes, which are untrusted.
     storage : {"raw", "half", "integers"}
         How the tensor was stored.
     shape : tuple of int
@@ -93,7 +93,7 @@ def from_bytes(
     Raises
     ------
     CorruptFileError
-        If the bytes end early, or cannot be those of a tensor of this type.
+        If the bytes end early, or do not encode a tensor of this type.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def _view(data: bytes, dtype: torch.dtype) -> Tensor:
 
 
 def _little_endian(octets: NDArray[np.uint8], dtype: torch.dtype) -> NDArray[np.uint8]:
-    """Return the bytes of numbers in the other order on a machine whose own is big endian."""
+    """Swap the bytes of numbers on a big-endian machine."""
     if sys.byteorder == "little":
         return octets
     width = dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize

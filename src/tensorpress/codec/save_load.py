@@ -1,4 +1,4 @@
-"""Saving models to `.tpz` files, and loading them."""
+"""Saves models to `.tpz` files and loads them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -44,35 +44,35 @@ def save(
     preprocess: str | None = None,
     lossless: bool = False,
 ) -> int:
-    """Write a model to a `.tpz` file: quantized, entropy coded, complete or not at all.
+    """Write a model to a `.tpz` file: quantized, entropy coded, and complete or not at all.
 
     Parameters
     ----------
     model : nn.Module
-        A model, pressed or not. A parameter that several layers share is written once. Weight
-        norm, spectral norm and masks of pruning are folded into the weights.
+        A model, pressed or not. Shared parameters are written once. Weight norm, spectral norm and
+        pruning masks are folded into the weights.
     path : path-like
         The file to write or replace.
     network : str, optional
-        The name of the model's network in `tensorpress.models.zoo`. The file then carries the name,
-        loads without a model, and needs no table of names and shapes.
+        The name of the model's network in `tensorpress.models.zoo`. The file then loads without a
+        model, and needs no table of names and shapes.
     quantizer : UniformQuantizer, StepQuantizer or mapping, optional
-        One quantizer for all floating-point parameters other than those of norms, or one for each
-        of them by name, and for any other floating-point tensor. By default `assign_quantizers`
-        sets steps of 1/32 of each parameter's root mean square.
+        One quantizer for all floating-point parameters except those of norms, or one for each of
+        these, and for other floating-point tensors, by name. By default, steps are 1/32 of each
+        parameter's root mean square (`assign_quantizers`).
     norms : {"half", "float32"}
-        How parameters of normalization layers, and floating buffers, are stored.
+        How parameters of normalization layers and floating-point buffers are stored.
     coder : {"range", "huffman"}
         The entropy coder: adaptive range coding, which gives smaller files, or Huffman codes as in
         the ADA-Tucker paper.
     data : str, optional
         The name of the data that the model was trained for, which `inspect` returns.
     preprocess : str, optional
-        How the model takes images, in the form of the option ``--preprocess`` of the command line
-        (`tensorpress.data.ImageOptions`). `inspect` returns it, and commands that read the file
-        prepare images in this way. A network of the zoo needs none.
+        How the model takes images, in the form of the command line's option ``--preprocess``
+        (`tensorpress.data.ImageOptions`). Commands that read the file prepare images in this way. A
+        network of the zoo needs none.
     lossless : bool
-        Whether every bit of all tensors is kept, NaN included; there is no quantizer then.
+        Whether to keep every bit of all tensors, NaN included; takes no quantizer.
 
     Returns
     -------
@@ -82,8 +82,8 @@ def save(
     Raises
     ------
     ModelMismatchError
-        If the model is not the network that `network` names, or a layer is pressed in a way that
-        no plan describes, such as by a scheme of your own.
+        If the model is not the network that `network` names, or no plan describes how a layer is
+        pressed, for example by a scheme that is not registered.
     InvalidArgumentError
         If a tensor has values that cannot be stored, such as NaN; the message names the tensor.
 
@@ -98,7 +98,7 @@ def save(
     'LeNet300100'
     """
     if lossless and quantizer is not None:
-        raise InvalidArgumentError("a lossless file has no quantizer")
+        raise InvalidArgumentError("a lossless file takes no quantizer")
     if norms not in get_args(Norms):
         raise unknown_name("way to store norms", norms, get_args(Norms))
     model = fold(model)
@@ -144,7 +144,7 @@ def _norm_storage(name: str, tensor: Tensor, norms: Norms) -> Literal["half"] | 
         return None
     if not bool(torch.isfinite(tensor.half()).all()):
         raise InvalidArgumentError(
-            f"tensor {name!r} has values that float16 cannot hold: save with norms='float32'"
+            f"tensor {name!r} has values that overflow float16: save with norms='float32'"
         )
     return "half"
 
@@ -160,15 +160,15 @@ def load(
     Parameters
     ----------
     path : path-like
-        The file. It is not trusted: nothing in it is executed, and the only thing it can
-        name is a network of `tensorpress.models.zoo`.
+        The file. It is untrusted: nothing in it is executed, and it can only name a network of
+        `tensorpress.models.zoo`.
     model : nn.Module, optional
-        A dense model of the saved model's architecture, whatever its weights; it is left untouched.
-        It is needed unless the file carries the name of a zoo network.
+        A dense model of the saved model's architecture, with any weights; it is left unchanged. It
+        is needed unless the file has the name of a zoo network.
     max_bytes : int, optional
-        The memory that reading may take: by default 64 MiB and 64 bytes for each byte of the file.
-        Four times the model's own bytes are added. Files that need more, such as those of nearly
-        empty networks, are for callers who trust them.
+        The memory that reading may take, by default 64 MiB plus 64 times the size of the file; four
+        times the size of ``model`` is added. Raise it for trusted files that need more, such as
+        those of nearly empty networks.
 
     Returns
     -------
@@ -178,10 +178,9 @@ def load(
     Raises
     ------
     CorruptFileError
-        If the file is truncated, altered or not a `.tpz` file, or reading it takes more memory than
-        `max_bytes`.
+        If the file is truncated, altered or not a `.tpz` file, or reading it exceeds `max_bytes`.
     DataNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ModelMismatchError
         If the model does not fit the file, or `model` is None and the file names no network.
 
@@ -216,25 +215,25 @@ def load(
 def _dense_model(
     file: str, network: str | None, model: nn.Module | None, names: set[str]
 ) -> nn.Module:
-    """Return a new dense model of the file's architecture; its own tensors have these names."""
+    """Return a new dense model of the file's architecture; ``names`` are its unpressed tensors."""
     if model is not None:
         if plan_from_model(model).layers:
-            raise ModelMismatchError(f"the model given for {file} is pressed: give a dense one")
-        stored_tensors(model)  # raises where a tensor has no values yet
+            raise ModelMismatchError(f"the model for {file} is pressed: pass a dense one")
+        stored_tensors(model)  # raises if a tensor has no values yet
         folded = fold(model)
-        # Files had weight norm and masks as they are before these were folded.
+        # Older files have weight norm and masks unfolded.
         unfolded = names & (model.state_dict().keys() - folded.state_dict().keys())
         return copy_model(model if unfolded or folded is model else folded)
     if network is None:
         raise ModelMismatchError(
-            f"{file} holds a model that is not in the zoo: give a dense model of the same "
+            f"{file} has a model that is not in the zoo: pass a dense model of the same "
             "architecture as model="
         )
     return dense_network(network)
 
 
 def _assign(model: nn.Module, decoded: Sequence[DecodedTensor], opened: OpenFile) -> None:
-    """Give the tensors of a network without values the decoded ones; shared ones stay shared."""
+    """Replace the tensors of a meta network by decoded ones; shared tensors stay shared."""
     values: dict[int, Tensor] = {}
     with name_file_in_errors(opened.name):
         for tensor, stored in zip(distinct_state(model).values(), decoded, strict=True):

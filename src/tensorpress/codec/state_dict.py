@@ -1,4 +1,4 @@
-"""Saving and loading named tensors, such as a state dict, without a model."""
+"""Saves and loads named tensors, such as a state dict, without a model."""
 
 import os
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def save_tensors(
     path: str | os.PathLike[str],
     quantizers: Mapping[str, StepQuantizer] | None,
 ) -> int:
-    """Write named tensors to a file that needs no model to be read.
+    """Write named tensors to a file that can be read without a model.
 
     Parameters
     ----------
@@ -33,8 +33,7 @@ def save_tensors(
         The file to write or replace.
     quantizers : mapping of str to StepQuantizer, or None
         The quantizers of the tensors to quantize. Other float32 and float64 tensors are stored as
-        float16 if all their values are finite in it, and all else exactly. With None every bit of
-        all tensors is kept.
+        float16 if this overflows nowhere, and all else exactly. With None, every bit is kept.
 
     Returns
     -------
@@ -68,9 +67,9 @@ def save_tensors(
 
 
 def check_tensors(tensors: Mapping[str, Tensor], *, finite: bool = True) -> None:
-    """Raise an `InvalidArgumentError` that names a tensor which no file can hold.
+    """Raise an `InvalidArgumentError` that names a tensor that no file can store.
 
-    Floating-point tensors that are coded bit for bit need not be ``finite``.
+    Floating-point tensors that are coded losslessly need not be ``finite``.
     """
     for name, tensor in tensors.items():
         if not isinstance(name, str):
@@ -88,15 +87,15 @@ def load_tensors(
     Parameters
     ----------
     path : path-like
-        A file of `save_tensors`, or of a model. It is not trusted.
+        A file of `save_tensors` or of a model. It is untrusted.
     max_bytes : int, optional
         The memory that reading it may take, as for `tensorpress.load`.
 
     Returns
     -------
     dict of str to Tensor
-        The tensors, on the CPU: the ``state_dict`` of a zoo network, and the factors of any other
-        pressed model under the names they have in it.
+        The tensors, on the CPU: the ``state_dict`` of a zoo network, or the tensors of another
+        model under their names in it.
 
     Raises
     ------
@@ -108,7 +107,7 @@ def load_tensors(
         return dict(load(path, max_bytes=max_bytes).state_dict())
     names = [entry.name for entry in opened.description.tensors]
     if len(set(names)) != len(names):
-        raise ModelMismatchError(f"{opened.name} has two tensors of one name")
+        raise ModelMismatchError(f"{opened.name} has two tensors of the same name")
     decoded = opened.tensors()
     with name_file_in_errors(path):
         return {
@@ -118,6 +117,6 @@ def load_tensors(
 
 
 def _half_storage(tensor: Tensor) -> Literal["half"] | None:
-    """Return "half" for a tensor that float16 can hold, None for one that is stored exactly."""
+    """Return "half" for a tensor that does not overflow float16, else None."""
     floats = tensor.dtype in (torch.float32, torch.float64)
     return "half" if floats and bool(torch.isfinite(tensor.half()).all()) else None

@@ -1,4 +1,4 @@
-"""Range coding and Huffman coding of symbols by static tables, which do not adapt."""
+"""Range coding and Huffman coding of symbols by static tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from tensorpress.codec.static_tables import Prior, read_prior
 from tensorpress.errors import CorruptFileError
 
 MAX_COUNTS = 1 << 24
-"""Most counts in all probability tables of a file, so that reading them takes bounded memory."""
+"""Most counts in all probability tables of a file; it bounds the memory of reading them."""
 
 MAX_REACH = 1 << 15
 """Largest symbol of a probability table."""
 
-_PRIOR_BYTES = 40  # that one count takes while its table is made
-_RECENT = 16  # tables that are looked through for the same one
+_PRIOR_BYTES = 40  # memory per count while a table is made
+_RECENT = 16  # last tables that are searched for the same one
 _STATE_BYTES = 8  # of the encoder's interval
 _MAX_SYMBOL_BYTES = 4  # the rarest symbol takes 24 bits and a little for rounding
 
 
 def encode_range(arrays: Sequence[Symbols], priors: Sequence[Prior]) -> bytes:
-    """Encode arrays of symbols, one after the other, each under its own table.
+    """Encode arrays of symbols one after the other, each with its table.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
     Raises
     ------
     CorruptFileError
-        If the stream is not what `encode_range` returns for any symbols with these tables. Damage
-        that leaves other symbols is for the file's checksum to find.
+        If `encode_range` returns this stream for no symbols with these tables. Damage that gives
+        other symbols is left to the checksum of the file.
     """
     coded = sum(n for n, prior in zip(sizes, priors, strict=True) if len(prior.counts) > 1)
     if len(data) > (_MAX_SYMBOL_BYTES * (coded + 2) if coded else 0):
@@ -93,13 +93,13 @@ def decode_range(data: bytes, sizes: Sequence[int], priors: Sequence[Prior]) -> 
         if size and len(prior.counts) > 1:
             try:
                 indices = decoder.decode(_categorical(prior), size)
-            except AssertionError as error:  # what constriction raises for an impossible stream
+            except AssertionError as error:  # raised by constriction for an impossible stream
                 raise CorruptFileError("the coded values are damaged") from error
             indices += np.int32(prior.lowest)
             arrays.append(indices)
         else:
             arrays.append(np.full(size, prior.lowest, np.int32))
-    # The decoder does not say how far it has read; the encoder is as fast, and exact.
+    # The decoder does not tell how far it has read, so encode again, which is as fast.
     if encode_range(arrays, priors) != data:
         raise CorruptFileError("there are data after the coded values, or they are damaged")
     return arrays
@@ -123,7 +123,7 @@ def _shortest_bytes(encoder: stream.queue.RangeEncoder) -> bytes:
     limit, end = 1 << (8 * _STATE_BYTES), low + width
     if final < low:  # the interval spans a carry, and constriction has carried into the head
         low, end = 0, end - limit
-    # Any point of [low, end) will do: take the one with the most trailing zero bytes.
+    # Take the point of [low, end) with the most trailing zero bytes.
     for zeros in range(8 * _STATE_BYTES, -1, -8):
         point = -(-low >> zeros) << zeros
         if point < min(end, limit):
@@ -141,7 +141,7 @@ class TableSymbols:
     symbols : ndarray of int32
         Shape (size,).
     table_bits : float
-        Bits of the file that the table takes; a tensor's share of a table for several.
+        Bits of the table in the file, or the tensor's share of a common table.
     table : Prior or HuffmanCode
         The table.
     """
@@ -152,7 +152,7 @@ class TableSymbols:
 
     @property
     def value_bits(self) -> float:
-        """The bits that the symbols take, counted on access, which takes as long as decoding."""
+        """The bits of the symbols; counting them takes as long as decoding."""
         return self.table.bits(self.symbols)
 
 
@@ -189,7 +189,7 @@ def decode_huffman(
     Raises
     ------
     CorruptFileError
-        If the bytes cannot come from `encode_huffman` with such groups.
+        If `encode_huffman` returns such bytes for no such groups.
     """
     result = []
     for reach, sizes in groups:
@@ -219,12 +219,12 @@ def decode_static(
     arrays : sequence of (int, int)
         The largest symbol of each array, and its size.
     budget : ReadBudget
-        What the tables may take; the symbols are taken already.
+        The budget for tables; symbols were taken from it before.
 
     Raises
     ------
     CorruptFileError
-        If the bytes are not those of such arrays, or take more than the budget.
+        If the bytes do not encode such arrays, or exceed the budget.
     """
     priors: list[Prior] = []
     earlier: list[Prior] = []
@@ -236,7 +236,7 @@ def decode_static(
         table_bits.append(tables.position - start)
         if not any(priors[-1] is prior for prior in priors[-_RECENT - 1 : -1]):
             budget.take(priors[-1].counts.nbytes)
-            budget.work(len(priors[-1].counts) // 2)  # two counts take as long as a symbol
+            budget.work(len(priors[-1].counts) // 2)  # two counts take the time of a symbol
         counts += len(priors[-1].counts)
         if counts > MAX_COUNTS:
             raise CorruptFileError(f"the probability tables have more than {MAX_COUNTS:,} counts")

@@ -1,8 +1,8 @@
 """Integer probability tables for quantized values, the same on every machine.
 
-A symbol is the signed number of a level: its index less Q/2, so that 0 stands for the value 0 and
-symbols run from -Q/2 to Q/2; Q/2 is called the *reach*. Tables are built with integer arithmetic
-alone, because encoder and decoder must agree on every count.
+A symbol is the signed number of a level, its index minus Q/2: 0 is the value 0, and symbols run
+from -Q/2 to Q/2, which is called the *reach*. Tables are built with integer arithmetic only,
+because encoder and decoder must agree on every count.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ PRECISION = 24
 Counts = NDArray[np.int64]
 Family = Literal["laplace", "gauss"]
 
-# Scales are a sixth of an octave, 12 %, apart: the nearest costs at most 0.005 bit a value.
+# Scales are a sixth of an octave, 12 %, apart: the nearest costs at most 0.005 bits per value.
 _SIXTHS = (32, 36, 40, 45, 51, 57)
 _FIRST_OCTAVE: dict[Family, int] = {"laplace": -8, "gauss": -2}
 _LAST_OCTAVE = 14
@@ -39,7 +39,7 @@ _SCALES = {family: 6 * (_LAST_OCTAVE + 1 - first) for family, first in _FIRST_OC
 _HISTOGRAM, _SHARED = 254, 255  # kinds of tables; smaller codes are a family and a scale
 _CODE_BITS = 8
 _FRACTION = 60  # bits after the point in the recurrences for the masses
-_FLOOR = PRECISION - 10  # 2**14 of 2**24 counts are spread evenly, for outliers
+_FLOOR = PRECISION - 10  # 2**14 of 2**24 counts are distributed evenly, for outliers
 _MAX_EXPONENT = 38  # binary digits of a histogram's count
 _MANTISSA_BITS = 3  # width of the field that says how many mantissa bits a histogram has
 
@@ -55,7 +55,7 @@ class Prior:
     lowest : int
         The symbol of the first entry.
     counts : ndarray of int64
-        Probabilities times 2**24, shape (symbols,); each is at least 1, their sum 2**24.
+        Probabilities times 2**24, shape (symbols,); each is at least 1, and their sum is 2**24.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Prior:
         Parameters
         ----------
         histogram : ndarray of int64
-            How often the symbols `lowest`, `lowest` + 1, … occur.
+            Counts of the symbols `lowest`, `lowest` + 1, ….
         lowest : int
             The symbol of the histogram's first entry.
 
@@ -85,7 +85,7 @@ class Prior:
         return float(histogram @ (PRECISION - np.log2(counts)))
 
     def bits(self, symbols: Symbols) -> float:
-        """Return the bits that symbols of the table take."""
+        """Return the bits that symbols take with this table."""
         if not symbols.size:
             return 0.0
         lowest = int(symbols.min())
@@ -96,9 +96,8 @@ class Prior:
 def parametric_prior(code: int, reach: int) -> Prior:
     """Return a two-sided geometric ("laplace") or normal ("gauss") table of a quantizer's symbols.
 
-    With s the symbol, its probability is proportional to θ**abs(s), θ = σ / (1 + σ), or to
-    q**(s * s), q = 2σ² / (1 + 2σ²). 2**14 counts are spread evenly over all symbols, so that rare
-    ones have a code.
+    The probability of symbol s is proportional to θ**abs(s), θ = σ / (1 + σ), or to q**(s * s), q =
+    2σ² / (1 + 2σ²). 2**14 counts are distributed evenly, so that rare symbols have a code.
 
     Parameters
     ----------
@@ -140,7 +139,7 @@ def parametric_prior(code: int, reach: int) -> Prior:
 def write_prior(
     writer: BitWriter, symbols: Symbols, reach: int, earlier: list[Prior]
 ) -> tuple[Prior, float]:
-    """Choose the table that makes the bits of table and symbols fewest, and write it.
+    """Choose the table with the fewest bits for table and symbols, and write it.
 
     Parameters
     ----------
@@ -151,14 +150,14 @@ def write_prior(
     reach : int
         The largest symbol of the quantizer, Q/2.
     earlier : list of Prior
-        Histograms that were written before and may be used again; a new one is appended.
+        Histograms that were written before and may be reused; a new one is appended.
 
     Returns
     -------
     Prior
         The table, exactly as `read_prior` will return it.
     float
-        Bits of the table and of the symbols under it.
+        Bits of the table and of the symbols.
     """
     # Three kinds: a family at its best scale, a histogram of an earlier tensor, a new histogram.
     lowest = int(symbols.min())
@@ -223,7 +222,7 @@ def read_prior(reader: BitReader, reach: int, earlier: list[Prior]) -> Prior:
         prior = Prior("histogram", lowest, normalize_counts(counts, 1))
         earlier.append(prior)
     else:
-        raise CorruptFileError(f"{code} is no kind of probability table")
+        raise CorruptFileError(f"{code} is not a kind of probability table")
     if not _is_within(prior, reach):
         raise CorruptFileError("a probability table exceeds the levels of its quantizer")
     return prior
@@ -240,17 +239,17 @@ def _first_code(family: Family) -> int:
 
 
 def normalize_counts(weights: Counts, floor: int, precision: int = PRECISION) -> Counts:
-    """Return counts of sum 2**precision: `floor` for each symbol, the rest as weights."""
+    """Return counts of sum 2**precision: `floor` per symbol, the rest as weights."""
     free = (1 << precision) - floor * len(weights)
     counts: Counts = floor + weights * free // weights.sum()
-    # Rounding down has lost less than one count a symbol: the largest weights get one more each.
+    # Rounding down lost less than one count per symbol: the largest weights get one more each.
     missing = (1 << precision) - counts.sum()
     counts[np.argsort(-weights, kind="stable")[:missing]] += 1
     return counts
 
 
 def _best_scale(family: Family, histogram: Counts, lowest: int, reach: int) -> tuple[int, float]:
-    """Return the code of a family's best table and the bits that the symbols take under it."""
+    """Return the code of a family's best table and the bits of the symbols."""
     # Start at the scale of maximum likelihood: σ = E|s|, or σ² = E s².
     magnitudes = np.abs(np.arange(lowest, lowest + len(histogram)))
     power = 2 if family == "gauss" else 1
@@ -259,7 +258,7 @@ def _best_scale(family: Family, histogram: Counts, lowest: int, reach: int) -> t
     first, last = _first_code(family), _first_code(family) + _SCALES[family] - 1
     best = min(max(first + round(len(_SIXTHS) * octaves), first), last)
     bits = parametric_prior(best, reach).cost(histogram, lowest)
-    # Go downhill in both directions: over the scales the cost has one minimum.
+    # Descend in both directions: as a function of the scale, the cost has one minimum.
     for direction in (-1, 1):
         while first <= best + direction <= last:
             next_bits = parametric_prior(best + direction, reach).cost(histogram, lowest)
@@ -308,12 +307,12 @@ def write_counts(writer: BitWriter, rounded: Counts, lowest: int, mantissa: int)
 
 
 def read_counts(reader: BitReader, least: int, most: int) -> tuple[int, Counts]:
-    """Read what `write_counts` wrote: the lowest symbol, and the counts, not all of them zero.
+    """Read what `write_counts` wrote: the lowest symbol and the counts.
 
     Raises
     ------
     CorruptFileError
-        If the symbols are not all from `least` to `most`, or there is no count.
+        If symbols are not all from `least` to `most`, or all counts are zero.
     """
     lowest, size = unzigzag(reader.varint()), reader.varint()
     if size == 0 or lowest < least or lowest + size - 1 > most:
@@ -332,7 +331,7 @@ def read_counts(reader: BitReader, least: int, most: int) -> tuple[int, Counts]:
 
 
 def symbol_counts(symbols: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct values of an integer tensor in order, and how often each occurs.
+    """Return the distinct values of an integer tensor in order, with their counts.
 
     Examples
     --------
@@ -340,7 +339,8 @@ def symbol_counts(symbols: Tensor) -> tuple[Tensor, Tensor]:
     [[-1, 2], [1, 2]]
     """
     lowest, highest = map(int, symbols.aminmax()) if symbols.numel() else (0, 0)
-    if not symbols.numel() or highest - lowest > 2 * symbols.numel():  # counting takes more memory
+    # For a wide range of values, bincount would take more memory.
+    if not symbols.numel() or highest - lowest > 2 * symbols.numel():
         values, counts = torch.unique(symbols, return_counts=True)
         return values, counts
     counts = torch.bincount((symbols - lowest).flatten())
@@ -349,7 +349,7 @@ def symbol_counts(symbols: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy_bits(symbols: Tensor) -> float:
-    """Return the empirical entropy of the values of a tensor, in bits a value.
+    """Return the empirical entropy of a tensor's values in bits per value.
 
     Examples
     --------

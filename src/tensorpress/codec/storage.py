@@ -1,4 +1,4 @@
-"""How each tensor of a file is stored, and the numbers in the stream that say so."""
+"""The storage of each tensor of a file, and its numbers in the stream."""
 
 from dataclasses import dataclass
 from struct import pack, unpack
@@ -26,10 +26,10 @@ class Constant:
 Quantizer = UniformQuantizer | StepQuantizer
 Unquantized = RawStorage | Literal["coded"]
 Storage = Quantizer | Constant | Unquantized
-"""A tensor is quantized, one number, stored without entropy coding, or coded bit for bit."""
+"""A tensor is quantized, one number, stored without entropy coding, or coded losslessly."""
 
 Request = Quantizer | Literal["half", "coded"] | None
-"""How a tensor is to be stored: quantized, as float16, every bit coded, or every bit as it is."""
+"""How to store a tensor: quantized, as float16, coded losslessly, or bit for bit (None)."""
 
 # Kinds of storage in the stream.
 _STEP, _ZERO, _ONE, _UNIFORM, _CONSTANT, _CODED = 0, 1, 2, 4, 7, 8
@@ -38,10 +38,10 @@ _KINDS = 9
 
 
 class StorageCoder:
-    """A coder that writes or reads how one tensor after the other is stored.
+    """Writes or reads the storage of one tensor after the other.
 
-    Steps and scales are coded as differences from the ones before, separately for tensors of one
-    axis and for tensors of more.
+    Steps and scales are coded as differences from the last ones, separately for vectors and other
+    tensors.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class StorageCoder:
         shape : tuple of int
             Shape of the tensor.
         storage : Storage, optional
-            How the tensor is stored; not needed in reading.
+            How the tensor is stored; not needed when reading.
 
         Returns
         -------
@@ -79,14 +79,14 @@ class StorageCoder:
         Raises
         ------
         CorruptFileError
-            If no tensor of this type is stored so.
+            If a tensor of this type cannot be stored like this.
         """
         floating = dtype.is_floating_point
         plural = "s" if len(shape) > 1 else ""
         name = f"kind{plural}" if floating else "kind of integers"
         kind = self._stream.number(name, 0 if storage is None else _kind(storage))
         if kind >= _KINDS:
-            raise CorruptFileError(f"{kind} is no way to store a tensor")
+            raise CorruptFileError(f"code {kind} is not a valid storage of a tensor")
         if kind in (_STEP, _UNIFORM) and not floating:
             raise CorruptFileError(f"a tensor of {dtype} cannot have been quantized")
         if kind == _CODED and dtype not in SPLITS:
@@ -113,7 +113,7 @@ class StorageCoder:
         self._undo = self._last[name]
         scale = self._code_difference(name, scale)
         if not 0 <= scale < SCALES:
-            raise CorruptFileError(f"{scale} is no scale of symbols")
+            raise CorruptFileError(f"{scale} is not a valid scale of symbols")
         return scale
 
     def undo_scale(self, shape: tuple[int, ...]) -> None:
@@ -126,7 +126,7 @@ class StorageCoder:
         return self._last[name]
 
     def _uniform_quantizer(self, storage: Storage | None) -> UniformQuantizer:
-        """Code a uniform quantizer by its index in the list of those before, or as a new one."""
+        """Code a uniform quantizer by its index in the list of earlier ones, or as a new one."""
         known = self._uniform
         quantizer = storage if isinstance(storage, UniformQuantizer) else None
         index = known.index(quantizer) if quantizer in known else len(known)
@@ -157,5 +157,5 @@ def _kind(storage: Storage) -> int:
 
 
 def quantizer_reach(quantizer: Quantizer, largest: int) -> int:
-    """Return the largest symbol of a uniform quantizer, and `largest` for any other."""
+    """Return the largest symbol of a uniform quantizer, or `largest` for another one."""
     return quantizer.levels // 2 if isinstance(quantizer, UniformQuantizer) else largest

@@ -1,4 +1,4 @@
-"""A `.tpz` file as a whole: its header, the coder, and the tensors."""
+"""A whole `.tpz` file: its header, coder and tensors."""
 
 import os
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def write_file(
         stream.number("header", len(header))
     else:
         zoo_header.write_layers(stream, description)
-    # A coder's number beyond the coders says which texts follow.
+    # The quotient by the number of coders tells which texts follow.
     texts = (data is not None) + 2 * (preprocess is not None)
     stream.number("coder", CODERS.index(coder) + len(CODERS) * texts)
     if data is not None:
@@ -80,7 +80,7 @@ def write_file(
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file whose header has been read.
+    """A file with its header read.
 
     Attributes
     ----------
@@ -97,11 +97,11 @@ class OpenFile:
     data : str or None
         The name of the data that the model was trained for.
     preprocess : str or None
-        How the model takes images, as the option ``--preprocess`` says it.
+        How the model takes images, in the form of the option ``--preprocess``.
     container_bytes : int
         Bytes of magic, version, checksum and lengths.
     budget : ReadBudget
-        What reading the file may still take.
+        The memory and work that reading may still take.
     """
 
     name: str
@@ -117,13 +117,13 @@ class OpenFile:
     _payload: bytes
 
     def tensors(self, *, keep_symbols: bool = False) -> list[DecodedTensor]:
-        """Decode the tensors of the description; this can be done once.
+        """Decode the tensors of the description; this is possible only once.
 
         Raises
         ------
         CorruptFileError
-            If the file does not hold them, is far too small for so many, or has one that is not
-            finite and not coded bit for bit.
+            If the file does not contain them, claims far too many for its size, or has values that
+            are not finite and not coded losslessly.
         """
         table = self.description.tensors
         shapes, dtypes = [entry.shape for entry in table], [DTYPES[entry.dtype] for entry in table]
@@ -147,9 +147,9 @@ def open_file(
     Parameters
     ----------
     path : path-like
-        The file, which is not trusted.
+        The file, which is untrusted.
     max_bytes, model_bytes : int
-        What reading the file may take; see `tensorpress.codec.read_budget.ReadBudget`.
+        See `tensorpress.codec.read_budget.ReadBudget`.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def open_file(
         number = stream.number("coder")
         texts, coder = divmod(number, len(CODERS))
         if texts > 3:
-            raise CorruptFileError(f"{number} is no entropy coder")
+            raise CorruptFileError(f"{number} is not an entropy coder")
         data = read_data_name(stream) if texts & 1 else None
         preprocess = read_text(stream, _PREPROCESS) if texts & 2 else None
     bits = stream.bits + 8 * size

@@ -1,4 +1,4 @@
-"""The header of a network of the zoo: numbers that say which network and how it is pressed."""
+"""The header of a network of the zoo: numbers for the network and how it is pressed."""
 
 from collections.abc import Sequence
 from math import isqrt, prod
@@ -24,8 +24,8 @@ from tensorpress.errors import CorruptFileError, ModelMismatchError
 from tensorpress.planning.layers import find_pressable
 from tensorpress.schemes.reshape_modes import Shape
 
-# The numbers of networks and schemes are their places here; new ones are appended. Schemes without
-# a number, and layers with options, are written by name.
+# Files contain indices into these lists, so append only. Schemes without a number, and layers with
+# options, are written by name.
 NETWORK_NUMBERS = (
     *("lenet5", "lenet300100", "fc1024", "cifar-cnn", "resnet20", "resnet32", "resnet56"),
     *("wrn28-10", "clips3d", "vgg16", "vgg16-quarter", "conv-fc", "nin"),
@@ -75,12 +75,12 @@ def write_layers(stream: Stream, description: Description) -> None:
 
 
 def read_layers(file: str, stream: Stream, network: str) -> Description:
-    """Read the layers that `write_layers` wrote, without trust in the file.
+    """Read the layers that `write_layers` wrote, from an untrusted file.
 
     Raises
     ------
     CorruptFileError
-        If the layers are of no pressed model, or take far more memory than its weights.
+        If the layers do not describe a pressed model, or need far more memory than its weights.
     ModelMismatchError
         If this version does not have a scheme, or the scheme does not apply to its layer.
     """
@@ -98,7 +98,7 @@ def read_layers(file: str, stream: Stream, network: str) -> Description:
 
 
 class _Layers:
-    """A coder of layers, which writes the layer that it gets, or reads and returns one."""
+    """Codes layers: writes the layer that it is passed, or reads and returns one."""
 
     def __init__(self, stream: Stream, file: str = "") -> None:
         self._stream, self._file = stream, file
@@ -149,7 +149,7 @@ class _Layers:
         require(condition or self._stream.writing)
 
     def _modes(self, shape: Shape, modes: Shape) -> Shape:
-        """Code modes: all but the last, each by its number among the divisors of what is left."""
+        """Code all modes but the last, each by its index among the divisors of what remains."""
         if self._stream.number("original", int(modes == shape)):
             return shape
         count = 1 + self._stream.number("modes", max(len(modes) - 1, 0))

@@ -1,4 +1,4 @@
-"""Compression of a model within a budget by one call."""
+"""Compresses a model to a budget by one call."""
 
 from tensorpress.compress.compress import compress
 from tensorpress.compress.fidelity import fidelity

@@ -1,4 +1,4 @@
-"""Scores of classes in a model's outputs: which tensor has them, and which rows of it count."""
+"""Finds scores of classes among a model's outputs, and the rows of them that count."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.outputs import LOGITS, token_mask
 
 _IGNORED = -100
-"""The label of what is not asked, as of `torch.nn.functional.cross_entropy`."""
+"""The label of rows that do not count, as in `torch.nn.functional.cross_entropy`."""
 
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """What the scores of classes are.
+    """The output of a model with scores of classes.
 
     Attributes
     ----------
     name : str
-        The output that has them.
+        The name of the output.
     logits : bool
-        Whether they are known to be logits, by their name or by labels: then probabilities of both
-        models can be compared.
+        Whether the scores are known to be logits, by their name or by labels, so that probabilities
+        of two models can be compared.
     tokens : bool
-        Whether they are of tokens, (examples, tokens, classes).
+        Whether they are scores of tokens, (examples, tokens, classes).
     """
 
     name: str
@@ -36,15 +36,15 @@ class ScoreKind:
 def find_scores(
     outputs: Sequence[Mapping[str, Tensor]], batches: Sequence[Batch]
 ) -> ScoreKind | None:
-    """Return the output that has scores of classes, the last axis being the classes.
+    """Return the output with scores of classes on its last axis, or None.
 
-    That is ``logits`` of two or three axes, a single output with integers of its leading axes as
+    It is ``logits`` of two or three axes, or a single output with integers of its leading axes as
     labels, or a single output (examples, classes) that does not look like something else.
 
     Parameters
     ----------
     outputs : sequence of mapping
-        The dense model's outputs by name, of every batch.
+        The dense model's outputs by name, for every batch.
     batches : sequence of Batch
         The batches.
     """
@@ -68,8 +68,7 @@ def find_scores(
 def class_labels(scores: Tensor, batch: Batch) -> Tensor | None:
     """Return the class of every row of scores, −100 where it does not count, or None.
 
-    A language model whose labels are its own inputs predicts the next token: its labels are those
-    of one position further on.
+    If the labels of a language model are its inputs, they are shifted to the next token.
     """
     labels = batch.labels
     if labels is None or labels.is_floating_point() or labels.is_complex():
@@ -98,7 +97,7 @@ def _are_inputs(labels: Tensor, used: Tensor, x: Tensor) -> bool:
 
 
 def _are_no_scores(rows: Tensor, batch: Batch) -> bool:
-    """Tell whether rows are embeddings, separate probabilities, or compared with real numbers."""
+    """Tell whether rows are embeddings, separate probabilities, or outputs of a regression."""
     labels = batch.labels
     if labels is not None and labels.is_floating_point() and labels.shape == rows.shape:
         return True

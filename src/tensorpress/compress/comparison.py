@@ -1,4 +1,4 @@
-"""The comparison of several models: their sizes, costs, times, outputs and errors side by side."""
+"""Compares several models: their sizes, costs, times, outputs and errors."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -30,32 +30,31 @@ def compare(
     evaluate: Callable[[nn.Module], float] | None = None,
     title: str = "Comparison",
 ) -> dict[str, Any]:
-    """Compare several pressed models, and write a page on them.
+    """Compare several pressed models, and write a page about them.
 
     Parameters
     ----------
     dense : nn.Module or mapping of str to nn.Module
-        The dense model, or that of each pressed model by its name.
+        The dense model, or a mapping from the names of pressed models to their dense models.
     models : mapping of str to nn.Module
         The models by the names that the page gives them.
     path : path-like, optional
-        HTML file to write: a table and a plot that need no network and no script.
+        HTML file to write; it needs no network and no scripts.
     batches : iterable, optional
-        Inputs, or pairs of inputs and labels, that nothing was fitted to; with them the page says
-        how far the outputs of each model are from those of its dense model.
+        Inputs, or pairs of inputs and labels, that nothing was fitted to. The outputs of each model
+        are compared with its dense model's on them.
     example_inputs : Tensor, sequence or mapping, optional
         Arguments of a forward pass, for multiply–accumulates and times; by default the first batch.
         All models are timed in the same rounds.
     evaluate : callable, optional
-        A function from a model to the number that matters to you.
+        Returns the number that matters to you for a model.
     title : str
         The title of the page.
 
     Returns
     -------
     dict
-        The numbers of the page as plain data for JSON; ``models`` has an entry for every dense and
-        every pressed model.
+        The numbers of the page as plain data for JSON; ``models`` has an entry per model.
 
     Raises
     ------
@@ -81,7 +80,7 @@ def compare(
     missing = [name for name in models if name not in origins]
     if missing or not models:
         raise InvalidArgumentError(
-            f"there is no dense model of {', '.join(map(repr, missing))}"
+            f"there is no dense model for {', '.join(map(repr, missing))}"
             if missing
             else "there are no models to compare"
         )
@@ -124,7 +123,7 @@ def compare(
 def _name_dense(
     dense: Mapping[str, nn.Module], models: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
-    """Return each dense model once, by a name."""
+    """Return the distinct dense models by name."""
     distinct: dict[int, str] = {}
     for name in models:
         distinct.setdefault(id(dense[name]), name)

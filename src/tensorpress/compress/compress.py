@@ -1,4 +1,4 @@
-"""Compression of a model within a budget: ways compete, and the nearest outputs win."""
+"""Compresses a model to a budget: several methods compete, and the nearest outputs win."""
 
 import logging
 import os
@@ -40,59 +40,56 @@ def compress(
     refine: bool = True,
     seed: int = 0,
 ) -> CompressResult:
-    """Compress a model to a budget in the way that keeps its outputs best.
+    """Compress a model to a budget by the method that keeps its outputs best.
 
-    With calibration data several ways compete: the criteria by which a budget of parameters, MACs
-    or milliseconds is spread over layers, and for bytes of a file also rounding and entropy coding
-    of the dense model and of models pressed first. Each is planned (`tensorpress.plan`), pressed
-    with its layers fitted to responses (`tensorpress.press`) or coded (`tensorpress.encode`), and
-    the outputs are compared with the dense model's on data that nothing was fitted to
-    (`tensorpress.fidelity`): a fifth of all, one half of which chooses, and the other judges what
-    was chosen. Returned is the model of the least divergence where outputs are known to be logits
-    of classes, by labels or by that name, else of the least error. Without data the weights alone
-    decide.
+    With calibration data, several methods compete. For a budget of parameters, MACs or
+    milliseconds they are criteria that divide it among layers; for bytes of a file they are coding
+    alone, and coding after pressing. Each is planned (`tensorpress.plan`), pressed with layers
+    fitted to responses (`tensorpress.press`) or coded (`tensorpress.encode`), and its outputs are
+    compared with the dense model's on held-out data (`tensorpress.fidelity`). A fifth of the data
+    is held out: one half chooses the best method, the other judges it. The best method has the
+    least divergence if outputs are known to be logits, by labels or by their name, and otherwise
+    the least error. Without data, weights alone decide.
 
     Parameters
     ----------
     model : nn.Module
-        Dense, with trained weights; left untouched.
+        A dense model with trained weights, left unchanged.
     budget : str
-        What the model may cost: ``bytes=25%`` (of a file), ``params=50%``, ``macs=300M``,
+        The most that the model may cost: ``bytes=25%`` (of a file), ``params=50%``, ``macs=300M``,
         ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`.
     calibration : iterable, optional
-        Batches of inputs as for `tensorpress.press`, a few hundred examples. Nothing is fitted to
-        labels: they say that outputs are scores of classes, and give the loss that is reported.
+        Batches of inputs as for `tensorpress.press`, a few hundred examples. Labels only show that
+        outputs are scores of classes, and give the reported loss; nothing is fitted to them.
     example_inputs : Tensor, sequence or mapping, optional
-        Arguments of one forward pass, the first axis being the batch: for MACs and latency. By
+        Arguments of one forward pass, with the batch as first axis, for MACs and latency; by
         default the first example of the calibration data.
     out : path-like, optional
-        The `.tpz` file for a budget of bytes.
+        The `.tpz` file to write, for a budget of bytes.
     evaluate : callable, optional
-        A function from a model to the number that matters to you, reported before and after. It
-        runs on the dense model before anything is planned.
+        Returns the number that matters to you for a model; it is reported for both models, and runs
+        on the dense model before anything is planned.
     targets, skip : sequence of str
-        As for `tensorpress.plan`; of a budget of bytes the layers that may be pressed. What is
-        skipped stays as it is, and so do parameters that ask for no gradient.
+        As for `tensorpress.plan`. Skipped layers and frozen parameters are not changed.
     refine : bool
-        Whether to train blocks of the best pressed model, without labels, to give the outputs of
-        the dense blocks (`tensorpress.reconstruct.block_refinement`); of coded models, biases and
-        norms. A fifth of the data stops
-        that before it makes things worse. Language models are not refined: their blocks learn
-        calibration data by heart.
+        Whether to train the blocks of the best pressed model, without labels, to give the outputs
+        of the dense blocks (`tensorpress.reconstruct.block_refinement`), or biases and norms of
+        coded models. Held-out data stop the training before it makes things worse. Language models
+        are not refined, because their blocks would memorize the calibration data.
     seed : int
-        Of all that is drawn.
+        Seed of all random choices.
 
     Returns
     -------
     CompressResult
-        The model, its costs and its fidelity, and all that was tried.
+        The model, its costs and fidelity, and all trials.
 
     Raises
     ------
     InvalidArgumentError
-        If the budget cannot be met in any way, with the reasons, or is met by the dense model
-        (`BudgetMetError`); and for what `tensorpress.plan`,
-        `tensorpress.press` and `tensorpress.encode` raise.
+        If no method meets the budget (the message has the reasons), the dense model meets it
+        (`BudgetMetError`), or `tensorpress.plan`, `tensorpress.press` or `tensorpress.encode`
+        raises it.
 
     Examples
     --------
@@ -143,12 +140,12 @@ def compress(
 
 
 def _check_out(out: str | os.PathLike[str] | None, limit: Budget) -> None:
-    """Check that a file can be written before anything is done."""
+    """Check early that the file can be written."""
     if out is None:
         return
     if limit.kind != "bytes":
         raise InvalidArgumentError(
-            f"out is the file of a budget of bytes, not of {limit.kind}: write the model with "
+            f"out needs a budget of bytes, not of {limit.kind}: write the model with "
             "tensorpress.save_checkpoint(result.model, folder, result.plan)"
         )
     check_writable(out)
@@ -167,7 +164,7 @@ def _evaluate(evaluate: Callable[[nn.Module], float], model: nn.Module) -> float
 def _run(
     task: Task, attempts: Iterable[Attempt], refine: bool
 ) -> tuple[Attempt, tuple[Trial, ...]]:
-    """Return the best of all attempts, of which no more than two are in memory, and all trials."""
+    """Return the best attempt and all trials; at most two models are in memory at a time."""
     best: Attempt | None = None
     trials = []
     for attempt in attempts:
@@ -185,7 +182,7 @@ def _run(
         attempt = refine_attempt(task, best)
         better = attempt.beats(best)
         if not better and attempt.trial.failure is None:
-            reason = "not kept, since it is no nearer on the data that choose"
+            reason = "not chosen, because held-out outputs are no nearer"
             attempt = replace(attempt, trial=replace(attempt.trial, note=reason))
         trials.append(attempt.trial)
         logger.info("%s", attempt.trial.summary)
@@ -200,11 +197,11 @@ def _warnings(
     few: FewRows,
     costs: Mapping[str, tuple[float, float]],
 ) -> list[str]:
-    """Return what a user should know, the most important first."""
+    """Return warnings for the user, the most important first."""
     warnings = []
     if task.reference is None:
         warnings.append(
-            "no calibration data: ranks follow from weights alone, and outputs are not compared"
+            "no calibration data: ranks follow from weights alone, and outputs were not compared"
         )
         if best.trial.plan is not None:
             warnings += lost_layers(best.trial.plan.layers)
@@ -214,15 +211,15 @@ def _warnings(
             warnings.append(
                 f"too few examples to judge the outputs: give at least {round(LEAST / HELD_OUT)}"
                 + (
-                    "; the one example is the one that layers were fitted to"
+                    "; layers were fitted to the one example on which outputs are compared"
                     if task.fitted[0] is task.reference.batches[0]
                     else f", of which a fifth is held out ({judged} now)"
                 )
             )
         elif task.judge is task.reference and sum(t.failure is None for t in trials) > 1:
             warnings.append(
-                f"the {judged} examples that judge have also chosen the best of the trials, which "
-                f"flatters it: give at least {round(2 * LEAST_HALF / HELD_OUT)}"
+                f"the result is optimistic, because the {judged} held-out examples also chose the "
+                f"best trial: give at least {round(2 * LEAST_HALF / HELD_OUT)} examples"
             )
     if few.warning is not None:
         warnings.append(few.warning)
@@ -231,26 +228,26 @@ def _warnings(
         if best.trial.plan is not None and compressed > 1.1 * dense:
             rebuilt = all(layer.method.form == "weight" for layer in best.trial.plan.layers)
             warnings.append(
-                f"on this machine a pass takes longer than the dense model's: {compressed:.2f} ms "
-                f"for {dense:.2f} ms; "
+                f"on this machine the model is slower than the dense one, {compressed:.2f} instead "
+                f"of {dense:.2f} ms per pass: "
                 + (
-                    "weights are rebuilt from factors at every pass: tensorpress.materialize makes "
-                    "them dense again"
+                    "its weights are rebuilt from factors at every pass; tensorpress.materialize "
+                    "makes them dense again"
                     if rebuilt
-                    else "several small layers in place of one have their own costs, and a budget "
-                    "of latency takes them into account"
+                    else "several small layers have more overhead than one; a budget of latency "
+                    "takes that into account"
                 )
             )
         if task.limit.kind == "latency" and compressed > task.limit.resolve(dense):
             warnings.append(
-                "measured again, the latency is above the budget, which it met when layers were "
-                "chosen: times vary by a few percent"
+                "the latency met the budget during planning, but not when measured again: times "
+                "vary by a few percent"
             )
     return warnings
 
 
 def _advice(task: Task, trials: Sequence[Trial], fidelity: Fidelity | None) -> list[str]:
-    """Return what to try where outputs are too far from the dense model's."""
+    """Return what to try if outputs are too far from the dense model's."""
     limit = task.limit
     if fidelity is None or fidelity.usable or not fidelity.enough:
         return []
@@ -262,6 +259,6 @@ def _advice(task: Task, trials: Sequence[Trial], fidelity: Fidelity | None) -> l
     return [
         "fine-tuning: tensorpress.finetune with the dense model as teacher",
         f"a larger budget of {limit.kind}{milder}",
-        "a budget of bytes where size is what counts: rounding and entropy coding keep outputs "
-        "better than low rank at the same size",
+        "a budget of bytes if only size counts: at the same size, rounding and entropy coding keep "
+        "outputs better than low rank",
     ]

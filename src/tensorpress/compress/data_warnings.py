@@ -1,4 +1,4 @@
-"""Warnings of too little data, of all layers and trials, in one line."""
+"""Collects the warnings about too little data of all layers and trials into one."""
 
 import logging
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ _MOST_NAMES = 3
 
 
 class FewRows(logging.Filter):
-    """Collects the warnings of too few inputs of a layer in place of passing them on."""
+    """Collects warnings about layers with too few inputs instead of passing them on."""
 
     def __init__(self) -> None:
         super().__init__()
         self._shares: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is something else."""
+        """Return False for the collected warnings."""
         if record.msg != FEW_ROWS or not isinstance(record.args, tuple):
             return True
         name, columns, rows, _ = map(str, record.args)
@@ -26,7 +26,7 @@ class FewRows(logging.Filter):
 
     @property
     def warning(self) -> str | None:
-        """One line about all layers, the worst by name."""
+        """One line about all layers; it names the worst."""
         if not self._shares:
             return None
         worst = sorted(self._shares, key=lambda name: self._shares[name])
@@ -40,7 +40,7 @@ class FewRows(logging.Filter):
 
 @contextmanager
 def collect_few_rows() -> Iterator[FewRows]:
-    """Collect warnings of too few inputs of layers in a block of code."""
+    """Collect warnings about layers with too few inputs during a ``with`` block."""
     few, logger = FewRows(), logging.getLogger("tensorpress.press")
     logger.addFilter(few)
     try:

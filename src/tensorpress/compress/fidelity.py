@@ -1,4 +1,4 @@
-"""Fidelity: how far the outputs of a compressed model are from those of the dense model."""
+"""Fidelity: the distance of a compressed model's outputs from the dense model's."""
 
 from collections.abc import Iterable
 
@@ -12,20 +12,20 @@ from tensorpress.compress.verdict import Fidelity
 def fidelity(
     dense: nn.Module, compressed: nn.Module, batches: Iterable[CalibrationBatch]
 ) -> Fidelity:
-    """Measure how far the outputs of a model are from those of the dense model.
+    """Measure the distance of a model's outputs from the dense model's.
 
     Parameters
     ----------
     dense, compressed : nn.Module
         The models; they are run in eval mode.
     batches : iterable
-        Inputs, or pairs of inputs and labels, as for `tensorpress.press`; best such that nothing
-        was fitted to.
+        Inputs, or pairs of inputs and labels, as for `tensorpress.press`, preferably ones that
+        nothing was fitted to.
 
     Raises
     ------
     InvalidArgumentError
-        If there are no batches, or the models return no floating-point tensors, or not the same.
+        If there are no batches, or the models return no floating-point tensors or different ones.
 
     Examples
     --------

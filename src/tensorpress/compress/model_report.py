@@ -1,4 +1,4 @@
-"""The report of a pressed model: its layers, costs, times and fidelity beside the dense model."""
+"""The report of a pressed model: layers, costs, times and fidelity beside the dense model."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +17,7 @@ from tensorpress.compress.result import finite
 from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.measure.latency import time_layers, time_passes
 from tensorpress.measure.model_inputs import ExampleInputs
+from tensorpress.planning.budget_rules import NO_RANKS
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.layer_candidates import (
     applicable_schemes,
@@ -36,7 +37,7 @@ from tensorpress.utils.atomic_files import check_writable
 from tensorpress.utils.module_tree import locate_weight, unwrap
 
 _MAX_POINTS = 40
-"""Points of a curve of errors over ranks."""
+"""Points of a curve of error over rank."""
 
 
 def report(
@@ -49,23 +50,23 @@ def report(
     title: str | None = None,
     plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """Compare a pressed model with the dense model, and write what there is to say to a page.
+    """Compare a pressed model with the dense model, and write a page about it.
 
     Parameters
     ----------
     dense, pressed : nn.Module
         The models. The pressed one may come from `press`, `compress`, `load` or `load_checkpoint`.
     path : path-like, optional
-        HTML file to write: tables and plots that need no network and no script.
+        HTML file to write; it needs no network and no scripts.
     batches : iterable, optional
-        Inputs, or pairs of inputs and labels, that nothing was fitted to; with them the report says
-        how far the outputs are from the dense model's.
+        Inputs, or pairs of inputs and labels, that nothing was fitted to. Outputs are compared with
+        the dense model's on them.
     example_inputs : Tensor, sequence or mapping, optional
         Arguments of a forward pass, for multiply–accumulates and times; by default the first batch.
     title : str, optional
         Title of the page, by default the class of the model.
     plan : Plan, optional
-        The plan of the pressed model, whose reasons for layers that stay dense the page repeats.
+        The plan of the pressed model; the page repeats its reasons for layers that stay dense.
 
     Returns
     -------
@@ -100,7 +101,7 @@ def report(
         "title": title or type(dense).__name__,
         **describe(dense, pressed, example_inputs, plan),
         "fidelity": None,
-        "verdict": "outputs were not compared: give batches",
+        "verdict": "outputs were not compared: pass batches",
     }
     if data is not None:
         result = Reference(dense, data).compare(pressed)
@@ -116,7 +117,7 @@ def describe(
     example_inputs: ExampleInputs | None = None,
     plan: Plan | None = None,
 ) -> dict[str, Any]:
-    """Return the layers and costs of a pressed model beside the dense one, as plain data.
+    """Return layers and costs of a pressed and a dense model as plain data.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ def describe(
 
 
 def describe_environment(model: nn.Module) -> dict[str, Any]:
-    """Return the versions and the device by which a model is measured."""
+    """Return the versions and the device with which a model is measured."""
     return {
         "tensorpress": version("tensorpress"),
         "torch": torch.__version__,
@@ -189,7 +190,7 @@ def _describe_layer(plan: LayerPlan, model: DenseModel, pressed: nn.Module) -> d
     if layer is None or layer.shape != plan.shape:
         shape = "is missing" if layer is None else f"has shape {layer.shape}"
         raise ModelMismatchError(
-            f"layer {plan.name!r} of the pressed model stands for a weight of shape {plan.shape}, "
+            f"layer {plan.name!r} of the pressed model replaces a weight of shape {plan.shape}, "
             f"but in the dense model it {shape}"
         )
     kernel = layer.kernel(plan.method)
@@ -219,7 +220,7 @@ def _describe_layer(plan: LayerPlan, model: DenseModel, pressed: nn.Module) -> d
 
 
 def _error_curve(values: Tensor) -> dict[str, list[float]]:
-    """Return relative errors of the best approximations of growing rank.
+    """Return relative errors of the best approximations by rank.
 
     By Eckart and Young, error(r)² = Σ_{i > r} σᵢ² / Σᵢ σᵢ².
     """
@@ -234,7 +235,7 @@ def _error_curve(values: Tensor) -> dict[str, list[float]]:
 def _explain_dense(
     model: DenseModel, plans: Sequence[LayerPlan], reasons: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the layers that stay dense, with the reasons of a plan where it has them."""
+    """Return the layers that stay dense with reasons, those of a plan first."""
     pressed = {plan.name for plan in plans}
     result = dict(model.unpressed)
     for name, layer in model.layers.items():
@@ -244,11 +245,11 @@ def _explain_dense(
 
 
 def _why_dense(layer: Layer) -> str:
-    """Return why a layer is not pressed, as far as the layer alone tells it."""
+    """Return why a layer is not pressed, judged by the layer alone."""
     schemes, reason = applicable_schemes(layer, [scheme_named(name) for name in AUTO])
     if not schemes:
         return reason
     smallest = [plan_with_ranks(layer, scheme, FractionRanks(1e-9)) for scheme in schemes]
     if all(refuse_no_gain(plan) for plan in smallest):
-        return "no ranks make it smaller, or none that multiply less"
-    return "it could be pressed, but the plan leaves it as it is"
+        return NO_RANKS
+    return "it could be pressed, but the plan leaves it dense"

@@ -1,4 +1,4 @@
-"""Outputs of the dense model, and the sums over batches by which others are compared with them."""
+"""The dense model's outputs, and their comparison with other models' outputs."""
 
 import copy
 import math
@@ -20,16 +20,16 @@ Outputs = Mapping[str, Tensor]
 
 
 class Reference:
-    """Outputs of the dense model, which others are compared with.
+    """The outputs of the dense model, to compare other models with.
 
     Parameters
     ----------
     dense : nn.Module
-        The dense model, run once.
+        The dense model, which is run once.
     batches : sequence of Batch
-        Inputs on which models are compared.
+        The inputs on which models are compared.
     others : sequence of Batch
-        More inputs, which say how much the outputs vary.
+        More inputs for measuring how much outputs vary.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Reference:
             for outputs, batch in zip(self._outputs, batches, strict=True):
                 _add_outputs(deviations, outputs, batch)
             self.kind = find_scores(self._outputs, batches)
-            for batch in () if self.tokens else others:  # there are tokens enough in few examples
+            for batch in () if self.tokens else others:  # few examples have enough tokens
                 _add_outputs(deviations, named_outputs(dense, batch), batch)
         self._examples = sum(map(len, batches))
         self._energies = {name: scale.energy for name, scale in deviations.items()}
@@ -58,7 +58,7 @@ class Reference:
         return self.kind is not None and self.kind.logits
 
     def split(self, count: int) -> tuple["Reference", "Reference"]:
-        """Return the outputs of the first batches, and of the others, on the scale of all."""
+        """Split into the first batches and the others; both use the scale of all outputs."""
         parts = copy.copy(self), copy.copy(self)
         for part, places in zip(parts, (slice(count), slice(count, None)), strict=True):
             part.batches, part._outputs = self.batches[places], self._outputs[places]
@@ -71,7 +71,7 @@ class Reference:
         Raises
         ------
         InvalidArgumentError
-            If they have other names or shapes.
+            If the outputs have other names or shapes.
         """
         distances = {name: _Distance() for name in self._outputs[0]}
         scores = _Scores()
@@ -106,7 +106,7 @@ class Reference:
 
 
 class _Scale:
-    """(y − ȳ)² of an output, the mean over its values."""
+    """The mean of (y − ȳ)² over the values of an output."""
 
     def __init__(self) -> None:
         self._deviation, self._values = Deviation(), 0
@@ -128,7 +128,7 @@ def _add_outputs(scales: dict[str, _Scale], outputs: Outputs, batch: Batch) -> N
 
 @dataclass
 class _Distance:
-    """Sums over the batches of one output."""
+    """Sums over batches for one output."""
 
     squares: float = 0.0
     values: int = 0
@@ -136,7 +136,7 @@ class _Distance:
     rows: int = 0
 
     def add(self, expected: Tensor, output: Tensor, batch: Batch) -> None:
-        """Add a batch; values that are the same in both, infinite ones too, differ by zero."""
+        """Add a batch; equal values, also infinite ones, differ by zero."""
         mask = token_mask(expected, batch)
         x, y = expected.double(), output.double()
         same = x == y
@@ -154,7 +154,7 @@ class _Distance:
         self.rows += rows
 
     def error(self, energy: float) -> float:
-        """Return the root mean square of the difference, relative to that of the deviation."""
+        """Return the root mean square difference, relative to that of the deviation."""
         if not math.isfinite(self.squares):
             return math.inf
         difference = self.squares / max(self.values, 1)
@@ -163,7 +163,7 @@ class _Distance:
 
 @dataclass
 class _Scores:
-    """Sums over the rows of scores of classes."""
+    """Sums over rows of class scores."""
 
     rows: int = 0
     same: int = 0
@@ -173,7 +173,7 @@ class _Scores:
     dense_loss: float = 0.0
 
     def add(self, expected: Tensor, output: Tensor, batch: Batch, logits: bool) -> None:
-        """Add a batch of scores, whose last axis is the classes."""
+        """Add a batch of scores (…, classes)."""
         x, y = expected.flatten(0, -2), output.flatten(0, -2)
         labels = class_labels(expected, batch)
         labels = None if labels is None else labels.flatten()

@@ -1,4 +1,4 @@
-"""What `compress` returns: the model, its costs, its fidelity, and what was tried."""
+"""The result of `compress`: the model, its costs and fidelity, and all trials."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,25 +15,24 @@ from tensorpress.schemes.layer_plan import LayerPlan
 
 @dataclass(frozen=True, repr=False)
 class Trial:
-    """One way to meet the budget, carried out and measured.
+    """One method of meeting the budget, tried and measured.
 
     Attributes
     ----------
     name : str
-        What ranks follow from, and whether the model is coded.
+        The criterion for ranks, and whether the model is coded.
     plan : Plan or None
-        The layers that are pressed; None where the model is coded alone.
+        The layers that are pressed; None if the model is only coded.
     fidelity : Fidelity or None
-        On the held-out inputs that choose; None without data, or where the way failed.
+        Fidelity on the held-out inputs that choose; None without data or after a failure.
     estimate : float or None
-        The error of the outputs that the plan's scores add up to, in the unit of
-        `Fidelity.error`; None where nothing estimates it.
+        The predicted error of the outputs, in the unit of `Fidelity.error`; None if unknown.
     seconds : float
         Time of planning, pressing and measuring.
     failure : str or None
-        Why the budget could not be met in this way.
+        Why this method could not meet the budget.
     note : str or None
-        Why it was not chosen, where that is not plain from the numbers.
+        Why it was not chosen, if the numbers do not show it.
     """
 
     name: str
@@ -46,18 +45,18 @@ class Trial:
 
     @property
     def summary(self) -> str:
-        """What came of it, in a line."""
+        """The outcome in one line."""
         if self.fidelity is not None:
             note = "" if self.note is None else f"; {self.note}"
             return f"{self.name}: {self.fidelity.verdict}{note} ({self.seconds:.0f} s)"
         return f"{self.name}: {self.failure or 'outputs were not compared'}"
 
     def __repr__(self) -> str:
-        """Return what came of it."""
+        """Return the outcome."""
         return f"<Trial {self.summary}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the trial as plain data for JSON, its plan by its id."""
+        """Return the trial as plain data for JSON, with its plan's id."""
         return {
             "name": self.name,
             "plan": None if self.plan is None else self.plan.id,
@@ -71,34 +70,35 @@ class Trial:
 
 @dataclass(frozen=True, repr=False)
 class CompressResult:
-    """A compressed model, and what there is to know of it.
+    """A compressed model with its costs, its fidelity and all trials.
 
     Attributes
     ----------
     model : nn.Module
-        The compressed model. After a budget of bytes it has the values that its file holds.
+        The compressed model. For a budget of bytes it has the values of its file.
     budget : str
         The budget.
     trial : Trial
-        The way that was chosen.
+        The trial that was chosen.
     trials : tuple of Trial
-        All ways that were tried.
+        All trials.
     costs : mapping of str to tuple of float
-        Dense and compressed: params, bytes (of the file after a budget of bytes, else in memory),
-        macs and latency_ms where inputs are known.
+        The cost of the dense and of the compressed model: params, bytes (of the file for a budget
+        of bytes, else in memory), and with inputs macs and latency_ms.
     fidelity : Fidelity or None
-        How far the outputs are from the dense model's, on held-out inputs that have not chosen the
-        trial unless they are too few.
+        Fidelity on held-out inputs, which also chose the trial only if there are few of them.
     before : Fidelity or None
-        Fidelity of the same plan by weights alone, before anything was fitted to data.
+        Fidelity of the same plan without fitting to data.
     metric : tuple of float or None
-        What ``evaluate`` returns of the dense and the compressed model.
+        The results of ``evaluate`` for the dense and the compressed model.
     file : Path or None
         The `.tpz` file that was written.
     warnings : tuple of str
-        What a user should know: layers that lost most, data that is missing.
+        Warnings for the user, such as missing data.
     seconds : float
-        Time of it all.
+        Total time.
+    advice : tuple of str
+        What to try if the outputs are too far from the dense model's.
     """
 
     model: nn.Module
@@ -116,23 +116,23 @@ class CompressResult:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of the layers that are pressed, None where the model is coded alone."""
+        """The plan of the pressed layers; None if the model is only coded."""
         return self.trial.plan
 
     @property
     def _planned(self) -> PlannedLatency | None:
-        """The times of a budget of latency, as they were when it was planned."""
+        """The times measured while planning, for a latency budget."""
         return None if self.plan is None else self.plan.latency
 
     @property
     def verdict(self) -> str:
-        """What the fidelity means, in a sentence."""
+        """The meaning of the fidelity in one sentence."""
         if self.fidelity is None:
             return "outputs were not compared: give calibration data"
         return self.fidelity.verdict
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the model as plain data for JSON."""
+        """Return everything except the model as plain data for JSON."""
         return {
             "budget": self.budget,
             "chosen": self.trial.to_dict(),
@@ -177,7 +177,7 @@ class CompressResult:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        """Return budget, verdict and way, without the model."""
+        """Return budget, trial and verdict."""
         return f"<CompressResult {self.budget} by {self.trial.name!r}: {self.verdict}>"
 
 
@@ -186,7 +186,7 @@ def _number(name: str, value: float) -> str:
 
 
 def finite(value: float | None) -> float | None:
-    """Return a number for JSON, None where it is infinite or not a number."""
+    """Return a number for JSON, or None if it is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -203,10 +203,7 @@ def _layer_row(layer: LayerPlan) -> dict[str, Any]:
 
 
 def trial_lines(trials: Sequence[Trial], chosen: Trial) -> list[str]:
-    """Return the trials as an aligned table of text; columns that no trial has are left out.
-
-    Under it stand the trials that failed or have a note.
-    """
+    """Return the trials as an aligned table without empty columns, then failures and notes."""
     measured = [trial for trial in trials if trial.failure is None]
     columns = {
         "estimate": [_percent(trial.estimate) for trial in measured],

@@ -1,4 +1,4 @@
-"""Calibration data in parts: those that layers are fitted to, that choose, and that judge."""
+"""Splits calibration data into parts to fit, to choose and to judge."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,17 @@ from tensorpress.calibrate.batches import Batch, CalibrationBatch
 from tensorpress.calibrate.examples import select_examples
 
 HELD_OUT = 0.2
-"""Share of the examples that nothing is fitted to."""
+"""Share of the examples that are held out."""
 
 LEAST_HALF = 20
-"""Fewest examples that one half of them has, if one is to choose and the other to judge."""
+"""Fewest examples in each half, if one half chooses and the other judges."""
 
 
 def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return batches to fit to, and batches to compare outputs on.
+    """Split batches into those to fit and those to compare outputs on.
 
-    The latter are about a fifth of the examples: one out of each of as many stretches of equal
-    length, so that data in the order of their classes are judged on all classes. A single example
-    is in both.
+    The latter are about a fifth of the examples: one from each of as many stretches of equal
+    length, so that data sorted by class are judged on all classes. A single example is in both.
 
     Examples
     --------
@@ -32,7 +31,7 @@ def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     if total == 1:
         return list(batches), list(batches)
     count = max(1, round(HELD_OUT * total))
-    # At random in its stretch: every fifth example might be of the same class.
+    # Random within its stretch, because every fifth example could have the same class.
     random = torch.rand(count, generator=torch.Generator().manual_seed(0))
     judged = torch.zeros(total, dtype=torch.bool)
     ends = torch.arange(count + 1) * total // count
@@ -48,7 +47,7 @@ def split_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 def halve_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return every other example, and those between; all and none where a half has too few.
+    """Split examples alternately into halves; all and none if a half would be too small.
 
     Examples
     --------
@@ -71,5 +70,5 @@ def halve_batches(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 def user_batches(batches: Sequence[Batch]) -> list[CalibrationBatch]:
-    """Return batches in the form in which users give them, without labels."""
+    """Return batches in the form in which users pass them, without labels."""
     return [dict(batch.named) if batch.named else (batch.inputs, None) for batch in batches]

@@ -1,4 +1,4 @@
-"""What is compressed, to which budget, and the steps that all ways of doing so share."""
+"""The model to compress, its budget and data, and the steps that all methods share."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +31,13 @@ from tensorpress.sensitivity.kfac import kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
 
 LOSS = "curvature of the loss"
-"""The criterion for language models, whose layers get the factors that it scores."""
+"""The criterion for language models; their layers get the factors that it scored."""
 
 SCHEMES: Mapping[str, str | Sequence[str]] = {
     LOSS: "pivoted_svd",
     "response energy": ("channel_svd", "svd_weight"),
 }
-"""Schemes of criteria that know but these."""
+"""Schemes of the criteria that are limited to some."""
 
 
 class TargetOptions(TypedDict):
@@ -50,12 +50,12 @@ class TargetOptions(TypedDict):
 CURVATURE = "curvature of the outputs"
 """The criterion whose scores add up to an error of the outputs."""
 
-_PROBES = 2  # of milder budgets, where outputs are too far
+_PROBES = 2  # larger budgets to try for advice, if outputs are too far
 
 
 @dataclass
 class Task:
-    """What is compressed, to which budget, and by which data.
+    """A model to compress, with its budget and data.
 
     Attributes
     ----------
@@ -64,17 +64,17 @@ class Task:
     limit : Budget
         The budget.
     inputs : ModelInputs or None
-        Arguments of a forward pass, where they are known.
+        Arguments of a forward pass, if they are known.
     fitted : sequence of Batch
-        Data that layers are fitted to; none without calibration.
+        Data that layers are fitted to; empty without calibration.
     reference : Reference or None
-        Outputs of the dense model on data that nothing is fitted to, which choose the best trial.
+        Outputs of the dense model on held-out data that choose the best trial.
     judge : Reference or None
-        Outputs on other such data, which judge it: those of ``reference`` where data are too few.
+        Outputs on other held-out data that judge it; equal to ``reference`` if data are few.
     targets, skip : sequence of str
         The layers that may be pressed.
     seed : int
-        Of all that is drawn.
+        Seed of all random choices.
     """
 
     model: nn.Module
@@ -101,7 +101,7 @@ class Task:
     ) -> "Task":
         """Split the data, and run the dense model on all of them."""
         _check_weights(model)
-        DenseModel.from_module(model, None, None).select_layers(targets, skip)  # raises early
+        DenseModel.from_module(model, None, None).select_layers(targets, skip)  # checks the names
         inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
         if batches is None:
             _check_budget(model, limit, inputs, targets, skip)
@@ -111,7 +111,7 @@ class Task:
         _check_budget(model, limit, inputs, targets, skip)
         fitted, judged = split_batches(batches)
         choosing, judging = halve_batches(judged)
-        same = sum(map(len, batches)) == 1  # the one example is fitted to and judges
+        same = sum(map(len, batches)) == 1  # a single example is fitted to and judges
         reference = Reference(model, [*choosing, *judging], () if same else fitted)
         judge = reference
         if judging:
@@ -120,7 +120,7 @@ class Task:
 
     @property
     def criteria(self) -> Mapping[str, Callable[[], AllocationRule | Scores]]:
-        """The criteria by which a budget of shapes may be spread over layers, by name."""
+        """The criteria that divide a budget among layers, by name."""
         if self.reference is None:
             return {"weight error": lambda: "error"}
         model, data = self.model, user_batches(self.fitted)
@@ -136,7 +136,7 @@ class Task:
 
     @property
     def refines(self) -> bool:
-        """Whether blocks are refined: with data, and not those of a language model."""
+        """Whether blocks can be refined: with data, and not in a language model."""
         return self.reference is not None and not self.reference.tokens
 
     @property
@@ -165,7 +165,7 @@ class Task:
         )
 
     def estimate(self, made: Plan) -> float | None:
-        """Return the error of the outputs that the curvature adds up for a plan."""
+        """Return the error of the outputs that the curvature predicts for a plan, or None."""
         scores = self._scores.get(CURVATURE)
         if not isinstance(scores, Scores):
             return None
@@ -178,25 +178,24 @@ class Task:
         return sqrt(total)
 
     def near_budget(self, made: Plan, error: float, target: float) -> tuple[str, float] | None:
-        """Return a milder budget whose outputs are about near enough, and the error measured there.
+        """Return a larger budget at which outputs are near enough, and the error measured there.
 
-        How errors of layers compound a pass along random directions cannot say: what was measured
-        of a plan, divided by its estimate, is taken for the factor of milder plans, and measured
-        again where that was too little.
+        Predicted errors ignore how the errors of layers compound. So the ratio of measured to
+        predicted error of one plan is applied to plans of larger budgets, and updated once.
 
         Parameters
         ----------
         made : Plan
             A plan by the curvature of the outputs.
         error : float
-            What was measured of it, after all that made it better.
+            Its measured error after fitting and refinement.
         target : float
             The error that is near enough.
         """
         estimate, result = self.estimate(made), None
         if not estimate or not isfinite(error) or self.limit.kind not in ("params", "macs"):
             return None
-        factor = 1.0  # at least: errors near 100 % do not grow any more
+        factor = 1.0  # at least 1, because errors saturate near 100 %
         for _ in range(_PROBES):
             factor = max(error / estimate, factor)
             budget = self._least_budget(target / factor)
@@ -212,7 +211,7 @@ class Task:
         return result
 
     def _least_budget(self, estimate: float) -> str | None:
-        """Return the least budget, in steps of 5 %, whose estimate is no larger."""
+        """Return the least budget, in steps of 5 %, with at most this predicted error."""
         budgets = [f"{self.limit.kind}={percent}%" for percent in range(5, 100, 5)]
 
         def is_enough(budget: str) -> bool:
@@ -226,28 +225,28 @@ class Task:
         return budgets[place] if place < len(budgets) else None
 
     def press(self, made: Plan, criterion: str) -> nn.Module:
-        """Return the pressed model, fitted to the data of its criterion where there are some."""
+        """Return the pressed model, fitted to data if there are any."""
         if not self.fitted:
             return press(self.model, made, seed=self.seed)
         data = self.curvature if criterion == LOSS else user_batches(self.fitted)
         return press(self.model, made, calibration=data, seed=self.seed)
 
     def fidelity(self, model: nn.Module) -> Fidelity | None:
-        """Return how far the outputs of a model are on the data that choose."""
+        """Return the fidelity of a model on the data that choose."""
         return None if self.reference is None else self.reference.compare(model)
 
     def verdict(self, model: nn.Module) -> Fidelity | None:
-        """Return how far the outputs of a model are on the data that judge."""
+        """Return the fidelity of a model on the data that judge."""
         return None if self.judge is None else self.judge.compare(model)
 
     def before(self, made: Plan | None) -> Fidelity | None:
-        """Return the fidelity of a plan by weights alone; of language models it is ruin."""
+        """Return the fidelity of a plan by weights alone; None for language models."""
         if made is None or self.judge is None or self.judge.tokens:
             return None
         return self.verdict(press(self.model, made, seed=self.seed))
 
     def costs(self, model: nn.Module, size: int | None) -> dict[str, tuple[float, float]]:
-        """Return what the dense and a compressed model cost, whose file has a size if any."""
+        """Return the costs of the dense and a compressed model; ``size`` is that of its file."""
         dense_bytes, compressed_bytes = count_bytes(self.model), count_bytes(model)
         costs: dict[str, tuple[float, float]] = {
             "params": (count_params(self.model), count_params(model)),
@@ -269,7 +268,7 @@ def _check_budget(
     targets: Sequence[str],
     skip: Sequence[str],
 ) -> None:
-    """Raise before anything is scored if the budget is out of reach, or met by the dense model."""
+    """Raise early if the budget is out of reach, or the dense model meets it."""
     if limit.kind != "bytes":
         check_budget(model, inputs, targets=targets, skip=skip, budget=str(limit))
     elif not limit.relative and count_bytes(model) <= limit.amount:
@@ -287,7 +286,7 @@ def _check_weights(model: nn.Module) -> None:
 def _check_batches(batches: Sequence[Batch]) -> None:
     for place, batch in enumerate(batches):
         if any(bool(x.isnan().any()) for x in batch.arguments.tensors):
-            raise InvalidArgumentError(f"batch {place} of the calibration data has NaN")
+            raise InvalidArgumentError(f"batch {place} of the calibration data contains NaN")
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""The ways in which a model is brought within a budget, each carried out and measured."""
+"""The methods of meeting a budget, each tried and measured."""
 
 import logging
 import os
@@ -35,27 +35,27 @@ EPOCHS = 10
 """Most passes of refinement over the examples."""
 
 REFINED_BATCH = 32
-"""Examples of a step of refinement."""
+"""Examples per step of refinement."""
 
 MOST_MACS = 3e13
 """Most multiply–accumulates of refinement: about ten minutes on two cores."""
 
 SHARES = (0.8, 0.6)
-"""Parameters that low rank leaves before a model is coded, of the dense model's."""
+"""Shares of the parameters to which models are pressed before coding."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A trial with the model that it made, and the size of the file that holds it."""
+    """A trial with its model, and the size of the file if it was coded."""
 
     trial: Trial
     model: nn.Module
     size: int | None = None
 
     def beats(self, other: "Attempt | None") -> bool:
-        """Tell whether the model meets the budget, and is nearer than another that may do so.
+        """Tell whether this attempt is better than another: it succeeded, and is nearer.
 
-        The first attempt wins where outputs were not compared.
+        The first attempt wins if outputs were not compared.
         """
         if self.trial.failure is not None or other is None or other.trial.failure is not None:
             return self.trial.failure is None
@@ -67,29 +67,29 @@ class Attempt:
 
 
 def failed(name: str, error: Exception, model: nn.Module, made: Plan | None = None) -> Attempt:
-    """Return an attempt that failed by an error, which is not allowed to lose the others."""
+    """Return a failed attempt, so that one error does not end all trials."""
     reason = str(error)
-    if not isinstance(error, TensorPressError):  # the model's own, or a fault of ours
+    if not isinstance(error, TensorPressError):  # an error of the model, or a bug
         reason = f"{type(error).__name__}: {error}"
         logger.warning("%s failed", name, exc_info=error)
     return Attempt(Trial(name, made, None, failure=" ".join(reason.split())), model)
 
 
 def refine_attempt(task: Task, attempt: Attempt) -> Attempt:
-    """Return an attempt with its blocks refined, on as many passes as a few minutes allow."""
+    """Return an attempt with refined blocks, by as many passes as fit `MOST_MACS`."""
     began, batches = time.perf_counter(), rebatch(task.fitted, REFINED_BATCH)
     name, made = f"{attempt.trial.name}, refined", attempt.trial.plan
     try:
         epochs = _affordable_epochs(task, attempt.model)
         if epochs < 1:
             raise InvalidArgumentError(
-                f"a pass over the examples multiplies more than {MOST_MACS:.0e} times"
+                f"a pass over the examples takes more than {MOST_MACS:.0e} MACs"
             )
         model = deepcopy(attempt.model)
         with freeze(_skipped_parameters(task, model)):
             refine_blocks(model, task.model, batches, epochs=epochs, seed=task.seed)
         fidelity = task.fidelity(model)
-    except Exception as error:  # what was tried before must not be lost
+    except Exception as error:  # keeps the result of the trials before
         return failed(name, error, attempt.model, made)
     seconds = time.perf_counter() - began
     return Attempt(Trial(name, made, fidelity, attempt.trial.estimate, seconds), model)
@@ -98,12 +98,12 @@ def refine_attempt(task: Task, attempt: Attempt) -> Attempt:
 def _affordable_epochs(task: Task, model: nn.Module) -> int:
     macs = 0 if task.inputs is None else count_macs(model, task.inputs)
     examples = sum(map(len, task.fitted))
-    # Forward and back a pass multiplies thrice as much, once by blocks, once as a whole.
+    # Forward and backward take 3 times the MACs, once for blocks and once for the model.
     return min(EPOCHS, int(MOST_MACS / max(6 * macs * examples, 1)))
 
 
 def _skipped_parameters(task: Task, model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of the layers that are to be skipped, and of all that is in them."""
+    """Return the parameters of the skipped layers and of all modules in them."""
     modules = [name for name, _ in task.model.named_modules() if name]
     names = [*modules, *(name for name, _ in task.model.named_parameters())]
     skipped = {name for pattern in task.skip for name in match_names(pattern, names, {})}
@@ -115,9 +115,9 @@ def _skipped_parameters(task: Task, model: nn.Module) -> list[nn.Parameter]:
 
 
 def shape_trials(task: Task) -> Iterator[Attempt]:
-    """Yield a pressed model for every criterion, the same plan no more than once.
+    """Yield a pressed model per criterion, without repeating equal plans.
 
-    Of a language model the curvature of the loss alone is tried, as long as that does not fail.
+    For a language model only the curvature of the loss is tried, unless that fails.
     """
     plans: set[str] = set()
     criteria = list(task.criteria)
@@ -133,7 +133,7 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
             _warn_of_estimate(task, name, estimate)
             model = task.press(made, name)
             fidelity = task.fidelity(model)
-        except Exception as error:  # other criteria may go on
+        except Exception as error:  # tries the other criteria
             yield failed(name, error, task.model)
             continue
         plans.add(made.id)
@@ -144,7 +144,7 @@ def shape_trials(task: Task) -> Iterator[Attempt]:
 
 
 def _warn_of_estimate(task: Task, name: str, estimate: float | None) -> None:
-    """Say before the work is done where the error that is expected would not do."""
+    """Warn before the work is done if the expected error is too large."""
     if estimate is not None and estimate > FAR:
         logger.warning(
             "%s: at %s outputs are expected to differ by %.0f %%, too much without fine-tuning",
@@ -155,10 +155,10 @@ def _warn_of_estimate(task: Task, name: str, estimate: float | None) -> None:
 def bytes_trials(
     task: Task, out: str | os.PathLike[str] | None, refine: bool = True
 ) -> Iterator[Attempt]:
-    """Yield models coded with data and without, and pressed before as long as that helps.
+    """Yield models coded with and without data, then pressed and coded as long as that helps.
 
-    With data their biases and norms are trained where there is something to refine. Nothing is
-    pressed where coding leaves the outputs nearly the same, or nothing compares them.
+    With data, biases and norms are trained after rounding. Nothing is pressed if coding leaves
+    outputs nearly the same, or there are no data to compare them.
     """
     limit = int(task.limit.resolve(count_bytes(task.model)))
     with TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def bytes_trials(
         best = _code(task, "coding", limit, path, refine=refine)
         yield best
         if task.reference is not None and not _nothing_to_gain(best):
-            # Calibration misjudges layers that it does not reach, such as recurrent ones.
+            # Calibration misjudges layers that it does not reach.
             attempt = _code(task, "coding, by weights alone", limit, path, calibrated=False)
             yield attempt
             best = attempt if attempt.beats(best) else best
@@ -204,10 +204,10 @@ def _code(
     calibrated: bool = True,
     refine: bool = False,
 ) -> Attempt:
-    """Write a model, pressed first where there is a budget for that, and read it again."""
+    """Press a model if there is a budget for that, write it coded, and read it back."""
     began, made = time.perf_counter(), None
     try:
-        # by the curvature of the loss or the outputs, or by weights without data
+        # curvature of the loss or of the outputs; weight error without data
         criterion = next(iter(task.criteria))
         made = None if budget is None else task.plan(criterion, budget)
         model = fold(task.model) if made is None else task.press(made, criterion)
@@ -218,6 +218,6 @@ def _code(
         decoded = deepcopy(model).cpu().eval()
         decoded.load_state_dict(decode(folder / name))
         fidelity = task.fidelity(decoded)
-    except Exception as error:  # other ways may go on
+    except Exception as error:  # tries the other methods
         return failed(name, error, task.model, made)
     return Attempt(Trial(name, made, fidelity, None, time.perf_counter() - began), decoded, size)

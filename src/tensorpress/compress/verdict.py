@@ -1,4 +1,4 @@
-"""What numbers say of a compressed model: how far its outputs are, and whether it is usable."""
+"""The verdict on a compressed model: the distance of its outputs, and whether it is usable."""
 
 import math
 from collections.abc import Mapping
@@ -15,45 +15,44 @@ _LEVELS = (
     "not usable without fine-tuning",
 )
 CLOSE, FAR = 0.30, 0.60
-"""Largest errors of outputs that are close, and of those that fine-tuning brings near."""
+"""Largest errors of outputs that are close, and that fine-tuning can repair."""
 
 _ERRORS = (0.10, CLOSE, FAR)
 _AGREEMENTS = (0.98, 0.93, 0.80)
 _DIVERGENCES = (0.02, 0.10, 0.50)
-"""Largest errors, least agreements, and for tokens largest divergences of all levels but the last.
+"""Bounds of all levels but the last: largest errors, least agreements, and for tokens divergences.
 
-A divergence of 0.1 nats makes the perplexity of a language model about 10 % larger.
+A divergence of 0.1 nats raises the perplexity of a language model by about 10 %.
 """
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far outputs are from those of the dense model, on inputs that nothing was fitted to.
+    """The distance of a model's outputs from the dense model's, on held-out inputs.
 
     Attributes
     ----------
     examples : int
         Number of examples.
     error : float
-        Root mean square of the difference, relative to that of the dense outputs about their mean
-        over the examples, ‖ŷ − y‖ / ‖y − ȳ‖: at 0 they are the same, at 1 the
-        outputs are as far off as a constant. Of several outputs it is the largest.
+        Relative error ‖ŷ − y‖ / ‖y − ȳ‖ with the mean ȳ over examples: 0 for equal outputs, 1 for
+        outputs as far off as a constant. For several outputs it is the largest.
     cosine : float
-        Mean cosine of the angle between the outputs of an example; of several the smallest.
+        Mean cosine between the outputs of an example; for several outputs the smallest.
     tokens : bool
-        Whether outputs are logits of tokens, (examples, tokens, vocabulary): those called
-        ``logits``, or with integers (examples, tokens) as labels.
+        Whether outputs are logits of tokens, (examples, tokens, vocabulary): they are called
+        ``logits``, or have integers (examples, tokens) as labels.
     agreement : float or None
-        Share of the rows whose largest output is at the same place, where outputs are scores of
-        classes. Rows of length 1 are embeddings, and probabilities that do not add up to 1 are of
-        one question each, unless labels say that they are of classes.
+        Share of rows with the same largest output, if outputs are scores of classes. Rows of norm 1
+        (embeddings) and probabilities that do not add up to 1 are not taken for scores, unless
+        labels are classes.
     divergence : float or None
-        Mean Kullback–Leibler divergence of the classes' probabilities, in nats, where outputs are
-        known to be logits, by labels or by that name.
+        Mean Kullback–Leibler divergence of class probabilities in nats, if outputs are known to be
+        logits by labels or by their name.
     loss, dense_loss : float or None
-        Mean cross entropy of both models, in nats, where batches have classes as labels; labels
-        that are no class do not count. Of a language model, its exponential is the perplexity;
-        labels that are its own inputs are compared with the scores one position before.
+        Mean cross entropy of both models in nats, if labels are classes; other labels do not count.
+        For a language model its exponential is the perplexity, and labels that equal the inputs are
+        shifted to the next token.
     errors : mapping of str to float
         The error of every output by name.
     """
@@ -70,12 +69,12 @@ class Fidelity:
 
     @property
     def distance(self) -> float:
-        """The one number that is made small: the divergence of logits, else the error."""
+        """The number to minimize: the divergence of logits, else the error."""
         return self.order[0]
 
     @property
     def order(self) -> tuple[float, float]:
-        """What the nearest model has least of: the `distance`, and among equals the error."""
+        """The key by which models are ordered: the `distance`, then the error."""
         value = self.error if self.divergence is None else self.divergence
         return (value if math.isfinite(value) else math.inf), self.error
 
@@ -85,7 +84,7 @@ class Fidelity:
 
     @property
     def verdict(self) -> str:
-        """What the numbers mean, in a few words."""
+        """The meaning of the numbers in a few words."""
         error = f"outputs differ by {100 * self.error:.1f} %"
         if len(self.errors) > 1:
             worst = max(self.errors, key=lambda name: self.errors[name])
@@ -105,12 +104,12 @@ class Fidelity:
 
     @property
     def enough(self) -> bool:
-        """Whether there are examples enough to judge."""
+        """Whether there are enough examples to judge."""
         return self.examples >= LEAST
 
     @property
     def nearly_same(self) -> bool:
-        """Whether the outputs are so close that there is next to nothing to gain."""
+        """Whether the outputs are so close that hardly anything can be gained."""
         return self.enough and self._level == 0
 
     @property
@@ -120,7 +119,7 @@ class Fidelity:
 
     @property
     def _level(self) -> int:
-        # Predictions that are all the same agree whatever a model does: the error always counts.
+        # The error always counts, because constant predictions agree whatever a model does.
         level = sum(not self.error <= most for most in _ERRORS)
         if self.tokens and self.divergence is not None:
             return max(level, sum(not self.divergence <= most for most in _DIVERGENCES))
@@ -129,7 +128,7 @@ class Fidelity:
         return level
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers and the verdict as plain data for JSON; what is infinite is None."""
+        """Return the numbers and the verdict as plain data for JSON, with None for infinity."""
         numbers = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in vars(self).items()

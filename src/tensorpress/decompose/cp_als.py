@@ -13,7 +13,7 @@ from tensorpress.decompose.spectrum import leading_basis
 from tensorpress.decompose.tensor_algebra import mode_product, unfold
 
 SURVIVORS = {20: 2, 60: 1}
-"""How many of the runs go on after a number of sweeps: those with the smallest errors."""
+"""How many runs, those with the smallest errors, continue after a number of sweeps."""
 
 MOMENTUM, GROWTH, SHRINKAGE = 0.5, 1.1, 0.5
 """The first step of the extrapolation, and its factors after a good and after a bad sweep."""
@@ -34,7 +34,7 @@ def cp_als(
 
     Every sweep begins at a point extrapolated from the last two and is accepted only if the error
     falls; otherwise the next sweep begins at the point of the lowest error. Several starts run side
-    by side, and the worse ones are given up. Matrices, and tensors at their largest rank, are
+    by side, and the worse ones are dropped. Matrices, and tensors at their largest rank, are
     decomposed directly.
 
     Parameters
@@ -46,14 +46,15 @@ def cp_als(
     max_iter : int
         Largest number of sweeps over the modes.
     tol : float
-        The sweeps end once ten of them lower the error by no more than this fraction of it each.
+        The sweeps end once each of the last ten lowered the error by at most this fraction of it,
+        on average.
     start : CP, optional
-        The only point to start from, in place of those of `initialize_cp`.
+        The only starting point, instead of those of `initialize_cp`.
 
     Returns
     -------
     CP
-        Terms in the dtype of ``tensor``; a larger ``max_iter`` never has a larger error.
+        Terms in the dtype of ``tensor``. A larger ``max_iter`` never gives a larger error.
 
     Raises
     ------
@@ -83,9 +84,7 @@ def cp_als(
 
 
 def initialize_cp(tensor: Tensor, rank: int) -> list[list[Tensor]]:
-    """Return several sets of factors to start from, the same ones at every call.
-
-    No single kind of start is best for all kernels.
+    """Return several sets of factors to start from, since none is best for all kernels.
 
     Parameters
     ----------
@@ -98,8 +97,8 @@ def initialize_cp(tensor: Tensor, rank: int) -> list[list[Tensor]]:
     -------
     list of list of Tensor
         For a matrix, only its singular value decomposition. Otherwise the singular triplets of the
-        slices, the same after a rotation of the small modes, the leading vectors of all unfoldings,
-        and random values.
+        slices, those after a rotation of the small modes, the leading vectors of all unfoldings,
+        and random values; the same at every call.
     """
     if tensor.ndim == 2:
         return [decompose_slices(tensor, rank)]
@@ -126,9 +125,9 @@ def decompose_slices(
 ) -> list[Tensor]:
     """Return the largest singular triplets of all slices over the two longest modes.
 
-    A slice is one position in the other modes, where its terms have columns of the identity. The
-    terms are orthogonal, so the squared error is the energy of the triplets left out, and all
-    triplets together, ``max_cp_rank`` of them, are the tensor itself.
+    A slice fixes a position in all other modes, where its terms have columns of the identity. The
+    terms are orthogonal, so the squared error is the energy of the omitted triplets, and all
+    ``max_cp_rank`` triplets together are the tensor itself.
 
     Parameters
     ----------
@@ -137,8 +136,8 @@ def decompose_slices(
     rank : int
         Number of terms, from 1 to ``max_cp_rank(tensor.shape)``.
     bases : sequence of Tensor, optional
-        Orthogonal matrices, one for each mode, by which the small modes are rotated first: their
-        singular vectors gather the energy in few slices.
+        Orthogonal matrices, one for each mode, which rotate the small modes first. Singular vectors
+        gather the energy in few slices.
 
     Returns
     -------
@@ -202,7 +201,7 @@ def _is_exact(halves: HalvedTensor, factors: Sequence[Tensor]) -> bool:
 
 
 def _squared_rounding(halves: HalvedTensor) -> float:
-    """Return the squared error below which there is only rounding."""
+    """Return the squared error below which there are only rounding errors."""
     eps: float = torch.finfo(halves.matrix.dtype).eps
     return (10 * eps) ** 2 * halves.norm2
 
@@ -247,7 +246,7 @@ def _alternate(
 
 
 def _has_settled(history: Sequence[Sequence[float]], tol: float) -> bool:
-    """Whether all runs lowered their error by no more than ``tol`` of it a sweep."""
+    """Return whether all runs lowered their error by at most a fraction ``tol`` per sweep."""
     return len(history) > WINDOW and all(
         sqrt(before) - sqrt(now) <= WINDOW * tol * sqrt(before)
         for before, now in zip(history[0], history[-1], strict=True)
@@ -255,11 +254,11 @@ def _has_settled(history: Sequence[Sequence[float]], tol: float) -> bool:
 
 
 def _sweep(halves: HalvedTensor, point: Tensor, proximal: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve for one factor after another; return them all, balanced, and the squared errors.
+    """Solve for one factor after another, and return balanced factors and squared errors.
 
-    A tiny proximal weight holds each factor to its last value and does not shrink it: the fixed
-    points are those of least squares, and the systems are positive definite. Where rounding makes
-    them indefinite, the weight grows.
+    A tiny proximal weight pulls each factor towards its last value, not towards zero: the systems
+    are positive definite, and the fixed points are those of least squares. If rounding makes a
+    system indefinite, the weight grows.
 
     Parameters
     ----------

@@ -13,8 +13,8 @@ from tensorpress.decompose.precision import to_working_precision
 from tensorpress.errors import InvalidArgumentError
 
 SEARCH_WIDTH, SECTIONS, ROUNDS = 40.0, 64, 6
-"""The logarithm of the multiplier is searched this far around that of the largest eigenvalue. Each
-of the rounds cuts the interval into that many sections: bisection in fewer, larger operations."""
+"""The search for the multiplier, on a log scale: its range on both sides of the largest eigenvalue,
+the sections per round and the rounds. This is bisection in fewer, larger operations."""
 
 ROUNDING = 100 * torch.finfo(torch.float64).eps
 """How far below the bound a solution aims, in units of the summed squared norms of the terms."""
@@ -34,7 +34,7 @@ def cp_correct(
     """Lower the sensitivity of a decomposition while its error stays within a bound.
 
     Large terms that cancel (``CP.degeneracy``) make a decomposition that fits but cannot be trained
-    or quantized. For one factor after another, the least sensitive one within the bound is
+    or quantized. One factor after another is replaced by the least sensitive one within the bound,
     A = T₍ᵢ₎Z(ZᵀZ + ν diag(w))⁻¹, where Z is the Khatri–Rao product of the other factors, w the
     weights of the sensitivity and ν the largest multiplier that the bound allows.
 
@@ -79,8 +79,8 @@ def cp_correct(
     sizes = [tuple(factor.shape) for factor in cp.factors]
     if sizes != [(n, cp.weights.numel()) for n in tensor.shape] or tensor.ndim < 2:
         raise InvalidArgumentError(
-            f"factors of shapes {sizes} are no decomposition of a tensor of shape "
-            f"{tuple(tensor.shape)}"
+            f"factors of shapes {sizes} do not fit a tensor of shape {tuple(tensor.shape)}: each "
+            "mode needs a matrix (size of the mode, number of terms)"
         )
     exact = to_working_precision(tensor)
     norm = float(exact.norm())
@@ -92,15 +92,16 @@ def cp_correct(
     bound = error if max_error is None else max_error
     if not error <= (1 + MARGIN) * bound or bound >= 1:
         raise InvalidArgumentError(
-            f"the error can be bounded from the decomposition's own, {error:.6g}, to below 1, "
-            f"got max_error={max_error}"
+            f"max_error must be at least the decomposition's error, {error:.6g}, and below 1, got "
+            f"{max_error}"
         )
     sensitivity, iterations, converged = cp_sensitivity(factors), 0, False
     while iterations < max_iter and not converged:
         new_factors = _distribute_norms(_sweep(halves, factors, bound))
         iterations += 1
         new_sensitivity = cp_sensitivity(new_factors)
-        # Rounding may carry a sweep over the bound or upwards: then the last one is the result.
+        # If rounding takes a sweep beyond the bound or raises the sensitivity, the last sweep
+        # counts.
         accepted = (
             new_sensitivity <= sensitivity
             and _measure_error(halves, new_factors) <= (1 + MARGIN) * bound
@@ -144,8 +145,8 @@ def _sweep(halves: HalvedTensor, factors: Sequence[Tensor], bound: float) -> lis
 def _sensitivity_weights(grams: Sequence[Tensor], shape: Sequence[int], mode: int) -> Tensor:
     """Return w, of shape (r,), with sensitivity = Σ_r w_r ‖a_r‖² + constant for one factor.
 
-    Of the sum in `cp_sensitivity`, this factor is in all parts but its own:
-    w_r = Σ_{j≠i} n_j Π_{k≠i,j} ‖a_rᵏ‖².
+    This factor is in all terms of the sum in `cp_sensitivity` except its own: w_r = Σ_{j≠i} n_j
+    Π_{k≠i,j} ‖a_rᵏ‖².
     """
     norms2 = [gram.diagonal() for gram in grams]
     others = [j for j in range(len(grams)) if j != mode]

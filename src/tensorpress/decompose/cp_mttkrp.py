@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CANCELLATION = 1e-6
-"""Squared errors below this fraction of ‖T‖² have lost digits, more so the larger the terms are."""
+"""Squared errors below this fraction of ‖T‖² have lost digits to cancellation."""
 
 
 def identity(size: int, like: Tensor) -> Tensor:

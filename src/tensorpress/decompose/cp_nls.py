@@ -36,9 +36,10 @@ def cp_nls(
     """Decompose a tensor into ``rank`` rank-one terms by damped Gauss–Newton steps.
 
     This is the Levenberg–Marquardt method on all factors jointly. A step costs more than a sweep of
-    ``cp_als``, and it leaves the swamps where alternating least squares creeps. Each step solves
-    (JᵀJ + μI) p = −Jᵀr by conjugate gradients. J is never built: its products are Gram matrices of
-    size r. The damping μ follows the ratio of the actual to the predicted decrease of the error.
+    ``cp_als``, but makes progress in the swamps where alternating least squares is slow. Each step
+    solves (JᵀJ + μI) p = −Jᵀr by conjugate gradients. J is never built: its products are Gram
+    matrices of size r. The damping μ follows the ratio of the actual to the predicted decrease of
+    the error.
 
     Parameters
     ----------
@@ -49,9 +50,10 @@ def cp_nls(
     max_iter : int
         Largest number of steps, including rejected ones.
     tol : float
-        The steps end once five of them lower the error by no more than this fraction of it each.
+        The steps end once the last five lowered the error by at most this fraction of it each, on
+        average.
     start : CP, optional
-        The point to start from, in place of the result of ``cp_als``.
+        The starting point; by default the result of ``cp_als``.
 
     Returns
     -------
@@ -102,7 +104,7 @@ def cp_nls(
 
 @dataclass(frozen=True)
 class _Point:
-    """Factors with what a step needs to know there.
+    """Factors, with the derivatives that a step needs.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""What all CP algorithms share: a checked tensor of norm 1, and a result with a measured error."""
+"""What CP algorithms share: a tensor scaled to norm 1, and a result with a measured error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class CPProblem:
     Attributes
     ----------
     unit : Tensor
-        The tensor divided by its norm, without the modes that are left out.
+        The tensor divided by its norm, without the modes of size 1.
     halves : HalvedTensor
         The same tensor, prepared for products with Khatri–Rao products.
     rank : int
@@ -106,7 +106,7 @@ def make_cp_problem(tensor: Tensor, rank: int, *, max_iter: int, tol: float) -> 
             f"max_iter must be at least 1 and tol not negative, got {max_iter} and {tol}"
         )
     exact = to_working_precision(tensor)
-    # Modes of size 1 only scale the terms; they are needed where fewer than two others are left.
+    # Modes of size 1 only scale the terms. They are needed if fewer than two others are left.
     modes = [mode for mode, size in enumerate(tensor.shape) if size > 1]
     ones = [mode for mode, size in enumerate(tensor.shape) if size == 1]
     modes = sorted(modes + ones[: max(0, 2 - len(modes))])

@@ -1,4 +1,4 @@
-"""The precision in which decompositions compute, and the accuracy to which errors are known."""
+"""The precision in which decompositions compute, and the accuracy of their errors."""
 
 from collections.abc import Callable
 
@@ -63,7 +63,7 @@ def to_working_precision(tensor: Tensor) -> Tensor:
 
 
 def energy(tensor: Tensor) -> float:
-    """Return ‖X‖² of a tensor of any shape, summed in float64 where its device has that.
+    """Return ‖X‖² of a tensor of any shape, summed in float64 if the device supports it.
 
     Examples
     --------

@@ -13,7 +13,7 @@ from tensorpress.decompose.tucker import hooi
 from tensorpress.errors import InvalidArgumentError
 
 CG_STEPS = 10
-"""Conjugate gradient steps on the core in each sweep, from the core of the last sweep."""
+"""Conjugate gradient steps per sweep, starting from the core of the last sweep."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def shared_tucker(
     References
     ----------
     The model is eq. 8 of Zhong, Wei, Lin, Zhang (2019), "ADA-Tucker", where it is trained from
-    random values. This fit starts it from trained weights instead.
+    random values. Here it is fitted to trained weights.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def shared_tucker(
     exact = [to_working_precision(tensor) for tensor in tensors]
     norms = [float(tensor.norm()) for tensor in exact]
     scaled = [tensor / (norm or 1.0) for tensor, norm in zip(exact, norms, strict=True)]
-    # Start from the HOOI of every tensor, and the core of the tensor that fills most of it.
+    # Start from the HOOI of every tensor, with the core that has the most nonzero entries.
     starts = [_start_from_hooi(tensor, ranks) for tensor in scaled]
     core = max(starts, key=lambda start: (start[1], float(start[0].norm())))[0]
     factors = [start[2] for start in starts]

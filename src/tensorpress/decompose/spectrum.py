@@ -17,8 +17,8 @@ GRAM_BLOCK = 256
 class Spectrum:
     """The singular values of a matrix and its singular vectors on the smaller side.
 
-    One spectrum serves the rank rules as well as the start of a decomposition. The values are
-    square roots of eigenvalues of a Gram matrix, accurate to about 1e-8 of the largest.
+    Rank rules need the values, and decompositions start from the vectors. The values are square
+    roots of eigenvalues of a Gram matrix, accurate to about 1e-8 of the largest.
 
     Attributes
     ----------
@@ -105,10 +105,10 @@ def leading_basis(matrix: Tensor, rank: int, spectrum: Spectrum | None = None) -
     matrix : Tensor
         Tensor of shape (*batch, rows, columns), any floating dtype.
     rank : int
-        Number of columns of the basis, 1 ≤ rank ≤ rows. Where the matrix has fewer directions,
-        arbitrary ones complete the basis.
+        Number of columns of the basis, 1 ≤ rank ≤ rows. If the matrix has a lower rank, arbitrary
+        columns complete the basis.
     spectrum : Spectrum, optional
-        The spectrum of the matrix, where it is known.
+        The spectrum of the matrix, if it is known.
 
     Returns
     -------
@@ -217,6 +217,6 @@ def _check_matrix(matrix: Tensor) -> Tensor:
     """Return a matrix or a stack of matrices in working precision."""
     if matrix.ndim < 2:
         raise InvalidArgumentError(
-            f"a matrix or a stack of matrices is needed, got shape {tuple(matrix.shape)}"
+            f"expected a matrix or a stack of matrices, got shape {tuple(matrix.shape)}"
         )
     return to_working_precision(matrix)

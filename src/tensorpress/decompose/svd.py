@@ -17,16 +17,16 @@ OVERSAMPLING = 10
 """Number of directions of a randomized range beyond the rank (Halko et al., section 4.3)."""
 
 POWER_ITERATIONS = 12
-"""Largest number of power iterations, for the falling spectra of trained weights (section 4.5)."""
+"""Largest number of power iterations (section 4.5); spectra of trained weights fall slowly."""
 
 SETTLED = 1e-2
-"""Gain of a power iteration, as a share of the energy that is left out, at which they end."""
+"""Power iterations end once one captures less than this share of the remaining energy."""
 
 SMALL_ERROR = 0.05
-"""Relative error below which a range is searched in float64 instead of float32."""
+"""Relative error below which the range is refined in float64 instead of float32."""
 
 LOW_RANK, LARGE = 1 / 16, 512
-"""Rank as a share of the smaller side, and least smaller side, of the method "randomized"."""
+"""Up to this share of the smaller side as rank, and from this size of it, "randomized" is used."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def truncated_svd(
     method : {"gram", "exact", "randomized"}, optional
         "gram" takes the eigenvectors of the Gram matrix of the smaller side, which is fast and
         accurate to about 1e-8 of the largest singular value. "exact" is the SVD of LAPACK.
-        "randomized" finds the range by random projection and as many power iterations as still
-        lower the error, which is fast for ranks far below min(m, n), with an error up to 1 % above
-        the least. It is the default for ranks up to a sixteenth of min(m, n) ≥ 512 without a
-        spectrum, "gram" for all others.
+        "randomized" finds the range by random projection and power iterations for as long as they
+        lower the error, which is fast for ranks far below min(m, n); its error is up to 1 % above
+        the smallest possible. The default is "randomized" for ranks up to min(m, n) / 16 if min(m,
+        n) ≥ 512 and no spectrum is passed, and "gram" otherwise.
     spectrum : Spectrum, optional
-        The spectrum of the matrix, where it is known, which saves "gram" the eigenvectors. The
-        other methods ignore it.
+        The spectrum of the matrix, if it is known. It saves "gram" the eigenvectors; other methods
+        ignore it.
 
     Returns
     -------
@@ -166,7 +166,7 @@ def _randomized(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _improve_range(matrix: Tensor, basis: Tensor) -> tuple[Tensor, float]:
-    """Return the basis after power iterations, and the share of energy outside of it.
+    """Return the basis after power iterations, and the share of the energy outside it.
 
     It spans (AAᵀ)^q Q, orthonormalized after every product (Alg. 4.4).
     """

@@ -92,7 +92,7 @@ def mode_product(tensor: Tensor, matrix: Tensor, mode: int) -> Tensor:
 
 
 def project(tensor: Tensor, factors: Sequence[Tensor], *, skip: int | None = None) -> Tensor:
-    """Return W ×₁ M₁ᵀ ×₂ M₂ᵀ … ×_d M_dᵀ, of shape (k_1, …, k_d), with n_skip in place of k_skip.
+    """Return W ×₁ M₁ᵀ ×₂ M₂ᵀ … ×_d M_dᵀ, of shape (k_1, …, k_d) but for n_skip.
 
     The mode that shrinks most comes first, so that all others work on a small tensor.
 
@@ -123,7 +123,7 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
     Every product moves the mode that it expands to the other end of the tensor. A full round is
     therefore d matrix products on contiguous memory, without a permuting copy, and ends with the
-    modes in their order. The round goes in the cheaper of both directions.
+    modes in their order. The round takes the cheaper direction.
 
     Parameters
     ----------
@@ -150,8 +150,8 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
     sizes = [tuple(factor.shape) for factor in factors]
     if [columns for _, columns in sizes] != list(core.shape):
         raise InvalidArgumentError(
-            f"a core of shape {tuple(core.shape)} needs one matrix with that many columns "
-            f"a mode, got shapes {sizes}"
+            f"a core of shape {tuple(core.shape)} needs one matrix per mode, with that many "
+            f"columns, got shapes {sizes}"
         )
     modes = [rows for rows, _ in sizes]
     result = core
@@ -167,7 +167,7 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
 
 def is_cheaper_forwards(modes: Sequence[int], ranks: Sequence[int]) -> bool:
-    """Whether expanding the modes first to last takes no more multiplications than last to first.
+    """Return whether expanding modes from first to last is no more expensive than the reverse.
 
     Examples
     --------
@@ -220,8 +220,8 @@ def join_train(
 ) -> Tensor:
     """Contract a whole train: both halves from their ends, then the two halves.
 
-    The halves meet where that takes the fewest multiplications (`joining_macs`): the last product
-    takes the size of the result times the rank where they meet.
+    The halves meet where this takes the fewest multiplications (`joining_macs`). The last product
+    takes the size of the result times the rank at which they meet.
 
     Parameters
     ----------
@@ -278,7 +278,7 @@ def check_cores(cores: Sequence[Tensor], *, modes: int) -> None:
 
 
 def _cheapest_split(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[int, int]:
-    """Return the number of cores in the left half of `join_train`, and the cost of the whole."""
+    """Return the number of cores in the left half of `join_train`, and the total cost."""
     # Joining the cores 1…k from the left takes (n_1 ⋯ n_k) r_{k-1} r_k for its last product, and
     # the last product of the halves (n_1 ⋯ n_d) r_split.
     ends = [1, *ranks, 1]

@@ -1,4 +1,4 @@
-"""Tensor trains: decomposition by truncated unfoldings, and rounding of a train to lower ranks."""
+"""Tensor trains: decomposition by truncated unfoldings, and rounding to lower ranks."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GRAM_TOLERANCE = 1e-6
 """Relative errors below this need singular values that a Gram matrix cannot resolve."""
 
 ROUNDING = 1e-13
-"""Relative error of float64, the smallest tolerance that truncations use."""
+"""Relative rounding error of float64: the smallest tolerance that truncations use."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def tt_svd(
         The d − 1 inner ranks, each from 1 to its value in `largest_tt_ranks`; `attainable_tt_ranks`
         lowers those that no train can have beside their neighbours.
     tolerance : float, optional
-        Upper bound ε on the relative error, 0 ≤ ε < 1, from which the ranks follow. Either this or
+        Upper bound ε on the relative error, 0 ≤ ε < 1, which determines the ranks. Either this or
         ``ranks``.
 
     Returns
@@ -209,12 +209,11 @@ def _truncation_limits(
         return [_Limit(rank=rank) for rank in attainable_tt_ranks(shape, ranks)]
     if tolerance is None or ranks is not None:
         raise InvalidArgumentError(
-            "exactly one of ranks and tolerance is needed, "
-            f"got ranks={ranks} and tolerance={tolerance}"
+            f"expected either ranks or a tolerance, got ranks={ranks} and tolerance={tolerance}"
         )
     if not 0 <= tolerance < 1:
         raise InvalidArgumentError(
-            f"a tolerance is a relative error from 0 to below 1, got {tolerance}"
+            f"a tolerance is a relative error, at least 0 and below 1, got {tolerance}"
         )
     # δ² = ε²‖A‖² / (d − 1) in each truncation bounds the squared error by ε²‖A‖².
     steps = len(shape) - 1
@@ -237,13 +236,13 @@ def _truncate_by_gram(matrix: Tensor, limit: _Limit) -> tuple[Tensor, Tensor, fl
     discarded = float(full.values[rank:].square().sum())
     total = float(full.values.square().sum())
     if rank < full.values.numel() and discarded < GRAM_TOLERANCE * total:
-        # The Gram matrix cannot resolve it, so it is measured: ‖A − U (UᵀA)‖².
+        # The Gram matrix is too inaccurate for such a small energy, so measure it: ‖A − U (UᵀA)‖².
         discarded = float(torch.addmm(matrix, basis, rest, alpha=-1).square().sum())
     return basis, rest, discarded
 
 
 def _truncate_by_svd(matrix: Tensor, limit: _Limit) -> tuple[Tensor, Tensor, float]:
-    """Truncate as `_truncate_by_gram` does, to full precision, for many times the cost."""
+    """Truncate like `_truncate_by_gram`, to full precision and at many times the cost."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     rank = limit.choose_rank(values)
     discarded = float(values[rank:].square().sum())

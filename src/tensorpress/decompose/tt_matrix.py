@@ -252,7 +252,7 @@ def _pair_modes(matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence
 
 def _check_modes(matrix: Tensor, row_modes: Sequence[int], column_modes: Sequence[int]) -> None:
     if matrix.ndim != 2:
-        raise InvalidArgumentError(f"a matrix is needed, got shape {tuple(matrix.shape)}")
+        raise InvalidArgumentError(f"expected a matrix, got shape {tuple(matrix.shape)}")
     if len(row_modes) != len(column_modes) or not row_modes:
         raise InvalidArgumentError(
             "a TT-matrix needs as many row modes as column modes, at least one, "

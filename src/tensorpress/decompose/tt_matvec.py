@@ -117,7 +117,7 @@ def tt_macs(
     Raises
     ------
     InvalidArgumentError
-        If the numbers of modes differ, or there is not one rank fewer.
+        If the numbers of modes differ, or the number of ranks is not one less.
 
     Examples
     --------
@@ -177,8 +177,8 @@ def cheapest_tt_order(
     """Return the groups of neighbours to merge and the direction that take the least time.
 
     Every number that a step writes counts as 16 multiplications. Merging replaces several narrow
-    products by a wide one. It pays where ranks are large for the modes that they join, and more
-    often the more vectors share its cost. The cores are never all merged, which would build the
+    products by a wide one. It pays off if ranks are large compared with the modes that they join,
+    and if many vectors share its cost. All cores are never merged into one, which would be the
     matrix.
 
     Parameters
@@ -198,7 +198,7 @@ def cheapest_tt_order(
     Raises
     ------
     InvalidArgumentError
-        If the numbers of modes differ, or there is not one rank fewer.
+        If the numbers of modes differ, or the number of ranks is not one less.
 
     Examples
     --------
@@ -297,8 +297,8 @@ def _cheapest_order(sizes: _TTSizes, vectors: int) -> TTOrder:
 def _multiply_stack(matrix: Tensor, stack: Tensor, *, one_vector: bool) -> Tensor:
     """Return the products of a matrix (a, b) with every matrix of a stack (c, b, columns).
 
-    The number of columns chooses the form only for one vector, because an exported graph does not
-    know a number of vectors other than 1.
+    The form depends on the number of columns only for a single vector: in an exported graph, any
+    larger number of vectors is unknown.
     """
     count, inner, columns = stack.shape
     if one_vector and columns < FEW_COLUMNS and count > 1:

@@ -45,8 +45,8 @@ def largest_tt_ranks(shape: Sequence[int]) -> tuple[int, ...]:
 def attainable_tt_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
     """Lower ranks to those that a train can have beside their neighbours.
 
-    These are r_k ≤ r_{k-1}·n_k and r_k ≤ n_{k+1}·r_{k+1}. A rank rule that considers each
-    unfolding alone may choose larger ranks, whose excess would represent nothing.
+    These are r_k ≤ r_{k-1}·n_k and r_k ≤ n_{k+1}·r_{k+1}. A rank rule that looks at each unfolding
+    alone may choose larger ranks, which would add nothing.
 
     Parameters
     ----------

@@ -23,16 +23,16 @@ STEPS = 2
 """Steps of subspace iteration that one update of `hooi` takes on the same projected tensor."""
 
 FIRST_SHRINKAGE, LATER_SHRINKAGE = 0.3, 0.6
-"""Ratio of the gains of successive sweeps after the first sweep, and the least after later ones."""
+"""Assumed ratio of successive gains after the first sweep, and its minimum after later ones."""
 
 NOISE = {torch.float32: 1e-6, torch.float64: 1e-14}
 """Share of a tensor's energy below which a gain is a rounding error, by dtype of the search."""
 
 FINE = 1e-5
-"""Tolerance of `hooi` below which the search is in the working precision throughout."""
+"""Tolerance of `hooi` below which the whole search runs in working precision."""
 
 SMALL_ERROR = 0.05
-"""Relative error below which float32 does not tell the best bases from others."""
+"""Relative error below which float32 is too inaccurate to find the best bases."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Tucker:
     Attributes
     ----------
     core : Tensor
-        The core, of the shape of the tensor with k_i in place of n_i for every decomposed mode. A
-        stack has one more axis in front.
+        The core: its shape is that of the tensor, with k_i instead of n_i for every decomposed
+        mode. A stack has one more axis in front.
     factors : tuple of Tensor
         One matrix with orthonormal columns for each decomposed mode, of shape (n_i, k_i), or
         (stack, n_i, k_i).
@@ -150,8 +150,8 @@ def hooi(
 ) -> Tucker:
     """Decompose a tensor by higher-order orthogonal iteration, starting from `st_hosvd`.
 
-    Every update moves the basis of one mode towards the best one for the present bases of the
-    others, so that the error never grows. Modes of full rank are not updated.
+    Every update moves the basis of one mode towards the best basis given those of the other modes,
+    so that the error never grows. Modes of full rank are not updated.
 
     Parameters
     ----------
@@ -167,13 +167,13 @@ def hooi(
         Whether axis 0 is a stack of tensors that are decomposed separately. ``modes`` do not count
         that axis.
     start : sequence of Spectrum, optional
-        The spectra of the unfoldings of these modes, where they are known. The iteration then
-        starts from their bases.
+        The spectra of the unfoldings of these modes, if they are known. The iteration then starts
+        from their bases.
     max_iter : int
         Largest number of sweeps over the modes after the start.
     tol : float
         The sweeps end once the error is expected to fall by no more than this fraction of itself,
-        assuming that the gains go on to shrink as the last ones did.
+        assuming that the gains keep shrinking at the present rate.
 
     Returns
     -------
@@ -269,7 +269,7 @@ def _best_basis(partial: Tensor, layout: TuckerLayout, i: int) -> Tensor:
 
 
 def _truncate_in_turn(layout: TuckerLayout) -> list[Tensor]:
-    """Return the bases of one mode after the other, each of the tensor that the former leave."""
+    """Return the bases of one mode after another, truncating the tensor by each."""
     partial, factors = layout.tensor, list[Tensor]()
     for i, axis in enumerate(layout.axes):
         factors.append(_best_basis(partial, layout, i))
@@ -293,13 +293,13 @@ def _leading_bases(layout: TuckerLayout, start: Sequence[Spectrum], stacked: boo
         if spectrum.rows <= spectrum.columns:
             vectors = spectrum.vectors.reshape(stack, size, size)
             factors.append(vectors[..., : layout.ranks[i]].to(layout.tensor))
-        else:  # The spectrum has the right singular vectors, but the basis is of left ones.
+        else:  # The spectrum has right singular vectors, but the basis needs left ones.
             factors.append(_best_basis(layout.tensor, layout, i))
     return factors
 
 
 def _has_settled(energies: list[float], total: float, noise: float, tol: float) -> bool:
-    """Whether the gains still to come are negligible, if they shrink geometrically.
+    """Return whether all further gains are negligible, if gains shrink geometrically.
 
     Parameters
     ----------
@@ -308,7 +308,7 @@ def _has_settled(energies: list[float], total: float, noise: float, tol: float) 
     total : float
         The energy ‖W‖² of the tensor.
     noise : float
-        The share of ``total`` that rounding errors have.
+        The share of ``total`` that is rounding error.
     tol : float
         The tolerance of `hooi`.
     """
@@ -333,7 +333,7 @@ def _make_result(
     iterations: int,
     converged: bool,
 ) -> Tucker:
-    """Return core and error for the bases that a search ended with, in the caller's order."""
+    """Return the decomposition for the final bases, in the caller's order of modes."""
     modes, places = layout.original_modes()
     matrices = [factors[place].to(stack) for place in places]
     if layout.tensor.dtype != stack.dtype:

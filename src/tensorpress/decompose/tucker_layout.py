@@ -1,4 +1,4 @@
-"""The order of a tensor's axes in which Tucker sweeps need no copy of it."""
+"""An order of a tensor's axes in which Tucker sweeps need not copy the tensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class TuckerLayout:
     tensor : Tensor
         Tensor of shape (stack, …), in working precision.
     order : tuple of int
-        For each axis of ``tensor``, its number in the caller's stack.
+        For each axis of ``tensor``, its index in the caller's stack.
     positions : tuple of int
         For each truncated mode, its place in the caller's order.
     axes : tuple of int
@@ -46,12 +46,12 @@ class TuckerLayout:
 
     @property
     def truncated(self) -> list[int]:
-        """The modes, by their number here, whose rank is below their size."""
+        """The modes, by their index here, whose rank is below their size."""
         sizes = [self.tensor.shape[axis] for axis in self.axes]
         return [i for i, (n, k) in enumerate(zip(sizes, self.ranks, strict=True)) if k < n]
 
     def original_modes(self) -> tuple[tuple[int, ...], list[int]]:
-        """Return the modes in the caller's order, and the number that each has here."""
+        """Return the modes in the caller's order, and the index of each here."""
         places = sorted(range(len(self.positions)), key=self.positions.__getitem__)
         return tuple(self.order[self.axes[place]] - 1 for place in places), places
 
@@ -74,7 +74,7 @@ def arrange_axes(
         The modes to truncate, from 0, not counting the axis of the stack.
     dtype : torch.dtype, optional
         If it is another dtype than that of ``stack``, the tensors are scaled to a common norm of 1
-        and rounded to it.
+        and converted.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def arrange_axes(
 
 
 def _arranged(view: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a view as contiguous numbers, of norm 1 if in another dtype."""
+    """Return a contiguous copy of a view, scaled to norm 1 if it changes the dtype."""
     if view.dtype == dtype:
         return view.contiguous()
     norm = float(torch.linalg.vector_norm(view))
@@ -111,7 +111,7 @@ def _check_modes(sizes: tuple[int, ...], ranks: tuple[int, ...], modes: tuple[in
     if not modes or len(set(modes)) < len(modes) or not set(modes) <= set(range(len(sizes))):
         raise InvalidArgumentError(
             f"modes {modes} do not fit a tensor of shape {sizes}: "
-            f"different ones from 0 to {len(sizes) - 1} are needed"
+            f"expected distinct modes from 0 to {len(sizes) - 1}"
         )
     if len(ranks) != len(modes) or not all(
         1 <= k <= sizes[mode] for k, mode in zip(ranks, modes, strict=True)
@@ -177,7 +177,7 @@ def contract(stack: Tensor, factor: Tensor, axis: int) -> Tensor:
 
 
 def expand(core: Tensor, factors: Sequence[Tensor], axes: Sequence[int]) -> Tensor:
-    """Multiply each core of a stack by its matrices, those of the least growth first.
+    """Multiply each core of a stack by its matrices, starting with the modes that grow least.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Planning: which layers are pressed, by what scheme, into which modes and ranks."""
+"""Plans which layers are pressed, by what scheme, and at which ranks."""
 
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model

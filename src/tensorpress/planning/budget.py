@@ -1,4 +1,4 @@
-"""A budget of a whole model: what is counted, and how much of it there may be."""
+"""The budget of a model: its kind and amount."""
 
 import re
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ _AMOUNT = re.compile(r"(\d+(?:_?\d+)*(?:\.\d+)?(?:e\d+)?)\s*(%|[A-Za-z]*)")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a pressed model may cost, everything that is not pressed included.
+    """The most that a whole model may cost, including all that is not pressed.
 
     Attributes
     ----------
     kind : {"params", "bytes", "macs", "latency"}
-        Stored parameters; bytes of parameters and buffers as they lie in memory;
-        multiply-accumulates of an example; milliseconds of a forward pass of the example inputs.
+        Stored parameters; bytes of parameters and buffers in memory; multiply-accumulates per
+        example; milliseconds of a forward pass on the example inputs.
     amount : float
         Number of parameters, bytes, MACs or milliseconds, or a share of the dense model's.
     relative : bool
@@ -47,12 +47,12 @@ class Budget:
     runtime: Runtime = "torch"
 
     def resolve(self, dense: float) -> float:
-        """Return the amount for a dense model of this cost."""
+        """Return the absolute amount for a dense model of this cost."""
         return self.amount * dense if self.relative else self.amount
 
     @property
     def percent_hint(self) -> str:
-        """The end of a message on a budget out of reach, where a sign for per cent is missing."""
+        """A hint for an unreachable budget that may lack a percent sign, else ""."""
         if self.relative or self.kind == "latency" or not 1 <= self.amount < 100:
             return ""
         return f"; did you mean {self.kind}={self.amount:g}%?"
@@ -73,13 +73,13 @@ def parse_budget(text: str) -> Budget:
     ----------
     text : str
         ``params=50%``, ``params=1.5M``, ``bytes=10MB``, ``macs=300M``, ``latency=12ms``,
-        ``latency=60%@onnxruntime``; units are decimal (1 kB = 1000 bytes), per cent are of the
-        dense model.
+        ``latency=60%@onnxruntime``. Units are decimal (1 kB = 1000 bytes), and percentages are of
+        the dense model.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown kind, unit or runtime, no number, or an amount that is no saving.
+        If the kind, unit, runtime or number is invalid, or the amount saves nothing.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def parse_budget(text: str) -> Budget:
     kind, equals, amount = (part.strip() for part in str(text).partition("="))
     if not equals:
         raise InvalidArgumentError(
-            f"a budget is KIND=AMOUNT, such as macs=50% or bytes=10MB, not {text!r}"
+            f"a budget must be KIND=AMOUNT, such as macs=50% or bytes=10MB, not {text!r}"
         )
     known = get_args(Kind)
     if kind not in known:

@@ -24,16 +24,16 @@ from tensorpress.schemes.layer_spec import WEIGHT
 from tensorpress.schemes.registry import scheme as scheme_named
 
 LEAST_SHARE = 0.01
-"""Smallest predicted share of the dense model's time: single layers may add up to more than it."""
+"""Smallest predicted share of the dense model's time; times of single layers may add up to more."""
 
 LARGEST = 3
-"""Number of parameters that an error names."""
+"""Number of parameters that an error message names."""
 
 UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs"}
 
 
 class Allotment(NamedTuple):
-    """What a budget gives.
+    """The layers that fit a budget.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Allotment(NamedTuple):
     unpressed : dict of str to str
         The others, with the reason.
     latency : PlannedLatency or None
-        The times, of a budget of latency.
+        The times, for a latency budget.
     """
 
     pressed: dict[str, LayerPlan]
@@ -70,21 +70,21 @@ def plan_within_budget(
     layers : mapping of str to Layer
         The layers that may be pressed.
     schemes : mapping of str to sequence of str
-        The schemes that may press each of them.
+        The schemes that may press each layer.
     fixed : mapping of str to LayerPlan
         Layers that are pressed in any case.
     rule : str or Scores
-        The allocation of the budget: see `tensorpress.plan`.
+        The allocation of the budget; see `tensorpress.plan`.
     round_to : int
         Ranks are multiples of it.
 
     Raises
     ------
     InvalidArgumentError
-        For a budget out of reach (with what can be reached), a budget of MACs or latency without
-        inputs, or an unknown rule.
+        If the budget is out of reach (the message has the least possible cost), inputs are missing
+        for MACs or latency, or the rule is unknown.
     BudgetMetError
-        For a budget that the dense model meets.
+        If the dense model meets the budget.
     """
     candidates, unpressed = _find_candidates(limit, dense, layers, schemes)
     allot = _allot_latency if limit.kind == "latency" else _allot_count
@@ -100,9 +100,9 @@ def check_reach(
     schemes: Mapping[str, Sequence[str]],
     fixed: Mapping[str, LayerPlan],
 ) -> None:
-    """Raise the error for a budget that no ranks meet, or that is met already; see the above.
+    """Raise the errors of `plan_within_budget` without reading weights.
 
-    No weight is read. Whether a latency is in reach only times of layers could tell.
+    For a latency, this only checks that the dense model exceeds the budget.
     """
     candidates, _ = _find_candidates(limit, dense, layers, schemes)
     if limit.kind == "latency":
@@ -137,16 +137,16 @@ _Divided = tuple[dict[str, LayerPlan], Choices, PlannedLatency | None]
 
 
 class _Count:
-    """A budget of parameters, bytes or MACs, which are known exactly.
+    """A budget of parameters, bytes or MACs, which are counted exactly.
 
     Attributes
     ----------
     dense_costs : dict of str to float
         The costs of the layers that may be pressed.
     others : float
-        The cost of all else, with layers pressed that are pressed in any case.
+        The cost of everything else, fixed layers pressed.
     amount : float
-        What the whole model may cost.
+        The most that the whole model may cost.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class _Count:
         }
         self.dense_costs = {name: float(self._costs(x)[1]) for name, (x, *_) in smallest.items()}
         self._least = {name: min(map(self.cost, plans)) for name, plans in smallest.items()}
-        # A core that fixed layers share counts once, in the sum of all.
+        # A core that fixed layers share is counted once.
         with_fixed = getattr(dense.plan("", list(fixed.values()), {}), limit.kind)
         self.others = with_fixed - sum(self.dense_costs.values())
 
@@ -181,15 +181,15 @@ class _Count:
         return self._costs(plan)[0]
 
     def check_reach(self, least_cost: float | None = None) -> None:
-        """Raise unless the budget allows the least cost of the layers, or what bounds it."""
+        """Raise an `InvalidArgumentError` if even the least cost exceeds the budget."""
         if least_cost is None:
             pairs = self.dense_costs.items()
             least_cost = sum(min(cost, self._least[name]) for name, cost in pairs)
         least, unit = self.others + least_cost, UNITS[self._limit.kind]
         if least > self.amount:
             raise InvalidArgumentError(
-                f"the budget {self._limit} is out of reach: with all that may be pressed at the "
-                f"smallest ranks the model has {least:,.0f} of {self._total:,} {unit}"
+                f"the budget {self._limit} is out of reach: at the smallest ranks the model "
+                f"still has {least:,.0f} of {self._total:,} {unit}"
                 f"{_name_largest(self._model, self._names)}{self._limit.percent_hint}"
             )
 
@@ -226,11 +226,11 @@ def _name_largest(dense: DenseModel, pressed: Sequence[str]) -> str:
     }
     largest = sorted(rest, key=lambda name: -rest[name])[:LARGEST]
     named = ", ".join(f"{name} ({rest[name]:,} parameters)" for name in largest)
-    return f"; the largest that stay dense are {named}" if named else ""
+    return f"; the largest dense parameters are {named}" if named else ""
 
 
 def _measure_dense(limit: Budget, dense: DenseModel) -> float:
-    """Return the milliseconds of a dense pass, which are more than a budget allows."""
+    """Return the milliseconds of a dense pass; raise if they meet the budget."""
     assert dense.inputs is not None
     model = in_runtime(dense.module, dense.inputs, limit.runtime)
     time = measure_latencies([model], dense.inputs)[0]
@@ -249,11 +249,11 @@ def _allot_latency(
     rule: str | Scores,
     round_to: int,
 ) -> _Divided:
-    """Divide the time of a forward pass, as measured here and now.
+    """Divide the time of a forward pass, as measured on this machine.
 
-    Dense and pressed layers are timed one by one, and the sum of these times is divided. Whole
-    models are then built and timed until one meets the budget. A layer that pressing makes slower
-    stays dense.
+    Dense and pressed layers are timed one by one, and the sum of these times is divided. Then whole
+    models are built and timed until one meets the budget. A layer that pressing makes slower stays
+    dense.
     """
     assert dense.inputs is not None
     inputs = dense.inputs
@@ -296,7 +296,7 @@ def _allot_latency(
 
 
 def _build_random(dense: DenseModel, plans: list[LayerPlan]) -> nn.Module:
-    """Return the pressed model, at random values."""
+    """Return the pressed model with random values."""
     replacements: dict[int, nn.Module] = {}
     for plan in plans:
         layer = dense.layers[plan.name].module

@@ -16,19 +16,19 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.scheme import Scheme
 
 AllocationRule = Literal["error", "energy", "uniform", "evbmf"]
-"""The names of the rules by which a budget is divided: see `tensorpress.plan`."""
+"""The names of the rules that divide a budget; see `tensorpress.plan`."""
 
 SMALLEST_ENERGY = 1e-12
-"""Smallest energy that a layer is counted with, so that its logarithm is finite."""
+"""Least remaining energy of a layer, so that its logarithm is finite."""
 
 LARGEST_ERROR = 0.9
-"""Relative error of a weight that no layer is given as long as the budget allows it."""
+"""Largest relative error of a weight, as long as the budget allows it."""
 
 STEPS = 40
-"""Bisections of the number that a uniform rule has."""
+"""Bisections of the number in a uniform rule."""
 
-NO_RANKS = "no ranks make it smaller, or none that multiply less"
-OUTBID = "the budget is met with less loss by pressing others"
+NO_RANKS = "no ranks make it both smaller and no slower"
+OUTBID = "pressing other layers meets the budget with less loss"
 
 LayerSchemes = dict[str, tuple[Layer, Sequence[Scheme]]]
 """The layers that may be pressed, with the schemes that can press each."""
@@ -36,7 +36,7 @@ LayerSchemes = dict[str, tuple[Layer, Sequence[Scheme]]]
 
 @dataclass(frozen=True)
 class Task:
-    """The layers among which a budget is divided, and their costs.
+    """The layers that share a budget, and their costs.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Task:
 
 
 class Choices(Protocol):
-    """The plans that one rule makes for budgets of any amount."""
+    """The plans of one rule for budgets of any amount."""
 
     @property
     def least_cost(self) -> float:
@@ -80,7 +80,7 @@ def make_choices(task: Task, rule: str | Scores) -> Choices:
     Raises
     ------
     InvalidArgumentError
-        For a layer whose weight the rule cannot use, or several schemes for a rule of one.
+        If the rule cannot use the weight of a layer, or takes one scheme and there are several.
     """
     if isinstance(rule, Scores):
         return _ScoredChoices(task, _plan_scores(task, rule), rule.rule)
@@ -116,7 +116,7 @@ class _ScoredChoices:
         self._options: dict[str, list[Option]] = {}
         for name, scored in plans.items():
             smaller = [(plan, score) for plan, score in scored if task.saves(plan)]
-            # Those within the largest error come first, so that they have the same indices alone.
+            # Plans within the largest error come first, so indices are the same without the others.
             smaller.sort(key=lambda option: (option[0].error or 0.0) > LARGEST_ERROR)
             self._plans[name] = [None, *(plan for plan, _ in smaller)]
             options = [Option(task.cost(plan), score) for plan, score in smaller]
@@ -127,7 +127,7 @@ class _ScoredChoices:
         return _least_cost(self._options.values())
 
     def choose(self, available: float) -> dict[str, LayerPlan]:
-        # A layer keeps a fifth of its energy, unless the budget is out of reach in this way.
+        # Errors above the limit are allowed only if the budget is otherwise out of reach.
         options = [
             [
                 option
@@ -147,14 +147,14 @@ class _ScoredChoices:
 
 
 class _UniformChoices:
-    """Choices by one number for all layers, from 0 to 1, the larger the costlier."""
+    """Choices by one number from 0 to 1 for all layers, which raises all costs."""
 
     def __init__(self, task: Task, rule_at: Callable[[str, float], RankRule]) -> None:
         for name, (_, schemes) in task.layers.items():
             if len(schemes) > 1:
                 raise InvalidArgumentError(
-                    f"one rule for all layers says ranks of one scheme, but layer {name!r} may "
-                    f"have {', '.join(scheme.name for scheme in schemes)}: name one scheme"
+                    f"this allocation takes one scheme, but layer {name!r} has a choice of "
+                    f"{', '.join(scheme.name for scheme in schemes)}: name one scheme"
                 )
         self._task, self._rule_at = task, rule_at
 
@@ -190,17 +190,17 @@ def _least_cost(options: Iterable[Sequence[Option]]) -> float:
 
 
 def _error_to_signal(error: float) -> float:
-    """Return e² / (1 − e²), the energy lost per energy left: it grows without bound."""
+    """Return e² / (1 − e²), the lost over the remaining energy, which grows without bound."""
     return error**2 / max(1 - error**2, SMALLEST_ENERGY)
 
 
 def _lost_energy(error: float) -> float:
-    """Return −ln of the remaining energy: its sum is −ln of the product over layers."""
+    """Return −ln of the remaining energy; its sum is −ln of the product over layers."""
     return -log(max(1 - error**2, SMALLEST_ENERGY))
 
 
 def _plan_scores(task: Task, scores: Scores) -> dict[str, ScoredPlans]:
-    """Return the plans that were scored, of those schemes that a layer may have."""
+    """Return the scored plans of the schemes that each layer may have."""
     result: dict[str, ScoredPlans] = {}
     for name, (layer, schemes) in task.layers.items():
         by_name = {scheme.name: scheme for scheme in schemes}

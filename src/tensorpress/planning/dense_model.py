@@ -1,4 +1,4 @@
-"""A dense model, its costs and its layers, and which weights other modules read."""
+"""A dense model with its costs and layers, and the weights that other modules read."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +31,10 @@ from tensorpress.utils.module_tree import locate_weight
 
 @contextmanager
 def record_readers(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
-    """Record the layers whose weight other modules use while a block runs.
+    """Record the layers whose weight other modules use while a ``with`` block runs.
 
-    Such a layer cannot be replaced, because its own forward pass does not run. Reading the dtype of
-    a weight does not use it.
+    Such a layer cannot be replaced, because its forward pass does not run. Reading only the dtype
+    or shape of a weight is not recorded.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def record_readers(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
 
 
 def _make_watched_class(base: type[nn.Module], record: Callable[[], None]) -> type[nn.Module]:
-    """Return a class of layer that records the use of its weight outside its forward pass."""
+    """Return a layer class that records uses of its weight outside its forward pass."""
 
     class Watched(base):  # type: ignore[misc, valid-type]
         running = False
@@ -96,7 +96,7 @@ def _make_watched_class(base: type[nn.Module], record: Callable[[], None]) -> ty
 
 @dataclass(frozen=True)
 class DenseModel:
-    """A model, its costs, and its layers.
+    """A model with its costs and layers.
 
     Attributes
     ----------
@@ -140,12 +140,12 @@ class DenseModel:
         example_inputs : Tensor, sequence or mapping, optional
             Arguments of one forward pass; see `ModelInputs.parse`.
         weights : callable, optional
-            Function that returns the weight of a layer by its name, if the model has no values.
+            Returns the weight of a layer by name, for a model without values.
 
         Raises
         ------
         InvalidArgumentError
-            For inputs that the model does not take, or a layer that has no shape yet.
+            If the model fails on the inputs, or a layer has no shape yet.
         """
         inputs = None if example_inputs is None else ModelInputs.parse(example_inputs)
         model = fold(model)
@@ -193,7 +193,7 @@ class DenseModel:
         Raises
         ------
         InvalidArgumentError
-            For a pattern that matches nothing.
+            If a pattern matches nothing.
         """
         for key, value in (("targets", targets), ("skip", skip)):
             if isinstance(value, str):
@@ -219,7 +219,7 @@ class DenseModel:
         Raises
         ------
         InvalidArgumentError
-            For a budget of something else.
+            If the budget is of MACs or latency.
         """
         if limit.kind == "params":
             return int(limit.resolve(self.params))
@@ -227,7 +227,7 @@ class DenseModel:
             itemsize = max(layer.itemsize for layer in self.layers.values())
             return self.params - int(-(-(self.bytes - limit.resolve(self.bytes)) // itemsize))
         raise InvalidArgumentError(
-            f"rebuilt weights save no {limit.kind}: give a budget of params or bytes"
+            f"rebuilding weights saves no {limit.kind}: give a budget of params or bytes"
         )
 
     def plan(
@@ -242,13 +242,13 @@ class DenseModel:
         Parameters
         ----------
         scheme : str
-            The name of the scheme, or of several.
+            The name of the scheme, or several names.
         layers : sequence of LayerPlan
             The layers that are pressed.
         unpressed : mapping of str to str
             The other layers, with the reason.
         latency : PlannedLatency, optional
-            The times of a budget of latency.
+            The times, for a latency budget.
         """
         return Plan(
             scheme,

@@ -1,4 +1,4 @@
-"""Layers that are pressed at given ranks: by entries for single layers, or all by one rule."""
+"""Layers that are pressed at given ranks: by overrides, or all by one rule."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,15 +27,15 @@ logger = logging.getLogger("tensorpress.planning")
 def match_entries(
     overrides: Mapping[str, Entry], layers: Mapping[str, Layer], unpressed: Mapping[str, str]
 ) -> dict[str, Entry]:
-    """Return the entry of every layer that has one.
+    """Return the override of every layer that has one.
 
-    An entry by the layer's name goes before patterns, of which the last one that matches holds. A
-    warning names each entry that holds for no layer.
+    The exact name of a layer beats patterns, and a later pattern beats an earlier one. A warning
+    names each override without effect.
 
     Parameters
     ----------
     overrides : mapping of str to mapping
-        Entries by name or pattern, as `tensorpress.plan` takes them.
+        Overrides by name or pattern, as `tensorpress.plan` takes them.
     layers : mapping of str to Layer
         The layers that can be pressed.
     unpressed : mapping of str to str
@@ -44,9 +44,9 @@ def match_entries(
     Raises
     ------
     InvalidArgumentError
-        For a pattern that matches nothing, or an entry that is no mapping.
+        If a pattern matches nothing, or an override is not a mapping.
     """
-    patterns: dict[str, str] = {}  # the pattern whose entry holds, by layer
+    patterns: dict[str, str] = {}  # the pattern that applies, by layer
     for pattern in sorted(overrides, key=layers.__contains__):
         names = match_names(pattern, layers, unpressed)
         entry = overrides[pattern]
@@ -58,7 +58,7 @@ def match_entries(
     for pattern in overrides:
         if pattern not in patterns.values():
             logger.warning(
-                "the entry %r of overrides has no effect: its layers all have other entries",
+                "override %r has no effect: other overrides apply to all of its layers",
                 pattern,
             )
     return {name: overrides[patterns[name]] for name in layers if name in patterns}
@@ -71,26 +71,26 @@ def plan_fixed_ranks(
     ranks: Ranks | None,
     round_to: int,
 ) -> dict[str, LayerPlan]:
-    """Return the plans of the layers that have entries, smaller or not.
+    """Return the plans of the layers with overrides, whether smaller or not.
 
     Parameters
     ----------
     layers : mapping of str to Layer
         The layers that can be pressed.
     entries : mapping of str to mapping
-        The entries of some of them.
+        The overrides of some layers.
     schemes : sequence of str
         The schemes of all layers.
     ranks : optional
-        The ranks of all layers, for entries without ranks.
+        The ranks of all layers, for overrides without ranks.
     round_to : int
-        ``ranks`` are rounded to multiples of it; ranks of an entry are not rounded.
+        ``ranks`` are rounded to multiples of it; ranks of an override are not.
 
     Raises
     ------
     InvalidArgumentError
-        Naming the layer, for unknown keys, no ranks, ranks that do not fit, or a layer that the
-        scheme cannot press.
+        If an override has unknown keys or no ranks, ranks do not fit, or the scheme cannot press
+        the layer, which the message names.
     """
     plans: dict[str, LayerPlan] = {}
     for name, entry in entries.items():
@@ -104,18 +104,18 @@ def plan_fixed_ranks(
 
 
 def layer_schemes(entry: Entry | None, schemes: Sequence[str]) -> Sequence[str]:
-    """Return the schemes that may press a layer: the one of its entry, or those of all layers.
+    """Return the schemes that may press a layer: that of its override, or those of all layers.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown scheme, or an entry that does not say which of several schemes it is for.
+        If the scheme is unknown, or the override does not choose one of several schemes.
     """
     scheme = None if entry is None else entry.get("scheme")
     if scheme is None:
         if entry is not None and len(schemes) > 1:
             raise InvalidArgumentError(
-                f"its entry must name a scheme: the ranks of {', '.join(schemes)} are not the same"
+                f"its override must name one of the schemes {', '.join(schemes)}"
             )
         return schemes
     if scheme not in SCHEMES:
@@ -142,7 +142,7 @@ def press_where_smaller(
     Raises
     ------
     InvalidArgumentError
-        Naming the layer whose weight the rule cannot use.
+        If the rule cannot use the weight of a layer, which the message names.
     """
     pressed: dict[str, LayerPlan] = {}
     unpressed: dict[str, str] = {}
@@ -168,7 +168,7 @@ def press_where_smaller(
 
 
 def nothing_pressed_error(unpressed: Mapping[str, str]) -> InvalidArgumentError:
-    """Return the error for a model of which nothing is pressed, with the reasons."""
+    """Return the error for a model in which nothing is pressed, with the reasons."""
     reasons = "".join(f"; {name!r}: {reason}" for name, reason in unpressed.items())
     return InvalidArgumentError(f"the model has no layer that can be pressed{reasons}")
 
@@ -182,7 +182,7 @@ def _plan_entry(
         ranks, round_to = entry["ranks"], 1
     if ranks is None:
         method.with_options(options)
-        raise InvalidArgumentError("ranks are needed")
+        raise InvalidArgumentError("the override needs ranks")
     obstacle = layer.obstacle(method)
     if obstacle is not None:
         raise InvalidArgumentError(f"it cannot be pressed by {scheme}: {obstacle}")
@@ -193,7 +193,7 @@ def _plan_entry(
 
 
 def _check_shared(layers: Iterable[LayerPlan]) -> None:
-    """Raise an error if layers that share a core name different shapes for it."""
+    """Raise an error if layers with a shared core name different shapes for it."""
     cores: dict[str, set[Sizes]] = {}
     for layer in layers:
         if layer.method.shared:
@@ -201,6 +201,6 @@ def _check_shared(layers: Iterable[LayerPlan]) -> None:
     for shapes in cores.values():
         if len(shapes) > 1:
             raise InvalidArgumentError(
-                "a shared core has one shape, but the layers name "
+                "layers that share a core must have equal ranks, not "
                 f"{', '.join(sorted(map(format_shape, shapes)))}"
             )

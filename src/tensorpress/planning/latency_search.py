@@ -13,10 +13,10 @@ TRIES = 8
 """Largest number of models that are measured."""
 
 LEAST, REPEATS, SECONDS, PRECISION = 9, 300, 45.0, 0.012
-"""Rounds, seconds and precision of a measurement: see `time_passes`."""
+"""Least and most rounds, seconds and precision of a measurement; see `time_passes`."""
 
 TOLERANCE = 0.1
-"""How far below the target a time may be, relative to it."""
+"""How far below the target a time may be, as a share of it."""
 
 NARROW = 0.005
 """Smallest difference of predicted shares that is worth another measurement."""
@@ -33,24 +33,24 @@ def fit_latency(
 ) -> tuple[float, float]:
     """Find the predicted latency at which the measured latency of a model meets a target.
 
-    A prediction is a sum over layers, and misses the time between layers and their effects on each
-    other. So models are built for one prediction after another, and each is measured in rounds
-    with the dense model, until one takes between 0.9 and 1 times the target. The next
-    prediction is interpolated linearly between the nearest two measurements.
+    A prediction is a sum over layers. It misses the time between layers and their effects on each
+    other. So one model after another is built and measured in rounds with the dense model, until
+    one takes between 0.9 and 1 times the target. The next prediction is interpolated linearly
+    between the nearest two measurements.
 
     Parameters
     ----------
     build : callable
-        Function from a share of the dense model's time, ``lowest`` to 1, to a model with finite
-        values that is predicted to take at most that share.
+        Returns a model with finite values that is predicted to take at most a share, from
+        ``lowest`` to 1, of the dense model's time.
     dense : nn.Module
         The dense model.
     inputs : Tensor, sequence or mapping
         Arguments of one forward pass.
     target : float
-        The longest time that is allowed: a share of the dense model's, or milliseconds.
+        The longest time allowed: a share of the dense model's, or milliseconds.
     relative : bool
-        Whether ``target`` is a share. A share does not depend on drifts of the machine's speed,
+        Whether ``target`` is a share. A share is not affected by drifts of the machine's speed,
         because both models are measured in the same rounds.
     lowest : float
         The smallest share that can be predicted.
@@ -99,8 +99,8 @@ def fit_latency(
             f"{100 * v:.3g} %" if relative else f"{v:.3g} ms" for v in (target, least)
         )
         raise InvalidArgumentError(
-            f"a latency of {limit} cannot be reached: pressed as far as planned for, the model "
-            f"takes {reached}" + (" of the dense model's" if relative else "")
+            f"a latency of {limit} cannot be reached: the fastest pressed model takes {reached}"
+            + (" of the dense model's time" if relative else "")
         )
     return min(within, key=lambda point: abs(point[1] - aim))
 
@@ -135,7 +135,7 @@ def _search(
 
 
 def _interpolate(fast: tuple[float, float], slow: tuple[float, float], aim: float) -> float:
-    """Return where the straight line through two points reaches the aim, not too near to either."""
+    """Return where the line through two points reaches the aim, away from both ends."""
     (low, below), (high, above) = fast, slow
     place = (aim - below) / (above - below) if above > below else 0.5
     return low + (high - low) * min(max(place, 0.1), 0.9)

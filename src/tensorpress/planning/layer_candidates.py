@@ -29,13 +29,14 @@ def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Sc
             reasons.append(f"{scheme.name} cannot take it: {refusal}")
         else:
             applicable.append(scheme)
-    if any(scheme.form == "layer" for scheme in applicable):  # as exact, and multiplies less
+    # A layer scheme is as exact as svd_weight and multiplies less.
+    if any(scheme.form == "layer" for scheme in applicable):
         applicable = [scheme for scheme in applicable if not isinstance(scheme, SVDWeightScheme)]
     return applicable, "; ".join(dict.fromkeys(reasons))
 
 
 def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int = 1) -> LayerPlan:
-    """Return the plan of a layer at the ranks of a rule, whatever it costs.
+    """Return the plan of a layer at the ranks of a rule, even if it saves nothing.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int 
     Raises
     ------
     InvalidArgumentError
-        For ranks that do not fit, or a weight without finite values.
+        If ranks do not fit, or the weight has no finite values.
     """
     spec = layer.spec(scheme)
     spectra = scheme.spectra(spec, layer.kernel(scheme)) if rule.needs_spectra else ()
@@ -75,19 +76,19 @@ def plan_layer(layer: Layer, scheme: Scheme, ranks: Sizes) -> LayerPlan:
 
 
 def refuse_no_gain(plan: LayerPlan) -> str | None:
-    """Return why a plan is no gain over the dense layer, or None.
+    """Return why a plan saves nothing over the dense layer, or None.
 
     A pressed layer must have fewer parameters and, if its calls are known, no more multiplications.
-    An embedding that is looked up multiplies nothing.
+    Looking up an embedding takes no multiplications.
     """
     if plan.factor_params >= plan.dense_params:
         return (
-            f"ranks {plan.ranks} make {plan.factor_params:,} parameters of its "
+            f"ranks {plan.ranks} give {plan.factor_params:,} parameters instead of "
             f"{plan.dense_params:,}: not smaller"
         )
     if plan.dense_macs and plan.macs > plan.dense_macs:
         return (
-            f"ranks {plan.ranks} make {plan.macs:,} MACs of its {plan.dense_macs:,}: "
+            f"ranks {plan.ranks} give {plan.macs:,} MACs instead of {plan.dense_macs:,}: "
             "smaller, but slower"
         )
     return None
@@ -96,8 +97,8 @@ def refuse_no_gain(plan: LayerPlan) -> str | None:
 def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) -> list[LayerPlan]:
     """Return plans of a layer at all ranks worth considering, with their errors.
 
-    Plans that make the layer larger or slower are left out. The weight is decomposed once for each
-    scheme, or once for each rank if the scheme has no closed form.
+    Plans that make the layer larger or slower are left out. The weight is decomposed once per
+    scheme, or once per rank if the scheme has no closed form for errors.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) 
     Raises
     ------
     InvalidArgumentError
-        For a weight without finite values.
+        If the weight has no finite values.
     """
     spec, kernel, result = layer.spec(), None, []
     for scheme in _distinct_schemes(spec, schemes):
@@ -129,7 +130,7 @@ def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) 
 
 
 def _distinct_schemes(spec: LayerSpec, schemes: Sequence[Scheme]) -> Sequence[Scheme]:
-    """Return the schemes that differ for a layer: truncated SVDs of a matrix do not."""
+    """Return the schemes that differ for a layer; for a matrix all SVDs are equal."""
     if max(spec.kernel, default=1) > 1:
         return schemes
     ranked = [scheme for scheme in schemes if len(scheme.largest_ranks(spec)) == 1]

@@ -19,13 +19,13 @@ from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.scheme import Scheme
 
 SHARES = (0.03, 0.08, 0.16, 0.3, 0.45, 0.65, 1.0)
-"""The ranks that are timed have MACs nearest to these shares of the MACs of the largest ranks."""
+"""Ranks with MACs nearest to these shares of the MACs at the largest ranks are timed."""
 
 STEPS = 48
-"""Number of equal steps of the ranks among which these are found."""
+"""Number of equal steps of the ranks among which these are chosen."""
 
 LEAST, REPEATS, SECONDS, PRECISION = 5, 40, 1.0, 0.02
-"""Rounds, seconds and precision of the measurement of a curve: see `time_passes`."""
+"""Least and most rounds, seconds and precision of a curve's measurement; see `time_passes`."""
 
 _Curve = tuple[list[int], list[float]]
 
@@ -33,35 +33,34 @@ _Curve = tuple[list[int], list[float]]
 class LayerTimer:
     """Times dense layers and the pressed layers of schemes side by side.
 
-    Every rank of every layer would take hours. Seven ranks, in proportion to the largest ones, are
-    timed for a layer, a scheme and an input shape, in rounds with the dense layer. Their times over
-    the dense layer's are a piecewise linear function of the MACs that does not fall. The time of a
-    chain is about that of its calls plus a part in proportion to its MACs; steps between the timed
-    ranks, such as at multiples of a vector's length, are missed. Layers of one description and
-    input shape are timed once.
+    Timing every rank of every layer would take hours. For each layer, scheme and input shape, seven
+    ranks in proportion to the largest ones are timed in rounds with the dense layer. Between them,
+    time relative to the dense layer is interpolated as a non-decreasing, piecewise linear function
+    of the MACs. This misses steps between the timed ranks, such as at multiples of a vector length.
+    Layers of equal spec and input shape are timed once.
 
-    Other work on the machine only ever adds to the time of a layer. So the fastest pass of a layer
-    counts, and on a CPU the processor time of the calling thread.
+    Other work on the machine can only add to the time of a layer. So the fastest pass counts, and
+    on a CPU the processor time of the calling thread.
 
-    A weight that is rebuilt from factors counts as rebuilt once for all passes: its layer takes
-    the time of the dense one.
+    A layer whose weight is rebuilt from factors takes the time of the dense layer, because its
+    weight is rebuilt once for all passes.
 
     Parameters
     ----------
     weight : Tensor
         Layers are timed on its device and in its dtype, with torch's present number of threads.
     inputs : sequence of Tensor
-        Inputs of the whole model. If one is in channels_last memory format, so are the inputs of
-        layers.
+        Inputs of the whole model. If one is in channels_last memory format, inputs of layers are
+        too.
     round_to : int
-        Ranks that are timed are multiples of it.
+        The timed ranks are multiples of it.
     runtime : {"torch", "onnxruntime", "openvino"}
         Where layers are timed.
 
     Raises
     ------
     InvalidArgumentError
-        For a weight on the meta device.
+        If the weight is on the meta device.
 
     Examples
     --------
@@ -131,7 +130,7 @@ class LayerTimer:
         return self._dense[key]
 
     def _curve(self, scheme: Scheme, spec: LayerSpec, shape: torch.Size) -> _Curve:
-        """Return MACs, and the time over that of the dense layer at each."""
+        """Return MACs, and the time relative to the dense layer at each."""
         key = (scheme.name, spec, shape)
         if key not in self._curves:
             macs = _choose_ranks(scheme, spec, shape, self._round_to)
@@ -145,7 +144,7 @@ class LayerTimer:
     def _time_layers(
         self, pressed: Sequence[nn.Module], spec: LayerSpec, shape: torch.Size
     ) -> list[float]:
-        """Return the least milliseconds of the dense layer and pressed ones, on random values."""
+        """Return the least milliseconds of the dense and the pressed layers, on random values."""
         layers = [dense_layer(spec, like=self._like), *pressed]
         generator = torch.Generator(self._like.device).manual_seed(0)
         for layer in layers:
@@ -171,7 +170,7 @@ class LayerTimer:
 def fill_randomly(layer: nn.Module) -> None:
     """Fill a layer's parameters with random numbers that give outputs near 1.
 
-    Empty memory may hold NaN or denormal numbers, which take other times.
+    Uninitialized memory may contain NaN or denormal numbers, which distort times.
 
     Examples
     --------

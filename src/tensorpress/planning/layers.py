@@ -45,7 +45,8 @@ def match_names(pattern: str, names: Iterable[str], unpressed: Mapping[str, str]
     Raises
     ------
     InvalidArgumentError
-        If it matches nothing, with the reason or the nearest names; or is no regular expression.
+        If it matches nothing (the message has the reason or similar names), or is not a valid
+        regular expression.
 
     Examples
     --------
@@ -58,7 +59,9 @@ def match_names(pattern: str, names: Iterable[str], unpressed: Mapping[str, str]
         try:
             expression = re.compile(pattern.removeprefix(REGEX))
         except re.error as error:
-            raise InvalidArgumentError(f"{pattern!r} is no regular expression: {error}") from None
+            raise InvalidArgumentError(
+                f"{pattern!r} is not a valid regular expression: {error}"
+            ) from None
         matches = [name for name in names if expression.fullmatch(name)]
     else:
         matches = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
@@ -70,19 +73,19 @@ def match_names(pattern: str, names: Iterable[str], unpressed: Mapping[str, str]
 
 
 Weights = Callable[[str], Tensor]
-"""Function that returns the weight of a layer by its name, in torch's shape."""
+"""Returns the weight of a layer by name, in torch's shape."""
 
-PRESSED = "it is pressed already: tensorpress.unpress gives the dense layer to press anew"
+PRESSED = "it is pressed already: make it dense by tensorpress.unpress first"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that may be pressed: the weight of a module, or another parameter of it.
+    """A layer that may be pressed: the weight or another parameter of a module.
 
     Attributes
     ----------
     name : str
-        Its name in the model, the first of a module that is used twice; see `locate_weight`.
+        Its name in the model, the first one if a module is used twice; see `locate_weight`.
     module : nn.Module
         The layer; its values may be on the meta device.
     shape : tuple of int
@@ -90,9 +93,9 @@ class Layer:
     obstacles : mapping of str to str
         Forms of schemes that its place in the model forbids, with the reason.
     inputs : tuple of torch.Size
-        Shapes of its inputs in one forward pass, if the model ran.
+        Shapes of its inputs in one forward pass; empty if the model did not run.
     weights : callable, optional
-        Function that returns its weight, if the module has no values.
+        Returns its weight by name, if the module has no values.
     batch : int
         Number of examples of that forward pass.
     key : str
@@ -110,14 +113,14 @@ class Layer:
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """Its calls in the forward pass of one example, if `describe_layer` takes it."""
+        """Its calls in the forward pass of one example, if `describe_layer` accepts it."""
         if not self.inputs or self.key != "weight" or refuse_layer(self.module) is not None:
             return ()
         return layer_calls(self.spec(), self.inputs, self.batch)
 
     @property
     def weight(self) -> nn.Parameter:
-        """Its weight in the module, maybe without values."""
+        """Its weight in the module, possibly without values."""
         return self.module.get_parameter(self.key)
 
     @property
@@ -141,7 +144,7 @@ class Layer:
         Raises
         ------
         InvalidArgumentError
-            For a weight on the meta device, of another shape, or with NaN or infinite values.
+            If the weight is on the meta device, has another shape, or values that are not finite.
         """
         spec = self.spec(scheme)
         weight = self.weights(self.name) if self.weights else self.weight
@@ -159,12 +162,12 @@ class Layer:
 def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
     """Return the shapes of the weights that can be pressed, and the other weights with the reason.
 
-    A weight is any parameter that is no vector; see `locate_weight` for the names.
+    A weight is any parameter that is not a vector; see `locate_weight` for the names.
 
     Raises
     ------
     InvalidArgumentError
-        For a layer that has no shape yet.
+        If a layer has no shape yet.
     """
     shapes: dict[str, Shape] = {}
     unpressed: dict[str, str] = {}
@@ -196,7 +199,7 @@ def find_pressable(model: nn.Module) -> tuple[dict[str, Shape], dict[str, str]]:
 
 
 def find_vectors(model: nn.Module) -> dict[str, str]:
-    """Return the parameters in floating point that no scheme can cut, with the reason."""
+    """Return the floating-point parameters that no scheme can press, with the reason."""
     return {
         _full_name(name, key): VECTOR
         for name, module in plain_modules(model)
@@ -207,12 +210,12 @@ def find_vectors(model: nn.Module) -> dict[str, str]:
 
 
 def is_vector(key: str, parameter: Tensor) -> bool:
-    """Return whether a parameter has no matrix to decompose; a weight has if it has two axes."""
+    """Return whether a parameter has fewer than two axes; all but weights are squeezed first."""
     return (parameter if key == "weight" else parameter.squeeze()).ndim < 2
 
 
 def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of a model by name, but for those within pressed and parametrized ones."""
+    """Yield the modules of a model by name, except those within pressed and parametrized layers."""
     parts = pressed_parts(model)
     for name, module in model.named_modules():
         if id(module) not in parts:
@@ -220,10 +223,10 @@ def plain_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapping[str, str]]:
-    """Return the layers that their place in a model forbids to press, with the reason, by form.
+    """Return the layers that cannot be pressed because of their place in a model, by form.
 
-    The forms are those of `tensorpress.schemes.scheme.Scheme`. A weight that other modules read can
-    be rebuilt from factors, but its layer cannot be replaced.
+    Each has the reason. If other modules read a weight, it can be rebuilt from factors (form
+    "weight"), but its layer cannot be replaced (form "layer").
 
     Parameters
     ----------
@@ -237,7 +240,7 @@ def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapp
     parents = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
     children = {id(child) for parent in parents for child in (parent.linear1, parent.linear2)}
     tied: dict[str, str] = {}
-    replaced = dict.fromkeys(read, "a module around it computes with its weight")
+    replaced = dict.fromkeys(read, "another module reads its weight")
     for name, module in model.named_modules():
         biases = names.get(id(module._parameters.get("bias")), [])
         others = [repr(other) for other in biases if other != _full_name(name, "bias")]
@@ -249,7 +252,7 @@ def find_obstacles(model: nn.Module, read: Collection[str]) -> Mapping[str, Mapp
 
 
 def _name_parameters(model: nn.Module) -> dict[int, list[str]]:
-    """Return the names of every parameter by its id; a module that is used twice has one name."""
+    """Return all names of every parameter, by its id; a module used twice has one name."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
@@ -263,7 +266,7 @@ def _full_name(module: str, key: str) -> str:
 
 
 def pressed_parts(model: nn.Module) -> dict[int, str]:
-    """Return the names of pressed and parametrized layers by the ids of the modules within them."""
+    """Map the ids of modules within pressed or parametrized layers to the layers' names."""
     layers = {
         name: module if isinstance(module, Pressed) else module._modules.get("parametrizations")
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""The plan of a model: the layers that are pressed, and those that stay dense with the reason."""
+"""The plan of a model: the layers to press, and the others with the reason for each."""
 
 import hashlib
 import json
@@ -23,18 +23,18 @@ from tensorpress.utils.formatting import format_shape
 
 @dataclass(frozen=True)
 class PlannedLatency:
-    """The times of a forward pass, in milliseconds, from which a budget of latency was planned.
+    """The times of a forward pass in milliseconds, for a latency budget.
 
     Attributes
     ----------
     dense : float
-        Measured of the dense model.
+        Measured for the dense model.
     predicted : float
-        The sum of the times of the plan's layers, measured one by one, and of all else.
+        The sum of the times of the plan's layers, measured one by one, and of the rest.
     reached : float
-        Measured of a model that was pressed by the plan, with random values.
+        Measured for a model pressed by the plan, with random values.
     runtime : {"torch", "onnxruntime", "openvino"}
-        Where they were measured.
+        Where the times were measured.
     """
 
     dense: float
@@ -53,25 +53,25 @@ class PlannedLatency:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """The layers of a model that are pressed, and those that stay dense with the reason for each.
+    """The layers of a model to press, and those that stay dense with the reason for each.
 
-    A plan made on one machine can be written to a file, read on another and applied there.
+    A plan can be written to a file and applied on another machine.
 
     Attributes
     ----------
     scheme : str
-        The scheme, or several, of the call of `tensorpress.plan`; each layer names its own.
+        The scheme or schemes passed to `tensorpress.plan`; each layer has its own in addition.
     layers : tuple of LayerPlan
         The layers that are pressed, in the order of the model.
     unpressed : mapping of str to str
-        The layers and all other parameters in floating point that stay dense, with the reason.
+        The layers and other floating-point parameters that stay dense, with the reason.
     other_params, other_bytes : int
         Parameters and bytes outside the pressed weights: biases, norms, buffers (bytes only), dense
         layers.
     other_macs : int or None
         Multiply-accumulates outside the pressed layers, for one example; None without inputs.
     latency : PlannedLatency or None
-        The times that a budget of latency was planned by; None for other plans.
+        The times, for a latency budget; None for other plans.
 
     Examples
     --------
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def unpressed_weights(self) -> dict[str, str]:
-        """The layers that stay dense, with the reason, without vectors such as biases."""
+        """The layers that stay dense, with the reason; vectors such as biases are left out."""
         return {name: reason for name, reason in self.unpressed.items() if reason != VECTOR}
 
     @property
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def params(self) -> int:
-        """Parameters of the pressed model: factors, a shared core once, and all others."""
+        """Parameters of the pressed model; a shared core is counted once."""
         shared = sum(layer.shared_params for layer in self._core_layers)
         return self.other_params + shared + sum(layer.factor_params for layer in self.layers)
 
@@ -144,7 +144,7 @@ class Plan:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of what is done to which layers, the same on every machine."""
+        """Twelve hexadecimal digits that identify how layers are pressed, equal on all machines."""
         layers = {layer.name: layer_to_dict(layer, costs=False) for layer in self.layers}
         text = json.dumps(layers, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -168,14 +168,14 @@ class Plan:
 
     @staticmethod
     def from_dict(content: Any) -> "Plan":
-        """Return the plan of the data of `to_dict`.
+        """Return the plan for the data of `to_dict`.
 
-        A plan written by hand needs only ``layers``; totals are computed again.
+        A plan written by hand needs only ``layers``; totals are recomputed.
 
         Raises
         ------
         InvalidArgumentError
-            Naming the key that is missing, unknown or has a value that cannot be used.
+            If a key is missing, unknown or has an invalid value; the message names it.
         """
         file = validate(PlanFile, content, "plan")
         layers = tuple(layer.to_layer_plan(name) for name, layer in file.layers.items())
@@ -206,7 +206,7 @@ class Plan:
         DataNotFoundError
             If the file does not exist.
         InvalidArgumentError
-            If the file holds no plan; the message names the file and the key.
+            If the file is not a valid plan; the message names the file and the key.
         """
         file = Path(path)
         if not file.is_file():

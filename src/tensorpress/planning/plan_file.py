@@ -1,4 +1,4 @@
-"""The file of a plan, checked by pydantic so that every error names the key."""
+"""The file format of a plan, checked by pydantic so that every error names the key."""
 
 from dataclasses import MISSING, asdict, fields
 from typing import Annotated, Any, Literal, get_type_hints
@@ -20,7 +20,7 @@ from tensorpress.schemes.layer_spec import Call, LayerSpec, weight_spec
 from tensorpress.schemes.registry import SCHEMES, scheme
 
 FORMAT: Literal["tensorpress-plan 3"] = "tensorpress-plan 3"
-"""The format that is written; older ones are read."""
+"""The format that is written; older formats can be read."""
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -75,7 +75,7 @@ class LayerEntry(_Section):
         Raises
         ------
         InvalidArgumentError
-            For options or ranks that do not fit the layer, which is named.
+            If options or ranks do not fit the layer, which the message names.
         """
         spec = LayerSpec(**self.weight.model_dump())
         calls = tuple(Call(**call.model_dump()) for call in self.calls)
@@ -99,7 +99,7 @@ class OtherCosts(_Section):
 
 
 class LatencyEntry(_Section):
-    """The times of a budget of latency."""
+    """The times, for a latency budget."""
 
     dense: float
     predicted: float
@@ -108,7 +108,7 @@ class LatencyEntry(_Section):
 
 
 class PlanFile(_Section):
-    """A whole plan; the id and the totals are not read, but computed from the layers."""
+    """A whole plan; the id and the totals are ignored and computed from the layers."""
 
     format: Literal["tensorpress-plan 1", "tensorpress-plan 2", "tensorpress-plan 3"] = FORMAT
     layers: dict[str, LayerEntry]
@@ -131,7 +131,8 @@ def layer_to_dict(layer: LayerPlan, *, costs: bool = True) -> dict[str, Any]:
     layer : LayerPlan
         The layer.
     costs : bool
-        Whether to include what does not change the pressed layer: calls, predicted error, bytes.
+        Whether to include calls, predicted error and itemsize, which do not change the pressed
+        layer.
 
     Examples
     --------
@@ -156,7 +157,7 @@ def layer_to_dict(layer: LayerPlan, *, costs: bool = True) -> dict[str, Any]:
 
 
 def _to_dict(data: Any) -> dict[str, Any]:
-    """Return a dataclass as plain data, without values that are defaults."""
+    """Return a dataclass as plain data without default values."""
     defaults = {field.name: field.default for field in fields(data)}
     return {key: _plain(value) for key, value in asdict(data).items() if value != defaults[key]}
 

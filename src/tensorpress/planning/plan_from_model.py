@@ -23,8 +23,8 @@ def plan_from_model(model: nn.Module) -> Plan:
     Raises
     ------
     ModelMismatchError
-        If no plan describes the model: its layers should share one core and do not, or a layer is
-        not the one that its scheme builds at its ranks.
+        If no plan describes the model: layers do not share the core that they should share, or a
+        layer differs from what its scheme builds at its ranks.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def plan_from_model(model: nn.Module) -> Plan:
     for scheme, cores in shared.items():
         if len(cores) > 1:
             raise ModelMismatchError(
-                f"layers of {scheme} that should share one core hold {len(cores)} of them"
+                f"layers of {scheme} should share one core, but have {len(cores)} different ones"
             )
     plan = Plan(", ".join(dict.fromkeys(layer.scheme for layer in layers)), tuple(layers))
     total = sum(p.numel() for p in model.parameters())
@@ -57,13 +57,13 @@ def _read_layer(
         method.of_weight or form.spec is not None or layer_class(module) is not None
     ):
         raise ModelMismatchError(
-            f"layer {name!r} is pressed by a scheme {form.scheme!r} of your own"
+            f"layer {name!r} is pressed by scheme {form.scheme!r}, which is not registered"
         )
     plan = LayerPlan(name, form.scheme, method.read_spec(module, key), form.ranks, form.options)
     if not _builds(plan, module, key):
         raise ModelMismatchError(
-            f"layer {name!r} is not what {plan.scheme} makes of its ranks {plan.format_ranks()}: "
-            "it was changed, or its scheme is not the one of this name"
+            f"layer {name!r} differs from what {plan.scheme} builds at ranks "
+            f"{plan.format_ranks()}: it was changed, or pressed by another scheme of this name"
         )
     return plan
 
@@ -80,9 +80,9 @@ def _builds(plan: LayerPlan, module: nn.Module, key: str) -> bool:
 
 
 def _describe(module: nn.Module, key: str = "weight") -> tuple[object, ...]:
-    """Return what distinguishes pressed layers of the same ranks: modules and shapes."""
+    """Return the modules and shapes of a pressed layer, for comparison."""
     weight = factorized_weight(module, key)
-    # The repr of a ParameterList has the types of its parameters, which do not matter here.
+    # The repr of a ParameterList contains the types of its parameters, which do not matter.
     parts = [part for part in module.children() if not isinstance(part, nn.ParameterList)]
     modules = list(map(repr, parts)) if weight is None else [repr(weight)]
     factors = module if weight is None else stored_factors(module, key)

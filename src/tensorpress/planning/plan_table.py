@@ -7,7 +7,7 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.utils.formatting import format_shape
 
 LEFT = ("layer", "scheme", "weight", "modes", "ranks")
-"""Columns of words; the columns of `RIGHT` are numbers."""
+"""Columns of text; those of `RIGHT` are numbers."""
 
 RIGHT = ("dense", "stored", "dense MACs", "MACs", "error")
 
@@ -15,8 +15,8 @@ NAMED = 12
 """Largest number of layers named for one reason."""
 
 
-VECTOR = "a vector, such as a bias or the scale of a norm: nothing to cut"
-"""Reason why most parameters of a model stay dense, which tables leave out."""
+VECTOR = "a vector, such as a bias or the scale of a norm: nothing to press"
+"""The reason of biases and norms for staying dense, which tables leave out."""
 
 
 class Sums(NamedTuple):
@@ -30,7 +30,7 @@ class Sums(NamedTuple):
 
 
 def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
-    """Return lines of text: headings, a row a layer, and rows of totals.
+    """Return lines of text: headings, one row per layer, and rows of totals.
 
     Empty columns are left out: modes if no layer is reshaped, MACs without inputs, and errors if
     none was predicted.
@@ -61,7 +61,7 @@ def layer_table(layers: Sequence[LayerPlan], sums: Sequence[Sums]) -> list[str]:
 
 
 def format_unpressed(unpressed: Mapping[str, str]) -> list[str]:
-    """Return a line of text for each reason why layers stay dense, with their names.
+    """Return a line of text per reason for staying dense, with the names of its layers.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Planning: a plan from schemes, ranks, a budget or entries of single layers."""
+"""Plans a model by schemes and ranks, a budget, or overrides of single layers."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -38,13 +38,13 @@ AUTO_NAME = "auto"
 
 AUTO = (
     *("tucker2", "channel_svd", "spatial_svd", "spatial_svd_horizontal", "tucker1_in"),
-    "svd_weight",  # for what the others cannot replace
+    "svd_weight",  # for weights that the others cannot press
 )
-"""The schemes of "auto", whose error at any ranks follows from spectra."""
+"""The schemes of "auto", whose errors at all ranks follow from spectra."""
 
 
 WARN_ERROR = 0.7
-"""Relative error of a weight above which a plan warns: half of its energy is gone."""
+"""A plan warns above this relative error of a weight, at which half of its energy is lost."""
 
 logger = logging.getLogger("tensorpress.planning")
 
@@ -78,54 +78,53 @@ def plan(
 ) -> Plan:
     """Plan how a model's layers are decomposed.
 
-    A model on the meta device can be planned as well, unless ranks follow from the values of the
-    weights.
+    A model on the meta device can be planned too, unless ranks depend on the values of the weights.
 
     Parameters
     ----------
     model : nn.Module
-        Any model. The plan names the layers that stay dense, with the reason. One that is compiled
-        or in a DataParallel is planned under its own names.
+        Any model. The plan names the layers that stay dense, with the reason. The wrappers of
+        `torch.compile` and DataParallel are removed from names.
     example_inputs : Tensor, sequence or mapping, optional
-        Arguments of one forward pass, the first axis being the batch, for MACs and latency: the
-        only one, several by position, or by name. They may be nested, and scalars beside Tensors.
+        Arguments of one forward pass, needed for MACs and latency: a single one, several by
+        position, or by name. Their first axis is the batch. They may be nested or scalars.
     scheme : str or sequence of str
-        A name of `SCHEMES`, or several, from which every layer gets the one with the least error at
-        its cost; "auto" stands for the schemes whose error follows from spectra.
+        A name of `SCHEMES`, or several names, from which every layer gets the one with the least
+        error at its cost. "auto" stands for the schemes whose errors follow from spectra.
     ranks
         The ranks of all layers, as `press_layer` takes them: a tuple, an int, a float in (0, 1],
         "evbmf", "evbmf:0.7", "energy:0.9" or a rule. A budget takes no ranks.
     allocation : {"error", "energy", "uniform", "evbmf"} or Scores, optional
-        The rule by which a budget is divided among the layers. "error" (the default): the least sum
-        of the layers' e² / (1 − e²), e being the relative error of a weight. "energy": the greatest
-        product of the remaining PCA energies, by the greedy rule of Zhang et al. (2016). "uniform":
-        one fraction of the largest ranks for all. "evbmf": EVBMF's ranks, all scaled alike.
-        Scores, from `tensorpress.sensitivity`: the least loss by them.
+        The rule that divides a budget among the layers. "error" (the default) minimizes the sum of
+        e² / (1 − e²), where e is the relative error of a weight. "energy" maximizes the product of
+        the remaining PCA energies by the greedy rule of Zhang et al. (2016). "uniform" takes one
+        fraction of the largest ranks for all layers. "evbmf" scales the ranks of EVBMF alike.
+        `Scores` from `tensorpress.sensitivity` minimize the scored loss.
     targets, skip : sequence of str
-        Layers to press, and among them those that stay dense: names, patterns with ``*``, or
-        ``re:`` and a regular expression for the whole name.
+        Layers to press, and exceptions that stay dense: names, patterns with ``*``, or ``re:`` and
+        a regular expression for the whole name.
     overrides : mapping of str to mapping, optional
-        Entries of single layers by name or pattern: ``ranks``, a ``scheme`` other than that of all
-        layers, and options of the scheme. A name goes before patterns, a later pattern before an
-        earlier one, and a warning names each entry that no layer is left for. The options of
-        (s)cada_tucker are ``modes`` (a list of sizes, or "original" for the axes of the weight) and
-        optionally ``diagonal: true`` (CP) or ``reduced: true`` (fewer values for the same weights;
-        see `TuckerWeight`), those of tensor_train, tt_conv and tt_weight ``row_modes`` and
-        ``column_modes``. Without ``ranks`` and without a budget, all other layers stay dense.
+        Settings of single layers by name or pattern: ``ranks``, another ``scheme``, and options of
+        the scheme. An exact name beats patterns, a later pattern beats an earlier one, and a
+        warning names overrides without effect. Options of ada_tucker and scada_tucker are ``modes``
+        (a list of sizes, or "original" for the axes of the weight), ``diagonal: true`` (CP) and
+        ``reduced: true`` (see `TuckerWeight`); those of tensor_train, tt_conv and tt_weight are
+        ``row_modes`` and ``column_modes``. Without ``ranks`` and a budget, all other layers stay
+        dense.
     budget : str, optional
         The cost of the whole model: ``params=50%``, ``bytes=10MB``, ``macs=300M`` or
-        ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`. (S)cada_tucker takes
-        params and bytes.
+        ``latency=12ms``; see `tensorpress.planning.budget.parse_budget`. ada_tucker and
+        scada_tucker take params and bytes.
     round_to : int
-        Ranks are multiples of it, or the largest ones, for hardware that is fast at these.
+        Ranks are multiples of it, or the largest ranks, for hardware that is fast at these.
     weights : callable, optional
-        Function that returns the weight of a layer by its name, for a model on the meta device.
+        Returns the weight of a layer by name, for a model on the meta device.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown scheme, a pattern that matches no layer, an entry that cannot be used, modes
-        or ranks that do not fit, a budget that cannot be met, or nothing to press.
+        If a scheme is unknown, a pattern matches no layer, an override is invalid, modes or ranks
+        do not fit, the budget cannot be met, or nothing can be pressed.
 
     Examples
     --------
@@ -178,10 +177,10 @@ def plan(
 def check_budget(
     model: nn.Module, example_inputs: ExampleInputs | None, **options: Unpack[PlanOptions]
 ) -> None:
-    """Raise the error for a budget that no ranks meet, or that the dense model meets.
+    """Raise an error if no ranks meet a budget, or the dense model meets it.
 
-    No weight is read, so that this is known before a network is trained or its layers are scored.
-    Of a latency only the dense model is timed.
+    No weight is read, so this can be checked before a network is trained or its layers are scored.
+    For a latency, only the dense model is timed.
 
     Parameters
     ----------
@@ -191,16 +190,16 @@ def check_budget(
     Raises
     ------
     InvalidArgumentError, BudgetMetError
-        As by `plan`.
+        As for `plan`.
 
     Examples
     --------
     >>> check_budget(nn.Sequential(nn.Linear(80, 50)), None, budget="params=1%")
     Traceback (most recent call last):
     ...
-    tensorpress.errors.InvalidArgumentError: the budget params=1% is out of reach: with all that \
-may be pressed at the smallest ranks the model has 180 of 4,050 parameters; the largest that stay \
-dense are 0.bias (50 parameters)
+    tensorpress.errors.InvalidArgumentError: the budget params=1% is out of reach: at the smallest \
+ranks the model still has 180 of 4,050 parameters; the largest dense parameters are 0.bias (50 \
+parameters)
     """
     limit, schemes = parse_budget(options.get("budget") or ""), options.get("scheme", AUTO_NAME)
     names = parse_schemes(schemes)
@@ -216,7 +215,7 @@ dense are 0.bias (50 parameters)
 def _divide_layers(
     layers: Mapping[str, Layer], entries: Mapping[str, Entry], schemes: Sequence[str]
 ) -> tuple[dict[str, LayerPlan], dict[str, Layer], dict[str, Sequence[str]]]:
-    """Return the layers whose entries have ranks, and the others with the schemes they may have."""
+    """Return the layers whose overrides have ranks, and the others with their possible schemes."""
     with_ranks = {name: entry for name, entry in entries.items() if "ranks" in entry}
     fixed = plan_fixed_ranks(layers, with_ranks, schemes, None, 1)
     rest = {name: layer for name, layer in layers.items() if name not in fixed}
@@ -224,20 +223,20 @@ def _divide_layers(
 
 
 def _warn_of_noise(ranks: Ranks, pressed: Mapping[str, LayerPlan]) -> None:
-    """Warn of layers in which EVBMF finds nothing but noise."""
+    """Warn of layers in which EVBMF finds only noise."""
     if not (isinstance(ranks, EVBMFRanks) or str(ranks).startswith("evbmf")):
         return
     names = [name for name, layer in pressed.items() if set(layer.ranks) == {1}]
     if names:
         logger.warning(
-            "EVBMF finds nothing above the noise in %d of %d layers, which keep rank 1 and little "
-            "of their weight: %s; give a budget, or ranks of your own",
+            "EVBMF finds only noise in %d of %d layers, which get rank 1 and lose most of their "
+            "weight: %s; give a budget or explicit ranks",
             *(len(names), len(pressed), format_names(names)),
         )
 
 
 def lost_layers(layers: Sequence[LayerPlan]) -> list[str]:
-    """Return a warning for every layer of whose weight a plan leaves little.
+    """Return a warning for every layer that loses most of its weight's energy.
 
     Examples
     --------
@@ -245,11 +244,11 @@ def lost_layers(layers: Sequence[LayerPlan]) -> list[str]:
     >>> from tensorpress.schemes.layer_spec import describe_layer
     >>> spec = describe_layer(nn.Linear(30, 20))
     >>> lost_layers([LayerPlan("fc", "channel_svd", spec, (1,), error=0.95)])
-    ["layer 'fc' at ranks 1 loses 90 % of its weight's energy: little of it is left"]
+    ["layer 'fc' at ranks 1 loses 90 % of its weight's energy"]
     """
     return [
         f"layer {layer.name!r} at ranks {layer.format_ranks()} loses "
-        f"{100 * layer.error**2:.0f} % of its weight's energy: little of it is left"
+        f"{100 * layer.error**2:.0f} % of its weight's energy"
         for layer in layers
         if layer.error is not None and layer.error > WARN_ERROR
     ]
@@ -258,7 +257,7 @@ def lost_layers(layers: Sequence[LayerPlan]) -> list[str]:
 def check_target(
     schemes: Sequence[str], *, ranks: object, allocation: object, budget: object, overrides: object
 ) -> None:
-    """Raise an error unless the options of a plan name one target: ranks, a budget or overrides.
+    """Raise an error unless options name exactly one target: ranks, a budget or overrides.
 
     Parameters
     ----------
@@ -270,51 +269,52 @@ def check_target(
     Raises
     ------
     InvalidArgumentError
-        For options that are missing or do not go together.
+        If options are missing or contradict each other.
     """
     name = schemes[0]
     if scheme_named(name).joint:
         if ranks is not None:
             raise InvalidArgumentError(
                 f"{name} takes no ranks for all layers: give a budget of params, or overrides with "
-                "modes and ranks of their own"
+                "modes and ranks"
             )
         if allocation is not None:
             raise InvalidArgumentError(
-                f"{name} takes no allocation: it has a rule of its own for a budget"
+                f"{name} takes no allocation, because it divides a budget by its own rule"
             )
         if (budget is None) == (overrides is None):
             raise InvalidArgumentError(
-                f"give either a budget or overrides: {name} needs a number, or shapes"
+                f"{name} needs either a budget, or overrides with modes and ranks"
             )
     elif budget is not None:
         if ranks is not None:
             raise InvalidArgumentError(
-                f"the budget {budget} decides on the ranks, so that ranks cannot be {ranks!r} as "
-                f"well: leave one out; the rule by which a budget is spread is the allocation "
-                f"({', '.join(get_args(AllocationRule))} or scores)"
+                f"give either ranks ({ranks!r}) or a budget ({budget}), not both. The rule that "
+                f"divides a budget is the allocation ({', '.join(get_args(AllocationRule))} or "
+                "scores)"
             )
         if not (allocation is None or isinstance(allocation, Scores)):
             check_allocation(allocation)
     elif allocation is not None:
-        raise InvalidArgumentError("an allocation says how a budget is spread: give a budget")
+        raise InvalidArgumentError("allocation is the rule that divides a budget: give a budget")
     elif ranks is None and overrides is None:
         raise InvalidArgumentError(
-            f"give a budget, ranks for {format_schemes(schemes)}, or overrides with ranks of their "
-            "own"
+            f"give a budget, ranks for {format_schemes(schemes)}, or overrides with ranks"
         )
     elif ranks is not None and len(schemes) > 1:
         raise InvalidArgumentError(
-            f"the ranks of {format_schemes(schemes)} are not the same: name one scheme, or give a "
-            "budget"
+            f"ranks mean different things for {format_schemes(schemes)}: name one scheme, or give "
+            "a budget"
         )
 
 
 def check_allocation(name: object) -> None:
-    """Raise an `InvalidArgumentError` unless a rule that divides a budget has this name."""
+    """Raise an `InvalidArgumentError` unless this is the name of an allocation rule."""
     names = get_args(AllocationRule)
     if not isinstance(name, str):
-        raise InvalidArgumentError(f"allocation is scores or one of {', '.join(names)}: {name!r}")
+        raise InvalidArgumentError(
+            f"allocation must be scores or one of {', '.join(names)}: {name!r}"
+        )
     if name not in names:
         raise unknown_name("allocation", name, names)
 
@@ -325,12 +325,12 @@ def parse_schemes(scheme: str | Sequence[str]) -> tuple[str, ...]:
     Raises
     ------
     InvalidArgumentError
-        For an unknown scheme, none, or several of which one presses all layers together.
+        If there is none, one is unknown, or one of several presses all layers together.
     """
     if isinstance(scheme, str):
         scheme = AUTO if scheme == AUTO_NAME else (scheme,)
     if not scheme:
-        raise InvalidArgumentError("name a scheme")
+        raise InvalidArgumentError("scheme is empty: name at least one")
     for name in scheme:
         if name not in SCHEMES:
             raise unknown_name("scheme", name, (AUTO_NAME, *SCHEMES))
@@ -340,7 +340,7 @@ def parse_schemes(scheme: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def format_schemes(schemes: Sequence[str]) -> str:
-    """Return the text for schemes in a plan."""
+    """Return the schemes of a plan as text."""
     return AUTO_NAME if tuple(schemes) == AUTO else ", ".join(schemes)
 
 

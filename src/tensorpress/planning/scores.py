@@ -1,4 +1,4 @@
-"""Scores: what the model loses by each choice for a layer."""
+"""Scores: the loss of the model for each choice of a layer."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Rule = Literal["total", "worst"]
 
 @dataclass(frozen=True)
 class Scored:
-    """One choice for a layer, and its score.
+    """One choice for a layer with its score.
 
     Attributes
     ----------
@@ -27,12 +27,12 @@ class Scored:
     ranks : tuple of int
         The ranks, in the order of the scheme's paper.
     score : float
-        The loss of the model by this choice, in the unit of the metric; below 0 it counts as 0.
+        The loss of the model for this choice, in the unit of the metric; below 0 counts as 0.
     measured : bool
         Whether the loss was measured; otherwise ``score`` is an estimate.
     increase : float or None
-        The measured increase of the metric of the model when this layer alone is pressed. The score
-        is larger if the increase is small by chance, on few examples.
+        The measured increase of the metric when only this layer is pressed. The score is larger if
+        the increase could be small by chance, on few examples.
     """
 
     scheme: str
@@ -55,7 +55,7 @@ class Scores:
     dense : float
         The metric of the dense model.
     layers : mapping of str to tuple of Scored
-        The choices for each layer by its name, those with few parameters first.
+        The choices for each layer by name, fewest parameters first.
     rule : {"total", "worst"}
         A plan minimizes the sum of the scores, or the largest of them (the greedy selection of
         AIMET); `dataclasses.replace` changes it.
@@ -91,7 +91,7 @@ class Scores:
         Raises
         ------
         ValueError
-            If the content is something else.
+            If the content is not scores.
         """
         return TypeAdapter(Scores).validate_python(content)
 
@@ -108,11 +108,11 @@ class Scores:
         DataNotFoundError
             If the file does not exist.
         CorruptFileError
-            If the file holds something else.
+            If the file is not scores.
         """
         try:
             return Scores.from_dict(parse_json(Path(path).read_bytes()))
         except FileNotFoundError:
             raise DataNotFoundError(f"no scores at {path}") from None
         except (ValueError, OSError) as error:
-            raise CorruptFileError(f"{path} does not hold scores: {error}") from error
+            raise CorruptFileError(f"{path} is not a file of scores: {error}") from error

@@ -1,4 +1,4 @@
-"""Norms between the factors of chains, for training from scratch."""
+"""Batch norms between the factors of pressed layers, for training from scratch."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +17,9 @@ MOMENTUM, EPSILON = 0.1, 1e-5
 class ScaleNorm(nn.Module):
     """Batch norm that divides by the root mean square of a channel, without its mean.
 
-    A mean that is subtracted between two linear layers becomes a bias, which is inexact if the
-    second layer pads its input with zeros. The root mean square alone is one factor for each
-    channel, which the weight of the layer before takes exactly.
+    Subtracting a mean between two linear layers would add a bias, and the two could not be merged
+    exactly if the second layer pads its input with zeros. The root mean square alone is one factor
+    per channel, which is merged exactly into the weight of the first layer.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class ScaleNorm(nn.Module):
     axis : int
         Axis of the channels, from the end.
     like : Tensor
-        The parameters have its dtype and device.
+        Tensor whose dtype and device the parameters get.
     """
 
     mean_square: Tensor
@@ -58,26 +58,26 @@ class ScaleNorm(nn.Module):
 
 @contextmanager
 def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
-    """Train a pressed model with a norm between the factors of every chain.
+    """Put a norm between the factors of every chain, for as long as the block runs.
 
-    The product of random factors, and so their gradients, vary by orders of magnitude; norms
-    between the factors fix the scale, as norms between layers do. At the end of the block the norms
-    are multiplied into the factors, and the model computes what the normed one did in eval mode.
+    Products of random factors and their gradients vary by orders of magnitude, and norms between
+    the factors fix the scale. At the end of the block the norms are multiplied into the factors:
+    the model then computes what the normed model computed in eval mode.
 
     Parameters
     ----------
     model : nn.Module
-        A model with chains of layers.
+        A pressed model, at least one of whose layers is a chain.
 
     Yields
     ------
     nn.Module
-        The model with its norms, to be trained.
+        The model with norms, to train.
 
     Raises
     ------
     InvalidArgumentError
-        If no layer is a chain.
+        If the model has no chain.
 
     References
     ----------
@@ -97,7 +97,7 @@ def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
     """
     chains = [m for m in model.modules() if isinstance(m, PressedLayer) and len(m) > 1]
     if not chains:
-        raise InvalidArgumentError("norms go between the layers of chains, and there is no chain")
+        raise InvalidArgumentError("the model has no chain of layers to put norms into")
     with ExitStack() as stack:
         norms = [_insert_norms(chain, stack) for chain in chains]
         normed = _NormedModel(model, norms)
@@ -116,7 +116,7 @@ def factor_norms(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class _NormedModel(nn.Module):
-    """A model, and the norms that its layers call."""
+    """A model with the norms that its layers call, so that an optimizer finds their parameters."""
 
     def __init__(self, model: nn.Module, norms: list[list[ScaleNorm]]) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _NormedModel(nn.Module):
 
 
 def _insert_norms(chain: PressedLayer, stack: ExitStack) -> list[ScaleNorm]:
-    """Make every layer of a chain but the last call a norm."""
+    """Add a norm after every layer of a chain except the last."""
     order, like = chain.kernels()[0].ndim - 3, next(chain.parameters()).detach().float()
     norms = []
     for layer, stage in list(zip(chain, chain.stages, strict=True))[:-1]:

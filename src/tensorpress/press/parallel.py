@@ -1,4 +1,4 @@
-"""Decomposing the layers of a plan one by one, in this process or on an executor."""
+"""Decomposition of the layers of a plan, in this process or on an executor."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -16,7 +16,7 @@ from tensorpress.utils.executors import run_jobs
 
 
 class _Packed(NamedTuple):
-    """A tensor's bytes; a pickled Tensor would move the weights of the model to shared memory."""
+    """A tensor's bytes. Pickling the Tensor would move the model's weights to shared memory."""
 
     values: npt.NDArray[np.uint8]
     dtype: torch.dtype
@@ -27,24 +27,23 @@ def decompose_each(
     layer_weight: Callable[[LayerPlan], Tensor],
     executor: Executor | None = None,
 ) -> Iterator[tuple[LayerPlan, StartValues]]:
-    """Decompose the weights of layers one by one, and yield the factors of each.
+    """Yield every layer with its factors, in the order in which they are ready.
 
-    On an executor the largest layers come first, and about one weight for each worker is in memory
-    twice.
+    An executor starts with the largest layers. About one weight per worker is in memory twice.
 
     Parameters
     ----------
     layers : sequence of LayerPlan
         The layers.
     layer_weight : callable
-        Function from a layer to its dense weight, which an executor needs on the CPU.
+        Function that returns a layer's dense weight, on the CPU if there is an executor.
     executor : Executor, optional
-        The workers; without it, weights are decomposed in this process.
+        Workers; by default weights are decomposed in this process.
 
     Raises
     ------
     InvalidArgumentError
-        Naming the layer that cannot be decomposed.
+        If a layer cannot be decomposed; the message names it.
     TensorPressError
         If a worker ends before its job does.
     """
@@ -67,7 +66,6 @@ def _decompose(layer: LayerPlan, weight: Tensor) -> StartValues:
 
 
 def _decompose_packed(layer: LayerPlan, weight: _Packed) -> tuple[list[_Packed], float | None]:
-    """Decompose one layer's weight, in a worker."""
     values = _decompose(layer, _unpack(weight))
     return list(map(_pack, values.factors)), values.error
 

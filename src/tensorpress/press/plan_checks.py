@@ -1,4 +1,4 @@
-"""Checks that a plan fits the model that is pressed by it."""
+"""Checks that a plan fits a model."""
 
 from collections import Counter
 from copy import deepcopy
@@ -20,14 +20,14 @@ from tensorpress.utils.module_tree import count_references, locate_weight
 
 
 def find_layer(model: nn.Module, layer: LayerPlan) -> tuple[nn.Module, str]:
-    """Return the module of a layer of a plan, dense or pressed, and the name of the weight in it.
+    """Return the module that a plan's layer names, dense or pressed, and the name of its weight.
 
     Raises
     ------
     ModelMismatchError
-        If the model has no such layer, or a different one than the plan expects.
+        If the model has no such layer, or the layer differs from the one in the plan.
     InvalidArgumentError
-        For ranks that do not fit the layer.
+        If the ranks do not fit the layer.
     """
     try:
         module, key = locate_weight(model, layer.name)
@@ -37,7 +37,7 @@ def find_layer(model: nn.Module, layer: LayerPlan) -> tuple[nn.Module, str]:
         ) from None
     shape = weight_shape(module, key)
     if shape != layer.shape:
-        actual = "no plain weight" if shape is None else f"a weight {format_shape(shape)}"
+        actual = "no weight of its own" if shape is None else f"a weight {format_shape(shape)}"
         raise ModelMismatchError(
             f"layer {layer.name!r} has {actual} in this model; the plan expects "
             f"{format_shape(layer.shape)}"
@@ -56,10 +56,10 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     Raises
     ------
     ModelMismatchError
-        For what `find_layer` raises, for two names of one layer, for parts of a pressed layer, and
-        for a layer that shares a parameter with another one.
+        If a layer is missing or differs, is named twice, is part of a pressed layer, or shares a
+        parameter with another layer.
     InvalidArgumentError
-        For ranks that do not fit, hooks that would be lost, and weights without finite values.
+        If ranks do not fit, hooks would be lost, or a weight has no finite values.
     """
     parts = pressed_parts(model)
     references = count_references(model)
@@ -68,11 +68,13 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
         module, key = find_layer(model, layer)
         first = names.setdefault((id(module), key), layer.name)
         if first != layer.name:
-            raise ModelMismatchError(f"the plan's layers {first!r} and {layer.name!r} are one")
+            raise ModelMismatchError(
+                f"the plan's layers {first!r} and {layer.name!r} are the same layer of the model"
+            )
         if id(module) in parts:
             raise ModelMismatchError(
-                f"layer {layer.name!r} is a part of {parts[id(module)]!r}, which is pressed: "
-                "plan that one"
+                f"layer {layer.name!r} is part of the pressed layer {parts[id(module)]!r}: name "
+                "that layer in the plan"
             )
         _check_ties(module, key, layer, references)
         if isinstance(module, Pressed):
@@ -107,8 +109,8 @@ def _check_ties(module: nn.Module, key: str, layer: LayerPlan, references: Count
     for kind, parameter in parameters.items():
         if parameter is not None and references[id(parameter)] > 1:
             raise ModelMismatchError(
-                f"layer {layer.name!r} shares its {kind} with another one in this model: it cannot "
-                "be pressed"
+                f"layer {layer.name!r} shares its {kind} with another layer of this model and "
+                "cannot be pressed"
             )
 
 
@@ -118,7 +120,7 @@ def _check_values(module: nn.Module, layer: LayerPlan) -> None:
         kind = "bias" if parameter is bias else "weight"
         if parameter.is_meta:
             raise InvalidArgumentError(
-                f"layer {layer.name!r} is on the meta device: it has no values"
+                f"layer {layer.name!r} is on the meta device, so its {kind} has no values"
             )
         if not bool(torch.isfinite(parameter).all()):
             raise InvalidArgumentError(

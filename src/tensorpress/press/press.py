@@ -1,4 +1,4 @@
-"""Pressing: a plan and a dense model become a model of fewer parameters."""
+"""`press`: layers become chains of smaller layers, or their weights products of factors."""
 
 import logging
 import time
@@ -53,75 +53,74 @@ def press(
 ) -> nn.Module:
     """Press the layers of a plan: replace them by chains of layers, or their weights by factors.
 
-    Weight norm, spectral norm and masks of pruning are folded into the weights first.
+    Weight norm, spectral norm and pruning masks are first folded into the weights. Layers are then
+    pressed one by one, so that memory holds the dense model, the pressed model and about one layer
+    more. A terminal shows a progress bar; elsewhere the logger ``tensorpress.press`` writes one
+    line at level INFO.
 
-    Layers are pressed one by one, so that memory holds the dense model, the pressed one and about
-    one layer more. A terminal shows a progress bar; elsewhere the logger
-    ``tensorpress.press.press`` gets one line at level INFO.
-
-    A pressed layer can be pressed again, at the weight that its factors stand for: ranks can be
-    lowered in stages with training between them.
+    A pressed layer can be pressed again: it starts from the weight that its factors stand for. So
+    ranks can be lowered in stages, with training in between.
 
     Parameters
     ----------
     model : nn.Module
-        The model, unchanged unless ``inplace``. Of one that is compiled or in a DataParallel, the
-        model within is pressed.
+        The model, unchanged unless ``inplace``. If it is compiled or wrapped in DataParallel, the
+        model inside is pressed.
     plan : Plan
         The plan, from `tensorpress.plan` or a file.
     init : {"decompose", "glorot", "kaiming"}
-        Decompose the model's weights, or draw factors for training from scratch such that their
-        products have the variance of that initializer.
+        Decompose the model's weights, or draw random factors for training from scratch, scaled so
+        that their products have the variance of that initializer.
     seed : int
-        Seed of the drawn factors, with one stream for each layer, and of the positions that
+        Seed of random factors (with one random stream per layer) and of the positions that
         calibration samples.
     example_inputs : Tensor, sequence or mapping, optional
-        Arguments of one forward pass, as for `tensorpress.plan`, on which the pressed model runs
-        once before it is returned; by default the first batch of calibration.
+        Arguments of one forward pass, as in `tensorpress.plan`. The pressed model runs once on
+        them before it is returned. Defaults to the first calibration batch.
     calibration : iterable, Calibration or LossCurvature, optional
-        Batches of inputs (a Tensor or a tuple of arguments, which may be nested), of pairs (inputs,
-        labels) whose labels are ignored, or of mappings from names of arguments, whose padding is
-        ignored if there is a mask of attention. Linear layers and convolutions that become chains
-        or sums are then fitted to the responses of the dense model, one after the other in the
-        order of their calls; other layers start from their weights. A `tensorpress.Calibration` has
-        all that "inputs" needs but the statistics of batch norms. By a `tensorpress.LossCurvature`
-        Linear layers get the two factors that raise the loss of a classifier or language model
-        least.
+        Data to fit the factors to. An iterable has batches of inputs (a Tensor or a possibly nested
+        tuple of arguments), of pairs (inputs, labels) whose labels are ignored, or of mappings from
+        argument names; padding is ignored if there is an attention mask. Linear layers and
+        convolutions that become chains or sums are then fitted to the responses of the dense model,
+        in the order in which they are called; other layers start from their weights. A
+        `tensorpress.Calibration` has all that "inputs" needs except the batch norm statistics. With
+        a `tensorpress.LossCurvature`, Linear layers get the two factors that raise the loss of a
+        classifier or language model least.
     reconstruct : {"norms", "refit", "inputs", "linear", "nonlinear"}, optional
-        What is fitted to calibration data; by default "linear", with a Calibration "inputs".
-        norms: the statistics of batch norms only; refit: the last factor and the bias only;
-        inputs: all factors, in the norm that the dense model's inputs define, and the statistics of
-        batch norms; linear: all factors and the bias, with the inputs from the layers pressed
-        before; nonlinear: the same through the ReLU after a layer, if there is one.
+        What is fitted to the calibration data: by default "linear", or "inputs" for a Calibration.
+        norms: only the batch norm statistics; refit: only the last factor and the bias; inputs: all
+        factors, in the norm that the dense model's inputs define, and the batch norm statistics;
+        linear: all factors and the bias, with inputs from the layers that are already pressed;
+        nonlinear: the same through the ReLU that follows a layer, if any.
     inplace : bool
-        Press ``model`` itself instead of a copy: every dense weight is freed as soon as its layer
-        is pressed. The plan is checked before the first layer is pressed, but an error or Ctrl-C
-        midway leaves a model of which some layers are pressed: the message says how many, and the
-        log, after Ctrl-C, which. A model that is itself the layer to
-        replace cannot be pressed in place: `tensorpress.press_layer` presses it.
+        Press ``model`` itself instead of a copy; every dense weight is freed as soon as its layer
+        is pressed. The plan is checked first, but an error or Ctrl-C during pressing leaves some
+        layers pressed: the error message says how many, and after Ctrl-C the log says which. A
+        model that is itself the layer to replace cannot be pressed in place: use
+        `tensorpress.press_layer`.
     processes : int
         Number of processes that decompose weights, with one thread each; for models on the CPU. A
-        script with several must start its work under ``if __name__ == "__main__":``. Random factors
-        and a core that layers share are computed in this process.
+        script that asks for several must start under ``if __name__ == "__main__":``. Random factors
+        and cores that layers share are computed in this process.
     executor : Executor, optional
-        Workers in place of processes: any `concurrent.futures.Executor`, such as that of a Dask
-        client or `mpi4py.futures.MPIPoolExecutor`.
+        Workers to use instead of processes: any `concurrent.futures.Executor`, such as that of a
+        Dask client or `mpi4py.futures.MPIPoolExecutor`.
 
     Returns
     -------
     nn.Module
-        The model with pressed layers; a layer that is used in several places stays one.
+        The model with pressed layers. A layer that is used in several places is still one layer.
 
     Raises
     ------
     ModelMismatchError
-        If the model does not have a layer of the plan or has a different one, or if other layers
-        share its parameters.
+        If the model lacks a layer of the plan, has a different one, or shares its parameters with
+        another layer.
     InvalidArgumentError
-        For NaN or infinite weights, hooks that would be lost or ranks that do not fit (naming the
-        layer), an unknown initialization, several processes for weights that are not on the CPU, or
-        options that do not go together with calibration; or if the pressed model fails on the
-        example inputs or the first batch.
+        If weights are NaN or infinite, hooks would be lost or ranks do not fit (the message names
+        the layer); for an unknown initialization, several processes with weights that are not on
+        the CPU, or options that cannot be combined with calibration; or if the pressed model fails
+        on the example inputs or the first batch.
     TensorPressError
         If one of several processes is killed.
 
@@ -129,10 +128,10 @@ def press(
     -----
     `copy.deepcopy`, `state_dict`, ``to``, `torch.compile` and `torch.export` work on the result.
     `torch.save` of the whole module works unless a weight is rebuilt from factors (ada_tucker,
-    scada_tucker, tt_weight), because torch does not pickle parametrizations; their `state_dict` can
-    be saved, and the dense model pressed by the same plan loads it. `torch.jit.script` takes chains
-    of layers, but no tensor train of a matrix and no weight that is rebuilt: `torch.jit.trace`
-    takes these as well.
+    scada_tucker, tt_weight), because torch does not pickle parametrizations: save the `state_dict`
+    instead, and load it into the dense model pressed by the same plan. `torch.jit.script` supports
+    chains of layers, but not tensor trains of matrices or weights that are rebuilt;
+    `torch.jit.trace` supports these too.
 
     References
     ----------
@@ -160,7 +159,7 @@ def press(
         raise unknown_name("initialization", init, get_args(Init))
     if not isinstance(plan, Plan):
         raise InvalidArgumentError(
-            f"press carries out a Plan, got {type(plan).__name__} {plan!r}: plan it first by "
+            f"expected a Plan, got {type(plan).__name__} {plan!r}: make one by "
             'tensorpress.plan(model, budget="macs=50%"), or call tensorpress.compress'
         )
     model = unwrap(model)
@@ -196,7 +195,7 @@ def press(
         except BaseException as error:
             if not inplace or not builder.done:
                 raise
-            done = f"{len(builder.done)} of {total} layers of the model are pressed already"
+            done = f"{len(builder.done)} of the {total} layers are already pressed"
             if isinstance(error, TensorPressError):
                 raise type(error)(f"{error} ({done})") from None
             logger.warning("interrupted: %s, %s", done, ", ".join(builder.done))
@@ -204,19 +203,19 @@ def press(
     if inputs is not None:
         check_runs(builder.model, inputs)
     logger.info(
-        "pressed %d layers in %.1f s: %s parameters became %s",
+        "pressed %d layers in %.1f s: from %s to %s parameters",
         *(total, time.perf_counter() - start, f"{plan.dense_params:,}", f"{plan.params:,}"),
     )
     return builder.model
 
 
 def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
-    """Press a model in place, with factors that have no values yet.
+    """Press a model in place with factors whose values are still to be loaded.
 
     Parameters
     ----------
     model : nn.Module
-        A dense model, of which no values are read.
+        A dense model; its values are not read.
     plan : Plan
         The plan.
 
@@ -228,9 +227,9 @@ def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
     Raises
     ------
     ModelMismatchError
-        If the model does not have a layer of the plan, or has a different one.
+        If the model lacks a layer of the plan, or has a different one.
     InvalidArgumentError
-        For ranks that do not fit.
+        If ranks do not fit.
 
     Examples
     --------
@@ -248,9 +247,9 @@ def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Replace factors by the dense weights that are rebuilt from them, for inference.
+    """Store the dense weights that layers rebuild from their factors, for inference.
 
-    Chains of layers stay, because they multiply less than dense layers.
+    Chains of layers stay as they are, because they need fewer multiplications than dense layers.
 
     Parameters
     ----------
@@ -284,7 +283,7 @@ class _ModelBuilder:
         self._cores: dict[str, nn.Parameter] = {}
 
     def press(self, layer: LayerPlan, values: StartValues | None) -> None:
-        """Press a layer at values, or without any."""
+        """Press a layer; without start values its factors stay uninitialized."""
         module, key = locate_weight(self.model, layer.name)
         pressed = build_pressed(layer, rebuild_dense(module, key), values, key)
         self.model = self._tree.replace(module, pressed)
@@ -301,7 +300,7 @@ class _ModelBuilder:
 def _make_start_values(
     model: nn.Module, plan: Plan, init: Init, seed: int, executor: Executor | None
 ) -> Iterator[tuple[LayerPlan, StartValues]]:
-    """Yield the start values of every layer, which may be replaced once it was yielded."""
+    """Yield the start values of every layer; a yielded layer may then be replaced."""
     weight = partial(_layer_weight, model)
     separate = [layer for layer in plan.layers if not layer.method.shared]
     groups: dict[str, list[LayerPlan]] = {}
@@ -333,7 +332,7 @@ def _layer_weight(model: nn.Module, layer: LayerPlan) -> Tensor:
 
 
 def _copy(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a deep copy that shares with the model the weights that will be replaced."""
+    """Return a deep copy that shares the weights which will be replaced."""
     places = (locate_weight(model, layer.name) for layer in plan.layers)
     weights = (module._parameters.get(key) for module, key in places)
     return copy_model(model, [weight for weight in weights if weight is not None])
@@ -344,7 +343,7 @@ def _check_root(model: nn.Module, plan: Plan) -> None:
         root = locate_weight(model, layer.name)[0] is model
         if root and (layer.method.form == "layer" or isinstance(model, Pressed)):
             raise InvalidArgumentError(
-                "the model is itself the layer to be replaced, which cannot be done in place: use "
+                "a model that is itself the layer to press cannot be pressed in place: use "
                 "tensorpress.press_layer"
             )
 
@@ -354,6 +353,6 @@ def _check_devices(model: nn.Module, plan: Plan, parallel: bool) -> None:
         device = next(locate_weight(model, layer.name)[0].parameters()).device
         if parallel and device.type != "cpu":
             raise InvalidArgumentError(
-                f"several processes press weights on the CPU only, and layer {layer.name!r} is on "
+                f"several processes need all weights on the CPU, but layer {layer.name!r} is on "
                 f"{device}: use one process, or move the model"
             )

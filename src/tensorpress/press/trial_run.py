@@ -1,4 +1,4 @@
-"""A first run of a pressed model, so that what fails fails at once and with the layer's name."""
+"""A first forward pass of a pressed model, so that errors appear early and name the layer."""
 
 import traceback
 
@@ -23,7 +23,7 @@ def check_runs(model: nn.Module, inputs: ModelInputs) -> None:
     >>> check_runs(nn.Sequential(nn.Linear(3, 2)), ModelInputs.parse(torch.zeros(1, 4)))
     Traceback (most recent call last):
     ...
-    tensorpress.errors.InvalidArgumentError: the pressed model does not run on the inputs [(1, 4) \
+    tensorpress.errors.InvalidArgumentError: the pressed model fails on the inputs [(1, 4) \
 torch.float32]: layer '0' (Linear): mat1 and mat2 shapes cannot be multiplied (1x4 and 3x2)
     """
     try:
@@ -32,13 +32,13 @@ torch.float32]: layer '0' (Linear): mat1 and mat2 shapes cannot be multiplied (1
     except Exception as error:  # a model may raise anything
         message = first_line(error)
         raise InvalidArgumentError(
-            f"the pressed model does not run on the inputs [{inputs}]: "
+            f"the pressed model fails on the inputs [{inputs}]: "
             f"{_failed_layer(model, error)}{message}"
         ) from error
 
 
 def _failed_layer(model: nn.Module, error: Exception) -> str:
-    """Return text that names the innermost module in which an error was raised."""
+    """Return the name of the innermost module in which an error was raised, as a prefix."""
     names = {id(module): name for name, module in model.named_modules() if name}
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):

@@ -1,4 +1,4 @@
-"""Unpressing: pressed layers become dense ones."""
+"""`unpress`: pressed layers become dense again."""
 
 from torch import Tensor, nn
 
@@ -22,14 +22,14 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     Returns
     -------
     nn.Module
-        The model with dense layers, which computes the same. Biases, train and eval mode and
-        ``requires_grad`` stay.
+        The model with dense layers, which has the same outputs. Biases, train or eval mode and
+        ``requires_grad`` are preserved.
 
     Raises
     ------
     InvalidArgumentError
-        For hooks that would be lost (naming the layer), or if ``inplace`` and the model is itself
-        the layer to replace.
+        If hooks would be lost (the message names the layer), or if ``inplace`` and the model is
+        itself the layer to replace.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             check_hooks(name, module)
     if inplace and isinstance(model, Pressed):
         raise InvalidArgumentError(
-            "the model is itself the layer to be replaced, which cannot be done in place: use "
+            "a model that is itself the layer to unpress cannot be unpressed in place: use "
             "tensorpress.unpress_layer"
         )
     target = model if inplace else copy_model(model)
@@ -60,9 +60,10 @@ def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 
 def rebuild_dense(module: nn.Module, key: str = "weight") -> nn.Module:
-    """Return the dense layer of a pressed one, or any other module itself.
+    """Return the dense form of a pressed layer, and any other module itself.
 
-    A layer whose weight is rebuilt from factors becomes dense in place and keeps its hooks.
+    If only the weight is rebuilt from factors, the layer becomes dense in place and keeps its
+    hooks.
     """
     if isinstance(module, Pressed):
         return unpress_layer(module)
@@ -72,7 +73,7 @@ def rebuild_dense(module: nn.Module, key: str = "weight") -> nn.Module:
 
 
 def dense_weight(module: nn.Module, key: str = "weight") -> Tensor:
-    """Return a weight of a layer, dense or pressed."""
+    """Return the dense weight of a layer, which may be pressed."""
     if isinstance(module, Pressed):
         return module.dense_weight().detach()
     weight = getattr(module, key)

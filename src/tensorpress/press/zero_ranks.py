@@ -1,4 +1,4 @@
-"""Removal of the ranks of pressed layers that rounding has made zero."""
+"""Removal of ranks at which factors are zero."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,30 +27,30 @@ logger = logging.getLogger("tensorpress.press")
 def drop_zero_ranks(model: nn.Module) -> dict[str, Sizes]:
     """Remove the indices of ranks at which a factor of a pressed layer is zero, in place.
 
-    An index of a rank joins two or more factors. If the slice of one factor is zero, the slices of
-    the others have no effect and the index is removed. That may leave further slices zero, so it is
-    repeated until nothing changes. A core that several layers share loses a slice that is zero or
-    that no layer uses. Ranks stay at least 1, and the outputs of the model the same to rounding.
+    Every index of a rank selects a slice of two or more factors. If one of these slices is zero,
+    the others have no effect, and the index is removed. As this can make further slices zero, it is
+    repeated until nothing changes. A core that several layers share loses the slices that are zero
+    or that no layer uses. Ranks stay at least 1, and the model's outputs change only by rounding.
 
     Parameters
     ----------
     model : nn.Module
         A model with pressed layers of any scheme. Every group of a grouped layer loses the same
-        number of indices. Layers that no plan describes, layers whose factors are shared with
-        others, and reduced Tucker factors, whose matrices are never zero, stay as they are; the
-        logger ``tensorpress.press`` names them at level INFO. Factors of another shape are new
+        number of indices. Layers that no plan describes, layers that share factors with others, and
+        reduced Tucker factors, whose matrices are never zero, do not change; the logger
+        ``tensorpress.press`` names them at level INFO. Factors that change their shape are new
         parameters, which need a new optimizer.
 
     Returns
     -------
     dict from str to tuple of int
-        The ranks of every layer that has lost some, by its name.
+        The new ranks of every layer whose ranks fell, by name.
 
     Raises
     ------
     InvalidArgumentError
-        For hooks that would be lost (naming the layer), or if the model is itself a pressed layer
-        that would be replaced. The model is then unchanged.
+        If hooks would be lost (the message names the layer), or if the model is itself a pressed
+        layer that would be replaced. The model is then unchanged.
 
     Examples
     --------
@@ -75,9 +75,9 @@ def drop_zero_ranks(model: nn.Module) -> dict[str, Sizes]:
 class _Network:
     """The tensor network of a layer, or of all layers that share a core.
 
-    ``core`` has the factors that all layers share, ``factors`` the others of each layer. A bond
-    joins the axes of several factors; ``bonds`` has the bond of every rank. A diagonal core has
-    several ranks and one bond.
+    ``core`` has the factors that all layers share, and ``factors`` the other factors of each layer.
+    A bond joins axes of several factors; ``bonds`` has the bond of every rank. The ranks around a
+    diagonal core have the same bond.
     """
 
     layers: Mapping[str, tuple[nn.Module, str]]
@@ -105,7 +105,6 @@ class _Network:
 
 
 def _find_zeros(factors: Sequence[RankFactor], bond: int) -> Tensor:
-    """Return a mask (groups, r) of the indices of a bond at which any factor is zero."""
     masks = [
         (factor.values.movedim(axis, 1).unsqueeze(-1).flatten(2) == 0).all(2)
         for factor in factors
@@ -116,7 +115,6 @@ def _find_zeros(factors: Sequence[RankFactor], bond: int) -> Tensor:
 
 
 def _drop_zeros(network: _Network) -> _Network:
-    """Return a network without the indices that have no effect."""
     while True:
         size = _count_nonzero(network)
         for bond in sorted(set(network.bonds)):
@@ -133,8 +131,8 @@ def _count_nonzero(network: _Network) -> tuple[Sizes, int]:
 
 
 def _drop_indices(factor: RankFactor, bond: int, zero: Tensor) -> RankFactor:
-    """Return a factor without the zero indices; those that other groups need are set to zero."""
-    # All groups keep as many indices as the one with the most, at least one, in their order.
+    """Return a factor without the zero indices of a bond."""
+    # All groups keep as many indices as the group with the most nonzero ones, and at least one.
     count = max(1, int((~zero).sum(1).max()))
     indices = zero.int().argsort(dim=1, stable=True)[:, :count].sort(1).values
     values = factor.values
@@ -147,15 +145,19 @@ def _drop_indices(factor: RankFactor, bond: int, zero: Tensor) -> RankFactor:
 
 
 def _factor_networks(model: nn.Module) -> Iterator[_Network]:
-    """Yield the networks of all pressed layers that can be built again from their ranks."""
+    """Yield the networks of all pressed layers that their ranks describe completely."""
     references = count_references(model)
     groups: dict[int, dict[str, tuple[nn.Module, str]]] = {}
     for place in ((n, m, k) for n, m in model.named_modules() for k in pressed_forms(m)):
         name, module, key = weight_name(place[0], place[2]), *place[1:]
         if not _has_plan(module):
-            logger.info("layer %s is left: its ranks do not say what it is", name)
+            logger.info(
+                "layer %s is unchanged: its scheme and ranks do not describe it completely", name
+            )
         elif not _rank_factors(module, key):
-            logger.info("layer %s is left: what its ranks join is not known", name)
+            logger.info(
+                "layer %s is unchanged: its scheme does not say which factors its ranks join", name
+            )
         else:
             shared = scheme(pressed_forms(module)[key].scheme).shared
             group = layer_factors(module, key)[0] if shared else pressed_forms(module)[key]
@@ -172,13 +174,16 @@ def _factor_networks(model: nn.Module) -> Iterator[_Network]:
             )
         }
         if any(references[key] > expected.get(key, 1) for key in parameters):
-            logger.info("layer %s is left: others hold a parameter of it", ", ".join(layers))
+            logger.info(
+                "layer %s is unchanged: it shares a parameter with another module",
+                ", ".join(layers),
+            )
         else:
             yield network
 
 
 def _build_network(layers: Mapping[str, tuple[nn.Module, str]]) -> _Network:
-    """Return the network of a layer, or of layers that share their first factor."""
+    """Return the network of one layer, or of several that share their first factor."""
     form = pressed_form(*next(iter(layers.values())))
     assert form is not None
     factors = [_rank_factors(*place) for place in layers.values()]
@@ -197,7 +202,7 @@ def _rank_factors(layer: nn.Module, key: str) -> list[RankFactor]:
 
 
 def _has_plan(layer: nn.Module) -> bool:
-    """Return whether a layer is the one that its scheme builds at its ranks."""
+    """Return whether a layer is exactly what its scheme builds for its ranks."""
     try:
         return bool(plan_from_model(layer).layers)
     except ModelMismatchError:
@@ -210,13 +215,13 @@ def _check_replaceable(model: nn.Module, network: _Network) -> None:
             check_hooks(name, layer)
             if layer is model:
                 raise InvalidArgumentError(
-                    "the model is itself the layer to be replaced, which cannot be done in place: "
-                    "put it into an nn.Sequential"
+                    "a model that is itself the layer to replace cannot be changed in place: put "
+                    "it into an nn.Sequential"
                 )
 
 
 def _put_factors(network: _Network, tree: ModuleTree) -> None:
-    """Replace the factors of the layers of a network."""
+    """Give the layers of a network their new factors."""
     core = [nn.Parameter(factor.values[0].contiguous()) for factor in network.core]
     for (layer, key), factors in zip(network.layers.values(), network.factors, strict=True):
         if isinstance(layer, Pressed):
@@ -231,7 +236,7 @@ def _put_factors(network: _Network, tree: ModuleTree) -> None:
 
 
 def _rebuild(layer: Pressed, factors: Sequence[Tensor], ranks: Sizes) -> Pressed:
-    """Return a pressed layer with these factors, of other ranks."""
+    """Return a pressed layer of other ranks, with these factors."""
     like = next(layer.parameters()).detach()
     new = scheme(layer.scheme, layer.options).build(layer.spec, ranks, like=like)
     assert isinstance(new, Pressed)

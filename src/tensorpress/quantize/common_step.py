@@ -1,4 +1,4 @@
-"""One step for all weights of a checkpoint, found without holding them."""
+"""One step for all weights of a checkpoint, found from samples of its tensors."""
 
 import os
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ from tensorpress.quantize.rounded_model import RoundedModel
 from tensorpress.quantize.step_search import Search, initial_base
 from tensorpress.quantize.weight_calibration import Weight, rms
 
-_SAMPLE, _SHARE = 1 << 15, 1 << 12  # most values of a weight that steps are searched with, least
-_FILE_BYTES = 60  # of a file that holds one tensor, beside the values
-_USE = 0.995  # of the bits: a sample does not give them exactly
+_SAMPLE, _SHARE = 1 << 15, 1 << 12  # most and least values sampled of a weight
+_FILE_BYTES = 60  # of a file of one tensor, besides the values
+_USE = 0.995  # share of the bits to aim at, because a sample is not exact
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CommonStep:
     price: float
 
     def save(self, name: str, tensor: Tensor, path: str | os.PathLike[str]) -> int:
-        """Write a tensor to a file of its own, rounded if it has two axes, and return its bytes."""
+        """Write a tensor to a file, rounded if it has two axes; return the size in bytes."""
         if not is_weight(tensor):
             return save_tensors({name: tensor}, path, {})
         weight = Weight(name, tensor, 0.0)
@@ -43,19 +43,19 @@ def is_weight(tensor: Tensor) -> bool:
 
 
 def find_common_step(tensors: Iterable[tuple[str, Tensor]], bits: float) -> CommonStep:
-    """Return the step at which the files of all tensors take about so many bits a value.
+    """Return the step at which the files of all tensors take about ``bits`` bits per value.
 
     Parameters
     ----------
     tensors : iterable of (str, Tensor)
-        Names and tensors, which are read once. A sample of each stays in memory.
+        Names and tensors, read once; a sample of each stays in memory.
     bits : float
-        The bits of all files by all values.
+        The bits of all files divided by the number of values.
 
     Raises
     ------
     InvalidArgumentError
-        If there are too few for what is not rounded.
+        If they do not suffice for the tensors that are not rounded.
 
     Examples
     --------
@@ -74,7 +74,9 @@ def find_common_step(tensors: Iterable[tuple[str, Tensor]], bits: float) -> Comm
         else:
             budget -= 2 * tensor.numel() if tensor.is_floating_point() else tensor.nbytes
     if samples and budget <= 0:
-        raise InvalidArgumentError(f"{bits:g} bits a value are too few for all but the weights")
+        raise InvalidArgumentError(
+            f"{bits:g} bits per value are too few: tensors that are not rounded take more"
+        )
     sizes = [(w.count, log2(rms(w.values))) for w in samples]
 
     def attempt(base: float, price: float) -> RoundedModel:

@@ -1,4 +1,4 @@
-"""Encoding of models and state dicts to a budget without training, and decoding."""
+"""Encodes models and state dicts to a budget without training, and decodes them."""
 
 import logging
 import os
@@ -14,7 +14,8 @@ from tensorpress.codec.model_tensors import stored_tensors
 from tensorpress.codec.save_load import save
 from tensorpress.codec.state_dict import load_tensors, save_tensors
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.quantize.file_search import FileSearch, FileTexts, ModelFileSearch, StateFileSearch
+from tensorpress.quantize.file_search import FileSearch, StateFileSearch
+from tensorpress.quantize.model_file_search import FileTexts, ModelFileSearch
 from tensorpress.quantize.rounded_model import RoundedTensor
 from tensorpress.utils.atomic_files import check_writable, write_atomically
 
@@ -34,7 +35,7 @@ class EncodeResult:
     bits_per_value : float
         Bits of the whole file per value stored.
     error : float
-        Relative root mean square error: without data of all rounded tensors together, with
+        Relative root mean square error: without calibration of all rounded tensors together, with
         calibration the root mean square of the tensors' errors.
     tensors : tuple of RoundedTensor
         The rounded tensors, in the order of the file.
@@ -51,8 +52,8 @@ class EncodeResult:
 
     def __str__(self) -> str:
         """Return size and error as a line of text."""
-        error = f"relative error {self.error:.4f}" if self.error else "every bit kept"
-        return f"{self.bytes:,} bytes, {self.bits_per_value:.2f} bits a value, {error}"
+        error = f"relative error {self.error:.4f}" if self.error else "lossless"
+        return f"{self.bytes:,} bytes, {self.bits_per_value:.2f} bits per value, {error}"
 
     def __repr__(self) -> str:
         """Return size and error, without the tensors."""
@@ -76,19 +77,19 @@ def encode(
 ) -> EncodeResult:
     """Write a model or named tensors to a `.tpz` file within a budget, without training.
 
-    Weights, all tensors of two axes or more, are rounded to multiples of a step and entropy coded;
-    biases and norms are rounded at steps so fine that they do not matter. Of tensors without a
-    model, those of fewer axes are stored as float16. Without data all weights have one step. With
-    calibration, the step of each layer follows from what noise in it does to the model's outputs,
-    and rounding errors are compensated by the columns not yet rounded, by layers not yet rounded
-    (not for a target error) and by biases.
+    Weights (tensors of two axes or more) are rounded to multiples of a step and entropy coded. The
+    biases and norms of a model are rounded at negligibly fine steps; without a model, tensors of
+    fewer axes are stored as float16. Without calibration all weights share one step. With
+    calibration, the step of each layer follows from the effect of its noise on the model's outputs,
+    and rounding errors are compensated by later columns, by later layers (not for a target error)
+    and by biases.
 
     Parameters
     ----------
     source : nn.Module or mapping of str to Tensor
-        A model or tensors by name, pressed or not; it is left untouched. In the file, a model's
-        batch norms have their statistics merged into their weights and biases, which does not
-        change what the model computes in eval mode.
+        A model or tensors by name, pressed or not, left unchanged. In the file, the statistics of
+        batch norms are merged into their weights and biases, which does not change the model's
+        outputs in eval mode.
     path : path-like
         The file to write or replace.
     target_error : float, optional
@@ -99,23 +100,23 @@ def encode(
     size : int, optional
         Largest size of the file in bytes.
     lossless : bool
-        Whether every bit of all tensors is kept. Floating-point values take about a third less in
-        bfloat16 and a sixth less in float32, or half where they were trained in bfloat16.
+        Whether to keep every bit of all tensors. bfloat16 values take about a third less, float32
+        values a sixth less, or half if they were trained in bfloat16.
     network : str, optional
         Name of the model's network in `tensorpress.models.zoo`, as for `tensorpress.save`.
     data : str, optional
-        Name of the data that a model was trained for, likewise.
+        Name of the data that the model was trained for, as for `tensorpress.save`.
     preprocess : str, optional
-        How a model takes images, likewise.
+        How the model takes images, as for `tensorpress.save`.
     calibration : iterable, optional
-        Batches that a model is run on: Tensors, or pairs of inputs and labels; a few hundred
-        examples suffice. Labels are not used.
+        Batches to run the model on: Tensors, or pairs of inputs and labels, which are ignored. A
+        few hundred examples suffice.
     passes : int
-        Most passes over the calibration data in which biases and norms are trained, without labels,
-        to give the dense model's outputs once all weights are rounded. A fifth of the data stops
-        that before it makes things worse; where outputs differ by 1 % or less, nothing is trained.
+        Most passes over the calibration data for training biases and norms, without labels, to give
+        the dense model's outputs after all weights are rounded. Held-out data stop the training
+        before it makes things worse. Nothing is trained if outputs differ by 1 % or less.
     seed : int
-        Seed of the choices of positions and directions in calibration.
+        Seed of the sampled positions and directions in calibration.
 
     Returns
     -------
@@ -163,9 +164,9 @@ def _encode_exactly(
     texts: FileTexts,
     calibration: Iterable[CalibrationBatch] | None,
 ) -> EncodeResult:
-    """Write a model or named tensors with every bit."""
+    """Write a model or named tensors losslessly."""
     if calibration is not None:
-        raise InvalidArgumentError("a lossless file needs no calibration")
+        raise InvalidArgumentError("a lossless file takes no calibration")
     if isinstance(source, nn.Module):
         written = save(source, path, lossless=True, **texts)
         values = sum(tensor.numel() for tensor in stored_tensors(source).values())
@@ -185,13 +186,12 @@ def decode(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> dic
 
 
 def _warn_of_zeros(table: Sequence[RoundedTensor], path: str | os.PathLike[str]) -> None:
-    """Log which tensors have been rounded to nothing but zeros."""
+    """Warn of tensors that were rounded to zeros only."""
     names = [tensor.name for tensor in table if tensor.zeros == 1 and tensor.error > 0]
     if names:
         more = ", …" if len(names) > _MAX_NAMES else ""
         logger.warning(
-            "%s: nothing is left of %d of %d tensors, all of whose values are rounded to zero: "
-            "%s%s; a larger budget would keep some",
+            "%s: all values of %d of %d tensors are rounded to zero: %s%s; use a larger budget",
             os.fspath(path),
             len(names),
             len(table),
@@ -221,11 +221,11 @@ def _check_tensors_alone(
     """Check that a source is tensors by name, without options that need a model."""
     if any(option is not None for option in (calibration, *texts.values())):
         raise InvalidArgumentError(
-            f"calibration, {', '.join(texts)} need a model as source, not tensors"
+            f"calibration, {', '.join(texts)} need a model as source instead of tensors"
         )
     if not isinstance(source, Mapping):
         raise InvalidArgumentError(
-            f"a model or tensors by name can be encoded, not {type(source).__name__}"
+            f"source must be a model or tensors by name, not {type(source).__name__}"
         )
 
 
@@ -240,10 +240,10 @@ def _check_budget(
     options = {"target_error": error, "bits": bits, "size": size}
     budgets = {name: value for name, value in options.items() if value is not None}
     if len(budgets) + bool(lossless) != 1:
-        raise InvalidArgumentError("give one of target_error, bits, size and lossless")
+        raise InvalidArgumentError("give exactly one of target_error, bits, size and lossless")
     for name, value in options.items():
         if value is not None and not isinstance(value, int | float):
-            raise InvalidArgumentError(f"{name} is a number, got {value!r}")
+            raise InvalidArgumentError(f"{name} must be a number, not {value!r}")
     for name, value in budgets.items():
         if not isfinite(value) or value <= 0 or (name == "target_error" and value >= 1):
             condition = "between 0 and 1" if name == "target_error" else "positive"

@@ -1,4 +1,4 @@
-"""Folding the statistics of batch norms into their weights and biases."""
+"""Merges the statistics of batch norms into their weights and biases."""
 
 import torch
 from torch import nn
@@ -11,19 +11,19 @@ from tensorpress.utils.module_tree import count_references
 def merge_statistics(model: nn.Module) -> list[str]:
     """Merge the running statistics of batch norms into their weights and biases, in place.
 
-    In eval mode the model computes the same up to rounding errors; a mean of 0 and a variance of 1
-    take next to nothing in a file. The norms are not folded into the layers before them: their
-    channels would then differ in scale, and one step for all channels would lose more.
+    In eval mode outputs are equal up to rounding errors, and a mean of 0 and a variance of 1 take
+    hardly any space in a file. Norms are not folded into the layers before them, because the
+    channels of these would then differ in scale, and one step for all would lose more.
 
     Parameters
     ----------
     model : nn.Module
-        A model. Norms without parameters or statistics, or that share them, are left as they are.
+        The model. Norms without parameters or statistics, or with shared ones, are not changed.
 
     Returns
     -------
     list of str
-        The names of the norms that were changed.
+        The names of the changed norms.
 
     Raises
     ------

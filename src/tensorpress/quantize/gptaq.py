@@ -1,4 +1,4 @@
-"""GPTAQ: weights are rounded layer by layer to fit the responses of the dense model."""
+"""GPTAQ: rounds weights layer by layer so that responses match those of the dense model."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from tensorpress.reconstruct.next_op import find_next_ops
 from tensorpress.reconstruct.regression import Regression
 from tensorpress.reconstruct.samples import ROWS, Positions, inputs_in_order
 
-_MAX_VALUES = 1 << 25  # of the widest layer, rows by columns, where `ROWS` are fewer
+_MAX_VALUES = 1 << 25  # rows times columns of the widest layer, if that allows more than `ROWS`
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,23 @@ def round_in_order(
 ) -> dict[str, RoundedLayer]:
     """Round the weights of layers in the order in which they are called, in place.
 
-    For each layer a regression gives the weight that maps the inputs in the partly rounded model
-    to the responses of the dense model, so that it compensates for earlier errors. This weight is
-    rounded, and the bias of the layer, or of the batch norm after it, is fitted again.
+    For each layer, a regression gives the weight that maps inputs in the partly rounded model to
+    responses of the dense model, which compensates for earlier errors. This weight is rounded, and
+    the bias of the layer, or of the batch norm after it, is refitted.
 
     Parameters
     ----------
     model : nn.Module
-        A copy of `dense`, in which other weights should be rounded already.
+        A copy of `dense`; its other weights should be rounded already.
     dense : nn.Module
         The dense model.
     quantizers : mapping of str to StepQuantizer
-        The quantizers by the names of Linear layers and convolutions. Layers that are not called
-        once by every batch, in the same order, are left unchanged.
+        The quantizers by the names of Linear layers and convolutions. Layers that some batch does
+        not call once, or in another order, are left unchanged.
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
     seed : int
-        The seed of the random positions.
+        Seed of the sampled positions.
     price : float
         The price of a bit; see `Feedback.round`.
 

@@ -1,4 +1,4 @@
-"""GPTQ: rounding a weight column by column, later columns compensating errors of earlier ones."""
+"""GPTQ: rounds a weight column by column; later columns compensate for earlier errors."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,28 @@ from torch import Tensor
 from tensorpress.quantize.rate_distortion import SymbolCosts, choose_symbols
 
 DAMPING = 0.01
-"""Share of the mean diagonal of the moments that is added to the diagonal."""
+"""Share of the moments' mean diagonal that is added to their diagonal."""
 
-_COLUMNS = 128  # columns of a block, whose effect on all later ones is one matrix product
-_SWEEPS = 3  # after which hardly a symbol changes
+_COLUMNS = 128  # columns of a block; its effect on later columns is one matrix product
+_SWEEPS = 3  # after these, hardly any symbol changes
 
 
 @dataclass(frozen=True)
 class Feedback:
-    r"""The order in which a weight's columns are rounded, and how each error is passed on.
+    r"""The order in which a weight's columns are rounded, and the feedback of their errors.
 
-    With :math:`H = E\,x x^T` the mean squared error of the responses :math:`Wx` is
-    :math:`tr\,(W-Q)\,H\,(W-Q)^T`. If each column, before it is rounded, is corrected by the best
-    linear estimate from the errors made already, that is :math:`\sum_j p_j e_j^2` with the rounding
+    With :math:`H = E\,x x^T`, the mean squared error of the responses :math:`Wx` is
+    :math:`tr\,(W-Q)\,H\,(W-Q)^T`. If each column is corrected by the best linear estimate from
+    earlier errors before it is rounded, this equals :math:`\sum_j p_j e_j^2` with the rounding
     errors e and the pivots p of H in the order of rounding.
 
     Attributes
     ----------
     order : Tensor
-        Indices of the columns, those with the largest moments first, shape (..., columns).
+        Indices of the columns, largest moments first, shape (..., columns).
     upper : Tensor
-        Upper triangular U with UᵀU the inverse of the damped H in that order, float64, shape
-        (..., columns, columns). Leading axes are of weights that are rounded at once.
+        Upper triangular U with UᵀU the inverse of the damped H in this order, float64, shape (...,
+        columns, columns). Leading axes are weights that are rounded together.
 
     References
     ----------
@@ -43,7 +43,7 @@ class Feedback:
 
     @staticmethod
     def from_moments(moments: Tensor, damping: float = DAMPING) -> "Feedback":
-        """Return the feedback for a layer whose inputs have these second moments.
+        """Return the feedback for second moments of a layer's inputs.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class Feedback:
         upper, order = self.upper.reshape(-1, columns, columns), self.order.reshape(-1, 1, columns)
         costs = SymbolCosts.from_symbols(original.round()) if price else None
         importance = (self.pivots / self.mean_pivot).reshape(-1, 1, columns)
-        nonzero = original.any(-1).any(0)  # rows of zeros stay so, and cost no time
+        nonzero = original.any(-1).any(0)  # rows of zeros are skipped
         remaining = original[:, nonzero].take_along_dim(order, -1)  # corrected for errors so far
         result = torch.empty_like(remaining)
         for start in range(0, columns, _COLUMNS):
@@ -112,7 +112,7 @@ class Feedback:
             for j in range(start, stop):
                 row = upper[:, j, None]
                 column = remaining[..., j]
-                # q_j: the nearest symbol to w_j, or the one that is worth its bits.
+                # q_j: the symbol nearest to w_j, or the best with its bits priced.
                 if costs is None:
                     symbols = column.round()
                 else:
@@ -124,7 +124,7 @@ class Feedback:
                     error[..., None], row[..., j + 1 : stop], alpha=-1
                 )
                 errors.append(error)
-            # The same for all columns after the block: W -= E U.
+            # For all columns after the block: W -= E U.
             remaining[..., stop:] -= torch.stack(errors, -1) @ upper[:, start:stop, stop:]
         symbols = torch.zeros(original.shape, dtype=torch.int32)
         symbols[:, nonzero] = result.take_along_dim(order.argsort(-1), -1).to(torch.int32)
@@ -132,10 +132,10 @@ class Feedback:
 
 
 def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0) -> Tensor:
-    """Return symbols of less error, by coordinate descent from initial ones.
+    """Improve symbols by coordinate descent.
 
-    Each symbol becomes the one that is best while all others of its row stay, column after column,
-    in three sweeps: the error of the responses falls with every change.
+    In three sweeps over the columns, each symbol becomes the best one with the others of its row
+    fixed, so that every change lowers the error of the responses.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0)
     values : Tensor
         The weight in steps, shape (..., rows, columns).
     moments : Tensor
-        Second moments E x xᵀ, shape (..., columns, columns); they are damped as for feedback.
+        Second moments E x xᵀ, shape (..., columns, columns); they are damped as in `Feedback`.
     price : float
         The price of a bit, as for `Feedback.round`.
 
@@ -193,7 +193,7 @@ def polish(symbols: Tensor, values: Tensor, moments: Tensor, price: float = 0.0)
 
 
 def damp(moments: Tensor, damping: float = DAMPING) -> Tensor:
-    """Return moments in float64 with a share of their mean diagonal added to the diagonal."""
+    """Return moments in float64 with a share of their mean diagonal added to it."""
     h = moments.double()
     mean = _diagonal(h).mean(-1)[..., None, None]
     eye = torch.eye(h.shape[-1], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Laplace priors of learned scale: a differentiable estimate of the bits of coded values."""
+"""Laplace priors with learned scales: a differentiable estimate of the bits of coded values."""
 
 from collections.abc import Sequence
 from math import log, prod
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor, nn
 
 _LN2 = log(2)
-_MIN_SCALE = 0.05  # in steps; below it almost all values are zero and cost nothing
-_VALUES_PER_SCALE = 32  # least number for rows and columns to have scales of their own
+_MIN_SCALE = 0.05  # in steps; below it almost all values are zero
+_VALUES_PER_SCALE = 32  # least values per row and column factor
 
 
 def laplace_bits(steps: Tensor, log_scale: Tensor) -> Tensor:
-    r"""Return the information of values that are rounded to integers, in bits.
+    r"""Return the information in bits of values that are rounded to integers.
 
     .. math:: -\log_2 [F(v + \tfrac12) - F(v - \tfrac12)]
 
-    Here F is the distribution function of a Laplace distribution of mean 0 and scale b. At integers
-    this is the length of an ideal code. Between integers it is the information of values with
-    uniform noise on ±½ in place of rounding, and has a gradient.
+    Here F is the cumulative distribution of a Laplace distribution of mean 0 and scale b. At
+    integers this is the length of an ideal code. Between integers it is the information of values
+    with uniform noise on ±½ instead of rounding, and has a gradient.
 
     Parameters
     ----------
@@ -60,15 +60,15 @@ def laplace_bits(steps: Tensor, log_scale: Tensor) -> Tensor:
 
 
 class LaplacePriors(nn.Module):
-    """A learned scale for every tensor and, in large ones, a factor for every row and column.
+    """Learned scales: one per tensor, times a factor per row and column of large tensors.
 
-    The coder of a file learns how large the values of a row and of a column are while it decodes
-    them, so that these factors are not stored; only tensors large enough for that have them.
+    The factors are not stored, because the coder of a file learns the magnitudes of rows and
+    columns while decoding. Only tensors large enough for that have factors.
 
     Parameters
     ----------
     tensors : sequence of Tensor
-        Values in steps, by which the scales are initialized. Axis 0 are rows, axis 1 columns.
+        Values in steps for initializing the scales. Axis 0 is rows, axis 1 columns.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ def _has_factors(tensor: Tensor) -> bool:
 def _factor_indices(shape: torch.Size, first: int) -> Tensor:
     """Return the indices of the factors of each value's row and column, shape (2, values).
 
-    `first` is the index of the first row's factor. Index 0 is the factor 1, for other tensors.
+    `first` is the index of the first row's factor. Index 0 is the factor 1 of other tensors.
     """
     rows, columns, *inner = shape
     sides = torch.meshgrid(torch.arange(rows), rows + torch.arange(columns), indexing="ij")

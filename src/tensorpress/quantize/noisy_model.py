@@ -1,4 +1,4 @@
-"""A model with noise in place of rounding, with learned steps and the bits of its parameters."""
+"""A model with noise instead of rounding, learned steps and the bits of its parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,21 +12,21 @@ from tensorpress.codec.quantizers import PER_OCTAVE, StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.laplace_prior import LaplacePriors
 
-_MIN_RMS = 1e-3  # for the initial step of a tensor of zeros, such as a new bias
+_MIN_RMS = 1e-3  # for the initial step of a zero tensor, such as a new bias
 
 
 class RateModel(nn.Module):
-    """A model with a learned quantization step and prior for every parameter it trains.
+    """A model with a learned quantization step and prior for every trained parameter.
 
-    A call computes the model's output with quantized parameters. In evaluation mode, and in
-    training with ``hard``, they are rounded to multiples of their steps, which are themselves
-    rounded to the grid of `StepQuantizer`; gradients pass straight through. In training without
-    ``hard``, uniform noise of one step's width replaces rounding, so that the cost is smooth. After
-    a call, `bits` is the information of the parameters of that call.
+    A call computes the model's output with quantized parameters. In eval mode, and in training with
+    ``hard``, parameters are rounded to multiples of their steps, which are rounded to the grid of
+    `StepQuantizer`; gradients pass straight through. In training without ``hard``, uniform noise of
+    one step's width replaces rounding, so that the cost is smooth. After a call, `bits` is the
+    information of its parameters.
 
-    All parameters that require a gradient are quantized, whether they are weights, factors, biases
-    or those of norms; one that several layers share counts once. Statistics of batch norms are
-    frozen; `tensorpress.quantize.fold_batch_norm.merge_statistics` makes them cost nothing.
+    All parameters that require a gradient are quantized: weights, factors, biases and parameters of
+    norms. Shared parameters count once. Statistics of batch norms are frozen; with
+    `tensorpress.quantize.fold_batch_norm.merge_statistics` they take no space.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ class RateModel(nn.Module):
     step : float
         Initial step of each parameter, in units of its root mean square.
     steps : mapping of str to float, optional
-        Initial steps of some parameters by name, in the units of their values.
+        Initial steps of some parameters by name, in units of their values.
 
     Attributes
     ----------
     hard : bool
-        Whether parameters are rounded in training as well.
+        Whether parameters are rounded in training too.
     names : list of str
         The names of the quantized parameters.
     bits : Tensor
@@ -86,7 +86,7 @@ class RateModel(nn.Module):
         self.steps = nn.Parameter(torch.tensor(initial).log())
         in_steps = [t.detach() / s for t, s in zip(latent.values(), initial, strict=True)]
         self.priors = LaplacePriors(in_steps)
-        # The number of the parameter that each value of all of them, flat, belongs to.
+        # The index of the parameter of each value in the flat vector of all values.
         counts = torch.tensor([t.numel() for t in latent.values()])
         owners = torch.repeat_interleave(torch.arange(len(latent)), counts)
         self.register_buffer("_owners", owners, persistent=False)
@@ -94,7 +94,7 @@ class RateModel(nn.Module):
         self.to(next(iter(latent.values())).device)
 
     def train(self, mode: bool = True) -> "RateModel":
-        """Set the mode of all modules but batch norms, whose statistics stay as they are."""
+        """Set the mode of all modules except batch norms, whose statistics are frozen."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:

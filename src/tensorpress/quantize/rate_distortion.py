@@ -1,4 +1,4 @@
-"""Rate-distortion rounding: to the symbol that is worth its bits, and what symbols cost."""
+"""Rate-distortion rounding: chooses symbols by their error and their bits."""
 
 from dataclasses import dataclass
 from math import ceil, inf
@@ -8,19 +8,19 @@ from torch import Tensor
 
 from tensorpress.codec.static_tables import symbol_counts
 
-_REACH = 1 << 15  # a larger symbol costs as much as this one
-_PASSES = 2  # how often costs are fitted to the symbols chosen with the costs before
-_PRICED = 256  # magnitudes beyond are rounded to nearest at any price: their costs hardly differ
-_COST_SAMPLE = 1 << 16  # values of a tensor that costs are fitted to
+_REACH = 1 << 15  # larger symbols cost as much as this one
+_PASSES = 2  # rounds of fitting costs to symbols and choosing symbols by costs
+_PRICED = 256  # larger magnitudes are rounded to nearest, because their costs hardly differ
+_COST_SAMPLE = 1 << 16  # values of a tensor to which costs are fitted
 _BLOCK = 1 << 15  # values that fit into a cache
 _EXACT = 1 << 12  # steps up to which float32 is precise enough
-_NEAREST = torch.tensor([-inf, -inf])  # the first magnitudes of symbols that cost nothing
-_OFFSETS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)  # of candidates, towards zero
+_NEAREST = torch.tensor([-inf, -inf])  # the first magnitudes without costs
+_OFFSETS = torch.tensor([0.0, 1.0, 2.0, inf], dtype=torch.float64)  # of candidates
 
 
 @dataclass(frozen=True)
 class SymbolCosts:
-    """The bits that an entropy coder would spend if it knew how often each symbol occurs.
+    """The bits that an entropy coder would spend if it knew the frequency of each symbol.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class SymbolCosts:
 
     @staticmethod
     def from_symbols(symbols: Tensor) -> "SymbolCosts":
-        """Return the costs by the histogram of symbols; both signs are taken to be equally likely.
+        """Return the costs for the histogram of symbols, with both signs equally likely.
 
         Parameters
         ----------
@@ -47,7 +47,7 @@ class SymbolCosts:
         """
         magnitudes = symbols.abs().flatten().clamp(max=_REACH).long()
         counts = torch.bincount(magnitudes, minlength=int(magnitudes.max()) + 3).double()
-        # m_s: the count of symbol s, with that of a magnitude split between the signs, plus 0.1.
+        # m_s: the count of symbol s (half the count of its magnitude), plus 0.1.
         masses = counts / 2
         masses[0] = counts[0]
         masses += 0.1
@@ -62,9 +62,9 @@ class SymbolCosts:
 def coded_bits(symbols: Tensor) -> float:
     """Return an estimate of the bits that an adaptive coder spends on symbols.
 
-    It is their entropy, except for symbols that occur once. A coder cannot know those in advance:
-    they are counted as coded by their number of binary digits, and then digit by digit. Otherwise
-    the finest steps, where all values differ, would cost no more than fine ones.
+    This is their entropy, except for symbols that occur once, which a coder cannot know in advance:
+    these are counted as coded by their number of binary digits, then digit by digit. Otherwise the
+    finest steps, at which all values differ, would cost no more than fine ones.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def coded_bits(symbols: Tensor) -> float:
     (12.0, 24.0)
     """
     values, counts = symbol_counts(symbols)
-    # Classes: each symbol that occurs more often, and the numbers of digits of the others.
+    # Classes: each symbol that occurs more than once, and the numbers of digits of the others.
     once = counts == 1
     digits = values[once].abs().double().frexp().exponent
     masses = torch.cat([counts[~once], torch.bincount(digits.long())]).double()
@@ -86,14 +86,14 @@ def coded_bits(symbols: Tensor) -> float:
 def choose_symbols(
     values: Tensor, weight: float | Tensor, price: float, costs: SymbolCosts
 ) -> Tensor:
-    """Return the symbol that minimizes weight · (value - symbol)² + price · bits, for each value.
+    """Return for each value the symbol that minimizes weight · (value - symbol)² + price · bits.
 
     Parameters
     ----------
     values : Tensor
         Values in steps, float64, any shape.
     weight : float or Tensor
-        The weight of a squared error of one step, of all values or of the shape of theirs.
+        The weight of a squared error of one step, for all values or of their shape.
     price : float
         The price of a bit, in squared steps.
     costs : SymbolCosts
@@ -125,10 +125,10 @@ def choose_symbols(
 def first_magnitudes(costs: SymbolCosts, price: float) -> Tensor:
     """Return the magnitude, in steps, from which on each symbol is worth its bits.
 
-    Of the costs (w - k)² + λ b_k of all symbols k, the least at a magnitude w changes from k - 1 to
-    k at t_k = k - 1/2 + λ (b_k - b_(k - 1)) / 2. Where these are not in order, some symbols between
-    are worth their bits nowhere, and all share the mean of their t_k (pool adjacent violators: the
-    slopes of the lower convex hull of the points (k, k² + λ b_k)).
+    With costs (w - k)² + λ b_k, the best symbol at magnitude w changes from k - 1 to k at
+    t_k = k - 1/2 + λ (b_k - b_(k - 1)) / 2. If these are not in order, some symbols are never worth
+    their bits, and neighbours share the mean of their t_k (pool adjacent violators: the slopes of
+    the lower convex hull of the points (k, k² + λ b_k)).
 
     Parameters
     ----------
@@ -140,8 +140,8 @@ def first_magnitudes(costs: SymbolCosts, price: float) -> Tensor:
     Returns
     -------
     Tensor
-        float32, in order, shape (symbols + 1,): -inf for 0, and after the last symbol once more,
-        which stands for all larger ones and leaves them as they are.
+        float32, ascending, shape (symbols + 1,): -inf for 0, and -inf at the end for all larger
+        symbols, which are not changed.
 
     Examples
     --------
@@ -165,17 +165,17 @@ def first_magnitudes(costs: SymbolCosts, price: float) -> Tensor:
 
 
 def round_values(values: Tensor, price: float = 0.0, step: float = 1.0) -> Tensor:
-    """Return symbols for values: the nearest, or with a price those worth their bits.
+    """Return symbols for values: the nearest ones, or with a price the best by error and bits.
 
     Parameters
     ----------
     values : Tensor
         Values, floating point, any shape.
     price : float
-        The price of a bit, in squared steps; at high rates a bit is worth ln 2 / 6 ≈ 0.116. What a
-        symbol costs follows from a sample of the symbols of a large tensor.
+        The price of a bit in squared steps; at high rates a bit is worth ln 2 / 6 ≈ 0.116. The
+        costs of symbols are fitted to a sample of a large tensor.
     step : float
-        The distance of two levels.
+        The distance between two levels.
 
     Returns
     -------
@@ -201,7 +201,7 @@ def round_values(values: Tensor, price: float = 0.0, step: float = 1.0) -> Tenso
 
 
 def sample_values(values: Tensor, count: int) -> Tensor:
-    """Return a tensor if it has no more than `count` values, else that many at random places."""
+    """Return a tensor of at most `count` values unchanged, and a random sample of a larger one."""
     if values.numel() <= count:
         return values
     flat = values.detach().cpu().reshape(-1)
@@ -210,10 +210,10 @@ def sample_values(values: Tensor, count: int) -> Tensor:
 
 
 def _round(values: Tensor, step: float, starts: Tensor) -> Tensor:
-    """Return the nearest symbols, lowered as long as the magnitude is below the symbol's start."""
+    """Return the nearest symbols, lowered while the magnitude is below the symbol's start."""
     largest = float(values.abs().max()) / step if values.numel() else 0.0
     dtype = torch.float32 if largest < _EXACT else torch.float64
-    # t_k is at most so many symbols above k - 1/2
+    # the most symbols by which t_k exceeds k - 1/2
     above = starts[1:-1] - torch.arange(len(starts) - 2) - 0.5
     lowerings = max(ceil(float(above.max())), 0) if len(above) else 0
     result = torch.empty(values.shape, dtype=torch.int32)

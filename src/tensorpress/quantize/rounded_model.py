@@ -1,4 +1,4 @@
-"""The rounded weights of a model or state dict: symbols, errors, and the file they make."""
+"""The rounded weights of a model or state dict: symbols, errors and the file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,15 +24,14 @@ class RoundedTensor:
     shape : tuple of int
         Shape of the tensor.
     step : float
-        Distance of two levels.
+        Distance between two levels.
     entropy : float
-        Empirical entropy of its symbols, in bits a value.
+        Empirical entropy of its symbols, in bits per value.
     zeros : float
         Share of its values that became zero.
     error : float
-        Relative root mean square error: of the layer's responses if the encoder was calibrated and
-        knows the layer's inputs (after GPTAQ, the inputs that the rounded layers before it
-        produce), otherwise of the values.
+        Relative root mean square error: of the layer's responses if calibration covers its inputs
+        (after GPTAQ, those that the rounded layers before it produce), otherwise of the values.
     """
 
     name: str
@@ -45,7 +44,7 @@ class RoundedTensor:
 
 @dataclass
 class RoundedModel:
-    """The symbols of all weights at one base of all steps and one price of a bit.
+    """The symbols of all weights for one base of steps and one price of a bit.
 
     Attributes
     ----------
@@ -62,7 +61,7 @@ class RoundedModel:
     squared_errors : dict of str to (float, float)
         Squared error and squared norm of each weight; see `Weight.squared_error`.
     data : bytes
-        The file, once it was written.
+        The file, after it was written.
     """
 
     weights: Sequence[Weight]
@@ -100,7 +99,7 @@ class RoundedModel:
 
     @cached_property
     def cost(self) -> float:
-        """An estimate of the bytes that the symbols take."""
+        """The estimated bytes of the symbols."""
         return sum(w.multiplicity * coded_bits(self.symbols[w.name]) for w in self.weights) / 8
 
     @property

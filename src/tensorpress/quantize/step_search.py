@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 from tensorpress.errors import InvalidArgumentError
 
 MIN_USE = 0.99
-"""Share of a budget that is enough."""
+"""A search ends if this share of a budget is used."""
 
 _TARGET_USE = 0.995  # share of the limit at which a search stops
 _ATTEMPTS = 40
@@ -35,13 +35,13 @@ class Search(Generic[Result]):
     Attributes
     ----------
     attempt : callable
-        A function of the log2 of the base of all steps and the price of a bit in squared steps; the
+        A function of the log2 of the base of all steps and the price of a bit in squared steps. The
         cost of its result falls with both.
     limit : float
         The largest cost.
     slope : float
-        How much the cost is expected to fall where steps double. The search estimates the slope
-        from the results, but not below a quarter of this.
+        The expected fall of the cost when steps double. The search estimates the slope from
+        results, but not below a quarter of this.
     lowest : float
         log2 of the finest base.
     """
@@ -59,7 +59,7 @@ class Search(Generic[Result]):
         start : float
             log2 of the base to begin with.
         price : float
-            The price of a bit in squared steps; it is raised only to use what remains of the limit
+            The price of a bit in squared steps; it is raised only to use the rest of the limit
             between two neighbouring steps.
 
         Raises
@@ -75,7 +75,7 @@ class Search(Generic[Result]):
         >>> 995 <= 10 * Search(attempt, 100.0, 100.0, -20.0).run(0.0, 0.0).cost <= 1000
         True
         """
-        # The bracket: the last base whose result is above the limit, the last one within it.
+        # The bracket: the last base above the limit, and the last one within it.
         fine: tuple[float, Result] | None = None
         coarse: tuple[float, Result] | None = None
         base = max(start, self.lowest)
@@ -97,7 +97,7 @@ class Search(Generic[Result]):
                 break
             base = max(self._next_base(base, result, slope, fine, coarse), self.lowest)
         if coarse is None:
-            raise InvalidArgumentError(f"no file within {self.limit:,.0f} bytes was found")
+            raise InvalidArgumentError(f"no steps give a file within {self.limit:,.0f} bytes")
         return coarse[1] if fine is None else self._search_price(fine[0], price, coarse[1])
 
     def _next_base(
@@ -108,9 +108,9 @@ class Search(Generic[Result]):
         fine: tuple[float, Result] | None,
         coarse: tuple[float, Result] | None,
     ) -> float:
-        """Return the base to try next: by the slope, or within the bracket by interpolation."""
+        """Return the next base: by the slope, or by interpolation within the bracket."""
         target = self.limit * (1 + _TARGET_USE) / 2
-        # b + (c - target) / slope, at most four octaves away and a little beyond the target
+        # b + (c - target) / slope, at most four octaves away, and slightly beyond the target
         if fine is None or coarse is None:
             move = (result.cost - target) / slope
             return base + max(min(move, 4.0), -4.0) + (0.05 if move > 0 else -0.05)
@@ -120,7 +120,7 @@ class Search(Generic[Result]):
         return low + (high - low) * max(min(share, 0.9), 0.1)
 
     def _search_price(self, base: float, price: float, best: Result) -> Result:
-        """Return the best result at steps that are slightly too fine, bisecting a higher price."""
+        """Return the best result at slightly too fine steps, by bisecting a higher price."""
         low, high = price, _MAX_PRICE
         for _ in range(6):
             middle = (low + high) / 2
@@ -137,15 +137,15 @@ class Search(Generic[Result]):
 
 
 def initial_base(bits: float, sizes: list[tuple[int, float]]) -> float:
-    """Return the log2 of the base at which tensors take about so many bits together.
+    """Return the log2 of the base at which tensors together take about ``bits`` bits.
 
     Parameters
     ----------
     bits : float
         The bits of all tensors together.
     sizes : list of (int, float)
-        Of each tensor the number of values, and the log2 of their root mean square in steps where
-        the base is 1. A value of a normal distribution takes about two bits more than that.
+        For each tensor, the number of values, and the log2 of their root mean square in steps of
+        base 1. A value of a normal distribution takes about two bits more than that.
 
     Examples
     --------

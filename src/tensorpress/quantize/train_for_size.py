@@ -1,4 +1,4 @@
-"""Training for the sum of loss and coded bits: first with noise, then with rounding."""
+"""Trains for the sum of loss and coded bits: first with noise, then with rounding."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -24,8 +24,8 @@ def round_by_calibration(
 ) -> dict[str, float]:
     """Round a model in place to the values that `tensorpress.encode` would store.
 
-    Training for size starts here if a model is trained already: with steps that follow from
-    calibration data, and values that compensate each other's rounding errors.
+    This starts training for size from a trained model: with steps from calibration data, and values
+    that compensate each other's rounding errors.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def round_by_calibration(
     Returns
     -------
     dict of str to float
-        The step of every tensor that was rounded, weights and vectors, by name.
+        The step of every rounded tensor by name.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def round_by_calibration(
         opened = open_file(path)
         names = [entry.name for entry in opened.description.tensors]
         tensors = dict(zip(names, opened.tensors(), strict=True))
-    # A parameter that several layers share is in the file once, hence strict=False.
+    # Shared parameters are in the file once, hence strict=False.
     model.load_state_dict({name: tensor.values for name, tensor in tensors.items()}, strict=False)
     return {
         name: tensor.storage.step
@@ -62,7 +62,7 @@ def round_by_calibration(
 
 
 Phase = Callable[[str, RateModel, Penalty], None]
-"""A training of a phase, "noise" or "hard", with a penalty to add to the loss of every step."""
+"""Trains a phase, "noise" or "hard", with a penalty to add to the loss of every step."""
 
 _BITS_PER_KILOBYTE = 8000
 
@@ -81,32 +81,32 @@ def train_for_size(
     teacher: nn.Module | None = None,
     checkpoints: Path | str | None = None,
 ) -> dict[str, StepQuantizer]:
-    """Train a model in place for the sum of its loss and the bytes that its parameters take.
+    """Train a model in place for the sum of its loss and the bytes of its parameters.
 
-    Statistics of batch norms are merged into their weights and biases, and frozen. Parameters,
-    steps and priors are then trained together, first with noise in place of rounding, then with
-    rounding. At the end the parameters are rounded for good, and ranks of zeros are dropped.
+    Statistics of batch norms are merged into their weights and biases, and frozen. Then parameters,
+    steps and priors are trained together, first with noise instead of rounding, then with rounding.
+    At the end the parameters are rounded, and ranks of zeros are dropped.
 
     Parameters
     ----------
     model : nn.Module
-        A classifier, dense or pressed, preferably trained already. All parameters that require a
+        A model, dense or pressed, preferably trained already. All parameters that require a
         gradient are quantized, and their bits are part of the objective.
     train_batches, validation, teacher
         As for `tensorpress.train.fit`.
     tradeoff : float
         The loss that a kilobyte (1,000 bytes) is worth: larger values give smaller files.
     hard, noise : TrainConfig
-        How the phases with rounding and with noise are trained; without ``noise``, parameters are
+        The training of the phases with rounding and with noise; without ``noise``, parameters are
         rounded from the start.
     step : float
         Initial step of each parameter, in units of its root mean square.
     calibration : iterable, optional
-        Batches by which a trained model is rounded first: see `round_by_calibration`.
+        Batches for rounding a trained model first; see `round_by_calibration`.
     size : int, optional
-        Size of the rounded model's file in bytes; needed exactly with ``calibration``.
+        Size of the rounded model's file in bytes; needed with ``calibration``.
     checkpoints : path, optional
-        A folder for the checkpoints of both phases, from which an interrupted training resumes.
+        A folder for the checkpoints of both phases, from which interrupted training resumes.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def train_for_size(
     Raises
     ------
     InvalidArgumentError
-        If the tradeoff is not positive, and as `RateModel` and `tensorpress.train.fit` do.
+        If the tradeoff is not positive, or `RateModel` or `tensorpress.train.fit` raises it.
 
     Examples
     --------
@@ -160,20 +160,20 @@ def train_in_phases(
     step: float,
     steps: Mapping[str, float],
 ) -> dict[str, StepQuantizer]:
-    """Train a model for size with a training function of the caller's.
+    """Train a model for size with a training function of the caller.
 
     Parameters
     ----------
     model : nn.Module
         The model, trained in place.
     train : callable
-        A function that trains a phase; see `Phase`.
+        Trains a phase; see `Phase`.
     tradeoff : float
         The loss that a kilobyte (1,000 bytes) is worth.
     step : float
         Initial step of each parameter, in units of its root mean square.
     steps : mapping of str to float
-        Initial steps of some parameters by name, in the units of their values.
+        Initial steps of some parameters by name, in units of their values.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def train_in_phases(
     Raises
     ------
     InvalidArgumentError
-        If the tradeoff is not positive, and as `RateModel` does.
+        If the tradeoff is not positive, or `RateModel` raises it.
     """
     if not tradeoff > 0:
         raise InvalidArgumentError(f"the tradeoff must be positive, not {tradeoff}")

@@ -1,4 +1,4 @@
-"""The weights to round, and what calibration data say of them: relative steps and errors."""
+"""The weights to round, with relative steps and errors from calibration data."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ from tensorpress.utils.module_tree import count_references
 
 _MAX_SYMBOL = 1 << 20
 _BLOCK = 1 << 15  # values that fit into a cache
-_MIN_SENSITIVITY = 1e-6  # relative to that of the most sensitive layer
+_MIN_SENSITIVITY = 1e-6  # relative to the most sensitive layer
 
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """Second moments of a layer's inputs, and the feedback of rounding errors by them.
+    """Second moments of a layer's inputs, and the feedback of rounding errors from them.
 
-    Blocks of columns are known apart; those of one width are in one tensor.
+    Wide layers have moments within blocks of columns; blocks of equal width share a tensor.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class InputStatistics:
         Means of x xᵀ for consecutive columns, each of shape (blocks, groups, width, width); see
         `tensorpress.calibrate.input_moments.Moments.means`.
     feedback : sequence of Feedback
-        The feedback of each.
+        The feedback for each.
     """
 
     moments: Sequence[Tensor]
@@ -55,12 +55,12 @@ class InputStatistics:
 
     @property
     def whole(self) -> bool:
-        """Whether the moments of all columns with each other are known."""
+        """Whether the moments between all columns are known."""
         return sum(map(len, self.moments)) == 1
 
     @property
     def log_pivot(self) -> float:
-        """The mean log2 of the pivots, the weights of a column's squared error."""
+        """The mean log2 of the pivots, which weight the squared errors of columns."""
         return float(torch.cat([f.pivots.log2().flatten() for f in self.feedback]).mean())
 
     def gain(self, values: Tensor) -> float:
@@ -77,13 +77,13 @@ class InputStatistics:
         return torch.cat(parts, dim=2).reshape(values.shape)
 
     def energy(self, values: Tensor) -> float:
-        """Return the mean squared response of a weight of that shape, summed over outputs."""
+        """Return the mean squared response of a weight, summed over outputs."""
         # tr W H Wᵀ, summed over groups and blocks
         pairs = zip(self.moments, self._blocks(values.double()), strict=True)
         return sum(float((part @ h * part).sum()) for h, part in pairs)
 
     def _blocks(self, values: Tensor) -> list[Tensor]:
-        """Return a weight in parts of the shape (blocks, groups, outputs of a group, width)."""
+        """Split a weight into parts (blocks, groups, outputs per group, width)."""
         groups = self.moments[0].shape[1]
         kernel = values.detach().cpu().reshape(groups, -1, values[0].numel())
         parts = torch.split(kernel, [len(h) * h.shape[-1] for h in self.moments], dim=2)
@@ -103,13 +103,13 @@ class Weight:
     values : Tensor
         Floating-point values, at least one, any shape.
     log_step : float
-        log2 of the tensor's step where the base of all steps is 1.
+        log2 of the tensor's step for a base of 1.
     inputs : InputStatistics or None
         Statistics of its layer's inputs.
     layer : str or None
-        The only layer whose weight the tensor is, if its moments are in one block.
+        The layer of the tensor, if it is the only one and its moments are in one block.
     size : int or None
-        The number of values that `values` are a sample of; None if they are all.
+        The number of values of which `values` is a sample; None if it has all.
     """
 
     name: str
@@ -131,13 +131,13 @@ class Weight:
 
     @property
     def multiplicity(self) -> float:
-        """The number of values that each stands for."""
+        """The number of values for which each sampled value stands."""
         return self.count / self.values.numel()
 
     def sample(self, count: int) -> "Weight":
-        """Return the weight with at most about `count` of its values, the largest among them.
+        """Return the weight with a sample of about `count` values, including the largest.
 
-        Feedback of errors needs all values: a weight with known inputs stays as it is.
+        A weight with known inputs is not sampled, because error feedback needs all values.
         """
         if self.inputs is not None or self.values.numel() <= count:
             return self
@@ -146,17 +146,17 @@ class Weight:
         return replace(self, values=torch.cat([some, largest]), size=self.values.numel())
 
     def quantizer(self, base: float) -> StepQuantizer:
-        """Return the tensor's quantizer where the log2 of the base of all steps is `base`."""
+        """Return the tensor's quantizer for log2 of the base of all steps."""
         return StepQuantizer.nearest(max(2.0 ** (base + self.log_step), self.largest / _MAX_SYMBOL))
 
     def symbols(self, quantizer: StepQuantizer, price: float) -> Tensor:
-        """Return the tensor's symbols, int32, where a bit has a price in squared steps."""
+        """Return the tensor's symbols, int32, for a price of a bit in squared steps."""
         if self.inputs is None:
             return round_values(self.values, price, quantizer.step)
         return self.inputs.round(self.values.detach().cpu().double() / quantizer.step, price)
 
     def squared_error(self, rounded: Tensor) -> tuple[float, float]:
-        """Return squared error and squared norm: of the responses if the inputs are known."""
+        """Return squared error and squared norm, of the responses if the inputs are known."""
         values = self.values.detach().cpu()
         if self.inputs is None:
             error, norm = squared_distance(rounded, values), squared_distance(values)
@@ -168,8 +168,8 @@ class Weight:
 def plain_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
     """Return weights that are all rounded at one step.
 
-    Of all steps that take the same bits, equal ones make the sum of squared errors smallest: one
-    bit more for any tensor lowers the error as much as one bit more for any other.
+    For a given number of bits, equal steps minimize the sum of squared errors, because one more bit
+    lowers the error equally in all tensors.
     """
     return [Weight(name, values, 0.0) for name, values in tensors.items()]
 
@@ -177,26 +177,25 @@ def plain_weights(tensors: Mapping[str, Tensor]) -> list[Weight]:
 def calibrated_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], batches: Sequence[Batch], seed: int
 ) -> list[Weight]:
-    """Return the weights of a model with steps relative to each other from calibration data.
+    """Return the weights of a model with relative steps from calibration data.
 
     Noise of variance s in a layer's weight changes the model's outputs by s times the squared norm
-    of their gradient, and the layer's responses by s times their gain: the quotient g is the weight
-    of the responses' squared errors. In those, a rounding error of a column has its pivot p as
-    weight, so that steps are proportional to 1/√(g·p). A layer without a gradient, because the
-    model runs it without gradients, has the geometric mean of g over the others. A tensor that is
-    not the weight of a layer with known inputs has the mean step of the others, relative to the
-    root mean square of values.
+    of their gradient, and the layer's responses by s times their gain. The quotient g of the two
+    weights the responses' squared errors, in which the rounding errors of a column are weighted by
+    its pivot p. So steps are proportional to 1/√(g·p). A layer that the model runs without
+    gradients gets the geometric mean of g. A tensor that is not the weight of a layer with known
+    inputs gets the mean step of the others, relative to its root mean square.
 
     Parameters
     ----------
     model : nn.Module
-        A model; it is run in eval mode.
+        The model; it is run in eval mode.
     tensors : mapping of str to Tensor
-        The tensors to round, which are parameters of the model.
+        The tensors to round, parameters of the model.
     batches : sequence of Batch
         Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
     seed : int
-        Seed of the choice of positions and directions.
+        Seed of the sampled positions and directions.
 
     Raises
     ------
@@ -211,7 +210,7 @@ def calibrated_weights(
     }
     references = count_references(model)
     by_tensor = {id(unrolled.get_submodule(n).get_parameter("weight")): n for n in moments}
-    # The names of tensors that are weights of layers with known inputs, with those layers.
+    # The layers with known inputs, by the names of their weights.
     layers = {
         name: by_tensor[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_tensor
     }
@@ -219,7 +218,7 @@ def calibrated_weights(
     log_steps = _layer_steps(model, tensors, batches, statistics, layers, seed)
     log_steps |= _other_steps(model, tensors, batches, log_steps, seed)
     if not log_steps:
-        raise InvalidArgumentError("the outputs depend on no weight that is to be rounded")
+        raise InvalidArgumentError("the outputs do not depend on any weight to round")
     weights = {}
     for name, log_step in log_steps.items():
         inputs = statistics.get(name)
@@ -236,9 +235,9 @@ def calibrated_weights(
 def _layer_statistics(
     moments: dict[str, Moments], layers: Mapping[str, str]
 ) -> dict[str, InputStatistics]:
-    """Return the statistics of tensors that are weights of layers; layers may share moments.
+    """Return the statistics of weights of layers, which may share moments.
 
-    The sums of each are given up once their statistics are known: both take much memory.
+    The moments are freed one by one, because sums and statistics take a lot of memory.
     """
     names: dict[int, list[str]] = {}
     for name, layer in layers.items():
@@ -263,14 +262,14 @@ def _layer_steps(
     if not layers:
         return {}
     gradients = weight_gradients(model, batches, seed=seed)
-    # Of recurrent weights, whose gradients at all steps add up before they are squared.
+    # The gradients of recurrent weights are summed over steps before squaring.
     recurrent = {
         name: x
         for name, x in tensors.items()
         if name in layers and isinstance(x, nn.Parameter) and name == layers[name]
     }
     gradients |= parameter_gradients(model, batches, recurrent, seed=seed)
-    # g = |gradient|² / gain, not less than 1e-6 of the largest; the mean log where it is not known
+    # g = |gradient|² / gain, at least 1e-6 of the largest; the mean log if it is unknown
     sensitivities = {
         name: gradients.get(layer, 0.0) / (statistics[name].gain(tensors[name]) or 1.0)
         for name, layer in layers.items()
@@ -294,14 +293,14 @@ def _other_steps(
     known: Mapping[str, float],
     seed: int,
 ) -> dict[str, float]:
-    """Return log2 of the steps of parameters that outputs depend on and no step is known of."""
+    """Return log2 of the steps of other parameters on which outputs depend."""
     others = {
         name: x for name, x in tensors.items() if name not in known and isinstance(x, nn.Parameter)
     }
     if not others:
         return {}
     gradients = parameter_gradients(model, batches, others, seed=seed)
-    # log2 step = -log2 (|gradient|² / values) / 2, not coarser than 2^10 times the finest
+    # log2 step = -log2 (|gradient|² / values) / 2, at most 2^10 times the finest step
     steps = {
         name: -log2(gradient / others[name].numel()) / 2
         for name, gradient in gradients.items()
@@ -319,12 +318,12 @@ def mean_log_step(weights: Collection[Weight]) -> float:
 
 
 def rms(values: Tensor) -> float:
-    """Return the root mean square of a tensor's values, 1 if all are zero."""
+    """Return the root mean square of a tensor's values, or 1 if all are zero."""
     return sqrt(squared_distance(values.detach().cpu()) / values.numel()) or 1.0
 
 
 def squared_distance(values: Tensor, others: Tensor | None = None) -> float:
-    """Return the sum of squared differences of tensors of one shape, or of squares, in float64."""
+    """Return the sum of squared differences between two tensors, or of squares, in float64."""
     flat, result = values.reshape(-1), 0.0
     for start in range(0, len(flat), _BLOCK):
         difference = flat[start : start + _BLOCK].double()

@@ -1,4 +1,4 @@
-"""Selection of ranks: from spectra by a rule, or from options within a budget."""
+"""Chooses ranks: from spectra by a rule, or from options within a budget."""
 
 from tensorpress.ranks.allocation import Allocation, Option, allocate, pareto
 from tensorpress.ranks.checks import check_ranks, round_ranks

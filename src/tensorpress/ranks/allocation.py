@@ -1,4 +1,4 @@
-"""Allocation of a budget to the layers of a model: one option for each of them."""
+"""Divides a budget among the layers of a model, one option per layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

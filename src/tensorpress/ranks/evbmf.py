@@ -50,9 +50,8 @@ def evbmf(
     rows, columns : int
         Shape of the matrix, whose larger size is M.
     noise_variance : float, optional
-        The variance σ², where it is known; by default the global minimum of the free energy. The
-        estimate is never so low that components within the rounding errors of a float64 Gram matrix
-        are above it.
+        The variance σ², if it is known; by default the global minimum of the free energy. The
+        estimate stays above the rounding errors of a float64 Gram matrix.
 
     Returns
     -------
@@ -109,7 +108,7 @@ def evbmf(
 
 @lru_cache(maxsize=4096)
 def threshold_root(aspect: float) -> float:
-    """Return τ̲, at which a component gains as much free energy as it costs.
+    """Return τ̲, where the free energy that a component gains equals its cost.
 
     It is the positive root of Φ(τ) + Φ(τ/α) = 0 with Φ(z) = ln(1+z)/z − ½. The approximation
     2.5129·√α of other implementations is exact only at α = 1.
@@ -205,8 +204,8 @@ class _FreeEnergy:
     def minimize(self) -> tuple[float, int]:
         """Return the noise level of the global minimum, and the number of components above it.
 
-        Where a component passes the cutoff, the slope drops, so that no minimum lies there. Between
-        two such levels the slope is concave, so that at most one minimum does.
+        The slope drops where a component passes the cutoff, so no minimum lies there. Between two
+        such levels the slope is concave, so there is at most one minimum.
         """
         lowest = self._lowest_level()
         candidates = [

@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack: one option for every layer, the least total score in a budget."""
+"""The multiple-choice knapsack: one option per layer with the least total score in a budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +31,9 @@ def minimize_total(fronts: Sequence[Front], budget: float) -> list[int]:
     """Return the options of the least total score whose total cost is within a budget.
 
     The relaxation to the convex hulls gives a price of cost, a solution and a lower bound. Options
-    that the bound rules out are dropped. Dynamic programming over the others, layer by layer,
-    keeps the sums of costs and scores that no other sum beats. Where these exceed `STATES`, only
-    the cheapest is kept of those whose scores differ by less than a `STATES`-th of their range. The
-    total score can rise by that much for each layer.
+    that the bound rules out are dropped. Dynamic programming over the others, layer by layer, keeps
+    the Pareto front of total costs and scores. If this has more than `STATES` points, scores are
+    rounded to a `STATES`-th of their range, so the total score can rise by that much per layer.
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def spend_rest(fronts: Sequence[Front], choice: Sequence[int], budget: float) ->
     result = list(choice)
     rest = budget - _total(fronts, result)[0]
     while True:
-        # The dearest and so best option of each layer with c ≤ c_k + rest.
+        # The most expensive, and so best, option of each layer with c ≤ c_k + rest.
         affordable = [
             max(int(np.searchsorted(front.costs, front.costs[k] + rest, side="right")) - 1, k)
             for front, k in zip(fronts, result, strict=True)
@@ -199,9 +198,8 @@ def _improve(
     price : float
         The price λ of cost.
     gap : float
-        How much the score of the best known choice is above the lower bound. The score of any
-        choice is above it by its total loss plus λ times the unspent budget, so that a larger sum
-        cannot lead to a better choice.
+        The distance of the best known score from the lower bound. Any score exceeds the bound by
+        the total loss plus λ times the unspent budget, so a larger sum cannot give a better choice.
     """
     gap *= 1 + 1e-9
     candidates = [np.flatnonzero(loss <= gap) for loss in losses]

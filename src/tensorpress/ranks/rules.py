@@ -30,8 +30,8 @@ class RankRule(Protocol):
         Parameters
         ----------
         spectra : sequence of Spectrum
-            One spectrum for each rank, in the same order; empty where the scheme has none. Leading
-            axes of a spectrum are groups, which get one common rank.
+            One spectrum per rank, in the same order; empty if the scheme has none. Leading axes of
+            a spectrum are groups, which get one common rank.
         largest : sequence of int
             The largest rank at each position.
 
@@ -129,10 +129,10 @@ class EnergyRanks:
 
 @dataclass(frozen=True)
 class EVBMFRanks:
-    """The number of components above the noise, and of several groups the largest number.
+    """The number of components above the noise; for several groups, the largest number.
 
-    That rank is often low for a single pass of compression. A weakening factor w goes the fraction
-    w of the way from the largest rank R down to it: R − round(w·(R − rank)).
+    This rank is often too low for compression in one step. A weakening factor w goes only the
+    fraction w of the way from the largest rank R down to it: R − round(w·(R − rank)).
 
     Parameters
     ----------

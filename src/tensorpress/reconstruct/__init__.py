@@ -1,1 +1,1 @@
-"""Factors that keep a layer's responses to real inputs, and not its weights."""
+"""Fits the factors of pressed layers to responses on calibration data."""

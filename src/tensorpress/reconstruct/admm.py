@@ -1,4 +1,4 @@
-"""A kernel as a part on few input channels and a part of low rank, by ADMM."""
+"""Splits a kernel into a column-sparse part and a low-rank part by ADMM."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,32 +13,33 @@ from tensorpress.reconstruct.relu_fit import Retarget
 ITERATIONS = 500
 TOLERANCE = 1e-5
 CHOOSING = 100
-"""Iterations that choose channels; docs/reconstruction.md shows the residuals that are left."""
+"""Iterations for choosing channels; docs/reconstruction.md shows the remaining residuals."""
 
 RETARGETED = 10
-"""Every so many iterations the target moves: it costs a pass over all rows, and moves slowly."""
+"""The target is updated every this many iterations, because each update costs a pass over all
+rows."""
 
 _BALANCE, _ADAPTED = 10.0, 100
-"""By which one residual may exceed the other before the penalty is changed, and until when."""
+"""Residual ratio beyond which the penalty is adapted, and the last iteration at which it is."""
 
 Threshold = Callable[[Tensor], float]
-"""What to take off sizes, which are norms of groups of columns or singular values."""
+"""Maps group norms or singular values to the threshold that is subtracted from them."""
 
-_Rule = Callable[[float, Tensor], float]  # the same, of the penalty and the sizes
+_Rule = Callable[[float, Tensor], float]  # a threshold, from the penalty and the sizes
 
 
 @dataclass(frozen=True)
 class LowRankSparse:
-    """A + B near a matrix.
+    """An approximation A + B of a matrix.
 
     Attributes
     ----------
     sparse : Tensor
-        A, (out, columns), whole groups of columns of which are zero.
+        A, (out, columns), with whole groups of columns equal to zero.
     low_rank : Tensor
         B, (out, columns).
     primal, dual : list of float
-        Residuals after every iteration, relative: of A + B = M, and how far A + B moved.
+        Relative residuals after every iteration: ‖A + B − M‖, and the change of M.
     """
 
     sparse: Tensor
@@ -58,42 +59,42 @@ def low_rank_sparse(
     start: LowRankSparse | None = None,
     retarget: Retarget | None = None,
 ) -> LowRankSparse:
-    r"""Split a matrix into a column-sparse one and one of low rank, in the norm of its inputs.
+    r"""Split a matrix into a column-sparse and a low-rank part, in the norm of its inputs.
 
     .. math::
         \min_{A, B} \operatorname{tr} (W - A - B) \Sigma (W - A - B)^T
         + \lambda_1 \|A\|_{2,1} + \lambda_2 \|B\|_*
 
-    by ADMM on a copy M of A + B. All three steps have closed forms: a group soft threshold, a
-    threshold of singular values, a linear system.
+    The problem is solved by ADMM with M as a copy of A + B. All three steps have closed forms: a
+    group soft threshold, a singular value threshold and a linear system.
 
     Parameters
     ----------
     kernel : Tensor
-        W, (out, columns): a dense kernel, or the one that fits responses best.
+        W, (out, columns): the dense kernel, or the kernel that fits the responses best.
     second : Tensor
         Σ, (columns, columns).
     sparse_weight, rank_weight : float
-        λ₁ and λ₂, positive. Infinite, a part is zero.
+        λ₁ and λ₂, positive. With an infinite weight the part is zero.
     width : int
-        Columns of a group, k·k for the input channels of a convolution.
+        Columns in a group: k·k for the input channels of a convolution.
     iterations : int
-        At most.
+        The largest number of iterations.
     start : LowRankSparse, optional
-        Where to start, such as the solution for other weights.
+        Where to start, for example the solution for other weights.
     retarget : callable, optional
-        Moves W with M, as a nonlinearity after the layer does: responses are then right behind it.
-        Σ times λ then says how strongly M is drawn to W.
+        Updates W from M, so that responses are matched after a nonlinearity that follows the layer.
+        The scale of Σ then sets how strongly M is drawn to W.
 
     Raises
     ------
     InvalidArgumentError
-        For weights that are not positive, or a width that does not divide the columns.
+        If a weight is not positive, or the width does not divide the columns.
 
     References
     ----------
     Yu, Liu, Wang, Tao, "On compressing deep models by low rank and sparse decomposition", CVPR
-    2017; the l2,1 step: Liu et al. (2013), the nuclear norm: Cai, Candès, Shen (2010); the penalty
+    2017. The l2,1 step: Liu et al. (2013). The nuclear norm: Cai, Candès, Shen (2010). The penalty
     adapts as in Boyd et al. (2011), section 3.4.1.
 
     Examples
@@ -126,7 +127,7 @@ def _by_weight(weight: float) -> _Rule:
 
 
 def _by_number(number: int) -> _Rule:
-    """Leave so many sizes above zero; where this ends, it was for one weight all the time."""
+    """Return the rule that leaves ``number`` sizes above zero."""
 
     def next_size(_: float, sizes: Tensor) -> float:
         return float(sizes.sort(descending=True).values[number]) if number < len(sizes) else 0.0
@@ -148,8 +149,8 @@ def _alternated(
     penalty = 2 * float(values.mean()) or 1.0
     zeros = torch.zeros_like(w)
     a, b = (start.sparse.to(w), start.low_rank.to(w)) if start else (zeros, zeros)
-    # All but A stays in the basis of the eigenvectors, in which the M-step is a division and the
-    # nuclear norm is what it was.
+    # All but A is in the basis of the eigenvectors of Σ: there the M-step is a division, and the
+    # nuclear norm is unchanged.
     aim, b, turned = 2 * (w @ vectors) * values, b @ vectors, _turned(a, vectors)
     middle, multiplier = turned + b, zeros
     primal, dual = [], []
@@ -172,7 +173,7 @@ def _alternated(
         dual.append(float((middle - before).norm()) / size)
         if aims and max(primal[-1], dual[-1]) < TOLERANCE:
             break
-        if iteration >= _ADAPTED:  # a penalty that changes for ever may not converge
+        if iteration >= _ADAPTED:  # ADMM may not converge while the penalty changes
             continue
         if primal[-1] > _BALANCE * dual[-1]:
             penalty *= 2
@@ -182,7 +183,7 @@ def _alternated(
 
 
 def _turned(sparse: Tensor, vectors: Tensor) -> Tensor:
-    """Return a matrix, most columns of which are zero, in the basis of the eigenvectors."""
+    """Rotate a column-sparse matrix into the basis of the eigenvectors."""
     used = sparse.any(dim=0)
     return sparse[:, used] @ vectors[used]
 
@@ -196,24 +197,24 @@ def split_ranks(
     width: int = 1,
     retarget: Retarget | None = None,
 ) -> tuple[Tensor, LowRankSparse]:
-    """Split a matrix so that A has so many groups of columns and B such a rank.
+    """Split a matrix into A with ``channels`` groups of columns and B of rank ``rank``.
 
-    Every step takes off what leaves these numbers. So λ₁ and λ₂ change with every step; where it
-    ends they are those for which `low_rank_sparse` has these numbers.
+    Every step chooses the thresholds that leave these numbers, so λ₁ and λ₂ change between steps.
+    At convergence they are the weights for which `low_rank_sparse` gives these numbers.
 
     Parameters
     ----------
     kernel, second, width, retarget
         As for `low_rank_sparse`.
     channels, rank : int
-        Groups of columns of A that are not zero, and the rank of B, 0 for none.
+        Nonzero groups of columns of A, and the rank of B (0 for no low-rank part).
 
     Returns
     -------
     chosen : Tensor
         The groups of A, ascending.
     split : LowRankSparse
-        With the residuals.
+        The two parts with the residuals.
 
     Examples
     --------
@@ -229,7 +230,7 @@ def split_ranks(
     start = LowRankSparse(nothing, w, [], []) if rank else LowRankSparse(w, nothing, [], [])
     split = _alternated(w, second, rules, width, start, retarget, CHOOSING)
     left = _group_norms(w - split.low_rank, width)
-    order = _group_norms(split.sparse, width) + 1e-9 * left  # should some be equal, or zero
+    order = _group_norms(split.sparse, width) + 1e-9 * left  # breaks ties
     return order.topk(channels).indices.sort().values, split
 
 
@@ -239,7 +240,7 @@ def _group_norms(matrix: Tensor, width: int) -> Tensor:
 
 
 def shrink_groups(matrix: Tensor, by: Threshold, width: int) -> Tensor:
-    """Return a matrix with the norms of its groups of columns smaller, those below zero.
+    """Soft-threshold the norms of a matrix's groups of columns.
 
     Examples
     --------
@@ -254,7 +255,7 @@ def shrink_groups(matrix: Tensor, by: Threshold, width: int) -> Tensor:
 
 
 def shrink_singular_values(matrix: Tensor, by: Threshold) -> Tensor:
-    """Return a matrix with its singular values smaller, those below zero.
+    """Soft-threshold the singular values of a matrix.
 
     Examples
     --------
@@ -265,7 +266,8 @@ def shrink_singular_values(matrix: Tensor, by: Threshold) -> Tensor:
     if matrix.shape[0] > matrix.shape[1]:
         flat: Tensor = shrink_singular_values(matrix.mT, by)
         return flat.mT
-    # By the smaller Gram matrix: much faster than an SVD, and small values become zero anyway.
+    # The smaller Gram matrix is much faster than an SVD; its errors hit small values, which are
+    # cut.
     squares, u = torch.linalg.eigh(matrix @ matrix.mT)
     s = squares.clamp_min(0).sqrt()
     least = by(s)

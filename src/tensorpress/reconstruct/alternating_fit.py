@@ -1,4 +1,4 @@
-"""Fitting the kernels of a chain, or of a sum, to a kernel in the norm that inputs give it."""
+"""Alternating least squares for the kernels of a pressed layer, in the norm of its inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,16 @@ from tensorpress.reconstruct.second_moment import RowMoment, SecondMoment
 
 SWEEPS = 20
 ITERATIONS, ENOUGH = 30, 1e-2
-"""Of conjugate gradients a factor and sweep, and the residual, relative to that before, at which
-they end: the next sweep goes on from there."""
+"""Conjugate gradient iterations per factor and sweep, and the relative residual at which they stop:
+the next sweep goes on from there."""
 
 WIDE_WORK = 5 * 10**11
-"""About how many multiplications the fit of a layer takes whose moment is known by rows: twenty
-seconds on a core, and as many products with the moment as that allows."""
+"""Multiplications that a fit to a `RowMoment` may take, about twenty seconds on one core."""
 
 
 @dataclass(frozen=True)
 class KernelFit:
-    """The kernels, and what the objective was at the start and after every sweep."""
+    """The fitted kernels, and the objective at the start and after every sweep."""
 
     kernels: list[Tensor]
     losses: list[float]
@@ -39,38 +38,37 @@ def fit_kernels(
     sweeps: int = SWEEPS,
     tolerance: float = 1e-4,
 ) -> KernelFit:
-    r"""Minimize the error of responses over the kernels of a layer, one after the other.
+    r"""Fit the kernels of a layer to a target, one kernel after the other.
 
     .. math:: \sum_g \operatorname{tr} (W_g - \tilde W_g) \Sigma_g (W_g - \tilde W_g)^T
 
-    with :math:`\tilde W` the kernel that they stand for and :math:`\Sigma` the second moment
-    of the vectors a kernel is multiplied with. That is linear least squares in each kernel while
-    the others stay, solved by conjugate gradients from where the kernel is, so that the objective
-    never rises. The factors of a matrix, a kernel on chosen channels, and their sum, are known in
-    closed form.
+    Here :math:`\tilde W` is the composed kernel and :math:`\Sigma` the second moment of the input
+    vectors. With the other kernels fixed, this is linear least squares in each kernel, solved by
+    conjugate gradients from the present kernel, so the objective never rises. The factors of a
+    matrix, a kernel on chosen channels, and their sum have a closed form.
 
     Parameters
     ----------
     kernels : sequence of Tensor
-        Canonical kernels, where the search starts.
+        Canonical kernels to start from.
     target : Tensor
         W, shape (groups, out, in, *kernel).
     second : SecondMoment
         Σ, shape (groups, n, n) with n = in·kernel…, symmetric, positive semidefinite; singular is
         fine.
     composition : Composition, optional
-        What the kernels stand for; a chain by default.
+        How the kernels are composed; a chain by default.
     places : sequence of int, optional
-        Change the kernels at these places only.
+        Fit only the kernels at these places.
     sweeps : int
-        At most so many times over all kernels.
+        The largest number of passes over all kernels.
     tolerance : float
-        Stop when a sweep lowers the objective by less, relatively.
+        Stop when a sweep lowers the objective by a smaller share.
 
     Raises
     ------
     InvalidArgumentError
-        For shapes that do not fit.
+        If the shapes do not fit each other.
 
     References
     ----------
@@ -78,7 +76,7 @@ def fit_kernels(
 
     Examples
     --------
-    A matrix of rank 2 in a norm that looks at one of its columns only:
+    A matrix of rank 2, fitted by rank 1 where only the first input varies:
 
     >>> start = [torch.ones(1, 1, 2), torch.ones(1, 2, 1)]
     >>> seen = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
@@ -89,15 +87,15 @@ def fit_kernels(
     groups, n = target.shape[0], target[0, 0].numel()
     if second.shape != (groups, n, n):
         raise InvalidArgumentError(
-            f"second moments of a kernel {tuple(target.shape)} have shape {(groups, n, n)}, not "
-            f"{tuple(second.shape)}"
+            f"second moments for a kernel of shape {tuple(target.shape)} must have shape "
+            f"{(groups, n, n)}, not {tuple(second.shape)}"
         )
     kernels = [to_working_precision(kernel) for kernel in kernels]
     composed = composition or Composition(groups)
     composite = composed(kernels)
     if composite.shape != target.shape:
         raise InvalidArgumentError(
-            f"the kernels stand for {tuple(composite.shape)}, not {tuple(target.shape)}"
+            f"the kernels compose to shape {tuple(composite.shape)}, not {tuple(target.shape)}"
         )
     target = to_working_precision(target)
     second = to_working_precision(second) if isinstance(second, Tensor) else second
@@ -119,16 +117,16 @@ def fit_kernels(
 
 
 def response_error(kernel: Tensor, target: Tensor, second: SecondMoment) -> float:
-    """Return the summed squared error of responses, of kernels (groups, out, in, *kernel)."""
+    """Return the summed squared error of the responses of kernels (groups, out, in, *kernel)."""
     error = (target - kernel).flatten(2)  # tr (W - W̃) Σ (W - W̃)ᵀ
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
 def _affordable(sweeps: int, factors: int, target: Tensor, second: SecondMoment) -> tuple[int, int]:
-    """Return how many sweeps, and iterations a factor, `WIDE_WORK` allows."""
+    """Return the sweeps, and the iterations per factor, that `WIDE_WORK` allows."""
     if not isinstance(second, RowMoment):
         return sweeps, ITERATIONS
-    # (K Xᵀ) X takes 2 out · rows · columns multiplications a group.
+    # (K Xᵀ) X takes 2 out · rows · columns multiplications per group.
     products = WIDE_WORK // (2 * target.shape[:2].numel() * second.rows[0].numel())
     iterations = max(1, min(ITERATIONS, products // factors))
     return max(1, min(sweeps, products // (factors * iterations))), iterations
@@ -142,14 +140,14 @@ def _best_kernel(
     second: SecondMoment,
     iterations: int,
 ) -> Tensor:
-    """Return the kernel at one place that is best while the others stay."""
+    """Return the best kernel at one place, with the others fixed."""
 
     def with_kernel(kernel: Tensor) -> Tensor:
         return composed([*kernels[:place], kernel, *kernels[place + 1 :]]).flatten(2)
 
     # W̃ = L(K) + rest is affine in the kernel K, and the vector-Jacobian product is Lᵀ.
     composite, vjp, *_ = torch.func.vjp(with_kernel, kernels[place])
-    rest = with_kernel(torch.zeros_like(kernels[place]))  # of a sum the other terms
+    rest = with_kernel(torch.zeros_like(kernels[place]))  # the other terms of a sum
 
     def transposed(kernel: Tensor) -> Tensor:
         gradient: Tensor = vjp(kernel @ second)[0]  # Lᵀ(K Σ)
@@ -165,9 +163,10 @@ def _best_kernel(
 def conjugate_gradients(
     gram: Callable[[Tensor], Tensor], right: Tensor, iterations: int, tolerance: float = 1e-8
 ) -> Tensor:
-    """Solve gram(x) = right from x = 0, for a positive semidefinite map and a right in its range.
+    """Solve gram(x) = right from x = 0 by conjugate gradients.
 
-    Every iteration lowers the quadratic that it minimizes.
+    The map must be positive semidefinite with ``right`` in its range. Every iteration lowers the
+    quadratic that is minimized.
 
     Examples
     --------

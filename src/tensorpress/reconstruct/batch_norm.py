@@ -1,4 +1,4 @@
-"""Batch norms beside layers that were fitted: what they do to responses, and their statistics."""
+"""Batch norms after fitted layers: their scale and shift, and their running statistics."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -11,11 +11,11 @@ from tensorpress.calibrate.batches import Batch
 from tensorpress.calibrate.full_pass import run_to_end
 from tensorpress.measure.cost import evaluation_mode
 
-_LEAST = 1e-12  # variance, so that a channel that is always the same can be divided by
+_LEAST = 1e-12  # least variance, so that a constant channel can be divided by
 
 
 def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return what a batch norm in eval mode multiplies channels by, and what it adds.
+    """Return the scale and the shift per channel of a batch norm in eval mode.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def absorb_bias(norm: nn.Module, bias: Tensor) -> None:
-    """Give a batch norm the bias of the layer before it, which has no bias."""
+    """Move a bias into the batch norm that follows a layer without one."""
     assert isinstance(norm, _BatchNorm)
     assert norm.running_mean is not None
     norm.running_mean.sub_(bias)  # x + b - mean = x - (mean - b)
@@ -46,15 +46,15 @@ NormStatistics = dict[str, tuple[Tensor, Tensor]]
 
 
 def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistics:
-    """Return the statistics of the inputs of the batch norms of a model.
+    """Return the mean and variance of the inputs of a model's batch norms.
 
-    In one pass over the batches; each norm sees what the norms before it make with the statistics
-    of the batch, as in training. The model stays as it is.
+    One pass over the batches collects them, with the norms in training mode. The model is left
+    unchanged.
 
     Parameters
     ----------
     model : nn.Module
-        With any batch norms; other modules are in eval mode.
+        The model; its other modules run in eval mode.
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
 
@@ -85,10 +85,10 @@ def norm_statistics(model: nn.Module, batches: Sequence[Batch]) -> NormStatistic
 
 
 def move_norms(model: nn.Module, before: NormStatistics, after: NormStatistics) -> None:
-    """Move the statistics of a model's batch norms as those on calibration data have moved.
+    """Change the running statistics of batch norms as their statistics on calibration data changed.
 
-    The mean by the difference, the variance by the ratio: where nothing has changed they stay, and
-    few calibration data do not take the place of all that a model was trained on.
+    Means move by the difference and variances by the ratio. So statistics of the training data are
+    adjusted, and never replaced by those of a few calibration batches.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Refinement of pressed blocks: trained without labels to give the dense blocks' outputs."""
+"""Refines the blocks of a pressed model: trains them to give the dense blocks' outputs."""
 
 import logging
 from collections import Counter
@@ -21,29 +21,26 @@ from tensorpress.schemes.pressed_layer import Pressed
 logger = logging.getLogger("tensorpress.press")
 
 RATE = 3e-3
-"""Largest step of Adam, relative to the root mean square of a parameter.
-
-It grows to that over the first tenth of the steps and then falls to zero.
-"""
+"""Largest step of Adam, relative to a parameter's root mean square: reached after `WARM_UP`."""
 
 PATIENCE = 2
-"""Passes without progress on held-out examples after which a block is done."""
+"""A block is done after this many passes without progress on held-out examples."""
 
 WARM_UP = 0.1
-"""Share of the steps in which the rate grows: what has not made progress by then is given up."""
+"""Share of the steps in which the rate grows; a block without progress by then is given up."""
 
 TRIED, LEAST_TRIED = 0.25, 4
-"""Share of the blocks, and their least number, after which the others are given up if the model's
-outputs are no nearer."""
+"""Refinement stops if outputs have not improved after this share, and this least number, of
+blocks."""
 
 PROGRESS = 0.01
-"""Least share by which an error falls where there is progress."""
+"""An error that falls by less than this share is no progress."""
 
 HELD_OUT = 0.2
-"""Share of the batches that say when to stop."""
+"""Share of the batches held out to decide when to stop."""
 
 MEMORY = 1 << 29
-"""Most bytes of inputs and outputs of a block; of more batches the first are taken."""
+"""Most bytes of recorded inputs and outputs of a block; further batches are left out."""
 
 
 _TINY = 1e-30
@@ -51,15 +48,15 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Refined:
-    """What refinement did to a block.
+    """The result of refining a block.
 
     Attributes
     ----------
     name : str
         Name of the block; "" is the model.
     before, after : float
-        Relative error of the block's outputs on held-out batches, given the inputs that the pressed
-        model before it leaves.
+        Relative error of the block's outputs on held-out batches, with the inputs that the pressed
+        model before it gives.
     """
 
     name: str
@@ -80,23 +77,23 @@ def refine_blocks(
     r"""Train the blocks of a pressed model to give the outputs of the dense model's blocks.
 
     In the order of their calls, the parameters of each block :math:`f` minimize
-    :math:`‖f(\hat x) - y‖^2` by Adam, where :math:`\hat x` are the inputs that the pressed model
-    leaves and y the outputs of the dense block for the dense model's inputs; the last block is the
-    whole model. A fifth of the batches, to which nothing is fitted, chooses the best of all passes,
-    the state before the first among them, so that no block becomes worse on them. On the same
-    batches a block is given up that has made no progress in the first tenth of its steps, and all
-    but the whole model are where the outputs are no nearer after a quarter of them. Parameters that
-    ask for no gradient stay as they are, and so does a block without gradients, or one that is not
-    called in some batch of either part.
+    :math:`‖f(\hat x) - y‖^2` by Adam, where :math:`\hat x` are the block's inputs in the pressed
+    model and y the outputs of the dense block in the dense model. The whole model is trained last.
+
+    A fifth of the batches is held out. On these the best state of all passes is chosen, the state
+    before training included, so no block gets worse on them. They also end training early: a block
+    without progress in the first tenth of its steps is given up, and all remaining blocks are if
+    the model's outputs have not improved after a quarter of them. Frozen parameters stay as they
+    are. Blocks without gradients, and blocks that some batch does not call, are skipped.
 
     Parameters
     ----------
     model : nn.Module
-        The pressed model, which is changed.
+        The pressed model, changed in place.
     dense : nn.Module
         The dense model, left as it is.
     batches : sequence of Batch
-        Inputs; labels are not looked at. With fewer than two batches nothing is done.
+        Inputs; labels are ignored. With fewer than two batches nothing is done.
     epochs : int
         Most passes over the examples of a block.
     seed : int
@@ -104,7 +101,7 @@ def refine_blocks(
     rate : float
         Largest step of Adam, relative to the root mean square of a parameter.
     enough : float
-        Relative error of the model's outputs up to which nothing is done.
+        Nothing is done if the relative error of the model's outputs is no larger than this.
 
     Returns
     -------
@@ -142,7 +139,7 @@ def _refine(
     given_up = False
     for place, name in enumerate([*blocks, ""]):
         if place == tried and name and _error(model, outputs) > (1 - PROGRESS) * whole:
-            logger.info("after %d of %d blocks outputs are no nearer", tried, len(blocks))
+            logger.info("outputs did not improve after %d of %d blocks", tried, len(blocks))
             given_up = True
         if given_up and name:
             continue
@@ -152,7 +149,7 @@ def _refine(
             continue
         block = model.get_submodule(name)
         before, after = _train(block, fitted, judged, *how)
-        logger.info("block %s: error %.3f became %.3f", name or "(the model)", before, after)
+        logger.info("block %s: error %.3f, before %.3f", name or "(the model)", after, before)
         results.append(Refined(name, before, after))
     return results
 
@@ -160,8 +157,8 @@ def _refine(
 def find_blocks(model: nn.Module, batch: Batch) -> list[str]:
     """Return the names of a pressed model's blocks in the order of their calls.
 
-    A block is a module that is called once in a pass, has pressed layers in it, and no smaller such
-    module around them. The model itself is not listed.
+    A block is a smallest module that contains pressed layers and is called once in a pass. The
+    model itself is not listed.
 
     Parameters
     ----------
@@ -194,7 +191,7 @@ def _is_pressed(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Example:
-    """A call of a block in the pressed model, and the outputs of the dense block."""
+    """A block's call in the pressed model, and the outputs of the dense block."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -202,13 +199,13 @@ class _Example:
 
 
 class _StopError(Exception):
-    """Ends a forward pass once the call of a block was seen."""
+    pass
 
 
 def _examples(
     model: nn.Module, dense: nn.Module, name: str, batches: Sequence[Batch]
 ) -> list[_Example]:
-    """Record the calls of a block, in memory of a fixed size."""
+    """Record the calls of a block, up to `MEMORY` bytes."""
     examples: list[_Example] = []
     size = 0
     for batch in batches:
@@ -270,7 +267,7 @@ def _train(
     seed: int,
     rate: float,
 ) -> tuple[float, float]:
-    """Train a block, and leave it in the state that is best on the examples that judge."""
+    """Train a block; leave it in its best state on the held-out examples."""
     parameters = [p for p in block.parameters() if p.requires_grad]
     best = before = _error(block, judging)
     if not parameters or not _has_gradient(block, training[0]):

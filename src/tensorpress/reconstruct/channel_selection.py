@@ -1,4 +1,4 @@
-"""Which input channels a layer keeps, by responses."""
+"""Chooses the input channels that a layer keeps by its responses."""
 
 import logging
 from functools import partial
@@ -25,32 +25,30 @@ def choose_channels(
     scale: Tensor | None = None,
     retarget: Retarget | None = None,
 ) -> list[Tensor]:
-    """Choose the channels of a layer by ADMM, group by group; return the kernels to start from.
+    """Choose the input channels of a layer by ADMM; return the kernels to start from.
 
-    Where the channels it had before leave less error, it keeps them.
+    The present choice stays if it leaves less error.
 
     Parameters
     ----------
     layer : Composed
-        Its choice of channels is changed in place, its weights are not.
+        The pressed layer; its choice of channels is changed in place, its weights are not.
     name : str
-        Its name, for the log.
+        The layer's name, for the log.
     kernel : Tensor
-        What it is fitted to, (groups, out, in, *kernel), as something sees it that multiplies
-        outputs by ``scale``.
+        The kernel to fit, (groups, out, in, *kernel), with its outputs multiplied by ``scale``.
     second : Tensor
         Second moments of its inputs, (groups, columns, columns).
     scale : Tensor, optional
-        (groups, out); 1 by default.
+        Scale of the outputs, (groups, out); 1 by default.
     retarget : callable, optional
-        Moves the kernel to aim at with the one that there is, where the responses have to be right
-        behind a nonlinearity.
+        Updates the kernel to fit, where responses are to match after a nonlinearity.
     """
     spec = layer.spec
     before, start = layer.selection(), layer.kernels()
     assert before is not None
     channels = before.shape[1]
-    rank = start[1].shape[1] if start[1:] else 0  # few channels alone have no low-rank part
+    rank = start[1].shape[1] if start[1:] else 0  # 0: no low-rank part
     scale = kernel.new_ones(kernel.shape[:2]) if scale is None else scale
     factor = pointwise_kernel(scale[..., None], spec)
     seen = Composition.of(layer).scaled(scale)
@@ -79,7 +77,7 @@ def choose_channels(
 
 
 def _within(retarget: Retarget | None, kernel: Tensor, group: int) -> Retarget | None:
-    """Return the retargeting of one group, while the others stay as in the kernel."""
+    """Restrict a retargeting to one group; the other groups stay as in the kernel."""
     if retarget is None:
         return None
 

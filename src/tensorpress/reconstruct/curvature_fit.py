@@ -19,14 +19,14 @@ logger = logging.getLogger("tensorpress.press")
 
 @dataclass(frozen=True)
 class CurvatureFit:
-    """Fits two factors of every Linear by the curvature of the loss.
+    """Fits the two factors of every Linear by the curvature of the loss.
 
     Attributes
     ----------
     curvature : LossCurvature
         The curvature of the dense model.
     batches : sequence of Batch
-        None: the model does not run again.
+        Always empty: the model does not run again.
     """
 
     curvature: LossCurvature
@@ -38,19 +38,21 @@ class CurvatureFit:
         layers: Sequence[LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
     ) -> Iterator[tuple[LayerPlan, StartValues]]:
-        """Yield what each layer starts from, which is its weight alone where there is no other."""
+        """Yield every layer with its factors, decomposed by weight where no curvature is known."""
         for layer in layers:
             weight = weight_of(layer)
             pressed = layer.method.skeleton(layer.spec, layer.ranks, like=weight)
             if layer.name not in self.curvature.gradients:
-                reason = "the curvature of the loss is not known for it"
+                reason = "the curvature of the loss does not cover it"
             elif not isinstance(pressed, Composed) or len(layer.ranks) != 1 or not pressed.chained:
                 reason = f"{layer.scheme} has no two factors"
             else:
                 bias = model.get_submodule(layer.name)._parameters.get("bias")
                 yield layer, fit_factors(self.curvature, layer, weight, bias, pressed)
                 continue
-            logger.warning("layer %s: by its weight alone, as %s", layer.name, reason)
+            logger.warning(
+                "layer %s: decomposed by its weight alone, because %s", layer.name, reason
+            )
             yield layer, replace(decompose_weight(layer, weight), unfitted=reason)
 
 
@@ -66,13 +68,13 @@ def fit_factors(
     Parameters
     ----------
     curvature : LossCurvature
-        The curvature, of this layer at least.
+        The curvature, which must cover this layer.
     layer : LayerPlan
-        How a Linear is pressed: to a chain of two.
+        The plan of a Linear that becomes a chain of two.
     weight, bias : Tensor
-        Those of the dense layer, as torch stores them; the bias is None where it has none.
+        Weight and bias of the dense layer, as torch stores them; None without a bias.
     pressed : Composed
-        The skeleton of the pressed layer, which is filled.
+        The skeleton of the pressed layer, which receives the kernels.
     """
     dense = weight_to_kernel(weight, layer.spec)[0].double()
     svd = decompose_layer(curvature, layer.name, dense, centred=bias is not None)
@@ -85,4 +87,4 @@ def fit_factors(
         return StartValues(factors, error)
     inputs = curvature.inputs[layer.name]
     mean = inputs.first.to(dense) / inputs.rows
-    return StartValues(factors, error, bias + (lost @ mean).to(bias))  # W x + b in the mean
+    return StartValues(factors, error, bias + (lost @ mean).to(bias))  # keeps the mean of W x + b

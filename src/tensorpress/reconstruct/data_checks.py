@@ -1,4 +1,4 @@
-"""Whether calibration data say enough about a layer to fit it to them."""
+"""Warns when calibration data are too few, or too alike, to fit a layer to."""
 
 import logging
 
@@ -8,34 +8,34 @@ from torch import Tensor
 from tensorpress.reconstruct.regression import MOST_ROWS
 
 ROWS_A_COLUMN = 4
-"""With fewer rows a fit is mostly one to the rows' noise."""
+"""With fewer rows per column, a fit follows the noise of the rows."""
 
 COLUMNS = 256
-"""Of so many columns at most it is looked whether they vary independently."""
+"""Largest number of columns that are checked for independent variation."""
 
 PART = 0.25
-"""In fewer directions than this part of all a layer's inputs hardly ever vary by themselves."""
+"""Warn if inputs vary in a smaller share of the checked directions."""
 
 FEW_ROWS = (
-    "layer %s has %s inputs a response, and calibration data show %s: at least %s are needed, or "
-    "it is fitted to their noise"
+    "layer %s: each response has %s inputs, and calibration data have %s rows; with fewer than %s "
+    "rows the fit follows their noise"
 )
-"""The warning of too few rows, of a layer's name, its columns, its rows and those needed."""
+"""Arguments: the layer's name, its columns, its rows and the rows needed."""
 
 logger = logging.getLogger("tensorpress.press")
 
 
 def warn_of_few_rows(name: str, rows: int, columns: int, sample: Tensor) -> None:
-    """Warn, with numbers, of too few rows, or of rows that are too much alike.
+    """Warn of too few rows, or of rows that are too much alike.
 
     Parameters
     ----------
     name : str
-        Of the layer.
+        Name of the layer.
     rows, columns : int
-        How many inputs were seen, and of how many numbers.
+        The number of input rows, and of numbers in each.
     sample : Tensor
-        Their second moments between the columns of `sample_columns`, (groups, columns, columns).
+        Second moments between the columns of `sample_columns`, (groups, columns, columns).
     """
     if rows < ROWS_A_COLUMN * columns:
         logger.warning(
@@ -46,14 +46,14 @@ def warn_of_few_rows(name: str, rows: int, columns: int, sample: Tensor) -> None
     directions, most = count_directions(sample), sample.shape[-1]
     if directions < PART * most:
         logger.warning(
-            "layer %s: calibration data vary in %d directions of %d inputs looked at: what it "
-            "does in others is known by its weights only",
+            "layer %s: calibration data vary in only %d of the %d directions checked; in the "
+            "others its response is known from the weight alone",
             *(name, directions, most),
         )
 
 
 def count_directions(second: Tensor) -> int:
-    """Return in how many directions inputs with these moments vary, in the group of most.
+    """Return the number of directions in which inputs vary, the largest of all groups.
 
     Examples
     --------
@@ -61,12 +61,12 @@ def count_directions(second: Tensor) -> int:
     2
     """
     values = torch.linalg.eigvalsh(second.double())
-    least = values.sum(-1, keepdim=True).clamp_min(0) / MOST_ROWS  # what rounding leaves
+    least = values.sum(-1, keepdim=True).clamp_min(0) / MOST_ROWS  # the size of rounding errors
     return int((values > least).sum(-1).max())
 
 
 def sample_columns(columns: int) -> Tensor:
-    """Return the columns that are looked at, evenly spaced.
+    """Return the columns to check, evenly spaced.
 
     Examples
     --------
@@ -77,7 +77,7 @@ def sample_columns(columns: int) -> Tensor:
 
 
 def column_moments(inputs: Tensor) -> Tensor:
-    """Return the second moments between some columns of inputs (rows, groups, columns)."""
+    """Return second moments of inputs (rows, groups, columns) between the sampled columns."""
     columns = sample_columns(inputs.shape[-1]).to(inputs.device)
     x = inputs[..., columns].movedim(0, 1).double()  # (groups, rows, columns)
     return x.mT @ x / len(inputs)

@@ -1,4 +1,4 @@
-"""The inputs of a model's layers, one layer after the other, while layers are being replaced."""
+"""Captures the inputs of a model's layers one after the other, while layers are replaced."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,14 +20,14 @@ def capture_inputs(
 ) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield the inputs of layers in the order in which a model calls them.
 
-    Once a layer was yielded it may be replaced or changed, and the layers after it get what it
-    then makes of its inputs. So every layer can be fitted to what those before it leave.
+    After a layer is yielded it may be replaced or changed, and later layers see its new outputs.
+    So every layer can be fitted to the inputs that the layers before it produce.
 
     A hook on the next layer records its input and ends the pass with an exception, so that every
     context that the model's forward has entered is left again. The next pass runs the model's
-    Python from the start, but for modules that are done, and its operations from where the pass
-    before it has stopped (`OpTape`): for all layers together they are carried out once. A pass that
-    a tape cannot continue is computed from the start for each layer, with the same result.
+    Python from the start, except modules that are done, and plays operations back up to where the
+    last pass stopped (`OpTape`), so that all layers together cost one pass. A pass that a tape
+    cannot continue is computed from the start for each layer, with the same result.
 
     Parameters
     ----------
@@ -41,12 +41,12 @@ def capture_inputs(
     Yields
     ------
     tuple of str and list of Tensor
-        Each layer's name and its inputs, a tensor a batch, in the order of the calls.
+        Each layer's name and its inputs, one tensor per batch, in the order of the calls.
 
     Raises
     ------
     InvalidArgumentError
-        If batches call the layers in different orders, or one of them calls some no more.
+        If batches call the layers in different orders, or a batch no longer calls a layer.
 
     Examples
     --------
@@ -75,23 +75,15 @@ def capture_inputs(
         inputs = [x for _, x in stops]
         del stops
         yield reached.pop(), inputs
-        del inputs  # or they would stay in memory while the passes go on
+        del inputs  # frees them while the passes go on
 
 
 class _Stop(BaseException):
-    """Ends a pass; no `Exception`, so that models that catch those do not catch it."""
+    """Ends a pass; it is no `Exception`, so that models that catch these let it through."""
 
 
 class _Hooks:
-    """Hooks that put the calls of modules on a tape, and stop at the first layer that is not done.
-
-    Attributes
-    ----------
-    tape : OpTape or None
-        That of the pass that runs.
-    stop : tuple of str and Tensor, or None
-        Where it has stopped: the layer and its input.
-    """
+    """Puts the calls of modules on a tape, and stops at the first layer that is not done."""
 
     def __init__(self, done: set[str]) -> None:
         self.tape: OpTape | None = None
@@ -101,7 +93,6 @@ class _Hooks:
     def before(
         self, name: str, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> None:
-        """Stop the pass before a layer."""
         if name in self._done or self.stop is not None:
             return
         if self.tape is not None:
@@ -122,10 +113,10 @@ class _Hooks:
 def _hooks(
     model: nn.Module, names: Sequence[str], blocks: Mapping[str, nn.Module], done: set[str]
 ) -> Iterator[_Hooks]:
-    """Put hooks on all layers, and around the forward of blocks, for a while.
+    """Put hooks on all layers, and wrap the forward of blocks, for a while.
 
-    Layers that are done keep a hook that does nothing, as stock modules of torch take another path
-    where no hooks are.
+    Layers that are done keep a hook that does nothing, because stock modules of torch take a
+    different path without hooks.
     """
     hooks = _Hooks(done)
     handles, forwards = [], []
@@ -151,7 +142,7 @@ def _hooks(
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that are made of others, by name, but for the model itself."""
+    """Return the modules that have children, by name, except the model itself."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -160,7 +151,7 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 class _Pass:
-    """The forward pass of one batch, which goes from layer to layer."""
+    """The forward pass of one batch, which goes on from layer to layer."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self._model, self._batch = model, batch
@@ -171,7 +162,7 @@ class _Pass:
         if self._tape is not None:
             with suppress(Exception, DivergedError):
                 return self._run(hooks)
-            self._tape = None  # an error of the model will come again
+            self._tape = None  # an error of the model itself is raised again below
         return self._run(hooks)
 
     def _run(self, hooks: _Hooks) -> tuple[str, Tensor]:
@@ -180,7 +171,7 @@ class _Pass:
             run_to_end(self._model, self._batch)
         if hooks.stop is None:
             raise InvalidArgumentError(
-                "a batch calls fewer layers once others are pressed: they cannot be fitted one "
-                "after the other"
+                "a batch calls fewer layers after others were pressed, so they cannot be fitted "
+                "one after the other"
             )
         return hooks.stop

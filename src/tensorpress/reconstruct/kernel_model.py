@@ -1,4 +1,4 @@
-"""What the kernels of a layer stand for, and which are best where that is known at once."""
+"""How the kernels of a layer compose, and the best kernels where they have a closed form."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,25 +13,25 @@ from tensorpress.schemes.pressed_layer import Composed
 from tensorpress.schemes.stages import compose
 
 _DAMPING = 1e-9
-"""How much directions without data count, relative to the mean second moment: among equals the
-largest of the weight stay."""
+"""Weight of directions without data, relative to the mean second moment: it breaks ties in favour
+of the dense weight."""
 
 
 @dataclass(frozen=True)
 class Composition:
-    """Makes of kernels the one that they stand for, (groups, out, in, *kernel): affine in each.
+    """Composes kernels to one (groups, out, in, *kernel); the map is affine in each kernel.
 
     Attributes
     ----------
     groups : int
-        Of the layer.
+        Groups of the layer.
     parts : callable, optional
-        What the kernels stand for; a chain by default.
+        Composes the kernels; a chain by default.
     chosen : callable, optional
-        If the first kernel is on few input channels: gives these, (groups, number). Kernels after
-        it are the factors of a matrix that is added.
+        Returns the input channels of the first kernel, (groups, number), if it acts on a choice of
+        them. Kernels after it are then the factors of a matrix that is added.
     scale : Tensor, optional
-        (groups, out): what follows multiplies outputs with it.
+        Multiplies the outputs, (groups, out).
 
     Examples
     --------
@@ -58,24 +58,24 @@ class Composition:
         return replace(self, scale=scale)
 
     def __call__(self, kernels: Sequence[Tensor]) -> Tensor:
-        """Return what kernels stand for, in their dtype."""
+        """Return the composed kernel, in the dtype of the kernels."""
         whole = compose(kernels, self.groups) if self.parts is None else self.parts(kernels)
         return whole if self.scale is None else whole * self._factor(whole)
 
     def closest(
         self, kernels: Sequence[Tensor], target: Tensor, second: SecondMoment
     ) -> list[Tensor] | None:
-        r"""Return the best kernels of these shapes, where they are known at once.
+        r"""Return the best kernels of these shapes if they have a closed form, else None.
 
-        Those are the factors of one matrix, a kernel on chosen channels, and their sum: what the
-        chosen inputs x predict of the others y costs nothing, as the kernel on them makes up for
-        it, so that the factors are those in the norm of :math:`\Sigma_{yy} - \Sigma_{yx}
-        \Sigma_{xx}^{-1} \Sigma_{xy}`.
+        The factors of one matrix, a kernel on chosen channels, and their sum have one. In a sum,
+        the kernel on the chosen inputs x makes up for whatever x predicts of the other inputs y,
+        so the factors are fitted in the norm of the rest,
+        :math:`\Sigma_{yy} - \Sigma_{yx} \Sigma_{xx}^{-1} \Sigma_{xy}`.
 
         Parameters
         ----------
         kernels : sequence of Tensor
-            For their shapes; the one on chosen channels stays in directions without data.
+            Give the shapes; the kernel on chosen channels is kept in directions without data.
         target : Tensor
             W, (groups, out, in, *kernel).
         second : SecondMoment
@@ -96,7 +96,7 @@ class Composition:
         return [first + (step if self.scale is None else step / self._factor(step)), *product]
 
     def _on_chosen(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the columns of Σ of the chosen channels, and the factor of its block of them."""
+        """Return Σ's columns of the chosen channels, and the Cholesky factor of their block."""
         assert self.chosen is not None
         width = first[0, 0, 0].numel()
         places = torch.arange(width, device=first.device)
@@ -109,10 +109,10 @@ class Composition:
     def _product(
         self, kernels: Sequence[Tensor], target: Tensor, second: SecondMoment
     ) -> list[Tensor]:
-        r"""Return the factors of one matrix.
+        r"""Return the factors :math:`U^T W` and U of one matrix.
 
-        With U the first eigenvectors of :math:`W \Sigma W^T` these are :math:`U^T W` and U: the
-        principal components of the responses.
+        U holds the first eigenvectors of :math:`W \Sigma W^T`, the principal components of the
+        responses.
 
         References
         ----------
@@ -132,7 +132,7 @@ class Composition:
         return [first, last if self.scale is None else last / self._factor(last)]
 
     def _is_product(self, kernels: Sequence[Tensor], target: Tensor) -> bool:
-        """Tell whether the first of two kernels has all modes of the target but the outputs."""
+        """Tell whether there are two kernels, and the first has all input modes of the target."""
         return (
             len(kernels) == 2
             and all(len(kernel) == self.groups for kernel in kernels)

@@ -1,4 +1,4 @@
-"""Fitting the kernels of one layer to responses of the dense one."""
+"""Fits the kernels and the bias of one layer to responses of the dense layer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,29 +18,28 @@ from tensorpress.reconstruct.relu_fit import (
 )
 
 Choose = Callable[[Tensor, Tensor, Tensor, Retarget | None], list[Tensor]]
-"""Given the kernel to aim at, the second moments, the scale of the outputs and how to aim anew."""
+"""Returns kernels to start from, for a target kernel, second moments, output scale, retargeting."""
 
 HELD_OUT = 8
-"""One row of so many is not fitted where there is a ReLU, but decides whether the fit through it
-is better."""
+"""With a ReLU, one row in this many is held out to decide whether the fit through it is better."""
 
 
 @dataclass(frozen=True)
 class LayerData:
-    """What a layer is fitted by.
+    """The rows to which a layer is fitted.
 
     Attributes
     ----------
     inputs : Tensor
-        Vectors that its kernel will be multiplied with, (rows, groups, columns).
+        Vectors that the kernel is multiplied with, (rows, groups, columns).
     responses : Tensor
-        What the dense layer makes of the dense model's inputs there, (rows, groups, out).
+        Outputs of the dense layer in the dense model, (rows, groups, out).
     scale, shift : Tensor
-        Of a norm that follows, (groups, out); 1 and 0 where there is none.
+        Scale and shift of a norm that follows, (groups, out); 1 and 0 without one.
     relu : bool
-        Whether a ReLU follows, through which the responses are to be right.
+        Whether responses are to match after a ReLU.
     biased : bool
-        Whether there is a bias to fit, or a norm that takes one.
+        Whether there is a bias to fit, or a norm that can take one.
     """
 
     inputs: Tensor
@@ -60,27 +59,27 @@ def fit_layer(
     places: Sequence[int] | None = None,
     choose: Choose | None = None,
 ) -> ActivatedFit:
-    """Fit the kernels of a layer and a bias to responses, through the ReLU where there is one.
+    """Fit the kernels and the bias of a layer to responses, through a ReLU where one follows.
 
     Parameters
     ----------
     kernels : sequence of Tensor
-        Canonical kernels, where the search starts.
+        Canonical kernels to start from.
     dense : Tensor
-        The dense kernel, (groups, out, in, *kernel), which decides in directions without data.
+        The dense kernel, (groups, out, in, *kernel), which is kept in directions without data.
     data : LayerData
-        The rows.
+        Inputs and responses.
     composition : Composition, optional
-        What the kernels stand for; a chain by default.
+        How the kernels are composed; a chain by default.
     places : sequence of int, optional
-        Change the kernels at these places only, and not through the ReLU.
+        Fit only the kernels at these places, and not through the ReLU.
     choose : callable, optional
-        Chooses what else the layer has beside its kernels, and gives kernels to start from.
+        Chooses the layer's input channels, and returns kernels to start from.
 
     Returns
     -------
     ActivatedFit
-        The kernels and the bias of the layer itself, before any norm.
+        The kernels, and the layer's bias before any norm.
 
     Examples
     --------
@@ -98,7 +97,7 @@ def fit_layer(
     through_relu = data.relu and places is None
     test = torch.arange(len(seen)) % HELD_OUT == HELD_OUT - 1
     x, y = (data.inputs[~test], seen[~test]) if through_relu else (data.inputs, seen)
-    # W*, the best kernel of any rank; all kernels are then fitted to it: tr (W* - W̃) Σ (W* - W̃)ᵀ.
+    # W*, the best kernel of any rank, to which the kernels are fitted: tr (W* - W̃) Σ (W* - W̃)ᵀ.
     regression = Regression(x, biased=data.biased, shrink=True)
     prior = dense.double().flatten(2) * scale[..., None]
     best = regression.kernel(y, prior).reshape(dense.shape)
@@ -116,11 +115,11 @@ def fit_layer(
             return float((outputs.clamp_min(0) - seen[test].clamp_min(0)).square().sum())
 
         fit = min(fit, through, key=loss)
-    # scale · (W̃ x + b) + shift is what was fitted, so b is solved for.
+    # The fit is of scale · (W̃ x + b) + shift; solve for b.
     return ActivatedFit(fit.kernels, (fit.bias - data.shift.double()) / scale)
 
 
 def _away_from_zero(scale: Tensor) -> Tensor:
-    """Return scales that can be divided by: of a channel that a norm cuts off nothing matters."""
+    """Return scales that can be divided by; a channel with scale zero does not matter."""
     least = 1e-3 * scale.abs().max().clamp_min(1e-30)
     return torch.where(scale.abs() < least, least, scale)

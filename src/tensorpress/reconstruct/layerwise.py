@@ -1,4 +1,4 @@
-"""Pressing the layers of a model one after the other by what it responds to real inputs."""
+"""Fits the layers of a model to its responses on calibration data, one layer after the other."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,13 +43,13 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.pressed_layer import Composed
 
 Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
-"""What is fitted to data.
+"""What is fitted to calibration data.
 
-norms: nothing but the statistics of batch norms, when all layers are decomposed; refit: of the
-decomposed weight the last factor and the bias; inputs: all factors, in the norm that the dense
-model's inputs give the weight, and the statistics of batch norms at the end; linear: all factors
-and the bias, so that responses are right with the inputs that the layers pressed before leave;
-nonlinear: that, after the ReLU that follows.
+- norms: only the statistics of batch norms, after all layers were decomposed.
+- refit: the last factor and the bias of each decomposed layer.
+- inputs: all factors, in the norm of the dense model's inputs, then the statistics of batch norms.
+- linear: all factors and the bias, with the inputs that the layers pressed before produce.
+- nonlinear: as linear, but responses are matched after the ReLU that follows.
 """
 
 logger = logging.getLogger("tensorpress.press")
@@ -68,22 +68,22 @@ def reconstruction(
     model : nn.Module
         The model to be pressed.
     calibration : iterable, Calibration or LossCurvature
-        Batches, or moments that were collected before.
+        Batches, or statistics collected from them.
     kind : str or None
-        What is fitted; None for the default.
+        What is fitted (see `Reconstruct`); None for the default.
     seed : int
-        Seed of the choice of positions.
+        Seed of the sampled positions.
 
     Raises
     ------
     InvalidArgumentError
-        If there are no batches, or moments alone do not suffice.
+        If there are no batches, or the kind needs batches and there are only moments.
     """
     if isinstance(calibration, LossCurvature):
         if kind is not None:
             raise InvalidArgumentError(
-                f"reconstruct={kind!r} needs batches or a Calibration: a LossCurvature says itself "
-                "what is fitted"
+                f"reconstruct={kind!r} needs batches or a Calibration: a LossCurvature determines "
+                "what is fitted, so leave reconstruct out"
             )
         return CurvatureFit(calibration)
     if not isinstance(calibration, Calibration):
@@ -97,7 +97,7 @@ def reconstruction(
 
 
 def check_reconstruction(kind: str | None, calibrated: bool, init: str, parallel: bool) -> None:
-    """Raise an `InvalidArgumentError` for what does not go together."""
+    """Raise an `InvalidArgumentError` for arguments that contradict each other."""
     if kind is not None and kind not in get_args(Reconstruct):
         raise unknown_name("reconstruct", kind, get_args(Reconstruct))
     if kind is not None and not calibrated:
@@ -114,18 +114,18 @@ def check_reconstruction(kind: str | None, calibrated: bool, init: str, parallel
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How layers are fitted to batches, or to moments that were collected before.
+    """Fits layers to batches, or to moments that were collected from them.
 
     Attributes
     ----------
     batches : sequence of Batch
-        Calibration data; none with moments.
+        Calibration data; empty if there are moments.
     kind : str
         What is fitted.
     seed : int
-        Seed of the choice of positions.
+        Seed of the sampled positions.
     moments : mapping of str to Moments, optional
-        The moments of the inputs of layers, for the kind "inputs".
+        Moments of the layers' inputs, for the kind "inputs".
     """
 
     batches: Sequence[Batch]
@@ -139,11 +139,11 @@ class Reconstruction:
         layers: Sequence[LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
     ) -> Iterator[tuple[LayerPlan, StartValues]]:
-        """Yield what each layer starts from, in the order in which a model calls them.
+        """Yield each layer with its factors, in the order in which a model calls them.
 
-        A layer is to be replaced as soon as it was yielded: the inputs of those that follow come
-        from the model as it then is, so that errors made before are made up for. Responses are
-        those of the model before anything was pressed.
+        Replace each layer as soon as it is yielded: the inputs of later layers come from the model
+        with the layers pressed so far, so that these make up for earlier errors. Responses are
+        those of the dense model.
         """
         left = {layer.name: layer for layer in layers}
         reasons: dict[str, str] = {}
@@ -162,8 +162,8 @@ class Reconstruction:
         for name, layer in left.items():
             values = decompose_weight(layer, weight_of(layer))
             if self.kind != "norms":
-                reason = reasons.get(name, "calibration data do not call it")
-                logger.warning("layer %s: by its weight alone, as %s", name, reason)
+                reason = reasons.get(name, "the calibration data do not reach it")
+                logger.warning("layer %s: decomposed by its weight alone, because %s", name, reason)
                 values = replace(values, unfitted=reason)
             yield layer, values
         if norms:
@@ -207,12 +207,12 @@ class Reconstruction:
         dense_pass = sample_responses(model, list(layers), self.batches, positions)
         responses, names = dense_pass.rows, list(dense_pass.rows)
         after = find_next_ops(model, names, self.batches[0])
-        reasons |= dict.fromkeys(names, "its calls change with the layers before it")
+        reasons |= dict.fromkeys(names, "how often it is called depends on the layers before it")
         for name, inputs in inputs_in_order(model, names, self.batches, positions, dense_pass):
             share = positions.share(model.get_submodule(name))
             _check_rows(name, inputs, share * len(self.batches))
             if self.kind == "nonlinear" and not after[name].relu:
-                logger.info("layer %s: fitted linearly, as %s takes its output", name, after[name])
+                logger.info("layer %s: fitted linearly, because %s follows", name, after[name])
             norm, has_bias = after[name].norm, layers[name].spec.bias
             biased = has_bias or norm is not None
             data = _data(inputs, responses.pop(name), after[name], self.kind, biased)
@@ -235,20 +235,20 @@ class Reconstruction:
 
 
 def _check_fits(name: str, second: BlockMoment, dense: Tensor) -> None:
-    """Raise where moments are of another layer."""
+    """Raise a `ModelMismatchError` if moments belong to another layer."""
     groups, columns = len(dense), dense[0, 0].numel()
     if second.shape != (groups, columns, columns):
         raise ModelMismatchError(
-            f"layer {name!r} has {columns:,} inputs a response in {groups:,} groups, and the "
-            f"calibration is of {second.shape[-1]:,} in {second.shape[0]:,}"
+            f"layer {name!r} has {columns:,} inputs per response in {groups:,} groups, but the "
+            f"calibration has {second.shape[-1]:,} in {second.shape[0]:,}"
         )
 
 
 def _check_rows(name: str, inputs: Tensor, most: int) -> None:
-    """Warn of too few rows, unless they are a sample that was limited to ``most``."""
+    """Warn of too few rows, except if rows were limited to ``most`` because they are long."""
     if len(inputs) >= most and inputs.shape[-1] > WIDE:
         logger.info(
-            "layer %s: fitted to a sample of %s inputs, as each has %s numbers",
+            "layer %s: fitted to a sample of %s inputs, because each has %s numbers",
             *(name, f"{len(inputs):,}", f"{inputs.shape[-1]:,}"),
         )
     else:
@@ -256,7 +256,7 @@ def _check_rows(name: str, inputs: Tensor, most: int) -> None:
 
 
 def decompose_start(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]:
-    """Return the layer decomposed by its weight alone, and the dense kernel."""
+    """Return a layer decomposed by its weight alone, and the dense kernel."""
     pressed = press_one_layer(layer, weight)
     assert isinstance(pressed, Composed)
     return pressed, to_working_precision(weight_to_kernel(weight, layer.spec))
@@ -265,7 +265,7 @@ def decompose_start(layer: LayerPlan, weight: Tensor) -> tuple[Composed, Tensor]
 def start_values(
     layer: Composed, kernels: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None
 ) -> StartValues:
-    """Return what a layer starts from that gets these kernels, and its error from the weight."""
+    """Put kernels into a layer; return its factors, and its error relative to the weight."""
     layer.put(layer.balance(kernels))
     factors = tuple(value.detach() for value in factor_values(layer))
     dense = to_working_precision(weight)
@@ -276,7 +276,7 @@ def start_values(
 
 
 def _as_rebuilt(values: StartValues) -> StartValues:
-    """Return the factors of two Linear layers, V of (r, n) and U of (m, r), as those of U Vᵀ."""
+    """Turn the factors of two Linear layers, V (r, n) and U (m, r), into those of U Vᵀ."""
     right, left = values.factors
     return replace(values, factors=(left, right.mT))
 

@@ -1,4 +1,4 @@
-"""What becomes of a layer's output: which batch norm and which activation take it next."""
+"""Finds the batch norm and the activation that take a layer's output."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ _RELUS = (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.rel
 
 @dataclass(frozen=True)
 class Following:
-    """What takes a layer's output, if one thing alone does.
+    """The single consumer of a layer's output.
 
     Attributes
     ----------
     norm : nn.Module or None
-        A batch norm in between that no other layer uses, with running statistics.
+        A batch norm with running statistics directly after the layer, used by no other layer.
     activation : str or None
-        Name of the function that takes what comes out of that, None where there is no single one.
+        Name of the function that takes the output of the layer or norm; None if there are several.
     relu : bool
-        Whether it is a ReLU.
+        Whether that function is a ReLU.
     """
 
     norm: nn.Module | None = None
@@ -39,14 +39,13 @@ class Following:
     relu: bool = False
 
     def __str__(self) -> str:
-        return self.activation or "no one function"
+        return self.activation or "no single function"
 
 
 def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str, Following]:
-    """Return what follows each layer, as one forward pass shows it.
+    """Return what follows each layer in one forward pass.
 
-    Watched are the calls of torch's functions, whatever modules or code make them, so that models
-    that cannot be traced are seen as well.
+    Calls of torch's functions are recorded, so models that cannot be traced work as well.
 
     Parameters
     ----------
@@ -55,7 +54,7 @@ def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict
     layers : sequence of str
         Names of the layers.
     batch : Batch
-        What to run it on.
+        Inputs to run it on.
 
     Examples
     --------
@@ -84,7 +83,7 @@ def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict
 
 @dataclass(frozen=True)
 class _Use:
-    """A call that took a value: the function and its name, the value it returned, its norm."""
+    """A call that took a value: its function and name, the value it returned, the norm it is in."""
 
     name: str
     function: Callable[..., Any]
@@ -93,22 +92,22 @@ class _Use:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes for every value that comes of a layer's output what it is used for.
+    """Records every use of values that derive from a layer's output.
 
-    A value is a number, and a tensor that is changed in place becomes another value.
+    A value is a number; a tensor that is changed in place becomes another value.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._outputs: dict[str, list[int]] = {}
-        self._tensors: list[Tensor] = []  # so that no tensor takes the place of one that is gone
+        self._tensors: list[Tensor] = []  # keeps ids from being used again
         self._value_of: dict[int, int] = {}  # by the tensor's id
         self._uses: list[list[_Use]] = []  # of every value
         self._norm: nn.Module | None = None
         self._calls = Counter[nn.Module]()  # of norms
 
     def output_of(self, name: str) -> Callable[..., None]:
-        """Return a hook that notes a layer's output."""
+        """Return a hook that records a layer's output."""
 
         def hook(_: nn.Module, __: Any, output: Tensor) -> None:
             self._outputs.setdefault(name, []).append(self._value(output))
@@ -127,7 +126,7 @@ class _Watch(TorchFunctionMode):
         arguments: tuple[Any, ...] = (),
         keywords: dict[str, Any] | None = None,
     ) -> Any:
-        """Carry a call out, and note it as a use of its arguments."""
+        """Make a call, and record it as a use of its arguments."""
         keywords = keywords or {}
         leaves = tree_leaves((arguments, keywords))
         taken = {self._value_of[id(x)] for x in leaves if self._knows(x)}
@@ -143,7 +142,7 @@ class _Watch(TorchFunctionMode):
         return output
 
     def following(self, name: str) -> Following:
-        """Return what follows a layer after each of its calls, if that is the same."""
+        """Return what follows a layer, if it is the same after each of its calls."""
         outputs = self._outputs.get(name, [])
         after = {self._following(value, len(outputs)) for value in outputs}
         return after.pop() if len(after) == 1 else Following()

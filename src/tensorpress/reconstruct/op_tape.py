@@ -1,4 +1,4 @@
-"""A tape of a forward pass, so that running it again computes nothing twice."""
+"""A tape of a forward pass: running the pass again repeats no computation."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
-_SMALL = 1024  # bytes of a tensor that stays on the tape whether it is used or not
+_SMALL = 1024  # bytes up to which a tensor always stays on the tape
 
 
 class DivergedError(BaseException):
@@ -20,22 +20,20 @@ class DivergedError(BaseException):
 
 
 class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs a forward pass in pieces: each runs the Python from the start, but no operation again.
+    """Runs a forward pass in pieces: each reruns the Python from the start, but no operation.
 
     Within ``with tape:`` every operation that reaches torch's dispatcher is recorded, and every
-    module whose forward is called through `call`. When `stop` was called and the pass has ended, by
-    an exception that unwinds all of its contexts, the next pass gets the recorded outputs instead
-    of computing them, and goes on from there. As Python runs from the start, contexts, attributes
-    and objects of the model are as they would be; what is skipped is the work of the operations,
-    be they random or in place.
+    module whose forward is called through `call`. After `stop`, and an exception that unwinds the
+    pass, the next pass plays the recorded outputs back and goes on from there. Python runs from the
+    start, so contexts, attributes and objects of the model are in their usual state; only the work
+    of the operations is skipped, random and in-place operations included.
 
-    A module that has returned, and of whose tensors nobody refers to any but its outputs, is not
-    run again at all. So a piece costs the Python of one block of the model, not of all blocks.
+    A module that has returned is not run again at all if only its outputs are still referred to.
+    So a piece costs the Python of one block of the model, not of all blocks.
 
-    Tensors that something still refers to at the stop stay in memory, as in a suspended pass. The
-    others are replaced by `_Gone`, without values. Nothing but the recorded operations may read
-    those, so whatever else would need their values raises `DivergedError`, and so does a pass that
-    calls other operations than the one before it.
+    Tensors that something still refers to at the stop stay in memory. The others are replaced by
+    `_Gone`, without values: only recorded operations may take them. Anything else that needs their
+    values raises `DivergedError`, as does a pass whose operations differ from the last one.
     """
 
     def __init__(self) -> None:
@@ -46,7 +44,7 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch's compiler would be imported, and asked at every operation
+        return False  # True would import torch's compiler and ask it at every operation
 
     def __enter__(self) -> "OpTape":
         """Begin a pass."""
@@ -68,7 +66,7 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments: tuple[Any, ...],
         keywords: dict[str, Any],
     ) -> Any:
-        """Return the outputs of a module: recorded ones, if it need not be run again."""
+        """Return the outputs of a module, played back if it need not run again."""
         if self._stopped:
             return forward(*arguments, **keywords)
         frame = self._open[-1]
@@ -101,7 +99,7 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments: tuple[Any, ...] = (),
         keywords: dict[str, Any] | None = None,
     ) -> Any:
-        """Carry an operation out, or return what it returned before."""
+        """Run an operation, or return its recorded outputs."""
         keywords = keywords or {}
         if self._stopped:
             return operation(*arguments, **keywords)
@@ -126,14 +124,14 @@ class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Operation(NamedTuple):
-    """A recorded operation, and on the tape what it returned."""
+    """A recorded operation and its outputs."""
 
     operation: Callable[..., Any]
     outputs: Any
 
 
 class _Call:
-    """A recorded call of a module: what it has called, and what it returned."""
+    """A recorded call of a module: the operations and calls in it, and its outputs."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -143,7 +141,7 @@ class _Call:
         self._can_skip = False
 
     def finish(self, outputs: Any, arguments: tuple[Any, ...]) -> None:
-        """Record what the module has returned."""
+        """Record the outputs of the module."""
         tensors = list(_leaves(outputs, Tensor))
         inputs = {id(argument) for argument in arguments}
         self._can_skip = bool(tensors and self.records) and _is_plain(outputs)
@@ -152,7 +150,7 @@ class _Call:
             self.outputs = _map(outputs, Tensor, _Value)
 
     def settle(self) -> None:
-        """Keep the tensors that are still referred to, and decide which modules run no more."""
+        """Keep the tensors that are still referred to, and decide which modules are skipped."""
         if self._can_skip and not self.skipped and self._is_closed():
             self.skipped, self.records = True, []
         for value in _leaves(self.outputs, _Value):
@@ -165,11 +163,11 @@ class _Call:
                     value.hold()
 
     def _is_closed(self) -> bool:
-        """Tell whether nothing that was made inside is referred to, but for the outputs."""
+        """Tell whether only the outputs of the call are still referred to."""
         outputs = {id(value.tensor()) for value in _leaves(self.outputs, _Value)}  # None as well
         outputs.add(id(None))
         return all(
-            # A change of form may be one of a tensor from outside.
+            # A tensor whose form changed may come from outside.
             value.after == value.before
             if isinstance(value, _Change)
             else id(value.tensor()) in outputs
@@ -177,7 +175,7 @@ class _Call:
         )
 
     def _inside(self) -> Iterator["_Value | _Change"]:
-        """Yield what the operations and modules inside have returned."""
+        """Yield the outputs of the operations and modules inside."""
         for record in self.records:
             yield from _leaves(record.outputs, (_Value, _Change))
             if isinstance(record, _Call):
@@ -185,7 +183,7 @@ class _Call:
 
 
 class _Frame:
-    """A call that runs, and how far it is."""
+    """A running call, and the place in its records."""
 
     __slots__ = ("place", "records")
 
@@ -193,7 +191,7 @@ class _Frame:
         self.records, self.place = records, 0
 
     def at_end(self) -> bool:
-        """Tell whether all that is recorded was played back."""
+        """Tell whether all records were played back."""
         return self.place == len(self.records)
 
     def next(self) -> _Operation | _Call:
@@ -203,7 +201,7 @@ class _Frame:
 
 
 class _Form(NamedTuple):
-    """What Python can see of a tensor but its values."""
+    """All that Python can see of a tensor except its values."""
 
     size: torch.Size
     strides: tuple[int, ...]
@@ -241,14 +239,14 @@ class _Form(NamedTuple):
 
 @dataclass(frozen=True)
 class _Change:
-    """The form of the argument that an operation has changed in place, after it and before."""
+    """The form of an argument before and after an in-place operation."""
 
     after: _Form
     before: _Form
 
 
 class _Gone(Tensor):
-    """A tensor without values: it has shape, strides, dtype and device."""
+    """A tensor without values, of some shape, strides, dtype and device."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -260,7 +258,7 @@ class _Gone(Tensor):
 
 
 class _Value:
-    """A tensor on the tape: in memory between passes while something refers to it, then gone."""
+    """A tensor on the tape: between passes it is held only while something refers to it."""
 
     __slots__ = ("_form", "_reference", "_stays", "_tensor")
 
@@ -268,11 +266,11 @@ class _Value:
         plain = type(tensor) is Tensor and tensor.layout is torch.strided
         self._stays = not plain or tensor.numel() * tensor.element_size() <= _SMALL
         self._form = _Form.of(tensor) if plain else None
-        self._tensor = tensor.detach() if self._stays else None  # another object than torch gets
+        self._tensor = tensor.detach() if self._stays else None  # not the object itself
         self._reference = TensorWeakRef(tensor)
 
     def tensor(self) -> Tensor | None:
-        """Return the tensor as the last pass knows it, if anything refers to it."""
+        """Return the tensor of the last pass, if anything refers to it."""
         tensor: Tensor | None = self._reference()
         return tensor
 
@@ -282,7 +280,7 @@ class _Value:
             self._tensor = self._reference()
 
     def take(self) -> Tensor:
-        """Return the tensor as it was made, which from now on lives as others refer to it."""
+        """Return the tensor as it was made; from now on its users keep it alive."""
         tensor, form = self._tensor, self._form
         if tensor is None:
             assert form is not None

@@ -1,4 +1,4 @@
-"""Fitting one layer to moments of its inputs in the dense and in the pressed model."""
+"""Fits one layer to moments of its inputs in the dense and in the pressed model."""
 
 import torch
 from torch import Tensor
@@ -20,19 +20,18 @@ from tensorpress.schemes.pressed_layer import Composed
 def fit_to_pairs(
     layer: LayerPlan, weight: Tensor, bias: Tensor | None, moments: PairedMoments
 ) -> StartValues:
-    r"""Return the factors whose responses to the pressed model's inputs are the dense layer's.
+    r"""Return the factors whose responses in the pressed model match the dense layer's.
 
     .. math:: \min_{\tilde W, \tilde b} \sum_t \| W x_t + b - \tilde W \tilde x_t - \tilde b \|^2
 
     With :math:`S = E \tilde x \tilde x^T` and :math:`C = E x \tilde x^T`, both about the means if
-    there is a bias, the best kernel of any rank is :math:`W^* = W + W (C - S) S^{-1}`; the factors
-    are those nearest to it in the norm of S. As `Regression` does it for rows, white rows are added
-    to S, to which the kernel responds as W does.
+    there is a bias, the best kernel of any rank is :math:`W^* = W + W (C - S) S^{-1}`. The factors
+    are the nearest ones in the norm of S. White rows are added to S, as in `Regression`.
 
     Parameters
     ----------
     layer : LayerPlan
-        How the layer, a Linear, is pressed.
+        The plan of the layer, a Linear.
     weight : Tensor
         Its weight, as torch stores it.
     bias : Tensor or None
@@ -54,7 +53,7 @@ def fit_to_pairs(
     second, cross = moments.means(centred=bias is not None)
     if not bool(torch.isfinite(second).all() and torch.isfinite(cross).all()):
         raise InvalidArgumentError(
-            f"layer {layer.name!r}: its inputs are NaN, infinite or overflow"
+            f"layer {layer.name!r}: the moments of its inputs are not finite"
         )
     trace = second.diagonal().sum()
     white = white_energy(trace, moments.rows)
@@ -79,11 +78,11 @@ def fit_to_pairs(
 def _fitted(
     layer: LayerPlan, weight: Tensor, best: Tensor, second: Tensor
 ) -> tuple[Composed, list[Tensor]]:
-    """Return the pressed layer, and the kernels nearest to the best one."""
+    """Return the pressed layer, and the kernels nearest to the best kernel."""
     pressed = layer.method.build(layer.spec, layer.ranks, like=weight.detach())
     assert isinstance(pressed, Composed)
     if pressed.selection() is None:
-        # The factors of a matrix are known at once: only the shapes of kernels are looked at.
+        # The factors of a matrix have a closed form, which needs only the shapes of the kernels.
         closest = Composition.of(pressed).closest(pressed.kernels(), best, second)
         if closest is not None:
             return pressed, closest

@@ -1,4 +1,4 @@
-"""Which kernel and bias fit given responses best, and how much worse another kernel is."""
+"""Least squares of a layer's responses on its inputs."""
 
 import torch
 from torch import Tensor
@@ -7,42 +7,42 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.reconstruct.second_moment import RowMoment
 
 DAMPING = 1e-4
-"""How strongly, relative to the mean second moment, a kernel is drawn to what it was before."""
+"""How strongly a kernel is drawn to its prior, relative to the mean second moment."""
 
 MOST_ROWS = 200_000
-"""More rows count as so many: float32 products leave rounding errors of that part of the trace."""
+"""More rows count as this many, because float32 products have rounding errors of that size."""
 
-_LEAST = 1e-30  # so that inputs that are all zero have an inverse
+_LEAST = 1e-30  # so that the moment of zero inputs can be inverted
 
 
 class Regression:
-    """Least squares of responses on the inputs of a layer, its kernel and bias being free.
+    """Least squares of responses on the inputs of a layer, over its kernel and bias.
 
-    With the inputs centred, a kernel's error is that of the best kernel and the distance from it
-    in the norm of the inputs' second moment; the best bias follows from the means. Directions of
-    which the inputs say nothing stay as in a prior kernel.
+    With centred inputs, the error of a kernel is the error of the best kernel plus their distance
+    in the norm of the inputs' second moment. The best bias follows from the means. Directions in
+    which inputs do not vary are taken from a prior kernel.
 
     Parameters
     ----------
     inputs : Tensor
         Vectors that the kernel is multiplied with, shape (rows, groups, columns).
     biased : bool
-        Whether there is a bias: otherwise nothing is centred, and the bias is 0.
+        Whether there is a bias; otherwise nothing is centred, and the bias is 0.
     shrink : bool
-        Whether to add white rows; see `shrunk`. The kernel responds to them as the prior does.
+        Whether to add white rows (see `shrunk`), to which the kernel responds as the prior does.
 
     Raises
     ------
     InvalidArgumentError
-        For inputs whose squares are no finite numbers.
+        If squares of the inputs are not finite.
 
     Attributes
     ----------
     moment : Tensor or RowMoment
-        Mean of x xᵀ of (centred) inputs, with white rows, (groups, columns, columns): in float64,
-        or by the rows where they are fewer than columns.
+        Mean of x xᵀ over (centred) inputs and white rows, (groups, columns, columns): a matrix in
+        float64, or a `RowMoment` if there are fewer rows than columns.
     mean : Tensor
-        Of the inputs, (groups, columns), float64; 0 without a bias.
+        Mean of the inputs, (groups, columns), float64; 0 without a bias.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class Regression:
         if not bool(torch.isfinite(self._seen).all()):
             raise InvalidArgumentError(
                 f"inputs as large as {float(inputs.abs().max()):.1e} cannot be fitted: their "
-                "squares are no finite numbers"
+                "squares are not finite"
             )
         rounding = torch.finfo(inputs.dtype).eps * self.mean.square().mean(-1)
         trace = self._seen.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -107,21 +107,21 @@ class Regression:
 
 
 def shrunk(second: Tensor, rows: int) -> Tensor:
-    """Return moments as if as many white rows as there are columns had been seen as well.
+    """Return second moments as if white rows, as many as columns, had been added.
 
-    They have the mean energy of the others. Of many rows they change next to nothing; of few, or of
-    rows that are all alike, they keep what a weight does to inputs that were not among them.
+    White rows have the mean energy of the real ones. They hardly change the moments of many rows.
+    Beside few or similar rows, they keep the response to inputs that were not among them.
 
     Parameters
     ----------
     second : Tensor
         Mean of x xᵀ over rows, (groups, columns, columns).
     rows : int
-        How many there were.
+        The number of rows.
 
     References
     ----------
-    Shrinkage to a multiple of the identity: Ledoit and Wolf (2004); how much is our choice.
+    Shrinkage to a multiple of the identity: Ledoit and Wolf (2004); the amount is our choice.
 
     Examples
     --------
@@ -135,12 +135,12 @@ def shrunk(second: Tensor, rows: int) -> Tensor:
 
 
 def white_energy(trace: Tensor, rows: int) -> Tensor:
-    """Return what white rows, as many as columns, add to the diagonal of a moment; see `shrunk`."""
+    """Return what the white rows of `shrunk` add to the diagonal of a moment."""
     return trace / min(rows, MOST_ROWS)
 
 
 def damped_cholesky(second: Tensor, damping: Tensor) -> Tensor:
-    """Return the factor of moments damped so much, and more where rounding left them indefinite.
+    """Return the Cholesky factor of damped moments, damped further until they are definite.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Fitting kernels so that responses are right after a ReLU, not before."""
+"""Fits kernels so that responses match after a ReLU."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.regression import Regression
 
 PENALTIES = ((0.01, 10), (1.0, 10))
-"""λ and how often both steps are done with it; the paper has 25 each."""
+"""λ and the number of iterations with it; the paper has 25 each."""
 
 COUPLING = 3.0
-"""λ where targets and another method take turns: the larger, the nearer to the true problem, and
-the slower."""
+"""λ for retargeting within another iteration: a larger value is closer to the true problem, and
+slower."""
 
 Retarget = Callable[[Tensor], Tensor]
-"""Gives for the kernel that a layer has, (groups, out, columns), the one to aim at."""
+"""Maps a layer's present kernel, (groups, out, columns), to the kernel to aim at."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ActivatedFit:
 
 
 def relu_targets(responses: Tensor, outputs: Tensor, penalty: float) -> Tensor:
-    r"""Return what a linear layer should aim at for responses to be right after a ReLU.
+    r"""Return the outputs that a linear layer should aim at to match responses after a ReLU.
 
     The elementwise minimum over z of
 
@@ -39,11 +39,11 @@ def relu_targets(responses: Tensor, outputs: Tensor, penalty: float) -> Tensor:
     Parameters
     ----------
     responses : Tensor
-        y, of the dense layer.
+        y, the responses of the dense layer.
     outputs : Tensor
-        y', of the pressed one, same shape.
+        y', the outputs of the pressed layer, of the same shape.
     penalty : float
-        λ, positive: how far z may be from what the layer does now.
+        λ, positive: how strongly z is drawn to the present outputs.
 
     References
     ----------
@@ -52,7 +52,7 @@ def relu_targets(responses: Tensor, outputs: Tensor, penalty: float) -> Tensor:
 
     Examples
     --------
-    Of a response that the ReLU cuts off any negative number is as good:
+    Where the ReLU cuts a response off, any negative number is as good:
 
     >>> relu_targets(torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 2.0]), 1.0)
     tensor([-3.,  2.])
@@ -76,22 +76,22 @@ def fit_through_relu(
 ) -> ActivatedFit:
     """Minimize the squared error after a ReLU over the kernels of a layer and its bias.
 
-    Zhang et al.'s splitting for any composition: targets elementwise, and linear least squares to
-    them.
+    This is the splitting of Zhang et al. for any composition: elementwise targets and linear least
+    squares alternate.
 
     Parameters
     ----------
     kernels : sequence of Tensor
-        Canonical kernels, where the search starts: best the fit without the ReLU.
+        Canonical kernels to start from, best the fit without the ReLU.
     composed : Composition
-        What they stand for.
+        How they are composed.
     bias : Tensor
-        (groups, out).
+        The bias to start from, (groups, out).
     inputs, responses : Tensor
-        Rows of inputs (rows, groups, columns) and of what the dense layer makes of its inputs,
-        (rows, groups, out), before the ReLU.
+        Inputs (rows, groups, columns), and responses of the dense layer before the ReLU,
+        (rows, groups, out).
     regression : Regression
-        Of the inputs.
+        The regression on these inputs.
 
     References
     ----------
@@ -102,9 +102,9 @@ def fit_through_relu(
     for penalty, times in PENALTIES:
         for _ in range(times):
             kernel = composed(kernels)
-            # z, the elementwise targets for the present outputs
+            # z: elementwise targets for the present outputs
             targets = relu_targets(responses, respond(inputs, kernel.flatten(2), bias), penalty)
-            # W*, the best kernel for z, the kernels nearest to it, and b = mean(z) - W̃ mean(x)
+            # W*: the best kernel for z. Fit the kernels to it, then b = mean(z) - W̃ mean(x)
             best = regression.kernel(targets, prior=kernel.flatten(2)).reshape(kernel.shape)
             kernels = fit_kernels(kernels, best, moment, composed, sweeps=1).kernels
             bias = regression.bias(targets, composed(kernels).flatten(2))
@@ -112,10 +112,7 @@ def fit_through_relu(
 
 
 def relu_retarget(inputs: Tensor, responses: Tensor, regression: Regression) -> Retarget:
-    """Return a function from a kernel (groups, out, columns) to the best one for its targets.
-
-    The step of the targets at λ = `COUPLING`. The bias is the best one for the targets before.
-    """
+    """Return the `Retarget` that matches responses after a ReLU, with λ = `COUPLING`."""
     targets = responses
 
     def retarget(kernel: Tensor) -> Tensor:

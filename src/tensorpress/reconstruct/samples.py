@@ -1,4 +1,4 @@
-"""Rows to fit a layer by: inputs from one model, responses from another, at the same positions."""
+"""Samples inputs of one model and responses of another at the same positions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -18,29 +18,27 @@ from tensorpress.reconstruct.input_capture import capture_inputs
 from tensorpress.schemes.layer_spec import read_spec
 
 ROWS = 20_000
-"""Positions of a layer that are sampled over all batches, at random where it has more."""
-
+"""Most positions of a layer that are sampled over all batches."""
 
 WIDE = 4_608
-"""More columns than a 3×3 convolution of 512 channels has: the rows of such a layer are fewer."""
+"""Fewer rows are sampled of layers with more columns than a 3×3 convolution of 512 channels."""
 
 WIDE_VALUES = 1 << 25
-"""Rows times columns of such a layer: 128 MiB of float32, and fewer rows than columns."""
+"""Most rows times columns of a layer wider than `WIDE`: 128 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Positions:
-    """The positions of each batch that are sampled: the same in every run of it.
+    """Chooses the positions of each batch that are sampled, the same ones in every pass.
 
     Attributes
     ----------
     most : int
-        The largest number of positions of a batch.
+        Most positions of a layer in a batch.
     seed : int
         Seed of the choice.
     wide_values : int, optional
-        The largest number of positions of a batch, times columns, of a layer of more than `WIDE`
-        columns.
+        Most positions times columns of a layer wider than `WIDE` in a batch.
     """
 
     most: int
@@ -49,28 +47,28 @@ class Positions:
 
     @staticmethod
     def spread(batches: Sequence[Batch], seed: int) -> "Positions":
-        """Return an even share of `ROWS` for every batch, and of `WIDE_VALUES`."""
+        """Share `ROWS` and `WIDE_VALUES` evenly among the batches."""
         share = max(1, ROWS // len(batches))
         return Positions(share, seed, WIDE_VALUES // len(batches))
 
     def share(self, layer: nn.Module) -> int:
-        """Return the largest number of positions of a layer and batch."""
+        """Return the most positions to sample of a layer in a batch."""
         columns = prod(read_spec(layer).kernel_shape[2:])
         if self.wide_values is None or columns <= WIDE:
             return self.most
         return max(1, min(self.most, self.wide_values // columns))
 
     def random(self, batch: int, call: int = 0) -> torch.Generator:
-        """Return the stream that the positions of a call in a batch are drawn from."""
+        """Return the generator for the positions of one call of a layer."""
         seed = self.seed * 1_000_003 + batch + call * 1_000_000_007
         return torch.Generator().manual_seed(seed)
 
 
 class _Calls:
-    """Rows of all calls of a layer in a batch: a share of them all, as many of each call.
+    """Samples a share of the rows of all calls of a layer in a batch, equally from each call.
 
-    How many calls come is not known before, so rows are in random order and there are at most two
-    shares at a time.
+    The number of calls is unknown in advance, so rows are kept in random order and trimmed as
+    calls come: at most two shares are in memory.
     """
 
     def __init__(self, positions: Positions, share: int, batch: int) -> None:
@@ -88,7 +86,7 @@ class _Calls:
             self._parts[0] = self._shuffled(0)
         if count > 1:
             self._parts[-1] = self._shuffled(count - 1)
-            power = 1 << (count.bit_length() - 1)  # trimmed for so many calls until there are twice
+            power = 1 << (count.bit_length() - 1)  # trim again at every power of two
             for call in range(count) if count == power else (count - 1,):
                 self._parts[call] = self._parts[call][: max(1, self._share // power)].clone()
 
@@ -110,11 +108,11 @@ class Responses:
     Attributes
     ----------
     rows : dict of str to Tensor
-        By name, in the order of the first calls: (rows, groups, outputs a group).
+        Outputs by name, in the order of the first calls, (rows, groups, outputs per group).
     calls : dict of str to list of int
-        How often each batch calls them.
+        How often each batch calls each layer.
     once : list of str
-        Those that every batch calls once; none where batches call them in different orders.
+        Layers that every batch calls once; empty if batches call them in different orders.
     """
 
     rows: dict[str, Tensor]
@@ -125,18 +123,18 @@ class Responses:
 def sample_responses(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], positions: Positions
 ) -> Responses:
-    """Return the outputs of layers, in the order in which they are called.
+    """Return sampled outputs of layers, in the order of their calls.
 
     Parameters
     ----------
     model : nn.Module
         Run in eval mode.
     names : sequence of str
-        Layers of which `can_unfold` is true.
+        Layers for which `can_unfold` is true.
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
     positions : Positions
-        The positions that are sampled, evenly from all calls of a batch.
+        The positions to sample, evenly from all calls in a batch.
 
     Returns
     -------
@@ -167,7 +165,7 @@ def sample_responses(
                 random = positions.random(number, len(before))
                 chosen = torch.randint(len(rows), (share,), generator=random)
                 rows = rows[chosen.to(rows.device)]
-            before.add(rows.to(torch.float32, copy=True))  # what follows may change it in place
+            before.add(rows.to(torch.float32, copy=True))  # the next operation may be in place
 
         return hook
 
@@ -184,12 +182,12 @@ def sample_responses(
             for name, parts in calls.items():
                 counts.setdefault(name, [0] * len(batches))[number] = len(parts)
                 seen.setdefault(name, []).append(parts.merge())
-    rows = {name: torch.cat(seen.pop(name)) for name in list(seen)}  # never two copies of all
+    rows = {name: torch.cat(seen.pop(name)) for name in list(seen)}  # frees the parts one by one
     return Responses(rows, counts, _common_order(orders))
 
 
 def _common_order(orders: Sequence[Sequence[str]]) -> list[str]:
-    """Return the names that are in all orders, or none if their order differs."""
+    """Return the names common to all orders, or none if these disagree on their order."""
     common = set.intersection(*map(set, orders))
     first, *others = ([name for name in order if name in common] for order in orders)
     return first if all(order == first for order in others) else []
@@ -202,9 +200,9 @@ def inputs_in_order(
     positions: Positions,
     dense: Responses | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield what layers multiply their kernels with, at the same positions.
+    """Yield the input rows of layers, at the same positions as `sample_responses`.
 
-    A layer may be replaced once it was yielded; those after it then see what it leaves.
+    A layer may be replaced after it is yielded; later layers then see its new outputs.
 
     Parameters
     ----------
@@ -213,19 +211,19 @@ def inputs_in_order(
     names : sequence of str
         The layers, in the order of their first calls.
     dense : Responses, optional
-        How the dense model calls the layers; by default every batch calls each once. A layer that
-        is called otherwise takes a pass of its own over the batches, for the inputs of all of its
-        calls; where the model has come to call it more or less often, it is left out.
+        How the dense model calls the layers; by default every batch calls each once. A layer with
+        another number of calls takes a separate pass over the batches. It is left out if that
+        number has changed.
 
     Yields
     ------
     tuple of str and Tensor
-        A name, and rows of shape (rows, groups, columns).
+        The layer's name, and its rows (rows, groups, columns).
 
     Raises
     ------
     InvalidArgumentError
-        For inputs that are not finite, or batches that call layers in different orders.
+        If inputs are not finite, or batches call layers in different orders.
     """
     once = names if dense is None else dense.once
     walk = capture_inputs(model, once, batches)
@@ -239,7 +237,7 @@ def inputs_in_order(
                     for number, (batch, x) in enumerate(zip(batches, inputs, strict=True))
                 ]
             )
-            del inputs  # or they would stay in memory while the passes go on
+            del inputs  # frees them while the passes go on
         else:
             layer = model.get_submodule(name)
             rows, calls = _rows_of_all_calls(model, layer, batches, positions)
@@ -254,7 +252,7 @@ def inputs_in_order(
 def _rows_of_all_calls(
     model: nn.Module, layer: nn.Module, batches: Sequence[Batch], positions: Positions
 ) -> tuple[Tensor, list[int]]:
-    """Run a model on all batches; return a layer's inputs of all calls, and the calls of each."""
+    """Return the input rows of all calls of a layer, and its number of calls per batch."""
     share, parts, counts = positions.share(layer), [], []
 
     @outside_contexts()
@@ -279,7 +277,7 @@ def _rows_of_all_calls(
 def _input_rows(
     layer: nn.Module, batch: Batch, x: Tensor, positions: Positions, number: int, call: int = 0
 ) -> Tensor:
-    """Return the sampled rows of one input of a layer."""
+    """Return sampled rows of one input of a layer."""
     x, random = _unpadded(batch, layer, x), positions.random(number, call)
     return unfold_inputs(layer, x, positions.share(layer), random).float()
 

@@ -1,4 +1,4 @@
-"""Second moments of the inputs of wide layers, which are multiplied with but never formed."""
+"""Second moments of wide layers' inputs, as linear maps that are never formed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from torch import Tensor
 class RowMoment:
     r"""The second moment :math:`\Sigma = X^T X / N + c I` by N rows X, fewer than columns.
 
-    A kernel times it takes two products with the rows, in their precision, and no memory for
-    columns × columns numbers.
+    A product with it takes two products with the rows, in their precision, and no columns × columns
+    matrix.
 
     Attributes
     ----------
     rows : Tensor
-        X, (groups, rows, columns).
+        The rows X, (groups, rows, columns).
     white : Tensor
-        c, (groups,).
+        The white energy c, (groups,).
 
     Examples
     --------
@@ -34,7 +34,7 @@ class RowMoment:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape that it would have as a matrix: (groups, columns, columns)."""
+        """The shape as a matrix, (groups, columns, columns)."""
         groups, _, columns = self.rows.shape
         return groups, columns, columns
 
@@ -57,12 +57,12 @@ class RowMoment:
 
 @dataclass(frozen=True)
 class BlockMoment:
-    """A second moment that is known within blocks of consecutive columns, and zero between them.
+    """A block-diagonal second moment, of blocks of consecutive columns.
 
     Attributes
     ----------
     blocks : sequence of Tensor
-        (groups, columns of a block, the same).
+        The blocks, each (groups, columns, columns).
 
     Examples
     --------
@@ -75,7 +75,7 @@ class BlockMoment:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape that it would have as a matrix: (groups, columns, columns)."""
+        """The shape as a matrix, (groups, columns, columns)."""
         columns = sum(block.shape[-1] for block in self.blocks)
         return len(self.blocks[0]), columns, columns
 
@@ -92,7 +92,7 @@ class BlockMoment:
 
 
 SecondMoment = Tensor | RowMoment | BlockMoment
-"""Σ, (groups, columns, columns): what is asked of it is its shape, K @ Σ and `mean_energy`."""
+"""Σ, (groups, columns, columns): it has a shape, K @ Σ and `mean_energy`."""
 
 
 def mean_energy(second: SecondMoment) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layers that start from their weights alone although there are calibration data, and why."""
+"""Layers that are decomposed by their weights alone in spite of calibration data, and why."""
 
 from dataclasses import replace
 from math import prod
@@ -16,11 +16,11 @@ SVD_WEIGHT = "svd_weight"
 """The scheme that rebuilds a matrix from two factors."""
 
 MOST_CHOSEN = 4_608
-"""Most columns of a layer whose channels are chosen by data, which takes all of its moments."""
+"""Channels are chosen by data up to this many columns, because this takes the full moment."""
 
 
 def unfitted_layers(model: nn.Module) -> dict[str, str]:
-    """Return the layers of a pressed model that were not fitted to its calibration data, and why.
+    """Return the layers that were not fitted to the calibration data, each with the reason.
 
     Examples
     --------
@@ -41,42 +41,42 @@ def unfitted_layers(model: nn.Module) -> dict[str, str]:
 
 
 def reason_unfitted(model: nn.Module, layer: LayerPlan) -> str | None:
-    """Return why a layer cannot be fitted, None where it is composed of kernels with known inputs.
+    """Return the reason why a layer cannot be fitted to data, or None if it can.
 
     Parameters
     ----------
     model : nn.Module
-        The model, in which the layer is dense.
+        The model with the dense layer.
     layer : LayerPlan
-        How it is to be pressed.
+        The layer's plan.
     """
     method = layer.method
-    if method.form != "layer":  # it may be any parameter of a module
+    if method.form != "layer":  # the name may be that of any parameter
         return f"{layer.scheme} rebuilds its weight from factors that are not fitted"
     module = model.get_submodule(layer.name)
     if not can_unfold(module):
-        return f"{type(module).__name__} multiplies no inputs with its weight"
+        return f"its class {type(module).__name__} does not multiply inputs by a weight"
     shape = method.skeleton(layer.spec, layer.ranks, like=torch.empty(0, device="meta"))
     if not isinstance(shape, Composed):
-        return f"{layer.scheme} of a {layer.spec.kind} is no composition of kernels"
+        return f"{layer.scheme} of a {layer.spec.kind} is not a composition of kernels"
     columns = prod(layer.spec.kernel_shape[2:])
     if shape.selection() is not None and columns > MOST_CHOSEN:
-        most = f"{MOST_CHOSEN:,} columns at most"
-        return f"{layer.scheme} chooses channels by data of {most}, and it has {columns:,}"
+        most = f"at most {MOST_CHOSEN:,} columns"
+        return f"{layer.scheme} chooses channels by data for {most}, and it has {columns:,}"
     return None
 
 
 def as_chain(model: nn.Module, layer: LayerPlan) -> LayerPlan:
-    """Return the plan of two Linear layers for a matrix rebuilt from two factors, or else the plan.
+    """Return the plan of an ``svd_weight`` Linear as a chain of two Linears; other plans unchanged.
 
-    The responses of the matrix are theirs, where its inputs are known.
+    Both have the same responses, and a chain can be fitted to them.
 
     Parameters
     ----------
     model : nn.Module
-        The model, in which the layer is dense.
+        The model with the dense layer.
     layer : LayerPlan
-        How the layer is to be pressed.
+        The layer's plan.
     """
     module, key = locate_weight(model, layer.name)
     if layer.scheme != SVD_WEIGHT or key != "weight" or not isinstance(module, nn.Linear):

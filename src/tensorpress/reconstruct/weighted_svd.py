@@ -1,4 +1,4 @@
-"""The SVD of a matrix in the norms of what goes in and of what comes out of it."""
+"""The SVD of a matrix in the norms of its inputs and of its outputs' gradients."""
 
 from dataclasses import dataclass
 
@@ -9,27 +9,27 @@ from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.reconstruct.regression import damped_cholesky
 
 INPUT_DAMPING = 1e-2
-"""Added to the diagonal of the inputs' moment, relative to its mean."""
+"""Damping of the inputs' moment, relative to the mean of its diagonal."""
 
 GRADIENT_DAMPING = 1e-3
-"""Added to the diagonal of the gradients' moment, relative to its mean."""
+"""Damping of the gradients' moment, relative to the mean of its diagonal."""
 
 
 @dataclass(frozen=True)
 class WeightedSVD:
     r"""The SVD :math:`L_B^T W L_A = U Σ V^T`, for :math:`A = L_A L_A^T` and :math:`B = L_B L_B^T`.
 
-    Its truncation gives the matrix W' of some rank that has least
-    :math:`\operatorname{tr}(B (W - W') A (W - W')^T) = ‖L_B^T (W - W') L_A‖^2`.
+    Its truncation gives the matrix W' of a rank that minimizes :math:`\operatorname{tr}(B (W - W')
+    A (W - W')^T) = ‖L_B^T (W - W') L_A‖^2`.
 
     Attributes
     ----------
     matrix : Tensor
-        :math:`L_B^T W L_A`, (outputs, inputs), float64, as all others.
+        :math:`L_B^T W L_A`, (outputs, inputs), in float64 like all others.
     energies : Tensor
         :math:`σ^2`, the largest first.
     vectors : Tensor
-        In columns U, or V where that is shorter.
+        The columns of U, or of V if these are shorter.
     outputs, inputs : Tensor
         :math:`L_B` and :math:`L_A`.
     """
@@ -66,16 +66,16 @@ class WeightedSVD:
         left = _root(gradients, GRADIENT_DAMPING)
         matrix = left.mT @ weight.double() @ right  # M = L_Bᵀ W L_A
         wide = matrix.shape[0] <= matrix.shape[1]
-        # The eigenvectors of M Mᵀ are U, those of Mᵀ M are V: of the smaller one.
+        # U: the eigenvectors of M Mᵀ; V: those of Mᵀ M. The smaller Gram matrix is decomposed.
         energies, vectors = torch.linalg.eigh(matrix @ matrix.mT if wide else matrix.mT @ matrix)
         return WeightedSVD(matrix, energies.clamp_min(0).flip(0), vectors.flip(1), left, right)
 
     def lost(self) -> Tensor:
-        """Return what is lost at rank 0, 1, …, which is Σ σ² beyond it."""
+        """Return the loss at rank 0, 1, …: the sum of σ² beyond it."""
         return torch.cat([self.energies.flip(0).cumsum(0).flip(0), self.energies.new_zeros(1)])
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return (rank, inputs) and (outputs, rank), whose product is the best matrix."""
+        """Return factors (rank, inputs) and (outputs, rank) whose product is the best matrix."""
         basis = self.vectors[:, :rank]
         if len(basis) == len(self.matrix):  # U: Uᵀ M and U
             first, last = basis.mT @ self.matrix, basis
@@ -102,10 +102,10 @@ def decompose_layer(
     weight : Tensor
         Its weight, (outputs, inputs).
     centred : bool
-        Whether the layer has a bias, which takes the mean of what is lost.
+        Whether the layer has a bias, which makes up for the mean of the error.
     """
     inputs = curvature.inputs[name]
-    # Σ over positions of an example of ½ tr(B D A Dᵀ): the moment of gradients is their sum.
+    # ½ tr(B D A Dᵀ) is summed over the positions of an example, and so are the gradients' moments.
     gradients = curvature.gradients[name].double() / (2 * curvature.examples)
     return WeightedSVD.of(weight, inputs.mean(centred=centred).to(weight.device), gradients)
 

@@ -1,7 +1,7 @@
-"""Reports of runs, as terminal tables and as one self-contained HTML page.
+"""Reports of runs as terminal tables and as one self-contained HTML page.
 
-The page is a pure function of `ReportContent`, plain data that can be written to and read from
-JSON, so that a report can be rebuilt without the run that made it.
+The page depends only on `ReportContent`, plain data that is stored as JSON, so that a report can
+be rebuilt without repeating the run.
 """
 
 from tensorpress.report.content import Curve, Curves, FilePart, Histogram, LayerRow, ReportContent

@@ -1,4 +1,4 @@
-"""The page that compares several models: one self-contained HTML file without scripts."""
+"""The page that compares models: one self-contained HTML file without scripts."""
 
 import csv
 import io
@@ -14,6 +14,7 @@ from rich.text import Text
 from tensorpress.report import formatting
 from tensorpress.report.model_page import as_data
 from tensorpress.report.tables import Name, plain_table
+from tensorpress.report.templates import load_template
 from tensorpress.utils.atomic_files import write_atomically
 
 Row = Mapping[str, Any]
@@ -35,7 +36,7 @@ def write_comparison_page(content: Mapping[str, Any], path: str | os.PathLike[st
     Parameters
     ----------
     content : mapping
-        What `tensorpress.compare` returns.
+        The result of `tensorpress.compare`.
     path : path-like
         The file to write or replace.
 
@@ -44,23 +45,14 @@ def write_comparison_page(content: Mapping[str, Any], path: str | os.PathLike[st
     InvalidArgumentError
         If the file cannot be written.
     """
-    import jinja2
-
     from tensorpress.report.figures import parameters_and_errors
     from tensorpress.report.svg import NARROW, WIDE, to_svg
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tensorpress.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = content["models"]
     keys = columns(rows)
     points = [row for row in rows if value(row, "error") is not None]
-    label = "How far outputs differ over parameters, the numbers of the table"
-    page = environment.get_template("comparison.html.jinja").render(
+    label = "Difference of outputs over parameters, the numbers of the table"
+    page = load_template("comparison.html.jinja").render(
         content=content,
         get=content.get,
         columns={key: _COLUMNS[key] for key in keys},
@@ -98,7 +90,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that some model has a value for."""
+    """Return the columns for which any model has a value."""
     return [key for key in _COLUMNS if any(value(row, key) is not None for row in rows)]
 
 

@@ -1,4 +1,4 @@
-"""The content of a report: plain numbers and strings that are written to JSON and read from it."""
+"""The content of a report: plain numbers and strings that are stored as JSON."""
 
 import json
 import math
@@ -12,14 +12,14 @@ from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 
 class _Strict:
-    """A base class that refuses unknown keys when a report is read."""
+    """A base class that rejects unknown keys when a report is read."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class LayerRow(_Strict):
-    """A layer of a network, dense and pressed.
+    """A layer of a network before and after pressing.
 
     Attributes
     ----------
@@ -32,21 +32,21 @@ class LayerRow(_Strict):
     dense_shape : tuple of int
         Shape of the dense weight.
     modes : tuple of int
-        Shape of the tensor that was decomposed; empty for a dense layer.
+        Shape of the decomposed tensor; empty for a dense layer.
     ranks : tuple of int
         Ranks in the order of the scheme's paper; empty for a dense layer.
     dense_params, pressed_params : int
         Number of weights before and after pressing, without biases.
     file_bytes : float or None
-        Bytes of these weights in the file, a fraction because an entropy coder shares bytes
-        between layers; None without a file.
+        Bytes of these weights in the file, which may be a fraction because the entropy coder shares
+        bytes between layers; None without a file.
     bits_per_weight : float or None
         Bits of the file per pressed weight; None without a file.
     error : float or None
         Relative error ‖W − Ŵ‖ / ‖W‖ of the decomposition before training; None if the factors were
         initialized at random.
     note : str
-        Remark for the reader, for instance why the layer is dense.
+        A remark, for instance why the layer is dense.
 
     Examples
     --------
@@ -69,13 +69,13 @@ class LayerRow(_Strict):
 
     @property
     def ratio(self) -> float | None:
-        """The dense over the pressed parameters of this layer; None if nothing is stored."""
+        """Dense over pressed parameters of this layer; None if nothing is stored."""
         return self.dense_params / self.pressed_params if self.pressed_params else None
 
 
 @dataclass(frozen=True)
 class Histogram(_Strict):
-    """Counts of a layer's stored weights before and after quantization.
+    """A histogram of a layer's stored weights before and after quantization.
 
     Attributes
     ----------
@@ -122,12 +122,12 @@ class Curve(_Strict):
     epochs : list of int
         Epoch of each value.
     values : list of float or None
-        The value of each epoch; None or a number that is not finite leaves a gap.
+        The value of each epoch; None, NaN and infinite values leave a gap.
 
     Raises
     ------
     InvalidArgumentError
-        If there are not as many values as epochs.
+        If the numbers of values and epochs differ.
 
     Examples
     --------
@@ -149,7 +149,7 @@ class Curve(_Strict):
 
 @dataclass(frozen=True)
 class Curves(_Strict):
-    """Curves that share one plot: the same quantity in each phase.
+    """Curves in one plot: the same quantity in each phase.
 
     Attributes
     ----------
@@ -173,7 +173,7 @@ class Curves(_Strict):
 
 @dataclass(frozen=True)
 class FilePart(_Strict):
-    """A part of the compressed file and its size in bytes.
+    """A part of the compressed file and its bytes.
 
     Examples
     --------
@@ -194,8 +194,8 @@ class ReportContent(_Strict):
     title, subtitle : str
         Heading of the page and the sentence below it.
     metrics : dict
-        Content of ``metrics.json``: nested dictionaries of plain numbers and strings. A key that
-        is missing or None is shown as "–".
+        Content of ``metrics.json``: nested dictionaries of plain numbers and strings. Keys that are
+        missing or None are shown as "–".
     layers : list of LayerRow
         Rows of the table of layers.
     histograms : list of Histogram
@@ -203,7 +203,7 @@ class ReportContent(_Strict):
     curves : list of Curves
         Plots over the epochs.
     file_parts : list of FilePart
-        Parts of the file. A plot without data is left out.
+        Parts of the file. Plots without data are left out.
     recipe_yaml : str
         The recipe as text.
 
@@ -224,12 +224,12 @@ class ReportContent(_Strict):
     recipe_yaml: str = ""
 
     def to_json(self) -> str:
-        """Return the content as standard JSON; numbers that are not finite become null."""
+        """Return the content as standard JSON; NaN and infinite numbers become null."""
         return json.dumps(_finite(asdict(self)), allow_nan=False, ensure_ascii=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "ReportContent":
-        """Return the content that `to_json` wrote.
+        """Return a content from the JSON text of `to_json`.
 
         Raises
         ------
@@ -253,7 +253,7 @@ def _adapter() -> TypeAdapter[ReportContent]:
 
 
 def _finite(value: Any) -> Any:
-    """Return nested data with None for NaN and infinities, which JSON does not have."""
+    """Return nested data with None instead of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

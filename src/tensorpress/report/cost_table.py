@@ -1,4 +1,4 @@
-"""Tables of plans and of models, for the terminal."""
+"""Tables of plans and models for the terminal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class PlanRow:
     ranks : tuple of int
         Ranks of the scheme.
     dense_params, params : int
-        Parameters of the weight, dense and pressed.
+        Parameters of the weight before and after pressing.
     dense_macs, macs : int or None
-        MACs per example, dense and pressed; None if they are not known.
+        MACs per example before and after pressing; None if unknown.
     error : float or None
-        Relative error ‖W − Ŵ‖ / ‖W‖; None if it is not known.
+        Relative error ‖W − Ŵ‖ / ‖W‖; None if unknown.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """A cost of a model, dense and pressed; ``kind`` is a key of `COSTS`."""
+    """A cost of a model before and after pressing; ``kind`` is a key of `COSTS`."""
 
     kind: str
     dense: float | None
@@ -74,14 +74,14 @@ COSTS: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
     "bytes": ("bytes", formatting.count),
     "latency_ms": ("latency, ms", partial(formatting.decimal, digits=2)),
 }
-"""The label of each kind of cost, and the function that writes it."""
+"""The label of each kind of cost, and the function that formats it."""
 
 
 def plan_table(rows: Sequence[PlanRow]) -> Table:
-    """Return a table of the layers of a plan, with counts and their share of the dense layer's.
+    """Return a table of a plan's layers, with counts and their fraction of the dense layer's.
 
     Long names break at their dots. Columns without content are left out: modes if no weight is
-    reshaped, MACs if they are not known, errors if none was predicted.
+    reshaped, MACs and errors if they are unknown.
 
     Examples
     --------
@@ -123,14 +123,14 @@ def plan_table(rows: Sequence[PlanRow]) -> Table:
 
 
 def _count_and_share(value: int | None, dense: int | None) -> str:
-    """Return a count and its share of the dense one as text."""
+    """Return a count and its fraction of the dense count as text."""
     if value is None or not dense:
         return formatting.MISSING
     return f"{formatting.short_count(value)} {f'{100 * value / dense:.0f} %':>5}"
 
 
 def cost_table(costs: Sequence[Cost]) -> Table:
-    """Return a table with a line for each cost: dense, pressed, and their ratio.
+    """Return a table with a row for each cost: dense, pressed, and their ratio.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""The plots of a run's page, drawn by matplotlib.
+"""The plots on pages, drawn by matplotlib.
 
-The colours of the data are from the palette of Okabe and Ito and have a contrast of at least 3:1 on
-a light and on a dark background.
+Data colours are from the palette of Okabe and Ito, with a contrast of at least 3:1 on light and
+dark backgrounds.
 
 References
 ----------
@@ -26,17 +26,17 @@ from tensorpress.report.svg import MUTED, add_hover, new_figure
 BEFORE, AFTER = "#8C8C8C", "#0072B2"
 _PHASES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"), ("#CC79A7", "-."))
 _MAX_PARTS = 16  # bars of the file's parts
-_MAX_MARKERS = 40  # epochs up to which each has a marker
+_MAX_MARKERS = 40  # epochs up to which each epoch has a marker
 _MAX_NAME = 26  # characters of a layer's name
 
 
 def parameters_by_layer(layers: Sequence[LayerRow], width: int) -> Figure:
-    """Return a bar chart of every layer's dense and pressed parameters, on a logarithmic axis.
+    """Return a bar chart of every layer's dense and pressed parameters on a logarithmic axis.
 
     Parameters
     ----------
     layers : sequence of LayerRow
-        The layers, from the top down.
+        The layers, from top to bottom.
     width : int
         Width in pixels.
 
@@ -71,7 +71,7 @@ def parameters_by_layer(layers: Sequence[LayerRow], width: int) -> Figure:
 def weight_histogram(histogram: Histogram, width: int) -> Figure:
     """Return a histogram of a layer's stored weights before and after quantization.
 
-    Counts are on a logarithmic axis, because quantization gathers them into a few tall bars.
+    The axis of counts is logarithmic, because quantization collects weights in a few tall bars.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def weight_histogram(histogram: Histogram, width: int) -> Figure:
     axes.set_xlabel("weight")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_ylabel("weights")
-    # The axis starts at half a weight, so that a bin with a single weight has a bar.
+    # The axis starts at half a weight, so that a bin with a single weight has a visible bar.
     axes.set_yscale("log")
     axes.set_ylim(0.5, 1.5 * largest)
     axes.yaxis.set_major_locator(LogLocator(numticks=6))
@@ -114,14 +114,14 @@ def weight_histogram(histogram: Histogram, width: int) -> Figure:
 def training_curves(group: Curves, phases: Sequence[str], width: int) -> Figure:
     """Return a plot of a quantity over epochs.
 
-    The axis is logarithmic where positive values span more than a factor of thirty.
+    The axis is logarithmic if positive values span more than a factor of thirty.
 
     Parameters
     ----------
     group : Curves
         The quantity.
     phases : sequence of str
-        Names of all phases of the page; each has the same colour and dash in every plot.
+        Names of all phases on the page; each has the same colour and dash in all plots.
     width : int
         Width in pixels.
 
@@ -153,7 +153,7 @@ def training_curves(group: Curves, phases: Sequence[str], width: int) -> Figure:
 
 
 def bytes_by_part(parts: Sequence[FilePart], width: int) -> Figure:
-    """Return a bar chart of the parts of a file, largest first; the smallest of many share a bar.
+    """Return a bar chart of a file's parts, largest first; the smallest of many share a bar.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def bytes_by_part(parts: Sequence[FilePart], width: int) -> Figure:
         add_hover(bar, f"{part.name}: {part.bytes:,.0f} bytes")
     texts = [f"{part.bytes:,.0f} ({100 * part.bytes / total:.1f} %)" for part in ranked]
     axes.bar_label(bars, texts, padding=4, fontsize=11)
-    # Room on the right for the text of the longest bar, on a phone too.
+    # Leave space on the right for the text of the longest bar, even on a phone.
     room = 1.25 if width > 500 else 1.75
     axes.set_xlim(0, room * max((part.bytes for part in ranked), default=1))
     axes.set_xlabel("bytes")
@@ -195,7 +195,7 @@ def bytes_by_part(parts: Sequence[FilePart], width: int) -> Figure:
 def errors_by_rank(
     curves: Sequence[Mapping[str, Any]], chosen: Sequence[int], width: int
 ) -> Figure:
-    """Return a plot of a layer's error over its ranks, with the ranks that were chosen.
+    """Return a plot of a layer's error over its ranks, with the chosen ranks.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def errors_by_rank(
 
 
 def parameters_and_errors(rows: Sequence[Mapping[str, Any]], width: int) -> Figure:
-    """Return a plot of how far the outputs of models differ over their parameters.
+    """Return a plot of the output differences of models over their parameters.
 
     Parameters
     ----------
@@ -276,7 +276,7 @@ def parameters_and_errors(rows: Sequence[Mapping[str, Any]], width: int) -> Figu
 
 
 def _format_large(axis: Axis) -> None:
-    """Write large numbers of an axis as 10k or 3M, without ticks between."""
+    """Format large numbers on an axis as 10k or 3M, without minor ticks."""
     axis.set_major_formatter(EngFormatter(sep=""))
     axis.set_minor_locator(NullLocator())
 
@@ -289,9 +289,9 @@ def add_legend(axes: Axes) -> None:
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Label the rows of horizontal bars from the top down.
+    """Label the rows of horizontal bars from top to bottom.
 
-    Rows are placed by number and not by name, so that equal or shortened names stay apart.
+    Rows are placed by index, so that equal or shortened names do not collide.
     """
     axes.set_yticks(range(len(names)), [_shorten(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -299,7 +299,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _shorten(name: str) -> str:
-    """Return a name without the middle if it is long: both of its ends tell layers apart."""
+    """Return a long name without its middle, because both ends tell layers apart."""
     if len(name) <= _MAX_NAME:
         return name
     tail = (_MAX_NAME - 1) * 2 // 3

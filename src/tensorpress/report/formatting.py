@@ -1,4 +1,4 @@
-"""Numbers as text, in the terminal and on the page alike."""
+"""Numbers as text, for the terminal and for pages."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,14 +45,14 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _leaf(value: Any) -> str:
-    """Return the text of a value that is no dictionary."""
+    """Return the text of a value that is not a dictionary."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
-    # Thousands separators only where digits get hard to count: a seed is a name, not a quantity.
+    # Thousands separators only for large numbers: a seed is a name, not a quantity.
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
@@ -100,7 +100,7 @@ def ratio(value: float | None) -> str:
 
 
 def decimal(value: float | None, digits: int) -> str:
-    """Return a number with so many decimals; a positive one that rounds to zero is written with <.
+    """Return a number with so many decimals, or as "<0.01" if it is positive but rounds to zero.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def shape(sizes: Sequence[int]) -> str:
 
 
 def size(value: float | None) -> tuple[str, str]:
-    """Return the number and the unit of a size in bytes, exact below 100,000 bytes.
+    """Return number and unit of a size in bytes, exact below 100,000 bytes.
 
     Examples
     --------

@@ -11,13 +11,14 @@ from typing import Any
 
 from tensorpress.report import formatting
 from tensorpress.report.content import LayerRow
+from tensorpress.report.templates import load_template
 from tensorpress.utils.atomic_files import write_atomically
 
 _LABELS = {
     "params": "parameters",
     "bytes": "bytes",
     "macs": "multiply–accumulates",
-    "latency_ms": "milliseconds a pass",
+    "latency_ms": "milliseconds per pass",
 }
 _MEASURES = (
     ("error", "error", True),
@@ -41,8 +42,8 @@ def write_model_page(content: Mapping[str, Any], path: str | os.PathLike[str]) -
     Parameters
     ----------
     content : mapping
-        What `tensorpress.report` returns or `CompressResult.to_dict`, with a ``title``. What is
-        missing is left out.
+        The result of `tensorpress.report` or `CompressResult.to_dict`, with a ``title``. Missing
+        parts are left out.
     path : path-like
         The file to write or replace.
 
@@ -51,18 +52,9 @@ def write_model_page(content: Mapping[str, Any], path: str | os.PathLike[str]) -
     InvalidArgumentError
         If the file cannot be written.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tensorpress.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     layers = content.get("layers", [])
     largest = sorted(layers, key=lambda layer: -layer["dense_params"])
-    page = environment.get_template("model.html.jinja").render(
+    page = load_template("model.html.jinja").render(
         result=content,
         get=content.get,
         labels=_LABELS,
@@ -81,7 +73,7 @@ def write_model_page(content: Mapping[str, Any], path: str | os.PathLike[str]) -
 
 
 def _plot_layers(layers: Sequence[Mapping[str, Any]]) -> str:
-    """Return the chart of dense and pressed parameters, the largest layer first."""
+    """Return a chart of dense and pressed parameters, largest layer first."""
     if not layers:
         return ""
     from tensorpress.report.figures import parameters_by_layer
@@ -100,7 +92,7 @@ def _plot_layers(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _plot_curves(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return names and plots of the layers with a spectrum."""
+    """Return names and error plots of layers."""
     if not layers:
         return []
     from tensorpress.report.figures import errors_by_rank
@@ -130,5 +122,5 @@ def _to_csv(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_data(kind: str, text: str) -> str:
-    """Return an address that holds a text, for a link that saves it."""
+    """Return text as a data URL for a download link."""
     return f"data:{kind};base64,{b64encode(text.encode()).decode()}"

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: text, tables and plots that need no network."""
+"""The report of a run as one self-contained HTML page."""
 
 import os
 from collections.abc import Mapping
@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 from tensorpress.report import formatting
 from tensorpress.report.content import ReportContent
 from tensorpress.report.tables import headline_cells
+from tensorpress.report.templates import load_template
 from tensorpress.utils.atomic_files import write_atomically
 
 _CONDITIONS = ("seed", "device", "seconds", "latency", "versions")
 
 
 class _Headline(NamedTuple):
-    """One of the large numbers of the page: its label, the number, its unit, an explanation."""
+    """One of the large numbers on the page, with label, unit and explanation."""
 
     label: str
     value: str
@@ -25,13 +26,13 @@ class _Headline(NamedTuple):
 def render(content: ReportContent) -> str:
     """Return a report as a self-contained HTML page.
 
-    The page has no script and makes no network request: its content security policy forbids the
-    browser to load anything. All text of the content is escaped.
+    The page has no scripts and makes no network requests: its content security policy forbids
+    loading anything. All text of the content is escaped.
 
     Parameters
     ----------
     content : ReportContent
-        The content. A missing number is shown as "–", and a plot without data is left out.
+        The content. Missing numbers are shown as "–", and plots without data are left out.
 
     Examples
     --------
@@ -39,20 +40,11 @@ def render(content: ReportContent) -> str:
     >>> "LeNet-5 &amp; co" in page and "2,104" in page
     True
     """
-    import jinja2
-
     from tensorpress.report import figures
     from tensorpress.report.svg import NARROW, WIDE, to_svg
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tensorpress.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     phases = list(dict.fromkeys(curve.name for group in content.curves for curve in group.curves))
-    return environment.get_template("page.html.jinja").render(
+    return load_template("page.html.jinja").render(
         content=content,
         headline=_headline(content.metrics),
         cells=headline_cells(content.metrics),
@@ -125,7 +117,7 @@ def write_page(content: ReportContent, path: str | os.PathLike[str]) -> None:
 
 
 def _headline(metrics: Mapping[str, Any]) -> list[_Headline]:
-    """Return the large numbers of the page."""
+    """Return the large numbers at the top of the page."""
     numbers = {
         key: formatting.lookup(metrics, key)
         for key in (

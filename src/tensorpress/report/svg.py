@@ -1,7 +1,7 @@
-"""Plots as SVG inside a page: they take the page's colours and need no script.
+"""Plots as SVG inside a page, with the page's colours and without scripts.
 
-The colours of text, ticks and grid are those of ``page.css`` in light; in the SVG they become the
-page's variables, so that the same plot is right in the dark and in print.
+Text, ticks and grid are drawn in the light colours of ``page.css``. In the SVG these become the
+page's CSS variables, so that the same plot works in dark mode and in print.
 """
 
 import hashlib
@@ -42,26 +42,26 @@ _STYLE: Any = {
 
 
 def new_figure(width: int, height: float) -> Figure:
-    """Return an empty figure of a width and a height in pixels."""
+    """Return an empty figure, with width and height in pixels."""
     return Figure(figsize=(width / 72, height / 72), layout="constrained")
 
 
 def add_hover(artist: Any, text: str) -> None:
-    """Give an artist a text that browsers show when the pointer rests on it."""
+    """Give an artist a text that browsers show as its tooltip."""
     artist.set_gid(_HOVER + text)
 
 
 def to_svg(draw: Callable[[int], Figure], label: str, *widths: int) -> Markup:
-    """Return a plot as markup, drawn for each width in pixels.
+    """Return a plot as markup, drawn for each width.
 
     Parameters
     ----------
     draw : callable
-        Takes a width and returns the figure.
+        Function from a width in pixels to the figure.
     label : str
-        What the plot shows, for readers who do not see it.
+        Description of the plot for screen readers.
     *widths : int
-        One width, or `WIDE` and `NARROW`, of which the page shows what fits.
+        One width, or `WIDE` and `NARROW`, of which the page shows the one that fits.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def to_svg(draw: Callable[[int], Figure], label: str, *widths: int) -> Markup:
 
 
 def _adapt(svg: str) -> ElementTree.Element:
-    """Return an SVG file as an element of a page: its colours and font, and unique names."""
+    """Return an SVG as an element for a page, with the page's colours and font and unique ids."""
     root = ElementTree.fromstring(svg)
     prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]
     root.attrib = {
@@ -111,7 +111,7 @@ def _adapt(svg: str) -> ElementTree.Element:
 
 
 def _adapt_value(value: str, prefix: str, name: str) -> str:
-    """Return the value of an attribute as the page has it."""
+    """Return the value of an attribute for the page."""
     if name == "id":
         return f"{prefix}-{value}"
     if name == "d":

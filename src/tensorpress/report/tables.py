@@ -1,4 +1,4 @@
-"""The tables of a report for the terminal."""
+"""The tables of a run's report for the terminal."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return the rows of the headline table as text: quantity, dense, pressed, file.
 
-    A missing number is written "–"; a cell without a meaning, such as the MACs of a file, is empty.
+    Missing numbers are written "–"; cells without meaning, such as the MACs of a file, are empty.
     The error before training is included if weights were decomposed.
 
     Examples
@@ -64,10 +64,10 @@ def headline_cells(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]
 
 
 def headline_table(metrics: Mapping[str, Any]) -> Table:
-    """Return a table of the network's metrics: dense, pressed, and decoded from the file.
+    """Return a table of a network's metrics: dense, pressed, and decoded from the file.
 
-    The parameter ratio is dense parameters / stored parameters; the file ratio is 4 bytes × dense
-    parameters / all bytes of the file.
+    The parameter ratio is dense / stored parameters; the file ratio is 4 bytes × dense parameters /
+    size of the file.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def headline_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def layer_table(rows: Sequence[LayerRow]) -> Table:
-    """Return a table of the layers of a network, with totals and notes as numbered remarks.
+    """Return a table of a network's layers, with totals, and notes as numbered footnotes.
 
     The table fits into 80 columns: long names break at their dots, and columns that are empty in
     every row are left out. Shapes, modes and bits per weight are on the page only.
@@ -127,7 +127,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
     for column in columns:
         table.add_column(column.header, footer=column.total, justify="right", no_wrap=True)
     for index, row in enumerate(rows):
-        # Text, not str: what is in square brackets is not markup here.
+        # Text, not str, in which rich would read square brackets as markup.
         table.add_row(
             Name(row.name + footnote_mark(notes, row.note)),
             Text(row.scheme),
@@ -140,7 +140,7 @@ def layer_table(rows: Sequence[LayerRow]) -> Table:
 
 @dataclass(frozen=True)
 class Name:
-    """A qualified name, which breaks at its dots if the column is too narrow for it."""
+    """A qualified name, which breaks at its dots if the column is too narrow."""
 
     text: str
 
@@ -168,7 +168,7 @@ class _Column(NamedTuple):
 
 
 def plain_table(caption: Text | None = None) -> Table:
-    """Return an empty table in the style of all tables of the package."""
+    """Return an empty table in the style of all tables of this package."""
     return Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -182,7 +182,7 @@ def plain_table(caption: Text | None = None) -> Table:
 
 
 def _numeric_columns(rows: Sequence[LayerRow]) -> list[_Column]:
-    """Return the columns of numbers that have a value in at least one row."""
+    """Return the numeric columns that have a value in at least one row."""
     dense = [row.dense_params for row in rows]
     pressed = [row.pressed_params for row in rows]
     sizes = [row.file_bytes for row in rows]
@@ -194,7 +194,7 @@ def _numeric_columns(rows: Sequence[LayerRow]) -> list[_Column]:
     ]
     known = [value for value in sizes if value is not None]
     if known:
-        # Without a total if a layer is missing in it.
+        # No total if any layer has no value.
         total = sum(known) if len(known) == len(rows) else None
         columns.append(_Column("file\nbytes", count(total), [count(value) for value in sizes]))
     if any(value is not None for value in errors):
@@ -204,5 +204,5 @@ def _numeric_columns(rows: Sequence[LayerRow]) -> list[_Column]:
 
 
 def footnote_mark(notes: Sequence[str], note: str) -> str:
-    """Return the superscript number of a note among all notes, empty for an empty note."""
+    """Return the superscript number of a note, or nothing if the note is empty."""
     return str(notes.index(note) + 1).translate(_SUPERSCRIPTS) if note else ""

@@ -1,4 +1,4 @@
-"""The recipes and sweeps that come with TensorPress, by the names of their files."""
+"""The recipes and sweeps that come with TensorPress, by name."""
 
 import os
 from importlib import resources
@@ -12,7 +12,7 @@ Kind = Literal["recipe", "sweep"]
 
 
 def list_library(kind: Kind) -> dict[str, Path]:
-    """Return the files of a kind by name, from the package or from its checkout.
+    """Return all recipes or all sweeps by name, from the package or its checkout.
 
     Examples
     --------
@@ -26,14 +26,14 @@ def list_library(kind: Kind) -> dict[str, Path]:
 
 
 def find_in_library(kind: Kind, name: str | os.PathLike[str]) -> Path:
-    """Return the path of the recipe or sweep of a name, or a path as it is.
+    """Return the path of a recipe or sweep by its name; a path is returned unchanged.
 
-    A name that ends with ``.yaml`` or ``.yml``, has a folder, or is an existing file is a path.
+    Whatever ends with ``.yaml`` or ``.yml``, has a folder, or is an existing file counts as a path.
 
     Raises
     ------
     InvalidArgumentError
-        If no file has this name; the message has the nearest names.
+        If there is no such name; the message suggests similar ones.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The measurements of a run: `metrics.json`, and the content of the report."""
+"""The measurements of a run: `metrics.json` and the content of the report."""
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +28,11 @@ BINS = 61
 class RunRecord:
     """The results of a run, from which its metrics and report are made.
 
-    ``initial`` is the pressed model before training where it was decomposed from trained weights;
-    ``latent`` has the weights before quantization, ``decoded`` those of the file. ``errors`` are
-    in per cent: dense, start (that of ``initial``), pressed and file on the images that
-    ``errors_on`` names, "test" or "validation", and the file's on the validation images.
+    ``initial`` is the pressed model before training, if it was decomposed from trained weights.
+    ``latent`` has the weights before quantization, ``decoded`` those of the file. ``errors`` in
+    percent are "dense", "start" (of ``initial``), "pressed" and "file", on the images that
+    ``errors_on`` names ("test" or "validation"), and "validation", that of the file on the
+    validation images.
     """
 
     recipe: Recipe
@@ -50,12 +51,12 @@ class RunRecord:
 
 
 def run_metrics(record: RunRecord) -> dict[str, Any]:
-    """Return the content of ``metrics.json``: plain numbers, errors in per cent, times in ms.
+    """Return the content of ``metrics.json``: plain numbers, errors in percent, times in ms.
 
-    ``ratio.params`` is dense over stored parameters; ``ratio.file`` is 4 bytes a dense
-    parameter over all bytes of the file. ``latency.pressed_ms`` is the time of the pressed network,
-    ``materialized_ms`` its time with dense weights that are rebuilt once; both have the MACs of
-    ``pressed``. ``pressed.start_error`` is the error before any training.
+    ``ratio.params`` is dense over stored parameters; ``ratio.file`` is 4 bytes per dense parameter
+    over the size of the file. ``latency.pressed_ms`` is the time of the pressed network, and
+    ``materialized_ms`` its time after dense weights have been rebuilt once; both need the MACs of
+    ``pressed``. ``pressed.start_error`` is the error before training.
     """
     dense_params, params = record.plan.dense_params, record.plan.params
     size = record.inspection.size
@@ -117,7 +118,7 @@ def report_content(record: RunRecord, metrics: dict[str, Any]) -> ReportContent:
 
 
 def layer_rows(record: RunRecord) -> list[LayerRow]:
-    """Return a row for every weight of two axes or more, pressed or kept dense."""
+    """Return a row for every weight of at least two axes, pressed or dense."""
     stored = {tensor.name: tensor.bytes for tensor in record.inspection.tensors}
     rows = []
     planned = {layer.name: layer for layer in record.plan.layers}
@@ -150,7 +151,7 @@ def layer_rows(record: RunRecord) -> list[LayerRow]:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Yield the name of each layer, its module and its weight; a tied weight is the first one's."""
+    """Yield the name, module and weight of each layer, and tied weights only once."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         for key, weight in module._parameters.items():
@@ -160,20 +161,20 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
 
 
 def _is_weight_of(key: str, layer: LayerPlan) -> bool:
-    """Return whether a stored tensor is a factor of a layer's weight, but no shared core."""
+    """Return whether a stored tensor is a factor of a layer's weight and not a shared core."""
     shared = layer.method.shared and key.endswith("original0")
     return _is_part_of(key, layer.name) and not key.endswith(".bias") and not shared
 
 
 def _is_part_of(key: str, layer: str) -> bool:
-    """Return whether a tensor is one of a layer, which has the name of a module or a parameter."""
+    """Return whether a tensor belongs to a layer, named by its module or its parameter."""
     parent, _, last = layer.rpartition(".")
     rebuilt = f"{parent}.parametrizations.{last}.".removeprefix(".")
     return key.startswith((f"{layer}.", rebuilt))
 
 
 def file_parts(inspection: Inspection) -> list[FilePart]:
-    """Return the parts of a file by layer and kind, whose bytes add up to the file."""
+    """Return the parts of a file by layer and kind; together they are the whole file."""
     groups: dict[str, float] = {
         "container, checksum": inspection.parts["container"],
         "header: network and plan": inspection.parts["header"],
@@ -196,7 +197,7 @@ def _name_part(name: str, layers: Sequence[StoredLayer]) -> str:
 
 
 def _start_error(record: RunRecord, name: str) -> float | None:
-    """Return the relative error of a layer's weight right after the decomposition."""
+    """Return the relative error of a layer's weight right after decomposition."""
     if record.initial is None:
         return None
     module, key = locate_weight(record.initial, name)
@@ -231,7 +232,7 @@ def _histograms(record: RunRecord) -> list[Histogram]:
 
 
 def _curves(histories: Mapping[str, History]) -> list[Curves]:
-    """Return a curve for each phase; after the dense phase, epochs are counted on."""
+    """Return curves for each phase; after the dense phase, epochs are numbered consecutively."""
     offsets, done = {}, 0
     for phase, history in histories.items():
         offsets[phase] = done

@@ -1,4 +1,4 @@
-"""A recipe, checked by pydantic; every error names the key."""
+"""Recipes, checked by pydantic; every error names the key."""
 
 import os
 from pathlib import Path
@@ -27,14 +27,15 @@ from tensorpress.utils.paths import is_file
 
 
 class Recipe(Section):
-    """A whole run: a network and data in, a file and a report out.
+    """A complete run, from a network and data to a file and a report.
 
-    ``network`` is one of the zoo or any other by its name, as for `tensorpress.models.load_model`,
-    which gets a head for the classes of the data. It takes images of the shape ``input`` (channels
-    first), by default that of the data. The dense network comes from ``weights`` (safetensors,
-    ``.pt`` or ``.tpz``, relative to the data folder), or is trained here as ``dense`` says, or
-    both; without ``press`` it stays dense. ``train`` trains the pressed network; then ``quantize``
-    or ``rate`` makes the file. Examples are in the project's ``recipes/``.
+    ``network`` is a network of the zoo, or the name of any other model as in
+    `tensorpress.models.load_model`, which gets a head for the classes of the data. It takes images
+    of shape ``input`` (channels first), by default that of the data. The dense network is loaded
+    from ``weights`` (safetensors, ``.pt`` or ``.tpz``, relative to the data folder), trained with
+    the settings ``dense``, or both; without ``press`` it stays dense. ``train`` trains the pressed
+    network; ``quantize`` or ``rate`` then makes the file. Examples are in the project's
+    ``recipes/``.
     """
 
     title: str
@@ -58,18 +59,22 @@ class Recipe(Section):
             "timm",
         )  # a folder or function may have them
         if self.weights is None and self.dense is None and not has_weights:
-            raise ValueError("give weights (a file), dense (how to train them), or both")
+            raise ValueError("needs weights (a file), dense (settings to train them), or both")
         if self.weights is not None and origin == "hf":
-            raise ValueError("weights: a model of Hugging Face is a folder that holds its weights")
+            raise ValueError(
+                "weights must not be set for a Hugging Face model, whose folder has the weights"
+            )
         if self.input is not None and not origin:
             shape = format_shape(network(self.network).input_shape)
-            raise ValueError(f"input is for networks outside the zoo: {self.network} takes {shape}")
+            raise ValueError(
+                f"input must not be set for a network of the zoo: {self.network} takes {shape}"
+            )
         if (self.quantize is None) == (self.rate is None):
-            raise ValueError("give either quantize or rate, which say how the file is made")
+            raise ValueError("needs either quantize or rate, which make the file")
         if any("seed" in phase.model_fields_set for phase in self._trainings()):
-            raise ValueError("the seed is given to the run, not in the recipe")
+            raise ValueError("the seed is an argument of the run, not part of the recipe")
         if self.press is not None and self.press.norms and self.train is None:
-            raise ValueError("press.norms are for training: give train (how long and how fast)")
+            raise ValueError("press.norms needs train, because norms act during training only")
         return self
 
     @model_validator(mode="after")
@@ -77,9 +82,10 @@ class Recipe(Section):
         if self.teacher is None:
             return self
         if not any(phase.distill is not None for phase in self._trainings()):
-            raise ValueError("nobody listens to the teacher: give a training distill")
+            raise ValueError("teacher needs a training phase with distill")
         names = (self.network, self.teacher.network)
-        if any(parse_name(name).origin for name in names):  # such a teacher gets the same images
+        # A network from outside the zoo gets the images of the student.
+        if any(parse_name(name).origin for name in names):
             return self
         student, teacher = map(network, names)
         if any(
@@ -87,8 +93,8 @@ class Recipe(Section):
             for key in ("input_shape", "classes", "preprocess")
         ):
             raise ValueError(
-                f"teacher.network {teacher.name} takes other images, or tells other classes, than "
-                f"{student.name}"
+                f"teacher.network {teacher.name} must take the same images and have the same "
+                f"classes as {student.name}"
             )
         return self
 
@@ -99,8 +105,8 @@ class Recipe(Section):
         )
         if self.data.augment in MIXED and not all(distilled):
             raise ValueError(
-                f"augment {self.data.augment} mixes images, of which labels say nothing: every "
-                "training needs distill with weight 1"
+                f"augment {self.data.augment} mixes images, which then have no label: every "
+                "training phase needs distill with weight 1"
             )
         return self
 
@@ -110,7 +116,7 @@ class Recipe(Section):
         return [p for p in (self.dense, self.train, finetune, *rated) if p is not None]
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML that `read_recipe` takes, without default values.
+        """Return the recipe as YAML for `read_recipe`, without default values.
 
         Examples
         --------
@@ -142,8 +148,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     DataNotFoundError
         If there is no such file.
     InvalidArgumentError
-        If it is not YAML, or a key is unknown, missing or has a value that cannot be used; the
-        message names the key and what was expected.
+        If it is not YAML, or a key is unknown, missing or has an invalid value; the message names
+        the key and what was expected.
     """
     file = Path(path)
     if not is_file(file):

@@ -1,4 +1,4 @@
-"""The network of a recipe: one of the zoo, or any other with a head for the recipe's data."""
+"""The network of a recipe: from the zoo, or any other with a head for the data."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from tensorpress.models.zoo.weights import fill_model
 from tensorpress.press.unpress import unpress
 from tensorpress.runs.recipe import Recipe
 
-_OR_TRAIN = ", or let the recipe train it (a section dense instead of weights)"
+_OR_TRAIN = ", or let the recipe train it (with dense instead of weights)"
 
 
 def recipe_network(recipe: Recipe) -> Network:
-    """Return the network of a recipe, which is built when its ``build`` is called.
+    """Return the network of a recipe, without building it yet.
 
     Examples
     --------
@@ -39,12 +39,12 @@ def recipe_network(recipe: Recipe) -> Network:
 
 
 def teacher_network(recipe: Recipe, name: str) -> Network:
-    """Return the network of a recipe's teacher, which gets the images of the recipe's network."""
+    """Return the teacher's network, which takes the images of the recipe's network."""
     return NETWORKS.get(name) or _other_network(recipe, name, "teacher.network")
 
 
 def _other_network(recipe: Recipe, name: str, key: str) -> Network:
-    """Return a network that is not in the zoo."""
+    """Return a network from outside the zoo."""
     shape, classes = describe_images(recipe.data.origin, recipe.data.root)
     student = NETWORKS.get(recipe.network)
     shape = student.input_shape if student else recipe.input or shape
@@ -59,7 +59,7 @@ def _other_network(recipe: Recipe, name: str, key: str) -> Network:
 def _build(
     key: str, name: str, shape: tuple[int, ...], classes: int, *, new_head: bool, trained: bool
 ) -> nn.Module:
-    """Build a network and check that it fits; errors name the key of the recipe."""
+    """Build a network and check that it fits the data; errors name the key of the recipe."""
     with _name_key(key):
         model = build_classifier(name, classes, new_head=new_head)
         check_classifier(model, shape, classes)
@@ -69,14 +69,15 @@ def _build(
 
 
 def load_dense_weights(model: nn.Module, recipe: Recipe, net: Network) -> None:
-    """Fill the dense network from the file of the recipe.
+    """Load the recipe's weights into the dense network.
 
-    A recipe that trains it as well may take weights for other classes: its head is then new.
+    If the recipe also trains the network, the weights may be for other classes: the head is then
+    new.
 
     Raises
     ------
     TensorPressError
-        If the file is missing, damaged or does not fit.
+        If the file is missing, damaged or does not fit the network.
     """
     assert recipe.weights is not None
     path = find_weights(recipe.weights, recipe.data.root, _OR_TRAIN)

@@ -1,4 +1,4 @@
-"""The plan that a recipe asks for."""
+"""The plan of a recipe."""
 
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -20,9 +20,9 @@ from tensorpress.sensitivity.response_energy import RESPONSES, response_energies
 
 
 def plan_recipe(dense: nn.Module, recipe: Recipe, images: Iterable[CalibrationBatch] = ()) -> Plan:
-    """Return the plan that a recipe asks for; only rank rules with a name depend on the weights.
+    """Return the plan of a recipe; only named rank rules depend on the weights.
 
-    ``images`` are batches for ``allocation: responses``.
+    ``images`` are the batches for ``allocation: responses``.
     """
     section = recipe.press
     if section is None:

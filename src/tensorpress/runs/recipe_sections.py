@@ -1,4 +1,4 @@
-"""The sections of a recipe, checked by pydantic; every error names the key."""
+"""The sections of recipes, checked by pydantic; every error names the key."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +45,7 @@ def _check_schemes(schemes: Schemes) -> Schemes:
 
 
 def _expect(expected: str) -> WrapValidator:
-    """Return a validator that reports one mistake for all members of a union."""
+    """Return a validator that reports one error for all members of a union."""
 
     def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -73,7 +73,7 @@ def _check_budget(text: str) -> str:
 
 
 def _check_network_name(name: str) -> str:
-    """Check the name of a network of the zoo, and the form of any other."""
+    """Check the name of a network in the zoo, or only the form of any other name."""
     return name if parse_name(name).origin else network(name).name
 
 
@@ -99,25 +99,24 @@ Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 _RANKS = f"a list of positive numbers, one for all, a fraction, {' or '.join(NAMES)}"
 AnyRanks = tuple[Rank, ...] | Rank | Fraction | RankName
 LayerRanks = Annotated[AnyRanks, _expect(_RANKS)]
-Ranks = Annotated[AnyRanks, _expect(f"{_RANKS} (what spreads a budget is the allocation)")]
+Ranks = Annotated[AnyRanks, _expect(f"{_RANKS} (a rule that divides a budget is the allocation)")]
 
 
 class Section(BaseModel):
-    """A part of a recipe, immutable and without unknown keys."""
+    """A part of a recipe, which is immutable and allows no unknown keys."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {}
-    """Former names of keys, and their present names; errors name both."""
+    """Former names of keys and their present names; errors mention both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Data(Section):
-    """The images, the number of those for training that validate, and augmentation.
+    """The images, how many training images are for validation, and augmentation.
 
-    ``name`` is that of a data set, ``source`` a path, which may be relative to the data folder, or
-    ``package.module:function``; see `tensorpress.data.open_source`.
-    After ``variants`` epochs the same augmented images come again, with the stored outputs of the
-    teacher.
+    ``name`` is the name of a dataset; ``source`` is a path, which may be relative to the data
+    folder, or ``package.module:function``; see `tensorpress.data.open_source`. With ``variants``,
+    the same augmented images are repeated after so many epochs, with the teacher's stored outputs.
     """
 
     name: str | None = None
@@ -132,7 +131,7 @@ class Data(Section):
     def _check_source(self) -> "Data":
         if (self.name is None) == (self.source is None):
             raise ValueError(
-                "give either name (a data set) or source (a path, or package.module:function)"
+                "needs either name (a dataset) or source (a path, or package.module:function)"
             )
         return self
 
@@ -143,9 +142,9 @@ class Data(Section):
 
 
 class Teacher(Section):
-    """A trained network that is distilled in place of the dense one, such as a larger one.
+    """A trained network to distill from instead of the dense one, such as a larger network.
 
-    ``weights`` are a file as for the dense network.
+    ``weights`` is a file, as for the dense network.
     """
 
     network: NetworkName
@@ -153,10 +152,10 @@ class Teacher(Section):
 
 
 class LayerPress(Section):
-    """The settings of a layer, or of all layers that match a pattern.
+    """The settings of one layer, or of all layers that match a pattern.
 
-    Other keys are options of the scheme, such as ``modes`` of (s)cada_tucker. The default of
-    ``ranks`` are the ranks for all layers.
+    Additional keys are options of the scheme, such as ``modes`` of (s)cada_tucker. ``ranks``
+    defaults to the ranks for all layers.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -179,9 +178,9 @@ class Press(Section):
     """The arguments of `tensorpress.plan` and `tensorpress.press`.
 
     See `tensorpress.plan` for possible combinations. With ``calibrate``, a number of training
-    images, factors are fitted to responses as ``reconstruct`` says, and ``allocation: responses``
-    spreads a budget by them. With ``norms``, chains of random factors are trained with a norm
-    between the factors, which absorb it at the end.
+    images, factors are fitted to responses with the method ``reconstruct``, and ``allocation:
+    responses`` divides a budget by them. With ``norms``, chains of random factors are trained with
+    norms between the factors, which are merged into the factors at the end.
     """
 
     RENAMED = {"layers": "overrides", "start": "init"}
@@ -204,7 +203,7 @@ class Press(Section):
         by_responses = self.allocation == RESPONSES
         if by_responses:
             if self.calibrate is None or self.budget is None:
-                raise ValueError(f"allocation: {RESPONSES} needs a budget, and calibrate, a number")
+                raise ValueError(f"allocation: {RESPONSES} needs a budget and calibrate (a number)")
             check_response_scheme(", ".join(parse_schemes(self.scheme)))
         check_target(
             parse_schemes(self.scheme),
@@ -217,22 +216,22 @@ class Press(Section):
             self.reconstruct, self.calibrate is not None, self.resolved_init, parallel=False
         )
         if self.norms and self.resolved_init == "decompose":
-            raise ValueError("norms are for factors drawn at random: give init: kaiming or glorot")
+            raise ValueError("norms needs random factors: set init: kaiming or glorot")
         return self
 
     @property
     def resolved_init(self) -> Init:
-        """The initialization; by default (s)cada_tucker trains from scratch, others do not."""
+        """The initialization; by default only (s)cada_tucker trains from scratch."""
         joint = scheme(parse_schemes(self.scheme)[0]).joint
         return self.init or ("kaiming" if joint else "decompose")
 
 
 class Quantize(Section):
-    """The quantizer and coder of the file, and the training with quantized weights.
+    """The quantizer and coder of the file, and training with quantized weights.
 
-    Either ``levels`` and ``bound``, which are Q and b of eq. 13 for all parameters alike, or
-    ``step``, in units of each parameter's root mean square. ``norms`` says how the parameters of
-    normalization layers are stored, and floating buffers.
+    Either ``levels`` and ``bound``, Q and b of eq. 13 for all parameters, or ``step``, relative to
+    each parameter's root mean square. ``norms`` is the precision in which parameters of
+    normalization layers and floating-point buffers are stored.
     """
 
     levels: Count | None = None
@@ -248,17 +247,17 @@ class Quantize(Section):
         complete = self.levels is not None and self.bound is not None
         partial = self.levels is not None or self.bound is not None
         if partial == (self.step is not None) or partial != complete:
-            raise ValueError("give levels and bound, or step")
+            raise ValueError("needs either levels and bound, or step")
         if self.levels is not None and self.bound is not None:
             UniformQuantizer(self.levels, self.bound)
         return self
 
 
 class Rate(Section):
-    """Training of the network for loss + ``tradeoff`` · kilobytes of its parameters.
+    """Training of the network for loss + ``tradeoff`` · kilobytes of parameters.
 
-    The phase ``noise`` trains with noise in place of rounding, then ``hard`` with rounding.
-    ``step`` is the initial quantization step of each parameter, in units of its root mean square.
+    The phase ``noise`` trains with noise instead of rounding, and the phase ``hard`` with rounding.
+    ``step`` is the initial quantization step of each parameter, relative to its root mean square.
     With ``calibrate``, weights are first rounded to a file of so many bytes, by calibration on
     training images.
     """

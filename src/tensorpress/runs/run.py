@@ -1,4 +1,4 @@
-"""A run: a recipe becomes a trained pressed model, a file, measurements and a report."""
+"""A run: from a recipe to a trained pressed model, a file, measurements and a report."""
 
 import json
 import os
@@ -41,7 +41,7 @@ WRITTEN = (
     *("recipe.yaml", "plan.yaml", "checkpoints", "model.tpz", "metrics.json", "report.html"),
     "origin.json",
 )
-"""What a run writes to its folder."""
+"""The files and folders that a run writes."""
 
 
 @dataclass(frozen=True)
@@ -61,42 +61,43 @@ def run(
     test: bool = True,
     common: Path | None = None,
 ) -> RunResult:
-    """Carry out a recipe from the dense network to the report.
+    """Run a recipe, from the dense network to the report.
 
-    Train or load the dense network, plan, press, train; quantize and train again with quantized
-    weights, or train for size; save, decode the file, and test. The test set is used for the final
-    numbers only.
+    The steps: train or load the dense network, plan, press, train; quantize and train again with
+    quantized weights, or train for size; save, decode the file, and test. The test set is only used
+    for the final numbers.
 
     Parameters
     ----------
     recipe : Recipe
         The recipe.
     folder : path-like
-        Receives ``recipe.yaml``, ``plan.yaml``, ``metrics.json``, ``model.tpz``, ``origin.json``,
+        Folder for ``recipe.yaml``, ``plan.yaml``, ``metrics.json``, ``model.tpz``, ``origin.json``,
         ``report.html`` and ``checkpoints/``. If a run of the same recipe and seed was interrupted
-        there, it goes on where its last epoch ended, to the same result on CPU.
+        there, it continues after its last complete epoch; on a CPU the result is the same.
     seed : int
-        The seed of every random number.
+        Seed of all random numbers.
     test : bool
-        Whether errors are measured on the test images, or on the validation images, as in the
-        choice between recipes.
+        Whether to measure errors on the test images, or else on the validation images, as when
+        choosing between recipes.
     common : Path, optional
-        A folder in which runs share the checkpoints of the training that they have in common; see
-        `train_common`.
+        Folder with checkpoints that several runs share; see `train_common`.
 
     Raises
     ------
     InvalidArgumentError
-        If the folder holds results of another recipe or seed, or cannot be written to, the seed is
-        not from 0 to 2**32 - 1, or there are no validation images where they are needed.
+        If the folder has results of another recipe or seed or cannot be written to, the seed is not
+        from 0 to 2**32 - 1, or there are no validation images although they are needed.
     TensorPressError
         If any step fails.
     """
     started = perf_counter()
     if not 0 <= seed < 1 << 32:
-        raise InvalidArgumentError(f"the seed must be from 0 to {(1 << 32) - 1}, not {seed}")
+        raise InvalidArgumentError(f"the seed must be from 0 to {(1 << 32) - 1}, got {seed}")
     if not (test or recipe.data.validation):
-        raise InvalidArgumentError("data.validation is 0: there are no images to measure errors on")
+        raise InvalidArgumentError(
+            "data.validation is 0, but errors are to be measured on validation images"
+        )
     out = Path(folder)
     _claim_folder(out, recipe, seed)
     for name in WRITTEN:
@@ -145,17 +146,17 @@ def run(
 
 
 def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
-    """Do the training that runs have in common, up to a phase, so that none of them has to.
+    """Train up to a phase that several runs have in common, once for all of them.
 
     Parameters
     ----------
     recipe : Recipe
-        The recipe of one of the runs.
+        The recipe of any of the runs.
     common : Path
-        The folder for `run`.
+        The folder ``common`` of `run`.
     phase : {"dense", "train"}
-        The dense network is common to runs that press it in different ways, and the pressed one to
-        those that differ only in how their file is made.
+        The last common phase: "dense" for runs that press the same network differently, "train" for
+        runs that differ only in how the file is made.
     seed : int
         The seed of the runs.
     """
@@ -171,9 +172,9 @@ def train_common(recipe: Recipe, common: Path, phase: str, seed: int) -> None:
 
 @dataclass(frozen=True)
 class _Models:
-    """The network at every stage of a run: dense, decomposed, trained, trained for its file.
+    """The network at every stage of a run: dense, decomposed, trained, and trained for the file.
 
-    ``initial`` is None where factors were drawn; ``final`` goes into the file, rounded by
+    ``initial`` is None if factors are random. ``final`` goes into the file, rounded by
     ``quantizers``, and ``plan`` is its plan.
     """
 
@@ -187,7 +188,7 @@ class _Models:
 
 
 def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
-    """Take the network through the recipe's phases."""
+    """Run all training phases of the recipe."""
     dense, chosen, initial, pressed = _train_pressed(phases, recipe, seed)
     trained = deepcopy(pressed)
     if recipe.rate is not None:
@@ -206,7 +207,7 @@ def _train(phases: Phases, recipe: Recipe, seed: int) -> _Models:
 def _train_pressed(
     phases: Phases, recipe: Recipe, seed: int
 ) -> tuple[nn.Module, Plan, nn.Module | None, nn.Module]:
-    """Return the dense network, the plan, the decomposed network or None, and the trained one."""
+    """Return the dense network, its plan, the decomposed network or None, and the trained one."""
     dense = phases.dense_model()
     chosen = phases.make_plan(dense)
     section = recipe.press
@@ -228,7 +229,7 @@ def _train_pressed(
 def _train_quantized(
     phases: Phases, model: nn.Module, recipe: Recipe, dense: nn.Module
 ) -> Quantizers:
-    """Train a model with weights rounded as the recipe says; return the quantizers."""
+    """Train a model with rounded weights, if the recipe says so, and return the quantizers."""
     assert recipe.quantize is not None
     quantizers = make_quantizers(model, recipe.quantize)
     finetune = recipe.quantize.finetune
@@ -239,7 +240,7 @@ def _train_quantized(
 
 
 def make_quantizers(model: nn.Module, section: Quantize) -> Quantizers:
-    """Return the quantizer of every parameter that a recipe's section asks for."""
+    """Return the quantizer of every parameter."""
     if section.levels is not None and section.bound is not None:
         quantizer = UniformQuantizer(section.levels, section.bound, section.rounding)
         return dict.fromkeys(quantized_names(model), quantizer)
@@ -248,7 +249,7 @@ def make_quantizers(model: nn.Module, section: Quantize) -> Quantizers:
 
 
 def _origin(phases: Phases, recipe: Recipe) -> Origin:
-    """Return what the folder says of its model: which dense network it was made from."""
+    """Return the dense network, weights and data of the run, for ``origin.json``."""
     images, weights = network_options(phases.net), None
     if recipe.dense is not None:
         weights = phases.dense_file
@@ -263,7 +264,7 @@ def _origin(phases: Phases, recipe: Recipe) -> Origin:
 
 
 def _claim_folder(out: Path, recipe: Recipe, seed: int) -> None:
-    """Write the recipe into the folder, or check that the results in it are of this recipe."""
+    """Write the recipe to the folder, or check that results in the folder are of this recipe."""
     text = f"# seed: {seed}\n{recipe.to_yaml()}"
     path = out / "recipe.yaml"
     results = any((out / name).exists() for name in ("checkpoints", "model.tpz", "metrics.json"))
@@ -272,11 +273,9 @@ def _claim_folder(out: Path, recipe: Recipe, seed: int) -> None:
             return
         if results:
             raise InvalidArgumentError(
-                f"{out} holds a run of another recipe or seed ({path}); give another folder"
+                f"{out} has a run of another recipe or seed ({path}): choose another folder"
             )
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidArgumentError(
-            f"{out} cannot be the folder of a run: {error.strerror}"
-        ) from None
+        raise InvalidArgumentError(f"{out} cannot be the output folder: {error.strerror}") from None
     write_atomically(path, text.encode())

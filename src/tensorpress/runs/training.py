@@ -1,4 +1,4 @@
-"""The training phases of a run, and the pressed model that a resumed run reuses."""
+"""The training phases of a run, and the pressed model that an interrupted run continues with."""
 
 import logging
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ _KEYS = {"model", "errors"}
 
 
 def press_once(dense: nn.Module, plan: Plan, path: Path, **options: Any) -> nn.Module:
-    """Press a copy of a model, or read the pressed model of an earlier run.
+    """Press a copy of a model, or load it if an interrupted run has already pressed it.
 
     Parameters
     ----------
@@ -79,13 +79,13 @@ def _restore_pressed(model: nn.Module, path: Path) -> nn.Module:
     with refuse_damage(path):
         restore_model(path, model, content["model"])
         for name, module in _modules_with_errors(model):
-            error = content["errors"][name]  # None of a layer that was fitted to responses
+            error = content["errors"][name]  # None for a layer fitted to responses
             module.relative_error = None if error is None else float(error)
     return model
 
 
 def _modules_with_errors(model: nn.Module) -> list[tuple[str, Pressed | FactorizedWeight]]:
-    """Return the modules that store the relative error of their weight."""
+    """Return the modules that have a relative error."""
     modules = model.named_modules()
     return [(name, x) for name, x in modules if isinstance(x, Pressed | FactorizedWeight)]
 
@@ -97,11 +97,11 @@ logger = logging.getLogger("tensorpress.runs")
 
 
 COMMON_PHASES = ("dense", "train")
-"""The phases that do not depend on how the file is made."""
+"""The phases before it matters how the file is made."""
 
 
 def common_part(recipe: Recipe, phase: str, seed: int) -> str:
-    """Return a digest of the settings of a run up to the end of a phase."""
+    """Return a hash of the settings that affect a run up to the end of a phase."""
     later = {"title", "quantize", "rate"}
     if phase == "dense":
         later |= {"teacher", "press", "train"}
@@ -112,7 +112,7 @@ def common_part(recipe: Recipe, phase: str, seed: int) -> str:
 class Phases:
     """The training phases of a run, with their data, checkpoints and histories.
 
-    ``common``, if given, is a folder for the checkpoints of phases that runs have in common.
+    ``common`` is an optional folder for the checkpoints of phases that runs have in common.
     """
 
     def __init__(
@@ -127,12 +127,12 @@ class Phases:
         self.recipe, self.net, self.splits, self.seed = recipe, net, splits, seed
         self.folder, self._common = folder, common
         self.histories: dict[str, History] = {}
-        self.earlier_seconds = 0.0  # of training, in processes that were interrupted
+        self.earlier_seconds = 0.0  # of training, in interrupted processes
         self._validation = self._evaluation_batches(splits.validation)
-        self._teacher = self._load_teacher()  # before hours of training: it may not be there
+        self._teacher = self._load_teacher()  # before hours of training, because it may be missing
 
     def dense_model(self) -> nn.Module:
-        """Return the dense network with the recipe's weights, or trained as it says."""
+        """Return the dense network with the recipe's weights, or trained with its settings."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = self.net.build()
@@ -143,9 +143,9 @@ class Phases:
         return model.eval()
 
     def make_plan(self, dense: nn.Module) -> Plan:
-        """Return the plan, which is read from the folder if an interrupted run has made it.
+        """Make the plan, or read it if an interrupted run made it.
 
-        A second plan might differ, because some plans depend on measured times.
+        A second plan could differ, because some plans depend on measured times.
         """
         file, common = (
             folder / "plan.yaml" for folder in (self.folder, self.checkpoint_folder("train"))
@@ -156,7 +156,7 @@ class Phases:
         return Plan.read(file)
 
     def fit(self, phase: str, model: nn.Module, config: TrainConfig, **options: Any) -> None:
-        """Train a model in place, going on from this phase's checkpoint where there is one."""
+        """Train a model in place, starting from the checkpoint of this phase if there is one."""
         if config.distill is None:
             options.pop("teacher", None)
         else:
@@ -195,13 +195,13 @@ class Phases:
 
     @property
     def dense_file(self) -> Path:
-        """The checkpoint of the dense network that the recipe trains."""
+        """The checkpoint of the dense network, if the recipe trains it."""
         return self.checkpoint_folder("dense") / "dense.pt"
 
     def train_for_size(
         self, model: nn.Module, section: Rate, teacher: nn.Module
     ) -> dict[str, StepQuantizer]:
-        """Train a model in place for loss and bytes; return the quantizers of its parameters."""
+        """Train a model in place for loss and size, and return the quantizers of its parameters."""
 
         def train(phase: str, rated: RateModel, penalty: Penalty) -> None:
             config = section.noise if phase == "noise" else section.hard
@@ -217,19 +217,19 @@ class Phases:
         )
 
     def press_batches(self) -> Iterator[Batch]:
-        """Return the calibration batches for pressing, none if the recipe asks for none."""
+        """Return the calibration batches for pressing, if any."""
         section = self.recipe.press
         return self.calibration_batches(0 if section is None else section.calibrate or 0)
 
     def calibration_batches(self, images: int) -> Iterator[Batch]:
-        """Return batches of at least so many training images, without augmentation."""
+        """Return batches with at least so many training images, without augmentation."""
         loader = batches(
             self.splits.train, self.net.preprocess, CALIBRATION_BATCH, shuffle=True, seed=self.seed
         )
         return islice(iter(loader), ceil(images / CALIBRATION_BATCH))
 
     def test_error(self, model: nn.Module) -> float:
-        """Return the error on the test set, in per cent."""
+        """Return the error on the test set in percent."""
         loader = self._evaluation_batches(self.splits.test)
         assert loader is not None
         error = evaluate(model, loader).error
@@ -237,11 +237,11 @@ class Phases:
         return error
 
     def validation_error(self, model: nn.Module) -> float | None:
-        """Return the error on the validation images, in per cent."""
+        """Return the error on the validation images in percent."""
         return evaluate(model, self._validation).error if self._validation else None
 
     def example_batch(self) -> torch.Tensor:
-        """Return a batch of test images as the network takes them."""
+        """Return a batch of preprocessed test images."""
         return self.net.preprocess(self.splits.test.images[:64])
 
     def _choose_teacher(self, dense: nn.Module) -> nn.Module:

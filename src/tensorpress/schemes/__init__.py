@@ -1,1 +1,1 @@
-"""How a decomposition lives in a layer: one file a scheme."""
+"""The schemes: how each decomposition is built into a layer, one file per scheme."""

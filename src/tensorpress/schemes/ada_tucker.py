@@ -45,16 +45,16 @@ Choice = tuple[Shape, Shape]
 
 @dataclass(frozen=True)
 class AdaTucker(WeightScheme):
-    """The weight of any layer, reshaped into modes, as a core and one matrix a mode.
+    """The weight of any layer, reshaped into modes, as a core and one matrix per mode.
 
     Parameters
     ----------
     modes : tuple of int
-        Modes of the weight, which a budget chooses or an entry for a layer says.
+        Modes of the weight, chosen by a budget or set by an override for the layer.
     diagonal : bool
-        Whether the core is diagonal, which is CP (sec. 2.3).
+        Whether the core is diagonal, which makes it CP (sec. 2.3).
     reduced : bool
-        Whether the freedom of the matrices' bases is removed; see `TuckerWeight`.
+        Whether the redundant freedom of the matrices is removed; see `TuckerWeight`.
 
     References
     ----------
@@ -72,19 +72,19 @@ class AdaTucker(WeightScheme):
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse missing modes, modes that do not fit the weight, and contradictory options."""
         if not self.modes:
-            return "modes are needed: a budget chooses them"
+            return "it needs modes: set them, or let a budget choose them"
         if self.reduced and (self.diagonal or self.shared):
-            return "only matrices of a layer's own full core can be reduced"
+            return "reduced needs a full core that no other layer shares"
         if self.diagonal and self.shared:
-            return "a diagonal core is a layer's own: say ada_tucker as its scheme"
+            return "a diagonal core cannot be shared: use ada_tucker for this layer"
         return refuse_modes(spec.weight_shape, self.modes)
 
     def read_entry(
         self, spec: LayerSpec, options: Mapping[str, Any], ranks: Ranks
     ) -> tuple[Scheme, Ranks]:
-        """Read "original" as the axes of the weight; align other modes, and their ranks, with them.
+        """Replace modes "original" by the axes of the weight; align other modes with these axes.
 
-        A layer that shares a core may have fewer modes than the core: the others are 1.
+        A layer that shares a core may have fewer modes than the core: the missing modes are 1.
         """
         modes = options.get("modes")
         if isinstance(modes, str) and modes != ORIGINAL:
@@ -117,20 +117,20 @@ class AdaTucker(WeightScheme):
         return {name: (replace(self, modes=m), ranks) for name, (m, ranks) in choices.items()}
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
-        """Return the modes, or for a diagonal core a rank that any tensor has."""
+        """Return the modes, or for a diagonal core the largest CP rank of any tensor."""
         if self.diagonal:
             return (max_cp_rank(self.modes),) * len(self.modes)
         return self.modes
 
     def check_ranks(self, spec: LayerSpec, ranks: Sizes) -> None:
-        """Raise an `InvalidArgumentError` unless the modes can have such a core; see `draw`."""
+        """Raise an `InvalidArgumentError` unless a core of this shape fits the modes."""
         core = "diagonal" if self.diagonal else "reduced" if self.reduced else "full"
         reason = refuse_ranks(self.modes, ranks, core)
         if reason is not None:
             raise InvalidArgumentError(reason)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
-        """Return the spectra of the unfoldings along the modes, none for a diagonal core."""
+        """Return the spectra of the unfoldings along the modes; none for a diagonal core."""
         if self.diagonal:
             return ()
         weight = self.parametrization(spec, (1,) * len(self.modes))
@@ -138,18 +138,18 @@ class AdaTucker(WeightScheme):
         return tuple(spectrum(tensor.movedim(k, 0).flatten(1)) for k in range(tensor.ndim))
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the values of core and matrices, and the bias."""
+        """Return the number of entries of core, matrices and bias."""
         if self.diagonal:
             return ranks[0] * (1 + sum(self.modes))
         fixed = sum(k * k for k in ranks) if self.reduced else 0
         return tucker_params(self.modes, ranks) - fixed + spec.outputs * spec.bias
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return 0: of the layer, whose multiply-accumulates stay, only the weight is known."""
+        """Return 0, because the layer keeps its multiply-accumulates and is not known here."""
         return 0
 
     def peak_values(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the size of the largest tensor on the way from the core to the weight."""
+        """Return the size of the largest tensor between the core and the weight."""
         modes = self.modes
         if self.diagonal:
             half = (len(modes) + 1) // 2
@@ -175,7 +175,7 @@ class AdaTucker(WeightScheme):
     def draw(
         self, spec: LayerSpec, ranks: Sizes, weight: Tensor, init: str, generator: torch.Generator
     ) -> Factors:
-        """Draw core and matrices of similar deviations; see `TuckerWeight.draw`."""
+        """Draw a core and matrices of similar standard deviation; see `TuckerWeight.draw`."""
         tucker, std = self.parametrization(spec, ranks), initial_std(weight, init)
         core = tucker.draw_core(tucker.balanced_std(std), generator)
         return tucker.draw(std, core, weight, generator)
@@ -186,7 +186,7 @@ class AdaTucker(WeightScheme):
 
 @dataclass(frozen=True)
 class ScadaTucker(AdaTucker):
-    """ADA-Tucker with one core for all layers (sec. 2.4), the first factor of each."""
+    """ADA-Tucker with one core, the first factor, shared by all layers (sec. 2.4)."""
 
     shared: ClassVar[bool] = True
 
@@ -214,11 +214,12 @@ class ScadaTucker(AdaTucker):
         init: str,
         generators: Sequence[torch.Generator],
     ) -> list[Factors]:
-        """Draw a core at the geometric mean of the layers' deviations, and matrices for each."""
+        """Draw a core with the geometric mean of the layers' deviations, and all matrices."""
         tuckers = _tucker_weights(layers)
         stds = [initial_std(weight, init) for weight in weights]
         core_stds = list(map(TuckerWeight.balanced_std, tuckers, stds))
-        # Every generator draws a core, as for layers that share none; the first one is used.
+        # Every generator draws a core, as without sharing, so that matrices match; the first is
+        # used.
         cores = list(map(TuckerWeight.draw_core, tuckers, core_stds, generators))
         mean = prod(std ** (1 / len(layers)) for std in core_stds)
         core = cores[0] * (mean / core_stds[0])
@@ -241,11 +242,10 @@ def _tucker_weights(layers: Sequence[PlannedLayer]) -> list[TuckerWeight]:
 
 
 def choose_separate_cores(shapes: Mapping[str, Shape], budget: int) -> dict[str, Choice]:
-    """Choose modes and ranks of layers that share nothing.
+    """Choose modes and ranks of layers that share no core.
 
-    Every layer gets parameters in proportion to the root of its size, as many as fit. The exponent
-    lies between those of the paper's tables: there parameters grow with the weight's size to the
-    power 0.2 on LeNet-5 (166 times smaller) and 0.7 on the ResNets (4 to 19 times).
+    The parameters of a layer grow with the square root of its size. The exponent lies between those
+    in the paper's tables: 0.2 for LeNet-5 (166 times smaller) and 0.7 for ResNets (4 to 19 times).
     """
 
     def choose(factor: float) -> dict[str, Choice]:
@@ -268,7 +268,7 @@ def choose_separate_cores(shapes: Mapping[str, Shape], budget: int) -> dict[str,
 
 
 def choose_common_core(shapes: Mapping[str, Shape], budget: int) -> dict[str, Choice]:
-    """Choose the order and shape of one core for all layers, by the rule for a single layer."""
+    """Choose the order and shape of one core for all layers by the rule of `choose_modes`."""
     cores: dict[int, tuple[float, Shape]] = {}
     modes = {
         order: {name: _padded_modes(prod(shape), order) for name, shape in shapes.items()}
@@ -291,14 +291,14 @@ def choose_common_core(shapes: Mapping[str, Shape], budget: int) -> dict[str, Ch
 
 
 def _padded_modes(size: int, order: int) -> Shape:
-    """Return the balanced modes of any order with the smallest sum, with ones up to the order."""
+    """Return the balanced modes of any order with the smallest sum, padded with ones."""
     options = (balanced_modes(size, k) + (1,) * (order - k) for k in range(1, order + 1))
     return min(options, key=sum)
 
 
 def _budget_error(smallest: int, budget: int) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"the weights to be pressed need at least {smallest:,} parameters, but only {budget:,} are "
-        "left for them once biases, norms and skipped layers are counted: "
-        f"ask for at least {smallest - budget:,} more"
+        f"the weights to be pressed need at least {smallest:,} parameters, but biases, norms and "
+        f"skipped layers leave only {budget:,}: raise the budget by at least "
+        f"{smallest - budget:,}"
     )

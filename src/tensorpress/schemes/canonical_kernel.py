@@ -1,4 +1,4 @@
-"""The weight of a layer as one canonical kernel of shape (groups, out, in, *kernel)."""
+"""Converts weights to canonical kernels (groups, out, in, *kernel), and back."""
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ def weight_to_kernel(weight: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def kernel_to_weight(kernel: Tensor, spec: LayerSpec) -> Tensor:
-    """Return a canonical kernel as the weight that torch stores: inverts `weight_to_kernel`.
+    """Return the weight that torch stores for a canonical kernel; inverts `weight_to_kernel`.
 
     Examples
     --------
@@ -47,5 +47,5 @@ def to_canonical(weight: Tensor, groups: int, *, flipped: bool) -> Tensor:
 
 
 def from_canonical(kernel: Tensor, *, flipped: bool) -> Tensor:
-    """Return a canonical kernel as a weight: inverts `to_canonical`."""
+    """Return the weight of a canonical kernel; inverts `to_canonical`."""
     return (kernel.transpose(1, 2) if flipped else kernel).flatten(0, 1)

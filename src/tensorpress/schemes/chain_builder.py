@@ -1,4 +1,4 @@
-"""Chains of stock torch layers: how stride, padding, groups and bias divide over the stages."""
+"""Builds chains of stock torch layers, with stride, padding, groups and bias."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,7 +17,7 @@ from tensorpress.schemes.stages import Stage, balance_kernels, compose, dense_st
 
 
 class PressedLayer(nn.Sequential, Composed):
-    """A chain of stock torch layers in the place of one layer.
+    """A chain of stock torch layers that replaces one layer.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class PressedLayer(nn.Sequential, Composed):
         return self[-1]
 
     def kernels(self) -> list[Tensor]:
-        """Return the canonical kernels of the chain, first to last, views of its weights."""
+        """Return the canonical kernels of the chain, first to last, as views of its weights."""
         return [
             to_canonical(plain_weight(layer), stage.groups, flipped=_is_flipped(layer))
             for layer, stage in zip(self, self.stages, strict=True)
@@ -66,13 +66,13 @@ class PressedLayer(nn.Sequential, Composed):
         fill_chain(list(self), kernels)
 
     def rank_factors(self) -> list[RankFactor]:
-        """Return the kernels, with one rank between two of them, or one for the whole chain."""
+        """Return the kernels; neighbours share a rank, or all share one in a scheme of one rank."""
         last, groups = len(self) - 1, self.spec.groups
         factors = []
         for number, (kernel, stage) in enumerate(zip(self.kernels(), self.stages, strict=True)):
             inner = stage.groups // groups
             ranks = {1: number} if number < last else {}
-            if inner > 1:  # depthwise: one channel in, one out, as many as the rank
+            if inner > 1:  # depthwise: the rank is the number of channels
                 kernel = kernel.reshape(groups, inner, *kernel.shape[3:])
             elif number > 0:
                 ranks[2] = number - 1
@@ -82,16 +82,16 @@ class PressedLayer(nn.Sequential, Composed):
         return factors
 
     def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
-        """Scale the kernels to one norm, such that they stand for the same kernel."""
+        """Scale the kernels to equal norms, without changing their product."""
         return balance_kernels(kernels)
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
-        """Return the kernel that a chain of kernels stands for."""
+        """Return the product of the kernels of a chain."""
         return compose(kernels, self.spec.groups)
 
 
 class PressedTransposed(PressedLayer):
-    """A chain in the place of a transposed convolution, which may say the size of its output."""
+    """A chain that replaces a transposed convolution, and takes its ``output_size``."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """Map (*, inputs, *sizes) to (*, outputs, *sizes), as torch's layer does.
@@ -101,17 +101,17 @@ class PressedTransposed(PressedLayer):
         input : Tensor
             The input.
         output_size : list of int, optional
-            Sizes of the output, with or without the axes before them. Every transposed layer of
-            the chain makes those of the spatial modes it covers.
+            Spatial sizes of the output, with or without the axes before them. Every transposed
+            layer of the chain sets the sizes of the spatial modes that it covers.
 
         Raises
         ------
         ValueError
-            For sizes that the layer cannot make.
+            If the layer cannot give an output of this size.
         """
         order = len(self.kernel_size)  # type: ignore[arg-type]
         if output_size is not None and len(output_size) < order:
-            raise ValueError("the output_size has fewer axes than the kernel")
+            raise ValueError("output_size has fewer axes than the kernel")
         result = input
         for layer in self:
             # TorchScript compiles the loop layer by layer, and only transposed ones take sizes.
@@ -120,27 +120,27 @@ class PressedTransposed(PressedLayer):
                 if output_size is not None:
                     sizes = list(output_size)[-order:]
                     for mode, size in enumerate(result.shape[-order:]):
-                        # TorchScript takes no variable of another type for these attributes,
-                        # and no comment that tells mypy to ignore two errors by name.
+                        # TorchScript accepts neither casts of these attributes nor a comment
+                        # that names both mypy errors.
                         if layer.kernel_size[mode] == 1 and layer.stride[mode] == 1:  # type: ignore[index]
                             sizes[mode] = size - 2 * layer.padding[mode]  # type: ignore
                 result = layer(result, sizes)
             else:
                 result = layer(result)
         if output_size is not None and list(output_size)[-order:] != list(result.shape[-order:]):
-            raise ValueError("the layer makes no output of this output_size")
+            raise ValueError("the layer cannot give an output of this output_size")
         return result
 
 
 class PressedFlattened(PressedLayer):
-    """A chain of convolutions in the place of a Linear that reads a flattened map.
+    """A chain of convolutions that replaces a Linear on a flattened feature map.
 
     Parameters
     ----------
     spec : LayerSpec
         The Linear.
     view : LayerSpec
-        The same weight as that of a convolution whose kernel is as large as the map.
+        The same weight as a convolution whose kernel is as large as the map.
     stages, scheme, ranks, like
         As for `PressedLayer`, of the convolution.
     """
@@ -179,8 +179,8 @@ def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> li
     """Return uninitialized stock layers for the stages.
 
     Every stage has the stride, padding, padding mode, dilation and output padding of the spatial
-    modes it covers, and stride 1, padding 0 and dilation 1 in all others; the last one has the
-    bias.
+    modes that it covers, and stride 1, padding 0 and dilation 1 in all others. The last stage has
+    the bias.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def build_chain(spec: LayerSpec, stages: Sequence[Stage], *, like: Tensor) -> li
 
 
 def dense_layer(spec: LayerSpec, *, like: Tensor) -> nn.Module:
-    """Return the uninitialized dense layer of a spec, or a module with just a `WEIGHT`.
+    """Return the uninitialized dense layer of a spec; for `WEIGHT`, a module with just a weight.
 
     Examples
     --------
@@ -244,7 +244,7 @@ def _layer(spec: LayerSpec, stage: Stage, *, first: bool, bias: bool, like: Tens
         kind, geometry = _convolution(spec, stage)
         options |= geometry
     inputs, outputs = stage.groups * stage.in_, stage.groups * stage.out
-    # A subclass without a random start, which would cost time and random numbers.
+    # A subclass skips the random initialization, which takes time and random numbers.
     empty = type(kind.__name__, (kind,), {"reset_parameters": lambda _: None})
     layer: nn.Module = empty(inputs, outputs, **options, device=like.device, dtype=like.dtype)
     layer.__class__ = kind
@@ -258,7 +258,7 @@ def _inputs_first(spec: LayerSpec, *, like: Tensor) -> nn.Module:
         kind = getattr(import_module(module), name)
     except ImportError as error:
         raise InvalidArgumentError(
-            f"a layer of {module}.{name} needs the package transformers"
+            f"a layer of class {module}.{name} needs the package transformers"
         ) from error
     with torch.device("meta"):
         layer: nn.Module = kind(spec.outputs, spec.inputs)
@@ -266,7 +266,7 @@ def _inputs_first(spec: LayerSpec, *, like: Tensor) -> nn.Module:
 
 
 def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[str, Any]]:
-    """Return the class and the geometry of a stage; one that covers no mode is a plain 1×1."""
+    """Return the class and the geometry of a stage; a stage that covers no mode is a plain 1×1."""
 
     def per_mode(values: Sizes, other: int) -> Sizes:
         return tuple(v if m in stage.modes else other for m, v in enumerate(values))
@@ -288,7 +288,7 @@ def _convolution(spec: LayerSpec, stage: Stage) -> tuple[type[nn.Module], dict[s
 
 
 def plain_weight(layer: nn.Module) -> Tensor:
-    """Return the weight of a stock layer, dequantized where it was quantized after pressing."""
+    """Return the weight of a stock layer, dequantized if it was quantized after pressing."""
     weight = layer.weight
     if not isinstance(weight, Tensor):  # the method of a layer of torch.ao.quantization
         weight = weight().dequantize()

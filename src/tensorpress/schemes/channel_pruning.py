@@ -21,14 +21,14 @@ torch.fx.wrap("select_channels")  # torch.fx does not look into it
 
 
 class PrunedLayer(Composed):
-    """A layer on a choice of input channels, which it picks by an index.
+    """A layer on a choice of input channels, selected by their indices.
 
     Parameters
     ----------
     spec : LayerSpec
         The dense layer.
     ranks : tuple of int
-        First how many input channels the layer has in each group.
+        The number of input channels per group comes first.
     scheme : str
         Name of the scheme.
     like : Tensor
@@ -37,9 +37,9 @@ class PrunedLayer(Composed):
     Attributes
     ----------
     kept : Tensor
-        Indices of the chosen channels, group by group, int64; files have them under this name.
+        Indices of the chosen channels, group by group, int64.
     few : nn.Module
-        Stock layer on these channels, with the bias.
+        Stock layer on the chosen channels, with the bias.
     """
 
     kept: Tensor
@@ -58,22 +58,22 @@ class PrunedLayer(Composed):
         return torch.arange(self.spec.groups, device=self.kept.device)[:, None] * self.spec.in_
 
     def select(self, channels: Tensor) -> None:
-        """Choose the channels: (groups, number), from 0 in each group."""
+        """Choose channels (groups, number), counted from 0 within each group."""
         self.kept.copy_((self._first_channels() + channels.to(self.kept.device)).flatten())
 
     def selection(self) -> Tensor:
-        """Return the channels: (groups, number), from 0 in each group."""
+        """Return the channels (groups, number), counted from 0 within each group."""
         return self.kept.reshape(self.spec.groups, -1) % self.spec.in_
 
     def mistake(self) -> str | None:
-        """Return that a chosen channel does not exist, None where all do."""
+        """Return an error message if a chosen channel does not exist, else None."""
         channels = self.kept.reshape(self.spec.groups, -1) - self._first_channels()
         if bool((channels // self.spec.in_ == 0).all()):
             return None
-        return f"chooses channels {self.kept.tolist()}, and it has {self.spec.inputs}"
+        return f"chooses channels {self.kept.tolist()}, but has only {self.spec.inputs}"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Map what the dense layer maps."""
+        """Map inputs to outputs of the dense layer's shapes."""
         output: Tensor = self.few(self._select_channels(input))
         return output
 
@@ -93,14 +93,14 @@ class PrunedLayer(Composed):
         return list(kernels)
 
     def rank_factors(self) -> list[RankFactor]:
-        """Return the kernels and the choice of channels, which are a rank as well."""
+        """Return the kernels, and the choice of channels, whose number is a rank as well."""
         ranks = ({2: 0}, {1: 1}, {2: 1})
         kernels = (kernel.detach() for kernel in self.kernels())
-        channels = self.selection() + 1  # from 1, since indices of zero slices are dropped
+        channels = self.selection() + 1  # from 1, because zero slices are dropped
         return [*map(RankFactor, kernels, ranks), RankFactor(channels, {1: 0})]
 
     def put_rank_factors(self, values: Sequence[Tensor]) -> None:
-        """Copy in the kernels and the choice of channels, from 1."""
+        """Copy in the kernels, and the channels counted from 1."""
         *kernels, channels = values
         super().put_rank_factors(kernels)
         self.select((channels - 1).clamp_min(0))
@@ -119,9 +119,9 @@ class PrunedLayer(Composed):
 
 @dataclass(frozen=True)
 class ChannelPruning(Scheme):
-    """The input channels whose weights have the least energy are cut.
+    """Removes the input channels whose weights have the least energy.
 
-    The rank is the number of remaining channels in each group. A smaller layer picks them from the
+    The rank is the number of remaining channels per group, which a smaller layer selects from the
     input.
 
     References
@@ -132,11 +132,11 @@ class ChannelPruning(Scheme):
     parts: ClassVar[tuple[float, ...]] = FINE
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse what has no input channels to leave out."""
+        """Refuse layers without input channels that could be removed."""
         if spec.kind == "Embedding" or spec.transposed:
-            return "only the input channels of a Linear or a convolution can be left out"
+            return "only input channels of a Linear or a convolution can be removed"
         if min(spec.in_, spec.out) == 1:
-            return "it has one channel a group: nothing to cut"
+            return "it has one channel per group: nothing to cut"
         return None
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
@@ -144,7 +144,7 @@ class ChannelPruning(Scheme):
         return (spec.in_,)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return the energies of the channels that are cut."""
+        """Return the shares of energy of the removed channels."""
         energy = float(kernel.square().sum())
         if not energy:
             return [0.0] * len(candidates)
@@ -154,11 +154,11 @@ class ChannelPruning(Scheme):
         ]
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
-        """Return none: the number of channels is the rank of no matrix."""
+        """Return none, because the number of channels is not the rank of a matrix."""
         return ()
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the parameters of the layer and its bias; the choice of channels is none."""
+        """Return the parameters of the smaller layer with its bias; indices are not counted."""
         return narrow_spec(spec, ranks[0]).params
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
@@ -166,13 +166,13 @@ class ChannelPruning(Scheme):
         return dense_macs(narrow_spec(spec, ranks[0]), sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PrunedLayer:
-        """Return the layer uninitialized, with the first channels."""
+        """Return the uninitialized layer on the first channels."""
         return PrunedLayer(spec, ranks, scheme=self.name, like=like)
 
     def factorize(
         self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
     ) -> Factorized:
-        """Split every group by itself: the kernels, and after them the choice of channels."""
+        """Split each group; return the kernels and, last, the choice of channels."""
         parts = [self.split(group, *ranks) for group in kernel]
         kernels = list(map(torch.stack, zip(*(kernels for _, kernels in parts), strict=True)))
         factors = [*kernels, torch.stack([channels for channels, _ in parts])]
@@ -183,14 +183,14 @@ class ChannelPruning(Scheme):
         return Factorized(factors, error)
 
     def fill(self, pressed: Pressed, factors: Sequence[Tensor]) -> None:
-        """Copy in the kernels and the choice of channels."""
+        """Copy in the kernels, and select the channels."""
         assert isinstance(pressed, PrunedLayer)
         *kernels, channels = factors
         pressed.select(channels)
         pressed.put(pressed.balance(kernels))
 
     def split(self, kernel: Tensor, *ranks: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the chosen channels, ascending, and the kernels of one group (out, in, *kernel).
+        """Choose channels of one group (out, in, *kernel); return them, ascending, and the kernels.
 
         Examples
         --------
@@ -205,7 +205,7 @@ class ChannelPruning(Scheme):
 
 
 def select_channels(x: Tensor, axis: int, channels: Tensor) -> Tensor:
-    """Return some channels, in channels_last where x is: otherwise all of x is copied.
+    """Select channels; a channels_last input stays so, because a copy of all of x would be slow.
 
     Parameters
     ----------
@@ -228,7 +228,7 @@ def select_channels(x: Tensor, axis: int, channels: Tensor) -> Tensor:
 
 
 def narrow_spec(spec: LayerSpec, channels: int) -> LayerSpec:
-    """Return the spec of a stock layer on so many input channels in each group."""
+    """Return the spec of a stock layer on ``channels`` input channels per group."""
     return replace(spec, inputs=spec.groups * channels, inputs_first=False)
 
 

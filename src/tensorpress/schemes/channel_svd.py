@@ -1,4 +1,4 @@
-"""SVD of a kernel between its channels: channel SVD, which is Tucker-1, and the SVD of a matrix."""
+"""SVD between the channels of a kernel (channel SVD or Tucker-1), and of a matrix."""
 
 from dataclasses import dataclass
 from math import prod
@@ -16,13 +16,13 @@ class ChannelSVD(SVDScheme):
     """A full kernel with r outputs, then 1×1; or 1×1 to r channels, then a full kernel.
 
     The unfolding of the kernel along the output mode, out × (in·k…), or along the input mode, is
-    truncated to rank r. That is Tucker-1 along this mode; of a Linear it is the SVD, of an
-    Embedding shorter vectors and a Linear.
+    truncated to rank r, which is Tucker-1 along this mode. A Linear becomes two Linears (the SVD),
+    and an Embedding becomes one of shorter vectors and a Linear.
 
     Parameters
     ----------
     mode : {"out", "in"}
-        Which mode the 1×1 layer expands or reduces.
+        The mode that the 1×1 layer expands or reduces.
 
     References
     ----------
@@ -35,7 +35,7 @@ class ChannelSVD(SVDScheme):
     def refusal(self, spec: LayerSpec) -> str | None:
         """Refuse a kernel whose unfolding is a vector."""
         if self.largest_ranks(spec) == (1,):
-            return "its kernel, unfolded along that mode, is a vector: nothing to cut"
+            return "its kernel, unfolded along this mode, is a vector: nothing to cut"
         return None
 
     def matrix_shape(self, spec: LayerSpec) -> tuple[int, int]:
@@ -54,7 +54,7 @@ class ChannelSVD(SVDScheme):
         return Stage(spec.groups, rank, spec.in_, first), Stage(spec.groups, spec.out, rank, second)
 
     def kernels(self, spec: LayerSpec, left: Tensor, right: Tensor) -> list[Tensor]:
-        """Return the channels of the mode as the 1×1 kernel, all others as the full one."""
+        """Return the channels of the mode as the 1×1 kernel, and the rest as the full kernel."""
         if self.mode == "out":
             full = right.mT.reshape(spec.groups, -1, spec.in_, *spec.kernel)
             return [full, pointwise_kernel(left, spec)]

@@ -1,4 +1,4 @@
-"""CP: 1×1, one depthwise convolution a spatial mode, 1×1."""
+"""CP: 1×1, one depthwise convolution per spatial mode, 1×1."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,25 +14,25 @@ from tensorpress.schemes.scheme import Factorized
 from tensorpress.schemes.stages import Stage, axis_kernel, pointwise_kernel
 
 ERROR_GROWTH = 0.01
-"""Part by which "corrected" lets the error grow for factors that are less sensitive."""
+"""Share by which "corrected" may raise the error to get less sensitive factors."""
 
 EXACT = 1e-6
-"""Relative error below which "corrected" leaves a fit as it is."""
+"""Relative error below which "corrected" leaves a fit unchanged."""
 
 
 @dataclass(frozen=True)
 class CPLayers(LayerScheme):
     """1×1 to r channels, a depthwise convolution along every spatial mode, 1×1 to all.
 
-    The kernel (in, k₁, …, out) as a sum of r rank-one terms.
+    The kernel (in, k₁, …, out) becomes a sum of r rank-one terms.
 
     Parameters
     ----------
     algorithm : {"als", "nls", "corrected"}
-        Alternating least squares; non-linear least squares on all factors jointly, which takes
-        longer and fits at least as well; or the latter, then the least sensitive factors with an
-        error at most `ERROR_GROWTH` larger: best fits are full of large terms that cancel, which
-        hinder training.
+        "als" is alternating least squares. "nls" is non-linear least squares on all factors
+        jointly, which takes longer and fits at least as well. "corrected" goes on from "nls" to the
+        least sensitive factors whose error is at most `ERROR_GROWTH` larger, because best fits are
+        full of large terms that cancel, which hinders training.
 
     References
     ----------
@@ -53,11 +53,11 @@ class CPLayers(LayerScheme):
         return None
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
-        """Return a rank that any kernel has: all modes but the largest, multiplied."""
+        """Return the product of all modes but the largest, which bounds every CP rank."""
         return (max_cp_rank((spec.in_, *spec.kernel, spec.out)),)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
-        """Return none: a CP rank is not the rank of a matrix."""
+        """Return none, because a CP rank is not the rank of a matrix."""
         return ()
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
@@ -72,7 +72,7 @@ class CPLayers(LayerScheme):
     def factorize(
         self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
     ) -> Factorized:
-        """Fit every group, and spread the terms' weights evenly over the factors."""
+        """Fit every group; spread the weights of the terms evenly over the factors."""
         fits = [self._fit(group.movedim(0, -1), ranks[0]) for group in kernel]
         factors, error = join_groups(kernel, [(f.absorb_weights(), f.relative_error) for f in fits])
         first, *spatial, last = factors

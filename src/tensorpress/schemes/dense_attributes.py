@@ -1,4 +1,4 @@
-"""The public attributes of a layer, which modules around it and tools read."""
+"""The public attributes of a dense layer, which other modules and tools read."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tensorpress.schemes.layer_spec import LayerSpec
 
 
 def dense_attributes(spec: LayerSpec) -> dict[str, Any]:
-    """Return the attributes that torch gives the layer of a spec, but for ``weight`` and ``bias``.
+    """Return the attributes of the layer of a spec, except ``weight`` and ``bias``.
 
     Padding "valid" is written as zeros.
 

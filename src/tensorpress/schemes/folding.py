@@ -1,4 +1,4 @@
-"""Weights that torch computes from others: weight norm, spectral norm and masks of pruning."""
+"""Folds weight norm, spectral norm and pruning masks into plain weights."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,15 +23,15 @@ FOLDED = (
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """Return a model in which the weights that a module is computed from are plain parameters.
+    """Return a model with its computed weights replaced by plain parameters of the same values.
 
-    Weight norm, spectral norm (by hooks or by parametrizations), orthogonal weights and the masks
-    of `torch.nn.utils.prune` are carried out once, so that the model computes the same.
+    This folds weight norm and spectral norm (as hooks or parametrizations), orthogonal weights and
+    the masks of `torch.nn.utils.prune`. The model's outputs do not change.
 
     Parameters
     ----------
     model : nn.Module
-        The model, unchanged; without any such weight it is the result itself.
+        The model, left unchanged; it is returned itself if there is nothing to fold.
 
     Examples
     --------
@@ -47,14 +47,14 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def fold_inplace(model: nn.Module) -> None:
-    """Make the weights of `fold` plain parameters in the model itself."""
+    """Fold the weights of a model in place; see `fold`."""
     for module in model.modules():
         for action in _foldings(module):
             action()
 
 
 def _foldings(module: nn.Module) -> list[Callable[[], object]]:
-    """Return the functions that fold the weights of one module."""
+    """Return functions that fold the weights of one module."""
     actions: list[Callable[[], object]] = [
         partial(_fold_parametrization, module, key)
         for key in getattr(module, "parametrizations", ())
@@ -72,7 +72,7 @@ def _foldings(module: nn.Module) -> list[Callable[[], object]]:
 
 def _fold_spectral_norm(module: nn.Module, key: str) -> None:
     remove_spectral_norm(module, key)
-    # Torch leaves the hook by which a state dict with the vectors of the norm is loaded.
+    # Torch leaves the hook that loads the vectors of the norm from a state dict.
     hooks = module._load_state_dict_pre_hooks
     for number, wrapped in list(hooks.items()):
         if isinstance(getattr(wrapped, "hook", None), SpectralNormLoadStateDictPreHook):
@@ -80,6 +80,6 @@ def _fold_spectral_norm(module: nn.Module, key: str) -> None:
 
 
 def _fold_parametrization(module: nn.Module, key: str) -> None:
-    # Spectral norm takes a step of its power iteration wherever it trains.
+    # In training mode, spectral norm would take another step of its power iteration.
     stored_factors(module, key).eval()
     rebuild(module, key)

@@ -1,4 +1,4 @@
-"""Initial values of a pressed layer: the factors of a weight, a random draw, or none."""
+"""Initial values of a pressed layer: factors of its weight, random factors, or none."""
 
 from dataclasses import dataclass
 
@@ -18,18 +18,18 @@ from tensorpress.schemes.pressed_layer import (
 
 @dataclass(frozen=True)
 class StartValues:
-    """Values that a pressed layer starts from.
+    """Initial values of a pressed layer.
 
     Attributes
     ----------
     factors : tuple of Tensor
-        The factors, in the order of the layer's parameters, and after them its buffers.
+        The factors, in the order of the layer's parameters, followed by its buffers.
     error : float or None
-        The relative error of the factors' weight, None where it is unknown.
+        The relative error of the composed weight, None if it is unknown.
     bias : Tensor or None
-        The bias, None for that of the dense layer.
+        The bias, None to take the bias of the dense layer.
     unfitted : str or None
-        Why it was not fitted to calibration data, None where it was or there were none.
+        Why the layer was not fitted to calibration data; None if it was, or there were none.
     """
 
     factors: Factors
@@ -53,7 +53,7 @@ def decompose_weight(plan: LayerPlan, weight: Tensor) -> StartValues:
 
 
 def press_one_layer(plan: LayerPlan, weight: Tensor) -> nn.Module:
-    """Return the layer of a plan pressed by its weight, with a bias of zeros if it has one."""
+    """Return the layer of a plan pressed by its weight, with a zero bias if it has one."""
     layer = dense_layer(plan.spec, like=weight.new_empty(0, device="meta"))
     layer.weight = nn.Parameter(weight, requires_grad=False)
     if plan.spec.bias:
@@ -64,19 +64,19 @@ def press_one_layer(plan: LayerPlan, weight: Tensor) -> nn.Module:
 def build_pressed(
     plan: LayerPlan, layer: nn.Module, values: StartValues | None, key: str = "weight"
 ) -> nn.Module:
-    """Return the module that takes a dense layer's place, uninitialized where there are no values.
+    """Return the module that replaces a dense layer, uninitialized if there are no values.
 
-    In weight form it is the layer itself, whose weight is then rebuilt from factors; in layer
-    form a module with the layer's bias, mode, device and dtype.
+    In weight form it is the layer itself, with its weight rebuilt from factors. In layer form it is
+    a new module with the bias, mode, device and dtype of the layer.
 
     Parameters
     ----------
     plan : LayerPlan
-        How the layer is pressed.
+        The plan of the layer.
     layer : nn.Module
         The dense layer.
     values : StartValues or None
-        Values of the factors.
+        Initial values of the factors.
     key : str
         Name of the weight in the layer.
     """
@@ -87,7 +87,7 @@ def build_pressed(
     form.relative_error = values.error if values else None
     form.unfitted = values.unfitted if values else None
     if isinstance(form, FactorizedWeight):
-        # A slice of a larger matrix would keep the whole of it in memory and in files.
+        # A view would keep the larger tensor behind it in memory and in files.
         factors = values.factors if values else layer_factors(pressed)
         copies = (f.detach().clone(memory_format=torch.contiguous_format) for f in factors)
         form.attach(layer, tuple(copies), key)

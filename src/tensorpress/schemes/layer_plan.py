@@ -1,4 +1,4 @@
-"""How one layer is pressed: its scheme, its ranks, and what that costs; plain data."""
+"""The plan of one layer: its scheme, ranks and cost, as plain data."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -12,14 +12,14 @@ from tensorpress.schemes.stages import dense_macs
 from tensorpress.utils.formatting import format_shape
 
 FLOAT_BYTES = 4
-"""Bytes of a parameter where a plan says nothing else."""
+"""Bytes of a parameter by default."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """How one layer is pressed by a scheme of `tensorpress.schemes.registry`.
 
-    Two plans are equal if they make the same of a layer; calls, error and itemsize do not matter.
+    Plans are equal if they press a layer equally: calls, error and itemsize are not compared.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class LayerPlan:
     options : mapping
         Options of the scheme for this layer that are not at their defaults.
     calls : tuple of Call
-        How an example calls the layer; empty where it does not, or the calls are unknown.
+        How an example calls the layer; empty if it does not, or if this is unknown.
     error : float or None
-        Predicted ‖K − K̂‖ / ‖K‖ of the weight, None where there is no prediction.
+        Predicted ‖K − K̂‖ / ‖K‖ of the weight, None without a prediction.
     itemsize : int
         Bytes of a parameter.
 
@@ -61,7 +61,7 @@ class LayerPlan:
 
     @property
     def method(self) -> Scheme:
-        """The scheme with the options.
+        """The scheme with the options of this layer.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class LayerPlan:
 
     @property
     def modes(self) -> Shape:
-        """Modes that the weight is reshaped into, () where the plan has no such option."""
+        """Modes that the weight is reshaped into; () for schemes without this option."""
         return tuple(self.options.get("modes", ()))
 
     @property
@@ -87,12 +87,12 @@ class LayerPlan:
 
     @property
     def shared_params(self) -> int:
-        """Values in place of the weight that the layer shares with others."""
+        """Parameters that replace the weight and are shared with other layers."""
         return self.method.shared_params(self.spec, self.ranks)
 
     @property
     def factor_params(self) -> int:
-        """Values in place of the weight that are this layer's alone, without the bias."""
+        """Parameters that replace the weight and belong to this layer alone, without the bias."""
         bias = self.spec.outputs * self.spec.bias
         return self.method.params(self.spec, self.ranks) - bias - self.shared_params
 
@@ -114,7 +114,7 @@ class LayerPlan:
         method.check_ranks(self.spec, self.ranks)
 
     def format_ranks(self) -> str:
-        """Return the ranks, and the options but modes, as tables print them."""
+        """Return the ranks, and the options except modes, as text for tables."""
         options = {name: value for name, value in self.options.items() if name != "modes"}
         words = [n if v is True else f"{n} {_format(v)}" for n, v in options.items()]
         return " ".join([format_shape(self.ranks), *words])

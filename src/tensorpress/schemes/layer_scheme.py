@@ -1,4 +1,4 @@
-"""Base of the schemes that put a chain of stock layers in a layer's place."""
+"""Base of the schemes that replace a layer by a chain of stock layers."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tensorpress.schemes.stages import Stage
 
 
 class LayerScheme(Scheme):
-    """A scheme whose pressed layer is a chain: `stages` are its shapes, `factorize` its kernels.
+    """A scheme that replaces a layer by a chain: `stages` are its shapes, `factorize` its kernels.
 
     Parameters, multiply-accumulates and the layer itself follow from the stages.
     """
@@ -39,7 +39,7 @@ class LayerScheme(Scheme):
         return chains.macs(spec, self.stages(spec, ranks), sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PressedLayer:
-        """Return the chain uninitialized."""
+        """Return the uninitialized chain."""
         stages = self.stages(spec, ranks)
         kind = PressedTransposed if spec.transposed else PressedLayer
         return kind(spec, stages, scheme=self.name, ranks=ranks, like=like)
@@ -52,7 +52,7 @@ class LayerScheme(Scheme):
 def join_groups(
     kernel: Tensor, groups: Sequence[tuple[Sequence[Tensor], float]]
 ) -> tuple[list[Tensor], float]:
-    """Stack the factors of a kernel's groups, and return the relative error of all together.
+    """Stack the factors of a kernel's groups, and combine their relative errors.
 
     Parameters
     ----------

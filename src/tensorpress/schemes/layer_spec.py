@@ -1,4 +1,4 @@
-"""What a layer is apart from the values of its weight."""
+"""Specs: all that describes a layer except the values of its weight."""
 
 from dataclasses import dataclass
 from math import prod
@@ -19,27 +19,27 @@ TRANSPOSED: tuple[type[nn.modules.conv._ConvNd], ...] = (
     nn.ConvTranspose3d,
 )
 KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, *CONVS, *TRANSPOSED)
-"""The layers that can be pressed, by their torch classes; and `INPUTS_FIRST`."""
+"""The torch classes of layers that can be pressed, besides `INPUTS_FIRST`."""
 
 INPUTS_FIRST = ("transformers.pytorch_utils", "Conv1D")
 """Module and name of the Linear of GPT-2, whose weight is stored as (inputs, outputs)."""
 
 WEIGHT = "weight"
-"""Kind of a spec that knows the shape of a weight and nothing of its layer."""
+"""Kind of a spec that describes only the shape of a weight, not its layer."""
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-"""Layers whose parameters scale and shift their inputs one by one."""
+"""Layers whose parameters scale and shift features."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """How often an example calls a layer with inputs of some sizes.
+    """The calls of a layer by one example, with inputs of one size.
 
     Attributes
     ----------
     sizes : tuple of int
-        Spatial sizes of the input of a convolution; for a Linear or an Embedding the number of
-        positions it is applied to.
+        Spatial sizes of a convolution's input; for a Linear or an Embedding, the number of
+        positions.
     times : int
         How often the layer is called with these sizes.
     """
@@ -50,18 +50,18 @@ class Call:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A layer without its values: everything needed to build it, or a chain in its place.
+    """A layer without its values: all that is needed to build it, or a chain that replaces it.
 
-    Every layer is one canonical kernel of shape (groups, outputs/groups, inputs/groups, *kernel):
-    a Linear has no spatial mode, an Embedding is a Linear on one-hot vectors, a transposed
-    convolution is a convolution's kernel run the other way.
+    Every layer has one canonical kernel of shape (groups, outputs/groups, inputs/groups, *kernel).
+    A Linear has no spatial modes, an Embedding is a Linear on one-hot vectors, and a transposed
+    convolution applies the kernel of a convolution backwards.
 
     Attributes
     ----------
     kind : str
-        Name of the torch class, or `WEIGHT` where nothing but the weight matters.
+        Name of the torch class, or `WEIGHT` if only the shape of a weight is known.
     inputs, outputs : int
-        Channels or features; for an Embedding the number and the length of its vectors.
+        Channels or features; for an Embedding, the number and the length of its vectors.
     groups : int
         Groups of a convolution; 1 for other layers.
     kernel : tuple of int
@@ -77,8 +77,8 @@ class LayerSpec:
     inputs_first : bool
         Whether a Linear stores its weight as (inputs, outputs), as the Conv1D of transformers does.
     stacked : bool
-        Whether a weight is a stack of matrices (groups, outputs/groups, inputs/groups), such as
-        that of experts.
+        Whether the weight is a stack of matrices (groups, outputs/groups, inputs/groups), as for
+        experts.
     """
 
     kind: str
@@ -105,7 +105,7 @@ class LayerSpec:
 
     @property
     def flipped(self) -> bool:
-        """Whether the first axis of the weight is the inputs, and not the outputs."""
+        """Whether the first axis of the weight is the inputs instead of the outputs."""
         return self.kind == "Embedding" or self.transposed or self.inputs_first
 
     @property
@@ -115,12 +115,12 @@ class LayerSpec:
 
     @property
     def out(self) -> int:
-        """Output channels a group."""
+        """Output channels per group."""
         return self.outputs // self.groups
 
     @property
     def in_(self) -> int:
-        """Input channels a group."""
+        """Input channels per group."""
         return self.inputs // self.groups
 
     @property
@@ -148,7 +148,7 @@ class LayerSpec:
         Parameters
         ----------
         sizes : tuple of int
-            Sizes before the stage; for a Linear or an Embedding any positions, which stay.
+            Sizes before the stage; for a Linear or an Embedding, positions, which do not change.
         modes : tuple of int
             Spatial modes that the stage covers.
 
@@ -169,7 +169,7 @@ class LayerSpec:
                 result[mode] = (size + 2 * pad - reach - 1) // step + 1
         if min((result[mode] for mode in modes), default=1) < 1:
             raise InvalidArgumentError(
-                f"a {self.kind} with kernel {self.kernel} has no output for sizes {sizes}"
+                f"a {self.kind} with kernel {self.kernel} has no output for an input of {sizes}"
             )
         return tuple(result)
 
@@ -180,7 +180,7 @@ def describe_layer(layer: nn.Module) -> LayerSpec:
     Raises
     ------
     InvalidArgumentError
-        For a layer that cannot be pressed, with the reason of `refuse_layer`.
+        If the layer cannot be pressed, with the reason of `refuse_layer`.
 
     Examples
     --------
@@ -196,7 +196,7 @@ def describe_layer(layer: nn.Module) -> LayerSpec:
 
 
 def read_spec(layer: nn.Module) -> LayerSpec:
-    """Return the spec of a layer of `KINDS` or `INPUTS_FIRST`, without the checks of a weight."""
+    """Return the spec of a layer of `KINDS` or `INPUTS_FIRST` without checking it."""
     if isinstance(layer, nn.Linear):
         return LayerSpec(
             "Linear", layer.in_features, layer.out_features, bias=layer.bias is not None
@@ -236,7 +236,7 @@ def weight_spec(shape: Sizes) -> LayerSpec:
     Raises
     ------
     InvalidArgumentError
-        For fewer than two axes.
+        If the weight has fewer than two axes.
 
     Examples
     --------
@@ -244,20 +244,20 @@ def weight_spec(shape: Sizes) -> LayerSpec:
     (20, 10, 5, 5)
     """
     if len(shape) < 2:
-        raise InvalidArgumentError(f"a weight of shape {tuple(shape)} has no two axes")
+        raise InvalidArgumentError(f"a weight of shape {tuple(shape)} needs at least two axes")
     outputs, inputs, *kernel = shape
     return LayerSpec(WEIGHT, inputs, outputs, kernel=tuple(kernel))
 
 
 def parameter_spec(module: nn.Module, shape: Sizes) -> LayerSpec:
-    """Return the spec of a weight that nothing but its shape is known of.
+    """Return the spec of a weight of which only the shape is known.
 
-    Three axes are a stack of matrices, unless the module is a convolution; more are a kernel.
+    Three axes are read as a stack of matrices unless the module is a convolution, more as a kernel.
 
     Raises
     ------
     InvalidArgumentError
-        For fewer than two axes.
+        If the weight has fewer than two axes.
 
     Examples
     --------
@@ -275,12 +275,12 @@ def parameter_spec(module: nn.Module, shape: Sizes) -> LayerSpec:
 
 
 def describe_weight(module: nn.Module, key: str) -> LayerSpec:
-    """Return the spec of a dense parameter, by its layer where that can be replaced.
+    """Return the spec of a dense parameter: that of its layer, if the layer can be replaced.
 
     Parameters
     ----------
     module : nn.Module
-        The module that has the parameter.
+        The module of the parameter.
     key : str
         Its name in the module.
     """
@@ -290,7 +290,7 @@ def describe_weight(module: nn.Module, key: str) -> LayerSpec:
 
 
 def refuse_weight(module: nn.Module, key: str) -> str | None:
-    """Return why a parameter of a module cannot be rebuilt from factors, None where it can.
+    """Return why a parameter cannot be rebuilt from factors, or None if it can.
 
     Examples
     --------
@@ -300,27 +300,28 @@ def refuse_weight(module: nn.Module, key: str) -> str | None:
     """
     weight = module.get_parameter(key)
     if type(weight).__torch_dispatch__ is not nn.Parameter.__torch_dispatch__:
-        return f"its values are a {type(weight).__name__}, not a plain tensor"
+        return f"its weight is a {type(weight).__name__}, not a plain tensor"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
     if torch.finfo(weight.dtype).bits < 16:
-        return f"its weight is {weight.dtype}, which nothing computes in: convert it first"
+        return f"its weight is {weight.dtype}, a dtype for storage only: convert it first"
     if weight.numel() == 0:
         return "its weight is empty"
     if isinstance(module, NORMS):
-        return "a norm has few parameters, and needs them precise"
+        return "a norm has few parameters, and needs them in full precision"
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is compiled by TorchScript: press the module that it was made of"
+        return "it is compiled by TorchScript: press the original module"
     if getattr(module, "max_norm", None) is not None:
         return "max_norm changes its vectors at every use"
     return None
 
 
 def refuse_layer(layer: nn.Module) -> str | None:
-    """Return why a layer cannot be pressed, None where it can.
+    """Return why a layer cannot be pressed, or None if it can.
 
-    Reasons are another class, a forward pass that is not that of the class, a weight that is
-    parametrized, quantized, empty or not yet shaped, hooks, and state that would be lost.
+    A layer is refused for its class, for a forward pass that overrides the one of its class, for a
+    parametrized, quantized, empty or uninitialized weight, and for hooks or state that would be
+    lost.
 
     Examples
     --------
@@ -330,29 +331,29 @@ def refuse_layer(layer: nn.Module) -> str | None:
     if parametrize.is_parametrized(layer):
         return "its weight is parametrized"
     if isinstance(layer, nn.modules.lazy.LazyModuleMixin) and layer.has_uninitialized_params():
-        return "it has no shape yet: run the model once"
+        return "it is lazy and has no shape yet: run the model once"
     kind = layer_class(layer)
     if kind is None:
-        return f"only {', '.join(k.__name__ for k in KINDS)} can be"
+        return f"only layers of these classes can be: {', '.join(k.__name__ for k in KINDS)}"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight directly"
     if (
-        "forward" in vars(layer)  # put there by those who wrap a layer in place
+        "forward" in vars(layer)  # a layer that was wrapped in place
         or type(layer).forward is not kind.forward
         or getattr(type(layer), "_conv_forward", None) is not getattr(kind, "_conv_forward", None)
     ):
-        return f"it is a {kind.__name__} with a forward pass of its own"
+        return f"it is a {kind.__name__} with an overridden forward pass"
     weight = layer._parameters.get("weight")
     if weight is None:
-        return "its weight is no plain parameter (weight norm or the like): remove that first"
+        return "its weight is not a plain parameter (weight norm or similar): remove that first"
     reason = refuse_weight(layer, "weight")
     if reason is not None:
         return reason
     others = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
     if others:
-        return f"it holds {', '.join(map(repr, sorted(others)))} as well, which would be lost"
+        return f"it also has {', '.join(map(repr, sorted(others)))}, which would be lost"
     if layer._parameters.get("bias") is None and getattr(layer, "bias", None) is not None:
-        return "its bias is no plain parameter, which would be lost"
+        return "its bias is not a plain parameter, and would be lost"
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
     if any(hooks) or layer._backward_pre_hooks:
         return "it has hooks, which would be lost: remove them first"
@@ -360,7 +361,7 @@ def refuse_layer(layer: nn.Module) -> str | None:
 
 
 def layer_class(layer: nn.Module) -> type[nn.Module] | None:
-    """Return which of `KINDS` or `INPUTS_FIRST` a layer is or derives from, None for others.
+    """Return the class of `KINDS` or `INPUTS_FIRST` that a layer derives from, or None.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A kernel as a sum: of a kernel on few input channels and one of low rank."""
+"""A kernel as the sum of a kernel on few input channels and a low-rank kernel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,25 +17,25 @@ from tensorpress.schemes.rank_grid import COARSE
 from tensorpress.schemes.stages import Stage, balance_kernels, compose
 
 SWEEPS = 20
-"""Most alternations between the two parts, when a weight is decomposed by itself."""
+"""Most alternations between the two parts when a weight alone is decomposed."""
 
 
 class LowRankSparseLayer(PrunedLayer):
-    """A layer on a choice of input channels, beside a low-rank chain on all of them.
+    """A layer on a choice of input channels plus a low-rank chain on all channels.
 
     Parameters
     ----------
     spec : LayerSpec
         The dense layer.
     ranks : tuple of int
-        How many input channels the first part has in each group, and the rank of the second.
+        Input channels per group of the first part, and the rank of the second.
     scheme, like
         As for `PrunedLayer`.
 
     Attributes
     ----------
     low_rank : nn.Sequential
-        The second part.
+        The low-rank chain.
     """
 
     last_places = (0, 2)
@@ -53,7 +53,7 @@ class LowRankSparseLayer(PrunedLayer):
         return output
 
     def kernels(self) -> list[Tensor]:
-        """Return the kernels: on the chosen channels, to the rank, from the rank."""
+        """Return the kernel on the chosen channels, and the two of the low-rank chain."""
         weights = map(plain_weight, self.low_rank)
         low_rank = [to_canonical(weight, self.spec.groups, flipped=False) for weight in weights]
         return [*super().kernels(), *low_rank]
@@ -73,11 +73,11 @@ class LowRankSparseLayer(PrunedLayer):
 
 @dataclass(frozen=True)
 class LowRankSparse(ChannelPruning):
-    """W ≈ A + B: whole input channels of A are zero, B, unfolded as out × (in·k…), is of rank r.
+    """W ≈ A + B: A has few input channels, and B, unfolded as out × (in·k…), has rank r.
 
-    Ranks are the number of channels of A, and r. A is a smaller layer that picks its channels from
-    the input. Where the weight alone is decomposed, B gets the leading singular vectors of the
-    channels that A lacks, and A the channels in which B leaves most, in turn.
+    The ranks are the number of channels of A, and r. A is a smaller layer that selects its channels
+    from the input. If only a weight is decomposed, two steps alternate: B gets the leading singular
+    vectors of the channels outside A, and A the channels with the largest remaining error.
 
     References
     ----------
@@ -94,9 +94,9 @@ class LowRankSparse(ChannelPruning):
         return self.candidate_pairs(spec, COARSE, round_to)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return bounds from above, all from one decomposition.
+        """Return upper bounds, all from one decomposition.
 
-        B is the truncated SVD of the whole kernel, A the channels in which it leaves most.
+        B is the truncated SVD of the whole kernel, and A the channels with the largest error of it.
         """
         energy = float(kernel.square().sum())
         if not energy:
@@ -108,7 +108,7 @@ class LowRankSparse(ChannelPruning):
         return [float(rest[:, rank - 1, channels:].sum()) / energy for channels, rank in candidates]
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the parameters of both parts and the bias; the choice of channels is none."""
+        """Return the parameters of both parts and the bias; indices are not counted."""
         low_rank = chains.params(replace(spec, bias=False), low_rank_stages(spec, ranks[1]))
         return super().params(spec, ranks) + low_rank
 
@@ -118,14 +118,14 @@ class LowRankSparse(ChannelPruning):
         return super().macs(spec, ranks, sizes) + low_rank
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> LowRankSparseLayer:
-        """Return the layer uninitialized, with the first channels."""
+        """Return the uninitialized layer on the first channels."""
         return LowRankSparseLayer(spec, ranks, scheme=self.name, like=like)
 
     def split(self, kernel: Tensor, *ranks: int) -> tuple[Tensor, list[Tensor]]:
         """Return the channels of A and the kernels of both parts for one group (out, in, *kernel).
 
-        B has to fit the other channels only, since A makes up for B in its own. Neither step of the
-        alternation raises the error.
+        B has to fit only the channels outside A, because A corrects its own channels. No step of
+        the alternation raises the error.
         """
         channels, rank = ranks
         chosen = torch.empty(0, dtype=torch.int64, device=kernel.device)

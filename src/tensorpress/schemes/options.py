@@ -8,22 +8,22 @@ from typing import Any
 from tensorpress.errors import InvalidArgumentError
 
 Options = Mapping[str, Any]
-"""Options of a scheme by name: plain data, that is numbers, words, yes or no, and tuples of int."""
+"""Options of a scheme by name: bool, int, float, str or tuples of int."""
 
 NO_OPTIONS: Options = MappingProxyType({})
 
 
 def parse_option(name: str, value: Any, default: Any) -> Any:
-    """Return plain data as an option of the type of its default, with a tuple for a list.
+    """Check the value of an option against the type of its default; a list becomes a tuple.
 
     Parameters
     ----------
     name : str
         The name of the option, for the error.
     value
-        The value as a plan says it.
+        The value in the plan.
     default : bool, int, float, str or tuple of int
-        The value that the option has where a plan says none.
+        The default of the option.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def parse_option(name: str, value: Any, default: Any) -> Any:
                 return sizes
         except TypeError:
             pass
-        raise InvalidArgumentError(f"{name} are whole numbers of at least 1, not {value!r}")
+        raise InvalidArgumentError(f"{name} must be whole numbers of at least 1, not {value!r}")
     if type(value) is not type(default):
-        raise InvalidArgumentError(f"{name} is of type {type(default).__name__}, and not {value!r}")
+        raise InvalidArgumentError(f"{name} must be a {type(default).__name__}, not {value!r}")
     return value

@@ -1,4 +1,4 @@
-"""Weight form: a layer stays what it is, and its weight is rebuilt from factors when it is used."""
+"""Weight form: the layer stays, and its weight is rebuilt from factors at every use."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ Factors = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class RankFactor:
-    """A factor (groups, …) of a pressed layer, and which rank some of its axes run over.
+    """A factor (groups, …) of a pressed layer, and the ranks that its axes run over.
 
     Attributes
     ----------
     values : Tensor
         The factor.
     ranks : mapping of int to int
-        Which of the layer's ranks each axis runs over. Factors with a rank in common are
-        contracted over it: an index does nothing where the slice of one of them is zero.
+        The index of the layer's rank for each axis that runs over one. Factors are contracted over
+        the ranks they share, so an index has no effect if its slice is zero in one of them.
     """
 
     values: Tensor
@@ -36,7 +36,7 @@ class RankFactor:
 class FactorizedWeight(nn.Module):
     """Base of the parametrizations that rebuild a weight from factors.
 
-    A subclass has the attributes, ``forward(*factors)``, which returns the weight, and
+    A subclass sets the attributes, and has ``forward(*factors)``, which returns the weight, and
     ``decompose(weight)``, which returns the factors of a dense weight.
 
     Attributes
@@ -50,11 +50,11 @@ class FactorizedWeight(nn.Module):
     options : mapping
         Options of the scheme that are not at their defaults.
     relative_error : float or None
-        ‖W − Ŵ‖ / ‖W‖ of the weight when it was decomposed; None where it was not.
+        ‖W − Ŵ‖ / ‖W‖ of the weight when it was decomposed; None if it was not.
     spec : LayerSpec or None
-        What the scheme knew of the dense layer; None where no scheme made this.
+        The spec of the dense layer; None if no scheme made this.
     unfitted : str or None
-        Why it was not fitted to calibration data, None where there were none.
+        Why the layer was not fitted to calibration data; None if it was, or there were none.
     """
 
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class FactorizedWeight(nn.Module):
 
     @property
     def num_params(self) -> int:
-        """Number of stored values, those of factors that layers share included."""
+        """Number of stored values, including factors shared with other layers."""
         return sum(map(prod, self.factor_shapes))
 
     def decompose(self, weight: Tensor) -> Factors:
@@ -84,11 +84,11 @@ class FactorizedWeight(nn.Module):
         raise NotImplementedError
 
     def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
-        """Return the factors with the ranks of their axes, as one group; see `Pressed`."""
+        """Return the factors, as one group, with the ranks of their axes; see `Pressed`."""
         return []
 
     def right_inverse(self, weight: Tensor) -> Factors:
-        """Decompose a weight: torch calls this when a weight is assigned, and in `attach`."""
+        """Decompose a weight; torch calls this when a weight is assigned, and in `attach`."""
         if self._factors is not None:
             return self._factors
         check_shape(weight, self.shape)
@@ -102,7 +102,7 @@ class FactorizedWeight(nn.Module):
         layer : nn.Module
             The layer.
         factors : tuple of Tensor, optional
-            The factors; without them, the weight is decomposed.
+            The factors; by default the weight is decomposed.
         key : str
             Name of the weight in the layer.
         """
@@ -111,32 +111,32 @@ class FactorizedWeight(nn.Module):
         self._factors = None
         if isinstance(layer, nn.RNNBase):
             read_weights_anew(layer)
-        # Torch has made this class for the layer, and drops it with the parametrization.
+        # Torch made this class for the layer alone, and drops it with the parametrization.
         type(layer).__setattr__ = _set_attribute  # type: ignore[method-assign, assignment]
 
 
 def _set_attribute(layer: nn.Module, name: str, value: Any) -> None:
-    """Set an attribute of a layer, but no Parameter in the place of a weight that is rebuilt."""
+    """Set an attribute of a layer; refuse a Parameter for a weight that is rebuilt."""
     form = factorized_weight(layer) if name == "weight" else None
     if form is not None and isinstance(value, nn.Parameter):
         raise InvalidArgumentError(
             f"the weight of a layer pressed by {form.scheme} is rebuilt from factors: fold batch "
-            "norms into it, quantize it or put another Parameter there before pressing, or make it "
-            "dense by tensorpress.materialize"
+            "norms, quantize or replace the weight before pressing, or make it dense again by "
+            "tensorpress.materialize"
         )
     nn.Module.__setattr__(layer, name, value)
 
 
 def check_shape(weight: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise an `InvalidArgumentError` unless a weight to be decomposed has a shape."""
+    """Raise an `InvalidArgumentError` unless a weight has the expected shape."""
     if weight.shape != shape:
         raise InvalidArgumentError(
-            f"this layer needs a weight of shape {shape}, got {tuple(weight.shape)}"
+            f"this layer needs a weight of shape {shape}, not {tuple(weight.shape)}"
         )
 
 
 def factorized_weight(module: nn.Module, key: str = "weight") -> FactorizedWeight | None:
-    """Return the module that rebuilds a weight of a layer, None where the weight is a plain one."""
+    """Return the module that rebuilds a weight of a layer, or None for a plain weight."""
     if not parametrize.is_parametrized(module, key):
         return None
     first = stored_factors(module, key)[0]
@@ -151,7 +151,7 @@ def factorized_weights(module: nn.Module) -> dict[str, FactorizedWeight]:
 
 
 def stored_factors(module: nn.Module, key: str = "weight") -> parametrize.ParametrizationList:
-    """Return the module with the factors of a weight, original0, original1 and so on."""
+    """Return the module that stores the factors of a weight: original0, original1, …."""
     lists = module.parametrizations
     assert isinstance(lists, nn.ModuleDict)
     factors = lists[key]
@@ -160,13 +160,13 @@ def stored_factors(module: nn.Module, key: str = "weight") -> parametrize.Parame
 
 
 def rebuild(module: nn.Module, key: str = "weight") -> None:
-    """Replace the factors of a weight of a layer by the dense weight, in place.
+    """Replace the factors of a layer's weight by the dense weight, in place.
 
-    The weight requires gradients where any of its factors did.
+    The weight requires gradients if any of its factors did.
     """
     requires_grad = any(factor.requires_grad for factor in stored_factors(module, key).parameters())
-    # Torch computes the weight in a property of a class made for the module, which a deep copy
-    # shares; removing the parametrization deletes the property, for all copies.
+    # Torch computes the weight in a property of a class made for the module. Deep copies share this
+    # class, and removing the parametrization would delete the property for all of them.
     shared = type(module)
     module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
     parametrize.remove_parametrizations(module, key, leave_parametrized=True)

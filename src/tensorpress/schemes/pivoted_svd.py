@@ -1,4 +1,4 @@
-"""SVD of a matrix whose second factor has the identity in some of its rows, which is not stored."""
+"""SVD of a matrix with the identity in some rows of one factor, which takes no storage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from tensorpress.schemes.stages import Stage, compose
 
 
 class PivotedLayer(Composed):
-    """A layer of low rank: some outputs by a Linear, the others by a Linear on these.
+    """A layer of low rank: one Linear computes some outputs, another the rest from these.
 
     Parameters
     ----------
     spec : LayerSpec
         The dense layer.
     ranks : tuple of int
-        How many outputs are computed from the inputs.
+        The number r of outputs that are computed from the inputs.
     scheme : str
         Name of the scheme.
     like : Tensor
@@ -32,11 +32,11 @@ class PivotedLayer(Composed):
     Attributes
     ----------
     pivots : nn.Linear
-        Linear from the inputs to r of the outputs.
+        Linear from the inputs to r outputs.
     others : nn.Linear
-        Linear from these to all other outputs.
+        Linear from these to the other outputs.
     outputs : OrderedOutputs
-        Puts both in the order of the outputs, and adds the bias.
+        Orders all outputs, and adds the bias.
     """
 
     chained: ClassVar[bool] = True
@@ -60,14 +60,14 @@ class PivotedLayer(Composed):
         return self.outputs
 
     def mistake(self) -> str | None:
-        """Return that some output is computed twice or never, None where the order is one."""
+        """Return an error message if the order of outputs is not a permutation, else None."""
         order = self.outputs.order
         if torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
             return None
-        return f"orders its {len(order)} outputs as {order.tolist()}, which is no permutation"
+        return f"orders its {len(order)} outputs as {order.tolist()}, which is not a permutation"
 
     def kernels(self) -> list[Tensor]:
-        """Return the kernels of a chain that computes the same: to the rank, and from it."""
+        """Return the two kernels of the equivalent chain of Linears."""
         others = plain_weight(self.others)
         identity = torch.eye(*self.ranks, dtype=others.dtype, device=others.device)
         last = torch.cat([identity, others])[self.outputs.order]
@@ -75,11 +75,10 @@ class PivotedLayer(Composed):
 
     @torch.no_grad()
     def put(self, kernels: Sequence[Tensor]) -> None:
-        r"""Copy in what a chain A, then B, stands for.
+        r"""Copy in the product B A of a chain of kernels A, then B.
 
-        Of an orthonormal basis Q of the columns of B, LU with pivoting chooses r rows :math:`Q_p`
-        that are far from dependent. The layer then is :math:`W_p = Q_p R A` with B = Q R, and
-        :math:`W_o = (Q_o Q_p^{-1}) W_p`.
+        With B = Q R, LU with pivoting chooses r well-conditioned rows :math:`Q_p` of Q. The pivots
+        are :math:`W_p = Q_p R A`, and the other outputs :math:`W_o = (Q_o Q_p^{-1}) W_p`.
         """
         first, last = (kernel[0].double() for kernel in kernels)
         rank = len(first)
@@ -92,27 +91,27 @@ class PivotedLayer(Composed):
         self.outputs.order.copy_(rows.argsort())
 
     def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
-        """Return the kernels as they are: what is stored does not depend on their scales."""
+        """Return the kernels unchanged, because the stored values do not depend on their scales."""
         return list(kernels)
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
-        """Return the kernel that a chain of kernels stands for."""
+        """Return the product of the kernels of a chain."""
         return compose(kernels, self.spec.groups)
 
     def rank_factors(self) -> list[RankFactor]:
-        """Return the kernels of the chain, with one rank between them."""
+        """Return the kernels of the chain, which share one rank."""
         ranks: tuple[dict[int, int], ...] = ({1: 0}, {2: 0})
         kernels = (kernel.detach() for kernel in self.kernels())
         return [RankFactor(*pair) for pair in zip(kernels, ranks, strict=True)]
 
 
 class OrderedOutputs(nn.Module):
-    """Puts outputs into an order, and adds a bias where the layer has one.
+    """Puts outputs into an order, and adds the bias if there is one.
 
     Attributes
     ----------
     order : Tensor
-        Where each output is in the input, int64.
+        The place of each output in the input, int64.
     bias : nn.Parameter or None
         The bias of the dense layer.
     """
@@ -136,9 +135,9 @@ class OrderedOutputs(nn.Module):
 class PivotedSVD(ChannelSVD):
     """The SVD of a Linear in the fewest numbers: r rows of W, and the others as sums of these.
 
-    A matrix of rank r is B A up to any invertible matrix between both. It is chosen so that r rows
-    of B are the identity, which takes no parameters: r (m + n − r) are left of r (m + n), fewer
-    than m n at every rank.
+    In a product B A of rank r, an invertible matrix can be moved between the factors. It is chosen
+    so that r rows of B are the identity, which needs no storage: r (m + n − r) parameters remain
+    instead of r (m + n), fewer than m n at every rank.
 
     References
     ----------
@@ -147,27 +146,27 @@ class PivotedSVD(ChannelSVD):
     """
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse all but a Linear, whose outputs are put into another order at the end."""
+        """Refuse layers other than a Linear, whose outputs can be reordered."""
         if spec.kind != "Linear":
-            return "only the outputs of a Linear are computed from others"
+            return "only a Linear can be pressed by it"
         return super().refusal(spec)
 
     def stages(self, spec: LayerSpec, ranks: Sizes) -> tuple[Stage, ...]:
-        """Return the pivots from the inputs, and all other outputs from the pivots."""
+        """Return inputs → pivots → other outputs."""
         return pivoted_stages(spec, ranks[0])
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PivotedLayer:  # type: ignore[override]
-        """Return the layer uninitialized, its first outputs being the pivots."""
+        """Return the uninitialized layer, with its first outputs as pivots."""
         return PivotedLayer(spec, ranks, scheme=self.name, like=like)
 
 
 def pivoted_stages(spec: LayerSpec, rank: int) -> tuple[Stage, Stage]:
-    """Return the chain without the identity: inputs → pivots → other outputs."""
+    """Return the shapes of the stored kernels: inputs → pivots → other outputs."""
     return Stage(1, rank, spec.in_), Stage(1, spec.out - rank, rank)
 
 
 def _swapped(count: int, swaps: Tensor) -> Tensor:
-    """Return the order that the row swaps of LU, from 1, leave of consecutive numbers."""
+    """Return the row order that the pivots of an LU decomposition, counted from 1, describe."""
     rows = list(range(count))
     for place, other in enumerate(swaps.tolist()):
         rows[place], rows[other - 1] = rows[other - 1], rows[place]

@@ -1,4 +1,4 @@
-"""Pressing layer by layer: one layer in, one out, and back."""
+"""Presses a single layer, and makes it dense again."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ from tensorpress.schemes.scheme import Ranks, Scheme
 
 
 def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Module:
-    """Return a layer pressed by a scheme; the layer itself is untouched.
+    """Return a layer pressed by a scheme; the layer itself is left unchanged.
 
     Parameters
     ----------
@@ -22,9 +22,9 @@ def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Modu
     scheme : str or Scheme
         The name of a scheme (`tensorpress list` shows them), or a scheme.
     ranks
-        A tuple, in the order of the scheme's paper; one int for all ranks; a float in (0, 1] as the
-        fraction of the largest ranks, 1.0 being full; or a rule: "evbmf", "energy:0.95", or any
-        `RankRule`.
+        A tuple, in the order of the scheme's paper; one int for all ranks; a float in (0, 1], the
+        fraction of the largest ranks (1.0 for full ranks); or a rule: "evbmf", "energy:0.95", or
+        any `RankRule`.
 
     Returns
     -------
@@ -35,8 +35,8 @@ def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Modu
     Raises
     ------
     InvalidArgumentError
-        For a layer that cannot be pressed or that the scheme cannot take, with the reason; ranks
-        out of range; NaN or infinite values. The error is a ValueError as well.
+        If the layer cannot be pressed by this scheme, ranks are out of range, or values are not
+        finite. The error is also a ValueError.
 
     Examples
     --------
@@ -50,22 +50,22 @@ def press_layer(layer: nn.Module, scheme: str | Scheme, ranks: Ranks) -> nn.Modu
     if isinstance(scheme, str):
         scheme = find_scheme(scheme)
     if not isinstance(scheme, Scheme):
-        raise InvalidArgumentError(f"a scheme is a name or a Scheme, got {scheme!r}")
+        raise InvalidArgumentError(f"scheme must be a name or a Scheme, not {scheme!r}")
     return scheme.press(layer, ranks)
 
 
 def unpress_layer(pressed: nn.Module) -> nn.Module:
-    """Return the dense layer that a pressed one stands for: the inverse of `press_layer`.
+    """Return the dense layer of a pressed layer, with the composed weight.
 
     Parameters
     ----------
     pressed : nn.Module
-        A layer from `press_layer`, trained further or not; it is untouched.
+        A layer from `press_layer`, possibly trained since; it is left unchanged.
 
     Raises
     ------
     InvalidArgumentError
-        For a layer that is not pressed.
+        If the layer is not pressed.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Base classes of pressed layers, which know the dense layer they stand for."""
+"""Base classes of pressed layers, which know the dense layer that they replace."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,9 +24,9 @@ from tensorpress.utils.lazy_tensor import defer
 
 
 class Pressed(nn.Module):
-    """Base of the modules that stand in the place of one dense layer.
+    """Base of the modules that replace one dense layer.
 
-    They have the public attributes of that layer as well, such as ``in_features`` or ``stride``.
+    They also have the public attributes of that layer, such as ``in_features`` or ``stride``.
 
     Attributes
     ----------
@@ -39,10 +39,9 @@ class Pressed(nn.Module):
     options : mapping
         Options of the scheme that are not at their defaults.
     relative_error : float or None
-        ‖K − K̂‖ / ‖K‖ of the weight when it was decomposed; None where it was not.
+        ‖K − K̂‖ / ‖K‖ of the weight when it was decomposed; None if it was not.
     unfitted : str or None
-        Why it starts from its weight alone where other layers were fitted to calibration data; None
-        where it does not.
+        Why the layer was not fitted to calibration data; None if it was, or there were none.
     """
 
     spec: LayerSpec
@@ -55,7 +54,7 @@ class Pressed(nn.Module):
     __jit_unused_properties__: ClassVar[list[str]] = ["weight", "bias", "last_places"]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a spec brings those of its layer, weight and bias go to the factors."""
+        """Set an attribute; a spec sets the dense attributes as well."""
         if name == "weight":
             self.put_weight(value)
         elif name == "bias":
@@ -67,30 +66,27 @@ class Pressed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, for modules around this one that read it.
-
-        It is composed when its values are used; its dtype and device are known without.
-        """
+        """The dense weight, for other modules that read it; it is composed when values are used."""
         if torch.compiler.is_compiling():
             return self.compose_weight()
         like = next(self.parameters(), torch.empty(0))  # none where all factors are quantized
         return defer(self.compose_weight, like=like, refusal=self._refusal())
 
     def put_weight(self, weight: Tensor) -> None:
-        """Take a weight that is assigned to the layer.
+        """Set the weight of the layer.
 
         Raises
         ------
         InvalidArgumentError
-            If the factors do not stand for such a weight.
+            If the factors cannot represent the weight.
         """
         raise InvalidArgumentError(self._refusal())
 
     def _refusal(self) -> str:
         return (
-            f"the weight of a {self.spec.kind} pressed by {self.scheme} is composed of its factors "
-            "and cannot be changed: change it, or fold batch norms into it, before pressing, or "
-            "make the layer dense again by tensorpress.unpress"
+            f"the weight of a {self.spec.kind} pressed by {self.scheme} is composed of factors "
+            "and cannot be set: change it, or fold batch norms into it, before pressing, or make "
+            "the layer dense again by tensorpress.unpress"
         )
 
     def compose_weight(self) -> Tensor:
@@ -102,32 +98,32 @@ class Pressed(nn.Module):
         raise NotImplementedError
 
     def bias_parameter(self) -> nn.Parameter | None:
-        """Return the bias, None where the layer has none."""
+        """Return the bias, or None."""
         return self.bias_module()._parameters.get("bias")
 
     def bias_module(self) -> nn.Module:
-        """Return the module whose parameter ``bias`` is that of the layer."""
+        """Return the module that has the layer's ``bias`` as a parameter."""
         return self
 
     def put_bias(self, bias: nn.Parameter | None) -> None:
-        """Take a bias that is assigned to the layer, which may have had none.
+        """Set the bias of the layer; None removes it.
 
         Raises
         ------
         InvalidArgumentError
-            For a bias of another shape.
+            If the bias has another shape.
         """
         if bias is not None and tuple(bias.shape) != (self.spec.outputs,):
             raise InvalidArgumentError(
-                f"this layer needs a bias of shape ({self.spec.outputs},), got {tuple(bias.shape)}"
+                f"this layer needs a bias of shape ({self.spec.outputs},), not {tuple(bias.shape)}"
             )
         self.bias_module().register_parameter("bias", bias)
         self.spec = replace(self.spec, bias=bias is not None)
 
     def rank_factors(self) -> list[RankFactor]:
-        """Return the factors with the ranks of their axes, nothing where the ranks are unknown.
+        """Return the factors with the ranks of their axes, or nothing if these are unknown.
 
-        Ranks whose slices are zero can then be dropped; see `tensorpress.drop_zero_ranks`.
+        `tensorpress.drop_zero_ranks` uses them to drop ranks whose slices are zero.
         """
         return []
 
@@ -136,29 +132,29 @@ class Pressed(nn.Module):
         raise NotImplementedError
 
     def mistake(self) -> str | None:
-        """Return why values that may come from a file cannot be, None where they can."""
+        """Return an error message if values read from a file are invalid, else None."""
         return None
 
     def extra_repr(self) -> str:
-        """Return the scheme and its ranks as torch prints them."""
+        """Return the scheme and the ranks for torch's representation."""
         return f"{self.scheme}, ranks={self.ranks}"
 
 
 def pressed_form(module: nn.Module, key: str = "weight") -> Pressed | FactorizedWeight | None:
-    """Return the module that records how a layer is pressed, None where the layer is dense.
+    """Return the module that records how a layer is pressed, or None if the layer is dense.
 
-    It is the layer itself, or in weight form the parametrization of its weight, which is named.
+    It is the layer itself, or in weight form the parametrization of the weight ``key``.
     """
     return module if isinstance(module, Pressed) else factorized_weight(module, key)
 
 
 def pressed_forms(module: nn.Module) -> dict[str, Pressed | FactorizedWeight]:
-    """Return all modules that record how weights of a layer are pressed, by their names."""
+    """Return all modules that record how weights of a layer are pressed, by weight name."""
     return {"weight": module} if isinstance(module, Pressed) else {**factorized_weights(module)}
 
 
 def weight_shape(module: nn.Module, key: str = "weight") -> Sizes | None:
-    """Return the shape of a layer's dense weight, None where the layer has no weight."""
+    """Return the shape of a layer's dense weight, or None if the layer has no weight."""
     form = pressed_form(module, key)
     if form is not None:
         return form.spec.weight_shape if isinstance(form, Pressed) else form.shape
@@ -167,7 +163,7 @@ def weight_shape(module: nn.Module, key: str = "weight") -> Sizes | None:
 
 
 def layer_bias(pressed: nn.Module) -> nn.Parameter | None:
-    """Return the bias of a layer pressed in either form, None where it has none."""
+    """Return the bias of a layer pressed in either form, or None."""
     if isinstance(pressed, Pressed):
         return pressed.bias_parameter()
     return pressed._parameters.get("bias")
@@ -182,14 +178,14 @@ def layer_factors(pressed: nn.Module, key: str = "weight") -> list[nn.Parameter]
 
 
 def copy_bias(bias: Tensor | None, pressed: nn.Module) -> None:
-    """Copy a bias, where there is one, into a pressed layer."""
+    """Copy a bias, if there is one, into a pressed layer."""
     target = layer_bias(pressed)
     if target is not None and bias is not None:
         target.data.copy_(bias)
 
 
 def copy_requires_grad(layer: nn.Module, pressed: nn.Module) -> None:
-    """Let factors and bias require gradients as the layer's weight and bias do."""
+    """Make factors and bias require gradients if the layer's weight and bias do."""
     pressed.requires_grad_(layer.get_parameter("weight").requires_grad)
     target, bias = layer_bias(pressed), layer._parameters.get("bias")
     if target is not None and bias is not None:
@@ -197,7 +193,7 @@ def copy_requires_grad(layer: nn.Module, pressed: nn.Module) -> None:
 
 
 def check_read(model: nn.Module, file: str) -> None:
-    """Raise a `CorruptFileError` if a layer of a model read from a file has a `mistake`."""
+    """Raise a `CorruptFileError` if a layer read from a file has invalid values."""
     for name, layer in model.named_modules():
         mistake = layer.mistake() if isinstance(layer, Pressed) else None
         if mistake is not None:
@@ -210,23 +206,23 @@ class Composed(Pressed):
     Attributes
     ----------
     chained : bool
-        Whether the kernels are those of a chain of layers.
+        Whether the kernels form a chain.
     """
 
     chained: ClassVar[bool] = False
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """The bias, for modules around this one that read it."""
+        """The bias, for other modules that read it."""
         return self.bias_parameter()
 
     @property
     def last_places(self) -> Sizes:
-        """Indices of the kernels whose outputs are those of the layer."""
+        """Indices of the kernels that give the outputs of the layer."""
         raise NotImplementedError
 
     def kernels(self) -> list[Tensor]:
-        """Return the canonical kernels, views of the weights."""
+        """Return the canonical kernels as views of the weights."""
         raise NotImplementedError
 
     def put(self, kernels: Sequence[Tensor]) -> None:
@@ -234,31 +230,31 @@ class Composed(Pressed):
         raise NotImplementedError
 
     def balance(self, kernels: Sequence[Tensor]) -> list[Tensor]:
-        """Scale kernels as suits training, such that they stand for the same kernel."""
+        """Scale kernels as suits training, without changing the composed kernel."""
         raise NotImplementedError
 
     def compose(self, kernels: Sequence[Tensor]) -> Tensor:
-        """Return the kernel (groups, out, in, *kernel) that kernels stand for, in their dtype."""
+        """Return the composed kernel (groups, out, in, *kernel), in the kernels' dtype."""
         raise NotImplementedError
 
     def selection(self) -> Tensor | None:
-        """Return the input channels of the first kernel, (groups, number), None where it has all.
+        """Return the input channels of the first kernel, (groups, number), or None for all.
 
         The other kernels are then the factors of a matrix that is added.
         """
         return None
 
     def select(self, channels: Tensor) -> None:
-        """Choose the input channels of the first kernel: (groups, number), from 0 in each group."""
+        """Choose the input channels of the first kernel, (groups, number), from 0 in each group."""
         raise NotImplementedError
 
     def put_rank_factors(self, values: Sequence[Tensor]) -> None:
-        """Copy in kernels, of any shapes with as many entries."""
+        """Copy in kernels, reshaped as needed."""
         pairs = zip(values, self.kernels(), strict=True)
         self.put([value.reshape(kernel.shape) for value, kernel in pairs])
 
     def dense_weight(self) -> Tensor:
-        """Return the weight, computed in the working precision, in the layer's dtype."""
+        """Return the weight in the layer's dtype, computed in the working precision."""
         kernels = self.kernels()
         return self._compose_weight(list(map(to_working_precision, kernels))).to(kernels[0].dtype)
 
@@ -267,14 +263,14 @@ class Composed(Pressed):
         return self._compose_weight(self.kernels())
 
     def put_weight(self, weight: Tensor) -> None:
-        """Take a weight that is the layer's but for a scale of every output channel.
+        """Set a weight that differs from the present one only by a scale per output channel.
 
-        Folding a batch norm makes such a weight: the kernels of `last_places` are scaled.
+        Folding a batch norm makes such a weight. The kernels of `last_places` are scaled.
 
         Raises
         ------
         InvalidArgumentError
-            For any other weight.
+            If the weight differs otherwise.
         """
         kernels = self.kernels()
         before = self.compose(list(map(to_working_precision, kernels))).flatten(2)
@@ -298,5 +294,5 @@ class Composed(Pressed):
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """Return the relative difference by which rounding may change a composed weight."""
+    """Return the relative change of a composed weight that rounding explains."""
     return max(1e-3, 4 * torch.finfo(dtype).eps)

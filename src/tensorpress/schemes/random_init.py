@@ -1,4 +1,4 @@
-"""A random start: factors from a normal distribution, with an initializer's deviation."""
+"""Random factors for a weight with the standard deviation of an initializer."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -10,7 +10,7 @@ from tensorpress.schemes.pressed_layer import layer_factors
 
 _MAX_STEPS = 100
 _TOLERANCE = 1e-9
-"""A draw is scaled until it is as near to its deviation as this, in so many steps at most."""
+"""Draws are scaled to this relative tolerance of their deviation, in at most `_MAX_STEPS` steps."""
 
 
 def initial_std(weight: Tensor, init: str) -> float:
@@ -36,7 +36,7 @@ def initial_std(weight: Tensor, init: str) -> float:
 def draw_factors(
     pressed: nn.Module, compose: Callable[[], Tensor], std: float, generator: torch.Generator
 ) -> None:
-    """Draw the factors of a pressed layer such that its weight has a root mean square.
+    """Draw the factors of a pressed layer; scale them to a root mean square of its weight.
 
     Parameters
     ----------
@@ -59,6 +59,6 @@ def draw_factors(
         rms = float(compose().square().mean().sqrt())
         if rms == 0 or abs(rms / std - 1) < _TOLERANCE:
             return
-        # Exact for a product of all factors; a sum of products gets nearer with every step.
+        # Exact for a product of all factors; a sum of products converges.
         for factor in factors:
             factor.mul_((std / rms) ** (1 / len(factors)))

@@ -9,13 +9,13 @@ from torch import Tensor
 from tensorpress.schemes.layer_spec import Sizes
 
 FINE = tuple((k / 100) ** 2 for k in range(1, 101))
-"""Parts of the largest useful rank where errors come from a spectrum: 2 % apart at most."""
+"""Fractions of the largest useful rank if errors come from a spectrum: at most 2 % apart."""
 
 GRID = tuple((k / 24) ** 2 for k in range(1, 25))
-"""Parts of each of two largest ranks, of which all pairs are considered."""
+"""Fractions of each of two ranks, of which all pairs are considered."""
 
 COARSE = tuple(64 ** (k / 7 - 1) for k in range(8))
-"""Parts where every error takes a decomposition: each is nearly twice the one before."""
+"""Fractions if every error takes a decomposition: each is nearly twice the one before."""
 
 
 def thin_grid(
@@ -24,18 +24,18 @@ def thin_grid(
     largest: int,
     parts: Iterable[float],
 ) -> list[Sizes]:
-    """Return ranks at parts of the largest number at which they fit, ascending.
+    """Return ranks at fractions of the largest number at which they fit, ascending.
 
     Parameters
     ----------
     ranks_up_to : callable
-        Function from a number to ranks, which do not fall as the number grows.
+        Maps a number to ranks, which must not fall as the number grows.
     fits : callable
-        Function that says whether ranks are small enough: false above ranks where it is false.
+        Whether ranks are small enough; false for all ranks above ones for which it is false.
     largest : int
         The largest number.
     parts : iterable of float
-        Parts in (0, 1], ascending.
+        Fractions in (0, 1], ascending.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def thin_grid(
 
 
 def discarded_energy(values: Tensor, ranks: Sequence[int]) -> list[float]:
-    """Return the part of the energy of a stack of matrices beyond each of some ranks.
+    """Return the share of the energy of a stack of matrices beyond each rank.
 
     It is the squared relative error of the best approximation of rank r: Σ_{i>r} σ_i² / Σ σ².
 

@@ -1,4 +1,4 @@
-"""Recurrent layers of torch whose weights are rebuilt from factors."""
+"""Recurrent torch layers whose weights are rebuilt from factors."""
 
 from functools import wraps
 from typing import Any
@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 def read_weights_anew(layer: nn.RNNBase) -> None:
     """Make an LSTM, a GRU or an RNN with parametrized weights read them at every forward pass.
 
-    torch keeps the weights of these layers in a list, so that a layer would go on with the dense
-    ones. The list becomes a property of the class that torch has made for this layer alone.
+    Torch stores the weights of these layers in a list, which would still contain the dense weights.
+    The list becomes a property of the class that torch made for this layer alone.
     """
     kind: Any = type(layer)
     base = kind.__bases__[0]
@@ -24,7 +24,7 @@ def read_weights_anew(layer: nn.RNNBase) -> None:
         with parametrize.cached():  # a forward pass reads the list several times
             return base.forward(self, *arguments, **options)
 
-    # Assignments to single places of the list go to a list that nobody keeps.
+    # Assignments to the list are ignored.
     kind._flat_weights = property(flat_weights, lambda self, weights: None)
     kind._init_flat_weights = kind._update_flat_weights = kind.flatten_parameters = _do_nothing
     kind.forward = forward
@@ -33,4 +33,4 @@ def read_weights_anew(layer: nn.RNNBase) -> None:
 
 
 def _do_nothing(layer: nn.RNNBase) -> None:
-    """Leave the weights where they are: what cuDNN copies together would be dense."""
+    """Do nothing: flattening for cuDNN would need dense weights."""

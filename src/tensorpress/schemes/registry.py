@@ -32,26 +32,26 @@ def register(scheme: Scheme) -> None:
 
     Examples
     --------
-    >>> register(ChannelSVD("channel_svd", "My own."))
+    >>> register(ChannelSVD("channel_svd", "A second one."))
     Traceback (most recent call last):
-    tensorpress.errors.InvalidArgumentError: there is a scheme 'channel_svd' already
+    tensorpress.errors.InvalidArgumentError: the scheme 'channel_svd' exists already
     """
     if scheme.name in SCHEMES:
-        raise InvalidArgumentError(f"there is a scheme {scheme.name!r} already")
+        raise InvalidArgumentError(f"the scheme {scheme.name!r} exists already")
     SCHEMES[scheme.name] = scheme
 
 
 for _scheme in (
     AdaTucker(
         "ada_tucker",
-        "weights rebuilt from Tucker factors of their reshape, a core a layer (Zhong et al. 2019)",
+        "weights rebuilt from Tucker factors of their reshape, a core each (Zhong et al. 2019)",
     ),
     ScadaTucker(
         "scada_tucker", "the same with one core shared by all layers (Zhong et al. 2019, sec. 2.4)"
     ),
     ChannelSVD(
         "channel_svd",
-        "a kernel with fewer filters, then 1×1; of a Linear or an Embedding the SVD "
+        "a kernel with fewer filters, then 1×1; for a Linear or an Embedding the SVD "
         "(Zhang et al. 2016)",
     ),
     SpatialSVD(
@@ -64,8 +64,8 @@ for _scheme in (
     ),
     ChannelSVD("tucker1_in", "1×1 to fewer channels, then a kernel (Tucker-1, input)", "in"),
     ChannelSVD("tucker1_out", "Tucker-1 on the output mode: the same as channel_svd"),
-    Tucker2("tucker2", "1×1, a core kernel, 1×1; of a Linear A·G·Bᵀ (Kim et al. 2016)"),
-    CPLayers("cp", "1×1, a depthwise convolution a mode, 1×1, by alternating least squares"),
+    Tucker2("tucker2", "1×1, a core kernel, 1×1; for a Linear A·G·Bᵀ (Kim et al. 2016)"),
+    CPLayers("cp", "1×1, a depthwise convolution per mode, 1×1, by alternating least squares"),
     CPLayers("cp_nls", "the same by non-linear least squares (Lebedev et al. 2015)", "nls"),
     CPLayers(
         "cp_corrected",
@@ -84,7 +84,7 @@ for _scheme in (
     ),
     TensorTrain(
         "tensor_train",
-        "1×1, a convolution a mode, 1×1; a Linear or an Embedding as TT-matrix, contracted "
+        "1×1, a convolution per mode, 1×1; a Linear or an Embedding as TT-matrix, contracted "
         "without building it (Oseledets 2011, Novikov et al. 2015)",
     ),
     TTConvScheme(
@@ -102,17 +102,17 @@ for _scheme in (
 
 
 def rank_schemes() -> dict[str, Scheme]:
-    """Return the schemes whose ranks are chosen for each layer by itself."""
+    """Return the schemes whose ranks are chosen layer by layer."""
     return {name: scheme for name, scheme in SCHEMES.items() if not scheme.joint}
 
 
 def scheme(name: str, options: Mapping[str, Any] | None = None) -> Scheme:
-    """Return the scheme of a name, with options of a plan.
+    """Return a scheme by name, with options.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown name, with the nearest known ones, or options that it does not have.
+        If the name is unknown (the message lists similar names), or it has no such option.
 
     Examples
     --------

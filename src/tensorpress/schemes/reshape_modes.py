@@ -1,8 +1,8 @@
 """Adaptive dimension adjustment: the modes that a weight is reshaped into, and the core's shape.
 
-ADA-Tucker (Zhong, Wei, Lin, Zhang 2019), section 2.2: modes of similar sizes, neither too
-large nor too many, and a core as near to a hypercube as they allow. A reshape cuts across the
-axes of the weight only where it must: see `choose_axes`.
+ADA-Tucker (Zhong, Wei, Lin, Zhang 2019), section 2.2, asks for modes of similar sizes, neither too
+large nor too many, and a nearly cubic core. A reshape cuts across the axes of the weight only where
+it must: see `choose_axes`.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,14 @@ MAX_ALIGNED = 8
 """Most modes whose permutations are searched."""
 
 CORE_SHARE = 0.5
-"""Least part of the parameters that the core should have, as against the matrices."""
+"""Least share of the parameters that the core should have."""
 
 
 @lru_cache(maxsize=4096)
 def balanced_modes(size: int, order: int) -> Shape:
     """Return the ``order`` factors of ``size`` with the smallest sum, largest first.
 
-    At a given product the smallest sum is the most balanced choice, and the one whose
-    transformation matrices are smallest for a cubic core.
+    The smallest sum is the most balanced choice, and gives a cubic core the smallest matrices.
 
     Examples
     --------
@@ -50,8 +49,8 @@ def balanced_modes(size: int, order: int) -> Shape:
 def largest_core(modes: Sequence[int], params: int) -> Shape | None:
     """Return the largest near-cubic core of a decomposition with at most ``params`` values.
 
-    The cube's side is as large as fits, but no larger than each mode; the rest is spent on single
-    modes, the largest first. The result is None where even ranks of 1 are too many.
+    The side of the cube is as large as fits, cut to the size of each mode. What is left is spent on
+    single modes, largest first. The result is None if even ranks of 1 are too many.
 
     Examples
     --------
@@ -74,17 +73,16 @@ def largest_core(modes: Sequence[int], params: int) -> Shape | None:
 def choose_modes(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
     """Choose order, modes and core of one weight for at most ``params`` stored values.
 
-    The order is the lowest from 2 up whose core has at least half of the parameters (in section
-    2.4's words, cores "generally account for a major proportion"), or else the one whose core has
-    most: a lower order spends them on the matrices of large modes, a higher one cuts modes so
-    small that their ranks lose information.
+    The order is the lowest one whose core has at least half of the parameters, or else the one
+    whose core has the largest share. Lower orders spend parameters on matrices of large modes;
+    higher orders make modes so small that their ranks lose information.
 
     Parameters
     ----------
     shape : sequence of int
         Shape of the weight, in any layout; axes of size 1 do not matter.
     params : int
-        Most values that core and matrices may have together.
+        Most parameters of core and matrices together.
 
     Returns
     -------
@@ -94,11 +92,12 @@ def choose_modes(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
     Raises
     ------
     InvalidArgumentError
-        If no order fits; the message names the smallest possible number.
+        If no order fits; the message has the smallest possible number.
 
     References
     ----------
-    ADA-Tucker, sections 2.2.1 to 2.2.3. The threshold of one half is ours.
+    ADA-Tucker, sections 2.2.1 to 2.2.3; in section 2.4 cores "generally account for a major
+    proportion". The threshold of one half is our choice.
 
     Examples
     --------
@@ -123,7 +122,7 @@ def choose_modes(shape: Sequence[int], params: int) -> tuple[Shape, Shape]:
 
 
 def smallest_params(shape: Sequence[int]) -> int:
-    """Return the fewest parameters that `choose_modes` accepts: all ranks 1, at the best order.
+    """Return the fewest parameters that `choose_modes` accepts: ranks of 1 at the best order.
 
     Examples
     --------
@@ -138,13 +137,13 @@ def smallest_params(shape: Sequence[int]) -> int:
 def choose_axes(shape: Shape, modes: Shape) -> Shape:
     """Choose the order of axes in which a weight is reshaped into ``modes``.
 
-    A boundary between two modes is clean if it cuts at most one axis, evenly, so that every mode
-    is a set of whole axes or of blocks of one. The result has the most clean boundaries, then the
-    most that fall between axes, then the first axes first. Files do not store it.
+    A boundary between two modes is clean if it falls between axes or splits one axis evenly. The
+    result has the most clean boundaries, then the most between axes, then the first axes first.
+    Files do not store it, so this rule must not change.
 
     Examples
     --------
-    A kernel (out, in, 5, 5) as out × (5·5) × in:
+    A kernel (out, in, 5, 5) is read as out × (5·5) × in:
 
     >>> choose_axes((50, 20, 5, 5), (50, 25, 20))
     (0, 2, 3, 1)
@@ -156,19 +155,18 @@ def choose_axes(shape: Shape, modes: Shape) -> Shape:
 def align_modes(
     shape: Sequence[int], modes: Shape, ranks: Shape, *, keep_ranks: bool = False
 ) -> tuple[Shape, Shape]:
-    """Reorder modes, with their ranks, such that they cut the weight's axes as little as possible.
+    """Reorder modes and their ranks so that they cut the weight's axes as little as possible.
 
-    For a Tucker decomposition the order of modes is only a naming, but it decides which entries of
-    the weight share a mode.
+    The order decides which entries of the weight share a mode.
 
     Parameters
     ----------
     shape : sequence of int
         Shape of the weight.
     modes, ranks : tuple of int
-        The modes and their ranks. More than `MAX_ALIGNED` have too many orders: they stay.
+        The modes and their ranks; more than `MAX_ALIGNED` are not reordered.
     keep_ranks : bool
-        Whether only modes of equal rank change places, as a shared core demands.
+        Whether only modes of equal rank may change places, as a shared core demands.
 
     Examples
     --------
@@ -197,7 +195,7 @@ def _best_cleanness(shape: Shape, modes: Shape) -> tuple[int, int]:
 
 
 def _cleanness(axes: Sequence[int], modes: Sequence[int]) -> tuple[int, int]:
-    """Count the boundaries of modes that cut at most one axis, evenly, and those that cut none."""
+    """Count the clean boundaries between modes, and those that fall between axes."""
     edges = [1, *accumulate(axes, mul)]
     boundaries = list(accumulate(modes, mul))[:-1]
     even = [

@@ -1,4 +1,4 @@
-"""A scheme: which layers a decomposition takes, its ranks and exact cost, and the pressed layer."""
+"""The base class of schemes: the layers they accept, ranks, exact cost and pressed layers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ from tensorpress.schemes.rank_grid import COARSE, thin_grid
 from tensorpress.schemes.stages import balance_kernels
 
 Ranks = int | float | str | Sequence[int] | RankRule
-"""What a user may say for ranks; see `tensorpress.ranks.parse_rank_rule`."""
+"""All forms of ranks that users may pass; see `tensorpress.ranks.parse_rank_rule`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Cost:
 
 
 class PlannedLayer(Protocol):
-    """The part of a `LayerPlan` that a scheme knows."""
+    """The part of a `LayerPlan` that schemes use."""
 
     @property
     def method(self) -> "Scheme":
@@ -69,7 +69,7 @@ class PlannedLayer(Protocol):
 
 @dataclass(frozen=True)
 class Factorized:
-    """Factors of a canonical kernel K, and ‖K − K̂‖ / ‖K‖ of the kernel that they stand for."""
+    """Factors of a canonical kernel K, and the relative error ‖K − K̂‖ / ‖K‖ of their product."""
 
     factors: Sequence[Tensor]
     relative_error: float
@@ -77,35 +77,34 @@ class Factorized:
 
 @dataclass(frozen=True)
 class Scheme(ABC):
-    """How a decomposition lives in a layer.
+    """How a decomposition is built into a layer.
 
-    A layer is known by its `LayerSpec` and, where values matter, its canonical kernel (groups, out,
-    in, *kernel). Ranks are a tuple, in the order of the scheme's paper.
+    A scheme sees a layer as its `LayerSpec` and, if values matter, its canonical kernel (groups,
+    out, in, *kernel). Ranks are a tuple, in the order of the scheme's paper.
 
     Parameters
     ----------
     name : str
         Name of the scheme.
     summary : str
-        One line on what the scheme does, with its source.
+        One line that says what the scheme does, with its source.
 
     Attributes
     ----------
     form : {"layer", "weight"}
-        Whether other layers take a layer's place, or the layer stays and its weight is rebuilt.
+        Whether other layers replace the layer, or it stays and its weight is rebuilt.
     parts : tuple of float
         How finely `candidates` divides the ranks.
     option_names : tuple of str
-        Fields that a plan may set for a layer. They have defaults, whose types are those of
-        plain data: bool, int, float, str or tuple of int.
+        Fields that a plan may set for a layer. Their defaults are of type bool, int, float, str or
+        tuple of int.
     of_weight : bool
-        Whether the scheme looks at a weight alone, so that it takes any layer that has one.
+        Whether the scheme needs only the weight, so that it takes any layer that has one.
     joint : bool
-        Whether ranks and options of all layers are chosen together, by `allocate`, and not for
-        each layer by a rank rule.
+        Whether `allocate` chooses ranks and options of all layers together, instead of a rank rule
+        layer by layer.
     shared : bool
-        Whether the layers of a plan have their first factor in common. They are then decomposed
-        together.
+        Whether the layers of a plan share their first factor, and are decomposed together.
     """
 
     name: str
@@ -124,12 +123,12 @@ class Scheme(ABC):
         return {name: v for name, v in values.items() if v != getattr(type(self), name)}
 
     def with_options(self, options: Mapping[str, Any]) -> "Scheme":
-        """Return the scheme with options of a plan: plain data, with lists for tuples.
+        """Return the scheme with options of a plan, where lists stand for tuples.
 
         Raises
         ------
         InvalidArgumentError
-            For a name that is no option, or a value of another type than its default.
+            If there is no such option, or a value has another type than its default.
 
         Examples
         --------
@@ -146,9 +145,9 @@ class Scheme(ABC):
     def read_entry(
         self, spec: LayerSpec, options: Mapping[str, Any], ranks: Ranks
     ) -> tuple["Scheme", Ranks]:
-        """Return the scheme with the options of a user's entry for a layer, and the layer's ranks.
+        """Return the scheme and the ranks for a user's override of a layer.
 
-        A scheme whose entries may be shorter than a plan completes them here.
+        A scheme that accepts shorthand in overrides completes it here.
 
         Parameters
         ----------
@@ -164,26 +163,26 @@ class Scheme(ABC):
     def allocate(
         self, specs: Mapping[str, LayerSpec], params: int
     ) -> dict[str, tuple["Scheme", Sizes]]:
-        """Return options and ranks of layers that together have at most some parameters.
+        """Choose options and ranks of layers that together have at most ``params`` parameters.
 
-        Only a `joint` scheme has this method. Layers that are better dense are not in the result.
+        Only `joint` schemes have this method. Layers that are better dense are left out.
 
         Parameters
         ----------
         specs : mapping of str to LayerSpec
             The layers by name.
         params : int
-            Most parameters of all their weights together, dense ones included.
+            Most parameters of all weights together, including those that stay dense.
 
         Raises
         ------
         InvalidArgumentError
-            If the layers cannot have so few.
+            If the layers cannot have so few parameters.
         """
         raise NotImplementedError
 
     def describe(self, layer: nn.Module, key: str = "weight") -> LayerSpec:
-        """Return what the scheme has to know of a weight of a dense layer.
+        """Return the spec of a weight of a dense layer.
 
         A scheme in weight form takes any parameter; see `describe_weight`. Others take the weight
         of layers that they can replace; see `describe_layer`.
@@ -191,7 +190,7 @@ class Scheme(ABC):
         Raises
         ------
         InvalidArgumentError
-            For a layer that cannot be pressed.
+            If the layer cannot be pressed.
         """
         if self.of_weight:
             return self.read_spec(layer, key)
@@ -199,11 +198,11 @@ class Scheme(ABC):
             return describe_weight(layer, key)
         if key != "weight":
             kind = type(layer).__name__
-            raise InvalidArgumentError(f"a parameter of {kind} can only be rebuilt: use svd_weight")
+            raise InvalidArgumentError(f"{key} of a {kind} can only be rebuilt: use svd_weight")
         return describe_layer(layer)
 
     def read_spec(self, layer: nn.Module, key: str = "weight") -> LayerSpec:
-        """Return what the scheme has to know of a layer, dense or pressed, without any check."""
+        """Return the spec of a layer, dense or pressed, without checking it."""
         if self.of_weight:
             return weight_spec(weight_shape(layer, key) or ())
         form = pressed_form(layer, key)
@@ -211,28 +210,28 @@ class Scheme(ABC):
 
     @abstractmethod
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Return why the scheme cannot take a layer, None where it can."""
+        """Return why the scheme cannot take a layer, or None if it can."""
 
     @abstractmethod
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
         """Return the ranks at which the pressed layer equals the dense one."""
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
-        """Return ranks without what no decomposition can use because another rank is small."""
+        """Lower ranks that no decomposition can use because another rank is small."""
         return ranks
 
     def candidates(self, spec: LayerSpec, round_to: int = 1) -> list[Sizes]:
         """Return the ranks worth considering for a layer, cheapest first.
 
-        They are attainable, multiples of ``round_to`` or the largest rank, and the layer pressed
-        at them has fewer parameters than the dense one. Several ranks are the same number, or the
-        largest rank where that is less: trains of trained weights mostly have less error so than
-        at equal parts of the largest ranks.
+        They are attainable, multiples of ``round_to`` or the largest rank, and give fewer
+        parameters than the dense layer. If a scheme has several ranks, all are the same number,
+        cut to the largest rank: for trained weights, tensor trains mostly have less error this way
+        than at equal fractions of the largest ranks.
 
         Raises
         ------
         InvalidArgumentError
-            For ``round_to`` below 1.
+            If ``round_to`` is below 1.
 
         Examples
         --------
@@ -254,7 +253,7 @@ class Scheme(ABC):
     def candidate_pairs(
         self, spec: LayerSpec, parts: Sequence[float], round_to: int
     ) -> list[Sizes]:
-        """Return `candidates` that combine parts of the first and of the second largest rank."""
+        """Return candidates that combine fractions of two ranks, cheapest first."""
         sides = (
             round_ranks([ceil(part * rank) for part in parts], [rank] * len(parts), round_to)
             for rank in self.largest_ranks(spec)
@@ -264,10 +263,10 @@ class Scheme(ABC):
         return [pair for params, pair in prices if params < spec.params]
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return ‖K − K̂‖² / ‖K‖² of the layer pressed at each of some ranks.
+        """Return ‖K − K̂‖² / ‖K‖² of the layer pressed at each candidate.
 
-        They come from a spectrum where the scheme is an SVD, for tucker2 they are a close bound
-        from above, and other schemes decompose once for each.
+        SVD schemes read the errors off a spectrum, tucker2 gives a close upper bound, and other
+        schemes decompose once per candidate.
 
         Parameters
         ----------
@@ -300,7 +299,7 @@ class Scheme(ABC):
 
     @abstractmethod
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
-        """Return one spectrum for each rank, or none where a rank is not that of a matrix."""
+        """Return one spectrum per rank, or none if ranks are not ranks of matrices."""
 
     @abstractmethod
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
@@ -317,19 +316,19 @@ class Scheme(ABC):
         ranks : tuple of int
             The ranks.
         sizes : tuple of int
-            Spatial sizes of the input; for a Linear or an Embedding the positions of an example.
+            Spatial sizes of the input; for a Linear or an Embedding, positions per example.
         """
 
     def peak_values(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the most values that the factors, or a step of composing them, take at once."""
+        """Return the most values that factors, or a step of composing them, need at once."""
         return self.params(spec, ranks)
 
     def shared_params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return how many parameters a layer has in common with other layers of a plan."""
+        """Return the number of parameters that a layer shares with others of a plan."""
         return 0
 
     def factor_name(self, number: int) -> str:
-        """Return the name of a factor of a rebuilt weight, for people."""
+        """Return the display name of a factor of a rebuilt weight."""
         return f"core{number}"
 
     @abstractmethod
@@ -339,9 +338,9 @@ class Scheme(ABC):
     def factorize(
         self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
     ) -> Factorized:
-        """Return the factors of a kernel, as `fill` copies them into a skeleton.
+        """Return the factors of a kernel in the form that `fill` takes.
 
-        A scheme has this method or a `decompose` that does without.
+        A scheme overrides this method, or `decompose` itself.
 
         Parameters
         ----------
@@ -352,7 +351,7 @@ class Scheme(ABC):
         ranks : tuple of int
             Attainable ranks.
         spectra : sequence of Spectrum
-            The result of `spectra`, or nothing where no rule needed it.
+            The result of `spectra`, or nothing if no rule needed it.
         """
         raise NotImplementedError
 
@@ -386,16 +385,18 @@ class Scheme(ABC):
         return pressed
 
     def compose(self, pressed: nn.Module) -> Tensor:
-        """Return the dense weight, as torch stores it, that a layer pressed by this stands for.
+        """Return the dense weight, as torch stores it, of a layer pressed by this scheme.
 
         Raises
         ------
         InvalidArgumentError
-            For a layer that this scheme has not pressed.
+            If the layer was not pressed by this scheme.
         """
         form = pressed_form(pressed)
         if form is None or form.scheme != self.name:
-            raise InvalidArgumentError(f"this {type(pressed).__name__} is not of {self.name}")
+            raise InvalidArgumentError(
+                f"this {type(pressed).__name__} is not pressed by {self.name}"
+            )
         if isinstance(form, Pressed):
             return form.dense_weight().detach()
         weight = pressed.weight
@@ -409,16 +410,16 @@ class Scheme(ABC):
             raise InvalidArgumentError(f"{self.name} cannot take this {spec.kind}: {reason}")
 
     def check_ranks(self, spec: LayerSpec, ranks: Sizes) -> None:
-        """Raise an `InvalidArgumentError` unless a layer that the scheme takes can have ranks."""
+        """Raise an `InvalidArgumentError` if ranks are out of range for a layer."""
         check_ranks(ranks, self.largest_ranks(spec))
 
     def cost(self, layer: nn.Module | LayerSpec, ranks: Ranks, sizes: Sizes = ()) -> Cost:
-        """Return the exact cost of a layer pressed at some ranks; nothing is decomposed.
+        """Return the exact cost of a layer at some ranks, without decomposing it.
 
         Parameters
         ----------
         layer : nn.Module or LayerSpec
-            The dense layer; its values matter only to rules that look at spectra.
+            The dense layer; its values matter only for rules that need spectra.
         ranks
             As for `press_layer`.
         sizes : tuple of int
@@ -434,13 +435,13 @@ class Scheme(ABC):
         self.check(spec)
         if len(sizes) != spec.order and spec.order:
             raise InvalidArgumentError(
-                f"a {spec.kind} needs the {spec.order} spatial sizes of its input, got {sizes}"
+                f"a {spec.kind} needs the {spec.order} spatial sizes of its input, not {sizes}"
             )
         chosen = self.choose_ranks(layer, ranks)
         return Cost(self.params(spec, chosen), self.macs(spec, chosen, sizes))
 
     def choose_ranks(self, layer: nn.Module | LayerSpec, ranks: Ranks) -> Sizes:
-        """Return the ranks that a rule chooses for a layer; at most spectra are computed.
+        """Return the ranks that a rule chooses for a layer.
 
         Examples
         --------
@@ -458,7 +459,7 @@ class Scheme(ABC):
         return self._choose(spec, rule, kernel)[0]
 
     def press(self, layer: nn.Module, ranks: Ranks, spec: LayerSpec | None = None) -> nn.Module:
-        """Return a layer pressed, by default at the spec of `describe`; see `press_layer`."""
+        """Press a layer; ``spec`` is that of `describe` by default. See `press_layer`."""
         spec = spec or self.describe(layer)
         self.check(spec)
         kernel = _finite_kernel(layer, spec)
@@ -477,14 +478,14 @@ class Scheme(ABC):
     ) -> Factors:
         """Draw all factors of a layer from one normal distribution.
 
-        Their deviation is such that the weight they stand for has exactly the initializer's.
+        They are scaled so that the weight has exactly the initializer's standard deviation.
 
         Parameters
         ----------
         spec : LayerSpec
             The dense layer.
         ranks : tuple of int
-            Its ranks.
+            The ranks.
         weight : Tensor
             Gives shape, dtype and device.
         init : {"glorot", "kaiming"}
@@ -495,9 +496,9 @@ class Scheme(ABC):
         Returns
         -------
         tuple of Tensor
-            The factors, and the buffers of layers that have some.
+            The factors, then the buffers.
         """
-        # In half precision a product of draws of deviation 1 might overflow.
+        # In half precision the product of unit draws could overflow.
         pressed = self.build(spec, ranks, like=torch.empty(0, dtype=torch.float64))
         std = initial_std(weight, init)
         draw_factors(pressed, lambda: self.compose(pressed), std, generator)
@@ -507,7 +508,7 @@ class Scheme(ABC):
     def decompose_together(
         self, layers: Sequence["PlannedLayer"], weights: Sequence[Tensor]
     ) -> list[Factors]:
-        """Return the factors of layers that share the first of them: for `shared` schemes."""
+        """Return the factors of layers that share their first factor, for `shared` schemes."""
         raise NotImplementedError
 
     def draw_together(
@@ -517,7 +518,7 @@ class Scheme(ABC):
         init: str,
         generators: Sequence[torch.Generator],
     ) -> list[Factors]:
-        """Draw the factors of layers that share the first of them; see `draw`."""
+        """Draw the factors of layers that share their first factor; see `draw`."""
         raise NotImplementedError
 
     def _record_options(self, pressed: nn.Module) -> nn.Module:
@@ -542,7 +543,9 @@ def _finite_kernel(layer: nn.Module, spec: LayerSpec) -> Tensor:
     """Return the canonical kernel of a layer in the working precision; check the layer's values."""
     for name, parameter in layer.named_parameters(recurse=False):
         if parameter.is_meta:
-            raise InvalidArgumentError(f"the layer's {name} is on the meta device: no values")
+            raise InvalidArgumentError(
+                f"the layer's {name} is on the meta device and has no values"
+            )
         if not bool(torch.isfinite(parameter).all()):
             raise InvalidArgumentError(f"the layer's {name} has NaN or infinite values")
     return to_working_precision(layer_kernel(layer, spec))

@@ -1,4 +1,4 @@
-"""SVD between the spatial modes of a kernel, alone and followed by an SVD of channels."""
+"""SVD between the spatial modes of a kernel, alone or followed by an SVD of channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from tensorpress.schemes.tt_chain import TTChain
 class SpatialSVD(SVDScheme):
     """A convolution along one spatial mode to r channels, then one along the other modes.
 
-    The kernel as a matrix (in·k₁) × (out·k₂…) is truncated to rank r.
+    The kernel, as a matrix (in·k₁) × (out·k₂…), is truncated to rank r.
 
     Parameters
     ----------
     first : {"vertical", "horizontal"}
-        Whether the first convolution runs along the first spatial mode, or along the last.
+        Whether the first convolution runs along the first or the last spatial mode.
 
     References
     ----------
@@ -33,7 +33,7 @@ class SpatialSVD(SVDScheme):
     first: Literal["vertical", "horizontal"] = "vertical"
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse layers with fewer than two spatial modes, and kernels that are a vector."""
+        """Refuse layers with fewer than two spatial modes, and kernels that are vectors."""
         if spec.order < 2:
             return _too_few_modes(spec)
         if self.largest_ranks(spec) == (1,):
@@ -81,7 +81,7 @@ class SpatialSVD(SVDScheme):
 class SpatialChannelSVD(TTChain):
     """A convolution along the first spatial mode to r₁ channels, one along the others to r₂, 1×1.
 
-    The kernel as a tensor (in·k₁) × (k₂…) × out in tensor-train form, by two truncations.
+    The kernel, as a tensor (in·k₁) × (k₂…) × out, becomes a tensor train by two truncations.
 
     References
     ----------
@@ -90,7 +90,7 @@ class SpatialChannelSVD(TTChain):
     """
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse layers with fewer than two spatial modes, and kernels that are a vector."""
+        """Refuse layers with fewer than two spatial modes, and kernels that are vectors."""
         if spec.order < 2:
             return _too_few_modes(spec)
         if max(self.largest_ranks(spec)) == 1:
@@ -123,4 +123,4 @@ class SpatialChannelSVD(TTChain):
 
 
 def _too_few_modes(spec: LayerSpec) -> str:
-    return f"it has {spec.order or 'no'} spatial mode, and two are needed"
+    return f"it has {spec.order or 'no'} spatial mode, but needs two"

@@ -1,4 +1,4 @@
-"""Stages: the smaller kernels a kernel is split into, their cost, and their composition."""
+"""Stages: the smaller kernels that replace a kernel, their cost and their product."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 class Stage:
     """Shape of one kernel of a chain: (groups, out, in, *kernel).
 
-    A stage covers the spatial ``modes``: it has their size, stride, padding and dilation, and size
-    1 along all others. Every spatial mode of a layer is covered by exactly one stage.
+    A stage covers the spatial ``modes``: it has their sizes, stride, padding and dilation, and size
+    1 along the others. Exactly one stage covers each spatial mode of a layer.
     """
 
     groups: int
@@ -55,8 +55,8 @@ def dense_macs(spec: LayerSpec, sizes: Sizes) -> int:
 def macs(spec: LayerSpec, stages: Sequence[Stage], sizes: Sizes) -> int:
     """Return the multiply-accumulates of a chain for one example, as torch counts them.
 
-    A convolution multiplies its kernel at every position of its output, a transposed one
-    at every position of its input; looking up an embedding is free.
+    A convolution multiplies its kernel at every position of its output, a transposed convolution at
+    every position of its input. Looking up an embedding is free.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def macs(spec: LayerSpec, stages: Sequence[Stage], sizes: Sizes) -> int:
     stages : sequence of Stage
         The chain.
     sizes : tuple of int
-        Spatial sizes of the input; for a Linear or Embedding the positions, () for one vector.
+        Spatial sizes of the input; for a Linear or Embedding, positions, () for one vector.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def macs(spec: LayerSpec, stages: Sequence[Stage], sizes: Sizes) -> int:
 
 
 def compose(kernels: Sequence[Tensor], groups: int) -> Tensor:
-    """Return the kernel that a chain of kernels stands for.
+    """Return the product of the kernels of a chain.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def _contract(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _block_diagonal(kernel: Tensor, groups: int) -> Tensor:
-    """Return a kernel with more groups than the layer as a block-diagonal one with the layer's."""
+    """Turn a kernel with more groups than the layer into a block-diagonal one with as many."""
     inner = kernel.shape[0] // groups
     if inner == 1:
         return kernel
@@ -125,9 +125,9 @@ def _block_diagonal(kernel: Tensor, groups: int) -> Tensor:
 
 
 def balance_kernels(kernels: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the kernels of a chain to one norm, such that they stand for the same kernel.
+    """Scale the kernels of a chain to equal norms, without changing their product.
 
-    Training and quantization then treat all of them alike, and half precision has room.
+    Equal norms suit training and quantization, and stay within the range of half precision.
 
     Examples
     --------
@@ -142,12 +142,12 @@ def balance_kernels(kernels: Sequence[Tensor]) -> list[Tensor]:
 
 
 def pointwise_kernel(matrix: Tensor, spec: LayerSpec) -> Tensor:
-    """Return matrices (groups, out, in) as the canonical kernel of a stage that covers no mode."""
+    """Return matrices (groups, out, in) as the kernel of a stage that covers no mode."""
     return matrix.reshape(*matrix.shape, *(1,) * spec.order)
 
 
 def axis_kernel(kernel: Tensor, spec: LayerSpec, mode: int) -> Tensor:
-    """Return a kernel (groups, out, in, k) as the canonical one of a stage along one mode."""
+    """Return a kernel (groups, out, in, k) as the kernel of a stage along one mode."""
     shape = [1] * spec.order
     shape[mode] = kernel.shape[3]
     return kernel.reshape(*kernel.shape[:3], *shape)

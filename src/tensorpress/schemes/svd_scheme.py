@@ -1,4 +1,4 @@
-"""Base of the schemes that split a kernel into two by the SVD of one matrix."""
+"""Base of the schemes that split a kernel in two by the SVD of one matrix."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from tensorpress.schemes.scheme import Factorized
 class SVDScheme(LayerScheme):
     """A chain of two layers from the truncated SVD of the kernel as a matrix.
 
-    The error is the discarded energy, and no other pair of such layers has less.
+    The error is the discarded energy, the least of all pairs of such layers.
     """
 
     parts: ClassVar[tuple[float, ...]] = FINE
 
     @abstractmethod
     def matrix_shape(self, spec: LayerSpec) -> tuple[int, int]:
-        """Return the numbers of rows and columns of the `matrix`."""
+        """Return the rows and columns of the `matrix`."""
 
     @abstractmethod
     def matrix(self, kernel: Tensor) -> Tensor:
-        """Return a kernel as the matrix that is decomposed, (groups, rows, columns)."""
+        """Return a kernel as the matrix to decompose, (groups, rows, columns)."""
 
     @abstractmethod
     def kernels(self, spec: LayerSpec, left: Tensor, right: Tensor) -> list[Tensor]:
-        """Return (groups, rows, r) and (groups, columns, r) as the kernels of the chain."""
+        """Return factors (groups, rows, r) and (groups, columns, r) as the kernels of the chain."""
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
         """Return the shorter side of the matrix."""
@@ -43,13 +43,13 @@ class SVDScheme(LayerScheme):
         return (spectrum(self.matrix(kernel)),)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return the energies of the singular values beyond the ranks."""
+        """Return the discarded energies."""
         return discarded_energy(singular_values(self.matrix(kernel)), [r for (r,) in candidates])
 
     def factorize(
         self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
     ) -> Factorized:
-        """Truncate the SVD, and split the singular values evenly: (U√S)(V√S)ᵀ."""
+        """Truncate the SVD, and split the singular values evenly, (U√S)(V√S)ᵀ."""
         svd = truncated_svd(self.matrix(kernel), *ranks, spectrum=spectra[0] if spectra else None)
         root = svd.s.sqrt()[..., None, :]
         return Factorized(self.kernels(spec, svd.u * root, svd.v * root), svd.relative_error)

@@ -18,9 +18,9 @@ from tensorpress.schemes.weight_scheme import WeightScheme
 
 
 class SVDWeight(FactorizedWeight):
-    """Parametrization of a weight by a product of two matrices, W = U Vᵀ, for each of its groups.
+    """Parametrization of a weight, group by group, as a product W = U Vᵀ.
 
-    A kernel of a convolution is the matrix of its outputs by all else.
+    The kernel of a convolution is unfolded to outputs × (inputs · kernel).
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class SVDWeight(FactorizedWeight):
 
     @property
     def factor_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of U, (groups, rows, r), and V, (groups, columns, r); one group has no axis."""
+        """Shapes of U (groups, rows, r) and V (groups, columns, r), without groups if one."""
         groups, rows, *columns = self.spec.kernel_shape
         stack = () if groups == 1 else (groups,)
         return [(*stack, rows, *self.ranks), (*stack, prod(columns), *self.ranks)]
@@ -65,20 +65,20 @@ class SVDWeight(FactorizedWeight):
         return tuple(factor.reshape(shape).to(weight) for factor, shape in factors)
 
     def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
-        """Return both factors, with the rank between them."""
+        """Return both factors, which share the rank."""
         return [RankFactor(factor.unsqueeze(0), {factor.ndim: 0}) for factor in factors]
 
     def extra_repr(self) -> str:
-        """Return the shape and the rank as torch prints them."""
+        """Return the shape and the rank for torch's representation."""
         return f"{self.shape}, rank {self.ranks[0]}"
 
 
 @dataclass(frozen=True)
 class SVDWeightScheme(WeightScheme):
-    """Any parameter of any module, rebuilt from the truncated SVD of its matrix, or of each.
+    """Any parameter of any module, rebuilt from the truncated SVD of its matrix or matrices.
 
-    The error is the discarded energy, as that of `ChannelSVD` on the same layer, which multiplies
-    less: this scheme is for weights whose module cannot be replaced.
+    The error equals that of `ChannelSVD`, which computes less on layers that can be replaced: this
+    scheme is for weights of other modules.
     """
 
     parts: ClassVar[tuple[float, ...]] = FINE
@@ -102,7 +102,7 @@ class SVDWeightScheme(WeightScheme):
         return (spectrum(kernel.flatten(2)),)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return the energies of the singular values beyond the ranks."""
+        """Return the discarded energies."""
         return discarded_energy(singular_values(kernel.flatten(2)), [r for (r,) in candidates])
 
     def parametrization(self, spec: LayerSpec, ranks: Sizes) -> SVDWeight:

@@ -15,7 +15,7 @@ from tensorpress.schemes.tt_matrix import TrainOfMatrix
 
 @dataclass(frozen=True)
 class TensorTrain(Scheme):
-    """A tensor train for any layer: a `TrainOfConvolutions`, or else a `TrainOfMatrix`.
+    """A tensor train for any layer: a `TrainOfConvolutions` or a `TrainOfMatrix`.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ class TensorTrain(Scheme):
     option_names: ClassVar[tuple[str, ...]] = ("row_modes", "column_modes")
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse what the scheme for this kind of layer refuses."""
+        """Refuse layers that the scheme for this kind of layer refuses."""
         if spec.order and self.options:
-            return "row and column modes are those of a matrix, and it has spatial modes"
+            return "row_modes and column_modes are for matrices, but it has spatial modes"
         return self._scheme(spec).refusal(spec)
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
@@ -38,7 +38,7 @@ class TensorTrain(Scheme):
         return self._scheme(spec).largest_ranks(spec)
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
-        """Return the ranks that a train with these ranks can have."""
+        """Lower ranks that the others do not allow."""
         return self._scheme(spec).attainable(spec, ranks)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
@@ -54,7 +54,7 @@ class TensorTrain(Scheme):
         return self._scheme(spec).macs(spec, ranks, sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:
-        """Return the pressed layer uninitialized."""
+        """Return the uninitialized pressed layer."""
         return self._scheme(spec).skeleton(spec, ranks, like=like)
 
     def factorize(

@@ -1,4 +1,4 @@
-"""Tensor trains as chains of layers: a TT-core is a layer."""
+"""Tensor trains as chains of layers, one layer per TT-core."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tensorpress.schemes.stages import Stage, axis_kernel, pointwise_kernel
 
 
 class TTChain(LayerScheme):
-    """A chain of layers from the tensor train of the kernel, every group by itself.
+    """A chain of layers from the tensor train of each group's kernel.
 
     The error is the discarded energy of the successive truncations.
 
@@ -26,14 +26,14 @@ class TTChain(LayerScheme):
 
     @abstractmethod
     def modes(self, spec: LayerSpec) -> Sizes:
-        """Return the shape of the tensor that is decomposed, of one group."""
+        """Return the shape of the tensor to decompose, for one group."""
 
     @abstractmethod
     def kernels(self, spec: LayerSpec, cores: Sequence[Tensor]) -> list[Tensor]:
         """Return cores (groups, r, n, r') as the kernels of the chain."""
 
     def tensor(self, spec: LayerSpec, kernel: Tensor) -> Tensor:
-        """Return a kernel as the tensors of its groups, (groups, *modes): inputs first."""
+        """Return a kernel as tensors (groups, *modes), inputs first."""
         return kernel.movedim(1, -1).reshape(spec.groups, *self.modes(spec))
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
@@ -41,7 +41,7 @@ class TTChain(LayerScheme):
         return largest_tt_ranks(self.modes(spec))
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
-        """Return the ranks that a train with these ranks can have."""
+        """Lower ranks that the others do not allow."""
         return attainable_tt_ranks(self.modes(spec), ranks)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
@@ -64,13 +64,13 @@ class TTChain(LayerScheme):
 class TrainOfConvolutions(TTChain):
     """1×1 to r₁ channels, a convolution along each spatial mode to r₂, r₃, …, 1×1 to all.
 
-    The kernel (in, k₁, …, out) as a tensor train; d spatial modes have d + 1 ranks.
+    The kernel (in, k₁, …, out) becomes a tensor train; d spatial modes give d + 1 ranks.
     """
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse layers without spatial modes, and kernels that are a vector."""
+        """Refuse layers without spatial modes, and kernels that are vectors."""
         if spec.order == 0:
-            return "it has no spatial modes: its tensor train is that of a matrix"
+            return "it has no spatial modes"
         if max(self.largest_ranks(spec)) == 1:
             return "its kernel is a vector: nothing to cut"
         return None

@@ -1,4 +1,4 @@
-"""A convolution held as the tensor train of its reshaped kernel."""
+"""A convolution stored as the tensor train of its reshaped kernel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +21,15 @@ from tensorpress.schemes.stages import dense_stage
 from tensorpress.schemes.tt_weight import TTWeight, TTWeightScheme, train_factors
 
 DENSE_SPEED = 4
-"""How many times as fast a dense convolution multiplies as the small products of a train."""
+"""Speed of a dense convolution's multiplications relative to a train's small products."""
 
 
 class TTConv(Pressed):
     """A few spatial filters, the same for every input channel, then a TT-matrix over the channels.
 
-    ``filters`` (r₀, *kernel) are G₀, ``cores`` (r, m, n, r') the others. Without gradients, and
-    where that takes at most a quarter of the dense layer's multiplications, the input is contracted
-    with one after another; otherwise the kernel is rebuilt, which takes less time.
+    ``filters`` (r₀, *kernel) are the first core, and ``cores`` (r, m, n, r') the others. Without
+    gradients, the input is contracted with one core after another if this takes at most a quarter
+    of the dense layer's multiplications. Otherwise the kernel is rebuilt, which is faster.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class TTConv(Pressed):
         return output
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        # Not a union, which PyTorch 2.6 does not compile
+        # A tuple, because PyTorch 2.6 does not compile unions here
         assert isinstance(self.geometry, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         output: Tensor = self.geometry._conv_forward(x, kernel, bias)
         return output
@@ -113,17 +113,17 @@ class TTConv(Pressed):
                 core.copy_(value.reshape(core.shape))
 
     def dense_weight(self) -> Tensor:
-        """Return the kernel that the cores stand for."""
+        """Return the kernel composed of the cores."""
         first = self.filters.flatten(1).mT.unsqueeze(0)
         cores = [first, *(core.flatten(1, 2) for core in self.cores)]
-        # Copies, since torch's counter of operations fails at modules that get views of parameters.
+        # Copies, because torch's FlopCounterMode fails for modules that take views of parameters.
         rebuilt: Tensor = self.tt_weight(*(core.clone() for core in cores))
         return rebuilt.contiguous()
 
 
 def _contraction_macs(weight: TTWeight) -> int:
-    """Return the multiplications at a position where the input is contracted with the cores."""
-    # Filters and first core are one core of the columns K·n₁.
+    """Return the multiplications per position for contracting the input with the cores."""
+    # Filters and first core act as one core of K·n₁ columns.
     columns = (prod(weight.shape[2:]) * weight.column_modes[0], *weight.column_modes[1:])
     return tt_macs(weight.row_modes, columns, weight.ranks[1:], from_left=True)
 
@@ -134,7 +134,7 @@ def _is_contracted(weight: TTWeight) -> bool:
 
 @dataclass(frozen=True)
 class TTConvScheme(TTWeightScheme):
-    """The tensor train of `TTWeight` in layer form, with fewer multiplications at small ranks.
+    """The tensor train of `TTWeight` in layer form, which multiplies less at small ranks.
 
     References
     ----------
@@ -144,9 +144,9 @@ class TTConvScheme(TTWeightScheme):
     form: ClassVar[Literal["layer", "weight"]] = "layer"
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse what is no plain convolution, and kernels of size 1."""
+        """Refuse all but plain convolutions, and kernels of size 1."""
         if not spec.order or spec.transposed:
-            return "it is no convolution, or a transposed one: use tensor_train or tt_weight"
+            return "it is not a plain convolution: use tensor_train or tt_weight"
         if spec.groups > 1:
             return "it has groups: use tensor_train or tt_weight"
         if prod(spec.kernel) == 1:
@@ -154,14 +154,14 @@ class TTConvScheme(TTWeightScheme):
         return super().refusal(spec)
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return the multiplications of the contraction, or of the dense layer; see `TTConv`."""
+        """Return the count of the contraction, or of the dense layer; see `TTConv`."""
         weight = self.parametrization(spec, ranks)
         if not _is_contracted(weight):
             return super().macs(spec, ranks, sizes)
         return prod(spec.output_sizes(sizes, tuple(range(spec.order)))) * _contraction_macs(weight)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> TTConv:
-        """Return the layer uninitialized."""
+        """Return the uninitialized layer."""
         weight = self.parametrization(spec, ranks)
         return TTConv(spec, weight, scheme=self.name, like=like)
 
@@ -173,4 +173,4 @@ class TTConvScheme(TTWeightScheme):
         train = tt_svd(tensor, ranks=ranks)
         return Factorized(train.cores, train.relative_error)
 
-    decompose = Scheme.decompose  # that of a scheme in layer form
+    decompose = Scheme.decompose  # the one for layer form

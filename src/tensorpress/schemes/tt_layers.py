@@ -1,4 +1,4 @@
-"""A Linear and an Embedding as tensor trains, which never build their matrix."""
+"""A Linear and an Embedding as tensor trains that never build their matrix."""
 
 from collections.abc import Sequence
 from math import prod
@@ -15,14 +15,14 @@ from tensorpress.schemes.parametrization import RankFactor
 from tensorpress.schemes.pressed_layer import Pressed
 from tensorpress.schemes.tt_weight import train_factors
 
-torch.fx.wrap("tt_multiply")  # torch.fx does not look into these
+torch.fx.wrap("tt_multiply")  # torch.fx does not trace into these
 torch.fx.wrap("tt_rows")
 
 
 def contraction_macs(
     row_modes: Sequence[int], column_modes: Sequence[int], ranks: Sequence[int]
 ) -> tuple[int, bool]:
-    """Return the fewest multiply-accumulates of a TT-matrix times a vector, and from which end.
+    """Return the multiply-accumulates of a TT-matrix times a vector, and the end to start at.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def contraction_macs(
     macs : int
         Multiply-accumulates from the cheaper end.
     from_left : bool
-        Whether that is the left end.
+        Whether the left end is the cheaper one.
     """
     left, right = (
         tt_macs(row_modes, column_modes, ranks, from_left=side) for side in (True, False)
@@ -83,7 +83,7 @@ class TTLayer(Pressed):
             self.bias = nn.Parameter(like.new_empty(spec.outputs))
 
     def dense_weight(self) -> Tensor:
-        """Return the weight, without the rows that only fill the modes."""
+        """Return the weight, without padding rows."""
         matrix = tt_to_matrix(list(self.cores))
         if self.spec.kind == "Embedding":
             return matrix[: self.spec.inputs].contiguous()
@@ -131,7 +131,7 @@ class TTLinear(TTLayer):
 class TTEmbedding(TTLayer):
     """An Embedding whose table is a TT-matrix: a look-up multiplies one slice of every core.
 
-    The vector at ``padding_idx`` is zero and stays so.
+    The vector at ``padding_idx`` is always zero.
 
     References
     ----------
@@ -147,10 +147,10 @@ class TTEmbedding(TTLayer):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Map indices (*) to vectors (*, length); one out of range is an IndexError."""
+        """Map indices (*) to vectors (*, length); raise an IndexError if one is out of range."""
         indices = input
         if prod(self.row_modes) > self.spec.inputs:
-            # The rows that only fill the modes are no vectors: −1 is out of range as well.
+            # Indices of padding rows are out of range: map them to −1.
             indices = indices.masked_fill(indices >= self.spec.inputs, -1)
         vectors = tt_rows(list(self.cores), indices)
         if self.spec.padding_idx is None:
@@ -158,7 +158,7 @@ class TTEmbedding(TTLayer):
         return vectors.masked_fill((indices == self.spec.padding_idx)[..., None], 0)
 
     def dense_weight(self) -> Tensor:
-        """Return the table, without the rows that only fill the modes."""
+        """Return the table, without padding rows."""
         table = super().dense_weight()
         if self.spec.padding_idx is None:
             return table

@@ -22,14 +22,14 @@ USUAL_MODE = 8
 
 @dataclass(frozen=True)
 class TrainOfMatrix(Scheme):
-    """The weight of a Linear or an Embedding as a TT-matrix, contracted without building it.
+    """The weight of a Linear or an Embedding as a TT-matrix that is never built.
 
     Parameters
     ----------
     row_modes, column_modes : tuple of int, optional
-        Modes of the weight (rows, columns), equally many; by default about the logarithm to base 8
-        of its larger side, balanced. The row modes of an Embedding may multiply to more than its
-        rows, which are then filled up with zeros.
+        Modes of the weight (rows, columns), equally many. By default they are balanced, and their
+        number is about the logarithm to base 8 of the larger side. The row modes of an Embedding
+        may multiply to more than its rows, which are then padded with zeros.
 
     References
     ----------
@@ -45,7 +45,7 @@ class TrainOfMatrix(Scheme):
         if spec.order:
             return "it has spatial modes"
         if spec.scale_grad_by_freq:
-            return "its gradients are scaled by frequency, which would be lost"
+            return "scale_grad_by_freq would be lost"
         rows, columns = self.modes(spec)
         height, width = self._shape(spec)
         fits = len(rows) == len(columns) and prod(columns) == width and prod(rows) >= height
@@ -62,7 +62,7 @@ class TrainOfMatrix(Scheme):
         height, width = self._shape(spec)
         order = max(2, round(log(max(height, width), USUAL_MODE)))
         cover = balanced_modes if spec.kind == "Linear" else covering_modes
-        # A large mode beside a small one keeps every core of a similar size.
+        # Pairing large modes with small ones gives cores of similar size.
         return cover(height, order), balanced_modes(width, order)[::-1]
 
     def largest_ranks(self, spec: LayerSpec) -> Sizes:
@@ -70,7 +70,7 @@ class TrainOfMatrix(Scheme):
         return largest_tt_ranks(self._sizes(spec))
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
-        """Return the ranks that a train with these ranks can have."""
+        """Lower ranks that the others do not allow."""
         return attainable_tt_ranks(self._sizes(spec), ranks)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:
@@ -89,14 +89,14 @@ class TrainOfMatrix(Scheme):
         return prod(sizes) * contraction_macs(rows, columns, ranks)[0]
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> TTLayer:
-        """Return the layer uninitialized."""
+        """Return the uninitialized layer."""
         kind = TTLinear if spec.kind == "Linear" else TTEmbedding
         return kind(spec, *self.modes(spec), ranks, scheme=self.name, like=like)
 
     def factorize(
         self, spec: LayerSpec, kernel: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
     ) -> Factorized:
-        """Decompose by TT-SVD; the error is without the rows that only fill the modes."""
+        """Decompose by TT-SVD; the error ignores padding rows."""
         train = tt_matrix(self._matrix(spec, kernel), *self.modes(spec), ranks=ranks)
         if spec.kind == "Linear":
             return Factorized(train.cores, train.relative_error)
@@ -110,7 +110,7 @@ class TrainOfMatrix(Scheme):
         return Factorized(train.cores, error)
 
     def _shape(self, spec: LayerSpec) -> tuple[int, int]:
-        """Return the shape of the matrix that is decomposed."""
+        """Return the shape of the matrix to decompose."""
         shape = (spec.inputs, spec.outputs)
         return shape if spec.kind == "Embedding" else shape[::-1]
 
@@ -119,7 +119,7 @@ class TrainOfMatrix(Scheme):
         return tuple(m * n for m, n in zip(rows, columns, strict=True))
 
     def _matrix(self, spec: LayerSpec, kernel: Tensor) -> Tensor:
-        """Return the weight (rows, columns), an Embedding's filled up with zero rows."""
+        """Return the weight (rows, columns), padded with zero rows for an Embedding."""
         matrix = kernel[0] if spec.kind == "Linear" else kernel[0].mT
         extra = prod(self.modes(spec)[0]) - len(matrix)
         return nn.functional.pad(matrix, (0, 0, 0, extra)) if extra else matrix
@@ -135,7 +135,7 @@ def covering_modes(size: int, order: int) -> Sizes:
     """
     modes: list[int] = []
     for count in range(order, 0, -1):
-        # The smallest mode with which the others, of the same size, still cover the rest.
+        # The smallest mode that still covers the rest if all remaining modes have its size.
         mode = next(m for m in range(1, size + 1) if m**count >= size)
         modes.append(mode)
         size = -(-size // mode)

@@ -27,31 +27,31 @@ from tensorpress.schemes.stages import balance_kernels
 from tensorpress.schemes.weight_scheme import WeightScheme
 from tensorpress.utils.formatting import format_shape
 
-torch.fx.wrap("tt_to_tensor")  # torch.fx does not look into it
+torch.fx.wrap("tt_to_tensor")  # torch.fx does not trace into it
 
 USUAL_MODE = 4
-"""Row and column modes are chosen to be about this large; the train has their products."""
+"""Row and column modes are chosen to be about this large; modes of the train are their products."""
 
 
 class TTWeight(FactorizedWeight):
     """Parametrization of a weight by the TT-cores of its reshape.
 
-    A weight (m, n, *kernel) becomes a tensor (Πkernel, m₁·n₁, …, m_d·n_d), without the first mode
-    where that is 1, whose train is G₀[x,y] G₁[(i₁,j₁)] … G_d[(i_d,j_d)].
+    A weight (m, n, *kernel) is reshaped to (Πkernel, m₁·n₁, …, m_d·n_d), without the first mode if
+    it is 1. Its train is G₀[x,y] G₁[(i₁,j₁)] … G_d[(i_d,j_d)].
 
     Parameters
     ----------
     shape : sequence of int
         Shape of the weight as torch stores it.
     row_modes, column_modes : sequence of int
-        Modes of its first two axes; equally many.
+        Modes of the first two axes, equally many.
     ranks : sequence of int
         The inner TT-ranks.
 
     Raises
     ------
     InvalidArgumentError
-        For modes or ranks that do not fit.
+        If the modes or ranks do not fit.
 
     References
     ----------
@@ -98,7 +98,7 @@ class TTWeight(FactorizedWeight):
         return parts.permute(*rows, *columns, 0).reshape(self.shape)
 
     def decompose(self, weight: Tensor) -> Factors:
-        """Decompose a dense weight by TT-SVD, all cores at one norm."""
+        """Decompose a dense weight by TT-SVD into cores of equal norm."""
         train = tt_svd(self.reshape(weight), ranks=self.ranks)
         self.relative_error = train.relative_error
         return tuple(balance_kernels(train.cores))
@@ -108,20 +108,20 @@ class TTWeight(FactorizedWeight):
         return train_factors(factors)
 
     def reshape(self, weight: Tensor) -> Tensor:
-        """Return a dense weight as the tensor that is decomposed."""
+        """Return a dense weight as the tensor to decompose."""
         order = len(self.row_modes)
         split = weight.reshape(*self.row_modes, *self.column_modes, -1)
         pairs = [axis for k in range(order) for axis in (k, order + k)]
         return split.permute(2 * order, *pairs).reshape(self.modes)
 
     def extra_repr(self) -> str:
-        """Return the modes and ranks as torch prints them."""
+        """Return the modes and ranks for torch's representation."""
         rows, columns = format_shape(self.row_modes), format_shape(self.column_modes)
         return f"{rows} by {columns}, TT-ranks {self.ranks}"
 
 
 def train_factors(cores: Sequence[Tensor]) -> list[RankFactor]:
-    """Return the cores (r, …, r') of a train, with the ranks between neighbours."""
+    """Return the cores (r, …, r') of a train; neighbours share a rank."""
     factors = []
     for number, core in enumerate(cores):
         before = {1: number - 1} if number > 0 else {}
@@ -138,7 +138,7 @@ def paired_modes(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> Sizes:
 
 
 def mode_mismatch(shape: Sizes, row_modes: Sizes, column_modes: Sizes) -> str | None:
-    """Return why modes do not fit a weight, None where they do."""
+    """Return why modes do not fit a weight, or None if they do."""
     fits = (prod(row_modes), prod(column_modes)) == tuple(shape[:2])
     sound = len(row_modes) == len(column_modes) and min(row_modes + column_modes, default=1) > 0
     if fits and sound:
@@ -154,8 +154,8 @@ class TTWeightScheme(WeightScheme):
     Parameters
     ----------
     row_modes, column_modes : tuple of int, optional
-        Modes of the weight's first two axes; by default about the logarithm to base 4 of the
-        larger one.
+        Modes of the weight's first two axes. By default they are balanced, and their number is
+        about the logarithm to base 4 of the larger axis.
     """
 
     row_modes: Sizes = ()
@@ -163,7 +163,7 @@ class TTWeightScheme(WeightScheme):
     option_names: ClassVar[tuple[str, ...]] = ("row_modes", "column_modes")
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse modes that do not fit, weights that are a vector, and padding vectors."""
+        """Refuse modes that do not fit, weights that are vectors, and padding vectors."""
         if spec.padding_idx is not None:
             return "its padding vector would not stay zero: use tensor_train"
         if spec.stacked:
@@ -188,7 +188,7 @@ class TTWeightScheme(WeightScheme):
         return largest_tt_ranks(paired_modes(spec.weight_shape, *self.modes(spec)))
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
-        """Return the ranks that a train with these ranks can have."""
+        """Lower ranks that the others do not allow."""
         return attainable_tt_ranks(paired_modes(spec.weight_shape, *self.modes(spec)), ranks)
 
     def spectra(self, spec: LayerSpec, kernel: Tensor) -> tuple[Spectrum, ...]:

@@ -22,17 +22,17 @@ from tensorpress.utils.formatting import format_shape
 
 @dataclass(frozen=True)
 class Tucker2(LayerScheme):
-    """1×1 to r_in channels, the core convolution to r_out, 1×1 to all: for a Linear, A·G·Bᵀ.
+    """1×1 to r_in channels, a core convolution to r_out, 1×1 to all; for a Linear, A·G·Bᵀ.
 
-    Ranks are (r_in, r_out), the order of Kim et al. (R₃, R₄). Fitted by HOOI from the bases of the
-    two unfoldings; the error is the part of the kernel's energy that the core lacks.
+    Ranks are (r_in, r_out), the order of Kim et al. (R₃, R₄). HOOI fits the factors, from the bases
+    of the two unfoldings. The error is the share of the kernel's energy outside the core.
 
     Parameters
     ----------
     positions : tuple of int
-        Height and width of the map that a Linear reads after a flatten. It is then pressed as the
-        convolution of this kernel size that it is, its inputs being channels times positions, as
-        Kim et al. press the first fully connected layer.
+        Height and width of the feature map, for a Linear after a flatten. The Linear is then
+        pressed as a convolution with a kernel of this size, as Kim et al. press the first fully
+        connected layer.
 
     References
     ----------
@@ -46,21 +46,19 @@ class Tucker2(LayerScheme):
     option_names: ClassVar[tuple[str, ...]] = ("positions",)
 
     def refusal(self, spec: LayerSpec) -> str | None:
-        """Refuse kernels with one input and one output channel a group, and look-ups."""
+        """Refuse Embeddings, and kernels with one input and one output channel per group."""
         if self.positions and (spec.kind != "Linear" or spec.inputs_first):
-            return "positions are those of the map that a Linear reads after a flatten"
+            return "positions are for a Linear that follows a flatten"
         if self.positions and (spec.inputs % prod(self.positions) or len(self.positions) > 3):
-            return (
-                f"its {spec.inputs} inputs are no map of {format_shape(self.positions)} positions"
-            )
+            return f"its {spec.inputs} inputs do not fit {format_shape(self.positions)} positions"
         if spec.kind == "Embedding":
-            return "a core between two matrices costs more than channel_svd, which is as exact"
+            return "channel_svd is smaller and as exact"
         if spec.in_ == spec.out == 1:
             return "each group has one input and one output channel: there are no modes to cut"
         return None
 
     def _unflatten(self, spec: LayerSpec) -> LayerSpec:
-        """Return a Linear with `positions` as the convolution that it is, others as they are."""
+        """Return a Linear with `positions` as a convolution, and other layers unchanged."""
         order = len(self.positions)
         if order == 0 or spec.kind != "Linear":
             return spec
@@ -83,7 +81,7 @@ class Tucker2(LayerScheme):
         return min(spec.in_, spec.out * size), min(spec.out, spec.in_ * size)
 
     def attainable(self, spec: LayerSpec, ranks: Sizes) -> Sizes:
-        """Return ranks of which neither exceeds the other times the core's spatial size."""
+        """Limit each rank to the other times the core's spatial size."""
         size = prod(self._unflatten(spec).kernel)
         return min(ranks[0], ranks[1] * size), min(ranks[1], ranks[0] * size)
 
@@ -91,22 +89,22 @@ class Tucker2(LayerScheme):
         """Return the spectra of the unfoldings along the input and the output mode."""
         spec = self._unflatten(spec)
         kernel = kernel.reshape(spec.kernel_shape)
-        if _is_matrix(spec):  # its two unfoldings are each other's transpose
+        if _is_matrix(spec):  # the two unfoldings are transposes
             values = spectrum(kernel.flatten(2).mT)
             return values, values
         return spectrum(kernel.transpose(1, 2).flatten(2)), spectrum(kernel.flatten(2))
 
     def candidates(self, spec: LayerSpec, round_to: int = 1) -> list[Sizes]:
-        """Return pairs of ranks, cheapest first; of a matrix equal ones."""
+        """Return pairs of ranks, cheapest first; equal ranks for a matrix."""
         if _is_matrix(self._unflatten(spec)):
             return super().candidates(spec, round_to)
         return self.candidate_pairs(spec, GRID, round_to)
 
     def errors(self, spec: LayerSpec, kernel: Tensor, candidates: Sequence[Sizes]) -> list[float]:
-        """Return the energies that truncations of one full HOSVD's core leave out.
+        """Return the energies that truncations of one HOSVD core leave out.
 
-        HOOI from the bases of the HOSVD leaves out no more; from another start it may, seldom and
-        by little, end above that.
+        They bound the error of HOOI if it starts from the bases of the HOSVD. From another start,
+        HOOI seldom ends above, and by little.
         """
         view = self._unflatten(spec)
         kernel = kernel.reshape(view.kernel_shape)
@@ -141,7 +139,7 @@ class Tucker2(LayerScheme):
         return prod(sizes) * super().macs(self._unflatten(spec), ranks, self.positions)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> PressedLayer:
-        """Return the chain uninitialized."""
+        """Return the uninitialized chain."""
         if not self.positions:
             return super().skeleton(spec, ranks, like=like)
         view, stages = self._unflatten(spec), self.stages(spec, ranks)
@@ -168,14 +166,14 @@ def _is_matrix(spec: LayerSpec) -> bool:
 def _factorize_matrix(
     spec: LayerSpec, matrix: Tensor, ranks: Sizes, spectra: Sequence[Spectrum]
 ) -> Factorized:
-    """Return the SVD as A·G·Bᵀ: what HOOI finds for a matrix (groups, out, in)."""
+    """Return the SVD of a matrix (groups, out, in) as A·G·Bᵀ, the result of HOOI."""
     svd = truncated_svd(matrix.mT, ranks[0], spectrum=spectra[0] if spectra else None)
     factors = (svd.u.mT, torch.diag_embed(svd.s), svd.v)
     return Factorized([pointwise_kernel(factor, spec) for factor in factors], svd.relative_error)
 
 
 def _core_energies(kernel: Tensor, spectra: Sequence[Spectrum]) -> Tensor:
-    """Return the energies (r_in, r_out) of the HOSVD's core, for each pair of basis vectors."""
+    """Return the energies (r_in, r_out) of the HOSVD's core, one per pair of basis vectors."""
     unfoldings = (kernel.transpose(1, 2).flatten(2), kernel.flatten(2))
     u_in, u_out = (
         leading_basis(unfolding, values.values.shape[-1], values)

@@ -19,43 +19,43 @@ from tensorpress.schemes.parametrization import (
 from tensorpress.schemes.reshape_modes import choose_axes
 from tensorpress.utils.formatting import format_shape
 
-_UNIT = 0.625  # between the sizes of cores and matrices that usual layers start from
+_UNIT = 0.625  # of the order of a usual layer's initial cores and matrices
 _MAX_CONDITION = 1e4
 
 
 class TuckerWeight(FactorizedWeight):
-    """Parametrization of a weight by a core and one matrix a mode of its reshape.
+    """Parametrization of a weight by a core and one matrix per mode of its reshape.
 
     The ``weight`` of a layer becomes reshape(C ×₁ M₁ … ×_d M_d), rebuilt at every forward pass and
     differentiated by autograd (eqs. 1, 3 to 5 of the paper). If the modes are the axes of the
-    weight, this is the plain Tucker decomposition; with a diagonal core it is CP (section 2.3). A
-    core that several layers share makes SCADA-Tucker (section 2.4); its gradient is then the sum
-    over the layers (eq. 9).
+    weight, this is the plain Tucker decomposition; with a diagonal core it is CP (section 2.3).
+    With a core that several layers share, it is SCADA-Tucker (section 2.4), where the gradient of
+    the core is the sum over the layers (eq. 9).
 
     Parameters
     ----------
     shape : sequence of int
         Shape of the weight as torch stores it: (out, in, *kernel) or (out, in).
     modes : sequence of int
-        Sizes (n_1, …, n_d) with the same product as ``shape``. Modes of size 1 give a layer of
-        lower order its 1×k matrices to a shared core.
+        Sizes (n_1, …, n_d) with the same product as ``shape``. A layer of lower order than its
+        shared core has modes of size 1.
     ranks : sequence of int
-        Shape (k_1, …, k_d) of the core. A rank above its mode's size only makes sense with a shared
-        core, where other layers have use for it.
+        Shape (k_1, …, k_d) of the core. A rank above the size of its mode is useful only to other
+        layers that share the core.
     diagonal : bool
         Whether the core is diagonal, stored as a vector of length k; all ranks must be equal.
     shared : bool
-        Whether other layers have the core as well, so that assigning this weight is an error.
+        Whether other layers share the core, so that assigning this weight is an error.
     reduced : bool
-        Whether the first k_i rows of every matrix are fixed to a multiple of the identity and only
+        Whether the first k_i rows of every matrix are fixed to a multiple of the identity, and only
         the others, (n_i - k_i, k_i), are stored. A core C ×₁ A and matrices M₁A⁻¹ rebuild the same
-        weight for every A; this removes that freedom, Σ k_i² values, and all but special weights
-        can still be represented.
+        weight for every A. Fixing A saves Σ k_i² values, and almost all weights can still be
+        represented.
 
     Raises
     ------
     InvalidArgumentError
-        For modes whose product is not the weight's size, or ranks that do not fit.
+        If the product of the modes is not the weight's size, or the ranks do not fit.
 
     References
     ----------
@@ -89,7 +89,7 @@ class TuckerWeight(FactorizedWeight):
             self.modes, self.ranks, self.core
         )
         if reduced and (diagonal or shared):
-            reason = "only matrices of a layer's own full core can be reduced"
+            reason = "reduced needs a full core that no other layer shares"
         if reason is not None:
             raise InvalidArgumentError(reason)
         self.scheme = "scada_tucker" if shared else "ada_tucker"
@@ -124,7 +124,7 @@ class TuckerWeight(FactorizedWeight):
         """Decompose a dense weight, unless other layers share the core."""
         if self.shared and self._factors is None:
             raise InvalidArgumentError(
-                "a weight whose core other layers share cannot be assigned: materialize it first"
+                "other layers share the core of this weight: materialize it before setting it"
             )
         return super().right_inverse(weight)
 
@@ -143,7 +143,7 @@ class TuckerWeight(FactorizedWeight):
         return core, *matrices
 
     def rank_factors(self, factors: Sequence[Tensor]) -> list[RankFactor]:
-        """Return core and matrices; a diagonal core has one rank, reduced matrices have none."""
+        """Return core and matrices with their ranks; none are known of reduced matrices."""
         if self.reduced:  # their first rows are fixed, and never zero
             return []
         order = (0,) * len(self.ranks) if self.diagonal else range(len(self.ranks))
@@ -154,14 +154,14 @@ class TuckerWeight(FactorizedWeight):
         ]
 
     def reshape(self, weight: Tensor) -> Tensor:
-        """Return a dense weight as the tensor (n_1, …, n_d) that is decomposed."""
+        """Return a dense weight as the tensor (n_1, …, n_d) to decompose."""
         return weight.permute(self.axes).reshape(self.modes)
 
     def balanced_std(self, std: float) -> float:
-        """Return the deviation s of all factors at which the weight has deviation ``std``.
+        """Return the deviation s of all factors that gives the weight deviation ``std``.
 
-        A rebuilt entry is a sum of t products of d + 1 independent values, so s^{2(d+1)}·t = std²,
-        with t the number of entries of the core.
+        An entry of the weight is a sum of t products of d + 1 independent values, where t is the
+        number of entries of the core, so s^{2(d+1)}·t = std².
         """
         return float((std * std / prod(self.core_shape)) ** (0.5 / (len(self.modes) + 1)))
 
@@ -170,10 +170,10 @@ class TuckerWeight(FactorizedWeight):
         return std * torch.randn(*self.core_shape, generator=generator, device="cpu")
 
     def draw(self, std: float, core: Tensor, like: Tensor, generator: torch.Generator) -> Factors:
-        """Return a core and matrices drawn for it, whose weight has exactly the deviation ``std``.
+        """Draw matrices for a core, scaled so that the weight has deviation ``std`` exactly.
 
-        The weight, a sum of long products, would vary much more than a dense one; so the matrices
-        are scaled, or the core where the matrices are reduced and their first rows fixed.
+        The deviation of a sum of long products varies a lot between draws. If the matrices are
+        reduced, the core is scaled instead.
 
         Parameters
         ----------
@@ -197,13 +197,13 @@ class TuckerWeight(FactorizedWeight):
         return tuple(factor.to(like) for factor in (core, *(m * scale for m in matrices)))
 
     def extra_repr(self) -> str:
-        """Return the modes and the core as torch prints them."""
+        """Return the modes and the core for torch's representation."""
         kind = "" if self.core == "full" else f"{self.core} "
         return f"{format_shape(self.modes)}, {kind}core {format_shape(self.ranks)}"
 
 
 def refuse_modes(shape: Sequence[int], modes: Sequence[int]) -> str | None:
-    """Return why a weight cannot be reshaped into modes, None where it can."""
+    """Return why a weight cannot be reshaped into modes, or None if it can."""
     if prod(modes) == prod(shape) and min(modes, default=0) >= 1:
         return None
     return (
@@ -213,7 +213,7 @@ def refuse_modes(shape: Sequence[int], modes: Sequence[int]) -> str | None:
 
 
 def refuse_ranks(modes: Sequence[int], ranks: Sequence[int], core: str) -> str | None:
-    """Return why a core cannot have some ranks, None where it can.
+    """Return why a core cannot have these ranks, or None if it can.
 
     Parameters
     ----------
@@ -228,12 +228,12 @@ def refuse_ranks(modes: Sequence[int], ranks: Sequence[int], core: str) -> str |
     if core == "diagonal" and len(set(ranks)) > 1:
         return f"a diagonal core needs equal ranks, got {shape}"
     if core == "reduced" and any(k > n for k, n in zip(ranks, modes, strict=True)):
-        return f"ranks {shape} exceed the modes {sizes}, so that the matrices cannot be reduced"
+        return f"ranks {shape} exceed the modes {sizes}, so the matrices cannot be reduced"
     return None
 
 
 def tucker_weight(module: nn.Module) -> TuckerWeight | None:
-    """Return the Tucker parametrization of a layer's weight, None where it has none."""
+    """Return the Tucker parametrization of a layer's weight, or None."""
     form = factorized_weight(module)
     return form if isinstance(form, TuckerWeight) else None
 
@@ -241,15 +241,16 @@ def tucker_weight(module: nn.Module) -> TuckerWeight | None:
 def balance_tucker(core: Tensor, layers: Sequence[Factors]) -> tuple[Tensor, list[Factors]]:
     """Scale a core and the matrices of its layers to similar root mean squares.
 
-    The weights stay the same. The matrices of a layer get one size; the core gets the geometric
-    mean of its sizes for each layer alone. Training and quantization then treat all alike.
+    The weights do not change. The matrices of a layer get equal sizes, and the core gets the
+    geometric mean of the sizes that each layer alone would give it. Equal sizes suit training and
+    quantization.
 
     Parameters
     ----------
     core : Tensor
         The core, of one layer or shared.
     layers : sequence of tuple of Tensor
-        The matrices of every layer that has the core.
+        The matrices of every layer that uses the core.
 
     Examples
     --------
@@ -276,8 +277,8 @@ def _reduce(core: Tensor, matrices: Sequence[Tensor]) -> Factors:
         first = matrix[: matrix.shape[1]]
         if not float(torch.linalg.cond(first.double())) <= _MAX_CONDITION:  # NaN, of zeros
             raise InvalidArgumentError(
-                f"mode {mode} cannot be reduced: the first rows of its matrix are all but "
-                "dependent; start from random factors, or do not reduce"
+                f"mode {mode} cannot be reduced: the first rows of its matrix are nearly linearly "
+                "dependent; start from random factors, or leave reduced out"
             )
         core = mode_product(core, first / _UNIT, mode)
         rows.append(torch.linalg.solve(first, matrix[len(first) :], left=False) * _UNIT)

@@ -1,4 +1,4 @@
-"""Base of the schemes in weight form: a layer stays, and its weight is rebuilt from factors."""
+"""Base of the schemes in weight form: the layer stays, and its weight is rebuilt from factors."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ class WeightScheme(Scheme):
         """Return the module that rebuilds the weight of a layer."""
 
     def params(self, spec: LayerSpec, ranks: Sizes) -> int:
-        """Return the values of the factors, and the bias."""
+        """Return the number of entries of the factors and the bias."""
         return self.parametrization(spec, ranks).num_params + spec.outputs * spec.bias
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return the count of the dense layer: its weight is rebuilt once for all examples."""
+        """Return those of the dense layer: the weight is rebuilt once for all examples."""
         return dense_macs(spec, sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:

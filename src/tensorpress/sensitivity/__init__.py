@@ -1,4 +1,4 @@
-"""The loss of a model when its layers are pressed."""
+"""Measures and estimates the loss of a model when its layers are pressed."""
 
 from tensorpress.sensitivity.measure_layers import sensitivity
 

@@ -1,4 +1,4 @@
-"""The candidates whose loss is measured, and the scores of all of them."""
+"""Chooses the candidates whose loss is measured, and scores all of them."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -16,34 +16,34 @@ from tensorpress.schemes.scheme import Scheme
 from tensorpress.utils.module_tree import locate_weight
 
 Group = list[LayerPlan]
-"""Plans of one layer by one scheme, those of few parameters first."""
+"""Plans of one layer by one scheme, fewest parameters first."""
 
 
 def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: int) -> list[Group]:
     """Return the candidates for every layer and scheme.
 
-    They are the plans of least error among those with at most k / (count + 1) of the dense
-    parameters, for k from 1 to ``count``.
+    For k from 1 to ``count``, the candidate is the plan of least error with at most
+    k / (count + 1) of the dense parameters.
 
     Parameters
     ----------
     layers : mapping of str to Layer
         The layers by name.
     schemes : sequence of str
-        The names of the schemes; a scheme that cannot press a layer has no candidates for it.
-        Parameters that only a rebuilt weight can stand for have none.
+        The names of the schemes. A scheme has no candidates for layers that it cannot press, and
+        parameters that can only be rebuilt have none.
     count : int
         Largest number of candidates for each layer and scheme.
 
     Raises
     ------
     InvalidArgumentError
-        Naming a layer whose weight has NaN or infinite values.
+        If the weight of a layer, which the message names, has NaN or infinite values.
     """
     methods = [scheme_named(name) for name in schemes]
     groups: list[Group] = []
     for name, layer in layers.items():
-        if layer.spec().kind == WEIGHT:  # its module has no response of this weight alone
+        if layer.spec().kind == WEIGHT:  # the module gives no response of this weight alone
             continue
         try:
             plans = candidate_plans(layer, applicable_schemes(layer, methods)[0])
@@ -57,10 +57,10 @@ def make_candidates(layers: Mapping[str, Layer], schemes: Sequence[str], count: 
 def response_schemes(
     model: nn.Module, layers: Mapping[str, Layer], scheme: str
 ) -> dict[str, Scheme]:
-    """Return the schemes that cut the responses of layers: the one named, or svd_weight.
+    """Return the scheme that truncates the responses of each layer: the one named, or svd_weight.
 
-    The latter cuts responses as channel_svd does, where a Linear layer cannot be replaced or stands
-    for the weight of a recurrent layer.
+    svd_weight replaces channel_svd for a Linear that cannot be replaced, or that stands for the
+    weight of a recurrent layer.
 
     Parameters
     ----------
@@ -101,9 +101,9 @@ def job_name(choice: LayerPlan) -> str:
 
 
 def order_candidates(groups: Sequence[Group], estimates: Mapping[str, float]) -> list[LayerPlan]:
-    """Return the candidates in an order that covers all layers and ranks wherever it is stopped.
+    """Order candidates so that every prefix covers all layers and ranks evenly.
 
-    The middle of every group comes first, then the candidates that halve the largest gaps; within a
+    The middle of every group comes first, then the candidates that halve the largest gaps. Within a
     round the largest estimate comes first.
     """
     rounds = [
@@ -140,19 +140,18 @@ def fill_scores(
 ) -> dict[str, tuple[Scored, ...]]:
     """Return the scores of all candidates by layer.
 
-    The score of a candidate that was not measured is its estimate times a ratio of measured to
-    estimated losses: the ratio over the whole model, or its mean with the ratio over the layer and
-    scheme if these were measured, or 1 without measurements.
+    Estimates are scaled by the ratio of measured to estimated losses: that of the whole model,
+    averaged with that of the layer and scheme if these were measured, or 1 without measurements.
 
-    The score of a measured candidate is at least half of its estimate times the ratio over the
-    model: on few examples some measurements are 0 by chance, and a plan would choose just these.
+    The score of a measured candidate is at least half of its estimate times the ratio of the model:
+    on few examples some measurements are 0 by chance, and a plan would choose exactly these.
 
     Parameters
     ----------
     groups : sequence of Group
         The candidates.
     measured : mapping of str to float
-        Measured increases of the metric, by job.
+        Measured increases of the metric by job.
     estimated : mapping of str to float
         Estimated losses of all jobs, in any unit.
     """

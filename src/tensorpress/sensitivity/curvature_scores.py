@@ -1,4 +1,4 @@
-"""Rank selection for Linear layers by the curvature of the loss, in the norm of its two factors."""
+"""Scores the ranks of Linear layers by the curvature of the loss."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from tensorpress.reconstruct.weighted_svd import decompose_layer
 from tensorpress.schemes.registry import scheme as scheme_named
 
 TWO_FACTORS = ("pivoted_svd", "channel_svd")
-"""Schemes whose rank is that of the weight of a Linear."""
+"""Schemes whose rank is the rank of a Linear's weight."""
 
 
 def curvature_scores(
@@ -28,8 +28,8 @@ def curvature_scores(
     r"""Score the ranks of Linear layers by how much they raise the loss.
 
     The score of rank r is :math:`\sum_{i>r} σ_i^2`, with σ the singular values of the weight in the
-    norms of inputs and gradients (`tensorpress.reconstruct.weighted_svd.WeightedSVD`): about the
-    divergence of the outputs of an example from the dense model's. Press with
+    norms of inputs and gradients (`tensorpress.reconstruct.weighted_svd.WeightedSVD`). It estimates
+    the divergence of an example's outputs from the dense model's. Press with
     ``calibration=curvature``, so that layers get these factors.
 
     Parameters
@@ -46,12 +46,12 @@ def curvature_scores(
     Returns
     -------
     Scores
-        Give them to `tensorpress.plan` as the ``allocation`` of a budget.
+        The scores, for the ``allocation`` of `tensorpress.plan`.
 
     Raises
     ------
     InvalidArgumentError
-        For another scheme, or nothing to press.
+        If the scheme is another one, or nothing can be pressed.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def curvature_scores(
     """
     if scheme not in TWO_FACTORS:
         raise InvalidArgumentError(
-            f"the curvature of the loss scores the ranks of {' and '.join(TWO_FACTORS)}, not of "
+            f"the curvature of the loss scores ranks of {' and '.join(TWO_FACTORS)}, not of "
             f"{scheme}"
         )
     method = scheme_named(scheme)
@@ -88,7 +88,7 @@ def curvature_scores(
 def linear_layers(
     model: nn.Module, targets: Sequence[str] = ("*",), skip: Sequence[str] = ()
 ) -> dict[str, Layer]:
-    """Return the layers of which the curvature says ranks, by name."""
+    """Return the layers whose ranks the curvature scores, by name."""
     layers, _ = DenseModel.from_module(model, None, None).select_layers(targets, skip)
     method = scheme_named(TWO_FACTORS[0])
     return {name: x for name, x in layers.items() if applicable_schemes(x, [method])[0]}

@@ -1,4 +1,4 @@
-"""Rank selection by Kronecker-factored curvature: what a layer's error does to the outputs."""
+"""Rank selection by Kronecker-factored curvature: the effect of a layer's error on the outputs."""
 
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -25,10 +25,10 @@ from tensorpress.sensitivity.candidates import make_candidates, response_schemes
 from tensorpress.sensitivity.response_moments import Curvature, ResponseMoments, collect_moments
 
 CANDIDATES = 6
-"""Ranks of a layer for every scheme other than channel_svd."""
+"""Candidate ranks per layer and scheme, except channel_svd."""
 
 MAX_COLUMNS = 1536
-"""Largest number of columns of a kernel on which schemes other than channel_svd compete."""
+"""Schemes other than channel_svd compete on kernels with at most this many columns."""
 
 SWEEPS = 1
 """Passes over the kernels of a fit; on ResNet-20 three gave the same plan."""
@@ -44,47 +44,48 @@ def kfac_scores(
     skip: Sequence[str] = (),
     seed: int = 0,
 ) -> Scores:
-    r"""Score the ranks of layers by what the responses they lose do to a model's outputs.
+    r"""Score the ranks of layers by the effect of lost responses on a model's outputs.
 
     An error :math:`δ_t` of a layer's response at position t changes the outputs by
-    :math:`\sum_t J_t δ_t`. With responses and derivatives taken as independent, and positions as
-    well, its expected square is :math:`T \operatorname{tr}(B D)`, where D is the second moment of
-    δ, B that of the gradients along random directions of the outputs and T the number of positions
-    of an example. The best rank-r projection of responses of second moment C leaves
-    :math:`T \sum_{i>r} λ_i(B^{1/2} C B^{1/2})`: the unit is the same for all layers, so that the
-    scores of a plan add up to an estimate of what its model loses. One forward and one backward
-    pass are run, and another forward pass for the inputs of kernels on which other schemes
-    compete; their responses are not centred, which counts slightly against these schemes.
+    :math:`\sum_t J_t δ_t`. If responses, derivatives and positions are taken as independent, the
+    expected square is :math:`T \operatorname{tr}(B D)`, where D is the second moment of δ, B that
+    of gradients along random directions of the outputs, and T the number of positions per example.
+    The best rank-r projection of responses of second moment C leaves
+    :math:`T \sum_{i>r} λ_i(B^{1/2} C B^{1/2})`. All layers have the same unit, so the scores of a
+    plan add up to an estimate of the model's loss.
+
+    This takes one forward and one backward pass, and another forward pass if other schemes compete.
+    Responses for these are not centred, which puts them at a slight disadvantage.
 
     Parameters
     ----------
     model : nn.Module
-        Dense, with trained weights.
+        A dense model with trained weights.
     batches : iterable
-        Calibration data as for `tensorpress.sensitivity`; labels are not looked at.
+        Calibration data as for `tensorpress.sensitivity`; labels are ignored.
     of : {"outputs", "loss"}
-        "outputs": the squared distance of the outputs, relative to their variance over examples;
-        "loss": the divergence of the probabilities of classes, whose logits the model returns, by
-        gradients of the cross entropy at labels drawn from the model's own probabilities.
+        "outputs": the squared distance of the outputs, relative to their variance over examples.
+        "loss": the divergence of class probabilities, for models that return logits, by gradients
+        of the cross entropy at labels drawn from the model's probabilities.
     scheme : str or sequence of str
-        As for `tensorpress.plan`. Of channel_svd, and of svd_weight for recurrent weights, all
-        ranks are scored, by eigenvalues. Other schemes compete on kernels larger than 1 and up to
-        1,536 columns, with a few ranks each: their kernels are fitted in the norm of the inputs.
+        As for `tensorpress.plan`. For channel_svd, and svd_weight of recurrent weights, all ranks
+        are scored by eigenvalues. Other schemes compete with a few ranks each on spatial kernels of
+        up to 1,536 columns, fitted in the norm of the inputs.
     targets, skip : sequence of str
         As for `tensorpress.plan`.
     seed : int
-        Of directions or labels.
+        Seed of the directions or labels.
 
     Returns
     -------
     Scores
-        Give them to `tensorpress.plan` as the ``allocation`` of a budget.
+        The scores, for the ``allocation`` of `tensorpress.plan`.
 
     Raises
     ------
     InvalidArgumentError
-        For no batches, nothing to press, outputs that have no gradient, or that are no logits for
-        "loss", and responses or gradients that are not finite.
+        If there are no batches, nothing can be pressed, outputs have no gradient or, for "loss",
+        are not logits, or responses or gradients are not finite.
 
     References
     ----------
@@ -112,7 +113,7 @@ def kfac_scores(
     for name, sums in moments.items():
         if not all(bool(x.isfinite().all()) for x in (sums.values, sums.gradients)):
             raise InvalidArgumentError(
-                f"layer {name!r}: its responses or their gradients are not finite, or overflow"
+                f"layer {name!r}: its responses or their gradients are not finite"
             )
     for name, sums in moments.items():
         method = methods[name]
@@ -146,7 +147,7 @@ def _is_spatial(layer: Layer) -> bool:
 def _score_fits(
     layer: Layer, plans: Sequence[LayerPlan], inputs: Moments, moments: ResponseMoments, unit: float
 ) -> list[Scored]:
-    """Return plans of a layer with what they lose, their kernels fitted in the inputs' norm."""
+    """Score plans of a layer with kernels fitted in the norm of the inputs."""
     weight, dense = layer.module.get_parameter("weight").detach(), layer.kernel()
     second = shrunk(inputs.means()[0].to(dense), inputs.rows)
     result = []
@@ -156,7 +157,7 @@ def _score_fits(
         composition = Composition.of(pressed)
         fit = fit_kernels(pressed.kernels(), dense, second, composition, sweeps=SWEEPS)
         lost = (dense - composition(fit.kernels)).flatten(2)
-        # Σ tr(B ΔW A ΔWᵀ), as of channel_svd
+        # Σ tr(B ΔW A ΔWᵀ), as for channel_svd
         responses = (lost @ second @ lost.mT).double()
         score = float((moments.gradients / moments.examples * responses).sum())
         result.append(Scored(plan.scheme, plan.ranks, unit * score, measured=False))

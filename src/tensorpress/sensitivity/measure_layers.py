@@ -1,4 +1,4 @@
-"""The loss of a model when its layers are pressed one at a time, measured on data."""
+"""Measures the loss of a model when its layers are pressed one at a time."""
 
 import os
 import pickle
@@ -54,14 +54,14 @@ def sensitivity(
 ) -> Scores:
     """Score the loss of a model by pressing each layer, for a plan within a budget.
 
-    One layer at a time is replaced by its pressed version at each of several ranks, the metric is
-    measured on the batches, and the layer is restored. Losses that are not measured are estimated
-    by one backward pass (`tensorpress.sensitivity.taylor`), in proportion to measured ones.
+    Layers are pressed one at a time, each at several ranks, and the metric is measured on the
+    batches. Losses that are not measured are estimated by one backward pass
+    (`tensorpress.sensitivity.taylor`), scaled to the measured ones.
 
     Parameters
     ----------
     model : nn.Module
-        A dense model with trained weights; unchanged.
+        A dense model with trained weights, left unchanged.
     batches : iterable
         Calibration data: a few hundred examples of the training set, as pairs (inputs, labels) or
         inputs alone. Inputs are a Tensor or a tuple of them, the first axis being the batch. All
@@ -69,40 +69,39 @@ def sensitivity(
     metric : {"similarity", "loss", "error"} or callable
         "similarity": the squared distance of the model's outputs (logits) from the dense model's,
         relative to their squared norm. "loss": mean cross entropy. "error": misclassified examples
-        in per cent. The latter two need labels, and change little and by chance on a few hundred
-        training images that the model has learned. Or a function from the model to a number, lower
-        being better.
+        in percent. Loss and error need labels, and hardly change on a few hundred training images
+        that the model has learned. A callable returns a number for a model; lower is better.
     scheme : str or sequence of str
-        One or several schemes, as for `tensorpress.plan`.
+        One or more schemes, as for `tensorpress.plan`.
     candidates : int
-        Number of candidates for each layer and scheme, with k / (candidates + 1) of its parameters.
+        Number of candidates per layer and scheme, with k / (candidates + 1) of its parameters.
     targets, skip : sequence of str
         Layers to score, as for `tensorpress.plan`.
     journal : path, optional
         A folder for the measurements, from which an interrupted run continues. It is for one model
         and one set of batches; all three named metrics share it.
     measured : int, optional
-        Number of candidates that are measured, by default all; 0 for estimates alone.
+        Number of candidates to measure, by default all; 0 for estimates alone.
     processes : int
-        Number of processes that measure, with one thread each. A script with several must start its
-        work under ``if __name__ == "__main__":``.
+        Number of processes, with one thread each. With more than one, a script must start its work
+        under ``if __name__ == "__main__":``.
     executor : Executor, optional
-        Workers in place of processes: any `concurrent.futures.Executor`, such as that of a Dask
-        client. They read the model from the journal, which must be on a shared disk.
+        Runs the measurements instead of processes: any `concurrent.futures.Executor`, such as one
+        of a Dask client. Workers read the model from the journal, which must be on a shared disk.
 
     Returns
     -------
     Scores
-        The scores, for the ``allocation`` of a budget in `tensorpress.plan`.
+        The scores, for the ``allocation`` of `tensorpress.plan`.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown metric or scheme, no batches, labels that are missing or do not fit, a
-        metric that is not finite, a pattern that matches nothing, nothing to press, or a journal of
-        another model or other batches.
+        If a metric or scheme is unknown, there are no batches, labels are missing or do not fit,
+        the metric is not finite, a pattern matches nothing, nothing can be pressed, or the journal
+        belongs to another model or other batches.
     CorruptFileError
-        For a journal with a damaged file.
+        If a file of the journal is damaged.
 
     Examples
     --------
@@ -115,7 +114,7 @@ def sensitivity(
     """
     if candidates < 1 or (measured is not None and measured < 0):
         raise InvalidArgumentError(
-            f"candidates must be positive and measured not negative, got {candidates}, {measured}"
+            f"candidates must be at least 1 and measured at least 0, not {candidates}, {measured}"
         )
     model = fold(unwrap(model))
     data = collect_batches(batches, model)
@@ -124,7 +123,9 @@ def sensitivity(
     schemes = parse_schemes(scheme)
     for name in schemes:
         if scheme_named(name).joint:
-            raise InvalidArgumentError(f"{name} has no ranks of single layers that could be scored")
+            raise InvalidArgumentError(
+                f"{name} chooses all ranks together, so layers cannot be scored"
+            )
     groups = make_candidates(layers, schemes, candidates)
     if not groups:
         raise nothing_pressed_error(unpressed)
@@ -154,7 +155,7 @@ def sensitivity(
 
 
 MODEL = "model.pickle"
-"""The file of the model and its batches, which every call with workers writes."""
+"""The file of the model and its batches, written for workers."""
 
 _ONE_AT_A_TIME = Lock()
 
@@ -177,7 +178,7 @@ def _read_model(path: str, modified: int) -> tuple[nn.Module, Judge]:
 
 
 def _measure_stored(path: str, plan: LayerPlan) -> dict[str, float]:
-    """Measure a candidate in a worker, whose threads share one copy of the model."""
+    """Measure a candidate in a worker; its threads share one copy of the model."""
     with _ONE_AT_A_TIME:
         model, judge = _read_model(path, Path(path).stat().st_mtime_ns)
         return _measure(model, judge, plan)
@@ -196,7 +197,7 @@ def _measure(model: nn.Module, judge: Judge, plan: LayerPlan) -> dict[str, float
 
 
 def _describe_journal(model: nn.Module, batches: Sequence[Batch], judge: Judge) -> dict[str, str]:
-    """Return the subject of a journal: model, batches and metric."""
+    """Return what a journal belongs to: model, batches and metric."""
     state = model.state_dict()
     names = sha256("\n".join(state).encode()).hexdigest()[:16]
     return {

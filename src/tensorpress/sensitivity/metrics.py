@@ -1,4 +1,4 @@
-"""Metrics of a model on batches: loss, error, and the distance of its outputs from dense ones."""
+"""Metrics of a model on batches: loss, error, and distance from the dense outputs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from tensorpress.measure.cost import evaluation_mode
 
 METRICS: Mapping[str, str] = {
     "loss": "mean cross entropy in nats",
-    "error": "misclassified examples in per cent",
+    "error": "misclassified examples in percent",
     "similarity": "squared distance of the outputs from those of the dense model, relative to "
     "their squared norm",
 }
@@ -23,7 +23,7 @@ Metric = str | Callable[[nn.Module], float]
 
 
 class Judge:
-    """Measures versions of a dense model.
+    """Measures a metric of versions of a dense model.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ class Judge:
     batches : sequence of Batch
         The data.
     metric : str or callable
-        A name of `METRICS`, or a function from the model in eval mode to a number, lower being
+        A name of `METRICS`, or a function that returns a number for a model in eval mode; lower is
         better.
 
     Raises
     ------
     InvalidArgumentError
-        For an unknown metric, labels that are missing, outputs that do not fit them, or a value
-        that is not finite.
+        If the metric is unknown, labels are missing or do not fit the outputs, or a value is not
+        finite.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch], metric: Metric) -> None:
@@ -67,7 +67,7 @@ class Judge:
 
     @property
     def kind(self) -> str:
-        """The kind of one run: all named metrics, or the function."""
+        """What one run measures: all named metrics, or the function."""
         return "outputs" if isinstance(self._metric, str) else self.name
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -110,7 +110,7 @@ def class_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     assert labels is not None
     if labels.is_floating_point() or labels.shape != logits.shape[:-1] or not labels.numel():
         raise InvalidArgumentError(
-            f"labels must be classes, integers of shape {tuple(logits.shape[:-1])} for outputs of "
+            f"labels must be integer classes of shape {tuple(logits.shape[:-1])} for outputs of "
             f"shape {tuple(logits.shape)}; got {labels.dtype} of shape {tuple(labels.shape)}"
         )
     most = int(labels.max())

@@ -43,20 +43,19 @@ def response_energies(
 ) -> Scores:
     r"""Score the ranks of layers by the energy of the first principal components of responses.
 
-    The score of rank r is −ln of the share of the energy in the first r components, so that a plan
-    within a budget maximizes :math:`\prod_l \sum_{a \le r_l} \sigma_{l,a}`, the product of these
-    shares over layers. Only the dense model runs, once.
+    The score of rank r is −ln of the share of energy in the first r components. So a plan within a
+    budget maximizes the product of these shares over layers,
+    :math:`\prod_l \sum_{a \le r_l} \sigma_{l,a}`. Only the dense model runs, once.
 
     Parameters
     ----------
     model : nn.Module
         A dense model with trained weights.
     batches : iterable or Calibration
-        Calibration data as for `tensorpress.sensitivity`, whose labels are ignored, or the
-        statistics of them.
+        Calibration data as for `tensorpress.sensitivity` (labels are ignored), or their statistics.
     scheme : {"channel_svd", "tucker1_out"}
-        The scheme that presses the layers; with channel_svd recurrent weights are scored too, as
-        svd_weight presses them.
+        The scheme that presses the layers. With channel_svd, recurrent weights are scored too, for
+        svd_weight.
     targets, skip : sequence of str
         Layers to score, as for `tensorpress.plan`.
     seed : int
@@ -65,17 +64,17 @@ def response_energies(
     Returns
     -------
     Scores
-        The scores, for the ``allocation`` of a budget in `tensorpress.plan`.
+        The scores, for the ``allocation`` of `tensorpress.plan`.
 
     Raises
     ------
     InvalidArgumentError
-        For another scheme, no batches, or nothing to press.
+        If the scheme is another one, there are no batches, or nothing can be pressed.
 
     References
     ----------
     Zhang, Zou, He, Sun (2016), "Accelerating very deep convolutional networks for classification
-    and detection" (rank selection), who spread the budget greedily.
+    and detection" (rank selection), where the budget is divided greedily.
 
     Examples
     --------
@@ -102,7 +101,7 @@ def response_energies(
     scores = {}
     for name in names:
         if name not in seconds:
-            logger.warning("layer %s is not scored: calibration data show no inputs of it", name)
+            logger.warning("layer %s is not scored: the calibration data do not reach it", name)
             continue
         shares = energy_shares(seconds[name])
         scores[name] = tuple(
@@ -118,14 +117,14 @@ def check_response_scheme(scheme: str) -> None:
     """Raise an `InvalidArgumentError` unless the rank of a scheme is the rank of responses."""
     if scheme not in BY_RESPONSES:
         raise InvalidArgumentError(
-            f"ranks by responses are those of {' and '.join(BY_RESPONSES)}, not of {scheme}"
+            f"responses give ranks for {' and '.join(BY_RESPONSES)}, not for {scheme}"
         )
 
 
 def _from_inputs(
     layers: Mapping[str, Layer], names: Sequence[str], moments: Mapping[str, Moments]
 ) -> dict[str, Tensor]:
-    """Return the second moments of responses by those of inputs: E y yᵀ = W E[x xᵀ] Wᵀ."""
+    """Return the second moments of responses from those of inputs: E y yᵀ = W E[x xᵀ] Wᵀ."""
     result = {}
     for name in names:
         if name in moments:
@@ -138,7 +137,7 @@ def _from_inputs(
 def _from_outputs(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch], seed: int
 ) -> dict[str, Tensor]:
-    """Return the second moments of responses without the bias, however many inputs layers have."""
+    """Return the second moments of responses without the bias."""
     layers = {name: model.get_submodule(name) for name in names}
     names = [name for name, layer in layers.items() if can_unfold(layer)]
     positions = Positions(max(1, ROWS // len(batches)), seed)

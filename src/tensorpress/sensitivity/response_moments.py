@@ -1,4 +1,4 @@
-"""Second moments of layers' responses, and of the gradients of a model's outputs by them."""
+"""Second moments of layers' responses, and of the outputs' gradients by these responses."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from tensorpress.reconstruct.next_op import find_next_ops
 from tensorpress.schemes.layer_spec import layer_class
 
 Curvature = Literal["outputs", "loss"]
-"""Of what: the squared distance of the outputs, or the cross entropy of their classes."""
+"""The function whose curvature is taken: the outputs' squared distance, or their cross entropy."""
 
 _DAMPING = 1e-3  # of the gradients' second moment, relative to its mean eigenvalue
 
@@ -34,10 +34,10 @@ logger = logging.getLogger("tensorpress.sensitivity")
 
 @dataclass
 class ResponseMoments:
-    """Sums of second moments of a layer's responses and of the gradients by them.
+    """Sums of second moments of a layer's responses, and of the gradients g by them.
 
-    Or of its inputs x and of Wᵀg, on whichever side the layer has fewer channels: the eigenvalues
-    of A^½ (Wᵀ B W) A^½ are those of B^½ (W A Wᵀ) B^½.
+    A layer with fewer inputs than outputs has sums over its inputs x and Wᵀg instead, because the
+    eigenvalues of A^½ (Wᵀ B W) A^½ equal those of B^½ (W A Wᵀ) B^½.
     """
 
     values: Tensor  # (groups, n, n), float64
@@ -50,7 +50,7 @@ class ResponseMoments:
 
     @staticmethod
     def zeros(groups: int, channels: int, centred: bool) -> "ResponseMoments":
-        """Return the sums over no responses."""
+        """Return sums over no responses."""
         square = torch.zeros(groups, channels, channels, dtype=torch.float64)
         return ResponseMoments(square, square[..., 0].clone(), square.clone(), centred)
 
@@ -68,12 +68,12 @@ class ResponseMoments:
         self.gradients += (columns @ columns.mT).to(self.gradients)
 
     def lost(self) -> Tensor:
-        """Return for rank 0, 1, … what is lost of an example, in the unit of the outputs."""
+        """Return the loss per example at rank 0, 1, …, in the unit of the outputs."""
         mean = self.mean / self.rows
         second = self.values / self.rows
         if self.centred:  # the bias takes the mean
             second = second - mean[..., None] * mean[..., None, :]
-        # Σ over positions of an example: T · mean = sum / examples
+        # summed over the positions of an example: T · mean = sum / examples
         gradients = self.gradients / self.examples
         level = gradients.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
         eye = torch.eye(gradients.shape[-1], dtype=gradients.dtype)
@@ -87,7 +87,7 @@ class ResponseMoments:
 def collect_moments(
     model: nn.Module, batches: Sequence[Batch], names: Sequence[str], of: Curvature, seed: int
 ) -> tuple[float, dict[str, ResponseMoments]]:
-    """Run the model forward and back on every batch.
+    """Collect moments in one forward and backward pass per batch.
 
     Parameters
     ----------
@@ -96,23 +96,23 @@ def collect_moments(
     batches : sequence of Batch
         Calibration data.
     names : sequence of str
-        Layers; those without responses or gradients are warned of.
+        Layers; a warning names those without responses or gradients.
     of : {"outputs", "loss"}
-        What the gradients are of; see `tensorpress.sensitivity.kfac.kfac_scores`.
+        See `tensorpress.sensitivity.kfac.kfac_scores`.
     seed : int
         Seed of the directions, or of the labels.
 
     Returns
     -------
     float
-        The factor from what is lost of an example to a score.
+        The factor from the loss per example to a score.
     dict of str to ResponseMoments
-        The moments by the names of the layers.
+        The moments by layer name.
 
     Raises
     ------
     InvalidArgumentError
-        If the outputs have no gradient, or are no logits for "loss".
+        If the outputs have no gradient or, for "loss", are not logits.
     """
     random = torch.Generator().manual_seed(seed)
     modules = {name: model.get_submodule(name) for name in names}
@@ -146,8 +146,8 @@ def collect_moments(
     moments = {name: sums for name, sums in moments.items() if sums.has_gradients}
     if names and not moments:
         raise InvalidArgumentError(
-            "the outputs have no gradient by any layer's responses: the model runs without "
-            "gradients (no_grad, inference_mode or detach)"
+            "the outputs have no gradient by the responses of any layer: the model runs them "
+            "without gradients (no_grad, inference_mode or detach)"
         )
     for name in names:
         if name not in moments:
@@ -160,14 +160,14 @@ def collect_moments(
 
 def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> str:
     if name not in layers:
-        return "it multiplies no inputs with its weight"
+        return "it does not multiply inputs by its weight"
     if name in without:
-        return "it is called in a part of the model that runs without gradients"
-    return "calibration data do not call it"
+        return "it is called without gradients"
+    return "the calibration data do not reach it"
 
 
 def _has_responses(layer: nn.Module) -> bool:
-    """Tell whether a layer's output is that of a weight on vectors, of an Embedding on one-hots."""
+    """Tell whether a layer multiplies vectors by a weight, one-hot ones for an Embedding."""
     return can_unfold(layer) or layer_class(layer) is nn.Embedding
 
 
@@ -179,10 +179,7 @@ def _watch(
     without: set[str],
     batch: Batch,
 ) -> Iterator[None]:
-    """Add up second moments of responses and of gradients by them, of a batch's pass.
-
-    Padding does not count.
-    """
+    """Add second moments of responses and gradients, without padding, in the pass of a batch."""
 
     def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor]:
         weight = layer.get_parameter("weight").detach()
@@ -193,7 +190,7 @@ def _watch(
 
         def forward(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
-            if not result.requires_grad:  # in a part of the model that runs without gradients
+            if not result.requires_grad:  # the model runs this part without gradients
                 without.add(name)
                 return output
             bias = layer._parameters.get("bias")

@@ -1,4 +1,4 @@
-"""Estimated changes of a model's outputs when layers are pressed, by one backward pass."""
+"""Estimates changes of a model's outputs when layers are pressed by one backward pass."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,13 +23,13 @@ def estimate_losses(
     backward pass of :math:`v^T y` gives :math:`J^T v` for all layers at once. Every example has a
     different :math:`v`; the estimate is the mean over all of them.
 
-    The candidates of all layers are in memory at once: for every scheme about c / 2 times the
-    memory of the model, with c candidates for each layer.
+    The candidates of all layers are in memory at once, which takes about c / 2 times the memory of
+    the model per scheme, with c candidates per layer.
 
     Parameters
     ----------
     model : nn.Module
-        A dense model, which runs in eval mode and does not change.
+        A dense model; it runs in eval mode and is not changed.
     batches : sequence of Batch
         Calibration data; labels are ignored.
     groups : sequence of Group
@@ -40,7 +40,7 @@ def estimate_losses(
     Raises
     ------
     InvalidArgumentError
-        For a model that returns no Tensor.
+        If the model does not return a Tensor.
     """
     candidates = _press_candidates(model, groups)
     random = torch.Generator().manual_seed(seed)
@@ -53,7 +53,7 @@ def estimate_losses(
                 outputs = model_outputs(model, batch)
                 direction = torch.randn(outputs.shape, generator=random).to(outputs)
                 product = (outputs * direction).sum()  # vᵀ y
-                if product.requires_grad:  # unless no layer is called on these inputs
+                if product.requires_grad:  # False if no layer is called
                     torch.autograd.backward(product)
             for name, change in changes.items():
                 sums[name] += float(change.square().sum())  # Σ (vᵀ J Δ)² over examples
@@ -62,7 +62,7 @@ def estimate_losses(
 
 
 Jobs = list[tuple[str, nn.Module]]
-"""The pressed versions of a layer, by the names of their jobs."""
+"""The pressed versions of a layer with their job names."""
 
 
 def _press_candidates(model: nn.Module, groups: Sequence[Group]) -> list[tuple[nn.Module, Jobs]]:
@@ -78,7 +78,7 @@ def _press_candidates(model: nn.Module, groups: Sequence[Group]) -> list[tuple[n
 def _record_changes(
     candidates: Sequence[tuple[nn.Module, Jobs]], examples: int, changes: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Add up vᵀ J Δ, (examples,), of every job over the calls of its layer."""
+    """Sum vᵀ J Δ, (examples,), of every job over the calls of its layer."""
 
     def make_hook(jobs: Jobs) -> Callable[..., Tensor]:
         def forward(
@@ -93,7 +93,7 @@ def _record_changes(
                 for name, pressed in jobs:
                     # vᵀ J Δ = Σ (Jᵀ v) ⊙ Δ over the values of each example
                     product = gradient * (pressed(*args, **kwargs) - dense)
-                    # One sum if the first axis is not that of examples.
+                    # One sum if the first axis is not the examples.
                     rows = examples if len(product) % examples == 0 else 1
                     change = product.reshape(rows, -1).sum(dim=1, dtype=torch.float64)
                     changes[name] = changes[name] + change if name in changes else change

@@ -1,4 +1,4 @@
-"""Variants of one recipe, run side by side and compared by bytes and error of their files."""
+"""Sweeps: variants of a recipe, compared by the size and error of their files."""
 
 from tensorpress.sweep.picks import Pick
 from tensorpress.sweep.sweep import sweep

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jinja2
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -15,23 +14,22 @@ from matplotlib.ticker import EngFormatter, Formatter, LogLocator, NullLocator
 from tensorpress.report import formatting
 from tensorpress.report.figures import AFTER, BEFORE, add_legend
 from tensorpress.report.svg import NARROW, WIDE, add_hover, new_figure, to_svg
+from tensorpress.report.templates import load_template
 from tensorpress.sweep.table import format_mean, sort_variants
 
 _REFERENCE = "#D55E00"
 
 
 def frontier_figure(content: Mapping[str, Any], width: int) -> Figure:
-    """Return a figure of validation errors over bytes, with the frontier as a line of steps.
+    """Return a figure of validation errors over bytes, with the frontier as a step line.
 
-    Picked variants have a ring, references are diamonds with their names. Bytes are on a
-    logarithmic axis, and so are errors that span more than a factor of thirty.
+    Picked variants have a ring; references are diamonds with names. The axis of bytes is
+    logarithmic, and so is that of errors if they span more than a factor of thirty.
 
     Parameters
     ----------
     content : mapping
-        What `tensorpress.sweep.sweep` returns.
-    width : int
-        Width in pixels.
+        The result of `tensorpress.sweep.sweep`. width : int Width in pixels.
 
     Examples
     --------
@@ -60,7 +58,7 @@ def frontier_figure(content: Mapping[str, Any], width: int) -> Figure:
     if references:
         points = [{**one, "validation_error": one["error"]} for one in references]
         _add_points(axes, points, "others", marker="D", color=_REFERENCE, markersize=8)
-        # Neighbours have their names above and below in turns.
+        # Names are alternately above and below, so that neighbours do not overlap.
         for index, point in enumerate(sorted(points, key=lambda point: float(point["bytes"]))):
             place = (float(point["bytes"]), float(point["error"]))
             shift = (0.0, 8.0 if index % 2 == 0 else -16.0)
@@ -82,7 +80,7 @@ def frontier_figure(content: Mapping[str, Any], width: int) -> Figure:
 
 
 def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """Return the bytes and the errors of points."""
+    """Return bytes and errors of points."""
     return (
         [float(point["bytes"]) for point in points],
         [float(point["validation_error"]) for point in points],
@@ -92,7 +90,7 @@ def _places(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[floa
 def _add_points(
     axes: Axes, points: Sequence[Mapping[str, Any]], label: str, marker: str = "o", **style: Any
 ) -> None:
-    """Draw points, each of which shows its name and numbers under the pointer."""
+    """Draw points that show their name and numbers when the pointer is over them."""
     for index, point in enumerate(points):
         size, error = float(point["bytes"]), float(point["validation_error"])
         name = label if index == 0 else None
@@ -101,49 +99,36 @@ def _add_points(
 
 
 def _tick(axis: Axis, ratio: float, formatter: Formatter | Callable[[float, float], str]) -> None:
-    """Put ticks at 1, 2 and 5 of every power of ten, or at powers alone on a long axis."""
+    """Put ticks at 1, 2 and 5 times powers of ten, or only at powers if the range is large."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 50 else (1,), numticks=12))
     axis.set_major_formatter(formatter)
     axis.set_minor_locator(NullLocator())
 
 
 def _ratio(values: Sequence[float]) -> float:
-    """Return the ratio of the largest to the smallest value, 1 where they are not all positive."""
+    """Return the ratio of the largest to the smallest value, or 1 if not all are positive."""
     low = min(values, default=0.0)
     return max(values) / low if low > 0 and math.isfinite(low) else 1.0
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """Return the page as HTML with everything it needs inside.
+    """Return a sweep as a self-contained HTML page.
 
-    As with a run's report the browser may load nothing, and all text of the content is escaped.
+    Like the report of a run, the page may not load anything, and all text of the content is
+    escaped.
 
     Parameters
     ----------
     content
-        What `tensorpress.sweep.sweep` returns.
-
-    Examples
+        The result of `tensorpress.sweep.sweep`. Examples
     --------
     >>> sweep = {"title": "LeNet-5 & co", "network": "lenet5", "data": "mnist", "seeds": [0]}
     >>> page = render({**sweep, "variants": [], "picks": [], "references": []})
     >>> "LeNet-5 &amp; co" in page
     True
     """
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [
-                jinja2.PackageLoader("tensorpress.sweep", ""),
-                jinja2.PackageLoader("tensorpress.report", ""),
-            ]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     label = "Validation error over bytes of the file, the numbers of the table below"
-    return environment.get_template("sweep.html.jinja").render(
+    return load_template("sweep.html.jinja", "tensorpress.sweep").render(
         content=content,
         variants=sort_variants(content),
         fmt=formatting,

@@ -1,4 +1,4 @@
-"""Results of the variants of a sweep, their frontier, and rules that pick variants."""
+"""Results of a sweep's variants, their frontier, and rules that pick variants."""
 
 import re
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from tensorpress.sweep.variants import Variant
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a variant: bytes of its file, and the file's error on the validation images.
+    """One run of a variant: the bytes of its file, and the file's error on the validation images.
 
-    Both are None where training diverged.
+    Both are None if training diverged.
     """
 
     seed: int
@@ -32,25 +32,25 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Whether no run diverged; only complete variants are compared."""
+        """Whether all runs converged; only complete variants are compared."""
         return all(trial.bytes is not None for trial in self.trials)
 
     @property
     def bytes(self) -> int:
-        """Bytes of the largest file."""
+        """Size of the largest file."""
         return max(trial.bytes or 0 for trial in self.trials)
 
     @property
     def error(self) -> float:
-        """Mean error on the validation images, in per cent."""
+        """Mean error on the validation images in percent."""
         return mean(trial.error for trial in self.trials if trial.error is not None)
 
 
 def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the outcomes that no other outcome dominates, smallest files first.
+    """Return the outcomes that no other outcome dominates, smallest file first.
 
-    An outcome dominates another if it has fewer bytes and no more error, or less error and no more
-    bytes.
+    An outcome dominates another if it has fewer bytes and at most the same error, or a lower error
+    and at most the same bytes.
     """
     complete = [outcome for outcome in outcomes if outcome.complete]
     optimal = [one for one in complete if not any(_dominates(other, one) for other in complete)]
@@ -64,7 +64,7 @@ def _dominates(a: Outcome, b: Outcome) -> bool:
 
 @dataclass(frozen=True)
 class Pick:
-    """A rule that picks a variant: a limit on bytes or error, and the least of the other.
+    """A rule that picks a variant: a limit on bytes or error, and the minimum of the other.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class Pick:
 
     @classmethod
     def parse(cls, text: str) -> "Pick":
-        """Parse a rule such as ``bytes<=1200`` or ``error<=0.95`` (per cent).
+        """Parse a rule such as ``bytes<=1200`` or ``error<=0.95`` (percent).
 
         Raises
         ------
@@ -89,7 +89,7 @@ class Pick:
         match = re.fullmatch(r"\s*(bytes|error)\s*<=\s*(\d+(?:\.\d*)?|\.\d+)\s*", text)
         if match is None:
             raise InvalidArgumentError(
-                f"a pick is bytes<=NUMBER or error<=NUMBER (in per cent), got {text!r}"
+                f"a pick must be bytes<=NUMBER or error<=NUMBER (in percent), got {text!r}"
             )
         return cls("bytes" if match[1] == "bytes" else "error", float(match[2]))
 
@@ -97,9 +97,9 @@ class Pick:
         return f"{self.quantity}<={self.limit:g}"
 
     def choose(self, outcomes: Sequence[Outcome]) -> Outcome | None:
-        """Return the outcome of least error, or of fewest bytes, within the limit, or None.
+        """Return the outcome within the limit with the lowest error or the fewest bytes, or None.
 
-        Among equals it is the outcome with less of the limited quantity.
+        Among equals it is the one with less of the limited quantity.
         """
         if self.quantity == "bytes":
             matching = [one for one in frontier(outcomes) if one.bytes <= self.limit]

@@ -1,4 +1,4 @@
-"""A sweep: variants are run and compared, and the picked ones are tested."""
+"""Sweeps: run variants, compare them, and test the picked ones."""
 
 import json
 import os
@@ -25,12 +25,12 @@ from tensorpress.utils.atomic_files import remove_leftovers, write_atomically
 from tensorpress.utils.executors import open_executor
 
 WRITTEN = ("jobs", "common", "runs", "sweep.json", "sweep.html")
-"""What a sweep writes to its folder."""
+"""The files and folders that a sweep writes."""
 
 
 @dataclass(frozen=True)
 class PickResult:
-    """The outcome that a rule picks, or None, and its errors on the test images by seed."""
+    """The outcome that a rule picks, or None, and its test errors by seed."""
 
     pick: Pick
     outcome: Outcome | None
@@ -49,44 +49,46 @@ def sweep(
 ) -> dict[str, Any]:
     """Run all variants of a recipe, compare them on validation images, and test the picked ones.
 
-    The test images are looked at for the files of picked variants only. A sweep that was
-    interrupted goes on where it stopped. A finished sweep is only compared again, so that picks,
-    variants and seeds can be added.
+    The test images are used for picked variants only. An interrupted sweep continues where it
+    stopped. Runs that are finished are not repeated, so that picks, variants and seeds can be
+    added.
 
     Parameters
     ----------
     file, variants
         From `read_sweep`.
     out : path-like
-        Receives ``sweep.json``, ``sweep.html``, and a folder for every run in ``runs``.
+        Folder for ``sweep.json``, ``sweep.html`` and the subfolders ``runs`` of all runs.
     seeds : sequence of int
-        Every variant is run with each of them. What counts is its mean error on the validation
-        images and its largest file.
+        Seeds with which every variant is run. Variants are compared by their mean validation error
+        and their largest file.
     picks : sequence of Pick
-        The rules that pick the variants to test.
+        Rules that pick the variants to test.
     processes : int
-        Number of runs at a time, with one thread each. A script that calls this must start its work
-        under ``if __name__ == "__main__":``.
+        Number of runs at a time, with one thread each. A script that calls this must start under
+        ``if __name__ == "__main__":``.
     executor : Executor, optional
-        Where the runs take place, in place of processes: any `concurrent.futures.Executor`, such as
-        that of a Dask client, whose workers see the folder ``out``.
+        Workers to use instead of processes: any `concurrent.futures.Executor`, such as that of a
+        Dask client; they must see the folder ``out``.
 
     Returns
     -------
     dict
-        The content of ``sweep.json``, errors in per cent. A variant's ``bytes`` and
-        ``validation_error`` are None where a run of it diverged; ``frontier`` says that no other
-        variant has both fewer bytes and less error.
+        The content of ``sweep.json``, with errors in percent. ``bytes`` and ``validation_error`` of
+        a variant are None if any of its runs diverged; ``frontier`` is true if no other variant
+        dominates it.
 
     Raises
     ------
     InvalidArgumentError
-        If seeds are missing or repeated, processes are below 1, or the folder has other content.
+        If seeds are missing or repeated, processes is below 1, or the folder has other content.
     TensorPressError
         If a run fails; the message names the variant.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InvalidArgumentError(f"seeds are different numbers, at least one, got {list(seeds)}")
+        raise InvalidArgumentError(
+            f"expected at least one seed and no duplicates, got {list(seeds)}"
+        )
     folder = Path(out)
     for name in WRITTEN:
         remove_leftovers(folder / name)

@@ -1,4 +1,4 @@
-"""A sweep as tables for the terminal."""
+"""Tables of a sweep for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +13,12 @@ ON_FRONTIER = "◆"
 
 
 def variant_table(content: Mapping[str, Any]) -> Table:
-    """Return a table of variants, smallest files first, with a mark on the frontier.
+    """Return a table of variants, smallest file first, with marks on the frontier.
 
     Parameters
     ----------
     content
-        What `tensorpress.sweep.sweep` returns.
+        The result of `tensorpress.sweep.sweep`.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def variant_table(content: Mapping[str, Any]) -> Table:
 
 
 def pick_table(content: Mapping[str, Any]) -> Table:
-    """Return a table of picks with their errors on the test images."""
+    """Return a table of picks with their test errors."""
     table = plain_table()
     for name in ("pick", "variant"):
         table.add_column(name, overflow="fold")
@@ -70,7 +70,7 @@ def pick_table(content: Mapping[str, Any]) -> Table:
 
 
 def sort_variants(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the variants by bytes, then by error, and diverged variants last."""
+    """Return the variants sorted by bytes and then error; diverged variants come last."""
 
     def place(variant: Mapping[str, Any]) -> tuple[bool, float, float]:
         size, error = variant["bytes"], variant["validation_error"]
@@ -80,7 +80,7 @@ def sort_variants(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def format_mean(errors: Mapping[str, Any]) -> str:
-    """Return a mean as text, with the standard deviation of several runs.
+    """Return a mean as text, with the standard deviation if there are several runs.
 
     Examples
     --------

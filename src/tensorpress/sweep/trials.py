@@ -24,7 +24,7 @@ _COMMON = "common"
 
 @dataclass(frozen=True)
 class _Task:
-    """A run, and its name in messages."""
+    """A run and its name in messages."""
 
     name: str
     recipe: Recipe
@@ -38,31 +38,31 @@ def run_trials(
     seeds: Sequence[int],
     executor: Executor | None,
 ) -> list[Outcome]:
-    """Run every variant with every seed, without a look at the test images.
+    """Run every variant with every seed, without the test images.
 
-    Training that runs have in common, before it matters how the file is made, is done first, once.
-    A run that was interrupted goes on where its last epoch ended. A terminal shows a bar; elsewhere
-    the logger ``tensorpress.jobs`` gets a line a run at level INFO.
+    Training that several runs have in common is done first, once. An interrupted run continues
+    after its last complete epoch. A terminal shows a bar; elsewhere the logger ``tensorpress.jobs``
+    writes one line per run at level INFO.
 
     Parameters
     ----------
     variants : sequence of Variant
         From `read_sweep`.
     out : path-like
-        Receives the folder of every run in ``runs``, its result in ``jobs``, and in ``common`` what
-        several have in common. All workers must see it.
+        Folder for the subfolders ``runs``, with a folder for every run; ``jobs``, with the results;
+        and ``common``, with shared checkpoints. All workers must see it.
     seeds : sequence of int
         The seeds of the runs of each variant.
     executor : Executor, optional
-        Where the runs take place; without it, in this process, one after the other.
+        Workers for the runs; by default they run in this process, one after another.
 
     Raises
     ------
     InvalidArgumentError
-        If the folder holds something else, or cannot be written.
+        If the folder has other content or cannot be written.
     TensorPressError
-        If a run fails other than by divergence, or a worker is killed. Finished runs stay
-        finished.
+        If a run fails for any reason but divergence, or a worker is killed. Finished runs are not
+        lost.
     """
     folder = Path(out).absolute()
     tasks = {
@@ -110,7 +110,7 @@ def _describe(task: _Task, result: Mapping[str, Any]) -> str:
 def _train_common(
     common: Path, phase: str, tasks: Sequence[_Task], executor: Executor | None
 ) -> None:
-    """Train up to a phase, once for all tasks that share this training."""
+    """Train up to a phase, once for all tasks that have it in common."""
     first = {common_part(task.recipe, phase, task.seed): task for task in reversed(tasks)}
     jobs = JobFolder(common / "jobs", _SUBJECT)
     parts = {part: (first[part], common, phase) for part in reversed(first)}
@@ -118,13 +118,13 @@ def _train_common(
 
 
 def _train_part(task: _Task, common: Path, phase: str) -> None:
-    # If training diverges, the run itself reports it.
+    # If this diverges, the runs will diverge too and report it.
     with _hide_worker_output(), _name_task(task), suppress(DivergedError):
         train_common(task.recipe, common, phase, task.seed)
 
 
 def _run_task(task: _Task, folder: Path, common: Path) -> dict[str, float | None]:
-    """Carry out a run and return its bytes and its validation error, None if it diverged."""
+    """Run a task and return its bytes and validation error, or None if it diverged."""
     with _hide_worker_output(), _name_task(task):
         try:
             metrics = run(task.recipe, folder, seed=task.seed, test=False, common=common).metrics
@@ -136,7 +136,7 @@ def _run_task(task: _Task, folder: Path, common: Path) -> dict[str, float | None
 
 @contextmanager
 def _hide_worker_output() -> Iterator[None]:
-    """Hide the bars of a worker: the bar of the sweep is shown already."""
+    """Hide the progress bars of a worker, because the sweep shows a bar."""
     worker = parent_process() is not None
     with redirect_stdout(io.StringIO()) if worker else nullcontext():
         yield

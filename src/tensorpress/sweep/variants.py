@@ -1,4 +1,4 @@
-"""The file of a sweep, and the variants of its recipe."""
+"""Sweep files, and the variants of their recipe."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -20,14 +20,14 @@ from tensorpress.utils.config_parsing import parse_yaml, validate
 from tensorpress.utils.paths import is_file
 
 Settings = Mapping[str, Any]
-"""The values that a variant changes in the recipe, by dotted key."""
+"""Values that a variant changes in the recipe, by dotted key."""
 
 _LONGEST = 60
-_NAME = "name"  # key of a point that no recipe has
+_NAME = "name"  # key of a point that is not part of the recipe
 
 
 class Reference(BaseModel):
-    """A file of others to compare with: its bytes, and its error in per cent."""
+    """A published result to compare with: its bytes, and its error in percent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,10 +39,9 @@ class Reference(BaseModel):
 class SweepFile(BaseModel):
     """A recipe and the settings that vary in it.
 
-    ``recipe`` is a mapping, or the name of a file, relative to this one. ``vary`` gives a list of
-    values for each of some dotted keys, of which every combination is a variant; each of ``points``
-    is one more, with an optional ``name``. A value may be a whole section, and null leaves a
-    section out.
+    ``recipe`` is a mapping, or the path of a file relative to this one. ``vary`` maps dotted keys
+    to lists of values, and every combination of values is a variant. Each of ``points`` is one more
+    variant, with an optional ``name``. A value may be a whole section, and null removes a section.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,7 +55,7 @@ class SweepFile(BaseModel):
     @classmethod
     def _check_recipe(cls, recipe: Any) -> Any:
         if not isinstance(recipe, str | dict):
-            raise ValueError("expected the name of a recipe's file, or a recipe")
+            raise ValueError("expected a recipe or the path of one")
         return recipe
 
     @field_validator("points")
@@ -64,13 +63,13 @@ class SweepFile(BaseModel):
     def _check_names(cls, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for point in points:
             if _NAME in point and not (isinstance(point[_NAME], str) and point[_NAME].strip()):
-                raise ValueError(f"the name of a point is a text, not {point[_NAME]!r}")
+                raise ValueError(f"the name of a point must be text, got {point[_NAME]!r}")
         return points
 
     @model_validator(mode="after")
     def _check_settings(self) -> "SweepFile":
         if not (self.vary or self.points):
-            raise ValueError("give vary, points or both")
+            raise ValueError("needs vary, points or both")
         return self
 
     def settings(self) -> Iterator[tuple[str | None, Settings]]:
@@ -84,7 +83,7 @@ class SweepFile(BaseModel):
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe of a sweep, and how it differs from the others."""
+    """One recipe of a sweep, and the settings in which it differs from the others."""
 
     name: str
     settings: Settings
@@ -92,20 +91,20 @@ class Variant:
 
     @property
     def id(self) -> str:
-        """A digest of the recipe, which stays the same when a sweep gets more variants."""
+        """A hash of the recipe, which does not change when a sweep gets more variants."""
         return sha256(self.recipe.to_yaml().encode()).hexdigest()[:12]
 
 
 def read_sweep(path: str | os.PathLike[str]) -> tuple[SweepFile, list[Variant]]:
-    """Read the file of a sweep and check every variant.
+    """Read a sweep file and check every variant.
 
     Raises
     ------
     DataNotFoundError
-        If there is no such file, or no file of its recipe.
+        If the file, or that of its recipe, does not exist.
     InvalidArgumentError
-        If a file is not YAML, or a variant is not a recipe that can be carried out; the message
-        names the variant and the key.
+        If a file is not YAML, or a variant is not a valid recipe; the message names the variant and
+        the key.
     """
     file = Path(path)
     content = _read_yaml(file, "sweep")
@@ -123,12 +122,12 @@ def read_sweep(path: str | os.PathLike[str]) -> tuple[SweepFile, list[Variant]]:
 
 
 def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
-    """Return the variants of a recipe, which need not be complete by itself.
+    """Return the variants of a recipe, which may be incomplete without their settings.
 
     Raises
     ------
     InvalidArgumentError
-        If a variant is no valid recipe; the message names the variant and the mistake.
+        If a variant is not a valid recipe; the message names the variant and the error.
 
     Examples
     --------
@@ -138,7 +137,7 @@ def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
     ['budget=params=4000', 'budget=params=3000']
     """
     if not isinstance(base, dict):
-        raise InvalidArgumentError("a recipe is a mapping of keys, such as title and network")
+        raise InvalidArgumentError("a recipe must be a mapping with keys such as title and network")
     variants: dict[str, Variant] = {}
     tried: set[str] = set()
     points = list(sweep.settings())
@@ -146,7 +145,7 @@ def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
         try:
             recipe = validate(Recipe, apply_settings(base, settings), "recipe")
             if not recipe.data.validation:
-                raise InvalidArgumentError("data.validation must be above 0: variants are compared")
+                raise InvalidArgumentError("data.validation must be above 0, to compare variants")
             plan = f"{recipe.network} {recipe.input} {recipe.data.name} {recipe.press}"
             if plan not in tried:
                 try_plan(recipe_network(recipe), recipe)
@@ -161,14 +160,14 @@ def make_variants(base: Any, sweep: SweepFile) -> list[Variant]:
 
 
 def apply_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return a copy of nested dictionaries with values at dotted keys.
+    """Return a copy of nested dictionaries with new values at dotted keys.
 
-    A key of the content may have dots itself, as names of layers do.
+    Keys of the content may have dots themselves, as names of layers do.
 
     Raises
     ------
     InvalidArgumentError
-        If a key leads into a value without keys.
+        If a key goes through a value that is not a dictionary.
 
     Examples
     --------
@@ -189,12 +188,12 @@ def apply_settings(content: Mapping[str, Any], settings: Settings) -> dict[str, 
                 section[name] = {}
             section = section[name]
             if not isinstance(section, dict):
-                raise InvalidArgumentError(f"{key}: there are no keys in {name}, which is a value")
+                raise InvalidArgumentError(f"{key}: {name} is not a mapping and has no keys")
     return changed
 
 
 def _first_key(section: Mapping[str, Any], parts: list[str]) -> str:
-    """Return the longest key of a section that a dotted key begins with, or its first part."""
+    """Return the longest key in a section that is a prefix of a dotted key, or its first part."""
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in section:
             return ".".join(parts[:end])
@@ -202,7 +201,7 @@ def _first_key(section: Mapping[str, Any], parts: list[str]) -> str:
 
 
 def _make_names(points: list[tuple[str | None, Settings]]) -> list[str]:
-    """Return short names: explicit ones, or distinct ends of keys with values."""
+    """Return explicit names, or values with the ends of keys that tell variants apart."""
     keys = list(dict.fromkeys(key for _, settings in points for key in settings))
     names: list[str] = []
     for explicit, settings in points:

@@ -1,4 +1,4 @@
-"""Training and evaluation batches, shared among the processes of a run."""
+"""Training and evaluation batches, divided among the processes of a run."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,25 +13,26 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.processes import processes
 
 Batch = CalibrationBatch
-"""A batch as users give it."""
+"""A batch in any of the forms that users may pass."""
 
 
 class TrainBatches:
     """The batches of a training run that this process trains on.
 
-    With several processes each takes a share of the batches of every epoch, the same number in
-    all of them: accelerate shards a data loader; of any other iterable process r takes every n-th
-    batch from the r-th on. An optimizer step therefore sees n batches of the source.
+    Each of n processes takes the same number of batches in every epoch. Accelerate shards a data
+    loader; from any other iterable, process r takes every n-th batch starting at the r-th. One
+    optimizer step therefore uses n batches of the source.
 
     Parameters
     ----------
     source : iterable
-        An iterable of batches with a length, iterated once per epoch.
+        An iterable of batches with a length, which is iterated once per epoch.
 
     Raises
     ------
     InvalidArgumentError
-        If the source is a single batch, has no length, or fewer batches than there are processes.
+        If the source is a single batch, has no length, or has fewer batches than there are
+        processes.
 
     Examples
     --------
@@ -48,12 +49,12 @@ class TrainBatches:
             total = len(source)  # type: ignore[arg-type]
         except TypeError:
             raise InvalidArgumentError(
-                "train_batches must have a length, as a DataLoader or a list has, got "
+                "train_batches must have a length, like a DataLoader or a list, got "
                 f"{type(source).__name__}"
             ) from None
         if total < state.num_processes:
             raise InvalidArgumentError(
-                f"train_batches has {total} batches, expected at least {state.num_processes}"
+                f"expected at least {state.num_processes} batches, one per process, got {total}"
             )
         self._source = source
         self._shard: Any = source
@@ -65,13 +66,13 @@ class TrainBatches:
             self._length = len(self._shard)
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch in this process."""
+        """Return the number of batches per epoch in this process."""
         return self._length
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """Return an iterator over the batches of one epoch, counted from 0.
 
-        The loader, its dataset and its samplers are told the number through ``set_epoch``.
+        If the loader, its dataset or its samplers have ``set_epoch``, it is called with the number.
         """
         parts = _loader_parts(self._source)
         for part in parts if self._shard is self._source else [self._shard, *parts]:
@@ -82,13 +83,13 @@ class TrainBatches:
         return islice(self._source, *_stride(self._length))
 
     def generators(self) -> list[torch.Generator]:
-        """Return the random generators of the loader, which are part of a checkpoint."""
+        """Return the loader's random generators, whose states are saved in checkpoints."""
         generators = (getattr(part, "generator", None) for part in _loader_parts(self._source))
         return list(dict.fromkeys(g for g in generators if isinstance(g, torch.Generator)))
 
 
 def evaluation_shard(batches: Iterable[Batch]) -> Iterable[Batch]:
-    """Return the batches that this process evaluates; together the processes see each batch once.
+    """Return the batches for this process to evaluate; every batch has one process.
 
     Examples
     --------
@@ -99,8 +100,8 @@ def evaluation_shard(batches: Iterable[Batch]) -> Iterable[Batch]:
     if state.num_processes == 1:
         return batches
     if isinstance(batches, DataLoader):
-        # If the loader shuffles, accelerate draws a seed: here it is the same in all processes and
-        # leaves the random numbers of the run as they are.
+        # If the loader shuffles, accelerate draws a seed. Here it is the same in all processes, and
+        # drawing it does not change the random numbers of the run.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             shard: Iterable[Batch] = prepare_data_loader(
@@ -111,7 +112,7 @@ def evaluation_shard(batches: Iterable[Batch]) -> Iterable[Batch]:
 
 
 def _stride(length: int | None) -> tuple[int, int | None, int]:
-    """Return start, stop and step of this process's batches in an iterable that all iterate."""
+    """Return start, stop and step of this process's batches in a shared iterable."""
     state = processes()
     stop = None if length is None else length * state.num_processes
     return state.process_index, stop, state.num_processes

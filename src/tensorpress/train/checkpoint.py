@@ -1,4 +1,4 @@
-"""Training checkpoints: the state of a run in one file, from which it resumes."""
+"""Training checkpoints: the state of a run in one file, from which it can be resumed."""
 
 import json
 import random
@@ -28,9 +28,9 @@ TRAINING = {"epoch", "model", "optimizer", "scaler", "history", "random", "confi
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically: at every instant the file is the old or the new one.
+    """Write a checkpoint atomically: the file is always either the old or the new one.
 
-    The content is tensors and plain values under the keys that `read_checkpoint` expects.
+    The content has tensors and plain values, under the keys that `read_checkpoint` expects.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     with replace_file(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch closes its archive even where a write failed
+        except RuntimeError as error:  # torch closes its archive even after a failed write
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -54,7 +54,7 @@ def read_checkpoint(path: Path, keys: Set[str] = TRAINING) -> dict[str, Any]:
     path : Path
         The file.
     keys : set of str
-        The keys that it must have.
+        The expected keys.
 
     Raises
     ------
@@ -72,19 +72,19 @@ def read_checkpoint(path: Path, keys: Set[str] = TRAINING) -> dict[str, Any]:
 
 @contextmanager
 def refuse_damage(path: Path) -> Iterator[None]:
-    """Raise a `CorruptFileError` for any error of a library on the content of a checkpoint."""
+    """Raise `CorruptFileError` for any error that a library raises on a checkpoint."""
     try:
         yield
     except TensorPressError:
         raise
-    except Exception as error:  # parsers, and those who get wrong types, raise errors of any class
+    except Exception as error:  # parsers raise errors of any class
         raise CorruptFileError(
             f"{path} is not a training checkpoint, or is damaged ({type(error).__name__})"
         ) from error
 
 
 def check_same_config(path: Path, saved: str, current: str) -> None:
-    """Check that a run resumes under the configuration it was started with.
+    """Check that a run is resumed with the configuration it was started with.
 
     Parameters
     ----------
@@ -96,13 +96,13 @@ def check_same_config(path: Path, saved: str, current: str) -> None:
     Raises
     ------
     InvalidArgumentError
-        If they differ; the message names every key that differs, with both values.
+        If they differ; the message lists every different key with both values.
 
     Examples
     --------
     >>> check_same_config(Path("run.pt"), '{"lr": 0.1, "seed": 0}', '{"lr": 0.2, "seed": 0}')
     Traceback (most recent call last):
-    tensorpress.errors.InvalidArgumentError: run.pt: checkpoint of another configuration: \
+    tensorpress.errors.InvalidArgumentError: run.pt was saved with another configuration: \
 lr is 0.1 there and 0.2 here
     """
     there, here = (_flatten(parse_json(text, finite=False)) for text in (saved, current))
@@ -113,7 +113,7 @@ lr is 0.1 there and 0.2 here
     ]
     if differences:
         raise InvalidArgumentError(
-            f"{path}: checkpoint of another configuration: {', '.join(differences)}"
+            f"{path} was saved with another configuration: {', '.join(differences)}"
         )
 
 
@@ -132,7 +132,7 @@ def restore_model(path: Path, model: nn.Module, state: dict[str, Any]) -> None:
     Raises
     ------
     ModelMismatchError
-        If the model has other parameters or buffers than the checkpoint; the message names one.
+        If parameters or buffers of model and checkpoint differ; the message names the first.
     """
     current = model.state_dict()
     for name in dict.fromkeys([*state, *current]):
@@ -142,14 +142,14 @@ def restore_model(path: Path, model: nn.Module, state: dict[str, Any]) -> None:
         ]
         if shapes[0] != shapes[1]:
             raise ModelMismatchError(
-                f"{path}: checkpoint of another model: {name} has shape "
-                f"{shapes[0]} in the checkpoint and {shapes[1]} in the model"
+                f"{path} is a checkpoint of another model: the shape of {name} is {shapes[0]} in "
+                f"the checkpoint and {shapes[1]} in the model"
             )
     model.load_state_dict(state)
 
 
 def random_state(generators: list[torch.Generator]) -> dict[str, Any]:
-    """Return the state of all random number generators of this process, and of `generators`."""
+    """Return the states of all global random generators of this process, and of `generators`."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the global one is what users use)
     return {
         "python": random.getstate(),
@@ -161,7 +161,7 @@ def random_state(generators: list[torch.Generator]) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], generators: list[torch.Generator]) -> None:
-    """Set all random number generators to a state that `random_state` returned."""
+    """Restore the states that `random_state` returned."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -173,7 +173,7 @@ def restore_random_state(state: dict[str, Any], generators: list[torch.Generator
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a dictionary without nesting, with keys joined by dots."""
+    """Return a flat dictionary, whose keys are joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         nested = isinstance(value, dict)
@@ -182,12 +182,12 @@ def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class RunCheckpoint:
-    """The checkpoint of a run: it saves the run after an epoch and resumes it from there.
+    """The checkpoint file of a run, which is saved after every epoch.
 
     Parameters
     ----------
     path : path-like or None
-        The file; None for a run that is not saved.
+        The file, or None if the run is not saved.
     model : nn.Module
         The model.
     optimizer : torch.optim.Optimizer
@@ -195,7 +195,7 @@ class RunCheckpoint:
     scaler : torch.amp.GradScaler
         The scaler of the loss.
     settings : dict
-        The settings that must be the same when the run resumes; plain values of JSON.
+        Settings that must be the same when the run is resumed; plain JSON values.
     generators : list of torch.Generator
         The random generators of the data loader.
 
@@ -219,20 +219,22 @@ class RunCheckpoint:
         self._settings, self._generators = json.dumps(settings), generators
         if self._path is not None:
             if self._path.is_dir():
-                raise InvalidArgumentError(f"{path}: a checkpoint is a file, got a folder")
+                raise InvalidArgumentError(
+                    f"{path} is a folder, expected the path of a checkpoint file"
+                )
             make_folder(self._path.parent)
 
     def resume(self) -> History:
-        """Restore the state of the file, if there is one, and return the history of its epochs.
+        """Restore the state in the file, if it exists, and return the history of its epochs.
 
-        What killed processes left of the file while they wrote it is removed.
+        Temporary files of killed processes are removed.
 
         Raises
         ------
         CorruptFileError
             If the file is damaged.
         InvalidArgumentError
-            If the settings differ; the message names them.
+            If settings differ; the message names them.
         ModelMismatchError
             If the file is of another model.
         """
@@ -248,15 +250,14 @@ class RunCheckpoint:
                 self._optimizer.load_state_dict(content["optimizer"])
             except ValueError as error:
                 raise ModelMismatchError(
-                    f"{self._path}: the checkpoint trains other parameters than the model does: "
-                    f"{error}"
+                    f"{self._path}: trainable parameters of checkpoint and model differ: {error}"
                 ) from error
             self._scaler.load_state_dict(content["scaler"])
             restore_random_state(content["random"][processes().process_index], self._generators)
             return History.from_json(content["history"])
 
     def save(self, history: History) -> None:
-        """Write the present state; the main process writes, but all processes must call."""
+        """Save the current state; all processes must call this, and the main process writes."""
         if self._path is None:
             return
         random = gather_object([random_state(self._generators)])

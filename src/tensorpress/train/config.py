@@ -1,4 +1,4 @@
-"""The configuration of a training run: one frozen, serializable record."""
+"""The configuration of a training run, as one immutable, serializable object."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,10 +18,10 @@ class Distillation(BaseModel):
     Attributes
     ----------
     weight : float
-        Share of the teacher's term in the loss, in [0, 1]; the labels' term has the rest.
+        Weight of the teacher's term in the loss, in [0, 1]; the term of the labels gets the rest.
     temperature : float
-        Temperature of both softmax functions, > 0; a higher one gives more weight to the teacher's
-        probabilities of the wrong classes.
+        Temperature of both softmax functions, > 0. Higher values give the teacher's probabilities
+        of wrong classes more weight.
 
     See Also
     --------
@@ -35,7 +35,7 @@ class Distillation(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """Everything that decides the outcome of a run, apart from model and data.
+    """All settings of a training run, besides model and data.
 
     Attributes
     ----------
@@ -44,33 +44,32 @@ class TrainConfig(BaseModel):
     lr : float
         Peak learning rate, > 0.
     bias_lr : float
-        Learning rate of biases, in units of ``lr``. Factors of small values need large rates, which
-        would drive the biases of hidden units to where a ReLU stays off.
+        Learning rate of biases, as a multiple of ``lr``. Factors with small values need large
+        rates, which would push biases to where a ReLU is always zero.
     optimizer : {"adam", "adamw", "sgd"}
         The optimizer.
     weight_decay : float
-        Decay of parameters with two or more axes; biases and norms have none.
+        Weight decay of parameters with two or more axes, not of biases and norms.
     momentum : float
-        Momentum of ``"sgd"``, in [0, 1); the other optimizers do not use it.
+        Momentum of ``"sgd"``, in [0, 1); other optimizers ignore it.
     schedule : {"constant", "cosine", "step"}
         Course of the learning rate; ``"cosine"`` ends at zero.
     warmup_epochs : float
         Length of the linear warm-up in epochs, which may be fractional.
     step_epochs : int or None
-        Epochs between two steps of the schedule ``"step"``.
+        Number of epochs between steps of the schedule ``"step"``.
     step_factor : float
         Factor of the learning rate at each step of the schedule ``"step"``.
     precision : {"no", "bf16", "fp16"}
-        Type of automatic mixed precision; ``"no"`` leaves the model's own.
+        Dtype of automatic mixed precision; ``"no"`` keeps the dtype of the model.
     clip_norm : float or None
-        Largest Euclidean norm of the whole gradient; None for no limit.
+        Largest Euclidean norm of the whole gradient, or None for no limit.
     distill : Distillation or None
-        Weight and temperature of knowledge distillation.
-    label_smoothing : float
-        Share of the target that is spread evenly over all classes, in [0, 1).
+        Weight and temperature of knowledge distillation. label_smoothing : float Fraction of the
+        target that is spread evenly over all classes, in [0, 1).
     channels_last : bool
-        Whether the model gets images in the channels-last memory format, which is often faster.
-        Convolutions follow the format of their input, also if their weight is rebuilt from factors.
+        Whether to pass images in the channels-last memory format, which is often faster.
+        Convolutions follow the format of their input, even if their weight is rebuilt from factors.
     seed : int
         Seed of all random numbers of the run.
 
@@ -103,9 +102,13 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _check_schedule(self) -> "TrainConfig":
         if self.schedule == "step" and self.step_epochs is None:
-            raise ValueError("schedule 'step' needs step_epochs, the epochs between two steps")
+            raise ValueError(
+                "schedule 'step' needs step_epochs, the number of epochs between steps"
+            )
         if self.schedule != "step" and self.step_epochs is not None:
-            raise ValueError(f"step_epochs is for schedule 'step', not for {self.schedule!r}")
+            raise ValueError(
+                f"step_epochs applies to schedule 'step' only, not to {self.schedule!r}"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be below epochs ({self.epochs}), got {self.warmup_epochs:g}"
@@ -114,7 +117,7 @@ class TrainConfig(BaseModel):
 
 
 def train_config(**options: Any) -> TrainConfig:
-    """Return a `TrainConfig` with these options, or raise one clear error.
+    """Return a `TrainConfig` with these options.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Losses with and without knowledge distillation, and a teacher whose outputs are cached."""
+"""Knowledge distillation: its losses, and a teacher with cached outputs."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from tensorpress.train.task import TaskBatch, class_axis, class_rows, find_score
 
 
 class CachedTeacher(nn.Module):
-    """A frozen network whose outputs are computed once for each batch, without gradients.
+    """A frozen network that computes its outputs once for each batch, without gradients.
 
-    Batches are recognized by a hash of their inputs. Caching pays where the same batches come in
-    every epoch: the memory for outputs is small compared with the time to compute them.
+    Batches are recognized by a hash of their inputs. Caching pays off if the same batches occur in
+    every epoch and their outputs fit into memory.
 
     Parameters
     ----------
@@ -80,25 +80,25 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
 def teacher_loss(
     outputs: Any, teacher_outputs: Any, batch: TaskBatch, temperature: float
 ) -> Tensor:
-    """Return how far a student's outputs are from its teacher's.
+    """Return the loss between the outputs of a student and its teacher.
 
-    That is the `distillation_loss` of scores of classes, over tokens without padding. Scores of
-    classes are outputs for labels that are integers, and logits for batches without labels. Of all
-    other outputs it is the mean squared error, averaged over the tensors that the model returns.
+    For class scores this is the `distillation_loss` over all tokens but padding. Outputs are class
+    scores if the labels are integers, and logits also without labels. For all other outputs it is
+    the mean squared error, averaged over the tensors that the model returns.
 
     Parameters
     ----------
     outputs, teacher_outputs : Any
-        What student and teacher return.
+        Outputs of student and teacher.
     batch : TaskBatch
         The batch.
     temperature : float
-        The temperature of scores of classes.
+        The temperature for class scores.
 
     Raises
     ------
     InvalidArgumentError
-        If student and teacher return tensors of other names or shapes.
+        If student and teacher return tensors of different names or shapes.
 
     Examples
     --------
@@ -114,8 +114,8 @@ def teacher_loss(
     )
     if shapes != teacher_shapes:
         raise InvalidArgumentError(
-            f"the model returns {shapes} and the teacher {teacher_shapes}: a model learns from "
-            "outputs of the same names and shapes"
+            f"model and teacher must return outputs of the same names and shapes, got {shapes} and "
+            f"{teacher_shapes}"
         )
     axis = _score_axis(outputs, batch.labels)
     if axis is None:
@@ -130,18 +130,18 @@ def teacher_loss(
 
 
 def mix_losses(hard: Tensor | None, soft: Tensor, distill: Distillation) -> Tensor:
-    """Return the loss of the labels mixed with that of the teacher, which is all without labels."""
+    """Return the weighted mean of both losses, or the teacher's loss if there are no labels."""
     return soft if hard is None else distill.weight * soft + (1 - distill.weight) * hard
 
 
 def _score_axis(outputs: Any, labels: Any) -> int | None:
-    """Return the axis of classes of outputs that are scores of classes, or None."""
+    """Return the class axis of the outputs, or None if they are not class scores."""
     scores = find_scores(outputs)
     if scores is None or scores.ndim < 2:
         return None
     axis = class_axis(scores, labels)
-    named = scores is not outputs  # logits, whose labels a loss of the model's may know how to read
-    if axis is not None or not named:
+    # Logits are class scores even if only the model's loss can read the labels.
+    if axis is not None or scores is outputs:
         return axis
     real = isinstance(labels, Tensor) and labels.is_floating_point()
     if real or scores.shape[-1] < 2:

@@ -22,13 +22,13 @@ from tensorpress.train.task import Outcome, Task, TaskBatch
 WeightContext = Callable[[nn.Module], AbstractContextManager[None]]
 Penalty = Callable[[], Tensor]
 
-# On an accelerator, reading a loss waits for the queue of kernels to drain.
+# On a GPU, reading a loss waits until all queued kernels have run.
 _STEPS_BETWEEN_READS = 20
 
 
 @dataclass
 class _EpochSums:
-    """Sums over the examples of an epoch, and those of single steps still on the device."""
+    """Sums over the examples of an epoch; those of the last steps are still on the device."""
 
     loss: float = 0.0
     penalty: float = 0.0
@@ -38,20 +38,20 @@ class _EpochSums:
 
 
 class EpochRunner:
-    """A runner of training epochs, set up once for a run.
+    """Runs the epochs of a training run.
 
     Parameters
     ----------
     model : nn.Module
         The model on its device, in training mode.
     task : Task
-        What it is trained for.
+        The task to train for.
     teacher : nn.Module or None
         The teacher on the same device, in evaluation mode.
     weights : callable
-        A function that returns the context of a step's forward and backward pass.
+        Function that returns a context for the forward and backward pass of a step.
     penalty : callable or None
-        A function that returns a term to add to the loss of a step.
+        Function that returns a term to add to the loss of a step.
     config : TrainConfig
         The configuration of the run.
     accelerator : Accelerator
@@ -96,16 +96,16 @@ class EpochRunner:
         Returns
         -------
         dict of str to float or None
-            ``train_loss``, the mean objective, ``penalty``, the mean of the penalty if there is
-            one, and ``train_error`` in per cent, None if labels are no classes, over the examples
-            of all processes; ``lr``, the learning rate of the last step.
+            ``train_loss``, the mean objective; ``penalty``, the mean penalty, if there is one;
+            ``train_error`` in percent, or None if labels are not classes, over the examples of all
+            processes; and ``lr``, the learning rate of the last step.
 
         Raises
         ------
         DivergedError
             If a loss is not finite; the message names the epoch, the step and the learning rate.
         InvalidArgumentError
-            If the batches have no example.
+            If the batches have no examples.
         """
         config, steps = self._config, len(batches)
         device = self._accelerator.device
@@ -122,7 +122,7 @@ class EpochRunner:
         self._read(sums, epoch, step, steps)
         self.optimizer.zero_grad(set_to_none=True)
         if not sums.examples:
-            raise InvalidArgumentError(f"train_batches has no example in epoch {epoch + 1}")
+            raise InvalidArgumentError(f"train_batches has no examples in epoch {epoch + 1}")
         penalty = {} if self._penalty is None else {"penalty": sums.penalty / sums.examples}
         return penalty | {
             "train_loss": sums.loss / sums.examples,
@@ -131,7 +131,7 @@ class EpochRunner:
         }
 
     def _step(self, batch: TaskBatch) -> Tensor:
-        """Take one optimizer step; return the sums of loss, errors, examples and penalty."""
+        """Take one optimizer step, and return sums of loss, errors, examples and penalty."""
         self.optimizer.zero_grad(set_to_none=True)
         with self._weights(self._model):
             with self._autocast():
@@ -150,7 +150,7 @@ class EpochRunner:
         return torch.cat([sums, (penalty.detach() * outcome.count).to(sums.dtype)[None]])
 
     def _objective(self, outputs: Any, outcome: Outcome, batch: TaskBatch) -> Tensor:
-        """Return the loss of the labels, mixed with that of the teacher if there is one."""
+        """Return the loss of the labels, mixed with the teacher's loss if there is a teacher."""
         distill = self._config.distill
         if self._teacher is not None and distill is not None:
             with torch.no_grad(), self._autocast():
@@ -159,8 +159,8 @@ class EpochRunner:
             return mix_losses(outcome.loss, soft, distill)
         if outcome.loss is None:
             raise InvalidArgumentError(
-                "a batch without labels defines no loss: give (inputs, labels), a mapping with "
-                "labels, a loss, or a teacher to learn from"
+                "a batch without labels has no loss: pass (inputs, labels), a mapping with the key "
+                "labels, a loss, or a teacher"
             )
         return outcome.loss
 
@@ -171,7 +171,7 @@ class EpochRunner:
         return torch.autocast(device_type, dtype=dtype, enabled=precision != "no")
 
     def _read(self, sums: _EpochSums, epoch: int, step: int, steps: int) -> None:
-        """Add up the unread sums of the last steps over all processes, on the host."""
+        """Move the sums of the last steps to the host, added up over all processes."""
         if not sums.unread:
             return
         table = torch.stack(sums.unread)
@@ -184,7 +184,7 @@ class EpochRunner:
                 lr = learning_rate(self._config, epoch * steps + number - 1, steps)
                 raise DivergedError(
                     f"the loss is {loss} in epoch {epoch + 1}, step {number} of {steps}, at "
-                    f"learning rate {lr:.3g}: try a lower lr"
+                    f"learning rate {lr:.3g}: lower lr"
                 )
             sums.loss += loss
             sums.penalty += penalty

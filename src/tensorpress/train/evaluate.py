@@ -1,4 +1,4 @@
-"""Evaluation of a model: loss, error and metric over all examples."""
+"""Evaluation of a model: mean loss, error and metric over all examples."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -19,18 +19,18 @@ from tensorpress.train.task import Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss, error and metric of a model on a data set.
+    """Loss, error and metric of a model on a dataset.
 
     Attributes
     ----------
     loss : float
-        Mean loss; of a classifier the cross entropy in nats.
+        Mean loss; for a classifier the cross entropy in nats.
     error : float or None
-        Misclassified examples (or tokens, or pixels) in per cent; None if labels are no classes.
+        Misclassified examples (or tokens, or pixels) in percent; None if labels are not classes.
     examples : int
-        The number of labels that count, or of examples if labels are no classes.
+        Number of labels that are not ignored, or of examples if labels are not classes.
     metric : float or None
-        Mean of the task's metric; None without one.
+        Mean of the task's metric, or None if it has none.
     """
 
     loss: float
@@ -48,9 +48,9 @@ def evaluate(
 ) -> Evaluation:
     """Return loss, error and metric of a model over all examples, whatever the batch sizes.
 
-    The model runs in evaluation mode, without gradients, on its device; every module is in its
-    former mode afterwards. With several processes each evaluates a share of the batches, every
-    example counts once, and all processes get the same result.
+    The model runs in eval mode, without gradients, on its device; afterwards every module is back
+    in its previous mode. With several processes, each evaluates a part of the batches, and all get
+    the same result.
 
     Parameters
     ----------
@@ -59,14 +59,14 @@ def evaluate(
     batches : iterable
         Pairs (inputs, labels), or mappings with ``labels``.
     task : Task, optional
-        The loss and the metric; by default the loss that fits labels and outputs.
+        Loss and metric; by default the loss that fits the labels and outputs.
     channels_last : bool
-        Whether the model gets images in the channels-last memory format, which is often faster.
+        Whether to pass images in the channels-last memory format, which is often faster.
 
     Raises
     ------
     InvalidArgumentError
-        If there is no example, or a batch and the model's outputs define no loss.
+        If there are no examples, or the labels and outputs of a batch define no loss.
 
     Examples
     --------
@@ -87,8 +87,8 @@ def evaluate(
             outcome = task.outcome(outputs, batch)
             if outcome.loss is None:
                 raise InvalidArgumentError(
-                    "a batch without labels defines no loss: give (inputs, labels), a mapping with "
-                    "labels, or a loss"
+                    "a batch without labels has no loss: pass (inputs, labels), a mapping with the "
+                    "key labels, or a loss"
                 )
             sums.append(outcome.sums())
             if task.metric is not None:
@@ -100,8 +100,7 @@ def evaluate(
     loss, wrong, count, metric, n_values = _sum_over_processes(loss, wrong, count, metric, values)
     if not count:
         raise InvalidArgumentError(
-            "there is no example to evaluate on: batches is empty, or an iterator that was used "
-            "before"
+            "there are no examples to evaluate: batches is empty, or an iterator that is exhausted"
         )
     return Evaluation(
         loss / count,
@@ -113,7 +112,7 @@ def evaluate(
 
 @contextmanager
 def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Set a model's mode for the length of a block; at the end every module has its former one."""
+    """Set the mode of a model in a block; afterwards every module is back in its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -124,7 +123,6 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _sum_over_processes(*values: float) -> tuple[float, ...]:
-    """Return the sum of each value over all processes."""
     state = processes()
     if state.num_processes == 1:
         return values

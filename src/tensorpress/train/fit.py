@@ -1,4 +1,4 @@
-"""The training loop: any model, one process or many, resumable after every epoch."""
+"""The training loop: any model, in one process or many, resumable after every epoch."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -40,52 +40,53 @@ def fit(
     """Train a model in place.
 
     The model is moved to the device of the process. It is not wrapped, and afterwards its modules
-    are in their former modes. In a program that ``accelerate launch`` or ``torchrun`` started, the
-    same call trains data-parallel, with a share of the batches in every process.
+    are back in their previous modes. In a program started by ``accelerate launch`` or ``torchrun``,
+    the same call trains data-parallel, with a part of the batches in every process.
 
     Parameters
     ----------
     model : nn.Module
-        A model. If its forward has an argument ``labels``, it gets them, as models of Transformers
-        do to compute their loss.
+        A model. If its ``forward`` has an argument ``labels``, it gets the labels, from which
+        Transformers models compute their loss.
     train_batches : iterable
-        Batches with a length, such as a DataLoader: pairs (inputs, labels), inputs being a Tensor,
-        a tuple of arguments or a mapping from their names; or mappings with ``labels``; or inputs
-        alone, if a teacher or a loss needs no more. If it, its dataset or its sampler has
-        ``set_epoch``, that is called with the number of every epoch, from 0.
+        Batches with a length, such as a DataLoader. A batch is a pair (inputs, labels), where
+        inputs is a Tensor, a tuple of arguments or a mapping from argument names; a mapping with
+        ``labels``; or only inputs, if a teacher or the loss needs no labels. If the loader, its
+        dataset or its sampler has ``set_epoch``, it is called with the number of every epoch, from
+        0.
     config : TrainConfig
         The configuration of the run.
     task : Task, optional
-        The loss and the metric; by default the loss that fits labels and outputs.
+        Loss and metric; by default the loss that fits the labels and outputs.
     validation : iterable, optional
-        Batches on which the model is evaluated in full precision after every epoch.
+        Batches on which to evaluate the model after every epoch, in full precision.
     teacher : nn.Module, optional
-        The model to distill from, by `Distillation()` unless ``config.distill`` is set.
+        The model to distill from, with ``config.distill`` or else `Distillation()`.
     weights : callable, optional
-        A function of the model that returns a context for the forward and backward pass of every
+        Function of the model that returns a context for the forward and backward pass of every
         training step and for validation, such as `StraightThrough` for quantization-aware training.
     penalty : callable, optional
-        A function that is called after the model in every training step, and whose result is added
-        to the loss.
+        Function that is called after the model in every training step; its result is added to the
+        loss.
     checkpoint : path-like, optional
-        A file that is replaced after every epoch. If it exists, the run resumes from it; on a CPU
-        the final weights are then bit-identical to those of an uninterrupted run.
+        File that is replaced after every epoch. If it exists, the run resumes from it; on a CPU the
+        final weights are then bit-identical to those of an uninterrupted run.
     on_epoch : callable, optional
-        A function that is called with the metrics of every epoch, in the main process, after the
-        checkpoint is written.
+        Function that the main process calls with the metrics of every epoch, after the checkpoint
+        is written.
 
     Returns
     -------
     History
-        The metrics of all epochs, those before a resume included.
+        The metrics of all epochs, including those before the run was resumed.
 
     Raises
     ------
     InvalidArgumentError
-        If arguments do not fit together, a batch and the model's outputs define no loss, or the
-        checkpoint is of another configuration.
+        If arguments do not fit together, labels and outputs define no loss, or the checkpoint has
+        another configuration.
     DivergedError
-        If the loss is no longer finite.
+        If the loss becomes NaN or infinite.
     CorruptFileError
         If the checkpoint is damaged.
     ModelMismatchError
@@ -154,59 +155,58 @@ def finetune(
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     **config: Any,
 ) -> History:
-    """Train a model, pressed or dense, in place for some epochs, by default with Adam.
+    """Train a pressed or dense model in place, by default with Adam.
 
-    The model is moved to the device of the process; its modules are in their former modes
-    afterwards. In a program that ``accelerate launch`` or ``torchrun`` started, the same call
-    trains data-parallel, with a share of the batches in every process.
+    The model is moved to the device of the process; afterwards its modules are back in their
+    previous modes. In a program started by ``accelerate launch`` or ``torchrun``, the same call
+    trains data-parallel, with a part of the batches in every process.
 
     Parameters
     ----------
     model : nn.Module
-        A model. If its forward has an argument ``labels``, it gets them, as models of Transformers
-        do to compute their loss.
+        A model. If its ``forward`` has an argument ``labels``, it gets the labels, from which
+        Transformers models compute their loss.
     train_batches : iterable
-        Batches with a length, such as a DataLoader: pairs (inputs, labels), inputs being a Tensor,
-        a tuple of arguments or a mapping from their names; or mappings with ``labels``; or inputs
-        alone, if a teacher or a loss needs no more.
-    epochs : int
-        Passes over the training batches.
+        Batches with a length, such as a DataLoader. A batch is a pair (inputs, labels), where
+        inputs is a Tensor, a tuple of arguments or a mapping from argument names; a mapping with
+        ``labels``; or only inputs, if a teacher or the loss needs no labels. epochs : int Passes
+        over the training batches.
     lr : float
         Peak learning rate.
     loss : callable, optional
-        A function of the model's outputs and the batch that returns the mean loss. By default it is
-        the ``loss`` that the model returns; else the cross entropy, if labels are integers of the
-        outputs' shape without the axis of classes (the last of two or three axes, else the second);
-        else the mean squared error, if labels are real numbers of the outputs' shape.
+        Function of the model's outputs and the batch that returns the mean loss. By default it is
+        the ``loss`` that the model returns, if any. Otherwise it is the cross entropy if labels are
+        integers with the outputs' shape less the class axis (the last of two or three axes, else
+        the second), or the mean squared error if labels are real numbers with the outputs' shape.
     metric : callable, optional
-        A function of the same arguments that returns a number, or a Tensor with a number for each
-        example (or token, or pixel), averaged over the validation batches after every epoch.
+        Function of the same arguments that returns a number, or a Tensor with a number for each
+        example (or token, or pixel). It is averaged over the validation batches after every epoch.
     validation : iterable, optional
-        Batches on which the model is evaluated in full precision after every epoch.
+        Batches on which to evaluate the model after every epoch, in full precision.
     teacher : nn.Module, optional
-        The model to distill from, such as the dense one: scores of classes by the divergence of
-        probabilities, other outputs by the mean squared error.
+        The model to distill from, such as the dense model. The loss is the divergence of class
+        probabilities, or the mean squared error of other outputs.
     checkpoint : path-like, optional
-        A file that is replaced after every epoch. If it exists, the run resumes from it; on a CPU
-        the final weights are then bit-identical to those of an uninterrupted run.
+        File that is replaced after every epoch. If it exists, the run resumes from it; on a CPU the
+        final weights are then bit-identical to those of an uninterrupted run.
     on_epoch : callable, optional
-        A function that is called with the metrics of every epoch, in the main process, after the
-        checkpoint is written.
+        Function that the main process calls with the metrics of every epoch, after the checkpoint
+        is written.
     **config
-        The other attributes of `tensorpress.train.TrainConfig`.
+        Other attributes of `tensorpress.train.TrainConfig`.
 
     Returns
     -------
     History
-        The metrics of all epochs, those before a resume included.
+        The metrics of all epochs, including those before the run was resumed.
 
     Raises
     ------
     InvalidArgumentError
-        If an option is unknown or out of range, arguments do not fit together, a batch and the
-        model's outputs define no loss, or the checkpoint is of another configuration.
+        If an option is unknown or out of range, arguments do not fit together, labels and outputs
+        define no loss, or the checkpoint has another configuration.
     DivergedError
-        If the loss is no longer finite.
+        If the loss becomes NaN or infinite.
     CorruptFileError
         If the checkpoint is damaged.
     ModelMismatchError
@@ -241,23 +241,23 @@ def finetune(
 def _check_options(
     config: TrainConfig, task: Task, validation: object, teacher: nn.Module | None
 ) -> TrainConfig:
-    """Return the configuration, which gets the defaults of distillation if there is a teacher."""
+    """Return the configuration, with the defaults for distillation if there is a teacher."""
     if task.metric is not None and validation is None:
-        raise InvalidArgumentError("a metric is measured on validation batches: give validation")
+        raise InvalidArgumentError("a metric needs validation batches: pass validation=")
     if teacher is None and config.distill is not None:
-        raise InvalidArgumentError("distillation (distill) needs a teacher")
+        raise InvalidArgumentError("distill needs a teacher: pass teacher=")
     if teacher is not None and config.distill is None:
         return config.model_copy(update={"distill": Distillation()})
     return config
 
 
 def _check_whole(model: nn.Module) -> None:
-    """Check that a process has the whole values of a model."""
+    """Check that this process has the whole model."""
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
             raise InvalidArgumentError(
-                f"{name} is a DTensor: finetune trains whole models, one in each process; train a "
-                "sharded model in a loop of your own, by Accelerate or by a trainer"
+                f"{name} is a DTensor, but finetune needs the whole model in every process: train "
+                "a sharded model with Accelerate or in your own training loop"
             )
 
 
@@ -273,10 +273,10 @@ def _validate(
 
 
 def _data_parallel_accelerator() -> Accelerator:
-    """Return the accelerator of the launched processes, each of which has the whole model."""
-    processes()  # before the accelerator, which would look for GPUs only
-    # Without accelerate's mixed precision, which is one setting for all runs of a process and
-    # remains in the model's forward.
+    """Return the accelerator of the launched processes, which must be data-parallel."""
+    processes()  # first, because Accelerator would only look for GPUs
+    # Without accelerate's mixed precision, which is global to the process and would permanently
+    # wrap the model's forward.
     accelerator = Accelerator()
     whole_models = {kind for kind in DistributedType if kind.name.startswith("MULTI_")}
     if accelerator.distributed_type not in whole_models | {DistributedType.NO}:
@@ -291,7 +291,7 @@ def _data_parallel_accelerator() -> Accelerator:
 def _training_setup(
     model: nn.Module, teacher: nn.Module | None, device: torch.device
 ) -> Iterator[None]:
-    """Move model and teacher to the device, and set their modes for the length of the block."""
+    """Move model and teacher to the device, and set their modes in a block."""
     with ExitStack() as stack:
         for network, training in ((model, True), (teacher, False)):
             if network is not None:
@@ -302,7 +302,7 @@ def _training_setup(
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed all random streams for the length of the block, and leave them as they were before."""
+    """Seed all random generators in a block, and restore their states at the end."""
     state = random_state([])
     set_seed(seed, device_specific=True)
     try:

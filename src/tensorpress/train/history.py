@@ -1,4 +1,4 @@
-"""The history of a training run: its metrics, epoch by epoch."""
+"""The history of a training run: the metrics of every epoch."""
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,19 +13,20 @@ class EpochMetrics(BaseModel):
     epoch : int
         Number of the epoch, from 1.
     train_loss : float
-        Mean of the training objective, measured while the model changes.
+        Mean of the training objective, measured while the model is trained.
     penalty : float or None
-        Mean of the objective's penalty; None without one.
+        Mean of the penalty in the objective, or None without a penalty.
     train_error : float or None
-        Misclassified training examples (or tokens, or pixels) in per cent, measured while the model
-        changes; None if labels are no classes.
+        Misclassified training examples (or tokens, or pixels) in percent, measured while the model
+        is trained; None if labels are not classes.
     validation_loss : float or None
-        Mean loss after the epoch, of a classifier the cross entropy in nats; None without
+        Mean validation loss after the epoch (cross entropy in nats for a classifier); None without
         validation.
     validation_error : float or None
-        Misclassified examples in per cent after the epoch; None without validation or classes.
+        Misclassified validation examples in percent after the epoch; None without validation or
+        classes.
     validation_metric : float or None
-        Mean of the metric after the epoch; None without validation or metric.
+        Mean of the metric on validation data after the epoch; None without validation or metric.
     lr : float
         Learning rate of the last step.
     seconds : float
@@ -45,7 +46,7 @@ class EpochMetrics(BaseModel):
     seconds: float
 
     def __str__(self) -> str:
-        """Return one line for a log."""
+        """Return a line of text."""
         line = f"epoch {self.epoch}: train loss {self.train_loss:.4f}"
         if self.penalty is not None:
             line += f" (penalty {self.penalty:.4f})"
@@ -61,7 +62,7 @@ class EpochMetrics(BaseModel):
 
 
 class History(BaseModel):
-    """The metrics of all epochs of a run, in order.
+    """The metrics of all epochs of a run.
 
     Examples
     --------
@@ -79,11 +80,11 @@ class History(BaseModel):
     epochs: list[EpochMetrics] = Field(default_factory=list)
 
     def __str__(self) -> str:
-        """Return a line of text for each epoch."""
+        """Return one line of text per epoch."""
         return "\n".join(map(str, self.epochs))
 
     def __repr__(self) -> str:
-        """Return the number of epochs and what the last one gave."""
+        """Return the number of epochs and the metrics of the last one."""
         last = f", {self.epochs[-1]}" if self.epochs else ""
         return f"<History of {len(self.epochs)} epochs{last}>"
 
@@ -93,7 +94,7 @@ class History(BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> "History":
-        """Return the history that `to_json` wrote.
+        """Return a history from the JSON text of `to_json`.
 
         Raises
         ------

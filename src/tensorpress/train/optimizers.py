@@ -8,19 +8,19 @@ from torch import nn
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.train.config import TrainConfig
 
-_SHARE = "share"  # key of a parameter group's share of the learning rate
+_SHARE = "share"  # key of a parameter group's factor of the learning rate
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimizer of the parameters that require a gradient.
 
-    Only parameters of two or more axes decay: decay of biases and of the scales of normalization
-    layers lowers the accuracy.
+    Weight decay applies only to parameters with two or more axes, because it lowers the accuracy if
+    it applies to biases and scales of normalization layers.
 
     Parameters
     ----------
     model : nn.Module
-        The model, already on its device. A parameter that several modules share counts once.
+        The model, on its final device. A parameter that several modules share counts once.
     config : TrainConfig
         The configuration, with the optimizer and its hyperparameters.
 
@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise InvalidArgumentError(
-            f"{type(model).__name__} has no parameter to train: none has requires_grad=True"
+            f"{type(model).__name__} has nothing to train: no parameter has requires_grad=True"
         )
     biases = [p for name, p in trainable.items() if p.ndim < 2 and _is_bias(name)]
     vectors = [p for name, p in trainable.items() if p.ndim < 2 and not _is_bias(name)]
@@ -64,10 +64,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of one optimizer step.
 
-    It is a pure function of the step, so that a resumed run needs no scheduler state. During
-    warm-up it rises linearly and reaches the peak on the last step. The schedule ``"cosine"`` falls
-    from the end of warm-up to zero at the end of the run; ``"step"`` counts its epochs from the
-    start of the run.
+    It depends only on the step, so that a resumed run needs no scheduler state. During warm-up it
+    rises linearly to its peak. The schedule ``"cosine"`` falls from the end of warm-up to zero at
+    the end of the run; ``"step"`` counts epochs from the start of the run.
 
     Parameters
     ----------
@@ -101,7 +100,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group in proportion to its share."""
+    """Set the learning rate of every parameter group to its multiple of the rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group[_SHARE]
 

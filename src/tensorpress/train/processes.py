@@ -1,4 +1,4 @@
-"""The processes of a run that ``accelerate launch`` or ``torchrun`` has started."""
+"""The processes of a run started by ``accelerate launch`` or ``torchrun``."""
 
 import torch
 from accelerate import PartialState
@@ -6,16 +6,16 @@ from accelerate.utils import parse_flag_from_env
 
 
 def processes() -> PartialState:
-    """Return the state of the launched processes, which the first call connects.
+    """Return the state of the launched processes; the first call connects them.
 
-    There is one process unless ``accelerate launch`` or ``torchrun`` started the program.
+    There is one process unless ``accelerate launch`` or ``torchrun`` started several.
 
     Examples
     --------
     >>> processes().process_index
     0
     """
-    # By default, accelerate looks for several processes on CPUs only if a flag says so, and
-    # otherwise takes each of them for the only one.
+    # On CPUs, accelerate would connect the processes only if a flag is set, and otherwise treat
+    # each as the only one.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu)

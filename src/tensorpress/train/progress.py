@@ -1,4 +1,4 @@
-"""The progress report of a run: a bar on a terminal, log lines elsewhere."""
+"""The progress report of a training run: a bar on a terminal, log lines elsewhere."""
 
 import logging
 from typing import Any
@@ -14,9 +14,8 @@ logger = logging.getLogger("tensorpress.train")
 class ProgressReport(ProgressBar):
     """A context manager that reports the progress of a run.
 
-    On a terminal a bar shows epoch, batch, loss, last validation error and the remaining time of
-    the whole run. On a terminal and elsewhere, the logger ``tensorpress.train`` gets one line of
-    level INFO for every epoch.
+    On a terminal, a bar shows epoch, batch, loss, last validation error and the remaining time of
+    the whole run. The logger ``tensorpress.train`` always writes one line per epoch at level INFO.
 
     Parameters
     ----------
@@ -25,9 +24,9 @@ class ProgressReport(ProgressBar):
     steps : int
         Number of steps of an epoch.
     done : int
-        Number of epochs that an earlier, interrupted run has completed.
+        Number of epochs that an interrupted run has already completed.
     silent : bool
-        Whether nothing is reported, as in all processes but the main one.
+        Whether to report nothing, as in all but the main process.
     """
 
     def __init__(self, epochs: int, steps: int, done: int = 0, silent: bool = False) -> None:
@@ -46,7 +45,7 @@ class ProgressReport(ProgressBar):
         )
 
     def step(self, epoch: int, step: int, loss: float) -> None:
-        """Report that ``step`` steps of an epoch (from 0) are done."""
+        """Report that ``step`` steps of an epoch, counted from 0, are done."""
         fields = self._fields(epoch, step, f"{loss:.4f}")
         self._bar.update(self._task, completed=epoch * self._steps + step, **fields)
 

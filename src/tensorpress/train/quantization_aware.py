@@ -1,4 +1,4 @@
-"""Quantization-aware training: quantized in the forward pass, latent in the update."""
+"""Quantization-aware training: quantized forward pass, full-precision updates."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,18 +10,18 @@ from tensorpress.errors import InvalidArgumentError, unknown_name
 
 
 class StraightThrough:
-    """The straight-through estimator: a context in which parameters have their quantized values.
+    """The straight-through estimator: a context in which parameters have quantized values.
 
-    The forward and the backward pass run inside the context and use the quantized values; the
-    optimizer step runs after it and updates the latent values in full precision. The gradient at
-    the quantized point is thus applied to the latent point, also where a quantizer clips.
+    Forward and backward pass run inside the context and use the quantized values. The optimizer
+    step runs after it and applies their gradient to the latent full-precision values, even if the
+    quantizer clips.
 
     Parameters
     ----------
     quantize : mapping of str to callable
-        A quantizer for each parameter name: a function of the values that returns values of
-        the same shape, dtype and device. A parameter that several modules share is quantized
-        once, by the quantizer of the first of its names in the mapping.
+        A quantizer for each parameter name: a function of the values that returns values of the
+        same shape, dtype and device. A parameter that several modules share is quantized once, by
+        the quantizer of its first name in the mapping.
 
     References
     ----------
@@ -44,15 +44,14 @@ class StraightThrough:
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[None]:
-        """Set the parameters of a model to their quantized values until the block ends.
+        """Give the parameters of a model their quantized values until the block ends.
 
-        Afterwards, also after an exception, every parameter has its latent tensor again.
+        Afterwards, even after an exception, every parameter has its latent tensor again.
 
         Raises
         ------
         InvalidArgumentError
-            If the model has no parameter of a name, or a quantizer changes shape, dtype or
-            device.
+            If the model lacks a parameter, or a quantizer changes shape, dtype or device.
         """
         latent: list[tuple[nn.Parameter, Tensor]] = []
         try:
@@ -68,7 +67,7 @@ class StraightThrough:
     def _targets(
         self, model: nn.Module
     ) -> list[tuple[nn.Parameter, str, Callable[[Tensor], Tensor]]]:
-        """Return every parameter to quantize once, with its name and quantizer."""
+        """Return every parameter to quantize, with its name and quantizer."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         targets: dict[nn.Parameter, tuple[str, Callable[[Tensor], Tensor]]] = {}
         for name, quantizer in self.quantize.items():
@@ -81,7 +80,7 @@ class StraightThrough:
     def _quantize(
         parameter: nn.Parameter, name: str, quantizer: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Return the quantized values of a parameter after checking their shape and type."""
+        """Return the quantized values of a parameter, after checking shape, dtype and device."""
         with torch.no_grad():
             # A copy, so that a quantizer that works in place cannot reach the latent values.
             quantized = quantizer(parameter.detach().clone())
@@ -89,6 +88,7 @@ class StraightThrough:
         expected = (tuple(parameter.shape), parameter.dtype, parameter.device)
         if got != expected:
             raise InvalidArgumentError(
-                f"the quantizer of {name!r} must return shape, dtype, device {expected}, got {got}"
+                f"the quantizer of {name!r} must return (shape, dtype, device) = {expected}, got "
+                f"{got}"
             )
         return quantized

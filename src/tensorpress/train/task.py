@@ -1,4 +1,4 @@
-"""The task of a training: how inputs, labels, loss and metric come from a batch."""
+"""The training task: inputs, labels, loss and metric of a batch."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ from tensorpress.measure.model_inputs import ModelInputs, quote_model_errors
 from tensorpress.utils.module_tree import unwrap
 
 Loss = Callable[[Any, Any], Tensor]
-"""A function of a model's outputs and of the batch as it was given, on the model's device."""
+"""Function of a model's outputs and the original batch on the model's device."""
 
 Metric = Callable[[Any, Any], Tensor | float]
-"""A function of the same arguments that returns a number, or a Tensor with one for each example."""
+"""Function of the same arguments that returns a number, or a Tensor with one per example."""
 
 LABELS = "labels"
-"""The argument of models that compute their loss themselves, and the key of labels in a batch."""
+"""The argument for labels of models that compute their loss, and the key of labels in a batch."""
 
 IGNORED = -100
-"""The label of what does not count, as of `torch.nn.functional.cross_entropy`."""
+"""The label to ignore, as in `torch.nn.functional.cross_entropy`."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class TaskBatch:
     Attributes
     ----------
     content : Any
-        The batch as it was given.
+        The original batch.
     inputs : ModelInputs
         Arguments of the model.
     labels : Any
-        What the outputs are compared with; None without labels.
+        The targets of the outputs, or None.
     """
 
     content: Any
@@ -48,7 +48,7 @@ class TaskBatch:
     labels: Any
 
     def run(self, model: nn.Module, network: Callable[..., Any] | None = None) -> Any:
-        """Return the outputs of a model, or of what wraps it, such as DistributedDataParallel.
+        """Return the outputs of a model, or of a wrapper such as DistributedDataParallel.
 
         Raises
         ------
@@ -62,10 +62,10 @@ class TaskBatch:
             return (network or model)(*self.inputs.positional, **named)
 
     def _takes_labels(self, model: nn.Module) -> bool:
-        """Return whether forward has an argument ``labels``; any name will do for a mapping."""
+        """Return whether forward takes ``labels``, or any argument if the batch is a mapping."""
         try:
             parameters = inspect.signature(unwrap(model).forward).parameters.values()
-        except (TypeError, ValueError):  # compiled functions have none
+        except (TypeError, ValueError):  # compiled functions have no signature
             return False
         any_name = isinstance(self.content, Mapping)
         return any(p.name == LABELS or (any_name and p.kind is p.VAR_KEYWORD) for p in parameters)
@@ -78,11 +78,11 @@ class Outcome:
     Attributes
     ----------
     loss : Tensor or None
-        Mean loss; None if a batch without labels and a task without a loss define none.
+        Mean loss; None if there are no labels and the task has no loss.
     count : Tensor
-        The number of labels that count, or of examples where labels are no classes.
+        Number of labels that are not ignored, or of examples if labels are not classes.
     wrong : Tensor or None
-        The number of misclassified ones; None where labels are no classes.
+        Number of misclassified labels; None if labels are not classes.
     """
 
     loss: Tensor | None
@@ -90,7 +90,7 @@ class Outcome:
     wrong: Tensor | None
 
     def sums(self) -> Tensor:
-        """Return the sums of loss, errors and count over the batch; NaN stands for None."""
+        """Return loss, errors and count, summed over the batch; NaN stands for None."""
         loss = self.count.new_full((), torch.nan, dtype=torch.float32)
         if self.loss is not None:
             loss = torch.where(self.count > 0, self.loss.detach() * self.count, 0)
@@ -100,21 +100,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is trained for.
+    """The loss and the metric of a training run.
 
-    Batches have the forms of calibration data: a pair (inputs, labels), a mapping whose labels are
-    under ``labels``, or inputs alone.
+    Batches have the same forms as calibration data: a pair (inputs, labels), a mapping with the
+    key ``labels``, or inputs only.
 
     Attributes
     ----------
     loss : callable or None
-        A function of the outputs and the batch that returns the mean loss. None for the ``loss``
-        that the model returns; else the cross entropy, if labels are integers of the outputs' shape
-        without the axis of classes (the last of two or three axes, else the second); else the mean
-        squared error, if labels are real numbers of the outputs' shape.
+        Function of the outputs and the batch that returns the mean loss. None stands for the
+        ``loss`` that the model returns, if any. Otherwise it stands for the cross entropy if labels
+        are integers with the outputs' shape less the class axis (the last of two or three axes,
+        else the second), or the mean squared error if labels are real numbers with the outputs'
+        shape.
     metric : callable or None
-        A function of the outputs and the batch that returns a number, or a Tensor with a number for
-        each example (or token, or pixel): a metric for validation, averaged over all of them.
+        Function of the outputs and the batch that returns a number, or a Tensor with a number for
+        each example (or token, or pixel). Validation averages them.
 
     Examples
     --------
@@ -130,7 +131,7 @@ class Task:
 
     @property
     def loss_name(self) -> str | None:
-        """The name of the loss, if it is a function of the user's."""
+        """The name of a loss that the user passed, or None."""
         if self.loss is None:
             return None
         return getattr(self.loss, "__qualname__", type(self.loss).__qualname__)
@@ -143,16 +144,16 @@ class Task:
         Parameters
         ----------
         batch : Tensor, sequence of two or mapping
-            The batch as the user gives it.
+            The batch, in any of its forms.
         device : torch.device
             The device.
         channels_last : bool
-            Whether images, inputs of four axes, get the channels-last memory format.
+            Whether to convert inputs of four axes to the channels-last memory format.
 
         Raises
         ------
         InvalidArgumentError
-            If it has none of the forms of a batch, or not as many labels as inputs.
+            If it is not a batch, or the numbers of labels and inputs differ.
         """
         content = send_to_device(batch, device, non_blocking=True)
         inputs, labels = split_batch(content)
@@ -172,16 +173,16 @@ class Task:
         Parameters
         ----------
         outputs : Any
-            What the model returned.
+            The outputs of the model.
         batch : TaskBatch
             The batch.
         label_smoothing : float
-            Share of the target of the cross entropy that is spread evenly over all classes.
+            Fraction of the cross entropy's target that is spread evenly over all classes.
 
         Raises
         ------
         InvalidArgumentError
-            If the loss is no scalar Tensor, or outputs and labels define none.
+            If the loss is not a scalar Tensor, or outputs and labels define none.
         """
         scores = find_scores(outputs)
         axis = None if scores is None else class_axis(scores, batch.labels)
@@ -190,8 +191,8 @@ class Task:
         default = self.loss is None and model_loss is None
         if label_smoothing and not default:
             raise InvalidArgumentError(
-                "label_smoothing is part of the cross entropy of class labels, but the loss is "
-                + ("the model's" if self.loss is None else "a function of your own")
+                "label_smoothing applies only to the cross entropy of class labels, but "
+                + ("the model returns its loss" if self.loss is None else "loss= is set")
             )
         if self.loss is not None:
             loss = _check_scalar(self.loss(convert_to_fp32(outputs), batch.content))
@@ -203,7 +204,7 @@ class Task:
             return Outcome(None, count, None)
         else:
             loss = _squared_error(scores, batch.labels, outputs)
-        # The labels of tokens may be those of the next one, which only another loss knows.
+        # Labels of tokens may be shifted by one position, which only a custom loss knows.
         if scores is None or axis is None or (scores.ndim == 3 and not default):
             return Outcome(loss, count, None)
         with torch.no_grad():
@@ -217,7 +218,7 @@ class Task:
         Raises
         ------
         InvalidArgumentError
-            If the metric returns something else than numbers.
+            If the metric returns anything other than numbers.
         """
         assert self.metric is not None
         value = self.metric(convert_to_fp32(outputs), batch.content)
@@ -232,7 +233,7 @@ class Task:
 
 
 def find_scores(outputs: Any) -> Tensor | None:
-    """Return the outputs if they are one Tensor, or their ``logits``, or None."""
+    """Return the outputs if they are a Tensor, or else their ``logits``, or None."""
     if isinstance(outputs, Mapping):
         outputs = outputs.get(LOGITS)
     outputs = getattr(outputs, LOGITS, outputs)
@@ -240,7 +241,7 @@ def find_scores(outputs: Any) -> Tensor | None:
 
 
 def class_axis(scores: Tensor, labels: Any) -> int | None:
-    """Return the axis of classes, if labels are the classes of scores, or None.
+    """Return the class axis of scores, or None if labels are not their classes.
 
     Examples
     --------
@@ -259,12 +260,12 @@ def class_axis(scores: Tensor, labels: Any) -> int | None:
 
 
 def class_rows(scores: Tensor, axis: int) -> Tensor:
-    """Return scores as rows, (rows, classes)."""
+    """Return scores as a matrix (rows, classes)."""
     return scores.movedim(axis, -1).flatten(0, -2)
 
 
 def to_float32(values: Tensor) -> Tensor:
-    """Return half-precision values in float32, and all others as they are."""
+    """Return half-precision values in float32, and others unchanged."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
@@ -274,10 +275,10 @@ def _cross_entropy(scores: Tensor, labels: Tensor, axis: int, smoothing: float) 
         return functional.cross_entropy(
             rows, labels.flatten().long(), label_smoothing=smoothing, ignore_index=IGNORED
         )
-    except IndexError:  # on the CPU; a GPU stops the process
+    except IndexError:  # only on the CPU: on a GPU the process stops
         raise InvalidArgumentError(
-            f"labels are classes from 0 to {rows.shape[1] - 1}, as many as the model has outputs, "
-            f"or {IGNORED} for what does not count; got {int(labels.min())} to {int(labels.max())}"
+            f"labels must be classes from 0 to {rows.shape[1] - 1}, one per output of the model, "
+            f"or {IGNORED} to be ignored; got {int(labels.min())} to {int(labels.max())}"
         ) from None
 
 
@@ -286,14 +287,14 @@ def _squared_error(scores: Tensor | None, labels: Any, outputs: Any) -> Tensor:
     if scores is not None and real and _without_one(scores) == _without_one(labels):
         return functional.mse_loss(to_float32(scores).reshape(labels.shape), to_float32(labels))
     raise InvalidArgumentError(
-        f"the model returns {_describe(outputs)} for labels {_describe(labels)}, which defines no "
-        "loss: labels are class indices, integers of the outputs' shape without the axis of "
-        "classes, or real numbers of the outputs' shape; give another loss as loss="
+        f"no loss for outputs {_describe(outputs)} and labels {_describe(labels)}: labels must be "
+        "class indices (integers with the outputs' shape less the class axis) or real numbers "
+        "with the outputs' shape; for anything else pass loss="
     )
 
 
 def _without_one(x: Tensor) -> tuple[int, ...]:
-    """Return the shape of a Tensor without a last axis of one."""
+    """Return the shape of a Tensor without a last axis of size 1."""
     return tuple(x.shape[:-1] if x.ndim > 1 and x.shape[-1] == 1 else x.shape)
 
 
@@ -312,7 +313,7 @@ def _check_scalar(loss: object) -> Tensor:
 
 
 def _count_labels(batch: TaskBatch) -> Tensor:
-    """Return the number of class labels that count, or of examples."""
+    """Return the number of class labels that are not ignored, or of examples."""
     labels = batch.labels
     if isinstance(labels, Tensor) and not labels.is_floating_point():
         return (labels.long() != IGNORED).sum()
@@ -321,8 +322,8 @@ def _count_labels(batch: TaskBatch) -> Tensor:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    # Not contiguous(), which does not change the strides of a single channel, and thereby
-    # decides the format of everything after.
+    # Not contiguous(), which would not change the strides of a single channel, on which the format
+    # of all following layers depends.
     return x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
