@@ -112,10 +112,7 @@ def measure_ranks() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in ("3×3, 128 → 128 at 28²", "Linear, 768 → 3072, 128 tokens"):
         print(name, flush=True)
         layer, shape = LAYERS[name]
-        pressed = {
-            str(rank): tp.press_layer(layer, "channel_svd", rank, init="kaiming").eval()
-            for rank in RANKS
-        }
+        pressed = {str(rank): tp.press_layer(layer, "channel_svd", rank).eval() for rank in RANKS}
         rows = {}
         for runtime in RUNTIMES:
             if (

@@ -382,7 +382,7 @@ class Two(nn.Module):
     [
         (nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), "has no ModuleList of blocks"),
         (Two(), "blocks in 'encoder' and in 'decoder'"),
-        (Pair(), "'layers.1' receives is not what the one before returns"),
+        (Pair(), "'layers.1' does not receive the output of the block before it"),
     ],
 )
 def test_a_model_that_is_no_chain_of_blocks_is_refused_with_advice(

@@ -141,7 +141,7 @@ def test_layers_that_are_not_scored_are_named(caplog: pytest.LogCaptureFixture) 
     scores = kfac_scores(Partly(), [torch.randn(50, 16)])
     assert set(scores.layers) == {"up"}
     assert "layer never is not scored: the calibration data do not reach it" in caplog.text
-    assert "layer frozen is not scored: it is called in a part of the model" in caplog.text
+    assert "layer frozen is not scored: it is called without gradients" in caplog.text
 
 
 def test_an_embedding_is_scored_by_the_vectors_of_the_tokens() -> None:

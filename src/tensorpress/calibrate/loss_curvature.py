@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.bfloat16 import bfloat16_passes
-from tensorpress.calibrate.outputs import output_tensors, token_mask
+from tensorpress.calibrate.outputs import output_tensors
 from tensorpress.calibrate.patches import ANY_CONV, can_unfold
-from tensorpress.calibrate.sampled_loss import next_token_loss, sampled_loss
+from tensorpress.calibrate.sampled_loss import unlabelled_loss
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode, freeze
-from tensorpress.measure.perplexity import is_language_model
 from tensorpress.utils.module_tree import unwrap
 
 MOST = 16_384
@@ -141,22 +140,10 @@ class LossCurvature:
             ):
                 with bfloat16_passes(model):
                     outputs = output_tensors(model, batch)
-                loss = _loss(model, batch, outputs, random)
+                loss = unlabelled_loss(model, batch, outputs, random)
                 if loss.requires_grad:
                     torch.autograd.backward(loss)
         return sums.result(sum(map(len, data)))
-
-
-def _loss(
-    model: nn.Module, batch: Batch, outputs: Sequence[Tensor], random: torch.Generator
-) -> Tensor:
-    """Return the loss of a batch."""
-    mask = token_mask(outputs[0], batch)
-    tokens = batch.named.get("input_ids", next(iter(batch.inputs), None))
-    text = isinstance(tokens, Tensor) and tokens.shape == outputs[0].shape[:-1]
-    if text and is_language_model(model):
-        return next_token_loss(outputs[0], tokens, mask)
-    return sampled_loss(outputs, random, mask)
 
 
 @dataclass

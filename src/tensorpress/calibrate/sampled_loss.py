@@ -6,7 +6,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.outputs import token_mask
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.measure.perplexity import is_language_model
+
+
+def unlabelled_loss(
+    model: object, batch: Batch, outputs: Sequence[Tensor], random: torch.Generator
+) -> Tensor:
+    """Return the summed cross entropy of a batch whose labels are not used.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model. Of a causal language model of transformers, the loss is `next_token_loss`; of
+        others it is `sampled_loss`.
+    batch : Batch
+        Its inputs; padding does not count.
+    outputs : sequence of Tensor
+        The model's outputs for the batch; the first are logits (..., classes).
+    random : torch.Generator
+        The generator of the labels that are drawn, on the CPU.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the outputs are not logits, or not finite.
+    """
+    mask = token_mask(outputs[0], batch)
+    tokens = batch.named.get("input_ids", next(iter(batch.inputs), None))
+    is_text = isinstance(tokens, Tensor) and tokens.shape == outputs[0].shape[:-1]
+    if is_text and is_language_model(model):
+        return next_token_loss(outputs[0], tokens, mask)
+    return sampled_loss(outputs, random, mask)
 
 
 def sampled_loss(

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from tensorpress.calibrate.batches import MASK, Batch, digest
+from tensorpress.calibrate.batches import Batch, digest
 from tensorpress.calibrate.input_moments import find_leaders
 from tensorpress.calibrate.outputs import floating_tensors, random_direction
 from tensorpress.calibrate.patches import can_unfold
+from tensorpress.calibrate.sampled_loss import unlabelled_loss
 from tensorpress.checkpoints.state_files import StateFiles
 from tensorpress.checkpoints.streamed_model import Stage, StreamedModel
 from tensorpress.errors import InvalidArgumentError
@@ -48,8 +48,9 @@ def block_scores(
     r"""Score the ranks of a streamed model's layers by the loss that their lost responses cost.
 
     The model runs forward block by block. Then each block, from last to first, runs again and
-    backpropagates. The gradients are those of the cross entropy at labels drawn from the model's
-    own probabilities, or, if the model has no logits, along random directions of its outputs. As in
+    backpropagates. The gradients are those of the cross entropy at the next tokens of a causal
+    language model, at labels drawn from the model's own probabilities of another one, or, if the
+    model has no logits, along random directions of its outputs. As in
     `tensorpress.sensitivity.kfac.kfac_scores`, with C the second moment of the responses and B that
     of their gradients, rank r loses :math:`T \sum_{i>r} λ_i(B^{1/2} C B^{1/2})`.
 
@@ -181,25 +182,21 @@ class _BackwardPass:
             with sums.watch(batch):
                 output = stage.run(place, state)
             if stage.number == len(self._model.blocks) + 1:
-                torch.autograd.backward(_sampled_loss(output, batch, SEED + place))
+                loss = _loss(self._model.module, output, batch, SEED + place)
+                torch.autograd.backward(loss)
             else:
                 torch.autograd.backward(output, self._gradients.read(stage.number, place))
         gradient = state.grad
         return torch.zeros_like(state) if gradient is None else gradient
 
 
-def _sampled_loss(output: Any, batch: Batch, seed: int) -> Tensor:
-    """Return the cross entropy at labels sampled from logits, or a random sum of outputs."""
+def _loss(model: nn.Module, output: Any, batch: Batch, seed: int) -> Tensor:
+    """Return the cross entropy of logits without labels, or a random sum of other outputs."""
     random = torch.Generator().manual_seed(seed)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim < 2:
         return random_direction([x.float() for x in floating_tensors(output)], random)
-    rows = logits.flatten(0, -2).float()
-    mask = batch.named.get(MASK)
-    if isinstance(mask, Tensor) and mask.shape == logits.shape[:-1]:
-        rows = rows[mask.flatten().bool()]
-    labels = torch.multinomial(rows.detach().softmax(-1), 1, generator=random)[:, 0]
-    return functional.cross_entropy(rows, labels, reduction="sum")
+    return unlabelled_loss(model, batch, [logits.float()], random)
 
 
 class _StageSums:

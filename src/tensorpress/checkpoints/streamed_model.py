@@ -95,6 +95,8 @@ class StreamedModel:
 
     Attributes
     ----------
+    module : nn.Module
+        The model, whose weights are in memory only while a stage of it is open.
     blocks : list of str
         The names of the blocks.
     shapes : list of torch.Size
@@ -114,7 +116,7 @@ class StreamedModel:
         batches: Sequence[Batch],
     ) -> None:
         self.blocks, self.batches, self._files = find_blocks(model), batches, files
-        self._model = model.eval()
+        self.module = model.eval()
         _empty_buffers(model)
         for part in ("config", "generation_config"):
             if hasattr(getattr(model, part, None), "use_cache"):
@@ -173,7 +175,7 @@ class StreamedModel:
             return
         with self._load_outer() as load:
             run_outer = self._embed if number == 0 else self._run_head
-            yield Stage(name, number, self._model, "", run_outer, load)
+            yield Stage(name, number, self.module, "", run_outer, load)
 
     def _learn_calls(self) -> None:
         """Record the arguments of every block, in passes whose blocks return their inputs."""
@@ -275,7 +277,7 @@ class StreamedModel:
                 stack.callback(block.__dict__.pop, "forward")
             stack.enter_context(self._precision())
             try:
-                return run_model(self._model, self.batches[place])
+                return run_model(self.module, self.batches[place])
             except _Stopped:
                 return None
 
@@ -327,7 +329,7 @@ class StreamedModel:
 
     def _outer_modules(self) -> Iterator[tuple[str, nn.Module]]:
         inner = {id(module) for block in self._modules for module in block.modules()}
-        for name, module in self._model.named_modules():
+        for name, module in self.module.named_modules():
             if id(module) not in inner:
                 yield name, module
 

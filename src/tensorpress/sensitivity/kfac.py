@@ -66,7 +66,8 @@ def kfac_scores(
     of : {"outputs", "loss"}
         "outputs": the squared distance of the outputs, relative to their variance over examples.
         "loss": the divergence of class probabilities, for models that return logits, by gradients
-        of the cross entropy at labels drawn from the model's probabilities.
+        of the cross entropy at labels drawn from the model's probabilities, or at the next tokens
+        of texts for a causal language model of transformers.
     scheme : str or sequence of str
         As for `tensorpress.plan`. For channel_svd, and svd_weight of recurrent weights, all ranks
         are scored by eigenvalues. Other schemes compete with a few ranks each on spatial kernels of

@@ -18,7 +18,7 @@ from tensorpress.calibrate.outputs import (
     token_mask,
 )
 from tensorpress.calibrate.patches import can_unfold, output_rows
-from tensorpress.calibrate.sampled_loss import sampled_loss
+from tensorpress.calibrate.sampled_loss import unlabelled_loss
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.cost import evaluation_mode, freeze
 from tensorpress.reconstruct.next_op import find_next_ops
@@ -136,7 +136,9 @@ def collect_moments(
             scales = scales or deviation_scales(outputs, batch)
             outputs = [y * scale for y, scale in zip(outputs, scales, strict=False)]
             along = (
-                sampled_loss(outputs, random) if of == "loss" else random_direction(outputs, random)
+                unlabelled_loss(model, batch, outputs, random)
+                if of == "loss"
+                else random_direction(outputs, random)
             )
             if along.requires_grad:
                 torch.autograd.backward(along)
