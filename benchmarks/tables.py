@@ -39,6 +39,7 @@ from benchmarks.models.real_models_table import (
 from benchmarks.models.schemes_table import schemes_table
 from benchmarks.speed.calibration import calibration_table
 from benchmarks.speed.planning_tables import budgets_table, inference_table, latency_budgets_table
+from benchmarks.speed.runtimes import runtimes_table
 from benchmarks.speed.tt_conv_step import tt_conv_table
 
 from tensorpress.runs.recipe import read_recipe
@@ -326,6 +327,7 @@ TABLES = {
     "budgets": budgets_table,
     "latency_budgets": latency_budgets_table,
     "inference": inference_table,
+    "runtimes": runtimes_table,
     "resnet56": resnet56_budget_table,
     "architectures": architectures_table,
     "kept": kept_table,
