@@ -57,6 +57,7 @@ PAPER = {
     "lenet300100-ada-4108": "4.1K params, 1.88 % raw",
     "lenet300100-scada": "3.4K params, 2.11 % raw; nominally 3,322 B, 2.26 %",
     "fc1024-ada": "6,824 params, 1.87 % raw",
+    "fc1024-tt": "7,698 params, 1.9 % raw (Novikov et al.)",
     "resnet20-ada": "the same shapes, 9.03 %; “12×” with coding",
     "lenet5-kim": "one shot of Kim et al.: layer form, 10.2× fewer MACs",
 }

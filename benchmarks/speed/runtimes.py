@@ -98,7 +98,7 @@ def measure_layers() -> Iterator[tuple[str, dict[str, Any]]]:
         pressed, fewer = {}, {}
         for scheme in LAYER_SCHEMES:
             try:
-                plan = tp.plan(dense, x, scheme=scheme, budget="macs=25%")
+                plan = tp.plan(dense, x, scheme=scheme, budget="macs=25%", allocation="uniform")
             except tp.InvalidArgumentError:
                 continue  # the scheme has no form of this layer, or none as small
             if plan.macs and plan.dense_macs and plan.layers:
