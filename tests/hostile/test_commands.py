@@ -186,7 +186,7 @@ def test_images_whose_classes_are_no_numbers_of_64_bits(
 
 @pytest.mark.parametrize(("command", "message"), [
     (f"encode {NET} --size {'9' * 400} --out OUT/a.tpz", "is no size"),
-    ("encode FILE --bits inf --out OUT/a", "bits must be positive, not inf"),
+    ("encode FILE --bits inf --out OUT/a", "bits must be positive, got inf"),
     (f"plan {NET} {SVD} --input {'9' * 400}", "is too large"),
     (f"plan {NET} {SVD} --input 99999999x99999999x99999999", "is too large"),
     (f"plan {NET} --budget params=50% --override ip1:FILE", "expected PATTERN"),

@@ -46,14 +46,14 @@ def change(folder: Path, name: str, **values: Any) -> None:
     ({"shard": "../../a.safetensors"}, "is no .safetensors file"),
     ({"shard": "setup.py"}, "is no .safetensors file"),
     ({"shard": None}, "is no .safetensors file"),
-    ({"shape": [1 << 40, 1 << 40]}, "does not name encoded tensors"),
-    ({"shape": [1 << 62]}, "does not name encoded tensors"),
+    ({"shape": [1 << 40, 1 << 40]}, "is not a list of encoded tensors"),
+    ({"shape": [1 << 62]}, "is not a list of encoded tensors"),
     ({"shape": [1 << 33]}, "far too many values"),
     ({"shape": [1 << 23], "dtype": "F64"}, "far too many values"),
-    ({"shape": "ab"}, "does not name encoded tensors"),
-    ({"dtype": []}, "does not name encoded tensors"),
-    ({"shape": [40, 31]}, "does not hold 'a'"),
-    ({"dtype": "F64"}, "does not hold 'a'"),
+    ({"shape": "ab"}, "is not a list of encoded tensors"),
+    ({"dtype": []}, "is not a list of encoded tensors"),
+    ({"shape": [40, 31]}, "expected 'a' with the shape and dtype"),
+    ({"dtype": "F64"}, "expected 'a' with the shape and dtype"),
 ])  # fmt: skip
 @pytest.mark.parametrize("read", ["decode", "load"])
 def test_what_an_index_must_not_say(
@@ -75,7 +75,7 @@ def test_a_folder_of_constants_takes_no_more_than_its_files_allow(
     zeros = torch.zeros(1 << 14, 1 << 10)
     assert save_tensors({"a": zeros}, folder / "tensors" / "000000.tpz", None) < 50
     change(folder, "a", shape=list(zeros.shape))
-    with pytest.raises(CorruptFileError, match="far too many values: give max_bytes="):
+    with pytest.raises(CorruptFileError, match="far too many values: pass max_bytes="):
         EncodedFiles(folder)
     monkeypatch.setenv("TENSORPRESS_MAX_BYTES", str(1 << 30))
     assert torch.equal(EncodedFiles(folder).read("a"), zeros)

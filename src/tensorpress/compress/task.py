@@ -287,7 +287,7 @@ def _check_batches(batches: Sequence[Batch]) -> None:
     for place, batch in enumerate(batches):
         # Minus infinity is what masks add to scores of attention.
         if any(bool((x.isnan() | x.isposinf()).any()) for x in batch.arguments.tensors):
-            raise InvalidArgumentError(f"batch {place} of the calibration data contains NaN or infinity")
+            raise InvalidArgumentError(f"batch {place} of the calibration data has NaN or infinity")
 
 
 def count_bytes(model: nn.Module) -> int:
