@@ -74,7 +74,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(CorruptFileError, match="is not a calibration file"):
         tp.Calibration.load(tmp_path / "a")
-    with pytest.raises(DataNotFoundError, match="there is no file"):
+    with pytest.raises(DataNotFoundError, match="no file at"):
         tp.Calibration.load(tmp_path / "b")
 
 

@@ -74,7 +74,7 @@ def test_data_that_does_not_fit_is_refused(fails: Fails, tmp_path: Path) -> None
     tokens = np.zeros((4, 5), np.int64)
     np.savez(tmp_path / "tokens.npz", x=tokens, y=np.arange(4))
     words = ("eval", "--model", "small_nets:tokens", "--data", "tokens.npz")
-    assert "must return logits of shape (4, classes), got (4, 5, 24)" in fails(*words)
+    assert "returns (4, 5, 24) for a batch of 4 labels: expected scores" in fails(*words)
 
 
 def test_mistyped_paths_are_told_with_the_nearest_names(fails: Fails, pressed: Path) -> None:

@@ -155,7 +155,7 @@ def test_factors_far_larger_than_their_weight_are_refused(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataNotFoundError, match=r"no\.tpz: no such file"):
+    with pytest.raises(DataNotFoundError, match=r"no \.tpz file at .*no\.tpz"):
         tp.load(tmp_path / "no.tpz")
     with pytest.raises(InvalidArgumentError, match="cannot be written"):
         tp.save(nn.Linear(3, 2), tmp_path / "no" / "a.tpz")

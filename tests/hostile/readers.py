@@ -14,6 +14,7 @@ from torch import nn
 
 import tensorpress as tp
 from tensorpress.calibrate.calibration import Calibration
+from tensorpress.checkpoints.encoded_files import ENCODED, EncodedFiles
 from tensorpress.checkpoints.pressed_files import PressedFiles
 from tensorpress.checkpoints.safetensors_reader import INDEX, WEIGHTS, TensorFiles
 from tensorpress.cli.plan_arguments import parse_overrides
@@ -60,6 +61,9 @@ def text_readers(folder: Path) -> dict[str, Reader]:
     [entry] = (path for path in (folder / "jobs").iterdir() if path.name.startswith("three"))
     config = json.dumps({"model_type": "llama"} | pressed_entries(plan)).encode()
     tp.save_checkpoint(tp.press(model, plan), folder / "pressed")
+    (folder / "dense").mkdir()
+    safetensors.torch.save_file(model.state_dict(), folder / "dense" / WEIGHTS)
+    tp.encode_checkpoint(folder / "dense", folder / "coded", lossless=True)
     sweep = b"recipe: ../r.yaml\nvary:\n  train.epochs: [1, 2]\n"
     lines = b'{"text": "some", "label": "a"}\n{"text": "more", "label": "b"}\n'
     image = b"{size: 28, mean: [0.1], std: [1.5], resize: 32}"
@@ -71,6 +75,10 @@ def text_readers(folder: Path) -> dict[str, Reader]:
 
     def read_jobs(_: Path) -> Any:
         return JobFolder(folder / "jobs", subject).results()
+
+    def read_encoded(path: Path) -> Any:
+        files = EncodedFiles(path.parent)
+        return [files.read(name) for name in files.tensors]
 
     def read_subject(path: Path) -> Any:
         return JobFolder(path.parent, subject)
@@ -94,6 +102,10 @@ def text_readers(folder: Path) -> dict[str, Reader]:
         "origin": place(
             *(b'{"model": "lenet5"}', "json", FILE),
             lambda path: Origin.read(path.parent).trusted_model(path),
+        ),
+        "encoded": place(
+            *((folder / "coded" / ENCODED).read_bytes(), "json", f"coded/{ENCODED}"),
+            read_encoded,
         ),
         "json lines": place(lines, "json lines", "t.jsonl", read_json_lines),
         "override": Reader(
@@ -163,10 +175,6 @@ def binary_readers(folder: Path) -> dict[str, Reader]:
             *("safetensors", "x.safetensors", read_arrays),
         ),
     }
-
-
-def _read_origin(path: Path) -> str | None:
-    return Origin.read(path.parent).trusted_model(path)
 
 
 def _text(data: bytes) -> str:

@@ -26,8 +26,8 @@ def used_up() -> Any:
 
 
 DATA: dict[str, tuple[Callable[[], Any], str]] = {
-    "no batches": (list, "is empty|0 batches"),
-    "used generator": (used_up, "used before|must have a length"),
+    "no batches": (list, "is empty|got 0"),
+    "used generator": (used_up, "is exhausted|must have a length"),
     "empty batch": (lambda: [(X[:0], Y[:0])], "no examples"),
     "integers": (lambda: [(X.long(), Y)], r"not (run|take) .*torch.int64.*dtype"),
     "doubles": (
@@ -36,7 +36,7 @@ DATA: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "other width": (lambda: [(X, Y), (torch.ones(4, 7), Y)], r"not (run|take) .*\(\d, 7\)"),
     "unknown argument": (lambda: [{"foo": X, "labels": Y}], r"not (run|take) .*foo="),
-    "no tensors": (lambda: ["abc"], "a batch is a Tensor .* got str"),
+    "no tensors": (lambda: ["abc"], "a batch must be a Tensor .* got str"),
     "a number": (lambda: 3, "an iterable, not int"),
 }
 

@@ -185,5 +185,5 @@ def test_pressing_in_place_says_where_it_was_interrupted(caplog: pytest.LogCaptu
         if pressed:
             break
     assert 0 < len(pressed) < 3
-    done = f"{len(pressed)} of 3 layers of the model are pressed already, {', '.join(pressed)}"
+    done = f"{len(pressed)} of the 3 layers are already pressed, {', '.join(pressed)}"
     assert done in caplog.text

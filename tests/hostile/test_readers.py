@@ -31,7 +31,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("name", [
     "plan.json", "plan.yaml", "plan of a folder", "config", "scores", "recipe", "sweep", "index",
-    "job", "jobs", "origin", "json lines", "override", "option", "preprocess",
+    "job", "jobs", "origin", "encoded", "json lines", "override", "option", "preprocess",
 ])  # fmt: skip
 def test_readers_of_text_raise_only_our_errors(tmp_path: Path, name: str) -> None:
     readers = text_readers(tmp_path)

@@ -11,10 +11,11 @@ from torch import nn
 
 from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.calibrate.input_moments import Moments, input_moments
-from tensorpress.errors import CorruptFileError, DataNotFoundError
+from tensorpress.errors import CorruptFileError
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.module_tree import unwrap
+from tensorpress.utils.paths import check_file
 
 FORMAT = "tensorpress-calibration 1"
 
@@ -95,6 +96,7 @@ class Calibration:
         CorruptFileError
             If the file is not calibration data, or is damaged.
         """
+        check_file(path)
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -108,8 +110,6 @@ class Calibration:
                         blocks = [file.get_tensor(f"{leader}.{k}") for k in range(layer["blocks"])]
                         by_leader[leader] = Moments(blocks, layer["rows"])
                     moments[name] = by_leader[leader]
-        except FileNotFoundError:
-            raise DataNotFoundError(f"there is no file {os.fspath(path)}") from None
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CorruptFileError(
                 f"{os.fspath(path)} is not a calibration file, or is damaged: {error}"

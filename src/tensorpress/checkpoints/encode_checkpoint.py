@@ -5,22 +5,25 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from tensorpress.checkpoints import save
 from tensorpress.checkpoints.encoded_files import ENCODED, TENSORS, EncodedFiles, write_encoded
 from tensorpress.checkpoints.other_files import copy_others
-from tensorpress.checkpoints.safetensors_reader import TensorFiles
+from tensorpress.checkpoints.safetensors_reader import WEIGHTS, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import open_shard_writer, write_index
 from tensorpress.codec.state_dict import save_tensors
 from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.hugging_face.pressed_config import PLAN
 from tensorpress.quantize.common_step import CommonStep, find_common_step
-from tensorpress.utils.atomic_files import make_folder, remove_leftovers
+from tensorpress.utils.atomic_files import make_folder, real_path, remove_leftovers
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.jobs import JobFolder
+from tensorpress.utils.paths import exists
 
 JOBS = ".encode"
 """The folder inside the output from which an interrupted call continues."""
@@ -85,7 +88,7 @@ def encode_checkpoint(
     """
     if (bits is None) == (not lossless):
         raise InvalidArgumentError("pass either bits or lossless")
-    if bits is not None and not bits > 0:
+    if bits is not None and not 0 < bits < inf:
         raise InvalidArgumentError(f"bits must be positive, got {bits}")
     files, folder = TensorFiles(source), Path(out)
     _check_folder(files.folder, folder)
@@ -96,7 +99,7 @@ def encode_checkpoint(
     if bits is not None:
         searches = JobFolder(folder / JOBS / "step", subject)
         result = searches.run({"step": (files, bits)}, _find_step, title="finding the step")
-        step = CommonStep(**result["step"])
+        step = _read_step(result["step"], folder)
     jobs = JobFolder(folder / JOBS / TENSORS, subject)
     paths = {name: folder / TENSORS / f"{i:06d}.tpz" for i, name in enumerate(files.tensors)}
     work = {name: (files, name, str(paths[name]), step) for name in files.tensors}
@@ -153,7 +156,7 @@ def decode_checkpoint(folder: str | os.PathLike[str], out: str | os.PathLike[str
             with open_shard_writer(temporary / file, tensors, finite=False) as shard:
                 for name in tensors:
                     shard.write(name, files.read(name))
-        if len(shards) > 1:
+        if list(shards) != [WEIGHTS]:
             write_index(temporary, shards)
         copy_others(files.folder, temporary)
         (temporary / ENCODED).unlink()
@@ -162,12 +165,21 @@ def decode_checkpoint(folder: str | os.PathLike[str], out: str | os.PathLike[str
 
 
 def _check_folder(source: Path, out: Path) -> None:
-    if out.resolve().is_relative_to(source.resolve()):
+    if real_path(out).is_relative_to(real_path(source)):
         raise InvalidArgumentError(f"{out} is inside {source}: choose another output folder")
-    if out.exists() and not out.is_dir():
+    if exists(out) and not out.is_dir():
         raise InvalidArgumentError(f"{out} is not a folder")
-    if out.exists() and any(out.iterdir()) and not (out / JOBS).exists():
+    if exists(out) and any(out.iterdir()) and not (out / JOBS).exists():
         raise InvalidArgumentError(f"{out} has other files: choose a new or empty folder")
+
+
+def _read_step(result: Any, folder: Path) -> CommonStep:
+    try:
+        return CommonStep(float(result["base"]), float(result["price"]))
+    except (TypeError, ValueError, KeyError):
+        raise CorruptFileError(
+            f"{folder / JOBS} is damaged: delete {folder} and encode again"
+        ) from None
 
 
 def _find_step(files: TensorFiles, bits: float) -> dict[str, float]:

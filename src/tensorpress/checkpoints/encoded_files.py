@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ from torch import Tensor
 
 from tensorpress.checkpoints.safetensors_reader import DTYPES, StoredTensor, TensorFiles
 from tensorpress.checkpoints.safetensors_writer import CODES
+from tensorpress.codec.container import name_file_in_errors
+from tensorpress.codec.read_budget import ReadBudget
 from tensorpress.codec.state_dict import load_tensors
 from tensorpress.errors import CorruptFileError, DataNotFoundError
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json
+from tensorpress.utils.paths import is_file, read_file
 
 ENCODED = "encoded.json"
 """The file that lists the tensors of an encoded folder; it is written last."""
+
+SHARD = ".safetensors"
 
 TENSORS = "tensors"
 """The subfolder with a ``.tpz`` file for each tensor."""
@@ -42,22 +48,31 @@ class EncodedFiles(TensorFiles):
     DataNotFoundError
         If the folder or its ``encoded.json`` is missing.
     CorruptFileError
-        If ``encoded.json`` is damaged.
+        If ``encoded.json`` is damaged, or says that files hold far more than their sizes allow,
+        which are limited as those of single files are.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         path = self.folder / ENCODED
-        if not path.is_file():
+        if not is_file(path):
             raise DataNotFoundError(
                 f"{folder} has no {ENCODED}: expected a folder that tensorpress encode completed"
             )
         try:
-            rows = parse_json(path.read_bytes())["tensors"]
+            rows = parse_json(read_file(path))["tensors"]
             self.tensors = {name: _stored(row) for name, row in rows.items()}
-            self.shards = {name: _file_name(row["shard"]) for name, row in rows.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            self.shards = {key: _file_name(row["shard"], SHARD) for key, row in rows.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CorruptFileError(f"{path} is not a list of encoded tensors: {error!r}") from None
+        files = {self.folder / stored.file for stored in self.tensors.values()}
+        if len(files) < len(self.tensors):
+            raise CorruptFileError(f"{path} has two tensors in one file")
+        budget = ReadBudget(sum(file.stat().st_size for file in files if is_file(file)))
+        self._limit = budget.limit
+        with name_file_in_errors(path):
+            budget.work(sum(prod(stored.shape) for stored in self.tensors.values()))
+            budget.take(sum(stored.bytes for stored in self.tensors.values()))
 
     def read(self, name: str) -> Tensor:
         """Decode a tensor.
@@ -70,7 +85,8 @@ class EncodedFiles(TensorFiles):
         stored = self.tensors[name]
         path = self.folder / stored.file
         # Memory for a tensor of the listed size, its symbols and the decoder.
-        values = load_tensors(path, max_bytes=_FREE_BYTES + _COPIES * stored.bytes).get(name)
+        most = min(self._limit, _FREE_BYTES + _COPIES * stored.bytes)
+        values = load_tensors(path, max_bytes=most).get(name)
         if values is None or (values.shape, values.dtype) != (stored.shape, stored.dtype):
             raise CorruptFileError(
                 f"{path}: expected {name!r} with the shape and dtype that {ENCODED} lists"
@@ -101,10 +117,14 @@ def _stored(row: Any) -> StoredTensor:
     shape = tuple(row["shape"])
     if any(type(size) is not int or size < 0 for size in shape):
         raise ValueError(f"{shape} is no shape")
-    return StoredTensor(f"{TENSORS}/{_file_name(row['file'])}", shape, DTYPES[row["dtype"]])
+    stored = StoredTensor(
+        f"{TENSORS}/{_file_name(row['file'], '.tpz')}", shape, DTYPES[row["dtype"]]
+    )
+    stored.empty()  # torch cannot have any shape
+    return stored
 
 
-def _file_name(name: Any) -> str:
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ValueError(f"{name!r} is no file of the folder")
+def _file_name(name: Any, suffix: str) -> str:
+    if not isinstance(name, str) or Path(name).name != name or Path(name).suffix != suffix:
+        raise ValueError(f"{name!r} is no {suffix} file of the folder")
     return name

@@ -23,6 +23,7 @@ from tensorpress.models.torchvision import torchvision_models
 from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.pressed_layer import check_read
 from tensorpress.utils.formatting import format_names
+from tensorpress.utils.paths import is_file
 
 
 def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -65,7 +66,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module | None = No
     >>> load_checkpoint(folder, net)[0].ranks
     (4,)
     """
-    encoded = (Path(folder) / ENCODED).is_file()
+    encoded = is_file(Path(folder, ENCODED))
     files = EncodedFiles(folder) if encoded else TensorFiles(folder)
     plan = read_plan(files.folder)
     if plan is None and not encoded:

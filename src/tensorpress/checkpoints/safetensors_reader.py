@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 from tensorpress.utils.config_parsing import parse_json
-from tensorpress.utils.paths import is_file
+from tensorpress.utils.paths import is_file, is_folder, read_file
 
 WEIGHTS = "model.safetensors"
 """The weight file of a model without shards."""
@@ -75,7 +75,7 @@ class TensorFiles:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
+        if not is_folder(self.folder):
             raise DataNotFoundError(f"{self.folder} is not a folder")
         index = self.folder / INDEX
         places = _read_index(index) if index.is_file() else {}
@@ -149,7 +149,7 @@ def _open_file(path: Path) -> Iterator[Any]:
 def _read_index(path: Path) -> dict[str, str]:
     """Return the file of each tensor."""
     try:
-        places = parse_json(path.read_bytes())["weight_map"]
+        places = parse_json(read_file(path))["weight_map"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CorruptFileError(f"{path} is not an index of shards: {error!r}") from None
     if not isinstance(places, dict) or not places:

@@ -1,7 +1,6 @@
 """Saving of a pressed model as a folder."""
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.hugging_face.pressed_config import PLAN, mark_config
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
+from tensorpress.utils.atomic_files import real_path, remove_leftovers, temporary_path
 
 SHARD_BYTES = 5 * 10**9
 """Largest size of a weight file; larger models are divided into shards."""
@@ -120,16 +120,21 @@ def _write_config(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def create_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to ``folder`` at the end of the block."""
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    """Yield a temporary folder that is renamed to ``folder`` at the end of the block.
+
+    A killed process leaves it, and the next one that makes the same folder removes it.
+    """
+    target = real_path(folder)
+    temporary = temporary_path(target)
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        remove_leftovers(target)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InvalidArgumentError(f"{folder} already exists: choose a new or empty folder")
         temporary.mkdir(parents=True)
         yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
     except OSError as error:
         reason = error.strerror or error
         raise InvalidArgumentError(f"{folder} cannot be written: {reason}") from error

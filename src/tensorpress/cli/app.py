@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from typer.core import TyperCommand
 from tensorpress import __version__
 from tensorpress.cli.output import print_error, print_json, print_line
 from tensorpress.codec.read_budget import MAX_BYTES
-from tensorpress.errors import BudgetMetError, TensorPressError
+from tensorpress.errors import BudgetMetError, InvalidArgumentError, TensorPressError
 from tensorpress.utils.progress import SHOW_PROGRESS
 
 INTERRUPTED = 130
@@ -49,6 +50,10 @@ class LazyCommand(TyperCommand):
         """Return the context of the command in its module, with its parameters."""
         place, _ = COMMANDS[self.name or ""]
         module, name = place.split(":")
+        if "" in args:
+            raise InvalidArgumentError(
+                "a word of the command is empty, as a variable of the shell that is not set"
+            )
         single = typer.Typer(add_completion=False)
         function = getattr(import_module(f"tensorpress.cli.{module}"), name)
         single.command(self.name)(_explain_interrupt(function, self.name in RESUMABLE))
@@ -123,6 +128,9 @@ def set_up(
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BudgetMetError as error:
@@ -134,4 +142,9 @@ def main() -> None:
         if logging.getLogger("tensorpress").isEnabledFor(logging.DEBUG):
             raise
         print_error(str(error))
+        sys.exit(1)
+    except OSError as error:  # of the operating system on a path that no reader has explained
+        if logging.getLogger("tensorpress").isEnabledFor(logging.DEBUG) or not error.filename:
+            raise
+        print_error(f"{error.filename}: {error.strerror}")
         sys.exit(1)

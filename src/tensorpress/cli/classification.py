@@ -78,8 +78,13 @@ def _check_classes(logits: Tensor, labels: Tensor, before: int) -> None:
         )
     if logits.ndim != 2 or len(logits) != len(labels):
         raise InvalidArgumentError(
-            f"the model must return logits of shape ({len(labels)}, classes), got "
-            f"{tuple(logits.shape)}"
+            f"the model returns {tuple(logits.shape)} for a batch of {len(labels)} labels: "
+            f"expected scores of shape ({len(labels)}, classes)"
+        )
+    undefined = logits.isnan().any(1).nonzero()
+    if len(undefined):
+        raise InvalidArgumentError(
+            f"the model's scores of example {before + int(undefined[0]) + 1} are NaN"
         )
     missing = (labels == NO_LABEL).nonzero()
     if len(missing):

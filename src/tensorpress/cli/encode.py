@@ -13,7 +13,7 @@ from rich.table import Table
 import tensorpress as tp
 from tensorpress.cli.options import Data, Json, Model, Preprocess, Processes, Root, WeightFile
 from tensorpress.cli.output import print_json, print_line, print_table
-from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.report import formatting
 from tensorpress.utils.formatting import format_shape
 
@@ -71,6 +71,7 @@ def encode_command(
     from tensorpress.cli.model_source import load_source
     from tensorpress.data.sources import short_name
     from tensorpress.models.zoo import NETWORKS
+    from tensorpress.models.zoo.weights import read_weights
 
     if source is not None and source.is_dir() and out is not None and out.suffix != ".tpz":
         others = (target_error, size, data, model, weights)
@@ -92,7 +93,7 @@ def encode_command(
             )
         if data is not None:
             raise InvalidArgumentError(f"--data needs a model: give --model and --weights {source}")
-        content = _load_tensors(source)
+        content = read_weights(source)
     else:
         loaded = load_source(source, model, weights)
         content = loaded.model
@@ -173,20 +174,10 @@ def parse_size(text: str) -> int:
     >>> [parse_size(text) for text in ("1500", "200kB", "1.5 MiB")]
     [1500, 200000, 1572864]
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     if match is None or match[2].lower() not in _UNIT_BYTES:
         raise InvalidArgumentError(f"--size {text!r} is no size: give bytes, 200kB or 1.5MiB")
     return int(float(match[1]) * _UNIT_BYTES[match[2].lower()])
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CorruptFileError(f"{path} is not a complete safetensors file: {error}") from error
 
 
 def _default_path(source: Path | None, model: str | None) -> Path:

@@ -78,7 +78,12 @@ def eval_command(
     if data is not None and _is_text(loaded, Path(data)):
         eval_text(loaded, Path(data), TextOptions(window, windows, dtype, device), as_json)
         return
-    data = data or _known_data(loaded, root)
+    if TextOptions(window, windows, dtype, device) != TextOptions():
+        raise InvalidArgumentError(
+            "--window, --windows, --dtype and --device are for a language model on a text: give "
+            "--data FILE.txt"
+        )
+    data = _known_data(loaded, root) if data is None else data
     example = loaded.inputs(inputs)
     if example is not None:
         check_inputs(loaded.model, example)
@@ -108,7 +113,7 @@ def _eval_zoo_file(
     as_json: bool,
 ) -> None:
     """Print the error of a file of a network of the zoo, on the data that it is for."""
-    data = data or _default_data(file, loaded)
+    data = _default_data(file, loaded) if data is None else data
     metrics = _measure_error(loaded, data, root, preprocess)
     size = file.stat().st_size
     if as_json:

@@ -10,6 +10,7 @@ from tensorpress.cli.output import print_json, print_table
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError
 from tensorpress.report import formatting
 from tensorpress.report.tables import plain_table
+from tensorpress.utils.paths import read_text_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,10 +43,10 @@ class TextOptions:
         The device.
     """
 
-    window: int | None
-    windows: int | None
-    dtype: DType
-    device: str
+    window: int | None = None
+    windows: int | None = None
+    dtype: DType = "auto"
+    device: str = "cpu"
 
 
 def eval_text(loaded: LoadedModel, file: Path, options: TextOptions, as_json: bool) -> None:
@@ -70,7 +71,10 @@ def measure_text(loaded: LoadedModel, file: Path, options: TextOptions) -> dict[
     model: Any = loaded.model
     tokens = _tokenize(loaded, file)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    model = model.to(device=torch.device(options.device), dtype=dtype)
+    try:
+        model = model.to(device=torch.device(options.device), dtype=dtype)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or no such device
+        raise InvalidArgumentError(f"--device {options.device}: {error}") from error
     result = perplexity(model, tokens, window=options.window, windows=options.windows)
     context = longest_context(model)
     written = min(WRITTEN, context // 2)
@@ -117,10 +121,7 @@ def _tokenize(loaded: LoadedModel, file: Path) -> Tensor:
             f"{loaded.label} is no causal language model of transformers, whose perplexity on a "
             "text could be measured"
         )
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataNotFoundError(f"{file} cannot be read as text: {error}") from None
+    text = read_text_file(file)
     try:
         tokenizer = transformers_library().AutoTokenizer.from_pretrained(name.name)
     except Exception as error:  # of half a dozen libraries below

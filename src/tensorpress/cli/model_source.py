@@ -25,7 +25,7 @@ from tensorpress.hugging_face.pressed_config import read_plan
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
 from tensorpress.models.origin import Origin
 from tensorpress.utils.module_tree import parameter_name
-from tensorpress.utils.near_paths import did_you_mean
+from tensorpress.utils.paths import did_you_mean, exists, is_folder
 
 logger = logging.getLogger("tensorpress.cli")
 
@@ -191,7 +191,7 @@ def model_place(source: Path) -> Path:
     DataNotFoundError
         If the path does not exist; the message has the nearest names.
     """
-    if not source.exists():
+    if not exists(source):
         raise DataNotFoundError(f"{source}: no such file or folder{did_you_mean(source)}")
     file = source / MODEL_FILE
     return file if file.is_file() and read_plan(source) is None else source
@@ -265,12 +265,16 @@ def _model_name(name: str) -> str:
     DataNotFoundError
         If it looks like the path of a folder, and there is none.
     """
-    if Path(name).is_dir():
+    if is_folder(name):
         return f"hf:{name}"
     path = name.removeprefix("hf:")
     is_path = path.startswith((".", os.sep, "~")) or (os.sep in name and ":" not in name)
-    if is_path and not Path(path).is_dir():
-        raise DataNotFoundError(f"no folder {path}{did_you_mean(path)}")
+    if is_path and not is_folder(path):
+        raise DataNotFoundError(
+            f"{path} is a file: expected the folder of a model"
+            if exists(path)
+            else f"no folder {path}{did_you_mean(path)}"
+        )
     return name
 
 

@@ -60,7 +60,10 @@ Preprocess = Annotated[
 ]
 
 Processes = Annotated[
-    int, typer.Option(help="Processes that work at the same time, with one thread each.", min=1)
+    int,
+    typer.Option(
+        help="Processes that work at the same time, with one thread each.", min=1, max=4096
+    ),
 ]
 Cluster = Annotated[
     str | None,

@@ -10,11 +10,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from tensorpress.codec.bit_io import BitReader, BitWriter
-from tensorpress.errors import CorruptFileError, DataNotFoundError
+from tensorpress.errors import CorruptFileError
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.paths import read_file
 
 MAGIC = b"TPZ"
 VERSION = 2
@@ -89,13 +89,7 @@ def read(path: str | os.PathLike[str]) -> Container:
     CorruptFileError
         If the file is not a `.tpz` file, has another version, or was truncated or altered.
     """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise DataNotFoundError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise DataNotFoundError(f"{os.fspath(path)!r} cannot be read: {reason}") from error
+    data = read_file(path, ".tpz file")
     with name_file_in_errors(path):
         return _parse(data)
 

@@ -17,6 +17,8 @@ MAX_MEMORY = 1 << 62
 ROW_BYTES = 1 << 10
 """Fixed memory per tensor: its row in the header and its Python objects."""
 
+_TRUST = "pass max_bytes= (--max-bytes in the shell) if you trust the file"
+
 
 class ReadBudget:
     """A budget from which every allocation of a size set by a file is taken in advance.
@@ -31,6 +33,11 @@ class ReadBudget:
         Bytes of a model into which the file is read. Reading may take four times as many in
         addition, and any time.
 
+    Attributes
+    ----------
+    limit : int
+        The bytes that reading may take in all.
+
     Examples
     --------
     >>> budget = ReadBudget(100)
@@ -38,15 +45,15 @@ class ReadBudget:
     >>> budget.take(60 << 20)
     Traceback (most recent call last):
     tensorpress.errors.CorruptFileError: its 100 bytes would take more than 67,115,264 in memory: \
-pass max_bytes= if you trust the file
+pass max_bytes= (--max-bytes in the shell) if you trust the file
     """
 
     def __init__(self, size: int, max_bytes: int | None = None, model_bytes: int = 0) -> None:
         max_bytes = _max_bytes_everywhere() if max_bytes is None else max_bytes
-        default = _FREE_BYTES + _BYTES_PER_BYTE * size
         self._size = size
-        self._limit = (default if max_bytes is None else max_bytes) + _PER_MODEL_BYTE * model_bytes
-        self._bytes = self._limit
+        self.limit = _FREE_BYTES + _BYTES_PER_BYTE * size if max_bytes is None else max_bytes
+        self.limit += _PER_MODEL_BYTE * model_bytes
+        self._bytes = self.limit
         bounded = max_bytes is None and not model_bytes
         self._symbols = _FREE_SYMBOLS + _SYMBOLS_PER_BYTE * size if bounded else None
 
@@ -61,8 +68,7 @@ pass max_bytes= if you trust the file
         self._bytes -= count
         if self._bytes < passing:
             raise CorruptFileError(
-                f"its {self._size:,} bytes would take more than {self._limit:,} in memory: pass "
-                "max_bytes= if you trust the file"
+                f"its {self._size:,} bytes would take more than {self.limit:,} in memory: {_TRUST}"
             )
 
     def give_back(self, count: int) -> None:
@@ -82,8 +88,7 @@ pass max_bytes= if you trust the file
         self._symbols -= symbols
         if self._symbols < 0:
             raise CorruptFileError(
-                f"its {self._size:,} bytes claim to contain far too many values: pass max_bytes= "
-                "if you trust the file"
+                f"its {self._size:,} bytes claim to contain far too many values: {_TRUST}"
             )
 
 

@@ -285,8 +285,9 @@ def _check_weights(model: nn.Module) -> None:
 
 def _check_batches(batches: Sequence[Batch]) -> None:
     for place, batch in enumerate(batches):
-        if any(bool(x.isnan().any()) for x in batch.arguments.tensors):
-            raise InvalidArgumentError(f"batch {place} of the calibration data contains NaN")
+        # Minus infinity is what masks add to scores of attention.
+        if any(bool((x.isnan() | x.isposinf()).any()) for x in batch.arguments.tensors):
+            raise InvalidArgumentError(f"batch {place} of the calibration data has NaN or infinity")
 
 
 def count_bytes(model: nn.Module) -> int:

@@ -80,9 +80,12 @@ def _load(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         content = np.load(path, allow_pickle=False)
         arrays = {"inputs": content} if isinstance(content, np.ndarray) else dict(content)
-        return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
+        native = {name: x.astype(x.dtype.newbyteorder("="), "C") for name, x in arrays.items()}
+        return {name: torch.from_numpy(x) for name, x in native.items()}
     except Exception as error:  # the parsers raise errors of any class on damaged bytes
-        raise CorruptFileError(f"{path} cannot be read as arrays of numbers: {error}") from error
+        # NumPy takes for a pickle what is neither .npy nor .npz, and says how to run its code.
+        reason = "it is no such file, or holds objects" if "pickle" in str(error) else error
+        raise CorruptFileError(f"{path} cannot be read as arrays of numbers: {reason}") from error
 
 
 def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:

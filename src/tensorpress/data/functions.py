@@ -1,6 +1,5 @@
 """Data that a function of any importable module returns."""
 
-import traceback
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
@@ -10,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tensorpress.data.images import ImageSet, Splits
 from tensorpress.data.saved_datasets import source_of_dataset
-from tensorpress.data.source import Batches, Example, Examples, Part, Source
-from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.data.source import Batches, Example, Examples, Part, Source, name_errors
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.models.factory import import_function
 from tensorpress.models.names import parse_name
 from tensorpress.models.torchvision import mend_torchvision
@@ -29,14 +28,16 @@ class DatasetExamples:
     What is no class, such as the target of a regression, is left out.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, name: str, dataset: Any) -> None:
+        self._name, self._dataset = name, dataset
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        with name_errors(self._name):
+            return len(self._dataset)
 
     def __getitem__(self, index: int, /) -> Example:
-        example = self._dataset[index]
+        with name_errors(self._name):
+            example = self._dataset[index]
         if isinstance(example, tuple | list) and len(example) == 2:
             content, label = example
             if isinstance(label, Tensor) and not label.ndim and not label.is_floating_point():
@@ -66,16 +67,8 @@ def read_function(text: str) -> Source:
     if parsed.origin.startswith("torchvision"):
         mend_torchvision()
     function = import_function(parsed.origin, parsed.name)
-    try:
+    with name_errors(text):
         data = function(**parsed.options)
-    except TensorPressError:
-        raise
-    except Exception as error:
-        _, *inside = traceback.extract_tb(error.__traceback__)
-        place = f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""
-        raise InvalidArgumentError(
-            f"{text} fails: {type(error).__name__}: {error}{place}"
-        ) from error
     if isinstance(data, Splits):
         return Source(text, data.test, data.train)
     if _is_hugging_face(data):
@@ -93,10 +86,10 @@ def _part(text: str, data: object) -> Part:
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, IterableDataset):
-        return Batches(DataLoader(data, batch_size=_BATCH))
+        return Batches(DataLoader(data, batch_size=_BATCH), text)
     if isinstance(data, Dataset):
-        examples: Examples = DatasetExamples(data)
+        examples: Examples = DatasetExamples(text, data)
         return examples
     if isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return Batches(data)
+        return Batches(data, text)
     raise InvalidArgumentError(f"{text} returns {type(data).__name__}: expected {FORMS}")

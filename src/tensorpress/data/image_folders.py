@@ -9,8 +9,10 @@ from tensorpress.data.source import TEST, TRAIN, Example, Part, Source
 from tensorpress.errors import CorruptFileError, DataNotFoundError
 from tensorpress.models.optional_imports import require
 from tensorpress.models.torchvision import mend_torchvision
+from tensorpress.utils.paths import check_file
 
 PURPOSE = "a folder of images"
+_DIGITS = 18  # of a number in 64 bits
 
 
 def read_image_folder(folder: Path) -> Source:
@@ -54,7 +56,7 @@ def _read_classes(torchvision: Any, folder: Path) -> tuple[Part, tuple[str, ...]
         raise DataNotFoundError(
             f"{folder} holds no images: expected a folder of images for each class"
         )
-    if all(name.isdecimal() for name in images.classes):
+    if all(name.isdecimal() and len(name) <= _DIGITS for name in images.classes):
         images.target_transform = [int(name) for name in images.classes].__getitem__
         return images, ()
     return images, tuple(images.classes)
@@ -76,7 +78,7 @@ class _Loader:
 
     def __call__(self, path: str) -> Any:
         try:
-            return self.load(path)
+            return self.load(str(check_file(path)))
         except Exception as error:  # of Pillow, of many classes
             raise CorruptFileError(f"{path} cannot be read as an image: {error}") from error
 

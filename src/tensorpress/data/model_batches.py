@@ -114,7 +114,12 @@ def model_batches(
             "source.divide() returns a part to fit to and one to test"
         )
     if isinstance(part, Batches):
-        return ModelBatches(_first_batches(part, sample), _AS_IT_IS)
+        batches = _first_batches(part, sample)
+        if batches == []:
+            raise InvalidArgumentError(
+                f"{source.name} has no batches, or is an iterator that was used before"
+            )
+        return ModelBatches(batches, _AS_IT_IS)
     if not len(part):
         raise InvalidArgumentError(f"{source.name} has no examples")
     content, label = part[0]

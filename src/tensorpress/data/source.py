@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
-from tensorpress.errors import InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.utils.formatting import format_failure
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val", "eval", "dev")
@@ -38,12 +40,16 @@ class Batches:
     ----------
     batches : iterable
         Of Tensor, of pairs (inputs, labels) or of mappings of arguments by name.
+    name : str
+        The name of the function that they come from, for messages.
     """
 
     batches: Iterable[Any]
+    name: str = "the data"
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
+        with name_errors(self.name):
+            yield from self.batches
 
 
 Part = Examples | Batches
@@ -131,6 +137,23 @@ class Selection:
 
     def __getitem__(self, index: int, /) -> Example:
         return self.examples[self.indices[index]]
+
+
+@contextmanager
+def name_errors(name: str) -> Iterator[None]:
+    """Say for any error of somebody's code which data it fails to return, and where.
+
+    Raises
+    ------
+    InvalidArgumentError
+        In place of what the block raises, unless that is an error of ours.
+    """
+    try:
+        yield
+    except TensorPressError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InvalidArgumentError(f"{name} fails: {format_failure(error)}") from error
 
 
 def shuffle(count: int) -> list[int]:

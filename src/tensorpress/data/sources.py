@@ -17,8 +17,7 @@ from tensorpress.data.source import Source
 from tensorpress.data.svhn import has_svhn, read_svhn
 from tensorpress.data.texts import read_json_lines, read_text
 from tensorpress.errors import DataNotFoundError, InvalidArgumentError, unknown_name
-from tensorpress.utils.near_paths import did_you_mean
-from tensorpress.utils.paths import exists
+from tensorpress.utils.paths import check_file, did_you_mean, exists
 
 FILES: dict[str, Callable[[Path], Source]] = {
     ".npy": read_arrays,
@@ -120,7 +119,7 @@ def _read_path(path: Path) -> Source:
         raise InvalidArgumentError(
             f"{path} is no file of data: expected one that ends in {', '.join(FILES)}"
         )
-    return reader(path)
+    return reader(check_file(path))
 
 
 def _read_folder(folder: Path) -> Source:

@@ -7,6 +7,7 @@ from typing import Any
 from tensorpress.data.source import Source
 from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 from tensorpress.utils.config_parsing import parse_json
+from tensorpress.utils.paths import read_text_file
 
 TEXT = ("text", "sentence", "content")
 """The names of texts in JSON lines and of columns."""
@@ -25,7 +26,7 @@ def read_text(path: Path) -> Source:
     CorruptFileError
         If it is not UTF-8.
     """
-    lines = [(line, None) for line in _read(path).splitlines(keepends=True)]
+    lines = [(line, None) for line in read_text_file(path).splitlines(keepends=True)]
     if not lines:
         raise DataNotFoundError(f"{path} holds no text")
     return Source(str(path), lines)
@@ -71,7 +72,7 @@ def read_json_lines(path: Path) -> Source:
 def _json_objects(path: Path) -> dict[str, dict[str, Any]]:
     """Return the objects of a file, by the text that names their lines."""
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(read_text_file(path).splitlines(), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
@@ -113,10 +114,3 @@ def text_key(source: str, names: list[str]) -> str:
             )
         [key] = names
     return key
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CorruptFileError(f"{path} is not UTF-8 text: {error}") from error

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor, nn
 
 from tensorpress.data.images import ImageSet
@@ -22,7 +22,7 @@ EXAMPLE = "size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
 """Options for images, as they are written."""
 
 Side = Annotated[int, Field(ge=1, le=1 << 14)]
-Channels = Annotated[tuple[float, ...], Field(min_length=1)]
+Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
 
 
 class ImageOptions(BaseModel):

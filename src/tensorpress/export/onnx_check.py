@@ -1,17 +1,17 @@
 """The comparison of an ONNX file with the model from which it was written."""
 
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError, first_line
+from tensorpress.errors import CorruptFileError, ModelMismatchError, first_line
 from tensorpress.export.dynamic_shapes import bind_arguments
 from tensorpress.export.onnx import import_extra, run_on_inputs
 from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.utils.module_tree import unwrap
+from tensorpress.utils.paths import check_file
 
 
 def check_onnx(
@@ -58,8 +58,7 @@ def check_onnx(
     model = unwrap(model)
     inputs = bind_arguments(model, ModelInputs.parse(example_inputs))
     tensors = inputs.tensors
-    if not Path(path).is_file():
-        raise DataNotFoundError(f"there is no file {path}")
+    check_file(path, "ONNX file")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     try:

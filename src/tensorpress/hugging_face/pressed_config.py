@@ -8,6 +8,7 @@ from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.planning.plan import Plan
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json
+from tensorpress.utils.paths import read_file
 
 PLAN = "plan.json"
 """The file of a pressed folder that has its plan."""
@@ -77,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_file(path))
     except InvalidArgumentError as error:
         raise CorruptFileError(f"{path} {error}") from None
     return content if isinstance(content, dict) else {}

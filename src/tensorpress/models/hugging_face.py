@@ -18,7 +18,7 @@ from tensorpress.models.optional_imports import build_module, require
 from tensorpress.models.torchvision import mend_torchvision
 from tensorpress.models.weights import PICKLED, refuse_pickle
 from tensorpress.utils.formatting import format_names
-from tensorpress.utils.near_paths import did_you_mean
+from tensorpress.utils.paths import did_you_mean
 
 _SECONDS = 5.0  # to wait for the hub's first answer
 

@@ -42,7 +42,7 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
     Raises
     ------
     InvalidArgumentError
-        If the text has another form.
+        If the text has another form, or the input does not fit into memory.
 
     Examples
     --------
@@ -57,7 +57,10 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
         )
     if dtype and dtype not in _DTYPES:
         raise unknown_name("type of an input", dtype, _DTYPES)
-    return _example(tuple(map(int, sizes.split("x"))), _DTYPES[dtype or "float32"], model)
+    try:
+        return _example(tuple(map(int, sizes.split("x"))), _DTYPES[dtype or "float32"], model)
+    except (RuntimeError, TypeError, ValueError) as error:  # of torch: no memory, or no number
+        raise InvalidArgumentError(f"an input {sizes[:80]} is too large") from error
 
 
 def default_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...] | None:

@@ -15,7 +15,7 @@ from tensorpress.models.timm import build_timm
 from tensorpress.models.torchvision import build_torchvision
 from tensorpress.models.weights import load_weights
 from tensorpress.models.zoo import NETWORKS
-from tensorpress.utils.near_paths import did_you_mean
+from tensorpress.utils.paths import did_you_mean
 
 
 def load_model(

@@ -1,6 +1,5 @@
 """Imports of optional packages, and calls of functions from other packages."""
 
-import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -9,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tensorpress.errors import InvalidArgumentError, TensorPressError
+from tensorpress.utils.formatting import format_failure
 
 
 def require(module: str, purpose: str) -> Any:
@@ -67,11 +67,7 @@ def build_module(what: str, build: Callable[..., object], options: Mapping[str, 
     try:
         model = build(**options)
     except Exception as error:
-        _, *inside = traceback.extract_tb(error.__traceback__)
-        place = f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""
-        raise InvalidArgumentError(
-            f"{what} cannot be built: {type(error).__name__}: {error}{place}"
-        ) from error
+        raise InvalidArgumentError(f"{what} cannot be built: {format_failure(error)}") from error
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"{what} returns {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -8,6 +8,7 @@ from tensorpress.errors import ModelMismatchError, TensorPressError
 from tensorpress.models.names import parse_name
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json
+from tensorpress.utils.paths import read_file
 
 FILE = "origin.json"
 """The file of a folder that holds its origin."""
@@ -48,8 +49,8 @@ class Origin:
     def read(folder: Path) -> "Origin":
         """Read the origin of a folder, which is not trusted; it is empty where there is none."""
         try:
-            content = parse_json((folder / FILE).read_bytes())
-        except (OSError, TensorPressError):
+            content = parse_json(read_file(folder / FILE))
+        except TensorPressError:
             return Origin()
         keys = Origin.__dataclass_fields__
         texts = content.items() if isinstance(content, dict) else ()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from tensorpress.errors import (
     CorruptFileError,
-    DataNotFoundError,
     InvalidArgumentError,
     ModelMismatchError,
 )
 from tensorpress.models.zoo.weights import fill_model, read_weights
 from tensorpress.utils.formatting import format_names
+from tensorpress.utils.paths import check_file
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 """Suffixes of files that torch reads with pickle."""
@@ -67,8 +67,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     CorruptFileError
         If the file is damaged, or holds something else than tensors by name.
     """
-    if not path.is_file():
-        raise DataNotFoundError(f"no weight file at {path}")
+    check_file(path, "weight file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -77,7 +76,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "in it. Convert it where you trust it: save the state dict alone"
         ) from None
     except Exception as error:  # of the zip archive or of pickle, of any kind
-        raise CorruptFileError(f"{path} is not a complete file of torch.save: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise CorruptFileError(f"{path} is not a complete file of torch.save: {reason}") from error
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

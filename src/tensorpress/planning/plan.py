@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tensorpress.errors import DataNotFoundError, InvalidArgumentError
+from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure.runtimes import Runtime
 from tensorpress.planning.plan_file import FORMAT, PlanFile, layer_to_dict
 from tensorpress.planning.plan_table import VECTOR, Sums, format_unpressed, layer_table
@@ -19,6 +19,7 @@ from tensorpress.schemes.reshape_modes import Shape
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json, parse_yaml, validate
 from tensorpress.utils.formatting import format_shape
+from tensorpress.utils.paths import read_file
 
 
 @dataclass(frozen=True)
@@ -208,14 +209,12 @@ class Plan:
         InvalidArgumentError
             If the file is not a valid plan; the message names the file and the key.
         """
-        file = Path(path)
-        if not file.is_file():
-            raise DataNotFoundError(f"no plan at {file}")
+        content = read_file(path, "plan")
         try:
-            parse = parse_json if file.suffix == ".json" else parse_yaml
-            return Plan.from_dict(parse(file.read_bytes()))
-        except (ValueError, OSError) as error:
-            raise InvalidArgumentError(f"{file}: {error}") from None
+            parse = parse_json if Path(path).suffix == ".json" else parse_yaml
+            return Plan.from_dict(parse(content))
+        except ValueError as error:
+            raise InvalidArgumentError(f"{os.fspath(path)}: {error}") from None
 
     def __repr__(self) -> str:
         """Return the number of layers and the parameters before and after."""

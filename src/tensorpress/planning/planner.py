@@ -219,6 +219,13 @@ def _divide_layers(
     with_ranks = {name: entry for name, entry in entries.items() if "ranks" in entry}
     fixed = plan_fixed_ranks(layers, with_ranks, schemes, None, 1)
     rest = {name: layer for name, layer in layers.items() if name not in fixed}
+    for name in rest:
+        others = [key for key in entries.get(name, ()) if key != "scheme"]
+        if others:
+            raise InvalidArgumentError(
+                f"layer {name!r}: {others[0]!r} in its entry of overrides needs ranks beside it, "
+                "which a budget then leaves as they are"
+            )
     return fixed, rest, {name: layer_schemes(entries.get(name), schemes) for name in rest}
 
 

@@ -4,14 +4,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter
 
-from tensorpress.errors import CorruptFileError, DataNotFoundError, unknown_name
+from tensorpress.errors import CorruptFileError, unknown_name
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json
+from tensorpress.utils.paths import read_file
 
 Rule = Literal["total", "worst"]
 
@@ -110,9 +110,8 @@ class Scores:
         CorruptFileError
             If the file is not scores.
         """
+        content = read_file(path, "file of scores")
         try:
-            return Scores.from_dict(parse_json(Path(path).read_bytes()))
-        except FileNotFoundError:
-            raise DataNotFoundError(f"no scores at {path}") from None
-        except (ValueError, OSError) as error:
+            return Scores.from_dict(parse_json(content))
+        except ValueError as error:
             raise CorruptFileError(f"{path} is not a file of scores: {error}") from error

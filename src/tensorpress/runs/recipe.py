@@ -7,7 +7,7 @@ import yaml
 from pydantic import model_validator
 
 from tensorpress.data import MIXED
-from tensorpress.errors import DataNotFoundError, InvalidArgumentError, TensorPressError
+from tensorpress.errors import InvalidArgumentError, TensorPressError
 from tensorpress.models.names import parse_name
 from tensorpress.models.zoo import network
 from tensorpress.runs.recipe_sections import (
@@ -23,7 +23,7 @@ from tensorpress.runs.recipe_sections import (
 from tensorpress.train.config import TrainConfig
 from tensorpress.utils.config_parsing import parse_yaml, validate
 from tensorpress.utils.formatting import format_shape
-from tensorpress.utils.paths import is_file
+from tensorpress.utils.paths import read_file
 
 
 class Recipe(Section):
@@ -151,13 +151,11 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         If it is not YAML, or a key is unknown, missing or has an invalid value; the message names
         the key and what was expected.
     """
-    file = Path(path)
-    if not is_file(file):
-        raise DataNotFoundError(f"no recipe at {file}")
+    content = read_file(path, "recipe")
     try:
-        return parse_recipe(file.read_bytes())
-    except (TensorPressError, OSError) as error:
-        raise InvalidArgumentError(f"{file}: {error}") from None
+        return parse_recipe(content)
+    except TensorPressError as error:
+        raise InvalidArgumentError(f"{os.fspath(path)}: {error}") from None
 
 
 def parse_recipe(text: str | bytes) -> Recipe:

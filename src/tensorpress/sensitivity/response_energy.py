@@ -69,7 +69,8 @@ def response_energies(
     Raises
     ------
     InvalidArgumentError
-        If the scheme is another one, there are no batches, or nothing can be pressed.
+        If the scheme is another one, there are no batches, nothing can be pressed, or responses
+        are not finite.
 
     References
     ----------
@@ -103,6 +104,8 @@ def response_energies(
         if name not in seconds:
             logger.warning("layer %s is not scored: the calibration data do not reach it", name)
             continue
+        if not bool(seconds[name].isfinite().all()):
+            raise InvalidArgumentError(f"layer {name!r}: its responses are NaN or infinite")
         shares = energy_shares(seconds[name])
         scores[name] = tuple(
             Scored(methods[name].name, (rank,), -log(max(shares[rank - 1], _LEAST)), measured=False)

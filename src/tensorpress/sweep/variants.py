@@ -17,7 +17,7 @@ from tensorpress.runs.recipe import Recipe
 from tensorpress.runs.recipe_network import recipe_network
 from tensorpress.runs.recipe_plan import try_plan
 from tensorpress.utils.config_parsing import parse_yaml, validate
-from tensorpress.utils.paths import is_file
+from tensorpress.utils.paths import read_file
 
 Settings = Mapping[str, Any]
 """Values that a variant changes in the recipe, by dotted key."""
@@ -230,9 +230,8 @@ def _format_value(value: Any) -> str:
 
 
 def _read_yaml(file: Path, kind: str) -> Any:
-    if not is_file(file):
-        raise DataNotFoundError(f"no {kind} at {file}")
+    content = read_file(file, kind)
     try:
-        return parse_yaml(file.read_bytes())
-    except (TensorPressError, OSError) as error:
+        return parse_yaml(content)
+    except TensorPressError as error:
         raise InvalidArgumentError(f"{file}: {error}") from None

@@ -4,8 +4,9 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -13,15 +14,9 @@ from pathlib import Path
 import psutil
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.utils.paths import kind_of_file
 
 _LONGEST_NAME = 120  # bytes of a file's name that stay in the name of its temporary file
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 @contextmanager
@@ -49,8 +44,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = check_writable(path)
     remove_leftovers(target)
-    writer = f"{platform.node()}@{os.getpid()}"
-    temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.{writer}.tmp")
+    temporary = temporary_path(target)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -81,20 +75,25 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     tensorpress.errors.InvalidArgumentError: / cannot be written: it is a folder
     """
     try:
-        target = Path(os.path.realpath(path))
+        target = real_path(path)
         target.parent.stat()
         with suppress(FileNotFoundError):
             mode = target.lstat().st_mode
             if not stat.S_ISREG(mode):
-                kind = next((kind for holds, kind in _KINDS if holds(mode)), "a loop of links")
-                raise _unwritable(path, f"it is {kind}")
-    except (OSError, ValueError) as error:
-        if isinstance(error, InvalidArgumentError):
-            raise
-        raise _unwritable(path, getattr(error, "strerror", None) or error) from error
+                raise _unwritable(path, f"it is {kind_of_file(mode)}")
+    except OSError as error:
+        raise _unwritable(path, error.strerror or error) from error
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise _unwritable(path, "its folder is read-only")
     return target
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path that a path leads to through symbolic links, if a file can have its name."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:  # a NUL
+        raise _unwritable(path, error) from None
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -105,11 +104,11 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     InvalidArgumentError
         If it cannot be made, for instance because the disk is full or a file has its name.
     """
-    folder = Path(path)
+    folder = real_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidArgumentError(f"{folder} cannot be made: {error.strerror}") from error
+        raise InvalidArgumentError(f"{os.fspath(path)} cannot be made: {error.strerror}") from error
     return folder
 
 
@@ -126,22 +125,31 @@ def put_in_place(file: Path, target: Path) -> None:
     file.replace(target)
 
 
-def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove temporary files of `replace_file` whose processes were killed.
+def temporary_path(target: Path) -> Path:
+    """Return a new path beside a file or folder, whose name says for what, and who writes it."""
+    writer = f"{platform.node()}@{os.getpid()}"
+    return target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.{writer}.tmp")
 
-    Of a file, those are removed that were to replace it; of a folder, all in it and in its folders.
-    The name of a temporary file has the machine and the process that writes it. A file of another
-    machine stays, because nothing here tells whether its process still runs.
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what stands at a `temporary_path` whose process was killed.
+
+    That is what was to replace the file or folder, and of a folder all in it and in its folders.
+    What another machine writes stays, because nothing here tells whether its process still runs.
     """
-    target = Path(os.path.realpath(path))
-    whole = target.is_dir()
-    prefix = r"\..+\." if whole else re.escape(_prefix(target))
+    target = real_path(path)
+    _remove_dead(target.parent.glob(".*.tmp"), re.escape(_prefix(target)))
+    if target.is_dir():
+        _remove_dead(target.rglob(".*.tmp"), r"\..+\.")
+
+
+def _remove_dead(paths: Iterable[Path], prefix: str) -> None:
     name = re.compile(rf"{prefix}[0-9a-f]{{8}}\.{re.escape(platform.node())}@([0-9]+)\.tmp", re.S)
-    for leftover in target.rglob(".*.tmp") if whole else target.parent.glob(".*.tmp"):
+    for leftover in list(paths):
         match = name.fullmatch(leftover.name)
         if match is not None and not psutil.pid_exists(int(match[1])):
             with suppress(OSError):
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

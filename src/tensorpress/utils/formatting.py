@@ -1,5 +1,6 @@
-"""Text of sizes and names for messages."""
+"""Text of sizes, names and failures for messages."""
 
+import traceback
 from collections.abc import Sequence
 
 MAX_NAMES = 5
@@ -27,3 +28,10 @@ def format_names(names: list[str]) -> str:
     """
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return ", ".join(map(repr, names[:MAX_NAMES])) + more
+
+
+def format_failure(error: BaseException) -> str:
+    """Return an error of somebody's code, which a function of ours called, and its place."""
+    inside = traceback.extract_tb(error.__traceback__)[1:]
+    place = f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -13,10 +13,11 @@ from typing import Any
 
 from rich.progress import Progress
 
-from tensorpress.errors import CorruptFileError, InvalidArgumentError
+from tensorpress.errors import CorruptFileError, DataNotFoundError, InvalidArgumentError
 from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.executors import run_jobs
+from tensorpress.utils.paths import read_file
 from tensorpress.utils.progress import show_progress
 
 logger = logging.getLogger("tensorpress.jobs")
@@ -185,11 +186,11 @@ class JobFolder:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_file(path, "result"))
     except ValueError as error:
         raise CorruptFileError(f"{path} is not complete JSON: {error}; delete it") from None
-    except OSError as error:
-        raise CorruptFileError(f"{path} cannot be read: {error.strerror or error}") from None
+    except DataNotFoundError as error:
+        raise CorruptFileError(str(error)) from None
     if not isinstance(content, dict):
         raise CorruptFileError(f"{path} is not the result of a job")
     return content

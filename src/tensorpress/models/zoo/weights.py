@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from tensorpress.errors import CorruptFileError, DataNotFoundError, ModelMismatchError
+from tensorpress.errors import CorruptFileError, ModelMismatchError
 from tensorpress.utils.atomic_files import write_atomically
+from tensorpress.utils.paths import check_file
 
 _LISTED = 5
 # BatchNorm's counter of seen batches says nothing about the function of the network, and many
@@ -66,11 +67,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     CorruptFileError
         When it is not a safetensors file, or is truncated.
     """
-    if not path.is_file():
-        raise DataNotFoundError(f"no weight file at {path}")
+    check_file(path, "weight file")
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: an unknown type
         raise CorruptFileError(f"{path} is not a complete safetensors file: {error}") from error
 
 
