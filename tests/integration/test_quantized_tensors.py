@@ -45,9 +45,7 @@ def look_alike(model):
 
 def torchao(model):
     quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
-    quantization.quantize_(
-        model[2], quantization.Int8WeightOnlyConfig(), filter_fn=lambda *_: True
-    )
+    quantization.quantize_(model[2], quantization.Int8WeightOnlyConfig(), filter_fn=lambda *_: True)
 
 
 KINDS = {"torchao": torchao, "bitsandbytes": look_alike}

@@ -276,8 +276,8 @@ def _check_budget(
     for name, parameter in model.named_parameters():
         if not is_plain(parameter):
             raise InvalidArgumentError(
-                f"{name!r} is of class {type(parameter).__name__}, which no file of a budget of bytes can "
-                "hold: compress the model as it was before it was quantized"
+                f"{name!r} is of class {type(parameter).__name__}, which no file of a budget of "
+                "bytes can hold: compress the model as it was before it was quantized"
             )
     if not limit.relative and count_bytes(model) <= limit.amount:
         raise BudgetMetError(

@@ -24,13 +24,14 @@ from tensorpress.reconstruct.batch_norm import (
 from tensorpress.reconstruct.channel_selection import choose_channels
 from tensorpress.reconstruct.curvature_fit import CurvatureFit
 from tensorpress.reconstruct.data_checks import column_moments, sample_columns, warn_of_few_rows
+from tensorpress.reconstruct.embedding_fit import count_lookups, is_embedding, vector_shares
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
 from tensorpress.reconstruct.samples import WIDE, Positions, inputs_in_order, sample_responses
-from tensorpress.reconstruct.second_moment import BlockMoment, SecondMoment
+from tensorpress.reconstruct.second_moment import BlockMoment, DiagonalMoment, SecondMoment
 from tensorpress.reconstruct.unfitted import SVD_WEIGHT, as_chain, reason_unfitted
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
@@ -174,11 +175,16 @@ class Reconstruction:
         model: nn.Module,
         layers: dict[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
-        _: dict[str, str],
+        reasons: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         moments = self.moments
         if moments is None:
             moments = input_moments(model, self.batches, seed=self.seed)
+        embeddings = [name for name in layers if is_embedding(model.get_submodule(name))]
+        if self.batches:
+            yield from self._by_lookups(model, embeddings, layers, weight_of)
+        else:
+            reasons |= dict.fromkeys(embeddings, "a Calibration does not count its vectors")
         for name, sums in moments.items():
             if name in layers:
                 weight = weight_of(layers[name])
@@ -196,6 +202,24 @@ class Reconstruction:
                 fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
                 yield name, start_values(pressed, fit.kernels, weight)
 
+    def _by_lookups(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        layers: Mapping[str, LayerPlan],
+        weight_of: Callable[[LayerPlan], Tensor],
+    ) -> Iterator[tuple[str, StartValues]]:
+        """Fit embeddings in the norm of how often their vectors are looked up."""
+        counts = count_lookups(model, names, self.batches) if names else {}
+        for name, number in counts.items():
+            weight = weight_of(layers[name])
+            pressed, dense = decompose_start(layers[name], weight)
+            second = DiagonalMoment(vector_shares(number)[None].to(dense))
+            places = pressed.last_places if self.kind == "refit" else None
+            composition = Composition.of(pressed)
+            fit = fit_kernels(pressed.kernels(), dense, second, composition, places=places)
+            yield name, start_values(pressed, fit.kernels, weight)
+
     def _by_responses(
         self,
         model: nn.Module,
@@ -204,7 +228,10 @@ class Reconstruction:
         reasons: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         positions = Positions.spread(self.batches, self.seed)
-        dense_pass = sample_responses(model, list(layers), self.batches, positions)
+        embeddings = [name for name in layers if is_embedding(model.get_submodule(name))]
+        others = [name for name in layers if name not in embeddings]
+        dense_pass = sample_responses(model, others, self.batches, positions)
+        yield from self._by_lookups(model, embeddings, layers, weight_of)
         responses, names = dense_pass.rows, list(dense_pass.rows)
         after = find_next_ops(model, names, self.batches[0])
         reasons |= dict.fromkeys(names, "how often it is called depends on the layers before it")

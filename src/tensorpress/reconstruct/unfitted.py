@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tensorpress.calibrate.patches import can_unfold
+from tensorpress.reconstruct.embedding_fit import is_embedding
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import read_spec
 from tensorpress.schemes.pressed_layer import Composed, pressed_form
@@ -54,7 +55,7 @@ def reason_unfitted(model: nn.Module, layer: LayerPlan) -> str | None:
     if method.form != "layer":  # the name may be that of any parameter
         return f"{layer.scheme} rebuilds its weight from factors that are not fitted"
     module = model.get_submodule(layer.name)
-    if not can_unfold(module):
+    if not can_unfold(module) and not is_embedding(module):
         return f"its class {type(module).__name__} does not multiply inputs by a weight"
     shape = method.skeleton(layer.spec, layer.ranks, like=torch.empty(0, device="meta"))
     if not isinstance(shape, Composed):
