@@ -1,4 +1,4 @@
-"""Computes recurrent and attention layers by a Linear for each weight, whose inputs are observed."""
+"""Computes recurrent and attention layers by Linear layers, so that inputs are observed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
