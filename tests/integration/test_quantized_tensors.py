@@ -11,6 +11,8 @@ from tensorpress.errors import InvalidArgumentError
 class Rounded(nn.Parameter):
     """A weight like those of bitsandbytes: a Parameter with a scale beside its integers."""
 
+    scale: Tensor
+
     def __new__(cls, weight: Tensor) -> "Rounded":
         scale = weight.abs().amax(1, keepdim=True) / 127
         self = torch.Tensor._make_subclass(cls, (weight / scale).round().to(torch.int8))
@@ -31,7 +33,7 @@ class RoundedLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features)
-        self.weight = Rounded(linear.weight.detach())
+        self.weight: Rounded = Rounded(linear.weight.detach())
         self.bias = nn.Parameter(linear.bias.detach().clone())
         self.weight.requires_grad = False
 

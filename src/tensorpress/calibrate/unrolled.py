@@ -266,15 +266,14 @@ class _UnrolledAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the outputs and weights of attention, in the shapes of torch."""
-        projected = self._project(query, key, value)
+        q, k, v = self._project(query, key, value)
         swapped = self.batch_first and query.ndim == 3
         if swapped:
-            projected = [x.transpose(0, 1) for x in projected]
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         # What torch would multiply with is multiplied already: its weights are the identity.
         eye = torch.eye(self.embed_dim, dtype=query.dtype, device=query.device)
         output, weights = functional.multi_head_attention_forward(
-            *projected,
-            *(self.embed_dim, self.num_heads, None, None),
+            *(q, k, v, self.embed_dim, self.num_heads, None, None),
             *(self.bias_k, self.bias_v, self.add_zero_attn, self.dropout, eye, None),
             training=self.training,
             key_padding_mask=key_padding_mask,
