@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
+from tensorpress.calibrate.gradient_moments import GradientMoments, gradient_moments
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.decompose.precision import to_working_precision
@@ -25,6 +26,7 @@ from tensorpress.reconstruct.channel_selection import choose_channels
 from tensorpress.reconstruct.curvature_fit import CurvatureFit
 from tensorpress.reconstruct.data_checks import column_moments, sample_columns, warn_of_few_rows
 from tensorpress.reconstruct.embedding_fit import count_lookups, is_embedding, vector_shares
+from tensorpress.reconstruct.gradient_fit import fit_to_gradients
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.next_op import Following, find_next_ops
@@ -42,6 +44,7 @@ from tensorpress.schemes.initialization import (
 )
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.utils.module_tree import locate_weight
 
 Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
 """What is fitted to calibration data.
@@ -148,6 +151,7 @@ class Reconstruction:
         """
         left = {layer.name: layer for layer in layers}
         reasons: dict[str, str] = {}
+        gradients: Mapping[str, GradientMoments] = {}
         moves = self.kind in ("norms", "inputs") and len(self.batches) > 0
         norms = norm_statistics(model, self.batches) if moves else {}
         if self.kind != "norms":
@@ -155,12 +159,17 @@ class Reconstruction:
             chains = {name: as_chain(model, layer) for name, layer in left.items()}
             refused = {name: reason_unfitted(model, layer) for name, layer in chains.items()}
             reasons = {name: reason for name, reason in refused.items() if reason is not None}
+            rebuilt = {name: left[name] for name in reasons if left[name].scheme == SVD_WEIGHT}
+            gradients = self._gradients(model, rebuilt)
             by_name = {name: layer for name, layer in chains.items() if name not in reasons}
             for name, values in ways(model, by_name, weight_of, reasons):
                 if left[name].scheme == SVD_WEIGHT:
                     values = _as_rebuilt(values)
                 yield left.pop(name), values
         for name, layer in left.items():
+            if name in gradients:
+                yield layer, fit_to_gradients(layer, weight_of(layer), gradients[name])
+                continue
             values = decompose_weight(layer, weight_of(layer))
             if self.kind != "norms":
                 reason = reasons.get(name, "the calibration data do not reach it")
@@ -169,6 +178,20 @@ class Reconstruction:
             yield layer, values
         if norms:
             move_norms(model, norms, norm_statistics(model, self.batches))
+
+    def _gradients(
+        self, model: nn.Module, layers: Mapping[str, LayerPlan]
+    ) -> Mapping[str, GradientMoments]:
+        """Return the moments of gradients by weights whose inputs cannot be seen."""
+        places = {name: locate_weight(model, name) for name in layers}
+        weights = {
+            name: (weight, layers[name].spec)
+            for name, (module, key) in places.items()
+            if isinstance(weight := module._parameters.get(key), nn.Parameter)
+        }
+        if not weights or not self.batches:
+            return {}
+        return gradient_moments(model, self.batches, weights, seed=self.seed)
 
     def _by_inputs(
         self,
