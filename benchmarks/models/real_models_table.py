@@ -23,7 +23,7 @@ def real_shapes_table() -> str:
 
 
 def real_times_table() -> str:
-    """Return the seconds of compression, of a pass over its data and of SVDs, and the peak memory."""
+    """Return seconds of compression, a pass over its data and all SVDs, and the peak memory."""
     ways = [way for way in (*BYTES, *SHAPES) if "=" in way and not way.startswith("SVD")]
     columns = ["CPU seconds", "a forward pass", "SVDs", *ways, "peak GB"]
     lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
