@@ -155,6 +155,16 @@ def forward_seconds(network: RealNetwork) -> float:
     return time.process_time() - began
 
 
+@torch.no_grad()
+def svd_seconds(network: RealNetwork) -> float:
+    """Return the CPU seconds of the SVDs of all weights, each once: what decompositions cost."""
+    weights = [p.flatten(1) for p in network.model.parameters() if p.squeeze().ndim > 1]
+    began = time.process_time()
+    for weight in weights:
+        torch.linalg.svd(weight, full_matrices=False)
+    return time.process_time() - began
+
+
 def bytes_of(model: nn.Module) -> int:
     """Return the bytes of parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -168,15 +178,20 @@ def run(name: str) -> None:
     except SkipError as reason:
         print(f"{name} skipped: {reason}")
         return
-    forward = round(forward_seconds(network), 2)
+    entry: Row = {}
     for way, function in ways(network).items():
         if _known(name, way):
             continue
+        entry = entry or {
+            "metric": network.metric,
+            "forward_seconds": round(forward_seconds(network), 2),
+            "svd_seconds": round(svd_seconds(network), 2),
+        }
         made = row(network, function)
         print(f"{name}, {way}: {made.get('failed') or made['metric']} ({made['seconds']:.0f} s)")
         results = _read()
-        first = {"metric": network.metric, "forward_seconds": forward, "rows": {}}
-        results["networks"].setdefault(name, first)["rows"][way] = made
+        rows = results["networks"].get(name, {"rows": {}})["rows"]
+        results["networks"][name] = {**entry, "rows": {**rows, way: made}}
         write_atomically(RESULTS, (json.dumps(results, indent=1) + "\n").encode())
 
 

@@ -23,14 +23,13 @@ def real_shapes_table() -> str:
 
 
 def real_times_table() -> str:
-    """Return how long compression took, a pass over its data, and the most memory in GB."""
+    """Return seconds of compression, a pass over its data and all SVDs, and the peak memory."""
     ways = [way for way in (*BYTES, *SHAPES) if "=" in way and not way.startswith("SVD")]
-    columns = ["CPU seconds", "a forward pass", *ways, "peak GB"]
+    columns = ["CPU seconds", "a forward pass", "SVDs", *ways, "peak GB"]
     lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
     for name, network in _networks().items():
         rows = [network["rows"].get(way) for way in ways]
-        forward = network.get("forward_seconds")
-        cells = ["–" if forward is None else f"{forward:.1f}"]
+        cells = [f"{network[key]:.1f}" for key in ("forward_seconds", "svd_seconds")]
         cells += ["–" if row is None else f"{row['cpu_seconds']:.0f}" for row in rows]
         peaks = [f"{row['peak_gb']:.1f}" for row in rows if row is not None]
         cells.append(max(peaks, key=float, default="–"))

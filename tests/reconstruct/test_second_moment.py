@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tensorpress.reconstruct import alternating_fit
 from tensorpress.reconstruct.alternating_fit import fit_kernels
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.second_moment import (
@@ -64,14 +63,14 @@ class Counted(RowMoment):
 
 
 @pytest.mark.parametrize("most", [1, 12, 60])
-def test_wide_layers_take_bounded_work(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_layers_take_bounded_work(most: int) -> None:
     torch.manual_seed(0)
     outputs, rows, columns = 6, 10, 27
-    monkeypatch.setattr(alternating_fit, "WIDE_WORK", most * 2 * 2 * outputs * rows * columns)
+    work = most * 2 * 2 * outputs * rows * columns
     moment = Counted(torch.randn(2, rows, columns).double(), torch.tensor([0.5, 2.0]).double())
     start = [torch.randn(2, *shape).double() for shape in [(4, 3, 3, 1), (6, 4, 1, 3)]]
     Counted.products = 0
-    fit = fit_kernels(start, torch.randn(2, outputs, 3, 3, 3).double(), moment)
+    fit = fit_kernels(start, torch.randn(2, outputs, 3, 3, 3).double(), moment, work=work)
     sweeps = len(fit.losses) - 1
     # Beside the iterations, a product a factor and one for the objective a sweep, and one before.
     assert Counted.products <= max(most, 2) + 3 * sweeps + 1

@@ -1,7 +1,7 @@
 """Bias correction: shifts the mean outputs of a rounded model's channels to the dense model's."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,47 @@ from tensorpress.calibrate.patches import ANY_CONV, can_unfold
 from tensorpress.measure.cost import evaluation_mode
 
 
-def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch]) -> list[str]:
+def channel_means(model: nn.Module, batches: Sequence[Batch]) -> dict[str, list[Tensor]]:
+    """Return the mean outputs of the channels of every layer and batch norm with a bias.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, run in eval mode.
+    batches : sequence of Batch
+        Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
+
+    Returns
+    -------
+    dict of str to list of Tensor
+        By name, a Tensor of shape (channels,) for each call, in order.
+
+    Examples
+    --------
+    >>> from tensorpress.calibrate.batches import collect_batches
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> means = channel_means(net, collect_batches([torch.randn(5, 2)] * 4, net))
+    >>> list(means), len(means["0"]), means["0"][0].shape
+    (['0'], 4, torch.Size([3]))
+    """
+    means: dict[str, list[Tensor]] = {}
+
+    def make_hook(name: str, axis: int) -> Callable[..., None]:
+        @outside_contexts()
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            means.setdefault(name, []).append(_channel_means(output, axis))
+
+        return hook
+
+    with _output_hooks(model, make_hook):
+        for batch in batches:
+            run_model(model, batch)
+    return means
+
+
+def correct_biases(
+    model: nn.Module, means: Mapping[str, Sequence[Tensor]], batches: Sequence[Batch]
+) -> list[str]:
     """Shift a model's biases in place so that mean outputs match those of a dense model.
 
     Rounding a weight moves the mean of its layer's outputs, so later layers get inputs that they
@@ -24,9 +64,9 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
     Parameters
     ----------
     model : nn.Module
-        A model of the same architecture as `dense`.
-    dense : nn.Module
-        The model whose mean outputs are matched.
+        A model of the dense model's architecture.
+    means : mapping of str to sequence of Tensor
+        The mean outputs of the dense model on the same batches, from `channel_means`.
     batches : sequence of Batch
         Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
 
@@ -45,25 +85,19 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> dense, model = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> x = torch.randn(50, 2)
-    >>> correct_biases(model, dense, collect_batches([x], dense))
+    >>> batches = collect_batches([x], dense)
+    >>> correct_biases(model, channel_means(dense, batches), batches)
     ['']
     >>> torch.allclose(model(x).mean(0), dense(x).mean(0), atol=1e-6)
     True
     """
-    means: dict[str, list[Tensor]] = {}
+    expected = {name: iter(values) for name, values in means.items()}
     shifts: dict[str, list[Tensor]] = {}
 
-    def record_mean(name: str, axis: int) -> Callable[..., None]:
-        @outside_contexts()
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            means.setdefault(name, []).append(_channel_means(output, axis))
-
-        return hook
-
-    def shift_output(name: str, axis: int) -> Callable[..., Tensor]:
+    def make_hook(name: str, axis: int) -> Callable[..., Tensor]:
         @outside_contexts()
         def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            shift = means[name].pop(0) - _channel_means(output, axis)
+            shift = next(expected[name]) - _channel_means(output, axis)
             shifts.setdefault(name, []).append(shift)
             shape = [1] * output.ndim
             shape[axis] = -1
@@ -71,21 +105,25 @@ def correct_biases(model: nn.Module, dense: nn.Module, batches: Sequence[Batch])
 
         return hook
 
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        for network, make_hook in ((dense, record_mean), (model, shift_output)):
-            stack.enter_context(evaluation_mode(network))
-            for name, module in network.named_modules():
-                if (axis := _channel_axis(module)) is not None:
-                    hook = module.register_forward_hook(make_hook(name, axis))
-                    stack.callback(hook.remove)
+    with _output_hooks(model, make_hook):
         for batch in batches:
-            run_model(dense, batch)
             run_model(model, batch)
         for name, values in shifts.items():
             bias = model.get_submodule(name).get_parameter("bias")
             bias.add_(torch.stack(values).mean(0).to(bias))
     return list(shifts)
+
+
+@contextmanager
+def _output_hooks(model: nn.Module, make_hook: Callable[[str, int], Any]) -> Iterator[None]:
+    """Put hooks on the outputs of modules with a bias, by their name and channel axis."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluation_mode(model))
+        for name, module in model.named_modules():
+            if (axis := _channel_axis(module)) is not None:
+                stack.callback(module.register_forward_hook(make_hook(name, axis)).remove)
+        yield
 
 
 def _channel_axis(module: nn.Module) -> int | None:

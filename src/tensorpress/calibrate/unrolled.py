@@ -1,4 +1,4 @@
-"""Runs recurrent layers step by step, so that the inputs of each weight can be observed."""
+"""Computes recurrent and attention layers by Linear layers, so that inputs are observed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from tensorpress.schemes.parametrization import factorized_weight, stored_factors
@@ -14,16 +15,19 @@ from tensorpress.utils.module_tree import copy_model, weight_name
 State = tuple[Tensor, ...]
 """Hidden states of a batch: (h,), or (h, c) for an LSTM."""
 
-KINDS = (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+KINDS = (
+    *(nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell),
+    nn.MultiheadAttention,
+)
 
 
 def unroll(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """Return a model that computes its recurrent layers by Linear layers, step by step.
+    """Return a model that computes its recurrent and attention layers by Linear layers.
 
-    Each weight of an LSTM, GRU, RNN or cell becomes the weight of a Linear with the name of the
-    parameter, so that hooks on layers see the inputs and gradients of recurrent weights too. The
-    copy shares the model's parameters and buffers. Layers with parametrized weights or an
-    overridden forward pass are not changed.
+    Each weight of an LSTM, GRU, RNN, cell or `nn.MultiheadAttention` becomes the weight of a Linear
+    with the name of the parameter, so that hooks on layers see the inputs and gradients of these
+    weights too. The copy shares the model's parameters and buffers. Layers with parametrized
+    weights or an overridden forward pass are not changed.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ def unroll(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 @contextmanager
 def unrolled_inplace(model: nn.Module) -> Iterator[list[str]]:
-    """Unroll the recurrent layers of a model during a ``with`` block; yield the names of `unroll`.
+    """Unroll the layers of a model during a ``with`` block; yield the names of `unroll`.
 
     Weights that were replaced by factors in the block are rebuilt from factors afterwards too.
     """
@@ -63,7 +67,7 @@ def unrolled_inplace(model: nn.Module) -> Iterator[list[str]]:
         yield names
     finally:
         for module in model.modules():
-            if isinstance(module, _Unrolled | _UnrolledCell):
+            if isinstance(module, _Unrolled | _UnrolledCell | _UnrolledAttention):
                 _join(module)
 
 
@@ -77,21 +81,30 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
     kind = next((kind for kind in KINDS if isinstance(module, kind)), None)
     if kind is None or type(module).forward is not kind.forward or "forward" in vars(module):
         return None
-    keys = [key for key in module._parameters if key.startswith("weight_")]
-    return kind if "parametrizations" not in module._modules and keys else None
+    return kind if "parametrizations" not in module._modules and _weight_keys(module) else None
+
+
+def _weight_keys(layer: nn.Module) -> list[str]:
+    """Return the names of the parameters that multiply inputs, such as weight_ih_l0."""
+    return [
+        key
+        for key, parameter in layer._parameters.items()
+        if parameter is not None and (key.startswith("weight_") or key.endswith("_proj_weight"))
+    ]
 
 
 def _split(layer: nn.Module) -> list[str]:
-    """Replace the weights of a recurrent layer by Linear layers; return their names."""
+    """Replace the weights of a layer by Linear layers; return their names."""
     kind = _kind(layer)
     assert kind is not None
-    parameters = dict(layer._parameters)
-    vars(layer)["_parameter_names"] = list(parameters)
-    base = _UnrolledCell if issubclass(kind, nn.RNNCellBase) else _Unrolled
+    names = _weight_keys(layer)
+    vars(layer)["_parameter_names"], vars(layer)["_weight_names"] = [*layer._parameters], names
+    base: type[nn.Module] = _Unrolled
+    if issubclass(kind, nn.RNNCellBase | nn.MultiheadAttention):
+        base = _UnrolledCell if issubclass(kind, nn.RNNCellBase) else _UnrolledAttention
     layer.__class__ = type(kind.__name__, (base, type(layer)), {})
     if isinstance(layer, nn.RNNBase):
         layer.__dict__["_flat_weights"] = []  # flatten_parameters ignores an empty list
-    names = [key for key in parameters if key.startswith("weight_")]
     for key in names:
         weight = layer._parameters.pop(key)
         bias = layer._parameters.pop(_bias(key), None)
@@ -101,12 +114,14 @@ def _split(layer: nn.Module) -> list[str]:
         linear.weight = weight
         linear.register_parameter("bias", bias)
         layer._modules[key] = linear
+    if base is _UnrolledAttention:  # what torch asks for before it takes its fast path
+        layer._parameters.setdefault("in_proj_bias", None)
     return names
 
 
 def _join(layer: nn.Module) -> None:
     """Turn an unrolled layer back into torch's layer, with its present weights and factors."""
-    linears = {key: layer._modules.pop(key) for key in _weight_names(layer)}
+    linears = {key: layer._modules.pop(key) for key in vars(layer).pop("_weight_names")}
     layer.__class__ = type(layer).__bases__[1]
     factors = {}
     values: dict[str, nn.Parameter | None] = {}
@@ -118,7 +133,8 @@ def _join(layer: nn.Module) -> None:
         weight = linear.weight  # computed from the factors if there are any
         assert isinstance(weight, Tensor)
         values[key] = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
-        values[_bias(key)] = linear._parameters["bias"]
+        if _bias(key) in vars(layer)["_parameter_names"]:
+            values[_bias(key)] = linear._parameters["bias"]
     for name in vars(layer).pop("_parameter_names"):
         layer._parameters[name] = values.get(name, layer._parameters.pop(name, None))
     if isinstance(layer, nn.RNNBase):
@@ -126,10 +142,6 @@ def _join(layer: nn.Module) -> None:
     for key, (form, stored) in factors.items():
         form.attach(layer, stored, key)
         layer.get_submodule("parametrizations").train(layer.training)
-
-
-def _weight_names(layer: nn.Module) -> list[str]:
-    return [name for name in vars(layer)["_parameter_names"] if name.startswith("weight_")]
 
 
 def _bias(weight: str) -> str:
@@ -237,6 +249,59 @@ class _Unrolled(nn.RNNBase):
             ended = (s[sizes[place] :] for s in state)
             state = tuple(torch.cat(pair) for pair in zip(changed, ended, strict=True))
         return torch.cat(outputs), state
+
+
+class _UnrolledAttention(nn.MultiheadAttention):
+    """An attention of torch whose weights are Linear layers."""
+
+    def forward(  # all arguments of torch
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs and weights of attention, in the shapes of torch."""
+        q, k, v = self._project(query, key, value)
+        swapped = self.batch_first and query.ndim == 3
+        if swapped:
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        # What torch would multiply with is multiplied already: its weights are the identity.
+        eye = torch.eye(self.embed_dim, dtype=query.dtype, device=query.device)
+        output, weights = functional.multi_head_attention_forward(
+            *(q, k, v, self.embed_dim, self.num_heads, None, None),
+            *(self.bias_k, self.bias_v, self.add_zero_attn, self.dropout, eye, None),
+            training=self.training,
+            key_padding_mask=key_padding_mask,
+            need_weights=need_weights,
+            attn_mask=attn_mask,
+            use_separate_proj_weight=True,
+            q_proj_weight=eye,
+            k_proj_weight=eye,
+            v_proj_weight=eye,
+            average_attn_weights=average_attn_weights,
+            is_causal=is_causal,
+        )
+        return self.out_proj(output.transpose(0, 1) if swapped else output), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Return queries, keys and values after their weights and biases."""
+        inputs = (query, key, value)
+        if self._qkv_same_embed_dim:
+            packed = self.get_submodule("in_proj_weight")
+            distinct = {id(x): x for x in inputs}  # one of self-attention
+            outputs = {key: packed(x) for key, x in distinct.items()}
+            return [outputs[id(x)].chunk(3, dim=-1)[place] for place, x in enumerate(inputs)]
+        linears = [self.get_submodule(f"{part}_proj_weight") for part in "qkv"]
+        results: list[Tensor] = [linear(x) for linear, x in zip(linears, inputs, strict=True)]
+        bias = self.in_proj_bias
+        if bias is None:
+            return results
+        return [x + part for x, part in zip(results, bias.chunk(3), strict=True)]
 
 
 def _update(layer: nn.Module, suffix: str) -> Callable[[Tensor, State], State]:

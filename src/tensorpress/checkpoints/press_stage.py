@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import outside_contexts
 from tensorpress.calibrate.input_moments import find_leaders
 from tensorpress.calibrate.paired_moments import PairedMoments
+from tensorpress.calibrate.patches import can_unfold
 from tensorpress.checkpoints.state_files import StateFiles
 from tensorpress.checkpoints.streamed_model import Stage, StreamedModel
 from tensorpress.errors import InvalidArgumentError
@@ -93,10 +94,13 @@ class StagePress:
 
     def _groups(self, layers: Mapping[str, LayerPlan]) -> list[list[str]]:
         """Return the layers that can be fitted, grouped by their inputs."""
+        modules = {name: self._module(name) for name in layers}
         fitted = {
-            name: self._module(name)
-            for name, layer in layers.items()
-            if reason_unfitted(self._stage.module, replace(layer, name=self._local(name))) is None
+            name: module
+            for name, module in modules.items()
+            if can_unfold(module)
+            and reason_unfitted(self._stage.module, replace(layers[name], name=self._local(name)))
+            is None
         }
         if not fitted or self._stage.number == 0:
             return []

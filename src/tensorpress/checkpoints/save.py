@@ -21,6 +21,7 @@ from tensorpress.hugging_face.pressed_config import PLAN, mark_config
 from tensorpress.planning.plan import Plan
 from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.utils.atomic_files import real_path, remove_leftovers, temporary_path
+from tensorpress.utils.tensor_kinds import is_plain
 
 SHARD_BYTES = 5 * 10**9
 """Largest size of a weight file; larger models are divided into shards."""
@@ -97,6 +98,11 @@ def _check_pressed(pressed: Plan, plan: Plan) -> None:
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.is_meta or isinstance(tensor, UNINITIALIZED):
         raise InvalidArgumentError(f"tensor {name!r} has no values")
+    if not is_plain(tensor):
+        raise InvalidArgumentError(
+            f"tensor {name!r} is of class {type(tensor).__name__}, which safetensors cannot hold: "
+            "press and save the model before it is quantized, or use torch.save"
+        )
     if tensor.dtype not in CODES or tensor.is_sparse or tensor.is_quantized:
         kind = tensor.dtype if tensor.dtype not in CODES else tensor.layout
         raise InvalidArgumentError(f"tensor {name!r} is {kind}, which safetensors cannot store")

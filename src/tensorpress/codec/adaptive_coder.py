@@ -199,7 +199,8 @@ class Stream:
         if self.writing:
             missing = self._state[POSITION] + size - len(self._buffer)
             if missing > 0:
-                self._buffer += bytes(missing + len(self._buffer) // 2)
+                # A new one, as a debugger may still hold frames that look into the old one.
+                self._buffer = self._buffer + bytes(missing + len(self._buffer) // 2)
         elif self._state[POSITION] > len(self._buffer) + _ROOM:
             raise CorruptFileError("the coded values end early")
 

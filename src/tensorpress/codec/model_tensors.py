@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tensorpress.codec.quantizers import StepQuantizer
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import NORMS
+from tensorpress.utils.tensor_kinds import is_plain
 
 DTYPES: Mapping[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -112,6 +113,11 @@ def check_storable(name: str, tensor: object) -> None:
         raise InvalidArgumentError(f"{name!r} is state other than a tensor, which cannot be stored")
     if tensor.is_meta or isinstance(tensor, _UNINITIALIZED):
         raise InvalidArgumentError(f"tensor {name!r} has no values yet")
+    if not is_plain(tensor):
+        raise InvalidArgumentError(
+            f"tensor {name!r} is of class {type(tensor).__name__}, which a .tpz file cannot hold: "
+            "encode the model as it was before it was quantized"
+        )
     if tensor.dtype not in DTYPES.values() or tensor.layout is not torch.strided:
         kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
         raise InvalidArgumentError(f"tensor {name!r} is {kind}, which a .tpz file cannot store")

@@ -29,6 +29,7 @@ from tensorpress.press.press import press
 from tensorpress.sensitivity.curvature_scores import curvature_scores, linear_layers
 from tensorpress.sensitivity.kfac import kfac_scores
 from tensorpress.sensitivity.response_energy import response_energies
+from tensorpress.utils.tensor_kinds import is_plain
 
 LOSS = "curvature of the loss"
 """The criterion for language models; their layers get the factors that it scored."""
@@ -271,7 +272,14 @@ def _check_budget(
     """Raise early if the budget is out of reach, or the dense model meets it."""
     if limit.kind != "bytes":
         check_budget(model, inputs, targets=targets, skip=skip, budget=str(limit))
-    elif not limit.relative and count_bytes(model) <= limit.amount:
+        return
+    for name, parameter in model.named_parameters():
+        if not is_plain(parameter):
+            raise InvalidArgumentError(
+                f"{name!r} is of class {type(parameter).__name__}, which no file of a budget of "
+                "bytes can hold: compress the model as it was before it was quantized"
+            )
+    if not limit.relative and count_bytes(model) <= limit.amount:
         raise BudgetMetError(
             f"the budget {limit} is met already: the dense model has {count_bytes(model):,} bytes"
         )
@@ -279,7 +287,7 @@ def _check_budget(
 
 def _check_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        if is_plain(parameter) and not bool(parameter.isfinite().all()):
             raise InvalidArgumentError(f"parameter {name!r} has values that are not finite")
 
 

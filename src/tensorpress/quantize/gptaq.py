@@ -37,6 +37,7 @@ def round_in_order(
     batches: Sequence[Batch],
     seed: int,
     price: float = 0.0,
+    order: Sequence[str] | None = None,
 ) -> dict[str, RoundedLayer]:
     """Round the weights of layers in the order in which they are called, in place.
 
@@ -59,6 +60,9 @@ def round_in_order(
         Seed of the sampled positions.
     price : float
         The price of a bit; see `Feedback.round`.
+    order : sequence of str, optional
+        The layers in the order of their calls, from `common_call_order`; by default found by a pass
+        over the batches.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def round_in_order(
     >>> list(layers), torch.equal(quantizer.values(layers["0"].symbols), model[0].weight)
     (['0', '1'], True)
     """
-    names = _common_call_order(dense, list(quantizers), batches)
+    names = common_call_order(dense, list(quantizers), batches) if order is None else order
     if not names:
         return {}
     widest = max(dense.get_submodule(name).get_parameter("weight")[0].numel() for name in names)
@@ -122,10 +126,23 @@ def _mean_square(rows: Tensor) -> float:
     return float(rows.double().square().sum()) / len(rows)
 
 
-def _common_call_order(
+@torch.no_grad()
+def common_call_order(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 ) -> list[str]:
-    """Return the layers that every batch calls once, or none if the orders of batches differ."""
+    """Return the layers that every batch calls once, or none if the orders of batches differ.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, run in eval mode.
+    names : sequence of str
+        The layers among which to look.
+    batches : sequence of Batch
+        From `tensorpress.calibrate.batches.collect_batches`, at least one.
+    """
+    if not names:
+        return []
     calls: list[str] = []
 
     def hook(name: str) -> Any:

@@ -1,8 +1,9 @@
 """The search for the file of a model: calibration, GPTAQ, bias correction and tuned vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch
-from tensorpress.calibrate.bias_correction import correct_biases
+from tensorpress.calibrate.bias_correction import channel_means, correct_biases
 from tensorpress.calibrate.examples import rebatch
 from tensorpress.calibrate.unrolled import unroll
 from tensorpress.codec.model_tensors import check_finite, stored_tensors
@@ -19,7 +20,7 @@ from tensorpress.codec.save_load import save
 from tensorpress.measure.cost import freeze
 from tensorpress.quantize.file_search import FileSearch, weight_tensors
 from tensorpress.quantize.fold_batch_norm import merge_statistics
-from tensorpress.quantize.gptaq import round_in_order
+from tensorpress.quantize.gptaq import common_call_order, round_in_order
 from tensorpress.quantize.rounded_model import RoundedModel
 from tensorpress.quantize.weight_calibration import calibrated_weights, plain_weights, rms
 from tensorpress.reconstruct.block_refinement import refine_blocks
@@ -95,6 +96,7 @@ class ModelFileSearch(FileSearch):
             self._batches,
             self._seed,
             rounded.price,
+            self._order,
         )
         symbols = {names[name]: layer.symbols for name, layer in layers.items()}
         errors = {
@@ -105,6 +107,17 @@ class ModelFileSearch(FileSearch):
             symbols=rounded.symbols | symbols,
             squared_errors=rounded.squared_errors | errors,
         )
+
+    @cached_property
+    def _order(self) -> Sequence[str]:
+        """The layers that are rounded after one another, in the order of their calls."""
+        names = [weight.layer for weight in self._weights if weight.layer is not None]
+        return common_call_order(unroll(self._merged)[0], names, self._batches or ())
+
+    @cached_property
+    def _means(self) -> Mapping[str, Sequence[Tensor]]:
+        """The mean outputs of the dense model, by layer."""
+        return channel_means(unroll(self._model)[0], self._batches or ())
 
     def _copy_model(self, rounded: RoundedModel) -> nn.Module:
         """Return a copy of the model with rounded weights."""
@@ -127,7 +140,7 @@ class ModelFileSearch(FileSearch):
     ) -> None:
         model = self._copy_model(rounded)
         if self._batches is not None:
-            correct_biases(unroll(model)[0], unroll(self._model)[0], self._batches)
+            correct_biases(unroll(model)[0], self._means, self._batches)
         if self._batches is not None and tuned:
             batches = rebatch(self._batches, _TUNED_BATCH)
             how: dict[str, Any] = {"epochs": self._passes, "rate": _RATE, "enough": _ENOUGH}

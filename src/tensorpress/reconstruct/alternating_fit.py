@@ -16,8 +16,8 @@ ITERATIONS, ENOUGH = 30, 1e-2
 """Conjugate gradient iterations per factor and sweep, and the relative residual at which they stop:
 the next sweep goes on from there."""
 
-WIDE_WORK = 5 * 10**11
-"""Multiplications that a fit to a `RowMoment` may take, about twenty seconds on one core."""
+WORK = 5 * 10**11
+"""Multiplications with the second moment that a fit may take, about twenty seconds on one core."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def fit_kernels(
     places: Sequence[int] | None = None,
     sweeps: int = SWEEPS,
     tolerance: float = 1e-4,
+    work: float = WORK,
 ) -> KernelFit:
     r"""Fit the kernels of a layer to a target, one kernel after the other.
 
@@ -64,6 +65,8 @@ def fit_kernels(
         The largest number of passes over all kernels.
     tolerance : float
         Stop when a sweep lowers the objective by a smaller share.
+    work : float
+        About how many multiplications with the second moment the fit may take.
 
     Raises
     ------
@@ -104,7 +107,7 @@ def fit_kernels(
     if closest is not None:
         return KernelFit(closest, [*losses, response_error(composed(closest), target, second)])
     order = [*reversed(range(len(kernels)))] if places is None else places
-    sweeps, iterations = _affordable(sweeps, len(order), target, second)
+    sweeps, iterations = _affordable(sweeps, len(order), target, second, work)
     for _ in range(sweeps):
         for place in order:
             kernels[place] = _best_kernel(
@@ -122,12 +125,16 @@ def response_error(kernel: Tensor, target: Tensor, second: SecondMoment) -> floa
     return float(((error @ second) * error).sum().clamp_min(0))
 
 
-def _affordable(sweeps: int, factors: int, target: Tensor, second: SecondMoment) -> tuple[int, int]:
-    """Return the sweeps, and the iterations per factor, that `WIDE_WORK` allows."""
-    if not isinstance(second, RowMoment):
-        return sweeps, ITERATIONS
-    # (K Xᵀ) X takes 2 out · rows · columns multiplications per group.
-    products = WIDE_WORK // (2 * target.shape[:2].numel() * second.rows[0].numel())
+def _affordable(
+    sweeps: int, factors: int, target: Tensor, second: SecondMoment, work: float
+) -> tuple[int, int]:
+    """Return the sweeps, and the iterations per factor, that so many multiplications allow."""
+    rows, columns = target.shape[:2].numel(), second.shape[-1]
+    if isinstance(second, RowMoment):  # (K Xᵀ) X
+        product = 2 * rows * second.rows[0].numel()
+    else:
+        product = rows * columns * (columns if isinstance(second, Tensor) else 1)
+    products = int(work) // product
     iterations = max(1, min(ITERATIONS, products // factors))
     return max(1, min(sweeps, products // (factors * iterations))), iterations
 

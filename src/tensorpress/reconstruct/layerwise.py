@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
+from tensorpress.calibrate.gradient_moments import GradientMoments, gradient_moments
 from tensorpress.calibrate.input_moments import Moments, input_moments
 from tensorpress.calibrate.loss_curvature import LossCurvature
 from tensorpress.decompose.precision import to_working_precision
@@ -24,13 +25,15 @@ from tensorpress.reconstruct.batch_norm import (
 from tensorpress.reconstruct.channel_selection import choose_channels
 from tensorpress.reconstruct.curvature_fit import CurvatureFit
 from tensorpress.reconstruct.data_checks import column_moments, sample_columns, warn_of_few_rows
+from tensorpress.reconstruct.embedding_fit import count_lookups, is_embedding, vector_shares
+from tensorpress.reconstruct.gradient_fit import fit_to_gradients
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
 from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
 from tensorpress.reconstruct.samples import WIDE, Positions, inputs_in_order, sample_responses
-from tensorpress.reconstruct.second_moment import BlockMoment, SecondMoment
+from tensorpress.reconstruct.second_moment import BlockMoment, DiagonalMoment, SecondMoment
 from tensorpress.reconstruct.unfitted import SVD_WEIGHT, as_chain, reason_unfitted
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
@@ -41,6 +44,7 @@ from tensorpress.schemes.initialization import (
 )
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.pressed_layer import Composed
+from tensorpress.utils.module_tree import locate_weight
 
 Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
 """What is fitted to calibration data.
@@ -147,6 +151,7 @@ class Reconstruction:
         """
         left = {layer.name: layer for layer in layers}
         reasons: dict[str, str] = {}
+        gradients: Mapping[str, GradientMoments] = {}
         moves = self.kind in ("norms", "inputs") and len(self.batches) > 0
         norms = norm_statistics(model, self.batches) if moves else {}
         if self.kind != "norms":
@@ -154,12 +159,17 @@ class Reconstruction:
             chains = {name: as_chain(model, layer) for name, layer in left.items()}
             refused = {name: reason_unfitted(model, layer) for name, layer in chains.items()}
             reasons = {name: reason for name, reason in refused.items() if reason is not None}
+            rebuilt = {name: left[name] for name in reasons if left[name].scheme == SVD_WEIGHT}
+            gradients = self._gradients(model, rebuilt)
             by_name = {name: layer for name, layer in chains.items() if name not in reasons}
             for name, values in ways(model, by_name, weight_of, reasons):
                 if left[name].scheme == SVD_WEIGHT:
                     values = _as_rebuilt(values)
                 yield left.pop(name), values
         for name, layer in left.items():
+            if name in gradients:
+                yield layer, fit_to_gradients(layer, weight_of(layer), gradients[name])
+                continue
             values = decompose_weight(layer, weight_of(layer))
             if self.kind != "norms":
                 reason = reasons.get(name, "the calibration data do not reach it")
@@ -169,16 +179,35 @@ class Reconstruction:
         if norms:
             move_norms(model, norms, norm_statistics(model, self.batches))
 
+    def _gradients(
+        self, model: nn.Module, layers: Mapping[str, LayerPlan]
+    ) -> Mapping[str, GradientMoments]:
+        """Return the moments of gradients by weights whose inputs cannot be seen."""
+        places = {name: locate_weight(model, name) for name in layers}
+        weights = {
+            name: (weight, layers[name].spec)
+            for name, (module, key) in places.items()
+            if isinstance(weight := module._parameters.get(key), nn.Parameter)
+        }
+        if not weights or not self.batches:
+            return {}
+        return gradient_moments(model, self.batches, weights, seed=self.seed)
+
     def _by_inputs(
         self,
         model: nn.Module,
         layers: dict[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
-        _: dict[str, str],
+        reasons: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         moments = self.moments
         if moments is None:
             moments = input_moments(model, self.batches, seed=self.seed)
+        embeddings = [name for name in layers if is_embedding(model.get_submodule(name))]
+        if self.batches:
+            yield from self._by_lookups(model, embeddings, layers, weight_of)
+        else:
+            reasons |= dict.fromkeys(embeddings, "a Calibration does not count its vectors")
         for name, sums in moments.items():
             if name in layers:
                 weight = weight_of(layers[name])
@@ -196,6 +225,24 @@ class Reconstruction:
                 fit = fit_kernels(kernels, dense, second, Composition.of(pressed))
                 yield name, start_values(pressed, fit.kernels, weight)
 
+    def _by_lookups(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        layers: Mapping[str, LayerPlan],
+        weight_of: Callable[[LayerPlan], Tensor],
+    ) -> Iterator[tuple[str, StartValues]]:
+        """Fit embeddings in the norm of how often their vectors are looked up."""
+        counts = count_lookups(model, names, self.batches) if names else {}
+        for name, number in counts.items():
+            weight = weight_of(layers[name])
+            pressed, dense = decompose_start(layers[name], weight)
+            second = DiagonalMoment(vector_shares(number)[None].to(dense))
+            places = pressed.last_places if self.kind == "refit" else None
+            composition = Composition.of(pressed)
+            fit = fit_kernels(pressed.kernels(), dense, second, composition, places=places)
+            yield name, start_values(pressed, fit.kernels, weight)
+
     def _by_responses(
         self,
         model: nn.Module,
@@ -204,7 +251,10 @@ class Reconstruction:
         reasons: dict[str, str],
     ) -> Iterator[tuple[str, StartValues]]:
         positions = Positions.spread(self.batches, self.seed)
-        dense_pass = sample_responses(model, list(layers), self.batches, positions)
+        embeddings = [name for name in layers if is_embedding(model.get_submodule(name))]
+        others = [name for name in layers if name not in embeddings]
+        dense_pass = sample_responses(model, others, self.batches, positions)
+        yield from self._by_lookups(model, embeddings, layers, weight_of)
         responses, names = dense_pass.rows, list(dense_pass.rows)
         after = find_next_ops(model, names, self.batches[0])
         reasons |= dict.fromkeys(names, "how often it is called depends on the layers before it")

@@ -91,7 +91,39 @@ class BlockMoment:
         return torch.cat([b.diagonal(dim1=-2, dim2=-1) for b in self.blocks], -1).mean(-1)
 
 
-SecondMoment = Tensor | RowMoment | BlockMoment
+@dataclass(frozen=True)
+class DiagonalMoment:
+    """A second moment that is zero between columns, as that of one-hot vectors.
+
+    Attributes
+    ----------
+    diagonal : Tensor
+        (groups, columns).
+
+    Examples
+    --------
+    >>> torch.ones(1, 1, 3) @ DiagonalMoment(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[[1., 2., 3.]]])
+    """
+
+    diagonal: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape that it would have as a matrix: (groups, columns, columns)."""
+        groups, columns = self.diagonal.shape
+        return groups, columns, columns
+
+    def __rmatmul__(self, kernel: Tensor) -> Tensor:
+        """Return K Σ for a kernel K, (groups, out, columns)."""
+        return kernel * self.diagonal[:, None].to(kernel)
+
+    def mean_energy(self) -> Tensor:
+        """Return the mean of the diagonal, (groups,)."""
+        return self.diagonal.mean(-1)
+
+
+SecondMoment = Tensor | RowMoment | BlockMoment | DiagonalMoment
 """Σ, (groups, columns, columns): it has a shape, K @ Σ and `mean_energy`."""
 
 

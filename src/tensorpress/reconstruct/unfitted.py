@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from tensorpress.calibrate.patches import can_unfold
+from tensorpress.reconstruct.embedding_fit import is_embedding
 from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import read_spec
-from tensorpress.schemes.pressed_layer import Composed, pressed_form
-from tensorpress.utils.module_tree import locate_weight
+from tensorpress.schemes.pressed_layer import Composed, pressed_forms
+from tensorpress.utils.module_tree import locate_weight, weight_name
 
 SVD_WEIGHT = "svd_weight"
 """The scheme that rebuilds a matrix from two factors."""
@@ -32,12 +33,12 @@ def unfitted_layers(model: nn.Module) -> dict[str, str]:
     >>> unfitted_layers(tp.press(net, plan, calibration=[torch.randn(300, 64)]))
     {'1': 'tt_weight rebuilds its weight from factors that are not fitted'}
     """
-    reasons = {}
-    for name, module in model.named_modules():
-        form = pressed_form(module)
-        if form is not None and form.unfitted is not None:
-            reasons[name] = form.unfitted
-    return reasons
+    return {
+        weight_name(name, key): form.unfitted
+        for name, module in model.named_modules()
+        for key, form in pressed_forms(module).items()
+        if form.unfitted is not None
+    }
 
 
 def reason_unfitted(model: nn.Module, layer: LayerPlan) -> str | None:
@@ -54,7 +55,7 @@ def reason_unfitted(model: nn.Module, layer: LayerPlan) -> str | None:
     if method.form != "layer":  # the name may be that of any parameter
         return f"{layer.scheme} rebuilds its weight from factors that are not fitted"
     module = model.get_submodule(layer.name)
-    if not can_unfold(module):
+    if not can_unfold(module) and not is_embedding(module):
         return f"its class {type(module).__name__} does not multiply inputs by a weight"
     shape = method.skeleton(layer.spec, layer.ranks, like=torch.empty(0, device="meta"))
     if not isinstance(shape, Composed):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tensorpress.errors import InvalidArgumentError
+from tensorpress.utils.tensor_kinds import is_plain
 
 Sizes = tuple[int, ...]
 
@@ -299,7 +300,7 @@ def refuse_weight(module: nn.Module, key: str) -> str | None:
     'max_norm changes its vectors at every use'
     """
     weight = module.get_parameter(key)
-    if type(weight).__torch_dispatch__ is not nn.Parameter.__torch_dispatch__:
+    if not is_plain(weight):
         return f"its weight is a {type(weight).__name__}, not a plain tensor"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tensorpress.calibrate.batches import Batch, CalibrationBatch, collect_batches
 from tensorpress.calibrate.calibration import Calibration
 from tensorpress.calibrate.input_moments import Moments
-from tensorpress.calibrate.patches import can_unfold
 from tensorpress.calibrate.unrolled import unroll
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.dense_model import DenseModel
@@ -20,6 +19,7 @@ from tensorpress.reconstruct.samples import ROWS, Positions, sample_responses
 from tensorpress.reconstruct.second_moment import BlockMoment
 from tensorpress.schemes.folding import fold
 from tensorpress.sensitivity.candidates import response_schemes
+from tensorpress.sensitivity.response_moments import has_responses
 
 BY_RESPONSES = ("channel_svd", "tucker1_out")
 """Schemes whose rank is the rank of the responses: fewer filters, then 1×1."""
@@ -142,7 +142,7 @@ def _from_outputs(
 ) -> dict[str, Tensor]:
     """Return the second moments of responses without the bias."""
     layers = {name: model.get_submodule(name) for name in names}
-    names = [name for name, layer in layers.items() if can_unfold(layer)]
+    names = [name for name, layer in layers.items() if has_responses(layer)]
     positions = Positions(max(1, ROWS // len(batches)), seed)
     responses = sample_responses(model, names, batches, positions).rows
     for name, rows in responses.items():

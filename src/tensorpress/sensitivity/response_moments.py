@@ -116,7 +116,7 @@ def collect_moments(
     """
     random = torch.Generator().manual_seed(seed)
     modules = {name: model.get_submodule(name) for name in names}
-    layers = {name: layer for name, layer in modules.items() if _has_responses(layer)}
+    layers = {name: layer for name, layer in modules.items() if has_responses(layer)}
     normed = {name for name, layer in layers.items() if layer._parameters.get("bias") is None}
     normed -= {name for name, layer in layers.items() if isinstance(layer, nn.Embedding)}
     normed = _followed_by_norm(model, normed, batches[0])
@@ -168,7 +168,7 @@ def _reason(name: str, layers: Mapping[str, nn.Module], without: set[str]) -> st
     return "the calibration data do not reach it"
 
 
-def _has_responses(layer: nn.Module) -> bool:
+def has_responses(layer: nn.Module) -> bool:
     """Tell whether a layer multiplies vectors by a weight, one-hot ones for an Embedding."""
     return can_unfold(layer) or layer_class(layer) is nn.Embedding
 
