@@ -53,7 +53,7 @@ def main() -> None:
     ticks = [600, 800, 1000, 1500, 2000, 3000, 4000]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("bytes of the whole file", fontsize=8)
+    axes.set_xlabel("of the whole file", fontsize=8)
     axes.set_ylabel("error on MNIST's test images, %", fontsize=8)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

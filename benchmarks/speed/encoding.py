@@ -92,7 +92,7 @@ def coded(tensors: Mapping[str, Tensor], folder: Path, **options: Any) -> dict[s
     result = {"bytes": written, "encode": speed(size, taken), "decode": speed(size, back)}
     if "bits" in options:
         result["error"] = round(relative_error(tensors, decoded), 5)
-        result["bits a value"] = round(8 * written * 4 / size, 3)
+        result["bits per value"] = round(8 * written * 4 / size, 3)
     else:
         result["off %"] = round(100 * (1 - written / size), 2)
     return result

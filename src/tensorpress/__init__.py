@@ -1,16 +1,16 @@
-"""Smaller neural networks by tensor decomposition, in files as small as the information in them.
+"""Smaller neural networks by tensor decomposition, and files as small as the information in them.
 
-A model is planned (`plan`), pressed (`press`), trained (`finetune`) and saved. There are three ways
-to save one:
+A model is planned (`plan`), pressed (`press`), trained (`finetune`) and saved, in one of three
+ways:
 
-- `save` writes one ``.tpz`` file, quantized and entropy coded: the smallest, for models that are
-  finished; `load` builds the model from it.
-- `save_checkpoint` writes a folder of safetensors in Hugging Face's layout with the values as they
-  are, for models that are trained on, served, or too large for one file; `load_checkpoint` is the
-  way back.
+- `save` writes one ``.tpz`` file, quantized and entropy coded: the smallest file, for models that
+  are finished. `load` builds the model from it.
+- `save_checkpoint` writes a folder of safetensors in Hugging Face's layout, with unchanged values,
+  for models that will be trained or served, or are too large for one file. `load_checkpoint` loads
+  it.
 - `encode` rounds any model, or the state dict of a safetensors file, to a number of bits or bytes
-  without training, or keeps every bit; `decode` returns the tensors by name. `encode_checkpoint`
-  does so tensor by tensor, for folders that may be larger than memory.
+  without training, or stores it losslessly; `decode` returns the tensors by name.
+  `encode_checkpoint` does the same tensor by tensor, for folders larger than memory.
 """
 
 import sys
@@ -164,10 +164,8 @@ _HOMES = {
     "measure": "tensorpress.measure",
     "perplexity": "tensorpress.measure.perplexity",
 }
-"""The module of every public name, which is imported when the name is first used.
-
-So `import tensorpress` and the help of the command line do not wait for torch.
-"""
+"""The module of every public name. It is imported when the name is first used, so that `import
+tensorpress` and the help of the command line do not import torch. """
 
 
 def __getattr__(name: str) -> Any:
@@ -176,7 +174,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
     package = sys.modules.get(f"{__name__}.{name}")
-    if package is not None:  # for `import tensorpress.press.press as p`, which asks the function
+    if package is not None:  # for `import tensorpress.press.press as p`
         value.__dict__ = package.__dict__
     globals()[name] = value
     return value
@@ -188,10 +186,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """A package whose `press` is the function, also once the subpackage `press` is imported."""
+    """A package whose `press` is the function, even after the subpackage `press` is imported."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        # Python binds a submodule in its package once it is imported; a public name goes before.
+        # Python sets a submodule as attribute on import; a public name takes precedence.
         if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

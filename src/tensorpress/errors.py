@@ -1,44 +1,44 @@
-"""The errors a user can cause; the command line prints them without a traceback."""
+"""The errors that users can cause; the command line prints them without a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class TensorPressError(Exception):
-    """Base of every error TensorPress raises on purpose."""
+    """Base class of all errors that TensorPress raises on purpose."""
 
 
 class InvalidArgumentError(TensorPressError, ValueError):
-    """A value, name, shape or rank that cannot be used."""
+    """A value, name, shape or rank is invalid."""
 
 
 class BudgetMetError(InvalidArgumentError):
-    """A budget that the dense model meets as it is: there is nothing to press."""
+    """The dense model already meets the budget: there is nothing to press."""
 
 
 class ModelRunError(InvalidArgumentError):
-    """A model that fails on the inputs it was given; its own error is the cause of this one."""
+    """A model fails on its inputs; its error is the cause of this one."""
 
 
 class DataNotFoundError(TensorPressError, FileNotFoundError):
-    """A data set or weight file is not where it was looked for."""
+    """A dataset, model or file does not exist."""
 
 
 class CorruptFileError(TensorPressError, ValueError):
-    """A file that is truncated, altered, or not of the format it claims."""
+    """A file is truncated, altered, or not in the expected format."""
 
 
 class ModelMismatchError(TensorPressError, ValueError):
-    """A model that does not fit the file, the weights or the plan it was given with."""
+    """A model does not fit a file, weights or a plan."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentError:
-    """Return the error for a misspelt name, with the nearest known ones.
+    """Return the error for an unknown name, which suggests similar ones.
 
     Examples
     --------
-    >>> str(unknown_name("data set", "minst", ["cifar10", "mnist"]))
-    "unknown data set 'minst': did you mean 'mnist'? (known: cifar10, mnist)"
+    >>> str(unknown_name("dataset", "minst", ["cifar10", "mnist"]))
+    "unknown dataset 'minst': did you mean 'mnist'? (known: cifar10, mnist)"
     """
     names = sorted(known)
     near = get_close_matches(name, names, n=2)
@@ -47,7 +47,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidArgumentE
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the line of an error's message that says most: its first bullet, or its first line.
+    r"""Return the first bullet of an error's message, or else its first line.
 
     Examples
     --------
@@ -60,4 +60,4 @@ def first_line(error: BaseException) -> str:
 
 
 class DivergedError(TensorPressError, ArithmeticError):
-    """A training run whose loss is no longer a finite number."""
+    """The loss of a training run is NaN or infinite."""

@@ -136,7 +136,7 @@ def test_pressed_before_training(tmp_path):
 def test_a_dense_checkpoint_is_not_loaded_into_a_pressed_module(tmp_path):
     train(Classifier(), tmp_path, PressCallback(), epochs=1)
     pressed = tp.press(Classifier(), plan_of("layers"))
-    with pytest.raises(ModelMismatchError, match="checkpoint has no plan"):
+    with pytest.raises(ModelMismatchError, match="it has no plan"):
         load_lightning_checkpoint(saved(tmp_path, 4), pressed)
 
 
@@ -145,10 +145,10 @@ def test_damaged_files_and_other_modules(tmp_path):
     path = saved(tmp_path, 4)
     other = Classifier()
     other.head = nn.Linear(32, 5)
-    with pytest.raises(ModelMismatchError, match=r"is of another module: .*head"):
+    with pytest.raises(ModelMismatchError, match=r"is the checkpoint of another module: .*head"):
         load_lightning_checkpoint(path, other)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(CorruptFileError, match="no checkpoint of Lightning"):
+    with pytest.raises(CorruptFileError, match="not a checkpoint of Lightning"):
         load_lightning_checkpoint(path, Classifier())
 
 

@@ -37,7 +37,7 @@ def test_a_small_list_beside_the_blocks_is_a_detail() -> None:
 
 
 def test_single_layers_are_no_blocks() -> None:
-    with pytest.raises(InvalidArgumentError, match="Net has no ModuleList of equal blocks"):
+    with pytest.raises(InvalidArgumentError, match="Net has no ModuleList of blocks of one class"):
         find_blocks(Net(0))
 
 

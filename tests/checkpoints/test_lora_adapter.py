@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     dense = llama()
     save_sharded(dense, tmp_path / "base")
     save_checkpoint(press(dense, plan(dense, scheme="channel_svd", ranks=3)), tmp_path / "pressed")
-    with pytest.raises(InvalidArgumentError, match="rank of at least 1, got 0"):
+    with pytest.raises(InvalidArgumentError, match="must be at least 1, got 0"):
         write_adapter(tmp_path / "pressed", tmp_path / "base", tmp_path / "out", rank=0)
     save_sharded(bert(), tmp_path / "other")
     with pytest.raises(ModelMismatchError, match="is no LlamaForCausalLM"):

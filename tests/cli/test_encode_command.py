@@ -89,7 +89,7 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("encode", "m.safetensors"), "give one of"),
+        (("encode", "m.safetensors"), "one of"),
         (
             ("encode", "m.safetensors", "--bits", "3", "--data", "digits"),
             "--data needs a model",
@@ -101,7 +101,7 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
         (("encode", "m.safetensors", "--size", "many"), "'many' is no size"),
         (("encode", "m.safetensors", "--size", "60"), "too few"),
         (("encode", "nothing.safetensors", "--bits", "2"), "no such file"),
-        (("encode", "m.safetensors", "--model", "lenet5", "--bits", "2"), "for a model give"),
+        (("encode", "m.safetensors", "--model", "lenet5", "--bits", "2"), "for a model use"),
         (("encode", "--model", "lenet5", "--bits", "2"), "--out"),
         (("encode", "--bits", "2"), "by --model"),
         (("decode", "m.safetensors"), "not a .tpz file"),
@@ -137,7 +137,7 @@ def test_folders_are_coded_to_bits_alone(fails: Fails, weights: Path, tmp_path: 
     (tmp_path / "folder").mkdir()
     weights.rename(tmp_path / "folder" / "model.safetensors")
     assert "by --bits or --lossless" in fails("encode", "folder", "--size", "1kB", "--out", "x")
-    assert "say by --out" in fails("decode", "folder")
+    assert "by --out" in fails("decode", "folder")
 
 
 def test_the_memory_of_reading_has_a_ceiling(

@@ -36,7 +36,7 @@ def test_costs_of_a_model(run_json: RunJson, shell: Shell) -> None:
     assert result["macs"] == count_macs(lenet, [torch.zeros(1, 1, 28, 28)])
     assert result["latency_ms"] > 0
     assert set(run_json("eval", "--model", "small_nets:net")) == {"model", "params", "bytes"}
-    assert "say what it takes by --input" in shell("eval", "--model", "small_nets:net").out
+    assert "set --input for MACs and latency" in shell("eval", "--model", "small_nets:net").out
 
 
 def test_error_of_a_pressed_folder_is_that_of_the_model(run_json: RunJson, pressed: Path) -> None:
@@ -82,7 +82,7 @@ def test_mistyped_paths_are_told_with_the_nearest_names(fails: Fails, pressed: P
     assert "no folder presed; did you mean pressed?" in fails("eval", "--model", "presed")
     assert "presed: no such file or folder; did you mean pressed?" in fails("inspect", "presed")
     words = ("eval", "--model", "lenet5", "--data")
-    assert "no file and no folder ./presed; did you mean pressed?" in fails(*words, "./presed")
+    assert "no file or folder ./presed; did you mean pressed?" in fails(*words, "./presed")
     assert "there is no presed; did you mean pressed?" in fails(*words, "presed")
 
 
@@ -218,7 +218,7 @@ def test_a_file_of_ones_own_model_needs_the_model(
     run_json: RunJson, fails: Fails, tmp_path: Path, dense: nn.Module
 ) -> None:
     tp.save(dense, tmp_path / "own.tpz")
-    assert "say by --model how it is built" in fails("eval", "own.tpz")
+    assert "a model that is not" in fails("eval", "own.tpz")
     result = run_json("eval", "own.tpz", "--model", "small_nets:net", "--input", "2x3x8x8")
     assert (result["params"], result["batch"]) == (2_042, 2)
 
@@ -275,4 +275,4 @@ def test_a_subject_is_needed(fails: Fails, command: str, tmp_path: Path) -> None
 
 def test_weights_are_of_a_model_by_name_only(fails: Fails, pressed: Path) -> None:
     save_weights(build("lenet300100"), "w.safetensors")
-    assert "has weights of its own" in fails("eval", pressed, "--weights", "w.safetensors")
+    assert "has weights: remove --weights" in fails("eval", pressed, "--weights", "w.safetensors")

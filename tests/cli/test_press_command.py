@@ -141,12 +141,12 @@ def test_a_checkpoint_of_transformers_says_itself_what_it_is(
 
 
 def test_what_a_user_can_get_wrong(fails: Fails, tmp_path: Path, trained: nn.Module) -> None:
-    assert "give a model by --model" in fails("press", *SVD, "--out", "x")
+    assert "a model by --model" in fails("press", *SVD, "--out", "x")
     assert "no plan at none.yaml" in fails("press", *LENET, "--plan", "none.yaml", "--out", "x")
     assert "give a budget, ranks" in fails("press", *LENET, "--out", "x")
     assert "is not a folder" in fails("press", "nowhere", "--model", "lenet5", *SVD, "--out", "x")
     both = fails("press", "nowhere", *LENET, *SVD, "--out", "x")
-    assert "has weights of its own" in both
+    assert "has weights: remove --weights" in both
     assert not (tmp_path / "x").exists()
 
 
@@ -182,8 +182,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
-    assert "file is there already" in fails(*words, "file")
-    assert "full is there already" in fails(*words, "full")
+    assert "file already exists" in fails(*words, "file")
+    assert "full already exists" in fails(*words, "full")
     assert "file/x cannot be written" in fails(*words, "file/x")
 
 

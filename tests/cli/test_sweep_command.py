@@ -97,4 +97,4 @@ def test_a_folder_of_something_else_is_refused(
     fails: Callable[..., str], sweep_file: str, tmp_path: Path
 ) -> None:
     JobFolder(tmp_path / "out" / "jobs", {"task": "other"})
-    assert "holds jobs about something else" in fails("sweep", sweep_file, "--out", "out")
+    assert "results of other settings" in fails("sweep", sweep_file, "--out", "out")

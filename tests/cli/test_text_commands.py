@@ -124,7 +124,7 @@ def test_the_table_says_the_same(shell: Shell, dense: Path) -> None:
 
 def test_a_text_is_for_language_models(fails: Fails, dense: Path) -> None:
     message = fails("eval", "--model", "small_nets:net", "--data", "text.txt")
-    assert "needs the tokenizer of a model of transformers" in message
+    assert "needs the tokenizer of a Transformers model" in message
     for file in dense.glob("tokenizer*"):
         file.unlink()
     assert "has no tokenizer" in fails("eval", dense, "--data", "text.txt")
@@ -160,10 +160,10 @@ def test_export_of_an_adapter(run_json: RunJson, pressed: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["export", "pressed"], "give one of --onnx FILE, --dense FOLDER and --adapter BASE"),
-        (["export", "pressed", "--dense", "a", "--onnx", "b"], "give one of"),
+        (["export", "pressed"], "one of --onnx FILE, --dense FOLDER and --adapter BASE"),
+        (["export", "pressed", "--dense", "a", "--onnx", "b"], "one of"),
         (["export", "--model", "lenet5", "--dense", "a"], "need the folder of a pressed model"),
-        (["export", ".", "--adapter", "dense"], "say by --out"),
+        (["export", ".", "--adapter", "dense"], "by --out"),
     ],
 )
 def test_what_export_needs(fails: Fails, words: list[str], message: str) -> None:

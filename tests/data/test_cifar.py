@@ -115,7 +115,7 @@ def test_a_batch_cut_between_records_is_named(tmp_path):
     write_binary(folder)
     path = folder / "data_batch_3.bin"
     path.write_bytes(path.read_bytes()[:3073])
-    with pytest.raises(CorruptFileError, match=r"data_batch_3\.bin holds 1 images"):
+    with pytest.raises(CorruptFileError, match=r"data_batch_3\.bin has 1 images"):
         read_cifar10(tmp_path)
 
 
@@ -137,14 +137,14 @@ class Command:
 def test_nothing_in_a_pickle_is_executed(tmp_path):
     made = tmp_path / "made-by-the-pickle"
     path = dump(tmp_path / "test_batch", {b"data": Command(made), b"labels": []})
-    with pytest.raises(CorruptFileError, match=r"test_batch .* names posix\.mkdir|nt\.mkdir"):
+    with pytest.raises(CorruptFileError, match=r"test_batch .* refers to (posix|nt)\.mkdir"):
         read_python_batch(path)
     assert not made.exists()
 
 
 @pytest.mark.parametrize("value", [eval, getattr, np.load, np.float64])
 def test_other_globals_are_refused(tmp_path, value):
-    with pytest.raises(CorruptFileError, match="which is refused"):
+    with pytest.raises(CorruptFileError, match="is not allowed"):
         read_python_batch(dump(tmp_path / "test_batch", value))
 
 
@@ -175,5 +175,5 @@ PIXELS = np.zeros((2, 3072), np.uint8)
     ],
 )
 def test_a_pickle_of_something_else_is_refused(tmp_path, batch):
-    with pytest.raises(CorruptFileError, match=r"must hold under '(data|labels)'"):
+    with pytest.raises(CorruptFileError, match=r"under '(data|labels)'"):
         read_python_batch(dump(tmp_path / "test_batch", batch))

@@ -156,9 +156,9 @@ def test_worker_processes_make_the_same_batches():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "at least 1, not 0"),
+        ({"batch_size": 0}, "at least 1, got 0"),
         ({"seed": -1}, "not be negative"),
-        ({"variants": 0}, "variants must be at least 1, not 0"),
+        ({"variants": 0}, "variants must be at least 1, got 0"),
         ({"augment": "shift3"}, "unknown augmentation 'shift3': did you mean 'shift"),
     ],
 )

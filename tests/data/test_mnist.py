@@ -32,7 +32,7 @@ GOOD = idx_bytes(torch.arange(8).reshape(2, 2, 2))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not nothing"),
+        (b"", "got nothing"),
         (GOOD[:2], "must start with 00000803"),
         (b"\x00\x00\x0d\x03" + GOOD[4:], "not 00000d03"),
         (idx_bytes(torch.arange(8)), "not 00000801"),

@@ -82,13 +82,15 @@ def test_images_are_prepared_as_the_model_takes_them() -> None:
 
 
 def test_what_no_model_takes() -> None:
-    with pytest.raises(InvalidArgumentError, match="holds object: expected images, texts"):
+    with pytest.raises(InvalidArgumentError, match="has object: expected images, texts"):
         batches_of(Source("things", [(object(), 1)]))
-    with pytest.raises(InvalidArgumentError, match=r"pairs: .* take the input input 1x2: .*1x2"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"pairs: the model fails on the input input 1x2: .*1x2"
+    ):
         batches_of(Source("pairs", [({"input": torch.zeros(2)}, 1)]))
     with pytest.raises(InvalidArgumentError, match="none has no examples"):
         batches_of(Source("none", []))
-    with pytest.raises(InvalidArgumentError, match="needs the tokenizer of a model of transf"):
+    with pytest.raises(InvalidArgumentError, match="needs the tokenizer of a Transformers"):
         batches_of(Source("texts", [("a", 1)]), name="lenet5")
 
 
@@ -100,7 +102,7 @@ def test_names_of_classes_are_those_of_the_model() -> None:
     [(_, labels)] = batches_of(Source("pets", VECTORS[:2], classes=("dog", "cat")), model)
     assert labels.tolist() == [2, 1]
     assert class_numbers(source, None, nn.Linear(3, 2), 2) == (0, 1)
-    with pytest.raises(InvalidArgumentError, match=r"2 classes \(Dog, cat\) and the model 7"):
+    with pytest.raises(InvalidArgumentError, match=r"2 classes \(Dog, cat\), but the model has 7"):
         class_numbers(source, None, nn.Linear(3, 7), 7)
 
 

@@ -66,7 +66,7 @@ def test_without_validation_the_official_order_is_kept(tmp_path):
 
 @pytest.mark.parametrize("validation", [-1, 1201, 5000])
 def test_impossible_validation_sizes(validation):
-    with pytest.raises(InvalidArgumentError, match=f"0 to 1200 .* not {validation}"):
+    with pytest.raises(InvalidArgumentError, match=f"0 to 1200, .* got {validation}"):
         load("digits", validation=validation)
 
 
@@ -91,7 +91,7 @@ def test_any_folder_of_mnist_form_can_be_named(tmp_path):
 def test_unknown_names(tmp_path, name):
     write_mnist(tmp_path / "mnist")
     (tmp_path / "sub").mkdir()
-    with pytest.raises(InvalidArgumentError, match="unknown data set"):
+    with pytest.raises(InvalidArgumentError, match="unknown dataset"):
         load(name, tmp_path / "sub")
 
 

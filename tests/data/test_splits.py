@@ -98,12 +98,12 @@ def test_data_that_a_network_cannot_be_trained_on(
     monkeypatch.chdir(tmp_path)
     pixels, labels = np.zeros((20, 5, 5), np.uint8), np.arange(20)
     for arrays, message in (
-        ({"x": pixels, "y": labels}, r"labels from 0 to 1\d, and lenet5 10 outputs"),
+        ({"x": pixels, "y": labels}, r"labels from 0 to 1\d, but lenet5 has 10 outputs"),
         ({"x": pixels}, "with label None: expected labelled images"),
         ({"x": pixels.astype(np.float32), "y": labels}, "yields a Tensor .* expected labelled"),
     ):
         np.savez(tmp_path / "own.npz", **arrays)
         with pytest.raises(InvalidArgumentError, match=message):
             load_splits(network("lenet5"), "own.npz")
-    with pytest.raises(DataNotFoundError, match="no file and no folder own/train"):
+    with pytest.raises(DataNotFoundError, match="no file or folder own/train"):
         load_splits(network("lenet5"), "own/train")

@@ -60,7 +60,7 @@ def test_a_network_of_the_zoo_gets_images_as_in_its_training() -> None:
     assert transform.apply(PIXELS).shape == (1, 28, 28)
     clip = torch.zeros(1, 8, 16, 16, dtype=torch.uint8)
     assert find_transform("clips3d", nn.Identity()).apply(clip).shape == clip.shape
-    with pytest.raises(InvalidArgumentError, match="only images can be resized"):
+    with pytest.raises(InvalidArgumentError, match="cannot be resized"):
         find_transform("clips3d", nn.Identity()).apply(clip[:, :4])
 
 
@@ -72,7 +72,7 @@ def test_pixels_of_images_in_any_form() -> None:
     assert grey.shape == (1, 40, 30)
     assert int((grey.int() - to_pixels(PIXELS, 1).int()).abs().max()) <= 1
     assert torch.equal(to_pixels(PIXELS[:1], 3), PIXELS[:1].expand(3, -1, -1))
-    with pytest.raises(InvalidArgumentError, match="expected an image of Pillow or uint8"):
+    with pytest.raises(InvalidArgumentError, match="expected a Pillow image or uint8"):
         to_pixels(torch.zeros(3, 4, 4), 3)
     assert is_image(picture)
     assert not is_image(PIXELS.float())
@@ -87,7 +87,7 @@ def test_the_middle_of_an_image_whose_shorter_side_was_resized() -> None:
 
 
 def test_what_says_nothing_needs_options() -> None:
-    with pytest.raises(InvalidArgumentError, match="say it by --preprocess 'size: 224"):
+    with pytest.raises(InvalidArgumentError, match="set --preprocess 'size: 224"):
         find_transform("own:net", nn.Identity())
 
 

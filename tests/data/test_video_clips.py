@@ -115,7 +115,7 @@ def test_the_registry_describes_the_clips():
 
 @pytest.mark.parametrize("validation", [1, 602])
 def test_validation_never_divides_the_clips_of_a_digit(validation):
-    with pytest.raises(InvalidArgumentError, match=f"multiple of 4, .* not {validation}"):
+    with pytest.raises(InvalidArgumentError, match=f"multiple of 4, .* got {validation}"):
         load("moving-digits", validation=validation)
 
 
@@ -131,8 +131,8 @@ def test_clips_have_one_size():
     ("shape", "seed", "message"),
     [
         ((2, 3, 8, 8), 0, r"shape \(1, 8, 8\), not \(3, 8, 8\)"),
-        ((2, 1, 28, 28), 0, r"not \(1, 28, 28\)"),
-        ((2, 1, 8, 8), -1, "negative, not -1"),
+        ((2, 1, 28, 28), 0, r"got \(1, 28, 28\)"),
+        ((2, 1, 8, 8), -1, "negative, got -1"),
     ],
 )
 def test_impossible_arguments(shape, seed, message):

@@ -147,5 +147,5 @@ def test_a_spectrum_of_another_matrix_is_refused():
 def test_vectors_and_values_that_are_not_finite_are_refused(function):
     with pytest.raises(InvalidArgumentError, match="NaN or infinite"):
         function(torch.tensor([[1.0, float("nan")]]))
-    with pytest.raises(InvalidArgumentError, match=r"matrices is needed, got shape \(3,\)"):
+    with pytest.raises(InvalidArgumentError, match=r"stack of matrices, got shape \(3,\)"):
         function(draw(3))

@@ -383,7 +383,7 @@ def test_ranks_out_of_range_are_refused(ranks, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("modes", [(0, 0), (0, 2), (-1, 0), ()])
 def test_modes_out_of_range_are_refused(modes, method):
-    with pytest.raises(InvalidArgumentError, match="different ones from 0 to 1"):
+    with pytest.raises(InvalidArgumentError, match="distinct modes from 0 to 1"):
         method(draw(4, 3), (2, 2), modes=modes)
 
 

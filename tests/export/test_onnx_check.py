@@ -19,16 +19,16 @@ def test_check_onnx_refuses_a_file_of_another_model(tmp_path: Path) -> None:
     assert check_onnx(nn.Linear(4, 3), x, file.path) > 0.01
     with pytest.raises(ModelMismatchError, match=r"outputs of shapes \[\(2, 3\)\]"):
         check_onnx(nn.Linear(4, 5), x, file.path)
-    with pytest.raises(ModelMismatchError, match=r"takes 1 inputs .* not 2"):
+    with pytest.raises(ModelMismatchError, match=r"has 1 inputs .* expected 2"):
         check_onnx(nn.Bilinear(4, 1, 3), [x, torch.ones(2, 1)], file.path)
-    with pytest.raises(ModelMismatchError, match="does not run on the inputs"):
+    with pytest.raises(ModelMismatchError, match="fails on the inputs"):
         check_onnx(nn.Linear(6, 3), torch.randn(2, 6), file.path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     net, x = nn.Linear(4, 3), torch.randn(2, 4)
-    with pytest.raises(DataNotFoundError, match=r"no file .*m\.onnx"):
+    with pytest.raises(DataNotFoundError, match=r"m\.onnx does not exist"):
         check_onnx(net, x, tmp_path / "m.onnx")
     (tmp_path / "m.onnx").write_bytes(b"no protobuf at all")
     with pytest.raises(CorruptFileError, match=r"m\.onnx cannot be read by onnxruntime"):

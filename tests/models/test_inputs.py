@@ -29,7 +29,7 @@ def test_inputs_are_on_the_device_of_the_model() -> None:
 
 @pytest.mark.parametrize("text", ["", "3x", "x3", "0x3", "2,3", "-1x3", "3 x 4", "3xfloat"])
 def test_text_that_is_no_input_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="is no input"):
+    with pytest.raises(InvalidArgumentError, match="is not an input"):
         parse_input(text, nn.Identity())
 
 
@@ -83,7 +83,7 @@ def test_inputs_of_other_models_are_unknown() -> None:
 def test_a_scripted_model_takes_inputs() -> None:
     scripted = torch.jit.script(nn.Linear(3, 2))
     check_inputs(nn.Sequential(scripted), [torch.zeros(1, 3)])
-    with pytest.raises(InvalidArgumentError, match="does not take the input 1x4"):
+    with pytest.raises(InvalidArgumentError, match="fails on the input 1x4"):
         check_inputs(scripted, [torch.zeros(1, 4)])
 
 

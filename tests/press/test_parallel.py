@@ -99,7 +99,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path):
 
 @pytest.mark.parametrize("processes", [0, -1, 1.5, True, "2"])
 def test_processes_are_a_positive_number(model, made, processes):
-    with pytest.raises(InvalidArgumentError, match="processes are a number of at least 1"):
+    with pytest.raises(InvalidArgumentError, match="processes must be an integer of at least 1"):
         press(model, made, processes=processes)
 
 

@@ -77,7 +77,7 @@ def test_unpressing_in_place_and_a_model_that_is_one_layer(net):
     assert type(pressed[0]) is nn.Conv2d
     layer = press(net[3], plan(net[3], scheme="channel_svd", ranks=4))
     assert type(unpress(layer)) is nn.Linear
-    with pytest.raises(InvalidArgumentError, match="itself the layer to press"):
+    with pytest.raises(InvalidArgumentError, match="itself the layer to unpress"):
         unpress(layer, inplace=True)
 
 
@@ -195,7 +195,7 @@ def test_a_pressed_layer_that_is_another_one_is_refused(net):
 def test_the_inner_layers_of_a_pressed_one_are_not_pressed(net):
     pressed = press(net, plan(net, scheme="tucker2", ranks=0.8))
     inner = LayerPlan("0.1", "channel_svd", describe_layer(pressed[0][1]), (2,))
-    with pytest.raises(ModelMismatchError, match=r"'0\.1' is a part of '0', which is pressed"):
+    with pytest.raises(ModelMismatchError, match=r"'0\.1' is part of the pressed layer '0'"):
         press(pressed, Plan("channel_svd", (inner,)))
 
 

@@ -138,7 +138,9 @@ def test_what_another_layer_holds_as_well_is_not_torn_apart(name, kind, inplace)
 def test_a_plan_that_names_one_layer_twice_is_refused():
     layer = nn.Linear(16, 16)
     net = nn.Sequential(layer, layer)
-    with pytest.raises(ModelMismatchError, match="the plan's layers '0' and '1' are one"):
+    with pytest.raises(
+        ModelMismatchError, match="the plan's layers '0' and '1' are the same layer of the model"
+    ):
         press(net, planned(net, "channel_svd", ["0", "1"]))
 
 
@@ -162,7 +164,7 @@ def test_what_fails_midway_says_how_far_the_model_is_pressed(monkeypatch, inplac
         return decomposed(layer, weight)
 
     monkeypatch.setattr(one_by_one, "decompose_weight", failing)
-    told = r" \(2 of 4 layers of the model are pressed already\)" if inplace else ""
+    told = r" \(2 of the 4 layers are already pressed\)" if inplace else ""
     with pytest.raises(InvalidArgumentError, match=f"layer '2': it does not converge{told}$"):
         press(net, planned(net, "channel_svd"), inplace=inplace)
     pressed = [isinstance(module, Pressed) for module in net]
@@ -194,5 +196,5 @@ def test_one_line_is_logged_and_nothing_printed_where_there_is_no_terminal(caplo
         press(net, plan(net, scheme="channel_svd", ranks=3))
     [line] = [r.getMessage() for r in caplog.records if r.name == "tensorpress.press"]
     assert line.startswith("pressed 4 layers in ")
-    assert line.endswith("1,088 parameters became 448")
+    assert line.endswith("from 1,088 to 448 parameters")
     assert capsys.readouterr() == ("", "")

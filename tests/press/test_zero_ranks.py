@@ -259,7 +259,7 @@ def test_factors_that_others_hold_are_left(what: str, caplog: pytest.LogCaptureF
         layers[0][0].weight[0] = 0
     with caplog.at_level(logging.INFO, logger="tensorpress.press"):
         assert drop_zero_ranks(model) == {}
-    assert "layer 0 is left: others hold" in caplog.text
+    assert "layer 0 is unchanged: it shares" in caplog.text
 
 
 def test_a_tucker_factor_that_another_layer_holds_is_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -269,7 +269,7 @@ def test_a_tucker_factor_that_another_layer_holds_is_left(caplog: pytest.LogCapt
         factors(model, "0")[2][:, 0] = 0
     with caplog.at_level(logging.INFO, logger="tensorpress.press"):
         assert drop_zero_ranks(model) == {}
-    assert "layer 0 is left" in caplog.text
+    assert "layer 0 is unchanged" in caplog.text
 
 
 def test_reduced_tucker_factors_are_left(caplog: pytest.LogCaptureFixture) -> None:
@@ -279,7 +279,7 @@ def test_reduced_tucker_factors_are_left(caplog: pytest.LogCaptureFixture) -> No
         factors(model, "1")[1][:, 0] = 0
     with caplog.at_level(logging.INFO, logger="tensorpress.press"):
         assert check(model, nn.Linear(24, 12)) == {}
-    assert "layer 0 is left: what its ranks join is not known" in caplog.text
+    assert "layer 0 is unchanged: its scheme does not say which factors" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["tensor_train", "tt_weight"])
@@ -298,7 +298,7 @@ def test_layers_that_no_plan_describes_are_left(caplog: pytest.LogCaptureFixture
         model[0][0].weight[0] = 0
     with caplog.at_level(logging.INFO, logger="tensorpress.press"):
         assert drop_zero_ranks(model) == {}
-    assert "layer 0 is left: its ranks do not say what it is" in caplog.text
+    assert "layer 0 is unchanged: its scheme and ranks do not describe it" in caplog.text
 
 
 def test_a_model_that_is_a_pressed_layer_cannot_be_shrunk_in_place() -> None:

@@ -185,7 +185,10 @@ def test_a_teacher_is_one_that_can_be_listened_to() -> None:
     assert parse_recipe(yaml.safe_dump(content)).teacher is not None
     for change, mistake in (
         ({"train": {"epochs": 1, "lr": 0.1}}, "teacher needs a training phase"),
-        ({"teacher": {"network": "resnet56", "weights": "a"}}, "resnet56 takes other images"),
+        (
+            {"teacher": {"network": "resnet56", "weights": "a"}},
+            "resnet56 must take the same images",
+        ),
         ({"teacher": {"network": "lenet6", "weights": "a"}}, "did you mean 'lenet5'"),
     ):
         with pytest.raises(InvalidArgumentError, match=mistake):
@@ -327,7 +330,7 @@ TRAIN = {"epochs": 1, "lr": 0.1}
         ),
         (
             {"press": {"budget": "macs=9", "ranks": "uniform"}},
-            f"press.ranks: expected {RANKS} (what spreads a budget is the allocation) (got 'unif",
+            f"press.ranks: expected {RANKS} (a rule that divides a budget is the",
         ),
         (
             {"press": {"budget": "macs=9", "allocation": "energy:0.5"}},
@@ -342,7 +345,10 @@ TRAIN = {"epochs": 1, "lr": 0.1}
             "press.layers: unknown key, its name is now 'overrides'",
         ),
         ({"press": {"ranks": "evbmf"}}, "press: the ranks of auto are not the same"),
-        ({"press": {"allocation": "energy"}}, "press: an allocation says how a budget is spread"),
+        (
+            {"press": {"allocation": "energy"}},
+            "press: allocation is the rule that divides a budget",
+        ),
         (
             {"press": {"scheme": ["cp", "ada_tucker"], "ranks": 2}},
             "press.scheme: ada_tucker cannot be",
@@ -363,7 +369,7 @@ def test_what_does_not_go_together(sections: dict[str, Any], mistake: str) -> No
 
 @pytest.mark.parametrize("text", ["", "- title\n- network\n", "lenet5", "3"])
 def test_what_is_no_mapping(text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="a recipe must be a mapping with keys"):
+    with pytest.raises(InvalidArgumentError, match="a recipe is a mapping of keys"):
         parse_recipe(text)
 
 
@@ -450,9 +456,9 @@ def test_ranks_by_responses_need_images_a_budget_and_a_scheme_of_theirs() -> Non
     recipe = parse_recipe(changed(press=press))
     assert parse_recipe(recipe.to_yaml()) == recipe
     for missing in ("budget", "calibrate"):
-        with pytest.raises(InvalidArgumentError, match="responses needs a budget, and calibrate"):
+        with pytest.raises(InvalidArgumentError, match="responses needs a budget and calibrate"):
             parse_recipe(changed(press={**press, missing: None}))
-    with pytest.raises(InvalidArgumentError, match="of channel_svd and tucker1_out, not of tuck"):
+    with pytest.raises(InvalidArgumentError, match="for channel_svd and tucker1_out, not for tuck"):
         parse_recipe(changed(press=press | {"scheme": "tucker2"}))
     with pytest.raises(InvalidArgumentError, match=r"overrides\.ip1\.ranks"):
         parse_recipe(changed(press=press | {"overrides": {"ip1": {"ranks": "responses"}}}))

@@ -124,7 +124,7 @@ def test_mistakes_name_the_variant_and_the_key(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1\n", "mapping of keys"), ("a: [", "cannot be read as YAML")]
+    ("text", "message"), [("- 1\n", "mapping with keys"), ("a: [", "cannot be read as YAML")]
 )
 def test_what_is_no_sweep_at_all(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "sweep.yaml").write_text(text)

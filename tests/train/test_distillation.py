@@ -86,5 +86,5 @@ def test_outputs_that_are_no_class_scores_are_compared_by_their_squared_error():
 
 def test_a_teacher_of_other_outputs_is_refused():
     batch = Task().read(torch.zeros(2, 3), CPU)
-    with pytest.raises(InvalidArgumentError, match=r"\(2, 3\).*teacher.*\(2, 4\)"):
+    with pytest.raises(InvalidArgumentError, match=r"model and teacher.*\(2, 3\).*\(2, 4\)"):
         teacher_loss(torch.zeros(2, 3), torch.zeros(2, 4), batch, 4.0)

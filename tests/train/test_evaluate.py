@@ -61,5 +61,5 @@ def test_outputs_that_are_not_tensors_are_refused():
         def forward(self, inputs):
             return inputs, inputs
 
-    with pytest.raises(InvalidArgumentError, match="returns tuple"):
+    with pytest.raises(InvalidArgumentError, match="no loss for outputs tuple"):
         evaluate(Pair(), [(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))])

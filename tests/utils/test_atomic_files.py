@@ -226,12 +226,12 @@ def test_a_folder_that_cannot_be_made_is_named(
     assert make_folder(tmp_path / "a" / "b").is_dir()
     make_folder(tmp_path / "a" / "b")  # it is there
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidArgumentError, match=r"file cannot be made: File exists"):
+    with pytest.raises(InvalidArgumentError, match=r"file cannot be created: File exists"):
         make_folder(tmp_path / "file")
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(InvalidArgumentError, match="new cannot be made: No space left on device"):
+    with pytest.raises(InvalidArgumentError, match="new cannot be created: No space left on device"):
         make_folder(tmp_path / "new")

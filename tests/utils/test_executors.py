@@ -25,7 +25,7 @@ def test_one_process_is_this_one_and_an_executor_is_used_as_it_is():
 @pytest.mark.parametrize("processes", [0, -1, 1.5, True, "2"])
 def test_processes_are_a_positive_number(processes):
     with (
-        pytest.raises(InvalidArgumentError, match="processes are a number of at least 1"),
+        pytest.raises(InvalidArgumentError, match="processes must be an integer of at least 1"),
         open_executor(processes),
     ):
         pass

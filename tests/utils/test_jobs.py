@@ -80,7 +80,7 @@ def test_a_result_of_another_subject_is_not_taken_for_ours(tmp_path):
     other = JobFolder(tmp_path / "b", {"task": "other"})
     [path] = (tmp_path / "a").glob("x*.json")
     (tmp_path / "b" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(InvalidArgumentError, match="about something else"):
+    with pytest.raises(InvalidArgumentError, match="another subject"):
         other.results()
 
 

@@ -19,35 +19,35 @@ from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.utils.module_tree import unwrap
 
 RECORD = "pressed_layers"
-"""The key of an entry of the Trainer's log that says that the model is pressed."""
+"""The key of a log entry of the Trainer for a pressed model."""
 
 
 class PressCallback(TrainerCallback):  # type: ignore[misc]
-    """A callback that keeps the plan of a pressed model beside every checkpoint.
+    """A callback that saves the plan of a pressed model with every checkpoint.
 
-    `tensorpress.load_checkpoint` loads these checkpoints. With a plan, the callback presses the
-    model, in place, and the optimizer trains the factors from then on.
+    `tensorpress.load_checkpoint` loads these checkpoints. If it has a plan, the callback presses
+    the model in place, and the optimizer trains the factors from then on.
 
-    A training resumes from a checkpoint with ``trainer.train(resume_from_checkpoint=…)``. If it was
-    written after the model was pressed in training, the Trainer must get the pressed model, from
-    `tensorpress.load_checkpoint`: loading of factors into a dense model is refused.
+    Training resumes from a checkpoint by ``trainer.train(resume_from_checkpoint=…)``. If the model
+    was pressed before the checkpoint was written, the Trainer must get the pressed model from
+    `tensorpress.load_checkpoint`: factors cannot be loaded into a dense model.
 
     Parameters
     ----------
     plan : Plan or callable, optional
-        The plan, or a function of the model that returns it when the model is pressed. Without one,
-        the model is pressed before.
+        The plan, or a function of the model that returns it when the model is pressed. By default
+        the model is already pressed.
     step : int, optional
         Press after so many optimizer steps.
     epoch : int, optional
-        Press after so many epochs. Without step and epoch, press before training.
+        Press after so many epochs. By default the model is pressed before training.
 
     Raises
     ------
     InvalidArgumentError
-        If both step and epoch are given, or one of them without a plan.
+        If both step and epoch are set, or one of them without a plan.
     ModelMismatchError
-        If a training resumes from a pressed model's checkpoint with a dense model.
+        If training of a dense model resumes from the checkpoint of a pressed model.
 
     Examples
     --------
@@ -90,7 +90,7 @@ class PressCallback(TrainerCallback):  # type: ignore[misc]
         model: nn.Module,
         **parts: Any,
     ) -> None:
-        """Press the model, if it is pressed before training."""
+        """Press the model, if this is due before training."""
         self._press_if_due(state, model, parts, moment=(0, 0.0))
 
     def on_train_begin(
@@ -101,12 +101,12 @@ class PressCallback(TrainerCallback):  # type: ignore[misc]
         model: nn.Module,
         **parts: Any,
     ) -> None:
-        """Check that a resumed training has the model of its checkpoint."""
+        """Check that resumed training has the model of its checkpoint."""
         recorded = any(RECORD in entry for entry in state.log_history)
         if recorded and not is_pressed(model):
             raise ModelMismatchError(
-                f"the training resumes at step {state.global_step} from a pressed model's "
-                "checkpoint, but the model is dense: give the Trainer the pressed one, "
+                f"training resumes at step {state.global_step} from the checkpoint of a pressed "
+                "model, but the model is dense: pass the pressed model to the Trainer, "
                 "tensorpress.load_checkpoint(CHECKPOINT)"
             )
         self._pressing.check_processes(model)
@@ -122,7 +122,7 @@ class PressCallback(TrainerCallback):  # type: ignore[misc]
         model: nn.Module,
         **parts: Any,
     ) -> None:
-        """Press the model after the step, or the last step of the epoch, that was asked for."""
+        """Press the model after the chosen step, or the last step of the chosen epoch."""
         self._press_if_due(state, model, parts)
 
     def on_save(
@@ -133,7 +133,7 @@ class PressCallback(TrainerCallback):  # type: ignore[misc]
         model: nn.Module,
         **parts: Any,
     ) -> None:
-        """Write the plan into the checkpoint, if the model is pressed."""
+        """Write the plan to the checkpoint, if the model is pressed."""
         folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir() and is_pressed(model):
             plan_from_model(unwrap(model)).save(folder / PLAN)

@@ -15,32 +15,32 @@ from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.press import build_skeleton
 
 PLAN = "tensorpress_plan"
-"""The key of a checkpoint of Lightning that has the plan."""
+"""The key of the plan in a checkpoint of Lightning."""
 
 _HOOK = "on_load_checkpoint"
 
 
 class PressCallback(Callback):  # type: ignore[misc]
-    """A callback that keeps the plan of a pressed model in every checkpoint.
+    """A callback that saves the plan of a pressed model in every checkpoint.
 
-    A training resumes from such a checkpoint by ``trainer.fit(module, ckpt_path=…)`` with a dense
-    or a pressed module, and `load_lightning_checkpoint` loads it. With a plan, the callback presses
-    the module, in place, and its optimizers train the factors from then on.
+    Training resumes from such a checkpoint by ``trainer.fit(module, ckpt_path=…)``, with a dense or
+    a pressed module; `load_lightning_checkpoint` loads it. If it has a plan, the callback presses
+    the module in place, and its optimizers train the factors from then on.
 
     Parameters
     ----------
     plan : Plan or callable, optional
-        The plan of the LightningModule, with names of layers as it has them, or a function of the
-        module that returns it when it is pressed. Without one, the module is pressed before.
+        The plan of the LightningModule, with its names of layers, or a function of the module that
+        returns the plan when the module is pressed. By default the module is already pressed.
     step : int, optional
         Press after so many optimizer steps.
     epoch : int, optional
-        Press after so many epochs. Without step and epoch, press before training.
+        Press after so many epochs. By default the module is pressed before training.
 
     Raises
     ------
     InvalidArgumentError
-        If both step and epoch are given, or one of them without a plan.
+        If both step and epoch are set, or one of them without a plan.
 
     Examples
     --------
@@ -70,14 +70,14 @@ class PressCallback(Callback):  # type: ignore[misc]
         self._pressing = Pressing(plan, step, epoch)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Press the module, if it is pressed before training, or to load a checkpoint."""
+        """Press the module, if this is due before training or to load a checkpoint."""
         if stage == "fit":
             self._press_if_due(trainer, pl_module)
             self._pressing.check_processes(pl_module)
         load = pl_module.on_load_checkpoint
 
         def press_and_load(checkpoint: dict[str, Any]) -> None:
-            # Callbacks see a checkpoint only after the module was loaded from it.
+            # Callbacks get a checkpoint only after the module is loaded from it.
             self.teardown(trainer, pl_module, stage)
             press_as_saved(pl_module, checkpoint)
             load(checkpoint)
@@ -85,25 +85,25 @@ class PressCallback(Callback):  # type: ignore[misc]
         pl_module.on_load_checkpoint = press_and_load
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module's hook as it was."""
+        """Restore the module's hook."""
         vars(pl_module).pop(_HOOK, None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the module's hook as it was, where no checkpoint was loaded."""
+        """Restore the module's hook, if no checkpoint was loaded."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
-        """Press the module after the step for which this was asked."""
+        """Press the module after the chosen step."""
         self._press_if_due(trainer, pl_module, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Press the module after the epoch for which this was asked."""
+        """Press the module after the chosen epoch."""
         self._press_if_due(trainer, pl_module, trainer.current_epoch + 1)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the plan into the checkpoint, if the module is pressed."""
+        """Add the plan to the checkpoint, if the module is pressed."""
         if is_pressed(pl_module):
             checkpoint[PLAN] = plan_from_model(pl_module).to_dict()
 
@@ -113,17 +113,18 @@ class PressCallback(Callback):  # type: ignore[misc]
 
 
 def press_as_saved(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Press a module in place as the module of a checkpoint was, without values.
+    """Press a module in place like that of a checkpoint, without values.
 
     Raises
     ------
     ModelMismatchError
-        If the module is pressed and the checkpoint is of a dense one, or layers do not fit.
+        If the module is pressed but the checkpoint is dense, or layers do not fit.
     """
     if PLAN not in checkpoint:
         if is_pressed(module):
             raise ModelMismatchError(
-                "the module is pressed, but the checkpoint has no plan: it is of a dense module"
+                "the module is pressed, but the checkpoint is that of a dense module: it has no "
+                "plan"
             )
     elif not is_pressed(module):
         build_skeleton(module, Plan.from_dict(checkpoint[PLAN]))
@@ -132,17 +133,17 @@ def press_as_saved(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 def load_lightning_checkpoint(
     path: str | os.PathLike[str], module: LightningModule
 ) -> LightningModule:
-    """Load the weights of a checkpoint that a training with `PressCallback` wrote.
+    """Load the weights of a checkpoint written by training with `PressCallback`.
 
-    `tensorpress.save_checkpoint` then writes the module, or a part of it, as a folder of
-    safetensors, which `tensorpress.load_checkpoint` reads.
+    `tensorpress.save_checkpoint` can then save the module, or a part of it, as a folder of
+    safetensors for `tensorpress.load_checkpoint`.
 
     Parameters
     ----------
     path : path
-        The file. Nothing in it is executed.
+        The file. No code in it is executed.
     module : LightningModule
-        The module, dense or pressed like the one that was saved; changed in place.
+        The module, dense or pressed like the saved one; it is changed in place.
 
     Returns
     -------
@@ -152,7 +153,7 @@ def load_lightning_checkpoint(
     Raises
     ------
     CorruptFileError
-        If the file is no checkpoint, or has objects other than tensors and plain data.
+        If the file is not a checkpoint, or has objects other than tensors and plain data.
     ModelMismatchError
         If the checkpoint is of another module.
     """
@@ -161,12 +162,12 @@ def load_lightning_checkpoint(
         state = checkpoint["state_dict"]
     except OSError:
         raise
-    except Exception as error:  # the parsers raise errors of any class on damaged bytes
-        raise CorruptFileError(f"{path} is no checkpoint of Lightning: {error}") from error
+    except Exception as error:  # parsers raise errors of any class on damaged files
+        raise CorruptFileError(f"{path} is not a checkpoint of Lightning: {error}") from error
     press_as_saved(module, checkpoint)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         message = " ".join(str(error).split())
-        raise ModelMismatchError(f"{path} is of another module: {message}") from None
+        raise ModelMismatchError(f"{path} is the checkpoint of another module: {message}") from None
     return module

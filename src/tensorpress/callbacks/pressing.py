@@ -1,4 +1,4 @@
-"""When a model in training is pressed, and what its optimizers train from then on."""
+"""Pressing of a model during training, and the parameters that its optimizers train afterwards."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -16,40 +16,40 @@ from tensorpress.utils.module_tree import unwrap
 logger = logging.getLogger("tensorpress.callbacks")
 
 PlanSource = Plan | Callable[[nn.Module], Plan]
-"""A plan, or a function that makes one of the model at the moment it is pressed."""
+"""A plan, or a function that makes one from the model when it is pressed."""
 
 
 class Pressing:
-    """A plan, and the moment of a training at which a model is pressed by it.
+    """A plan, and the time during training at which to press a model by it.
 
     Parameters
     ----------
     plan : Plan, callable or None
-        The plan, or a function of the model that returns it; None if the model is pressed already.
+        The plan, or a function of the model that returns it; None if the model is already pressed.
     step : int, optional
         Press after so many optimizer steps.
     epoch : int, optional
-        Press after so many epochs. Without step and epoch, press before training.
+        Press after so many epochs. By default the model is pressed before training.
 
     Raises
     ------
     InvalidArgumentError
-        If both step and epoch are given, or one of them without a plan, or below 1.
+        If both step and epoch are set, one of them is set without a plan, or one is below 1.
     """
 
     def __init__(self, plan: PlanSource | None, step: int | None, epoch: int | None) -> None:
         moments = [moment for moment in (step, epoch) if moment is not None]
         if len(moments) > 1 or any(moment < 1 for moment in moments):
             raise InvalidArgumentError(
-                f"give step or epoch, at least 1, got step={step} and epoch={epoch}: without both "
-                "the model is pressed before training"
+                f"expected step or epoch, at least 1, or neither, to press before training; got "
+                f"step={step} and epoch={epoch}"
             )
         if plan is None and moments:
             raise InvalidArgumentError("pressing during training needs a plan")
         self._plan, self._step, self._epoch = plan, step, epoch
 
     def due(self, step: int, epoch: float) -> bool:
-        """Return whether a model is to be pressed after so many steps and epochs."""
+        """Return whether it is time to press a model, after so many steps and epochs."""
         if self._plan is None:
             return False
         if self._step is not None:
@@ -57,19 +57,19 @@ class Pressing:
         return self._epoch is None or epoch >= self._epoch
 
     def check_processes(self, model: nn.Module) -> None:
-        """Refuse to press a model later that several processes train.
+        """Raise an error if a model that several processes train would be pressed later.
 
-        DistributedDataParallel and FSDP synchronize the parameters that they find at the start.
+        DistributedDataParallel and FSDP synchronize the parameters that exist at the start.
         """
         later = self._step is not None or self._epoch is not None
         if later and _count_processes() > 1 and not is_pressed(model):
             raise InvalidArgumentError(
-                "with several processes a model is pressed before training starts, because they "
-                "synchronize the parameters of the start: give neither step nor epoch"
+                "with several processes a model must be pressed before training, because they "
+                "synchronize the parameters that exist at the start: set neither step nor epoch"
             )
 
     def press(self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
-        """Press a model in place, unless it is pressed, and let its optimizers train the factors.
+        """Press a model in place, unless it is pressed, and make its optimizers train the factors.
 
         Raises
         ------
@@ -100,19 +100,19 @@ def is_pressed(model: nn.Module) -> bool:
 def replace_parameters(
     optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], model: nn.Module
 ) -> None:
-    """Let an optimizer train the parameters of a model that was pressed in place.
+    """Make an optimizer train the parameters of a model that was pressed in place.
 
-    Factors go into the parameter group of the weight that they replace, with its learning rate and
-    decay; their state starts anew, and that of all others stays. Groups are in the order of the
-    model's parameters, as an optimizer that is made of the pressed model has them, so that its
-    state loads into that one.
+    Factors join the parameter group of the weight that they replace, with its learning rate and
+    decay. Their state is new; that of other parameters is preserved. Parameters in groups are in
+    the order of the model, like those of a new optimizer for the pressed model, so that the state
+    can be loaded there.
 
     Parameters
     ----------
     optimizer : Optimizer
-        The optimizer, changed in place.
+        The optimizer, which is changed in place.
     before : mapping of str to Parameter
-        The parameters of the model before it was pressed, by name.
+        The parameters of the model before pressing, by name.
     model : nn.Module
         The pressed model.
 
@@ -140,7 +140,7 @@ def replace_parameters(
     order = {parameter: place for place, parameter in enumerate(after.values())}
     for group in optimizer.param_groups:
         parameters = [p for p in group["params"] if p in order or p not in known]
-        # Parameters of no module, such as those of a loss, come last.
+        # Parameters outside the model, such as those of a loss, come last.
         group["params"] = sorted(parameters, key=lambda p: order.get(p, len(order)))
     for parameter in gone.values():
         optimizer.state.pop(parameter, None)
@@ -162,7 +162,7 @@ def _replaced_name(name: str, gone: Iterable[str]) -> str:
 
 
 def _place(name: str) -> tuple[str, str]:
-    """Return the module and the key of a parameter, also of one that is rebuilt."""
+    """Return the module and key of a parameter, which may be a factor."""
     layer, parametrized, rest = name.partition(".parametrizations.")
     if parametrized:
         return layer, rest.partition(".")[0]

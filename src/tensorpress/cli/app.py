@@ -1,4 +1,4 @@
-"""The commands, put together; errors a user can cause are printed without a traceback."""
+"""All commands together; errors that users can cause are printed without a traceback."""
 
 import logging
 import os
@@ -20,31 +20,34 @@ from tensorpress.errors import BudgetMetError, InvalidArgumentError, TensorPress
 from tensorpress.utils.progress import SHOW_PROGRESS
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as in shells."""
 
 COMMANDS = {
-    "compress": ("compress:compress_command", "Compress a model to a budget, and say how good."),
-    "plan": ("plan:plan_command", "Show what would be pressed, and what that saves."),
+    "compress": ("compress:compress_command", "Compress a model to a budget, and rate the result."),
+    "plan": ("plan:plan_command", "Show what would be pressed, and what it saves."),
     "press": ("press:press_command", "Press a model by a plan into a folder of safetensors."),
-    "report": ("report:report_command", "Write a page on a pressed model beside the dense one."),
-    "eval": ("eval:eval_command", "Measure what a model costs, and its error on data."),
+    "report": (
+        "report:report_command",
+        "Write a page that compares a pressed model with the dense one.",
+    ),
+    "eval": ("eval:eval_command", "Measure the costs of a model, and its error on data."),
     "encode": ("encode:encode_command", "Round and entropy code a model or a file to a budget."),
     "decode": ("encode:decode_command", "Write the tensors of a .tpz file as safetensors."),
-    "inspect": ("inspect:inspect_command", "Show what is in a file, a folder or a model."),
-    "export": ("export:export_command", "Write a model for ONNX, a dense folder, or an adapter."),
-    "run": ("run:run_command", "Carry out a recipe: train, press, quantize, save, report."),
+    "inspect": ("inspect:inspect_command", "Show the contents of a file, a folder or a model."),
+    "export": ("export:export_command", "Write a model as ONNX, a dense folder or an adapter."),
+    "run": ("run:run_command", "Run a recipe: train, press, quantize, save, report."),
     "sweep": ("sweep:sweep_command", "Run variants of a recipe, and compare their files."),
     "demo": ("run:demo", "Press LeNet-5 on 1,797 digits in about two minutes."),
-    "list": ("list:list_command", "List schemes, rules, networks, data sets and recipes."),
+    "list": ("list:list_command", "List schemes, rules, networks, datasets and recipes."),
 }
-"""The function of every command, in the modules beside this one, and its line in the help."""
+"""The module and function of every command, and its line in the help."""
 
 RESUMABLE = ("run", "sweep", "demo")
-"""Commands that go on where they were interrupted."""
+"""Commands that can be continued after an interruption."""
 
 
 class LazyCommand(TyperCommand):
-    """A command whose module is imported when it is called, so that the list of them is quick."""
+    """A command whose module is imported when it is called, so that the help is fast."""
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         """Return the context of the command in its module, with its parameters."""
@@ -61,14 +64,14 @@ class LazyCommand(TyperCommand):
 
 
 def _explain_interrupt(function: Callable[..., None], resumable: bool) -> Callable[..., None]:
-    """Return a command that says after Ctrl-C how to go on."""
+    """Return a command that says after Ctrl-C how to continue."""
 
     @wraps(function)
     def command(*arguments: Any, **options: Any) -> None:
         try:
             function(*arguments, **options)
         except KeyboardInterrupt as error:
-            how = str(error) or ("the same command goes on where it stopped" if resumable else "")
+            how = str(error) or ("repeat the command to continue" if resumable else "")
             print_error(f"interrupted: {how}" if how else "interrupted")
             sys.exit(INTERRUPTED)
 
@@ -85,7 +88,7 @@ for _name, (_, _line) in COMMANDS.items():
 
 
 def print_version(show: bool) -> None:
-    """Print the version and stop, where the option is given."""
+    """Print the version and stop, if the option is set."""
     if show:
         print_line(f"tensorpress {__version__}")
         raise typer.Exit
@@ -96,7 +99,7 @@ def set_up(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=print_version, is_eager=True, help="Print the version and stop."
+            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
     quiet: Annotated[
@@ -114,14 +117,14 @@ def set_up(
     if max_bytes is not None:
         os.environ[MAX_BYTES] = str(max_bytes)
     if quiet and verbose:
-        raise typer.BadParameter("give --quiet or --verbose, not both")
+        raise typer.BadParameter("use --quiet or --verbose, not both")
     bars = Console().is_terminal and not quiet
     os.environ[SHOW_PROGRESS] = "1" if bars else "0"
     if not bars:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of transformers
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the progress bars of transformers
     if verbose:
         logging.getLogger("tensorpress").setLevel(logging.DEBUG)
-    elif not (bars or quiet):  # a bar shows the progress that these lines tell
+    elif not (bars or quiet):  # otherwise a bar shows the progress
         logging.getLogger("tensorpress").setLevel(logging.INFO)
 
 

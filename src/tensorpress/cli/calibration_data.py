@@ -1,4 +1,4 @@
-"""The data of a command, as its model takes them."""
+"""The data of a command, as batches for its model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tensorpress.data.transforms import ImageOptions
 from tensorpress.models.zoo import NETWORKS
 
 ENCODE_SAMPLE, FIT_SAMPLE, STREAM_SAMPLE = 512, 1024, 32
-"""Number of examples that rate errors of weights, to which layers are fitted, and to which those of
-a checkpoint are, whose examples are long."""
+"""Number of examples for encoding, for fitting layers, and for fitting the layers of a checkpoint,
+where examples are long."""
 
 TEST_SAMPLE = 10_000
 """Largest number of examples on which a model is tested before and after compression."""
@@ -28,16 +28,16 @@ TEST_SAMPLE = 10_000
 
 @dataclass(frozen=True)
 class CommandData:
-    """The data that ``--data`` names.
+    """The data of the option ``--data``.
 
     Parameters
     ----------
     source : Source
         The data.
     loaded : LoadedModel
-        The model that takes them.
+        The model for the data.
     options : ImageOptions or None
-        How it takes images, where it does not say it.
+        Preprocessing of images, if the model does not define it.
     """
 
     source: Source
@@ -55,16 +55,16 @@ class CommandData:
         loaded : LoadedModel
             The model.
         data : str
-            The name, path or function, as for `tensorpress.data.open_source`.
+            The name, path or function, as in `tensorpress.data.open_source`.
         root : Path or None
-            The folder of the data sets.
+            The folder of all datasets.
         preprocess : str or None
             The option ``--preprocess``.
 
         Raises
         ------
         TensorPressError
-            If the data cannot be read or do not fit, or the option has mistakes.
+            If the data cannot be read or do not fit the model, or the option is invalid.
         """
         options = loaded.images if preprocess is None else ImageOptions.parse(preprocess)
         net = NETWORKS.get(loaded.name or "")
@@ -77,27 +77,27 @@ class CommandData:
         dense: DenseByName, data: str, root: Path | None, preprocess: str | None
     ) -> CommandData:
         """Open the data for a dense model; see `open`."""
-        open_source(data, root)  # a mistake in its name is found before a model is loaded
+        open_source(data, root)  # so that a wrong name is found before the model is loaded
         return CommandData.open(dense.loaded, data, root, preprocess)
 
     def sample(self, count: int = FIT_SAMPLE) -> Any:
-        """Return batches of examples to fit to; of data without parts, not the fifth for tests."""
+        """Return batches to fit layers to; a fifth of data without parts is for tests."""
         whole = self.source.train is None and isinstance(self.source.test, Batches)
         return self._batches(self.source.test if whole else self._parts[0], count).batches
 
     def held_out(self) -> Any:
-        """Return batches of examples that are not fitted to, but of data that cannot be divided."""
+        """Return batches that nothing is fitted to, if the data can be divided."""
         whole = self.source.train is None and isinstance(self.source.test, Batches)
         return self._batches(self.source.test if whole else self._parts[1], FIT_SAMPLE).batches
 
     def test(self) -> ModelBatches:
-        """Return batches of the whole test part, or of all examples of data without parts."""
+        """Return batches of the whole test part, or of all examples if there are no parts."""
         return self._batches(self.source.test, None)
 
     def error_function(self) -> Callable[[nn.Module], float] | None:
-        """Return the error of a model in per cent on examples that are not fitted to.
+        """Return a function for the error of a model in percent, on data that nothing is fitted to.
 
-        None if the data have no parts to divide or no labels, or the model is no classifier.
+        None if the data cannot be divided or have no labels, or the model is not a classifier.
         """
         if self.source.train is None and isinstance(self.source.test, Batches):
             return None

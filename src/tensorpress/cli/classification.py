@@ -1,4 +1,4 @@
-"""The error of a classifier that takes its inputs in any form, by position or by name."""
+"""The error of a classifier whose inputs may have any form."""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from tensorpress.models.inputs import input_error
 
 @dataclass(frozen=True)
 class Classification:
-    """The mean cross entropy in nats, the error in per cent and the number of examples."""
+    """Mean cross entropy in nats, error in percent, and number of examples."""
 
     loss: float
     error: float
@@ -32,16 +32,16 @@ def classification_error(model: nn.Module, batches: Iterable[Any]) -> Classifica
     Parameters
     ----------
     model : nn.Module
-        A classifier, which returns logits of shape (examples, classes), or an object with them.
+        A classifier that returns logits of shape (examples, classes), or an object with ``logits``.
     batches : iterable
-        Of pairs (inputs, labels), or of mappings of arguments by name with ``labels``, which are
-        class indices of shape (examples,).
+        Pairs (inputs, labels), or mappings from argument names with ``labels``. Labels are class
+        indices of shape (examples,).
 
     Raises
     ------
     InvalidArgumentError
-        If there is no example or no label, a label is none of the model's classes, or the model
-        does not take the inputs or returns something else.
+        If there are no examples or labels, a label is not a class of the model, or the model fails
+        on the inputs or returns anything else.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def classification_error(model: nn.Module, batches: Iterable[Any]) -> Classifica
             [batch] = collect_batches([single], model)
             if batch.labels is None:
                 raise InvalidArgumentError(
-                    "the data have no labels, so that there is no error to measure"
+                    "the data have no labels, which measuring an error needs"
                 )
             logits = _outputs(model, batch)
             _check_classes(logits, batch.labels, examples)
@@ -62,14 +62,14 @@ def classification_error(model: nn.Module, batches: Iterable[Any]) -> Classifica
             wrong += int((logits.argmax(1) != batch.labels).sum())
             examples += len(batch.labels)
     if not examples:
-        raise InvalidArgumentError("there is no example to evaluate on")
+        raise InvalidArgumentError("there are no examples to evaluate")
     return Classification(math.fsum(losses) / examples, 100 * wrong / examples, examples)
 
 
 def _check_classes(logits: Tensor, labels: Tensor, before: int) -> None:
-    """Check that labels are class indices, one for each example, and logits are scores of them.
+    """Check that labels are class indices, one per example, and logits are class scores.
 
-    There are so many examples ``before`` these.
+    ``before`` is the number of earlier examples.
     """
     if labels.ndim != 1 or labels.is_floating_point():
         raise InvalidArgumentError(
@@ -94,7 +94,8 @@ def _check_classes(logits: Tensor, labels: Tensor, before: int) -> None:
     low, high = (int(x) for x in labels.aminmax())
     if low < 0 or high >= logits.shape[1]:
         raise InvalidArgumentError(
-            f"the data have labels from {low} to {high}, and the model {logits.shape[1]} classes"
+            f"the data have labels from {low} to {high}, but the model has {logits.shape[1]} "
+            "classes"
         )
 
 
@@ -106,7 +107,7 @@ def _outputs(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def is_classified(model: nn.Module, batches: Iterable[Any]) -> bool:
-    """Return whether batches have labels, and a model returns scores of classes, one a label."""
+    """Return whether batches have class labels, and a model returns class scores for them."""
     try:
         [batch] = collect_batches(islice(batches, 1), model)
         with evaluation_mode(model), torch.no_grad():

@@ -51,7 +51,7 @@ def compress_command(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Compress a model to a budget so that its outputs change least, and say how near they are.
+    """Compress a model to a budget so that its outputs change least, and rate the result.
 
     Example: tensorpress compress --model resnet20 --weights resnet20.safetensors --budget macs=60%
     --data cifar10 --out small
@@ -113,7 +113,7 @@ def compress_command(
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[None]:
-    """Make a folder before the work begins, and remove it if that fails."""
+    """Create a folder before the work begins, and remove it if that fails."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The commands encode and decode: models and tensors in small files, without training."""
+"""The commands encode and decode: small files of models and tensors, without training."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def encode_command(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="A safetensors file, a folder of them, or a .tpz file or pressed folder to code "
-            "again."
+            help="A safetensors file or a folder of them, or a .tpz file or pressed folder to "
+            "encode again."
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="The file, SOURCE.tpz beside the source; of a folder, a new folder."
+            "--out", "-o", help="The file, by default SOURCE.tpz; for a folder, a new folder."
         ),
     ] = None,
     target_error: Annotated[
         float | None, typer.Option(help="Largest relative error over all weights: 0.01.")
     ] = None,
     bits: Annotated[
-        float | None, typer.Option(help="Most bits a value, of the whole file: 3.5.")
+        float | None, typer.Option(help="Maximum bits per value of the whole file: 3.5.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Most bytes of the whole file: 200kB, 1.5MiB.")
+        str | None, typer.Option(help="Maximum size of the whole file: 200kB, 1.5MiB.")
     ] = None,
     lossless: Annotated[
-        bool, typer.Option("--lossless", help="Keep every bit, in place of a budget.")
+        bool, typer.Option("--lossless", help="Store losslessly, instead of a budget.")
     ] = False,
     data: Data = None,
     root: Root = None,
@@ -60,10 +60,10 @@ def encode_command(
 ) -> None:
     """Round and entropy code a model or the tensors of a file to a budget, without training.
 
-    A safetensors file becomes a file that is decoded without a model; a model by --model and
-    --weights a file that this model, or a network of the zoo, is loaded from. With --data the
-    same size gives a much smaller error. Of a folder to a new folder, in the memory of one tensor
-    a process, weights are coded to --bits or --lossless; stopped, the same command goes on.
+    A safetensors file becomes a file that is decoded without a model. A model (--model and
+    --weights) becomes a file from which it is loaded again. With --data the error is much smaller
+    for the same size. A folder is encoded to a new folder by --bits or --lossless, with one tensor
+    per process in memory; after an interruption, repeat the command to continue.
 
     Example: tensorpress encode model.safetensors --bits 3.5
     """
@@ -76,7 +76,9 @@ def encode_command(
     if source is not None and source.is_dir() and out is not None and out.suffix != ".tpz":
         others = (target_error, size, data, model, weights)
         if any(option is not None for option in others):
-            raise InvalidArgumentError(f"{source} is coded to a folder by --bits or --lossless")
+            raise InvalidArgumentError(
+                f"{source} can only be encoded to a folder by --bits or --lossless"
+            )
         coded = tp.encode_checkpoint(source, out, bits=bits, lossless=lossless, processes=processes)
         if as_json:
             print_json({"folder": str(out), "bytes": coded})
@@ -89,10 +91,10 @@ def encode_command(
     if source is not None and source.is_file() and source.suffix != ".tpz":
         if model is not None or weights is not None:
             raise InvalidArgumentError(
-                f"{source} is coded as it is: for a model give --model and --weights {source}"
+                f"{source} is a file of tensors: for a model use --model and --weights {source}"
             )
         if data is not None:
-            raise InvalidArgumentError(f"--data needs a model: give --model and --weights {source}")
+            raise InvalidArgumentError(f"--data needs a model: use --model and --weights {source}")
         content = read_weights(source)
     else:
         loaded = load_source(source, model, weights)
@@ -125,11 +127,11 @@ def encode_command(
 
 
 def decode_command(
-    file: Annotated[Path, typer.Argument(help="A .tpz file, or a folder that encode wrote.")],
+    file: Annotated[Path, typer.Argument(help="A .tpz file, or a folder written by encode.")],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="The safetensors file, FILE.safetensors; of a folder, a new folder."
+            "--out", "-o", help="The file, by default FILE.safetensors; for a folder, a new folder."
         ),
     ] = None,
     as_json: Json = False,
@@ -143,7 +145,7 @@ def decode_command(
 
     if file.is_dir() and not (file / MODEL_FILE).is_file():
         if out is None:
-            raise InvalidArgumentError(f"say by --out where {file}, decoded, goes")
+            raise InvalidArgumentError(f"{file} is a folder: set the output folder by --out")
         tp.decode_checkpoint(file, out)
         print_json({"folder": str(out)}) if as_json else print_line(str(out))
         return
@@ -167,7 +169,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     InvalidArgumentError
-        If the text is not a number with a unit of bytes.
+        If the text is not a number of bytes.
 
     Examples
     --------
@@ -176,15 +178,17 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\s*", text, re.IGNORECASE)
     if match is None or match[2].lower() not in _UNIT_BYTES:
-        raise InvalidArgumentError(f"--size {text!r} is no size: give bytes, 200kB or 1.5MiB")
+        raise InvalidArgumentError(
+            f"--size: expected a size such as 1500, 200kB or 1.5MiB, got {text!r}"
+        )
     return int(float(match[1]) * _UNIT_BYTES[match[2].lower()])
 
 
 def _default_path(source: Path | None, model: str | None) -> Path:
     if source is None:
-        raise InvalidArgumentError(f"say where {model or 'the file'} goes by --out")
+        raise InvalidArgumentError(f"set the output file for {model or 'the model'} by --out")
     if source.suffix == ".tpz":
-        raise InvalidArgumentError(f"say by --out where {source}, coded again, goes")
+        raise InvalidArgumentError(f"{source} is already encoded: set the output file by --out")
     return source.with_name(source.name.removesuffix(".safetensors") + ".tpz")
 
 

@@ -1,4 +1,4 @@
-"""The command eval: what a model costs, and its error on a data set or a text."""
+"""The command eval: the costs of a model, and its error on a dataset or a text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tensorpress.cli.model_source import LoadedModel
 
 TEXTS = ("", ".txt", ".md", ".raw", ".tokens")
-"""Endings of files that are text."""
+"""Suffixes of text files."""
 
 
 def eval_command(
@@ -34,8 +34,8 @@ def eval_command(
         typer.Option(
             "--data",
             "-d",
-            help="Labelled data: a data set (tensorpress list), a folder or file, or "
-            "package.module:function; of a language model a text. A .tpz file may know its own.",
+            help="Labelled data: a dataset (tensorpress list), a folder or file, or "
+            "package.module:function; for a language model a text. A .tpz file may name its data.",
         ),
     ] = None,
     root: Root = None,
@@ -43,26 +43,25 @@ def eval_command(
     window: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a window of the text; by default 2048, or what the model takes.", min=2
+            help="Tokens per window of the text; by default 2048, or the model's maximum.", min=2
         ),
     ] = None,
     windows: Annotated[
-        int | None, typer.Option(help="Windows from the start of the text; all by default.", min=1)
+        int | None,
+        typer.Option(help="Number of windows from the start of the text; by default all.", min=1),
     ] = None,
     dtype: Annotated[
-        DType, typer.Option(help="The dtype in which a language model runs on a text.")
+        DType, typer.Option(help="The dtype of a language model for a text.")
     ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="The device on which a language model runs on a text.")
-    ] = "cpu",
+    device: Annotated[str, typer.Option(help="The device of a language model for a text.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure what a model costs, and its error on labelled data or its perplexity on a text.
+    """Measure the costs of a model, and its error on labelled data or its perplexity on a text.
 
-    Of a language model, --data TEXT gives the perplexity in windows that do not overlap, the tokens
-    a second that it reads and writes, and the peak memory.
+    For a language model, --data TEXT gives the perplexity in windows that do not overlap, the
+    tokens per second that it reads and writes, and the peak memory.
 
-    Images are prepared as the model says it takes them, or as --preprocess says.
+    Images are preprocessed as the model defines, or by --preprocess.
 
     Example: tensorpress eval --model timm:resnet18 --weights r18.safetensors --data imagenet/val
     """
@@ -99,7 +98,7 @@ def eval_command(
 
 
 def _is_text(loaded: LoadedModel, data: Path) -> bool:
-    """Return whether data are a text for a model of Transformers."""
+    """Return whether the data are a text for a Transformers model."""
     of_transformers = (loaded.name or "").startswith("hf:")
     return of_transformers and data.suffix.lower() in TEXTS and data.is_file()
 
@@ -112,7 +111,7 @@ def _eval_zoo_file(
     preprocess: str | None,
     as_json: bool,
 ) -> None:
-    """Print the error of a file of a network of the zoo, on the data that it is for."""
+    """Print the error of the file of a zoo network on its data."""
     data = _default_data(file, loaded) if data is None else data
     metrics = _measure_error(loaded, data, root, preprocess)
     size = file.stat().st_size
@@ -126,8 +125,7 @@ def _eval_zoo_file(
 
 
 def _measure_costs(model: nn.Module, inputs: Sequence[Tensor] | None) -> dict[str, Any]:
-    from tensorpress.cli.model_source import count_bytes
-    from tensorpress.measure import count_macs, count_params, measure_latencies
+    from tensorpress.measure import count_bytes, count_macs, count_params, measure_latencies
 
     costs = {"params": count_params(model), "bytes": count_bytes(model)}
     if inputs is None:
@@ -154,9 +152,9 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
     line = f"{metrics['model']}: {metrics['params']:,} parameters, {metrics['bytes']:,} bytes"
     if "macs" in metrics:
         line += f", {metrics['macs']:,} MACs"
-        line += f", {metrics['latency_ms']:.2f} ms a batch of {metrics['batch']}"
+        line += f", {metrics['latency_ms']:.2f} ms per batch of {metrics['batch']}"
     else:
-        line += " (say what it takes by --input for MACs and latency)"
+        line += " (set --input for MACs and latency)"
     print_line(line)
     if "data" in metrics:
         print_line(
@@ -166,7 +164,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def _known_data(loaded: LoadedModel, root: Path | None) -> str | None:
-    """Return the data that a file or folder names, where they are at hand: never a function."""
+    """Return the data that a file or folder names, if they exist here; never a function."""
     from tensorpress.data import DATASETS
     from tensorpress.data.sources import find_path
 
@@ -176,12 +174,12 @@ def _known_data(loaded: LoadedModel, root: Path | None) -> str | None:
 
 
 def _default_data(file: Path, loaded: LoadedModel) -> str:
-    """Return the data that a file names, or the only data set that its network takes.
+    """Return the data that a file names, or the only dataset that fits its network.
 
     Raises
     ------
     InvalidArgumentError
-        If the file names none that is known, and there are several.
+        If the file names no known data, and several datasets fit.
     """
     from tensorpress.data import DATASETS
     from tensorpress.data.splits import fits
@@ -193,5 +191,5 @@ def _default_data(file: Path, loaded: LoadedModel) -> str:
     known = [data for data in DATASETS if fits(NETWORKS[loaded.name or ""], data)]
     if stored is None and len(known) == 1:
         return known[0]
-    why = "does not say which data it is for" if stored is None else f"is for the data {stored!r}"
-    raise InvalidArgumentError(f"{file} {why}: give them by --data ({', '.join(known)}, …)")
+    why = "does not name its data" if stored is None else f"is for the data {stored!r}"
+    raise InvalidArgumentError(f"{file} {why}: set --data ({', '.join(known)}, …)")

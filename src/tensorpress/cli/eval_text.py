@@ -1,4 +1,4 @@
-"""The part of the command eval that measures language models on a text."""
+"""Measurement of language models on a text, for the command eval."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from tensorpress.cli.model_source import LoadedModel
 
 PROMPT = 512
-"""Number of tokens of the prompt whose reading is timed, where the model takes as many."""
+"""Number of tokens in the timed prompt, if the model allows as many."""
 
 WRITTEN = 32
-"""Number of tokens whose writing is timed, or half the longest context if that is less."""
+"""Number of tokens to write, or half the context of the model if that is less."""
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How a text is read.
+    """Options for a text.
 
     Attributes
     ----------
     window : int or None
-        Number of tokens of a window.
+        Number of tokens per window.
     windows : int or None
         Number of windows.
     dtype : str
-        The dtype in which the model runs; "auto" for the stored one.
+        The dtype of the model; "auto" keeps the stored one.
     device : str
         The device.
     """
@@ -50,7 +50,7 @@ class TextOptions:
 
 
 def eval_text(loaded: LoadedModel, file: Path, options: TextOptions, as_json: bool) -> None:
-    """Print the perplexity of a language model on a text, its speed and its memory."""
+    """Print the perplexity of a language model on a text, its speed and memory."""
     metrics = measure_text(loaded, file, options)
     if as_json:
         print_json(metrics)
@@ -59,11 +59,10 @@ def eval_text(loaded: LoadedModel, file: Path, options: TextOptions, as_json: bo
 
 
 def measure_text(loaded: LoadedModel, file: Path, options: TextOptions) -> dict[str, Any]:
-    """Return the perplexity of a language model on a text, its speed and its memory."""
+    """Return the perplexity of a language model on a text, its speed and memory."""
     import torch
 
-    from tensorpress.cli.model_source import count_bytes
-    from tensorpress.measure import count_params
+    from tensorpress.measure import count_bytes, count_params
     from tensorpress.measure.generation_speed import measure_generation
     from tensorpress.measure.memory import peak_memory
     from tensorpress.measure.perplexity import longest_context, perplexity
@@ -99,12 +98,12 @@ def measure_text(loaded: LoadedModel, file: Path, options: TextOptions) -> dict[
 
 
 def _tokenize(loaded: LoadedModel, file: Path) -> Tensor:
-    """Return the tokens of a whole text, without special ones.
+    """Return the tokens of a whole text, without special tokens.
 
     Raises
     ------
     InvalidArgumentError
-        If the model is no causal language model of transformers.
+        If the model is not a causal language model of Transformers.
     DataNotFoundError
         If it has no tokenizer, or the text cannot be read.
     """
@@ -118,14 +117,14 @@ def _tokenize(loaded: LoadedModel, file: Path) -> Tensor:
     generates: Any = getattr(loaded.model, "can_generate", lambda: False)
     if name.origin != "hf" or not generates() or config.is_encoder_decoder:
         raise InvalidArgumentError(
-            f"{loaded.label} is no causal language model of transformers, whose perplexity on a "
-            "text could be measured"
+            f"perplexity on a text needs a causal language model of Transformers, got "
+            f"{loaded.label}"
         )
     text = read_text_file(file)
     try:
         tokenizer = transformers_library().AutoTokenizer.from_pretrained(name.name)
-    except Exception as error:  # of half a dozen libraries below
-        raise DataNotFoundError(f"{name.name} has no tokenizer that can be read: {error}") from None
+    except Exception as error:  # of several libraries
+        raise DataNotFoundError(f"the tokenizer of {name.name} cannot be read: {error}") from None
     tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(tokens, dtype=torch.int64)
 

@@ -29,7 +29,7 @@ def export_command(
     dense: Annotated[
         Path | None,
         typer.Option(
-            "--dense", help="The folder to write the dense checkpoint to that a folder stands for."
+            "--dense", help="The folder to write for the dense checkpoint of a pressed folder."
         ),
     ] = None,
     adapter: Annotated[
@@ -37,7 +37,7 @@ def export_command(
         typer.Option(
             "--adapter",
             metavar="BASE",
-            help="The dense checkpoint that was pressed, to write the loss as a LoRA adapter.",
+            help="The original dense checkpoint, to write the error of pressing as a LoRA adapter.",
         ),
     ] = None,
     out: Annotated[
@@ -49,36 +49,35 @@ def export_command(
     inputs: Inputs = None,
     factors: Annotated[
         Factors,
-        typer.Option(
-            help="Weights stored as factors are written as dense ones, or kept as factors."
-        ),
+        typer.Option(help="Write weights stored as factors as dense weights, or as factors."),
     ] = "materialize",
     dynamic: Annotated[
         list[str] | None,
         typer.Option(
             "--dynamic",
-            help="An axis of any size beside the batch, INPUT.AXIS=NAME: 0.2=height is the third "
-            "axis of the first input; repeatable.",
+            help="A dynamic axis besides the batch, INPUT.AXIS=NAME: 0.2=height is the third axis "
+            "of the first input; repeatable.",
         ),
     ] = None,
     opset: Annotated[
-        int | None, typer.Option(help="Version of ONNX's operators; torch's choice if not given.")
+        int | None, typer.Option(help="Version of the ONNX operators; by default that of torch.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model as an ONNX file, a pressed folder as a dense one, or its loss as an adapter.
+    """Write a model as an ONNX file, a pressed folder as a dense one, or its error as an adapter.
 
-    An ONNX file is compared with the model in onnxruntime. A dense folder is what transformers,
-    vLLM and the converter of llama.cpp load. An adapter is for PEFT, on top of the pressed model.
+    An ONNX file is compared with the model in onnxruntime. A dense folder can be loaded by
+    transformers, vLLM and the converter of llama.cpp. An adapter is for PEFT, on top of the pressed
+    model.
 
-    With a file or a folder, --model says what the dense model is where that is not known.
+    For a file or folder, set --model if its dense model is unknown.
 
-    Axes of any size are compared at the sizes of the example inputs, and at twice these.
+    Dynamic axes are compared at the sizes of the example inputs, and at twice these sizes.
 
     Example: tensorpress export pressed --onnx model.onnx --dynamic 0.2=height --dynamic 0.3=width
     """
     if [onnx, dense, adapter].count(None) != 2:
-        raise InvalidArgumentError("give one of --onnx FILE, --dense FOLDER and --adapter BASE")
+        raise InvalidArgumentError("expected one of --onnx FILE, --dense FOLDER and --adapter BASE")
     if onnx is None:
         _export_folder(source, dense, adapter, out, model, rank, as_json)
         return
@@ -87,7 +86,7 @@ def export_command(
     loaded = load_source(source, model, weights)
     config: Any = getattr(loaded.model, "config", None)
     if hasattr(config, "use_cache"):
-        config.use_cache = False  # keys and values of earlier tokens are no output of a file
+        config.use_cache = False  # so that keys and values are not outputs of the file
     example = require_inputs(loaded, inputs or ())
     shapes = None if dynamic is None else _parse_axes(dynamic, example)
     file = tp.export_onnx(
@@ -131,7 +130,7 @@ def _export_folder(
     rank: int,
     as_json: bool,
 ) -> None:
-    """Write the dense checkpoint of a pressed folder, or what pressing lost."""
+    """Write the dense checkpoint of a pressed folder, or the error of pressing."""
     from tensorpress.checkpoints.lora_adapter import write_adapter
     from tensorpress.models.origin import Origin
 
@@ -143,7 +142,7 @@ def _export_folder(
         tp.unpress_checkpoint(source, dense, model=built)
         folder = dense
     elif out is None or adapter is None:
-        raise InvalidArgumentError("say by --out which folder the adapter is written to")
+        raise InvalidArgumentError("set the output folder for the adapter by --out")
     else:
         write_adapter(source, adapter, out, rank)
         folder = out
@@ -155,19 +154,21 @@ def _export_folder(
 
 
 def _parse_axes(texts: Sequence[str], inputs: Sequence[Tensor]) -> list[dict[int, str]]:
-    """Return the names of the axes of any size of every input, that of the batch included."""
+    """Return the names of the dynamic axes of every input, including the batch."""
     batch = len(inputs[0])
     shapes = [{0: "batch"} if x.ndim and len(x) == batch else {} for x in inputs]
     for text in texts:
         match = re.fullmatch(r"(\d+)\.(\d+)=(\w+)", text)
         if match is None:
-            raise InvalidArgumentError(f"--dynamic is INPUT.AXIS=NAME, as 0.2=height; got {text!r}")
+            raise InvalidArgumentError(
+                f"--dynamic: expected INPUT.AXIS=NAME, such as 0.2=height, got {text!r}"
+            )
         place, axis, name = int(match[1]), int(match[2]), match[3]
         if place >= len(inputs) or axis >= inputs[place].ndim:
             known = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise InvalidArgumentError(
-                f"--dynamic {text}: the inputs, numbered from 0 as their axes are, have shapes "
-                f"{known}"
+                f"--dynamic {text}: no such axis; inputs and axes are numbered from 0, and the "
+                f"inputs have shapes {known}"
             )
         shapes[place][axis] = name
     return shapes
@@ -176,7 +177,7 @@ def _parse_axes(texts: Sequence[str], inputs: Sequence[Tensor]) -> list[dict[int
 def _check_twice(
     model: nn.Module, inputs: Sequence[Tensor], shapes: Sequence[dict[int, str]], onnx: Path
 ) -> float:
-    """Return the difference at twice the size of every axis that may have any size."""
+    """Return the difference at twice the size of every dynamic axis."""
     import torch
 
     larger, names = list(inputs), dict.fromkeys(name for axes in shapes for name in axes.values())

@@ -1,4 +1,4 @@
-"""The command inspect: what is in a file or a folder, or which layers of a model can be pressed."""
+"""The command inspect: the contents of a file or folder, or the layers of a model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def inspect_command(
     inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is in a file or a folder, or which layers of a model can be pressed.
+    """Show the contents of a file or folder, or which layers of a model can be pressed.
 
-    Of a .tpz file the bytes of every tensor, its bits and its entropy a value; of a folder its
-    plan; of a model by --model the layers with a weight, and why some cannot be pressed.
+    For a .tpz file: bytes, bits per value and entropy of every tensor. For a folder: its plan. For
+    --model: all layers with a weight, and why some cannot be pressed.
 
     Example: tensorpress inspect --model torchvision:resnet18
     """
@@ -40,13 +40,15 @@ def inspect_command(
     from tensorpress.hugging_face.pressed_config import PLAN, read_plan
 
     if (source is None) == (model is None):
-        raise InvalidArgumentError("give either a .tpz file or a folder, or a model by --model")
+        raise InvalidArgumentError("expected a .tpz file, a folder, or a model by --model")
     source = None if source is None else model_place(source)
     if source is not None and (not source.is_dir() or read_plan(source) is not None):
         (_print_folder if source.is_dir() else _print_file)(source, as_json)
         return
     if source is not None and not is_dense_checkpoint(source):
-        raise InvalidArgumentError(f"{source} has neither {PLAN} nor config.json: it is no model")
+        raise InvalidArgumentError(
+            f"{source} has neither {PLAN} nor config.json, expected the folder of a model"
+        )
     _print_model(DenseByName.parse(model or str(source), None, inputs), as_json)
 
 
@@ -55,7 +57,7 @@ def _print_file(file: Path, as_json: bool) -> None:
     if as_json:
         print_json(inspection.to_dict())
         return
-    network, coder = inspection.network or "a model of your own", inspection.coder
+    network, coder = inspection.network or "a custom model", inspection.coder
     data = "" if inspection.data is None else f", for {inspection.data}"
     print_line(f"{file}: {network}{data}, {coder} coder")
     if inspection.preprocess is not None:
@@ -99,12 +101,12 @@ def _print_model(dense: DenseByName, as_json: bool) -> None:
         return
     print_table(model_table([_row(layer) for layer in layers]))
     print_line("")
-    macs = "" if costs.macs is None else f", {costs.macs:,} MACs an example"
+    macs = "" if costs.macs is None else f", {costs.macs:,} MACs per example"
     print_line(f"{dense.name}: {costs.params:,} parameters, {costs.bytes:,} bytes{macs}")
 
 
 def _describe_layer(layer: Layer) -> dict[str, Any]:
-    """Describe a layer that planning knows, with its schemes and its cost."""
+    """Describe a layer that can be pressed, with its schemes and cost."""
     from tensorpress.planning.layer_candidates import applicable_schemes
     from tensorpress.schemes.layer_plan import count_call_macs
     from tensorpress.schemes.registry import rank_schemes
@@ -120,7 +122,7 @@ def _describe_layer(layer: Layer) -> dict[str, Any]:
 
 
 def _describe(module: nn.Module, key: str, name: str, reason: str) -> dict[str, Any]:
-    """Describe a parameter of a module; ``reason`` says why it cannot be pressed."""
+    """Describe a parameter of a module; ``reason`` is why it cannot be pressed."""
     weight = module._parameters.get(key)
     return {
         "name": name,
@@ -134,7 +136,7 @@ def _describe(module: nn.Module, key: str, name: str, reason: str) -> dict[str, 
 
 
 def _count_params(module: nn.Module, key: str) -> int:
-    """Return the parameters of a layer: those of its module, or of one parameter of a module."""
+    """Return the number of parameters of a module, or of one of its parameters."""
     weight = None if key == "weight" else module._parameters.get(key)
     parameters = module.parameters() if weight is None else [weight]
     return sum(parameter.numel() for parameter in parameters)

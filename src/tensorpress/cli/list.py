@@ -14,35 +14,35 @@ MODELS = {
     "torchvision:NAME": "of torchvision",
     "timm:NAME": "of timm",
     "hf:FOLDER_OR_ID": "of transformers, with its weights",
-    "package.module:function": "what a function returns; it may be in this folder",
+    "package.module:function": "the result of a function, which may be in this folder",
 }
 RANKS = {
     "0.5": "half of the largest ranks",
     "8": "rank 8 at every position",
     "16x32": "these ranks",
-    "energy:0.9": "the fewest that keep 90 % of the squared singular values",
+    "energy:0.9": "the lowest ranks with 90 % of the squared singular values",
     "evbmf": "the components above the noise",
     "evbmf:0.7": "0.7 of the way from the largest ranks down to these",
 }
 BUDGETS = {
-    "params=50%": "parameters; of the dense model, or a number: 1.5M",
+    "params=50%": "parameters, relative to the dense model or absolute: 1.5M",
     "bytes=10MB": "bytes of parameters and buffers",
-    "macs=300M": "multiply-accumulates of an example",
+    "macs=300M": "multiply–accumulates per example",
     "latency=12ms": "time of a forward pass on this machine",
     "latency=60%@onnxruntime": "the same in onnxruntime, or in openvino",
 }
 SPREADS = {
     "error": "least sum of the layers' e² / (1 − e²), e the relative error of a weight",
-    "energy": "greatest product of kept PCA energies (Zhang et al. 2016)",
-    "uniform": "one fraction of the largest ranks for all; of one scheme",
-    "evbmf": "EVBMF's ranks, all weakened alike; of one scheme",
-    "responses": "greatest product of the energies that responses keep, with --data",
-    "SCORES.json": "least sum of measured losses, of tensorpress.sensitivity",
+    "energy": "greatest product of preserved PCA energies (Zhang et al. 2016)",
+    "uniform": "the same fraction of the largest ranks for all layers; one scheme",
+    "evbmf": "EVBMF's ranks, all scaled equally; one scheme",
+    "responses": "greatest product of preserved response energies, with --data",
+    "SCORES.json": "least sum of losses measured by tensorpress.sensitivity",
 }
 
 
 def list_command(as_json: Json = False) -> None:
-    """List schemes, rank rules, budgets, networks, data sets, recipes and sweeps.
+    """List schemes, rank rules, budgets, networks, datasets, recipes and sweeps.
 
     Example: tensorpress list
     """

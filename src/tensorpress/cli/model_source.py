@@ -1,4 +1,4 @@
-"""The model of a command: by its name, from the file of a pressed model, or from its folder."""
+"""The model of a command: by name, or from the file or folder of a pressed model."""
 
 import logging
 import os
@@ -30,26 +30,26 @@ from tensorpress.utils.paths import did_you_mean, exists, is_folder
 logger = logging.getLogger("tensorpress.cli")
 
 MODEL_FILE = "model.tpz"
-"""The file of a model in the folder of a run, or of a budget of bytes."""
+"""The model file in the folder of a run, or of compression to bytes."""
 
 _NAMED = ("", "torchvision", "timm")
-"""Origins of models whose weights are random unless a file has others."""
+"""Origins of models whose weights are random without a weight file."""
 
 
 @dataclass
 class DenseByName:
-    """A dense model by its name, whose values are loaded when they are needed.
+    """A dense model by name, which is loaded when it is needed.
 
     Attributes
     ----------
     name : str
         The name of the model.
     weights : Path or None
-        The file of its weights.
+        The weight file.
     texts : sequence of str
-        The example inputs as the command line writes them.
+        The example inputs from the command line.
     preprocess : str or None
-        How it takes images, where a file or folder that was made from it says so.
+        Preprocessing of images, if the file or folder of a pressed model has it.
     """
 
     name: str
@@ -59,12 +59,12 @@ class DenseByName:
 
     @staticmethod
     def parse(name: str, weights: Path | None, texts: Sequence[str] | None) -> "DenseByName":
-        """Return the model of a name, or of a folder in Hugging Face's layout."""
+        """Return the model of a name or of a folder in Hugging Face's layout."""
         return DenseByName(_model_name(name), weights, tuple(texts or ()))
 
     @property
     def loaded(self) -> "LoadedModel":
-        """The model with its name, and with what the file of its weights says of its data."""
+        """The model with its name, and the data named in its weight file."""
         return LoadedModel(self.name, self.model, self.name, _file_origin(self.weights))
 
     @cached_property
@@ -76,7 +76,7 @@ class DenseByName:
         except TensorPressError as error:
             if "meta" not in str(error.__cause__):
                 raise
-            # It looks at values, when it is built or when it runs.
+            # It reads values when it is built or when it runs.
             self._check(self.model)
             return self.model
         return model
@@ -87,18 +87,18 @@ class DenseByName:
         return load_by_name(self.name, self.weights)
 
     def inputs(self, model: nn.Module) -> tuple[Tensor, ...] | None:
-        """Return example inputs for the model or its skeleton, or None if they are not known."""
+        """Return example inputs for the model or its skeleton, or None if they are unknown."""
         images = self.preprocess or _file_origin(self.weights).preprocess
         return find_inputs(self.name, model, self.texts, images)
 
     def origin(self, data: str | None, preprocess: str | None) -> Origin:
-        """Return what a folder with a model made from this one says, given a command's options."""
+        """Return the origin to write to the folder of a model made from this one."""
         known = _file_origin(self.weights)
         weights = None if self.weights is None else str(self.weights)
         return Origin(self.name, weights, data or known.data, preprocess or known.preprocess)
 
     def weight(self, layer: str) -> Tensor:
-        """Return the weight of a layer, from a folder without the other weights of the model."""
+        """Return the weight of a layer; from a folder, only this weight is read."""
         if self._stored is None:
             return self.model.get_parameter(parameter_name(self.model, layer))
         files, names = self._stored
@@ -106,7 +106,7 @@ class DenseByName:
 
     @cached_property
     def _stored(self) -> tuple[TensorFiles, Mapping[str, str]] | None:
-        """The tensors of a folder, and their names in its files by their names in the model."""
+        """The tensors of a folder, and their names in the files by their names in the model."""
         parsed = parse_name(self.name)
         if parsed.origin != "hf" or not any(Path(parsed.name).glob("*.safetensors")):
             return None
@@ -122,7 +122,7 @@ class DenseByName:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with the label that messages use, its name, and what its file or folder says."""
+    """A model with its label in messages, its name, and its origin."""
 
     label: str
     model: nn.Module
@@ -131,38 +131,38 @@ class LoadedModel:
 
     @property
     def images(self) -> ImageOptions | None:
-        """How the model takes images, where its file or folder says it."""
+        """Preprocessing of images, if the file or folder has it."""
         text = self.origin.preprocess
         return None if text is None else ImageOptions.parse(text)
 
     def inputs(self, texts: Sequence[str] | None) -> tuple[Tensor, ...] | None:
-        """Return the inputs that texts describe, else the known ones, else None."""
+        """Return the inputs described by texts, else the known ones, else None."""
         return find_inputs(self.name, self.model, texts or (), self.origin.preprocess)
 
 
 def load_source(source: Path | None, name: str | None, weights: Path | None) -> LoadedModel:
-    """Open a pressed model's file or folder, or build a dense one by its name.
+    """Load a pressed model from its file or folder, or a dense model by name.
 
     Parameters
     ----------
     source : Path or None
-        A ``.tpz`` file, or a folder that ``press``, ``compress`` or ``run`` wrote.
+        A ``.tpz`` file, or a folder written by ``press``, ``compress`` or ``run``.
     name : str or None
-        The name of the dense model. With a source it is needed if the source does not name it.
+        The name of the dense model; with a source, only needed if the source does not name it.
     weights : Path or None
-        The file of the model's weights, without a source.
+        The weight file, only without a source.
 
     Raises
     ------
     TensorPressError
-        If neither source nor name is given, weights come twice, or something cannot be loaded.
+        If there is neither source nor name, both source and weight file, or loading fails.
     """
     if source is None:
         if name is None:
-            raise InvalidArgumentError("give a .tpz file, a folder, or a model by --model")
+            raise InvalidArgumentError("expected a .tpz file, a folder, or a model by --model")
         return DenseByName.parse(name, weights, None).loaded
     if weights is not None:
-        raise InvalidArgumentError(f"{source} has weights of its own: leave out --weights")
+        raise InvalidArgumentError(f"{source} already has weights: remove --weights")
     place = model_place(source)
     label, origin = str(source), read_origin(place)
     if place.is_dir() and is_dense_checkpoint(place):
@@ -171,9 +171,7 @@ def load_source(source: Path | None, name: str | None, weights: Path | None) -> 
         network = open_file(place).description.network
         dense_name = name or (None if network else origin.trusted_model(place))
         if network is None and dense_name is None:
-            raise ModelMismatchError(
-                f"{place} holds a model that is not in the zoo: say by --model how it is built"
-            )
+            raise ModelMismatchError(f"{place} has a model that is not in the zoo: set --model")
         dense = None if dense_name is None else load_model(dense_name)
         return LoadedModel(label, tp.load(place, dense), dense_name or network, origin)
     dense_name = name or origin.trusted_model(place)
@@ -184,12 +182,12 @@ def load_source(source: Path | None, name: str | None, weights: Path | None) -> 
 
 
 def model_place(source: Path) -> Path:
-    """Return the file or the folder of a model: of a run or a budget of bytes the file in it.
+    """Return the file or folder of a model; for the folder of a run, the model file in it.
 
     Raises
     ------
     DataNotFoundError
-        If the path does not exist; the message has the nearest names.
+        If the path does not exist; the message suggests similar names.
     """
     if not exists(source):
         raise DataNotFoundError(f"{source}: no such file or folder{did_you_mean(source)}")
@@ -198,14 +196,14 @@ def model_place(source: Path) -> Path:
 
 
 def stored_bytes(source: Path) -> int:
-    """Return the bytes that a model takes on the disk: of its file, or of a folder's tensors."""
+    """Return the size of a model on disk: of its file, or of the tensors in its folder."""
     place = model_place(source)
     files = place.glob("*.safetensors") if place.is_dir() else [place]
     return sum(file.stat().st_size for file in files)
 
 
 def read_origin(place: Path) -> Origin:
-    """Return what a file or a folder says of its model; a file goes before its folder."""
+    """Return the origin of a model from its file or folder; a file takes precedence."""
     if place.is_dir():
         return Origin.read(place)
     beside = Origin.read(place.parent) if place.name == MODEL_FILE else Origin()
@@ -220,21 +218,21 @@ def read_origin(place: Path) -> Origin:
 def find_dense(
     source: Path, name: str | None, weights: Path | None, texts: Sequence[str] | None
 ) -> tuple[DenseByName, Origin]:
-    """Return the dense model of a pressed one, and what the pressed one says of its data.
+    """Return the dense model of a pressed model, and the origin of the pressed model.
 
     Parameters
     ----------
     source : Path
         The file or folder of the pressed model.
     name, weights
-        The options ``--model`` and ``--weights``; by default what the source says.
+        The options ``--model`` and ``--weights``; by default those of the source.
     texts : sequence of str or None
         The option ``--input``.
 
     Raises
     ------
     InvalidArgumentError
-        If nothing names the dense model.
+        If the dense model is unknown.
     """
     place = model_place(source)
     origin = read_origin(place)
@@ -242,7 +240,7 @@ def find_dense(
     if known is None and not place.is_dir():
         known = open_file(place).description.network
     if known is None:
-        raise InvalidArgumentError(f"{source} does not say what it was made from: give --model")
+        raise InvalidArgumentError(f"{source} does not name its dense model: set --model")
     if weights is None and name in (None, origin.model) and origin.weights is not None:
         stored = Path(origin.weights)
         weights = stored if stored.is_file() else None
@@ -250,7 +248,7 @@ def find_dense(
 
 
 def _file_origin(file: Path | None) -> Origin:
-    """Return what a ``.tpz`` file says of its data; nothing of any other file."""
+    """Return the data and preprocessing in a ``.tpz`` file, or nothing for other files."""
     if file is None or file.suffix != ".tpz":
         return Origin()
     opened = open_file(file)
@@ -263,7 +261,7 @@ def _model_name(name: str) -> str:
     Raises
     ------
     DataNotFoundError
-        If it looks like the path of a folder, and there is none.
+        If it looks like the path of a folder that does not exist.
     """
     if is_folder(name):
         return f"hf:{name}"
@@ -273,7 +271,7 @@ def _model_name(name: str) -> str:
         raise DataNotFoundError(
             f"{path} is a file: expected the folder of a model"
             if exists(path)
-            else f"no folder {path}{did_you_mean(path)}"
+            else f"there is no folder {path}{did_you_mean(path)}"
         )
     return name
 
@@ -284,12 +282,12 @@ def load_by_name(name: str, weights: Path | None) -> nn.Module:
         return tp.unpress(tp.load(weights, load_model(name)), inplace=True)
     model = load_model(name, weights=weights)
     if weights is None and has_random_weights(name):
-        logger.warning("%s has random weights: --weights gives it trained ones", name)
+        logger.warning("%s has random weights: set --weights for trained ones", name)
     return model
 
 
 def has_random_weights(name: str) -> bool:
-    """Return whether a model of a name has random weights, unless a file gives it others."""
+    """Return whether a model has random weights without a weight file."""
     parsed = parse_name(name)
     return parsed.origin in _NAMED and "pretrained" not in parsed.options
 
@@ -297,7 +295,7 @@ def has_random_weights(name: str) -> bool:
 def find_inputs(
     name: str | None, model: nn.Module, texts: Sequence[str], preprocess: str | None = None
 ) -> tuple[Tensor, ...] | None:
-    """Return example inputs of a model, or None where nothing says what it takes.
+    """Return example inputs of a model, or None if its inputs are unknown.
 
     Parameters
     ----------
@@ -306,9 +304,9 @@ def find_inputs(
     model : nn.Module
         The model, or its skeleton.
     texts : sequence of str
-        The option ``--input``, which goes before all else.
+        The option ``--input``, which takes precedence.
     preprocess : str, optional
-        How the model takes images, which goes before the size of published weights.
+        Preprocessing of images, which takes precedence over the default size.
     """
     if texts:
         return tuple(parse_input(text, model) for text in texts)
@@ -320,17 +318,17 @@ def find_inputs(
 
 
 def require_inputs(loaded: LoadedModel, texts: Sequence[str]) -> tuple[Tensor, ...]:
-    """Return inputs that a model takes.
+    """Return example inputs, and check that the model runs on them.
 
     Raises
     ------
     InvalidArgumentError
-        If the inputs of the model are not known, or it does not run on them.
+        If the inputs of the model are unknown, or it fails on them.
     """
     inputs = loaded.inputs(texts)
     if inputs is None:
         raise InvalidArgumentError(
-            f"nobody knows which inputs {loaded.label} takes: say it by --input, as in "
+            f"the inputs of {loaded.label} are unknown: set --input, for example "
             "--input 1x3x224x224"
         )
     check_inputs(loaded.model, inputs)
@@ -338,11 +336,5 @@ def require_inputs(loaded: LoadedModel, texts: Sequence[str]) -> tuple[Tensor, .
 
 
 def is_dense_checkpoint(folder: Path) -> bool:
-    """Return whether a folder is a model of transformers that was not pressed."""
+    """Return whether a folder is that of a dense Transformers model."""
     return (folder / "config.json").is_file() and read_plan(folder) is None
-
-
-def count_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

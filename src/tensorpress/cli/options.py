@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options of several commands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ MODEL = typer.Option(
     "package.module:function; keyword arguments after commas: "
     "timm:vgg16,num_classes=10.",
 )
-SOURCE = typer.Argument(help="A .tpz file, or a folder that press, compress or run wrote.")
+SOURCE = typer.Argument(help="A .tpz file, or a folder written by press, compress or run.")
 Source = Annotated[Path | None, SOURCE]
 Model = Annotated[str | None, MODEL]
 WeightFile = Annotated[
@@ -25,7 +25,7 @@ WeightFile = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="The file of its weights: safetensors, .pt or .tpz. Without it they are random.",
+        help="The weight file: safetensors, .pt or .tpz. By default weights are random.",
     ),
 ]
 Inputs = Annotated[
@@ -33,13 +33,13 @@ Inputs = Annotated[
     typer.Option(
         "--input",
         "-i",
-        help="The shape of an example input, the batch first: 1x3x224x224 or 1x128:int64; "
+        help="The shape of an example input, batch first: 1x3x224x224 or 1x128:int64; "
         "repeatable. Not needed for most models.",
     ),
 ]
 Root = Annotated[
     Path | None,
-    typer.Option("--root", help="Folder of the data sets; TENSORPRESS_DATA if not given."),
+    typer.Option("--root", help="Folder of all datasets; by default TENSORPRESS_DATA."),
 ]
 Data = Annotated[
     str | None,
@@ -47,29 +47,27 @@ Data = Annotated[
         "--data",
         "-d",
         "--calibrate",
-        help="Data that layers are fitted to: a data set (tensorpress list), a folder or file, or "
-        "package.module:function. Labels are not fitted to.",
+        help="Data to fit layers to: a dataset (tensorpress list), a folder or file, or "
+        "package.module:function. Labels are not used.",
     ),
 ]
 Preprocess = Annotated[
     str | None,
     typer.Option(
-        help="How images become inputs, if the model does not say so: 'size: 224, mean: [0.485, "
+        help="Preprocessing of images, if the model does not define it: 'size: 224, mean: [0.485, "
         "0.456, 0.406], std: [0.229, 0.224, 0.225]'."
     ),
 ]
 
 Processes = Annotated[
     int,
-    typer.Option(
-        help="Processes that work at the same time, with one thread each.", min=1, max=4096
-    ),
+    typer.Option(help="Number of processes, with one thread each.", min=1, max=4096),
 ]
 Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="Scheduler of a Dask cluster that does the work, in place of --processes.",
+        help="Scheduler of a Dask cluster to use instead of --processes.",
     ),
 ]
 
@@ -83,7 +81,7 @@ Targets = Annotated[
     ),
 ]
 Skip = Annotated[
-    list[str] | None, typer.Option("--skip", help="Layers to keep dense, in the same form.")
+    list[str] | None, typer.Option("--skip", help="Layers to keep dense, in the same format.")
 ]
 
 
@@ -94,7 +92,9 @@ class PlanArguments:
     scheme: Annotated[
         str,
         typer.Option(
-            "--scheme", "-s", help="auto, a scheme, or several with commas to choose from by layer."
+            "--scheme",
+            "-s",
+            help="auto, a scheme, or several with commas to choose from for each layer.",
         ),
     ] = "auto"
     ranks: Annotated[
@@ -108,8 +108,8 @@ class PlanArguments:
         typer.Option(
             "--allocation",
             "-a",
-            help="The rule by which a budget is spread: error (the default), energy, uniform, "
-            "evbmf, responses (with --data) or SCORES.json.",
+            help="The rule that divides a budget: error (the default), energy, uniform, evbmf, "
+            "responses (with --data) or SCORES.json.",
         ),
     ] = None
     budget: Annotated[
@@ -117,7 +117,7 @@ class PlanArguments:
         typer.Option(
             "--budget",
             "-b",
-            help="What the whole model may cost: params=50%, bytes=10MB, macs=300M, latency=12ms.",
+            help="Largest cost of the model: params=50%, bytes=10MB, macs=300M, latency=12ms.",
         ),
     ] = None
     targets: Targets = None
@@ -126,7 +126,7 @@ class PlanArguments:
         list[str] | None,
         typer.Option(
             "--override",
-            help="Settings of single layers: 'layer1.*: {scheme: cp, ranks: 8}'; repeatable.",
+            help="Settings for some layers: 'layer1.*: {scheme: cp, ranks: 8}'; repeatable.",
         ),
     ] = None
     round_to: Annotated[
@@ -135,7 +135,7 @@ class PlanArguments:
 
 
 def add_plan_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command with an option for each field of its parameter ``arguments``."""
+    """Replace the parameter ``arguments`` of a command by an option for each of its fields."""
     fields = signature(PlanArguments).parameters
     parameters: list[Parameter] = []
     for parameter in signature(command, eval_str=True).parameters.values():

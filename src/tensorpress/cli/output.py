@@ -1,4 +1,4 @@
-"""Printing: lines that are not wrapped, tables, JSON."""
+"""Printing of lines that are not wrapped, tables and JSON."""
 
 import json
 import os
@@ -13,12 +13,12 @@ UNBROKEN = 200
 
 
 def print_line(line: str) -> None:
-    """Print a line as it is, however long."""
+    """Print a line without wrapping."""
     _console().print(line, soft_wrap=True)
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal; elsewhere nothing needs to be broken."""
+    """Print a table in the width of the terminal, or without a limit elsewhere."""
     console = _console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = UNBROKEN
@@ -26,7 +26,7 @@ def print_table(table: Table) -> None:
 
 
 def print_error(message: str) -> None:
-    """Print what went wrong to stderr."""
+    """Print an error to stderr."""
     console = Console(stderr=True, highlight=False, emoji=False)
     console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
@@ -37,5 +37,5 @@ def print_json(content: Any) -> None:
 
 
 def _console() -> Console:
-    """Return a console that changes nothing: no markup, no :x: for a cross."""
+    """Return a console that prints text unchanged, without markup or emoji codes."""
     return Console(markup=False, highlight=False, emoji=False)

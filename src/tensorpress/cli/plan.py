@@ -32,13 +32,13 @@ def plan_command(
     preprocess: Preprocess = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File for the plan, .yaml or .json; press takes it."),
+        typer.Option("--out", "-o", help="File for the plan, .yaml or .json, which press accepts."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what would be pressed, and what that saves; nothing is pressed.
+    """Show what would be pressed, and what it saves; nothing is pressed.
 
-    Weights are only loaded where ranks or the budget depend on them.
+    Weights are only loaded if ranks or the budget depend on them.
 
     Example: tensorpress plan --model torchvision:resnet50 --budget macs=50% --out plan.yaml
     """
@@ -50,7 +50,7 @@ def plan_command(
 
     dense = DenseByName.parse(model, weights, inputs)
     if data is not None and arguments.allocation != RESPONSES:
-        raise InvalidArgumentError(f"a plan needs --data for --allocation {RESPONSES} only")
+        raise InvalidArgumentError(f"--data only applies to a plan with --allocation {RESPONSES}")
     batches = None
     if data is not None:
         batches = CommandData.for_dense(dense, data, root, preprocess).sample()

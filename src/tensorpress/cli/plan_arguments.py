@@ -1,4 +1,4 @@
-"""The plan that the options of the command line ask for."""
+"""The plan for the options of the command line."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from tensorpress.utils.config_parsing import parse_yaml
 def plan_from_arguments(
     dense: DenseByName, arguments: PlanArguments, images: Iterable[CalibrationBatch] | None = None
 ) -> Plan:
-    """Plan a model, which is loaded only if something depends on its values.
+    """Plan a model, which is only loaded if the plan depends on its values.
 
     Parameters
     ----------
@@ -31,12 +31,12 @@ def plan_from_arguments(
     arguments : PlanArguments
         The options of the command.
     images : iterable of batches, optional
-        The images for ``--allocation responses``.
+        Images for ``--allocation responses``.
 
     Raises
     ------
     InvalidArgumentError
-        If an option cannot be read, or the budget is to be spread by responses without images.
+        If an option is invalid, or allocation by responses has no images.
     """
     if arguments.allocation == RESPONSES:
         if images is None:
@@ -63,7 +63,7 @@ def parse_plan_options(arguments: PlanArguments) -> PlanOptions:
     Raises
     ------
     InvalidArgumentError
-        If an option cannot be read.
+        If an option is invalid.
     """
     names = tuple(name.strip() for name in arguments.scheme.split(","))
     ranks, allocation = arguments.ranks, arguments.allocation
@@ -80,7 +80,7 @@ def parse_plan_options(arguments: PlanArguments) -> PlanOptions:
 
 
 def parse_ranks(text: str) -> int | float | str | tuple[int, ...]:
-    """Return the ranks that ``--ranks`` stands for.
+    """Return the ranks of ``--ranks``.
 
     Examples
     --------
@@ -98,12 +98,12 @@ def parse_ranks(text: str) -> int | float | str | tuple[int, ...]:
 
 
 def parse_allocation(text: str) -> AllocationRule | Scores:
-    """Return the allocation rule, or the scores of the file, that ``--allocation`` names.
+    """Return the allocation rule, or the scores in the file, of ``--allocation``.
 
     Raises
     ------
     InvalidArgumentError
-        If no rule has this name.
+        If there is no such rule.
     """
     if text.endswith(".json"):
         return Scores.read(text)
@@ -126,12 +126,12 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """
     overrides: dict[str, Mapping[str, Any]] = {}
     for text in texts:
-        # By hand up to the colon: in YAML a leading * is an alias.
+        # The pattern is parsed by hand, because a leading * is an alias in YAML.
         pattern, _, entry = text.partition(": ")
         options = parse_yaml(entry)
         if not pattern or not isinstance(options, dict):
             raise InvalidArgumentError(
-                f"--override {text!r}: expected PATTERN: {{KEY: VALUE, ...}}, as in "
+                f"--override {text!r}: expected PATTERN: {{KEY: VALUE, ...}}, such as "
                 "'layer1.*: {scheme: cp, ranks: 8}'"
             )
         overrides[pattern.strip("'\"")] = options

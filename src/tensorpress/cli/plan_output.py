@@ -1,4 +1,4 @@
-"""A plan as the command line prints it."""
+"""Printing of plans."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def plan_costs(plan: Plan) -> list[Cost]:
-    """Return the costs of the whole model, dense and pressed by the plan."""
+    """Return the costs of the whole model, dense and pressed."""
     costs = [
         Cost("params", plan.dense_params, plan.params),
         Cost("bytes", plan.dense_bytes, plan.bytes),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tensorpress.cli.model_source import DenseByName
 
 Reconstruct = Literal["norms", "refit", "inputs", "linear", "nonlinear"]
-"""The choices of `tensorpress.reconstruct.layerwise`, which would import torch for the help."""
+"""The choices in `tensorpress.reconstruct.layerwise`, which the help need not import."""
 
 
 @add_plan_options
@@ -43,8 +43,8 @@ def press_command(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder of a checkpoint in Hugging Face's layout, pressed tensor by tensor, or "
-            "with --data block by block, without being loaded."
+            help="Checkpoint folder in Hugging Face's layout, to be pressed without loading it: "
+            "tensor by tensor, or block by block with --data."
         ),
     ] = None,
     *,
@@ -53,9 +53,7 @@ def press_command(
     weights: WeightFile = None,
     plan: Annotated[
         Path | None,
-        typer.Option(
-            "--plan", "-p", help="A file that plan wrote, in place of options for a plan."
-        ),
+        typer.Option("--plan", "-p", help="A file written by plan, instead of options for a plan."),
     ] = None,
     inputs: Inputs = None,
     arguments: PlanArguments,
@@ -64,7 +62,7 @@ def press_command(
     data: Data = None,
     reconstruct: Annotated[
         Reconstruct | None,
-        typer.Option(help="What is fitted with --data; linear if not given."),
+        typer.Option(help="What to fit with --data; by default linear."),
     ] = None,
     root: Root = None,
     preprocess: Preprocess = None,
@@ -84,7 +82,9 @@ def press_command(
     parallel = processes > 1 or cluster is not None
     check_reconstruction(reconstruct, data is not None, "decompose", parallel)
     if plan is not None and arguments != PlanArguments():
-        raise InvalidArgumentError(f"{plan} is a plan already: leave out what one is made from")
+        raise InvalidArgumentError(
+            f"{plan} is a plan: remove the options from which a plan is made"
+        )
     stored_plan = None if plan is None else tp.Plan.read(plan)
     if checkpoint is not None:
         _check_checkpoint_options(checkpoint, weights, reconstruct)
@@ -97,7 +97,7 @@ def press_command(
     else:
         check_new(out)
         if model is None:
-            raise InvalidArgumentError("give a model by --model, or the folder of a checkpoint")
+            raise InvalidArgumentError("expected a model by --model, or the folder of a checkpoint")
         dense = DenseByName.parse(model, weights, inputs)
         batches = None
         if data is not None:
@@ -115,7 +115,7 @@ def press_command(
 def _press_model(
     dense: DenseByName, plan: tp.Plan, out: Path, options: dict[str, Any]
 ) -> list[Cost]:
-    """Press a model into a folder and return its costs."""
+    """Press a model into a folder, and return its costs."""
     model = dense.model
     pressed = tp.press(model, plan, example_inputs=dense.inputs(model), **options)
     tp.save_checkpoint(pressed, out, plan)
@@ -125,8 +125,7 @@ def _press_model(
 def _measure_costs(
     dense: nn.Module, pressed: nn.Module, inputs: Sequence[Tensor] | None
 ) -> list[Cost]:
-    from tensorpress.cli.model_source import count_bytes
-    from tensorpress.measure import count_macs, count_params, measure_latencies
+    from tensorpress.measure import count_bytes, count_macs, count_params, measure_latencies
 
     models = (dense, pressed)
     costs = [Cost("params", *map(count_params, models)), Cost("bytes", *map(count_bytes, models))]
@@ -141,11 +140,11 @@ def _check_checkpoint_options(
 ) -> None:
     if reconstruct not in (None, "linear"):
         raise InvalidArgumentError(
-            f"the layers of a checkpoint are fitted linearly, and --reconstruct {reconstruct} "
-            f"needs the whole model: give --model hf:{checkpoint}"
+            f"--reconstruct {reconstruct} needs the whole model, but checkpoint folders are fitted "
+            f"block by block: use --model hf:{checkpoint}"
         )
     if weights is not None:
-        raise InvalidArgumentError(f"{checkpoint} has weights of its own: leave out --weights")
+        raise InvalidArgumentError(f"{checkpoint} already has weights: remove --weights")
 
 
 def _press_folder(
@@ -157,7 +156,7 @@ def _press_folder(
     data: str | None,
     root: Path | None,
 ) -> tuple[tp.Plan, list[Cost]]:
-    """Press a folder, without a measurement that depends on all weights at once."""
+    """Press a folder, without measurements that need all weights at once."""
     from tensorpress.cli.calibration_data import STREAM_SAMPLE, CommandData
     from tensorpress.cli.model_source import LoadedModel
     from tensorpress.cli.plan_arguments import parse_plan_options
@@ -178,7 +177,7 @@ def _press_folder(
         result = tp.press_checkpoint(checkpoint, out, **options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{out} has what is done so far, and the same command goes on from there"
+            f"{out} has the results so far: repeat the command to continue"
         ) from None
     dense.origin(data, None).write(out)
     return result, plan_costs(result)
@@ -202,11 +201,11 @@ def _print_result(plan: tp.Plan, costs: list[Cost], out: Path, as_json: bool) ->
 
 
 def check_new(folder: Path) -> None:
-    """Raise before the work is done, not after, if a folder cannot be written."""
+    """Raise an error, before the work begins, if a folder cannot be written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidArgumentError(f"{folder} is there already: give a new or an empty folder")
+        raise InvalidArgumentError(f"{folder} already exists: choose a new or empty folder")
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InvalidArgumentError(
-            f"{folder} cannot be written: {nearest} is no folder to write in"
+            f"{folder} cannot be written: {nearest} is not a writable folder"
         )

@@ -26,13 +26,14 @@ def report_command(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="A .tpz file, or a folder that press, compress or run wrote; several are compared "
-            "on one page."
+            help="A .tpz file, or a folder written by press, compress or run; several are "
+            "compared on one page."
         ),
     ],
     model: Model = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The page; its numbers go beside it as .json.")
+        Path,
+        typer.Option("--out", "-o", help="The page; its numbers are written next to it as .json."),
     ] = Path("report.html"),
     weights: WeightFile = None,
     data: Annotated[
@@ -40,7 +41,7 @@ def report_command(
         typer.Option(
             "--data",
             "-d",
-            help="Inputs to compare the outputs on: a data set, a folder or file, or "
+            help="Inputs on which to compare outputs: a dataset, a folder or file, or "
             "package.module:function.",
         ),
     ] = None,
@@ -49,11 +50,11 @@ def report_command(
     preprocess: Preprocess = None,
     as_json: Json = False,
 ) -> None:
-    """Write a page on a pressed model beside its dense one, or on several models side by side.
+    """Write a page that compares a pressed model with its dense model, or several models.
 
-    The page of one model has its layers, errors, times, and how far its outputs are from the dense
-    model's; that of several a table and a plot. A folder says which dense model it was made from;
-    --model and --weights say it of a file.
+    The page of one model has its layers, errors, times and the difference of its outputs from the
+    dense model; that of several has a table and a plot. A folder names its dense model; for a file,
+    set --model and --weights.
 
     Example: tensorpress report small smaller smallest.tpz --data photos --out comparison.html
     """
@@ -63,7 +64,7 @@ def report_command(
     from tensorpress.report.model_page import write_model_page
 
     if out.suffix.lower() not in (".html", ".htm"):
-        raise InvalidArgumentError(f"--out is a page: a file that ends in .html, not {out}")
+        raise InvalidArgumentError(f"--out must be a page, a file that ends in .html, got {out}")
     numbers = out.with_suffix(".json")
     for file in (out, numbers):
         check_writable(file)
@@ -106,14 +107,14 @@ def report_command(
 def _trained_dense(
     source: Path, model: str | None, weights: Path | None, inputs: list[str] | None
 ) -> tuple[DenseByName, Origin]:
-    """Return the dense model of a source, with its weights, and what the source says."""
+    """Return the dense model of a source with its weights, and the origin of the source."""
     from tensorpress.cli.model_source import find_dense, has_random_weights
 
     dense, origin = find_dense(source, model, weights, inputs)
     if dense.weights is None and has_random_weights(dense.name):
         raise InvalidArgumentError(
-            f"{dense.name} has random weights, with which nothing can be compared: give --weights, "
-            f"the file of the dense model from which {source} was made"
+            f"{dense.name} has random weights, so there is nothing to compare: set --weights to "
+            f"the weight file of the dense model of {source}"
         )
     return dense, origin
 
@@ -127,7 +128,7 @@ def _compare(
     root: Path | None,
     preprocess: str | None,
 ) -> dict[str, Any]:
-    """Return the comparison of several files and folders, with the bytes that each takes."""
+    """Return the comparison of several files and folders, with their sizes."""
     from tensorpress.cli.calibration_data import CommandData
     from tensorpress.cli.model_source import load_source, stored_bytes
 

@@ -1,4 +1,4 @@
-"""The commands that carry out recipes: run and demo."""
+"""The commands run and demo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tensorpress.runs.run import RunResult
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
-Seed = Annotated[int, typer.Option(help="The seed of every random number.", min=0, max=2**32 - 1)]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=2**32 - 1)]
 
 DEMO, RUNS = Path("demo"), Path("runs")
 
@@ -26,18 +26,18 @@ DEMO, RUNS = Path("demo"), Path("runs")
 def run_command(
     recipe: Annotated[
         str,
-        typer.Argument(help="A recipe, in YAML, or the name of one that tensorpress list shows."),
+        typer.Argument(help="A recipe in YAML, or the name of one from tensorpress list."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for the results; runs/NAME if not given."),
+        typer.Option("--out", "-o", help="Folder for the results; by default runs/NAME."),
     ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Carry out a recipe: train, press, quantize, save, test the file, report.
+    """Run a recipe: train, press, quantize, save, test the file, report.
 
-    An interrupted run goes on where it stopped when it is started again with the same folder.
+    After an interruption, repeat the command to continue.
 
     Example: tensorpress run lenet5-ada --out runs/lenet5
     """
@@ -49,7 +49,7 @@ def run_command(
 
 
 def demo(out: Out = DEMO, seed: Seed = 0, as_json: Json = False) -> None:
-    """Press LeNet-5 on the digits of UCI, in about two minutes; nothing is downloaded.
+    """Press LeNet-5 on the digits from UCI, in about two minutes; nothing is downloaded.
 
     Example: tensorpress demo --out demo
     """

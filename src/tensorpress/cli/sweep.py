@@ -1,4 +1,4 @@
-"""The command sweep: variants of a recipe, side by side."""
+"""The command sweep: variants of a recipe."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,32 +16,29 @@ def sweep_command(
     file: Annotated[
         str,
         typer.Argument(
-            help="What to vary in which recipe, in YAML, or the name of one that tensorpress list "
-            "shows."
+            help="A sweep file in YAML, with a recipe and the settings to vary, or a name from "
+            "tensorpress list."
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for all runs; runs/NAME if not given."),
+        typer.Option("--out", "-o", help="Folder for all runs; by default runs/NAME."),
     ] = None,
     processes: Processes = 2,
     cluster: Cluster = None,
-    seeds: Annotated[
-        str, typer.Option(help="Every variant is run with each of them: 0,1,2.")
-    ] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds for every variant: 0,1,2.")] = "0",
     pick: Annotated[
         list[str] | None,
         typer.Option(
-            help="Test the variant of least validation error within bytes<=1200, or of fewest "
-            "bytes within error<=0.95 (per cent); repeatable."
+            help="Test the variant with the lowest validation error within bytes<=1200, or the "
+            "fewest bytes within error<=0.95 (percent); repeatable."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Run variants of a recipe, and compare the bytes and errors of their files.
 
-    An interrupted sweep goes on where it stopped when it is started again with the same folder;
-    variants, seeds and picks can be added.
+    After an interruption, repeat the command to continue; variants, seeds and picks can be added.
 
     Example: tensorpress sweep sweep.yaml --out sweeps/lenet5 --pick "bytes<=1200"
     """
@@ -80,7 +77,7 @@ def parse_seeds(text: str) -> list[int]:
     Raises
     ------
     InvalidArgumentError
-        If the text is anything but numbers from 0 to 2**32 - 1 with commas.
+        If the text is not a list of numbers from 0 to 2**32 - 1, separated by commas.
 
     Examples
     --------
@@ -90,6 +87,7 @@ def parse_seeds(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and part.isascii() and int(part) < 1 << 32 for part in parts):
         raise InvalidArgumentError(
-            f"--seeds: expected numbers from 0 to {(1 << 32) - 1} with commas, got {text!r}"
+            f"--seeds: expected numbers from 0 to {(1 << 32) - 1}, separated by commas, got "
+            f"{text!r}"
         )
     return [int(part) for part in parts]

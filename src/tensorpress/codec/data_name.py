@@ -10,7 +10,7 @@ _LARGEST = 1 << 10  # bytes of a text
 
 
 def write_data_name(stream: Stream, name: str) -> None:
-    """Write the number of a data set, or 0 and a name.
+    """Write the number of a dataset, or 0 and a name.
 
     Raises
     ------

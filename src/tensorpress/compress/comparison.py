@@ -11,9 +11,8 @@ from tensorpress.calibrate.batches import CalibrationBatch, collect_batches
 from tensorpress.compress.model_report import describe_environment
 from tensorpress.compress.reference import Reference
 from tensorpress.compress.result import finite
-from tensorpress.compress.task import count_bytes
 from tensorpress.errors import InvalidArgumentError
-from tensorpress.measure import count_macs, count_params
+from tensorpress.measure import count_bytes, count_macs, count_params
 from tensorpress.measure.latency import time_passes
 from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.report.comparison_page import write_comparison_page

@@ -16,7 +16,7 @@ from tensorpress.compress.reference import Reference
 from tensorpress.compress.split import halve_batches, split_batches, user_batches
 from tensorpress.compress.verdict import Fidelity
 from tensorpress.errors import BudgetMetError, InvalidArgumentError
-from tensorpress.measure import count_macs, count_params, measure_latencies
+from tensorpress.measure import count_bytes, count_macs, count_params, measure_latencies
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 from tensorpress.measure.runtimes import in_runtime
 from tensorpress.planning.budget import Budget
@@ -295,10 +295,6 @@ def _check_batches(batches: Sequence[Batch]) -> None:
     for place, batch in enumerate(batches):
         # Minus infinity is what masks add to scores of attention.
         if any(bool((x.isnan() | x.isposinf()).any()) for x in batch.arguments.tensors):
-            raise InvalidArgumentError(f"batch {place} of the calibration data has NaN or infinity")
-
-
-def count_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            raise InvalidArgumentError(
+                f"batch {place} of the calibration data contains NaN or infinity"
+            )

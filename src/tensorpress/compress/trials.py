@@ -17,10 +17,10 @@ from torch import nn
 from tensorpress.calibrate.examples import rebatch
 from tensorpress.compress.result import Trial
 from tensorpress.compress.split import user_batches
-from tensorpress.compress.task import LOSS, Task, count_bytes
+from tensorpress.compress.task import LOSS, Task
 from tensorpress.compress.verdict import FAR
 from tensorpress.errors import InvalidArgumentError, TensorPressError
-from tensorpress.measure import count_macs
+from tensorpress.measure import count_bytes, count_macs
 from tensorpress.measure.cost import freeze
 from tensorpress.planning.layers import match_names
 from tensorpress.planning.plan import Plan

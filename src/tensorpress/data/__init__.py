@@ -1,4 +1,4 @@
-"""Data of any source as a model takes them: data sets, folders, files, functions, and batches."""
+"""Data from datasets, folders, files and functions, as batches for a model."""
 
 from tensorpress.data.augment import AUGMENTATIONS, MIXED
 from tensorpress.data.images import ImageSet, Splits

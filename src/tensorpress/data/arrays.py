@@ -1,4 +1,4 @@
-"""Arrays in NumPy's files and in safetensors: inputs or pixels, and labels."""
+"""Arrays in NumPy and safetensors files: inputs or pixels, and labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tensorpress.errors import CorruptFileError, InvalidArgumentError
 
 LABELS = ("labels", "label", "y", "targets", "target", "classes")
 INPUTS = ("inputs", "images", "pixels", "x", "data", "input_ids")
-"""The names of labels and of inputs among several arrays."""
+"""Names by which labels and inputs are recognized."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ArrayExamples:
     Parameters
     ----------
     inputs : Tensor or mapping of str to Tensor
-        The inputs, or arguments by name, all of the same number of rows.
+        The inputs, or arguments by name, all with the same number of rows.
     labels : Tensor or None
         int64, shape ``(N,)``.
     """
@@ -45,24 +45,24 @@ class ArrayExamples:
 def read_arrays(path: Path) -> Source:
     """Return the examples of a ``.npy``, ``.npz`` or ``.safetensors`` file.
 
-    An array alone, or the one named ``inputs``, ``images`` or ``x``, holds the inputs, an example
-    a row; ``labels`` or ``y`` the classes. Arrays of a train and a test part are named
-    ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Pixels are uint8, of shape (N, H, W),
-    (N, H, W, C) or (N, C, H, W) with one or three channels, and are prepared as images are; all
-    else is what the model takes. Tokens are ``input_ids``, beside which other arrays are
+    A single array, or the one named ``inputs``, ``images`` or ``x``, has the inputs, one example
+    per row; ``labels`` or ``y`` has the classes. Arrays of training and test parts are named
+    ``x_train``, ``y_train``, ``x_test`` and ``y_test``. Pixels are uint8 of shape (N, H, W), (N, H,
+    W, C) or (N, C, H, W) with one or three channels, and are preprocessed like images; other arrays
+    are passed to the model unchanged. Tokens are ``input_ids``; other arrays next to them are also
     arguments of the model.
 
     Raises
     ------
     CorruptFileError
-        If the file is damaged, or holds Python objects.
+        If the file is damaged, or has Python objects.
     InvalidArgumentError
-        If nothing tells which array holds the inputs, there are no examples, or the arrays differ
-        in length or are complex.
+        If it is unclear which array has the inputs, there are no examples, or the arrays differ in
+        length or are complex.
     """
     tensors = _load(path)
     if not tensors:
-        raise InvalidArgumentError(f"{path} holds no arrays, expected one of inputs")
+        raise InvalidArgumentError(f"{path} has no arrays, expected an array of inputs")
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         key, _, part = name.rpartition("_")
@@ -97,7 +97,7 @@ def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
         if tensor.ndim and not len(tensor):
             raise InvalidArgumentError(
                 f"{path} has no examples: the array {array} has shape {tuple(tensor.shape)}, "
-                "expected a row for each example"
+                "expected one row per example"
             )
     by_name = {name.lower(): tensor for name, tensor in tensors.items()}
     labels = next((by_name.pop(name) for name in LABELS if name in by_name), None)
@@ -106,7 +106,7 @@ def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
     }
     if len(lengths) != 1 or 0 in lengths:
         raise InvalidArgumentError(
-            f"{path}: the arrays {', '.join(tensors)} must have one row for each example"
+            f"{path}: the arrays {', '.join(tensors)} must have one row per example"
         )
     labels = None if labels is None else _class_numbers(labels)
     if "input_ids" in by_name:
@@ -116,14 +116,14 @@ def _examples(path: Path, tensors: Mapping[str, Tensor]) -> ArrayExamples:
         [name] = by_name
     if name is None:
         raise InvalidArgumentError(
-            f"{path} holds the arrays {', '.join(tensors)}: name the inputs {INPUTS[0]}, and the "
+            f"{path} has the arrays {', '.join(tensors)}: name the inputs {INPUTS[0]} and the "
             f"classes {LABELS[0]}"
         )
     return ArrayExamples(_channels_first(by_name[name]), labels)
 
 
 def _class_numbers(labels: Tensor) -> Tensor | None:
-    """Return classes as int64 of shape (N,), also of a 1 in a row each; None for other targets."""
+    """Return classes, which may be one-hot, as int64 of shape (N,); None for other targets."""
     rows = labels.reshape(len(labels), -1)
     if rows.shape[1] > 1:
         one_hot = bool(((rows == 0) | (rows == 1)).all()) and bool((rows.sum(1) == 1).all())
@@ -133,7 +133,7 @@ def _class_numbers(labels: Tensor) -> Tensor | None:
 
 
 def _channels_first(inputs: Tensor) -> Tensor:
-    """Return pixels as (N, C, H, W), and anything else as it is."""
+    """Return pixels as (N, C, H, W), and other arrays unchanged."""
     if inputs.dtype != torch.uint8:
         return inputs
     if inputs.ndim == 3:

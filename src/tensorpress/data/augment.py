@@ -1,8 +1,8 @@
-"""Random changes of training images, vectorized over the batch.
+"""Augmentation: random changes of training images, vectorized over the batch.
 
-An augmentation takes a batch of shape ``(N, C, H, W)`` of any dtype and a generator on the
-CPU, and returns a new batch of the same shape and dtype. Pixels that come in from outside the
-image are zero, so augmentations belong before the preprocessing of a network.
+An augmentation takes a batch of shape ``(N, C, H, W)`` of any dtype and a generator on the CPU,
+and returns a new batch of the same shape and dtype. Pixels from outside the image are zero, so
+augmentation belongs before the preprocessing of a network.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ def shift(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
     generator : Generator
         Generator of the offsets.
     pixels : int
-        The largest offset; all from ``-pixels`` to ``pixels`` are equally likely.
+        The largest offset; all offsets from ``-pixels`` to ``pixels`` are equally likely.
 
     Returns
     -------
     Tensor
-        The moved images, of the same shape, zero where nothing moved in. This equals a random crop
-        of the original size from images padded by ``pixels``.
+        The moved images, of the same shape and zero outside the originals. This equals a random
+        crop of the original size from images padded by ``pixels``.
 
     Examples
     --------
@@ -46,14 +46,14 @@ def shift(images: Tensor, generator: Generator, *, pixels: int) -> Tensor:
 
 
 def crop_flip(images: Tensor, generator: Generator) -> Tensor:
-    """Pad by 4 pixels, crop the original size at random, mirror every second image on average.
+    """Pad by 4 pixels, crop to the original size at random, and mirror half of the images.
 
     Parameters
     ----------
     images : Tensor
         Shape ``(N, C, H, W)``.
     generator : Generator
-        Source of the positions and the mirrorings.
+        Generator of positions and mirrorings.
 
     Returns
     -------
@@ -77,26 +77,26 @@ def crop_flip(images: Tensor, generator: Generator) -> Tensor:
 def distort(
     images: Tensor, generator: Generator, *, degrees: float, stretch: float, pixels: float
 ) -> Tensor:
-    """Turn, stretch, slant and move every image by a little.
+    """Rotate, stretch, slant and move every image a little.
 
     Parameters
     ----------
     images : Tensor
         Shape ``(N, C, H, W)``.
     generator : Generator
-        Source of the distortions, which are uniform between zero and the largest.
+        Generator of the distortions, which are uniform up to the maximum.
     degrees : float
-        Largest turn.
+        Largest rotation.
     stretch : float
         Largest relative change of width and of height, and largest slant.
     pixels : float
-        Largest shift, in both directions, also by parts of a pixel.
+        Largest shift in both directions, which may be a fraction of a pixel.
 
     Returns
     -------
     Tensor
-        The distorted images, of the same shape and dtype, zero outside. They are interpolated by
-        cubic convolution, because linear interpolation makes images smoother than the originals.
+        The distorted images, of the same shape and dtype, zero outside. Interpolation is cubic,
+        because linear interpolation would make images smoother than the originals.
 
     References
     ----------
@@ -131,15 +131,15 @@ def distort(
 def mix(images: Tensor, generator: Generator) -> Tensor:
     """Mix every image with another image of the batch, in a random proportion from 0 to 1.
 
-    The labels fit neither image, so that mixing is for distillation, where the outputs of a teacher
-    replace the labels.
+    Labels do not fit mixed images, so this is for distillation, where a teacher's outputs replace
+    the labels.
 
     Parameters
     ----------
     images : Tensor
         Shape ``(N, C, H, W)``.
     generator : Generator
-        Source of partners and proportions.
+        Generator of partners and proportions.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Reader of CIFAR-10 in its two published forms, the binary and the Python version."""
+"""Reader of CIFAR-10 in its two published formats, binary and Python."""
 
 import pickle
 from pathlib import Path
@@ -24,7 +24,7 @@ _ByteArray = npt.NDArray[np.uint8]
 
 
 def read_cifar10(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Read CIFAR-10 from the folder its archive unpacks to.
+    """Read CIFAR-10 from its unpacked archive.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ def read_cifar10(root: Path) -> tuple[ImageSet, ImageSet]:
     Raises
     ------
     DataNotFoundError
-        When neither folder holds all six batches.
+        If neither folder has all six batches.
     CorruptFileError
-        When a batch is damaged, or one is shorter than the others.
+        If a batch is damaged, or batches differ in length.
 
     References
     ----------
-    A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the forms
-    are described on the data set's page.
+    A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009; the formats are
+    described on the dataset's page.
     """
     for folder, suffix, read in (
         (root / BINARY_FOLDER, ".bin", read_binary_batch),
@@ -58,13 +58,12 @@ def read_cifar10(root: Path) -> tuple[ImageSet, ImageSet]:
             for path, batch in zip(paths, batches, strict=True):
                 if len(batch) != len(batches[0]):
                     raise CorruptFileError(
-                        f"{path} holds {len(batch)} images but {paths[0]} {len(batches[0])}: "
+                        f"{path} has {len(batch)} images but {paths[0]} has {len(batches[0])}: "
                         "all batches must have the same number"
                     )
             return _concatenate(batches[:-1]), batches[-1]
     raise DataNotFoundError(
-        f"{root} holds neither {BINARY_FOLDER} nor {PYTHON_FOLDER} with all of: "
-        f"{', '.join(BATCHES)}"
+        f"{root} has neither {BINARY_FOLDER} nor {PYTHON_FOLDER} with all of: {', '.join(BATCHES)}"
     )
 
 
@@ -74,7 +73,7 @@ def read_binary_batch(path: Path) -> ImageSet:
     Raises
     ------
     CorruptFileError
-        When the file is not a whole number of records or a label is above 9.
+        If the file is not a whole number of records, or a label is above 9.
     """
     content = np.fromfile(path, np.uint8)
     if content.size == 0 or content.size % _RECORD:
@@ -84,15 +83,15 @@ def read_binary_batch(path: Path) -> ImageSet:
 
 
 def read_python_batch(path: Path) -> ImageSet:
-    """Read a batch of the Python version without running anything it contains.
+    """Read a batch of the Python version without running any code in it.
 
-    The pickle may name only the three globals of NumPy arrays that the official files name; any
-    other name is refused before it is looked up.
+    The pickle may only refer to the three globals of NumPy arrays that the official files need; any
+    other name is rejected before it is looked up.
 
     Raises
     ------
     CorruptFileError
-        When the file is not such a pickle, or its arrays are not of the official shape.
+        If the file is not such a pickle, or its arrays have the wrong shape.
     """
     try:
         with path.open("rb") as stream:
@@ -104,9 +103,10 @@ def read_python_batch(path: Path) -> ImageSet:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler of built-in containers and NumPy arrays, and nothing else."""
+    """Unpickler that accepts only built-in containers and NumPy arrays."""
 
-    # The function's module was renamed in NumPy 2; asking an array for it needs no private import.
+    # The module of this function was renamed in NumPy 2; an array returns it without a private
+    # import.
     _RECONSTRUCT = np.empty(0).__reduce__()[0]
     _ALLOWED = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -119,7 +119,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         try:
             return self._ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is refused") from None
+            raise pickle.UnpicklingError(
+                f"it refers to {module}.{name}, which is not allowed"
+            ) from None
 
 
 def _check_arrays(path: Path, batch: object) -> tuple[_ByteArray, list[int]]:
@@ -133,7 +135,7 @@ def _check_arrays(path: Path, batch: object) -> tuple[_ByteArray, list[int]]:
         or len(pixels) == 0
     ):
         raise CorruptFileError(
-            f"{path} must hold under 'data' a uint8 array with {_PIXELS} columns"
+            f"{path}: expected a uint8 array with {_PIXELS} columns under 'data'"
         )
     if (
         not isinstance(labels, list)
@@ -141,14 +143,14 @@ def _check_arrays(path: Path, batch: object) -> tuple[_ByteArray, list[int]]:
         or not all(type(label) is int and 0 <= label < _CLASSES for label in labels)
     ):
         raise CorruptFileError(
-            f"{path} must hold under 'labels' a list of {len(pixels)} integers from 0 to 9"
+            f"{path}: expected a list of {len(pixels)} integers from 0 to 9 under 'labels'"
         )
     return pixels, labels
 
 
 def _make_image_set(path: Path, pixels: Tensor, labels: Tensor) -> ImageSet:
     if labels.max() >= _CLASSES:
-        raise CorruptFileError(f"{path} holds the label {int(labels.max())}, expected 0 to 9")
+        raise CorruptFileError(f"{path} has the label {int(labels.max())}, expected 0 to 9")
     return ImageSet(pixels.reshape(-1, 3, 32, 32), labels)
 
 

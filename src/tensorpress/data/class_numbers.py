@@ -1,4 +1,4 @@
-"""The numbers of a model's classes for the names of a source's classes."""
+"""The class numbers of a model for the class names of a source."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,27 +17,27 @@ _IMAGENET = 1000
 def class_numbers(
     source: Source, name: str | None, model: nn.Module, outputs: int | None
 ) -> tuple[int, ...]:
-    """Return the number in a model of every class that a source names.
+    """Return the model's class number for every class name of a source.
 
-    Where the model knows all names, as its config, the published weights of torchvision or
-    ImageNet's synsets say, they decide. Otherwise there are as many classes as outputs, and their
-    order is the model's.
+    If the model's config, torchvision's published weights or ImageNet's synsets list all names, the
+    numbers are those of the list. Otherwise there must be as many classes as outputs, in the same
+    order.
 
     Parameters
     ----------
     source : Source
-        The source, with names of classes.
+        The source, with class names.
     name : str or None
         The name of the model.
     model : nn.Module
         The model.
     outputs : int or None
-        The number of its classes, None if it is no classifier.
+        Number of outputs; None if it is not a classifier.
 
     Raises
     ------
     InvalidArgumentError
-        If nothing tells which classes are meant.
+        If it is unclear which classes are meant.
 
     Examples
     --------
@@ -52,14 +52,14 @@ def class_numbers(
         return tuple(range(len(source.classes)))
     shown = ", ".join(source.classes[:3]) + (", …" if len(source.classes) > 3 else "")
     raise InvalidArgumentError(
-        f"{source.name} has {len(source.classes)} classes ({shown}) and {name or 'the model'} "
-        f"{outputs}, and nothing says which of them are meant: name the folders by the numbers of "
-        "the model's classes"
+        f"{source.name} has {len(source.classes)} classes ({shown}), but {name or 'the model'} has "
+        f"{outputs} and no list with these names: name the folders by the numbers of the model's "
+        "classes"
     )
 
 
 def _names_of_classes(name: str | None, model: Any, outputs: int | None) -> list[Sequence[str]]:
-    """Return the lists of names of a model's classes that are known."""
+    """Return all known lists of class names of a model."""
     lists: list[Sequence[str]] = []
     labels = getattr(getattr(model, "config", None), "id2label", None)
     if labels:

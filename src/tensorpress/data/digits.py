@@ -1,9 +1,9 @@
-"""The 1,797 handwritten digits of UCI that scikit-learn made known: real data without a download.
+"""The 1,797 handwritten digits from UCI that scikit-learn made popular: data without a download.
 
-They lie beside this module in ``digits.npz``: ``pixels``, uint8 of shape (1797, 8, 8), values 0 to
-16, and ``classes``, uint8 of shape (1797,), in the order of ``sklearn.datasets.load_digits``. The
-data set is licensed under CC BY 4.0; its authors and its source are named in `read_digits` and in
-the file NOTICE.
+They are next to this module in ``digits.npz``: ``pixels``, uint8 of shape (1797, 8, 8) with values
+0 to 16, and ``classes``, uint8 of shape (1797,), in the order of ``sklearn.datasets.load_digits``.
+The dataset is licensed under CC BY 4.0; `read_digits` and the file NOTICE name its authors and
+source.
 """
 
 from importlib import resources
@@ -15,9 +15,9 @@ from tensorpress.data.images import ImageSet
 
 
 def read_digits() -> tuple[ImageSet, ImageSet]:
-    """Return 1,797 digits of 8x8 pixels, every third one of each class as the test part.
+    """Return 1,797 digits of 8x8 pixels; every third one of each class is a test image.
 
-    Grey values 0 to 16 are scaled to 0 to 255. The split depends on nothing but the data.
+    Grey values 0 to 16 are scaled to 0 to 255. The split depends only on the data.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def read_digits() -> tuple[ImageSet, ImageSet]:
         pixels, classes = arrays["pixels"], arrays["classes"].astype(np.int64)
     grey = np.rint(pixels * (255 / 16)).astype(np.uint8)[:, None]
     digits = ImageSet(torch.from_numpy(grey), torch.from_numpy(classes))
-    # How many digits of its class come before each one: every third is a test image.
+    # Number of earlier digits of the same class: every third is a test image.
     earlier = np.zeros(len(digits), np.int64)
     for label in range(10):
         members = np.flatnonzero(classes == label)

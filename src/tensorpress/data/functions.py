@@ -1,4 +1,4 @@
-"""Data that a function of any importable module returns."""
+"""Data returned by a function of any importable module."""
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral
@@ -25,7 +25,7 @@ _BATCH = 64
 class DatasetExamples:
     """The examples of a map-style `torch.utils.data.Dataset`: contents, or (content, label).
 
-    What is no class, such as the target of a regression, is left out.
+    Targets that are not classes, as in regression, are left out.
     """
 
     def __init__(self, name: str, dataset: Any) -> None:
@@ -47,15 +47,15 @@ class DatasetExamples:
 
 
 def read_function(text: str) -> Source:
-    """Call a function by its name, ``package.module:function``, and return its data.
+    """Call a function named ``package.module:function`` and return its data.
 
     Keyword arguments follow after commas: ``torchvision.datasets:CIFAR10,root=data,train=false``.
-    Modules in the current folder can be imported, too.
+    Modules in the current folder can be imported as well.
 
     Raises
     ------
     InvalidArgumentError
-        If there is no such function, it raises, or returns something else.
+        If there is no such function, it raises an error, or it does not return data.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Folders of images, a folder for each class, as torchvision's ImageFolder."""
+"""Folders of images, with one folder per class, like torchvision's ImageFolder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ _DIGITS = 18  # of a number in 64 bits
 def read_image_folder(folder: Path) -> Source:
     """Return the images of a folder.
 
-    The folder has a folder of images for each class, or folders train and test (or val) that have,
-    or images and no folders, which are without labels. Labels are the places of the names of the
-    classes in alphabetical order; names that are all numbers are the labels themselves.
+    The folder has one folder of images per class, or folders train and test (or val) with such
+    folders, or only images, which then have no labels. Labels number the class names in
+    alphabetical order; if all names are numbers, they are the labels.
 
     Raises
     ------
     DataNotFoundError
-        If there are no images. A damaged one is a CorruptFileError once it is read.
+        If there are no images. Reading a damaged image later raises CorruptFileError.
     TensorPressError
         If torchvision is not installed.
     """
@@ -47,15 +47,13 @@ def read_image_folder(folder: Path) -> Source:
 
 
 def _read_classes(torchvision: Any, folder: Path) -> tuple[Part, tuple[str, ...]]:
-    """Return the images of a folder, and the names of its classes unless they are numbers."""
+    """Return the images of a folder, and the class names unless they are numbers."""
     if not any(path.is_dir() for path in folder.iterdir()):
         return _read_unlabelled(torchvision, folder), ()
     load = _Loader(torchvision.folder.default_loader)
     images = torchvision.ImageFolder(folder, loader=load, allow_empty=True)
     if not len(images):
-        raise DataNotFoundError(
-            f"{folder} holds no images: expected a folder of images for each class"
-        )
+        raise DataNotFoundError(f"{folder} has no images: expected one folder of images per class")
     if all(name.isdecimal() and len(name) <= _DIGITS for name in images.classes):
         images.target_transform = [int(name) for name in images.classes].__getitem__
         return images, ()
@@ -66,25 +64,25 @@ def _read_unlabelled(torchvision: Any, folder: Path) -> "UnlabelledImages":
     is_image = torchvision.folder.is_image_file
     files = sorted(path for path in folder.iterdir() if is_image(path.name))
     if not files:
-        raise DataNotFoundError(f"{folder} holds no images and no folders of images")
+        raise DataNotFoundError(f"{folder} has no images and no folders of images")
     return UnlabelledImages(files, _Loader(torchvision.folder.default_loader))
 
 
 @dataclass(frozen=True)
 class _Loader:
-    """A reader of images, whose errors name the file."""
+    """A reader of images whose errors name the file."""
 
     load: Callable[[str], Any]
 
     def __call__(self, path: str) -> Any:
         try:
             return self.load(str(check_file(path)))
-        except Exception as error:  # of Pillow, of many classes
+        except Exception as error:  # Pillow raises errors of many classes
             raise CorruptFileError(f"{path} cannot be read as an image: {error}") from error
 
 
 class UnlabelledImages:
-    """The images of files, without labels."""
+    """Image files without labels."""
 
     def __init__(self, files: list[Path], load: Callable[[str], Any]) -> None:
         self._files, self._load = files, load

@@ -1,4 +1,4 @@
-"""Labelled images or clips in memory, and the three parts a data set is split into."""
+"""Labelled images or clips in memory, and their three parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESIZE_CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images or clips and their class labels, as the pixels they were published with.
+    """Images or clips with class labels, in their original pixels.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class ImageSet:
     Raises
     ------
     InvalidArgumentError
-        If a dtype or a shape is another one, or the lengths differ.
+        If a dtype or shape is wrong, or the lengths differ.
 
     Examples
     --------
@@ -48,12 +48,12 @@ class ImageSet:
         if self.images.dtype != torch.uint8 or self.images.ndim not in (4, 5):
             raise InvalidArgumentError(
                 "images must be uint8 of shape (N, C, H, W) or, for clips, (N, C, T, H, W), "
-                f"not {self.images.dtype} of shape {tuple(self.images.shape)}"
+                f"got {self.images.dtype} of shape {tuple(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise InvalidArgumentError(
                 f"labels of {len(self.images)} images must be int64 of shape "
-                f"({len(self.images)},), not {self.labels.dtype} of shape "
+                f"({len(self.images)},), got {self.labels.dtype} of shape "
                 f"{tuple(self.labels.shape)}"
             )
 
@@ -65,13 +65,13 @@ class ImageSet:
         return self.images[index], int(self.labels[index])
 
     def resize(self, *size: int) -> ImageSet:
-        """Return the images at another size, by bilinear interpolation with antialiasing.
+        """Return the images resized by bilinear interpolation with antialiasing.
 
         Parameters
         ----------
         *size : int
-            New height and width in pixels. At the present size, the result is the set itself. Clips
-            cannot be resized.
+            New height and width in pixels. If they are the present ones, the set itself is
+            returned. Clips cannot be resized.
 
         Returns
         -------
@@ -81,19 +81,19 @@ class ImageSet:
         Raises
         ------
         InvalidArgumentError
-            If a side is smaller than one pixel, or clips would change their size.
+            If a side is below one pixel, or clips would be resized.
         """
         if min(size, default=0) < 1:
             raise InvalidArgumentError(
-                f"an image size must be positive, not {' x '.join(map(str, size))}"
+                f"an image size must be positive, got {' x '.join(map(str, size))}"
             )
         present = tuple(self.images.shape[2:])
         if present == size:
             return self
         if not len(present) == len(size) == 2:
             raise InvalidArgumentError(
-                "only images can be resized, from (height, width) to (height, width), not "
-                f"(frames, height, width): got {present} to {size}"
+                "clips (frames, height, width) cannot be resized, only images (height, width): "
+                f"got {present} to {size}"
             )
         # In chunks, so that the float copy of a large set never exists as a whole.
         images = self.images.new_empty((*self.images.shape[:2], *size))
@@ -115,7 +115,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The parts of a data set.
+    """The parts of a dataset.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class Splits:
     validation : ImageSet
         Images from the training data for choosing hyper-parameters and stopping; may be empty.
     test : ImageSet
-        The official test images, for final numbers only.
+        The official test images, only for final numbers.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Batches of network inputs, whose order and augmentation depend on (seed, epoch) alone."""
+"""Batches of network inputs, whose order and augmentation depend only on seed and epoch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,11 +16,11 @@ Batch = tuple[Tensor, Tensor]
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A `torch.utils.data.DataLoader` of whole batches whose epoch can be set.
+    """A `torch.utils.data.DataLoader` of whole batches, with an epoch that can be set.
 
-    `batches` makes it. Every pass yields the batches of the present epoch, which is 0 until
-    `set_epoch` is called, as with PyTorch's ``DistributedSampler``. After Accelerate's ``prepare``,
-    the epoch advances by itself.
+    It is returned by `batches`. Every pass yields the batches of the current epoch, which is 0
+    until `set_epoch` is called, as in PyTorch's ``DistributedSampler``. After Accelerate's
+    ``prepare``, the epoch advances automatically.
 
     Examples
     --------
@@ -34,7 +34,7 @@ class BatchLoader(DataLoader[Batch]):
     """
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the following passes yield the batches of ``epoch``, counted from 0."""
+        """Set the epoch, counted from 0, of the following passes."""
         dataset = self.dataset
         assert isinstance(dataset, _BatchDataset)
         dataset.set_epoch(epoch)
@@ -52,10 +52,10 @@ def batches(
 ) -> BatchLoader:
     """Return a loader of ``(inputs, labels)`` batches.
 
-    Whole batches are indexed, augmented and preprocessed at once. The order and the
-    augmentations of an epoch are a function of ``seed`` and the epoch only: they neither read
-    nor advance the global random state, so an interrupted run that continues at an epoch sees
-    the batches it would have seen, in one process or, through Accelerate, in several.
+    Whole batches are indexed, augmented and preprocessed at once. Order and augmentation of an
+    epoch depend only on ``seed`` and the epoch. They do not use the global random state, so a
+    resumed run gets the same batches as an uninterrupted one, in one process or, through
+    Accelerate, in several.
 
     Parameters
     ----------
@@ -65,17 +65,17 @@ def batches(
         Function that turns a uint8 batch of shape ``(N, C, H, W)``, or ``(N, C, T, H, W)`` for
         clips, into network inputs, such as ``tensorpress.models.zoo.Network.preprocess``.
     batch_size : int
-        Images per batch; the last batch holds what is left.
+        Images per batch; the last batch may be smaller.
     shuffle : bool
-        Whether each epoch has its own random order or the order of ``images``.
+        Whether each epoch has a different random order, or the order of ``images``.
     seed : int
         Seed of order and augmentation, not negative.
     augment : str, optional
         A name in `tensorpress.data.AUGMENTATIONS`, applied to pixels before ``preprocess``.
-        All frames of a clip change alike.
+        All frames of a clip change in the same way.
     variants : int, optional
-        Number of epochs after which the same batches repeat, so that results computed from them can
-        be stored.
+        Number of epochs after which the same batches are repeated, so that results for them can be
+        cached.
 
     Returns
     -------
@@ -98,11 +98,11 @@ def batches(
     [(500, 1, 8, 8), (500, 1, 8, 8), (201, 1, 8, 8)]
     """
     if batch_size < 1:
-        raise InvalidArgumentError(f"batch_size must be at least 1, not {batch_size}")
+        raise InvalidArgumentError(f"batch_size must be at least 1, got {batch_size}")
     if variants is not None and variants < 1:
-        raise InvalidArgumentError(f"variants must be at least 1, not {variants}")
+        raise InvalidArgumentError(f"variants must be at least 1, got {variants}")
     if seed < 0:
-        raise InvalidArgumentError(f"seed must not be negative, not {seed}")
+        raise InvalidArgumentError(f"seed must not be negative, got {seed}")
     if augment is not None and augment not in AUGMENTATIONS:
         raise unknown_name("augmentation", augment, AUGMENTATIONS)
     dataset = _BatchDataset(images, preprocess, augment, seed, variants)
@@ -111,15 +111,15 @@ def batches(
         batch_size=batch_size,
         sampler=_EpochOrder(dataset, shuffle),
         collate_fn=_identity,
-        # A DataLoader without a generator of its own draws from the global one at every pass.
+        # Without a generator, a DataLoader draws from the global one at every pass.
         generator=Generator(),
     )
 
 
 class _BatchDataset(Dataset[Batch]):
-    """Images that are fetched by the batch, through PyTorch's ``__getitems__``.
+    """Images that are fetched in batches, through PyTorch's ``__getitems__``.
 
-    It owns the epoch, because the data set is what Accelerate passes ``set_epoch`` on to.
+    It has the epoch, because Accelerate passes ``set_epoch`` on to the dataset.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class _BatchDataset(Dataset[Batch]):
         self.epoch = epoch if self.variants is None else epoch % self.variants
 
     def generator(self, stream: int) -> Generator:
-        """Return the generator of one of the random streams of this epoch."""
+        """Return the generator of one random stream of this epoch."""
         entropy = np.random.SeedSequence((self.seed, self.epoch, stream))
         return Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
@@ -152,17 +152,17 @@ class _BatchDataset(Dataset[Batch]):
         index = torch.tensor(indices)
         pixels = self.images.images[index]
         if self.augment is not None:
-            # The first image identifies the batch, so that its augmentation does not depend on the
-            # process or worker that makes it, nor on the batches before it.
+            # The first image identifies the batch, so that augmentation does not depend on the
+            # process or worker, nor on earlier batches.
             generator = self.generator(stream=1 + indices[0])
-            # As channels of one image, the frames of a clip all change alike.
+            # As channels of one image, all frames of a clip change in the same way.
             frames = AUGMENTATIONS[self.augment](pixels.flatten(1, -3), generator)
             pixels = frames.reshape(pixels.shape)
         return self.preprocess(pixels), self.images.labels[index]
 
 
 class _EpochOrder(Sampler[int]):
-    """The indices of a data set in the order of its epoch."""
+    """The indices of a dataset in the order of its epoch."""
 
     def __init__(self, dataset: _BatchDataset, shuffle: bool) -> None:
         self.dataset = dataset

@@ -1,4 +1,4 @@
-"""Reader of the idx files that MNIST and its drop-in replacements are published as."""
+"""Reader of the idx files of MNIST and its drop-in replacements."""
 
 import gzip
 import math
@@ -24,9 +24,9 @@ _PIECE = 1 << 24
 
 
 def find_idx(folder: Path) -> list[Path] | None:
-    """Return the four files of a folder in the order of `IDX_FILES`, None unless all are there.
+    """Return the four files of a folder in the order of `IDX_FILES`, or None if any is missing.
 
-    Each may be compressed (``.gz``) or not.
+    Each may be compressed (``.gz``).
     """
     files = []
     for name in IDX_FILES:
@@ -38,12 +38,12 @@ def find_idx(folder: Path) -> list[Path] | None:
 
 
 def read_mnist(folder: Path) -> tuple[ImageSet, ImageSet]:
-    """Read a folder of MNIST form.
+    """Read a folder in MNIST's format.
 
     Parameters
     ----------
     folder : Path
-        Folder with the files named in `IDX_FILES`, each gzip-compressed or not.
+        Folder with the files in `IDX_FILES`, which may be gzip-compressed.
 
     Returns
     -------
@@ -53,13 +53,13 @@ def read_mnist(folder: Path) -> tuple[ImageSet, ImageSet]:
     Raises
     ------
     DataNotFoundError
-        When one of the files is missing.
+        If a file is missing.
     CorruptFileError
-        When a file is not what its name says, or images and labels do not belong together.
+        If a file is not what its name says, or images and labels do not match.
     """
     files = find_idx(folder)
     if files is None:
-        raise DataNotFoundError(f"{folder} does not hold all of: {', '.join(IDX_FILES)} (or .gz)")
+        raise DataNotFoundError(f"{folder} does not have all of: {', '.join(IDX_FILES)} (or .gz)")
     train_images, train_labels, test_images, test_labels = files
     return _read_pair(train_images, train_labels), _read_pair(test_images, test_labels)
 
@@ -70,19 +70,19 @@ def read_idx(path: Path, dims: int) -> Tensor:
     Parameters
     ----------
     path : Path
-        The file; it is decompressed when its name ends in ``.gz``.
+        The file; it is decompressed if its name ends with ``.gz``.
     dims : int
-        The number of dimensions it must have: 3 for images, 1 for labels.
+        The expected number of dimensions: 3 for images, 1 for labels.
 
     Returns
     -------
     Tensor
-        uint8, of the shape the header states.
+        uint8, of the shape in the header.
 
     Raises
     ------
     CorruptFileError
-        When the magic number, the length or the compression is wrong.
+        If the magic number, the length or the compression is wrong.
 
     References
     ----------
@@ -112,13 +112,13 @@ def read_idx(path: Path, dims: int) -> Tensor:
     if len(content) != size:
         has = "more" if len(content) > size else f"{len(content)}"
         raise CorruptFileError(
-            f"{path} must hold {size} bytes of shape {shape} as its header says, but has {has}"
+            f"{path}: expected {size} bytes for the shape {shape} in its header, but it has {has}"
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8)).reshape(shape)
 
 
 def _read_at_most(stream: BufferedIOBase, size: int) -> bytearray:
-    # In pieces, because read(size) allocates what a damaged header asks for.
+    # In pieces, because read(size) would allocate whatever size a damaged header has.
     content = bytearray()
     while piece := stream.read(min(size - len(content), _PIECE)):
         content += piece
@@ -130,22 +130,22 @@ def _check_magic(path: Path, header: bytes, dims: int) -> None:
     if header[:4] != expected:
         raise CorruptFileError(
             f"{path} is not an idx file of {dims}-dimensional unsigned bytes: it must start "
-            f"with {expected.hex()}, not {header[:4].hex() or 'nothing'}"
+            f"with {expected.hex()}, got {header[:4].hex() or 'nothing'}"
         )
     if len(header) != 4 + 4 * dims:
-        raise CorruptFileError(f"{path} ends within its {4 + 4 * dims}-byte header")
+        raise CorruptFileError(f"{path} ends inside its {4 + 4 * dims}-byte header")
 
 
 def _read_pair(image_path: Path, label_path: Path) -> ImageSet:
     images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
     if len(images) != len(labels):
         raise CorruptFileError(
-            f"{image_path} holds {len(images)} images but {label_path} {len(labels)} labels"
+            f"{image_path} has {len(images)} images but {label_path} has {len(labels)} labels"
         )
     if images.numel() == 0:
-        raise CorruptFileError(f"{image_path} holds no images")
+        raise CorruptFileError(f"{image_path} has no images")
     if labels.max() >= _CLASSES:
         raise CorruptFileError(
-            f"{label_path} holds the label {int(labels.max())}, expected 0 to {_CLASSES - 1}"
+            f"{label_path} has the label {int(labels.max())}, expected 0 to {_CLASSES - 1}"
         )
     return ImageSet(images[:, None], labels.long())

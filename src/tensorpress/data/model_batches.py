@@ -1,4 +1,4 @@
-"""Batches of inputs, as a model takes them, of the examples of a source."""
+"""Batches of model inputs from the examples of a source."""
 
 from __future__ import annotations
 
@@ -32,27 +32,28 @@ from tensorpress.measure.perplexity import is_language_model
 from tensorpress.models.inputs import input_error
 
 BATCH, TEXT_BATCH = 64, 8
-"""Examples in memory at a time."""
+"""Examples per batch, of images and of text."""
 
 NO_LABEL = -100
-"""The label of an example without one, which losses of torch leave out."""
+"""The label of examples without one, which torch's losses ignore."""
 
 TEXT_BLOCKS = 128
-"""Blocks of text that say what matters in a language model."""
+"""Number of text blocks that suffice to calibrate a language model."""
 
 _AS_IT_IS = "as the model takes them"
 
 
 @dataclass(frozen=True)
 class ModelBatches:
-    """Batches that can be iterated again and again.
+    """Batches that can be iterated any number of times.
 
     Attributes
     ----------
     batches : iterable
-        Of inputs, pairs (inputs, labels) or mappings of arguments by name, with ``labels``.
+        Batches of inputs, of pairs (inputs, labels), or of mappings from argument names, with
+        ``labels``.
     text : str
-        How examples became inputs.
+        A description of the preprocessing.
     """
 
     batches: Iterable[Any]
@@ -68,34 +69,34 @@ def model_batches(
     options: ImageOptions | None = None,
     sample: int | None = None,
 ) -> ModelBatches:
-    """Return batches of inputs of a part of a source.
+    """Return batches of model inputs from a part of a source.
 
-    Images are prepared as the model takes them (`find_transform`). Texts become tokens: for a
-    language model blocks of them in a row, for other models an example each. Arrays, and batches
-    of a function, are what the model takes; floating-point values of arrays get its dtype.
+    Images are preprocessed for the model (`find_transform`). Texts are tokenized: into consecutive
+    blocks for a language model, and one example per text for other models. Arrays and batches of a
+    function are passed to the model unchanged, except that floating-point arrays get its dtype.
 
     Parameters
     ----------
     source : Source
         The source.
     part : Examples or Batches
-        The part: ``source.test``, ``source.train``, or one of ``source.divide()``, which takes a
-        fifth of a source without parts for tests.
+        The part: ``source.test``, ``source.train``, or a part from ``source.divide()``, which
+        reserves a fifth of a source without parts for tests.
     model : nn.Module
         The model.
     name : str, optional
-        The name of the model, as for `tensorpress.models.load_model`, which says how it takes
-        images and text.
+        The name of the model, as in `tensorpress.models.load_model`, which determines the
+        preprocessing of images and text.
     options : ImageOptions, optional
-        How the model takes images, where its name does not say it, or in another way than that.
+        Preprocessing of images, if the name of the model does not determine it, or to override it.
     sample : int, optional
-        The number of examples, drawn at random but always the same; all by default.
+        Number of examples, drawn at random but always the same; by default all.
 
     Raises
     ------
     InvalidArgumentError
-        If the part is None or has no examples, the model does not take them or nothing says how,
-        or the classes are not the model's.
+        If the part is None or has no examples, the model does not accept them, their preprocessing
+        is unknown, or the classes do not match.
     TensorPressError
         If a package is missing.
 
@@ -110,8 +111,8 @@ def model_batches(
     """
     if part is None:
         raise InvalidArgumentError(
-            f"{source.name} has no parts train and test, only source.test with all examples: "
-            "source.divide() returns a part to fit to and one to test"
+            f"{source.name} has no parts train and test, only source.test with all examples: use "
+            "source.divide(), which returns two parts"
         )
     if isinstance(part, Batches):
         batches = _first_batches(part, sample)
@@ -134,14 +135,14 @@ def model_batches(
         prepare, text = transform.apply, transform.text
     elif not isinstance(content, Tensor | Mapping | tuple):
         raise InvalidArgumentError(
-            f"{source.name} holds {describe_content(content)}: expected images, texts, tensors or "
-            "mappings of them"
+            f"{source.name} has {describe_content(content)}: expected images, texts, tensors or "
+            "mappings of tensors"
         )
     prepared = _Prepared(examples, prepare, _floating_dtype(model))
     try:
         outputs = count_outputs(model, default_collate([prepared[0][0]]))
     except InvalidArgumentError as error:
-        how = "" if prepare is None else f" (images are prepared: {text})"
+        how = "" if prepare is None else f" (preprocessing of images: {text})"
         raise InvalidArgumentError(f"{source.name}: {error}{how}") from error
     numbers = None
     if source.classes and label is not None:
@@ -151,14 +152,14 @@ def model_batches(
 
 
 def count_outputs(model: nn.Module, inputs: Any) -> int | None:
-    """Return the number of classes that a model tells apart, None if it is no classifier.
+    """Return the number of a model's classes, or None if it is not a classifier.
 
-    A model on the meta device is not tried, and gives None.
+    A model on the meta device is not run, and returns None as well.
 
     Raises
     ------
     InvalidArgumentError
-        If the model does not take the inputs.
+        If the model fails on the inputs.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device.type == "meta":
@@ -174,13 +175,13 @@ def count_outputs(model: nn.Module, inputs: Any) -> int | None:
 
 
 def _floating_dtype(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype in which a model computes, None if it has no floating-point parameters."""
+    """Return the dtype of a model, or None if it has no floating-point parameters."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     return next((p.dtype for p in model.parameters() if p.dtype in dtypes), None)
 
 
 class _Prepared(Dataset[Example]):
-    """Examples as inputs, floating-point values of a dtype."""
+    """Preprocessed examples, whose floating-point values have a given dtype."""
 
     def __init__(
         self,
@@ -204,7 +205,7 @@ class _Prepared(Dataset[Example]):
 
 @dataclass(frozen=True)
 class _Collate:
-    """A function from examples to a batch, with the labels as numbers of the model's classes."""
+    """A function from examples to a batch, with the model's class numbers as labels."""
 
     labelled: bool
     numbers: tuple[int, ...] | None = None
@@ -214,7 +215,7 @@ class _Collate:
             inputs = default_collate([content for content, _ in examples])
         except (RuntimeError, TypeError, KeyError) as error:
             raise InvalidArgumentError(
-                f"the examples do not make a batch, expected the same shapes of all: {error}"
+                f"the examples cannot form a batch, because their shapes differ: {error}"
             ) from error
         return self.join(inputs, [label for _, label in examples])
 
@@ -232,7 +233,7 @@ def _loader(examples: Any, size: int, collate: Callable[[list[Any]], Any]) -> Da
 
 
 def _first_batches(batches: Batches, sample: int | None) -> Iterable[Any]:
-    """Return all batches, or the first ones with so many examples, which can be read again."""
+    """Return all batches, or a list of the first ones with at least so many examples."""
     if sample is None:
         return batches
     result, count = [], 0
@@ -278,7 +279,7 @@ def _text_batches(
         inputs = padded_batch([text.strip() for text, _ in batch], tokenizer, length)
         return collate.join(inputs, [label for _, label in batch])
 
-    text = f"tokens of {type(tokenizer).__name__}, {length} at most"
+    text = f"tokens of {type(tokenizer).__name__}, at most {length}"
     return ModelBatches(_loader(examples, TEXT_BATCH, text_batch), text)
 
 

@@ -1,4 +1,4 @@
-"""The data sets that can be loaded by name, and how their files are found."""
+"""The datasets that can be loaded by name, and where their files are."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -21,25 +21,25 @@ ROOT_VARIABLE = "TENSORPRESS_DATA"
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set that `load` knows.
+    """A dataset for `load`.
 
     Parameters
     ----------
     name : str
-        The name under which `load` knows it.
+        The name for `load`.
     description : str
         One line of text.
     shape : tuple of int
-        Channels, height and width of its images; of clips, frames come second.
+        Channels, height and width of the images; for clips, the number of frames comes second.
     classes : int
         The number of classes.
     read : callable
         Function of the data folder that reads the official training and test images.
     download : str or None
-        Text that says where to get the files and where to put them; None if none are needed.
+        Instructions to get the files, or None if none are needed.
     group : int
-        Number of consecutive training images made from one original, which are not divided between
-        training and validation.
+        Number of consecutive training images that were made from one original, and therefore stay
+        together when validation images are set aside.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def _idx_data_set(name: str, description: str, url: str) -> DataSet:
 _KNOWN = (
     DataSet(
         "digits",
-        "1,797 handwritten digits of UCI, which come with the package; every third one is test",
+        "1,797 handwritten digits from UCI, included in the package; every third is a test image",
         shape=(1, 8, 8),
         classes=10,
         read=lambda root: read_digits(),
@@ -79,7 +79,7 @@ _KNOWN = (
     ),
     DataSet(
         "moving-digits",
-        "7,188 generated clips, 4 of each of these digits; to tell: which digit, left or right",
+        "7,188 generated clips of these digits; classes are digit and direction, left or right",
         shape=(1, FRAMES, SIDE, SIDE),
         classes=20,
         read=lambda root: read_moving_digits(),
@@ -93,7 +93,7 @@ _KNOWN = (
     ),
     _idx_data_set(
         "fashion-mnist",
-        "60,000 + 10,000 pictures of clothing in the form of MNIST",
+        "60,000 + 10,000 pictures of clothing in MNIST's format",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
     DataSet(
@@ -123,7 +123,7 @@ _KNOWN = (
 )
 
 DATASETS: Mapping[str, DataSet] = MappingProxyType({data.name: data for data in _KNOWN})
-"""The data sets by name. `load` also takes the name of any other folder of MNIST form."""
+"""The datasets by name. `load` also takes the name of any other folder in MNIST's format."""
 
 
 def load(
@@ -134,22 +134,22 @@ def load(
     size: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Load a data set into memory.
+    """Load a dataset into memory.
 
     Parameters
     ----------
     name : str
-        A name in `DATASETS`, or that of a folder in ``root`` with the four files of MNIST.
+        A name in `DATASETS`, or the name of a folder in ``root`` with the four files of MNIST.
     root : path, optional
-        The folder the data sets lie in; by default the one that the environment variable
-        ``TENSORPRESS_DATA`` names. "digits" and "moving-digits" need none.
+        The folder of all datasets; by default that in the environment variable
+        ``TENSORPRESS_DATA``. "digits" and "moving-digits" need none.
     validation : int
-        Number of training images to set aside for validation. For "moving-digits" it is a multiple
-        of 4, because the clips of a digit stay together.
+        Number of training images to set aside for validation. For "moving-digits" it must be a
+        multiple of 4, because the clips of a digit stay together.
     size : tuple of int, optional
         Height and width in pixels to resize the images to. Clips cannot be resized.
     seed : int
-        Decides which training images become validation images, and nothing else.
+        Seed of the choice of validation images.
 
     Returns
     -------
@@ -159,8 +159,8 @@ def load(
     Raises
     ------
     InvalidArgumentError
-        If the name is unknown, the images cannot have the size, or ``validation`` is negative,
-        leaves nothing to train on or divides the clips of a digit.
+        If the name is unknown, the images cannot be resized, or ``validation`` is negative, leaves
+        no training images or separates clips of a digit.
     DataNotFoundError
         If files are missing; the message says which, where to get them and where to put them.
     CorruptFileError
@@ -182,7 +182,7 @@ def load(
 def set_aside(
     name: str, train: ImageSet, test: ImageSet, validation: int, *, group: int = 1, seed: int = 0
 ) -> Splits:
-    """Return images with some of those for training set aside for validation.
+    """Set aside some training images for validation.
 
     Parameters
     ----------
@@ -191,26 +191,26 @@ def set_aside(
     train, test : ImageSet
         The images.
     validation : int
-        The number of training images that validate, drawn at random.
+        Number of validation images, drawn at random from the training images.
     group : int
         Number of consecutive training images that stay together.
     seed : int
-        Decides which images validate.
+        Seed of the choice of validation images.
 
     Raises
     ------
     InvalidArgumentError
-        If ``validation`` is negative, leaves nothing to train on or divides a group.
+        If ``validation`` is negative, leaves no training images or separates a group.
     """
     if not 0 <= validation < len(train):
         raise InvalidArgumentError(
-            f"validation must be from 0 to {len(train) - 1} of the {len(train)} training images "
-            f"of {name!r}, not {validation}"
+            f"validation must be from 0 to {len(train) - 1}, as {name!r} has {len(train)} training "
+            f"images, got {validation}"
         )
     if validation % group:
         raise InvalidArgumentError(
-            f"validation must be a multiple of {group}, the number of training images made from "
-            f"one original of {name!r}, not {validation}"
+            f"validation must be a multiple of {group}, the number of images made from one "
+            f"original of {name!r}, got {validation}"
         )
     order = _shuffle_groups(len(train), group, seed)
     return Splits(
@@ -221,7 +221,7 @@ def set_aside(
 
 
 def _shuffle_groups(count: int, group: int, seed: int) -> torch.Tensor:
-    """Return the numbers below ``count`` in random order, those of a group in a row."""
+    """Return the numbers below ``count`` in random order, with groups kept together."""
     groups = torch.randperm(count // group, generator=torch.Generator().manual_seed(seed))
     return (groups[:, None] * group + torch.arange(group)).flatten()
 
@@ -232,19 +232,19 @@ def _read_parts(name: str, root: str | os.PathLike[str] | None) -> tuple[ImageSe
     if data is None:
         other = Path(folder, name) if folder is not None and Path(name).name == name else None
         if other is None or find_idx(other) is None:
-            raise unknown_name("data set", name, DATASETS)
+            raise unknown_name("dataset", name, DATASETS)
         return read_mnist(other)
     if data.download is None:
         return data.read(Path())
     if folder is None:
         raise DataNotFoundError(
             f"no data folder is set for {name!r}: {data.download}, and set the environment "
-            f"variable {ROOT_VARIABLE} to the folder that holds it"
+            f"variable {ROOT_VARIABLE} to the folder that contains it"
         )
     try:
         return data.read(Path(folder))
     except DataNotFoundError as error:
-        where = "the folder given as root" if root is not None else f"${ROOT_VARIABLE}"
+        where = "the folder passed as root" if root is not None else f"${ROOT_VARIABLE}"
         raise DataNotFoundError(
             f"{error}; to get {name!r}, {data.download} inside {where}, {folder}"
         ) from error

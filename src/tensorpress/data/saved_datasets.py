@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's library, saved to a folder or as Parquet."""
+"""Datasets of Hugging Face's library, saved in a folder or as Parquet."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,26 +12,25 @@ from tensorpress.errors import CorruptFileError, InvalidArgumentError
 from tensorpress.models.optional_imports import require
 from tensorpress.models.torchvision import mend_torchvision
 
-PURPOSE = "a saved data set"
+PURPOSE = "a saved dataset"
 SAVED_FILES = ("dataset_info.json", "dataset_dict.json")
-"""The files of which a folder that ``save_to_disk`` wrote has one."""
+"""Files by which a folder written by ``save_to_disk`` is recognized."""
 
 
 class Rows:
-    """The rows of a data set as examples.
+    """The rows of a dataset as examples.
 
     Parameters
     ----------
     source : str
         The name of the source, for messages.
     rows : datasets.Dataset
-        The data set.
-    content : str or None
-        The column of images, texts or inputs; None for several columns of arguments by name.
+        The dataset. content : str or None The column of images, texts or inputs; None if the
+        columns are arguments by name.
     label : str or None
         The column of labels.
     names : tuple of str
-        The classes, where the column has their names.
+        The class names, if the column of labels has names.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Rows:
             row = self._rows[index]
         except IndexError:
             raise
-        except Exception as error:  # of the libraries below, as for a damaged image
+        except Exception as error:  # of the library, as for a damaged image
             raise CorruptFileError(
                 f"{self._source}: row {index + 1} cannot be read: {error}"
             ) from error
@@ -70,7 +69,7 @@ class Rows:
 
 
 def read_saved_dataset(folder: Path) -> Source:
-    """Return a data set that `datasets.Dataset.save_to_disk` wrote, or a dictionary of them.
+    """Return a dataset, or a dictionary of datasets, written by `datasets.Dataset.save_to_disk`.
 
     Raises
     ------
@@ -83,13 +82,13 @@ def read_saved_dataset(folder: Path) -> Source:
     datasets = require("datasets", PURPOSE)
     try:
         content = datasets.load_from_disk(folder)
-    except Exception as error:  # of the libraries below
+    except Exception as error:  # of the library
         raise CorruptFileError(f"{folder} cannot be read by datasets: {error}") from error
     return source_of_dataset(str(folder), content)
 
 
 def read_parquet(path: Path) -> Source:
-    """Return the rows of a Parquet file; of a folder those of all its files, the part in the name.
+    """Return the rows of a Parquet file, or of all in a folder, whose names begin with the part.
 
     Raises
     ------
@@ -103,7 +102,7 @@ def read_parquet(path: Path) -> Source:
     parquet = require("pyarrow.parquet", PURPOSE)
     files: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*.parquet")) if path.is_dir() else [path]:
-        # Files of the hub are named as train-00000-of-00002.parquet.
+        # Files of the hub have names such as train-00000-of-00002.parquet.
         files.setdefault(file.stem.partition("-")[0], []).append(file)
     try:
         parts = {
@@ -112,20 +111,20 @@ def read_parquet(path: Path) -> Source:
             )
             for name, group in files.items()
         }
-    except Exception as error:  # of the libraries below
+    except Exception as error:  # of the library
         raise CorruptFileError(f"{path} cannot be read as Parquet: {error}") from error
     return source_of_dataset(str(path), parts)
 
 
 def source_of_dataset(name: str, content: Any) -> Source:
-    """Return a `datasets.Dataset`, or a mapping of parts to such, as a source."""
+    """Return a `datasets.Dataset`, or a mapping from parts to datasets, as a source."""
     parts = content if isinstance(content, Mapping) else {"test": content}
     first = next(iter(parts.values()))
     features = first.features
     target = next((key for key in LABEL if key in features), None)
     column = _content_column(name, features, target)
     kind = getattr(features.get(target), "dtype", None) or ""
-    # What is no class, such as the target of a regression, is left out.
+    # Targets that are not classes, as in regression, are left out.
     label = target if kind.startswith(("int", "uint", "string")) else None
     names = getattr(features.get(label), "names", None) or ()
     stored = ()
@@ -137,13 +136,13 @@ def source_of_dataset(name: str, content: Any) -> Source:
     return Source.from_parts(
         name,
         {part: Rows(name, rows, column, label, stored) for part, rows in parts.items()},
-        # Names such as "7" say that labels are numbers, as names of folders do.
+        # If all names are numbers, such as "7", they are the labels, as with names of folders.
         () if all(text.isdecimal() for text in names) else tuple(names),
     )
 
 
 def _content_column(name: str, features: Mapping[str, Any], label: str | None) -> str | None:
-    """Return the column of images, the one of texts, the only one, or None for tokens."""
+    """Return the column of images or texts, or the only one; None for tokens."""
     if "input_ids" in features:
         return None
     kinds = {key: type(feature).__name__ for key, feature in features.items() if key != label}

@@ -1,4 +1,4 @@
-"""Examples of a data source: contents as they were stored, labels, and the names of classes."""
+"""The examples of a data source: stored contents, labels and class names."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tensorpress.utils.formatting import format_failure
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val", "eval", "dev")
-"""The names of parts, the first one that is there being taken."""
+"""Names of parts; the first that exists is used."""
 
 Example = tuple[Any, int | None]
-"""What was stored, such as an image or a text, and its label."""
+"""A stored content, such as an image or a text, and its label."""
 
 
 class Examples(Protocol):
-    """Examples by their number, such as those of a map-style `torch.utils.data.Dataset`."""
+    """Examples by index, such as a map-style `torch.utils.data.Dataset`."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -34,14 +34,14 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of inputs as a model takes them, which nothing is done to.
+    """Batches of inputs that are passed to a model unchanged.
 
     Parameters
     ----------
     batches : iterable
-        Of Tensor, of pairs (inputs, labels) or of mappings of arguments by name.
+        Batches: Tensors, pairs (inputs, labels) or mappings from argument names.
     name : str
-        The name of the function that they come from, for messages.
+        The name of the function that returned them, for messages.
     """
 
     batches: Iterable[Any]
@@ -64,12 +64,11 @@ class Source:
     name : str
         The name of the source, for messages.
     test : Examples or Batches
-        The part on which errors are measured; all examples of a source that has no parts.
+        The part on which errors are measured, or all examples of a source without parts.
     train : Examples or Batches, optional
-        The part to fit to.
+        The part for training and calibration.
     classes : tuple of str
-        Names of classes, labels being their places. Without names, labels are numbers of the
-        classes of a model.
+        Class names, which labels number. Without names, labels are class numbers of the model.
 
     Examples
     --------
@@ -85,12 +84,12 @@ class Source:
 
     @staticmethod
     def from_parts(name: str, parts: Mapping[str, Part], classes: tuple[str, ...] = ()) -> Source:
-        """Return a source of the parts that are named `TRAIN` and `TEST`, or of a single part.
+        """Return a source with the parts named `TRAIN` and `TEST`, or with a single part.
 
         Raises
         ------
         InvalidArgumentError
-            If there are several parts of other names.
+            If there are several parts with other names.
         """
         train = next((parts[key] for key in TRAIN if key in parts), None)
         test = next((parts[key] for key in TEST if key in parts), None)
@@ -105,18 +104,19 @@ class Source:
         return Source(name, test, train, classes)
 
     def divide(self) -> tuple[Part, Part]:
-        """Return a part to fit to and another one to test, a fifth if the source has no parts.
+        """Return a training and a test part; without parts, a fifth of the source is for tests.
 
         Raises
         ------
         InvalidArgumentError
-            If a source without parts yields batches, which cannot be divided.
+            If the source has no parts and yields batches, which cannot be divided.
         """
         if self.train is not None:
             return self.train, self.test
         if isinstance(self.test, Batches):
             raise InvalidArgumentError(
-                f"{self.name} yields batches without parts: return {{'train': …, 'test': …}}"
+                f"{self.name} returns only batches, which cannot be divided: return "
+                "{'train': …, 'test': …}"
             )
         order = shuffle(len(self.test))
         count = len(order) // 5
@@ -127,7 +127,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Selection:
-    """Some of the examples, in the order of their numbers."""
+    """Some of the examples, by their indices."""
 
     examples: Examples
     indices: list[int]
@@ -157,6 +157,6 @@ def name_errors(name: str) -> Iterator[None]:
 
 
 def shuffle(count: int) -> list[int]:
-    """Return the numbers below ``count`` in an order that is random but always the same."""
+    """Return the numbers below ``count`` in a random order that is always the same."""
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
     return order

@@ -1,4 +1,4 @@
-"""A data source by its name: a known data set, a file, a folder, or a function."""
+"""Data sources by name: a dataset, a file, a folder or a function."""
 
 import os
 from collections.abc import Callable
@@ -27,37 +27,36 @@ FILES: dict[str, Callable[[Path], Source]] = {
     ".jsonl": read_json_lines,
     ".parquet": read_parquet,
 }
-"""The reader of a file by the end of its name."""
+"""Readers of files by suffix."""
 
 
 def open_source(name: str, root: str | os.PathLike[str] | None = None) -> Source:
-    """Open the data of a name.
+    """Open a data source by name.
 
     Parameters
     ----------
     name : str
-        A name in `DATASETS`; ``package.module:function``, which returns batches, a data set, or a
-        mapping of its parts; or the path of a folder or a file, which may be relative to the data
-        folder. A folder holds a folder of images for each class, what `datasets` saved, Parquet
-        files, or the official files of MNIST, CIFAR-10 or SVHN. A file holds arrays (``.npy``,
-        ``.npz``, ``.safetensors``), texts (``.txt``, ``.jsonl``) or rows (``.parquet``).
+        A name in `DATASETS`; ``package.module:function``, which returns batches, a dataset, or a
+        mapping of parts; or the path of a folder or file, which may be relative to the data folder.
+        A folder has one folder of images per class, a dataset saved by `datasets`, Parquet files,
+        or the official files of MNIST, CIFAR-10 or SVHN. A file has arrays (``.npy``, ``.npz``,
+        ``.safetensors``), texts (``.txt``, ``.jsonl``) or rows (``.parquet``).
     root : path, optional
-        The data folder; by default the one that the environment variable ``TENSORPRESS_DATA``
-        names.
+        The data folder; by default that in the environment variable ``TENSORPRESS_DATA``.
 
     Returns
     -------
     Source
-        The examples as they are stored. `tensorpress.data.model_batches` makes inputs of them.
+        The examples as they are stored. `tensorpress.data.model_batches` turns them into inputs.
 
     Raises
     ------
     InvalidArgumentError
-        If the name is none of these, or the files are of no known form.
+        If the name is none of these, or the files have an unknown format.
     DataNotFoundError, CorruptFileError
         If files are missing or damaged.
     TensorPressError
-        If a package is missing, which the message names.
+        If a package is missing; the message names it.
 
     Examples
     --------
@@ -75,23 +74,25 @@ def open_source(name: str, root: str | os.PathLike[str] | None = None) -> Source
     if colon and function.isidentifier() and module.replace(".", "").isidentifier():
         return read_function(name)
     if os.sep in name or Path(name).suffix in FILES:
-        raise DataNotFoundError(f"no file and no folder {name}{_searched(root)}{_near(name, root)}")
-    error = unknown_name("data set", name, DATASETS)
+        raise DataNotFoundError(
+            f"there is no file or folder {name}{_searched(root)}{_near(name, root)}"
+        )
+    error = unknown_name("dataset", name, DATASETS)
     raise InvalidArgumentError(
-        f"{error}. Other data are the path of a folder or a file, or package.module:function, and "
+        f"{error}. Other data can be the path of a folder or file, or package.module:function, but "
         f"there is no {name}{_searched(root)}{_near(name, root)}"
     )
 
 
 def find_path(name: str, root: str | os.PathLike[str] | None) -> Path | None:
-    """Return a path as it is or below the data folder, None if nothing is there."""
+    """Return a path, itself or in the data folder, or None if neither exists."""
     folder = root if root is not None else os.environ.get(ROOT_VARIABLE)
     places = [Path(name), *([Path(folder, name)] if folder else [])]
     return next((place for place in places if name and exists(place)), None)
 
 
 def short_name(name: str) -> str:
-    """Return what a file says of its data: a name, of a path only the last part.
+    """Return a short name for data in files: a name, or the last part of a path.
 
     Examples
     --------
@@ -117,13 +118,13 @@ def _read_path(path: Path) -> Source:
     reader = FILES.get(path.suffix.lower())
     if reader is None:
         raise InvalidArgumentError(
-            f"{path} is no file of data: expected one that ends in {', '.join(FILES)}"
+            f"{path} is not a data file: expected a name that ends with {', '.join(FILES)}"
         )
     return reader(check_file(path))
 
 
 def _read_folder(folder: Path) -> Source:
-    """Read a folder by what lies in it."""
+    """Read a folder with the reader for its files."""
     official: Callable[[Path], tuple[ImageSet, ImageSet]] | None = None
     if find_idx(folder) is not None:
         official = read_mnist

@@ -1,4 +1,4 @@
-"""Data at the input size of a network of the zoo, in memory, and its files of trained weights."""
+"""Data at the input size of a network, in memory, and files of trained weights."""
 
 import os
 from pathlib import Path
@@ -23,21 +23,21 @@ def load_splits(
     Parameters
     ----------
     net : Network
-        A network. One that is not in the zoo gets grey images as three equal colours where it takes
-        colours.
+        A network. If it is not in the zoo and takes colour images, grey images are repeated as
+        three equal channels.
     name : str
-        A data set, as for `tensorpress.data.load`, or another source of labelled images, as for
-        `tensorpress.data.open_source`. Of a source without parts, a fifth is for tests.
+        A dataset, as in `tensorpress.data.load`, or another source of labelled images, as in
+        `tensorpress.data.open_source`. A fifth of a source without parts is reserved for tests.
     root : path, optional
         The data folder.
     validation : int
-        The number of training images to set aside for validation.
+        Number of training images to set aside for validation.
 
     Raises
     ------
     InvalidArgumentError
-        If the images have another number of channels or of dimensions than the inputs of the
-        network, more classes than it has outputs, or no labels, or are no images.
+        If the data are not labelled images, channels or dimensions do not match the network, or
+        there are more classes than outputs.
     TensorPressError
         If the data cannot be read.
 
@@ -59,9 +59,9 @@ def load_splits(
 def describe_images(
     name: str, root: str | os.PathLike[str] | None = None
 ) -> tuple[tuple[int, ...], int]:
-    """Return the shape of the images of a data set or another source, and its number of classes.
+    """Return the image shape and number of classes of a dataset or another source.
 
-    Images of a source may have several shapes: it is that of the first.
+    If images have several shapes, it is that of the first.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def describe_images(
 
 
 def fits(net: Network, name: str) -> bool:
-    """Return whether a network takes the images of a data set in `DATASETS`."""
+    """Return whether the images of a dataset in `DATASETS` fit a network."""
     data = DATASETS[name]
     repeated = data.shape[0] == 1 and net.name not in NETWORKS and len(net.input_shape) == 3
     return (
@@ -102,7 +102,7 @@ def fits(net: Network, name: str) -> bool:
 
 
 def _repeat_channels(splits: Splits, channels: int) -> Splits:
-    """Return grey images as so many equal channels, and others as they are."""
+    """Repeat grey images as so many equal channels; others do not change."""
     if splits.test.images.shape[1] == channels:
         return splits
     train, validation, test = (
@@ -113,24 +113,24 @@ def _repeat_channels(splits: Splits, channels: int) -> Splits:
 
 
 def check_fit(net: Network, name: str) -> None:
-    """Check that a network takes the images of a data set in `DATASETS`.
+    """Check that the images of a dataset in `DATASETS` fit a network.
 
     Raises
     ------
     InvalidArgumentError
-        If it takes others, or has fewer outputs than the data set has classes.
+        If shapes do not match, or the network has fewer outputs than the dataset has classes.
     """
     if not fits(net, name):
         data = DATASETS[name]
         raise InvalidArgumentError(
-            f"the data set {name!r} ({format_shape(data.shape)}, classes: {data.classes}) does not "
+            f"the dataset {name!r} ({format_shape(data.shape)}, classes: {data.classes}) does not "
             f"fit {net.name} ({format_shape(net.input_shape)}, classes: {net.classes})"
         )
 
 
 def _read_images(source: Source, part: Part, net: Network) -> ImageSet:
-    """Return labelled images in memory, at the input size of a network."""
-    expected = "expected labelled images, of Pillow or as uint8 pixels of shape (C, H, W)"
+    """Read labelled images into memory, at the input size of a network."""
+    expected = "expected labelled images from Pillow or as uint8 pixels of shape (C, H, W)"
     if isinstance(part, Batches):
         raise InvalidArgumentError(f"{source.name} yields batches: {expected}")
     if not len(part):
@@ -148,7 +148,7 @@ def _read_images(source: Source, part: Part, net: Network) -> ImageSet:
         labels.append(label)
     if not 0 <= min(labels) <= max(labels) < net.classes:
         raise InvalidArgumentError(
-            f"{source.name} has labels from {min(labels)} to {max(labels)}, and {net.name} "
+            f"{source.name} has labels from {min(labels)} to {max(labels)}, but {net.name} has "
             f"{net.classes} outputs"
         )
     return ImageSet(torch.stack(images), torch.tensor(labels))
@@ -162,9 +162,9 @@ def find_weights(path: Path, root: Path | None, otherwise: str = "") -> Path:
     path : Path
         The path in a recipe.
     root : Path, optional
-        The data folder; by default the one that the environment variable names.
+        The data folder; by default that in the environment variable ``TENSORPRESS_DATA``.
     otherwise : str
-        Text for the error message on what to do without a file.
+        Text for the error message, on what to do without a file.
 
     Raises
     ------

@@ -24,15 +24,15 @@ def read_svhn(folder: Path) -> tuple[ImageSet, ImageSet]:
     Returns
     -------
     train, test : ImageSet
-        Images of shape ``(N, 3, 32, 32)`` in their official order. The files' label 10 of the
-        digit 0 is 0.
+        Images of shape ``(N, 3, 32, 32)`` in their official order. The digit 0, whose label is 10
+        in the files, gets the label 0.
 
     Raises
     ------
     DataNotFoundError
         If a file is missing.
     CorruptFileError
-        If a file is damaged or holds other arrays.
+        If a file is damaged or has other arrays.
 
     References
     ----------
@@ -40,7 +40,7 @@ def read_svhn(folder: Path) -> tuple[ImageSet, ImageSet]:
     workshop 2011, http://ufldl.stanford.edu/housenumbers/ (format 2).
     """
     if not has_svhn(folder):
-        raise DataNotFoundError(f"{folder} does not hold all of: {', '.join(SVHN_FILES)}")
+        raise DataNotFoundError(f"{folder} does not have all of: {', '.join(SVHN_FILES)}")
     train, test = (_read_mat(folder / name) for name in SVHN_FILES)
     return train, test
 
@@ -54,10 +54,10 @@ def _read_mat(path: Path) -> ImageSet:
         raise CorruptFileError(f"{path} is not a file of SVHN: {error!r}") from error
     if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)) or not len(labels):
         raise CorruptFileError(
-            f"{path} must hold under X uint8 pixels of shape (32, 32, 3, N) and under y N labels, "
-            f"not {pixels.dtype} of shape {pixels.shape} and {len(labels)} labels"
+            f"{path}: expected uint8 pixels of shape (32, 32, 3, N) under X and N labels under y, "
+            f"got {pixels.dtype} of shape {pixels.shape} and {len(labels)} labels"
         )
     if not np.isin(labels, np.arange(1, _CLASSES + 1)).all():
-        raise CorruptFileError(f"{path} holds labels that are not from 1 to {_CLASSES}")
+        raise CorruptFileError(f"{path} has labels outside 1 to {_CLASSES}")
     images = np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64) % _CLASSES))

@@ -1,4 +1,4 @@
-"""Texts in files: a line each, or JSON lines with labels."""
+"""Texts in files: one per line, or JSON lines with labels."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.paths import read_text_file
 
 TEXT = ("text", "sentence", "content")
-"""The names of texts in JSON lines and of columns."""
+"""Names of the text in JSON lines and columns."""
 
 LABEL = ("label", "labels", "fine_label", "target", "y")
-"""The names of labels likewise."""
+"""Names of the label in JSON lines and columns."""
 
 
 def read_text(path: Path) -> Source:
-    """Return the lines of a text file, each with its line break, without labels.
+    """Return the lines of a text file, with their line breaks and without labels.
 
     Raises
     ------
@@ -28,26 +28,26 @@ def read_text(path: Path) -> Source:
     """
     lines = [(line, None) for line in read_text_file(path).splitlines(keepends=True)]
     if not lines:
-        raise DataNotFoundError(f"{path} holds no text")
+        raise DataNotFoundError(f"{path} has no text")
     return Source(str(path), lines)
 
 
 def read_json_lines(path: Path) -> Source:
-    """Return texts and labels of a file with a JSON object a line.
+    """Return texts and labels of a file with one JSON object per line.
 
-    The text is under ``text``, ``sentence`` or ``content``, or is the only one; the label, if
-    there is one, under ``label``: a number, or a name of its class.
+    The text is under ``text``, ``sentence`` or ``content``, or is the only string. The label, if
+    any, is under ``label`` and is a class number or name.
 
     Raises
     ------
     CorruptFileError
-        If a line is no JSON object.
+        If a line is not a JSON object.
     InvalidArgumentError
-        If an object has no such text, or a label that is none; the message names the line.
+        If an object has no text or an invalid label; the message names the line.
     """
     rows = _json_objects(path)
     if not rows:
-        raise DataNotFoundError(f"{path} holds no JSON lines")
+        raise DataNotFoundError(f"{path} has no JSON lines")
     first = next(iter(rows.values()))
     names = [key for key, value in first.items() if isinstance(value, str) or key in TEXT]
     text = text_key(str(path), names)
@@ -70,7 +70,7 @@ def read_json_lines(path: Path) -> Source:
 
 
 def _json_objects(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the objects of a file, by the text that names their lines."""
+    """Return the objects of a file by file name and line number."""
     rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(read_text_file(path).splitlines(), start=1):
         if not line.strip():
@@ -87,30 +87,29 @@ def _json_objects(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_label(place: str, label: object, *, named: bool) -> None:
-    """Check that a label is a number, a name where others are ``named``, or None."""
+    """Check that a label is a number, a name if other labels are ``named``, or None."""
     is_bool = isinstance(label, bool)
     number = isinstance(label, int | float) and not is_bool and abs(label) < 1 << 63  # int64
     if label is None or isinstance(label, str) or (number and not named):
         return
-    expected = "a name of a class, as other lines have" if named else "a number or name of a class"
+    expected = "a class name, as in other lines" if named else "a class number or name"
     raise InvalidArgumentError(f"{place} has the label {json.dumps(label)}: expected {expected}")
 
 
 def text_key(source: str, names: list[str]) -> str:
-    """Return which of the names is that of the text.
+    """Return the name of the text among several names.
 
     Raises
     ------
     InvalidArgumentError
-        If none or several may be.
+        If none or several are possible.
     """
     key = next((name for name in TEXT if name in names), None)
     if key is None:
         names = [name for name in names if name not in LABEL]
         if len(names) != 1:
             raise InvalidArgumentError(
-                f"{source} has no text: expected it under {TEXT[0]}, not "
-                f"{', '.join(names) or 'nothing'}"
+                f"{source}: expected the text under {TEXT[0]}, got {', '.join(names) or 'nothing'}"
             )
         [key] = names
     return key

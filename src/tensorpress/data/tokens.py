@@ -1,4 +1,4 @@
-"""Texts as the tokens of a model of transformers."""
+"""Tokenized texts for Transformers models."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,62 +13,61 @@ from tensorpress.models.hugging_face import transformers_library
 from tensorpress.models.names import parse_name
 
 TOKENS = 512
-"""Tokens of a block of text, or the most of an example."""
+"""Tokens of a text block, and the maximum for an example."""
 
 FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
-"""Names of files of tokenizers."""
+"""Patterns of tokenizer files."""
 
-_CHARACTERS = 8  # of a token, at the most, on average
+_CHARACTERS = 8  # most characters of a token, on average
 
 
 def load_tokenizer(name: str | None) -> Any:
-    """Return the tokenizer beside the weights of a model of transformers.
+    """Return the tokenizer that belongs to a Transformers model.
 
     Raises
     ------
     InvalidArgumentError
-        If the model is no model of transformers, or has no tokenizer.
+        If it is not a Transformers model, or has no tokenizer.
     TensorPressError
-        If transformers is missing.
+        If transformers is not installed.
     """
     parsed = None if name is None else parse_name(name)
     if parsed is None or parsed.origin != "hf":
         raise InvalidArgumentError(
-            f"text needs the tokenizer of a model of transformers, hf:FOLDER, not "
-            f"{name or 'this model'}; what another model takes are arrays, or batches of a "
-            "function"
+            f"text needs the tokenizer of a Transformers model, hf:FOLDER, got "
+            f"{name or 'another model'}: pass arrays, or batches from a function"
         )
     folder = Path(parsed.name)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in FILES):
-        # for which transformers may make an empty one
-        raise InvalidArgumentError(f"hf:{parsed.name} has no tokenizer: no file of one")
+        # for which transformers may return an empty tokenizer
+        raise InvalidArgumentError(f"hf:{parsed.name} has no tokenizer files")
     transformers = transformers_library()
     try:
         return transformers.AutoTokenizer.from_pretrained(parsed.name, trust_remote_code=False)
-    except Exception as error:  # of the libraries below
+    except Exception as error:  # of the library
         reason = first_line(error)
         raise InvalidArgumentError(f"hf:{parsed.name} has no tokenizer: {reason}") from error
 
 
 def example_length(tokenizer: Any, model: Any) -> int:
-    """Return how many tokens an example may have, `TOKENS` at most."""
+    """Return how many tokens an example may have, at most `TOKENS`."""
     return int(min(TOKENS, longest_context(model), tokenizer.model_max_length))
 
 
 def token_blocks(
     texts: Iterable[str], tokenizer: Any, length: int, most: int | None = None
 ) -> list[Tensor]:
-    """Return blocks of ``length`` tokens of texts in a row, without the rest at the end.
+    """Return blocks of ``length`` tokens from concatenated texts, without the rest at the end.
 
     Parameters
     ----------
     texts : iterable of str
-        Lines with their line breaks, which go on, or whole texts, each followed by the token of an
-        end.
+        Consecutive lines with their line breaks, or whole texts, after each of which an end token
+        is added.
     tokenizer
         A tokenizer of transformers.
     length : int
-        Tokens of a block.
+        Tokens per block.
     most : int, optional
         The largest number of blocks.
 
@@ -94,7 +93,7 @@ def token_blocks(
 
 
 def padded_batch(texts: list[str], tokenizer: Any, length: int) -> dict[str, Tensor]:
-    """Return texts as one batch of arguments by name, padded to the longest."""
+    """Return texts as a batch of arguments by name, padded to the longest."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     batch = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""How a model takes images: by its own preprocessing, or as options say."""
+"""Preprocessing of images, as the model requires or as options specify."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from tensorpress.models.zoo import NETWORKS, Network, Preprocess
 from tensorpress.utils.config_parsing import parse_yaml, validate
 
 EXAMPLE = "size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
-"""Options for images, as they are written."""
+"""An example of the options."""
 
 Side = Annotated[int, Field(ge=1, le=1 << 14)]
 Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
@@ -28,9 +28,9 @@ Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
 class ImageOptions(BaseModel):
     """The size of a model's images, and the mean and standard deviation of their channels.
 
-    An image is scaled until its shorter side has ``resize`` pixels, or without ``resize`` until the
-    image just covers ``size``. Its middle is cut out, pixels are scaled to 0 to 1, ``mean`` is
-    subtracted, and the rest is divided by ``std``, both with one value for each channel.
+    An image is resized so that its shorter side has ``resize`` pixels, or by default so that it
+    just covers ``size``. Its centre is cropped, pixels are scaled to the range 0 to 1, ``mean`` is
+    subtracted, and the result is divided by ``std``, both with one value per channel.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class ImageOptions(BaseModel):
         return self
 
     def __str__(self) -> str:
-        """Return the options as `parse` reads them."""
+        """Return the options as text for `parse`."""
         values = self.model_dump(mode="json", exclude_none=True)
         return ", ".join(f"{key}: {value}" for key, value in values.items())
 
@@ -66,7 +66,7 @@ class ImageOptions(BaseModel):
 
     @staticmethod
     def parse(text: str) -> "ImageOptions":
-        """Return the options of a text in YAML, the braces around it being optional.
+        """Parse options from YAML, with or without braces.
 
         Examples
         --------
@@ -79,9 +79,9 @@ class ImageOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Transform:
-    """A function from an image to an input, and a line of text that says what it does.
+    """A function from an image to an input, and its description.
 
-    Images are those of Pillow, or uint8 pixels of shape (C, H, W) or (C, T, H, W).
+    Images are Pillow images, or uint8 pixels of shape (C, H, W) or (C, T, H, W).
     """
 
     apply: Callable[[Any], Tensor]
@@ -89,7 +89,7 @@ class Transform:
 
 
 def network_options(net: Network) -> ImageOptions | None:
-    """Return how a network takes images; None for clips, and in the zoo, whose names say it."""
+    """Return the image options of a network; None for clips and for networks of the zoo."""
     if net.name in NETWORKS or len(net.input_shape) != 3:
         return None
     _, height, width = net.input_shape
@@ -100,27 +100,27 @@ def network_options(net: Network) -> ImageOptions | None:
 def find_transform(
     name: str | None, model: nn.Module, options: ImageOptions | None = None
 ) -> Transform:
-    """Return how a model takes images.
+    """Return the preprocessing of images for a model.
 
-    Networks of the zoo have one way. Models of timm have that of their configuration, models of
-    torchvision that of their first published weights, those of transformers the image processor
-    beside their weights.
+    Networks of the zoo define it. For timm it is in the model's configuration, for torchvision it
+    belongs to the first published weights, and for Transformers it is the image processor next to
+    the weights.
 
     Parameters
     ----------
     name : str or None
-        The name of the model, as for `tensorpress.models.load_model`.
+        The name of the model, as in `tensorpress.models.load_model`.
     model : nn.Module
         The model.
     options : ImageOptions, optional
-        They go before what the model says.
+        Options that take precedence over the model's preprocessing.
 
     Raises
     ------
     InvalidArgumentError
-        If nothing says it.
+        If the preprocessing is unknown.
     TensorPressError
-        If a package is missing, which the message names.
+        If a package is missing; the message names it.
 
     Examples
     --------
@@ -142,14 +142,15 @@ def find_transform(
     if parsed is not None and parsed.origin == "hf":
         return _processor(parsed.name)
     raise InvalidArgumentError(
-        f"nothing says how {name or 'this model'} takes images: say it by --preprocess '{EXAMPLE}'"
+        f"the preprocessing of images for {name or 'this model'} is unknown: set --preprocess "
+        f"'{EXAMPLE}'"
     )
 
 
 def pixel_transform(
     preprocess: Preprocess, size: tuple[int, ...], resize: int | None = None
 ) -> Transform:
-    """Return a transform by tensor operations: size, crop, scale and normalization."""
+    """Return a transform by tensor operations: resize, crop, scale and normalize."""
 
     def apply(image: Any) -> Tensor:
         pixels = to_pixels(image, len(preprocess.mean))
@@ -163,7 +164,7 @@ def pixel_transform(
 
 
 def to_pixels(image: Any, channels: int) -> Tensor:
-    """Return an image of Pillow, or pixels, as uint8 of shape (channels, H, W).
+    """Return a Pillow image or pixels as uint8 of shape (channels, H, W).
 
     Raises
     ------
@@ -175,7 +176,7 @@ def to_pixels(image: Any, channels: int) -> Tensor:
         return torch.from_numpy(array.reshape(*array.shape[:2], channels)).movedim(-1, 0)
     if not is_image(image):
         raise InvalidArgumentError(
-            "expected an image of Pillow or uint8 pixels of shape (C, H, W), got "
+            "expected a Pillow image or uint8 pixels of shape (C, H, W), got "
             f"{describe_content(image)}"
         )
     pixels: Tensor = image
@@ -189,13 +190,13 @@ def to_pixels(image: Any, channels: int) -> Tensor:
 
 
 def fit_pixels(pixels: Tensor, size: tuple[int, ...], resize: int | None = None) -> Tensor:
-    """Return the middle of an image whose shorter side has been resized; clips keep their size."""
+    """Resize the shorter side of an image and crop the centre; clips keep their size."""
     height, width = pixels.shape[-2:]
     if pixels.shape[1:] == size and resize is None:
         return pixels
     images = ImageSet(pixels[None], torch.zeros(1, dtype=torch.int64))
     if pixels.ndim != 3 or len(size) != 2:
-        return images.resize(*size).images[0]  # which says what is wrong
+        return images.resize(*size).images[0]  # which raises the error
     scale = max(size[0] / height, size[1] / width)
     scale = scale if resize is None else max(scale, resize / min(height, width))
     sides = round(height * scale), round(width * scale)
@@ -205,14 +206,14 @@ def fit_pixels(pixels: Tensor, size: tuple[int, ...], resize: int | None = None)
 
 
 def is_image(content: object) -> bool:
-    """Return whether a content is an image or a clip, as pixels or as Pillow has it."""
+    """Return whether a content is an image or a clip, as pixels or a Pillow image."""
     if isinstance(content, Tensor):
         return content.dtype == torch.uint8 and content.ndim in (3, 4) and len(content) in (1, 3)
     return hasattr(content, "convert") and hasattr(content, "getbands")
 
 
 def describe_content(content: object) -> str:
-    """Return type and shape of a content, for messages."""
+    """Return type and shape of a content for messages."""
     if isinstance(content, Tensor):
         return f"a Tensor {tuple(content.shape)} {content.dtype}"
     return type(content).__name__
@@ -249,10 +250,10 @@ def _processor(place: str) -> Transform:
     transformers = transformers_library()
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(place)
-    except Exception as error:  # of the libraries below
+    except Exception as error:  # of the library
         reason = first_line(error)
         raise InvalidArgumentError(
-            f"hf:{place} has no image processor ({reason}): say by --preprocess '{EXAMPLE}'"
+            f"hf:{place} has no image processor ({reason}): set --preprocess '{EXAMPLE}'"
         ) from error
 
     def apply(image: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Clips of a handwritten digit that moves, generated from the digits of UCI."""
+"""Generated clips of a moving handwritten digit, from the digits of UCI."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from tensorpress.errors import InvalidArgumentError
 
 CLIPS_PER_DIGIT = 4
 FRAMES = 8
-SIDE = 16  # of a clip, in pixels, as the sides below
+SIDE = 16  # of a clip, in pixels
 
 _DIGIT_SIDE = 8
 _SQUARE_SIDE = 3
@@ -29,7 +29,7 @@ def read_moving_digits() -> tuple[ImageSet, ImageSet]:
     Returns
     -------
     train, test : ImageSet
-        4,804 and 2,384 clips, as `moving_digits` makes them; the same at every call.
+        4,804 and 2,384 clips from `moving_digits`; the same at every call.
 
     Examples
     --------
@@ -44,12 +44,11 @@ def read_moving_digits() -> tuple[ImageSet, ImageSet]:
 def moving_digits(digits: ImageSet, *, seed: int) -> ImageSet:
     """Return four clips of every digit, two moving to the left and two to the right.
 
-    Across, a digit moves by 0.5 to 1 pixels per frame, and what leaves on one side comes in on
-    the other; up or down, it moves by at most 1 pixel per frame and bounces off floor and
-    ceiling. A grey square bounces off all walls, and all grey values are noisy. The class is that
-    of the digit and the direction. As a digit is everywhere equally often, no single frame tells
-    the direction, nor do all frames in unknown order: a clip played backwards is one of the other
-    direction.
+    Horizontally, a digit moves by 0.5 to 1 pixels per frame and wraps around; vertically, it moves
+    by at most 1 pixel per frame and bounces off floor and ceiling. A grey square bounces off all
+    walls, and all grey values are noisy. The class is that of the digit and its direction. Neither
+    a single frame nor all frames in unknown order reveal the direction: digits are equally likely
+    everywhere, and a clip played backwards is a clip of the other direction.
 
     Parameters
     ----------
@@ -61,8 +60,8 @@ def moving_digits(digits: ImageSet, *, seed: int) -> ImageSet:
     Returns
     -------
     ImageSet
-        Clips of shape ``(4 N, 1, 8, 16, 16)``, those of a digit next to each other. A label is
-        twice the class of the digit, plus 1 if it moves to the right.
+        Clips of shape ``(4 N, 1, 8, 16, 16)``; those of one digit are consecutive. A label is twice
+        the class of the digit, plus 1 if it moves to the right.
 
     Raises
     ------
@@ -83,10 +82,10 @@ def moving_digits(digits: ImageSet, *, seed: int) -> ImageSet:
     shape = (1, _DIGIT_SIDE, _DIGIT_SIDE)
     if digits.images.shape[1:] != shape:
         raise InvalidArgumentError(
-            f"digits must be of shape {shape}, not {tuple(digits.images.shape[1:])}"
+            f"digits must have shape {shape}, got {tuple(digits.images.shape[1:])}"
         )
     if seed < 0:
-        raise InvalidArgumentError(f"seed must not be negative, not {seed}")
+        raise InvalidArgumentError(f"seed must not be negative, got {seed}")
     random = np.random.default_rng(seed)
     patches = digits.images[:, 0].numpy().astype(np.int16).repeat(CLIPS_PER_DIGIT, axis=0)
     count = len(patches)
@@ -101,19 +100,19 @@ def moving_digits(digits: ImageSet, *, seed: int) -> ImageSet:
 
 
 def _pass_through(random: np.random.Generator, rightward: npt.NDArray[np.bool_]) -> _Positions:
-    """Return left edges of digits, one row of all frames a clip, that pass through the walls."""
-    # With walls to stop at, the first and the last frame would tell the direction.
+    """Return left edges of digits that pass through the walls, of shape (clips, frames)."""
+    # If walls stopped them, the first and last frame would reveal the direction.
     start = random.uniform(0, SIDE, len(rightward))
     speed = random.uniform(_SLOWEST, _FASTEST, len(rightward))
     return _to_pixels(_move(start, np.where(rightward, speed, -speed)))
 
 
 def _bounce(random: np.random.Generator, patches: _Pixels) -> _Positions:
-    """Return edges of patches, one row of all frames a clip, that turn back at the walls."""
+    """Return edges of patches that bounce off the walls, of shape (clips, frames)."""
     room = SIDE - patches.shape[-1]
     start = random.uniform(0, room, len(patches))
     velocity = random.uniform(-_FASTEST, _FASTEST, len(patches))
-    # The motion without walls, folded into the room: every second copy of it is a mirror image.
+    # The motion without walls, folded into the box: every second copy of the box is mirrored.
     return _to_pixels(room - np.abs(_move(start, velocity) % (2 * room) - room))
 
 
@@ -127,7 +126,7 @@ def _to_pixels(positions: _Numbers) -> _Positions:
 
 
 def _draw(clips: _Pixels, patches: _Pixels, top: _Positions, left: _Positions) -> None:
-    """Put a patch into every frame of its clip, where it is brighter than what is there."""
+    """Draw a patch into every frame of its clip, where it is brighter than the frame."""
     clip = np.arange(len(clips))[:, None, None, None]
     frame = np.arange(FRAMES)[:, None, None]
     offsets = np.arange(patches.shape[-1])

@@ -3,4 +3,4 @@
 from typing import Literal
 
 Factors = Literal["materialize", "keep"]
-"""Whether weights stored as factors are written as dense weights or as factors."""
+"""Whether weights that are rebuilt from factors are written as dense weights or as factors."""

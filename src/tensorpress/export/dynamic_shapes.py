@@ -1,4 +1,4 @@
-"""Axes of any size: those of a model's inputs, in the form in which torch.export takes them."""
+"""Dynamic axes: the axes of a model's inputs that may have any size, in torch.export's format."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,16 +18,17 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class DynamicInputs:
-    """Example inputs and their axes of any size.
+    """Example inputs and their dynamic axes.
 
     Attributes
     ----------
     inputs : ModelInputs
-        The inputs. Axes of any size have at least 2: torch takes a size of 1 for a fixed one.
+        The inputs. Dynamic axes have a size of at least 2, because torch assumes that a size of 1
+        is fixed.
     shapes : mapping of str to Any
-        The ``dynamic_shapes`` of `torch.export.export`, by argument.
+        The argument ``dynamic_shapes`` of `torch.export.export`.
     names : list of dict
-        For every Tensor the names of its axes, where the user gave names.
+        For every Tensor, the names of axes that the user named.
     """
 
     inputs: ModelInputs
@@ -36,13 +37,13 @@ class DynamicInputs:
 
 
 def bind_arguments(model: nn.Module, inputs: ModelInputs) -> ModelInputs:
-    """Return inputs in the order of the model's arguments, which is that of a file's inputs."""
+    """Return inputs in the order of the model's arguments, as in the file."""
     bound = _bind(model, inputs)
     return ModelInputs(bound.args, bound.kwargs)
 
 
 def batch_shapes(model: nn.Module, inputs: ModelInputs) -> dict[str, Any]:
-    """Return the shapes that let the first axis, where its length is the batch, have any size."""
+    """Return shapes in which the first axis is dynamic, if its size is that of the batch."""
     batch = torch.export.Dim(BATCH)
 
     def axes(x: Any) -> dict[int, Any] | None:
@@ -54,7 +55,7 @@ def batch_shapes(model: nn.Module, inputs: ModelInputs) -> dict[str, Any]:
 
 
 def prepare(model: nn.Module, inputs: ModelInputs, shapes: Any) -> DynamicInputs:
-    """Return inputs and shapes for torch, from shapes in which axes may have names.
+    """Return inputs and shapes for torch from shapes in which axes may be named.
 
     Parameters
     ----------
@@ -63,13 +64,13 @@ def prepare(model: nn.Module, inputs: ModelInputs, shapes: Any) -> DynamicInputs
     inputs : ModelInputs
         Example inputs.
     shapes : mapping, sequence or ShapesCollection
-        The ``dynamic_shapes`` of `torch.export.export`. A text in the place of a
-        `torch.export.Dim` is an axis of any size that the model takes, with this name.
+        The argument ``dynamic_shapes`` of `torch.export.export`. A string instead of a
+        `torch.export.Dim` is the name of a dynamic axis.
 
     Raises
     ------
     InvalidArgumentError
-        For arguments and axes that do not exist.
+        If an argument or axis does not exist.
 
     Examples
     --------
@@ -87,8 +88,8 @@ def prepare(model: nn.Module, inputs: ModelInputs, shapes: Any) -> DynamicInputs
     unknown = sorted(set(shapes) - set(arguments))
     if unknown:
         raise InvalidArgumentError(
-            f"dynamic_shapes has {', '.join(map(repr, unknown))}, and the arguments of the model "
-            f"are {', '.join(map(repr, arguments))}"
+            f"dynamic_shapes has unknown arguments {', '.join(map(repr, unknown))}: the model has "
+            f"{', '.join(map(repr, arguments))}"
         )
     names: list[dict[int, str]] = []
     converted = {}
@@ -102,7 +103,7 @@ def prepare(model: nn.Module, inputs: ModelInputs, shapes: Any) -> DynamicInputs
 
 
 def _prepare(value: Any, shape: Any, names: list[dict[int, str]]) -> tuple[Any, Any]:
-    """Return an argument and its shape for torch, and append the names of its Tensors' axes."""
+    """Return an argument and its shape for torch, and append the names of axes."""
     if isinstance(value, Tensor):
         return _prepare_tensor(value, shape, names)
     if isinstance(value, Mapping):
@@ -123,7 +124,7 @@ def _prepare_tensor(x: Tensor, shape: Any, names: list[dict[int, str]]) -> tuple
     for axis, size in axes.items():
         if not isinstance(axis, int) or not 0 <= axis < x.ndim:
             raise InvalidArgumentError(
-                f"dynamic_shapes names axis {axis!r} of an input of shape {tuple(x.shape)}"
+                f"dynamic_shapes has axis {axis!r} for an input of shape {tuple(x.shape)}"
             )
         if size is None or isinstance(size, int) or size is torch.export.Dim.STATIC:
             continue
@@ -139,18 +140,18 @@ def _bind(model: nn.Module, inputs: ModelInputs) -> inspect.BoundArguments:
         return inspect.signature(model.forward).bind(*inputs.positional, **inputs.named)
     except TypeError as error:
         raise InvalidArgumentError(
-            f"the model does not take the inputs [{inputs}]: {error}"
+            f"the model does not accept the inputs [{inputs}]: {error}"
         ) from None
 
 
 def _keywords(bound: inspect.BoundArguments) -> str:
-    """Return the name of the argument for all other names, such as ``kwargs``; or an empty one."""
+    """Return the name of the argument for arbitrary keywords, such as ``kwargs``, or ""."""
     kinds = bound.signature.parameters.values()
     return next((p.name for p in kinds if p.kind is inspect.Parameter.VAR_KEYWORD), "")
 
 
 def _arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """Return the arguments by name, as torch.export names them."""
+    """Return the arguments by their names in torch.export."""
     arguments = dict(bound.arguments)
     others: dict[str, Any] = arguments.pop(_keywords(bound), {})
     return arguments | others

@@ -1,4 +1,4 @@
-"""Writing a model as an ONNX file."""
+"""Export of models as ONNX files."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ from tensorpress.schemes.parametrization import factorized_weight
 from tensorpress.utils.atomic_files import check_writable, put_in_place
 from tensorpress.utils.module_tree import unwrap
 
-_MAX_FOLDED = 64  # entries by which folding may enlarge a constant
+_MAX_FOLDED = 64  # entries up to which constants are folded
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,13 @@ class OnnxFile:
     Attributes
     ----------
     path : Path
-        The file. Weights beyond 2 GB are in a second file beside it, of the same name and
-        ``.data``.
+        The file. Weights beyond 2 GB are in a second file next to it, with the suffix ``.data``.
     bytes : int
-        Bytes of both files together.
+        Size of both files together.
     any_batch : bool
-        Whether the file runs on batches of any size, or only of the example's size.
+        Whether the file accepts batches of any size, or only of the example's size.
     inputs : mapping of str to tuple
-        The shape of every input by its name; an axis of any size is a text.
+        The shape of every input by name; dynamic axes are strings.
     """
 
     path: Path
@@ -67,35 +66,35 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     opset: int | None = None,
 ) -> OnnxFile:
-    """Write a model, pressed or dense, as an ONNX file.
+    """Write a pressed or dense model as an ONNX file.
 
-    Unless ``dynamic_shapes`` says which axes may have any size, it is the first one of the file's
-    inputs, the batch. If the model itself fixes it, the file has the example's size, and a warning
-    says the reason. The onnx package checks the file before it replaces a file at ``path``.
+    By default only the first axis of the inputs, the batch, is dynamic. If the model itself fixes
+    the batch size, the file accepts only that of the example, and a warning gives the reason. The
+    onnx package checks the file before it replaces a file at ``path``.
 
     Parameters
     ----------
     model : nn.Module
-        The model, which is written as it computes in eval mode and left untouched.
+        The model, which is exported in eval mode and does not change.
     example_inputs : Tensor, sequence or mapping
-        Arguments of one forward pass, the only one, several by position, or by name; the first axis
-        is the batch. Every Tensor in them is an input of the file, in the order of the model's
-        arguments, and all other values are fixed.
+        Arguments of one forward pass: a single one, several by position, or by name. The first axis
+        is the batch. Every Tensor becomes an input of the file, in the order of the model's
+        arguments; all other values are fixed.
     path : path-like
         The file to write or replace.
     factors : {"materialize", "keep"}
-        Whether a weight that is rebuilt from factors (ADA-Tucker, tt_weight) is written dense, or
-        as its factors and the products that rebuild it. The latter gives a small file, whose
-        weights a runtime rebuilds as it loads the file. Chains of layers and TT layers are written
-        as they are in both cases.
+        Whether weights that are rebuilt from factors (ADA-Tucker, tt_weight) are written as dense
+        weights, or as factors and the products that rebuild them. The latter gives a small file,
+        whose weights are rebuilt when a runtime loads it. Chains of layers and TT layers are
+        written unchanged in both cases.
     dynamic_shapes : sequence or mapping, optional
-        The axes that may have any size, as `torch.export.export` takes them: for every argument a
-        mapping from axes. A text such as ``{0: "batch", 2: "height"}`` is the name of an axis of
-        any size that the model takes; a `torch.export.Dim` has bounds.
+        The dynamic axes, in the format of `torch.export.export`: for every argument a mapping from
+        axes. Strings, as in ``{0: "batch", 2: "height"}``, are names of dynamic axes; a
+        `torch.export.Dim` has bounds.
     input_names : sequence of str, optional
-        Names of the file's inputs, by default those of the model's arguments.
+        Names of the file's inputs; by default those of the model's arguments.
     opset : int, optional
-        Version of ONNX's operators; by default the one that torch writes.
+        Version of the ONNX operators; by default that of torch.
 
     Returns
     -------
@@ -105,10 +104,10 @@ def export_onnx(
     Raises
     ------
     InvalidArgumentError
-        If ``factors`` is unknown, the model does not run on the inputs, torch cannot export the
-        model, or not with these axes or operators, or the file cannot be written.
+        If ``factors`` is unknown, the model fails on the inputs, torch cannot export it with these
+        axes and operators, or the file cannot be written.
     TensorPressError
-        If the packages of ``pip install tensorpress[export]`` are not installed.
+        If packages of ``pip install tensorpress[export]`` are missing.
 
     Examples
     --------
@@ -133,7 +132,7 @@ def export_onnx(
     inputs = bind_arguments(model, inputs)
     if input_names is not None and len(input_names) != len(inputs.tensors):
         raise InvalidArgumentError(
-            f"the file has {len(inputs.tensors)} inputs, got {len(input_names)} input_names"
+            f"expected {len(inputs.tensors)} input_names, one per input, got {len(input_names)}"
         )
     if factors == "materialize" and any(map(factorized_weight, model.modules())):
         model = materialize(model)
@@ -142,7 +141,7 @@ def export_onnx(
         with evaluation_mode(model), torch.no_grad():
             run_on_inputs(model, inputs)
             traced, names, obstacle = _trace(model, inputs, dynamic_shapes)
-        # With gradients, the exporter would decompose attention.
+        # If gradients were enabled, the exporter would decompose attention.
         with _silence(), torch.no_grad():
             try:
                 program = torch.onnx.export(
@@ -156,28 +155,28 @@ def export_onnx(
                 )
             except (torch.onnx.errors.OnnxExporterError, ValueError) as error:
                 raise InvalidArgumentError(
-                    f"the model cannot be written as ONNX: {first_line(_root_cause(error))}"
+                    f"ONNX export failed: {first_line(_root_cause(error))}"
                 ) from error
             assert program is not None
             _check_opset(program.model, opset)
             _drop_zero_biases(program.model)
-            # By default torch would multiply factors out to weights of up to 512×512 entries.
+            # By default torch would multiply factors to weights of up to 512×512 entries.
             optimizer.optimize(program.model, output_size_limit=_MAX_FOLDED)
-            # Torch records the lines of source behind every node, with the paths of this machine.
+            # Torch records the source lines of every node, with paths of this machine.
             passes.ClearMetadataAndDocStringPass()(program.model)
         with _write_errors(target):
             program.save(folder / target.name)
             onnx.checker.check_model(str(folder / target.name))
             size = _move_files(folder, target)
     if obstacle is not None:
-        warnings.warn(f"{target} takes only the example's batch size: {obstacle}", stacklevel=2)
+        warnings.warn(f"{target} accepts only the example's batch size: {obstacle}", stacklevel=2)
     shapes = {str(value.name): _shape(value) for value in program.model.graph.inputs}
     first = next((shape for shape in shapes.values() if shape), ())
     return OnnxFile(Path(path), size, any(isinstance(axis, str) for axis in first[:1]), shapes)
 
 
 def import_extra(name: str) -> Any:
-    """Import a package of the extra ``export``, or name it in a `TensorPressError`."""
+    """Import a package of the extra ``export``; a `TensorPressError` names it if it is missing."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -188,19 +187,19 @@ def import_extra(name: str) -> Any:
 
 
 def run_on_inputs(model: nn.Module, inputs: ModelInputs) -> list[Tensor]:
-    """Run a model and return the tensors of its output, in the order of the file's outputs.
+    """Run a model, and return its output tensors in the order of the file's outputs.
 
     Raises
     ------
     InvalidArgumentError
-        If the model does not run on the inputs.
+        If the model fails on the inputs.
     """
     try:
         output = inputs.run(model)
     except Exception as error:  # a user's model may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
         raise InvalidArgumentError(
-            f"the model does not run on inputs of shapes {shapes}: {first_line(error)}"
+            f"the model fails on inputs of shapes {shapes}: {first_line(error)}"
         ) from error
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
@@ -208,12 +207,12 @@ def run_on_inputs(model: nn.Module, inputs: ModelInputs) -> list[Tensor]:
 def _trace(
     model: nn.Module, inputs: ModelInputs, shapes: Any
 ) -> tuple[torch.export.ExportedProgram, list[dict[int, str]], str | None]:
-    """Return the exported program, names of axes, and the reason if its batch size is fixed."""
+    """Return the exported program, names of axes, and the reason if the batch size is fixed."""
     dynamic = prepare(model, inputs, batch_shapes(model, inputs) if shapes is None else shapes)
     with _silence():
         try:
             return _export(model, dynamic.inputs, dynamic.shapes), dynamic.names, None
-        except Exception as error:  # torch raises many classes for models that it cannot trace
+        except Exception as error:  # torch raises errors of many classes
             obstacle = first_line(error)
             if shapes is not None:
                 raise InvalidArgumentError(
@@ -236,19 +235,19 @@ def _check_opset(model: Any, opset: int | None) -> None:
     version = model.opset_imports[""]
     if opset is not None and version != opset:
         raise InvalidArgumentError(
-            f"the model cannot be written with operators of version {opset}, but with {version}"
+            f"the model needs operators of version {version}, so it cannot be written with {opset}"
         )
 
 
 def _shape(value: Any) -> tuple[int | str, ...]:
-    """Return the shape of an input of a file, with texts for axes of any size."""
+    """Return the shape of a file's input, with strings for dynamic axes."""
     return tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
 
 
 def _drop_zero_biases(model: Any) -> None:
-    """Drop the zeros that torch's exporter adds as the bias of a Conv3d without one.
+    """Drop the zero bias that torch's exporter adds to a Conv3d without bias.
 
-    They have two axes in place of one (onnxscript 0.7), and runtimes refuse them.
+    It has two axes instead of one (onnxscript 0.7), which runtimes reject.
     """
     for node in model.graph:
         bias = node.inputs[2] if node.op_type == "Conv" and len(node.inputs) > 2 else None
@@ -264,7 +263,7 @@ def _root_cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Suppress the exporters' own warnings and log messages in the block."""
+    """Suppress warnings and log messages of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -280,7 +279,7 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _temporary_folder(target: Path) -> Iterator[Path]:
-    """Create a folder beside a file for the length of the block."""
+    """Create a temporary folder next to a file."""
     with _write_errors(target):
         folder = tempfile.mkdtemp(prefix=".onnx.", dir=target.parent)
     try:
@@ -291,7 +290,7 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _write_errors(target: Path) -> Iterator[None]:
-    """Raise an `InvalidArgumentError` with the file's name for an `OSError` in the block."""
+    """Turn an `OSError` into an `InvalidArgumentError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -300,7 +299,7 @@ def _write_errors(target: Path) -> Iterator[None]:
 
 
 def _move_files(folder: Path, target: Path) -> int:
-    """Move the files of a folder beside ``target``, ``target`` last; return their bytes."""
+    """Move files next to ``target``, with ``target`` last, and return their total size."""
     files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
     size = sum(file.stat().st_size for file in files)
     for file in files:

@@ -1,4 +1,4 @@
-"""The comparison of an ONNX file with the model from which it was written."""
+"""Comparison of an ONNX file with the model that it was written from."""
 
 import os
 
@@ -17,24 +17,24 @@ from tensorpress.utils.paths import check_file
 def check_onnx(
     model: nn.Module, example_inputs: ExampleInputs, path: str | os.PathLike[str]
 ) -> float:
-    """Return the relative difference between an ONNX file's outputs and the model's.
+    """Return the relative difference between the outputs of an ONNX file and its model.
 
     The file runs in onnxruntime on the CPU.
 
     Parameters
     ----------
     model : nn.Module
-        The model that the file was written from; it is run in eval mode.
+        The model that the file was written from; it runs in eval mode.
     example_inputs : Tensor, sequence or mapping
-        Arguments of one forward pass, of the sizes that are to be compared.
+        Arguments of one forward pass.
     path : path-like
         The ONNX file.
 
     Returns
     -------
     float
-        The largest max|a − b| / max|b| of the outputs, where b are the model's; infinite if values
-        that are not finite differ.
+        The largest max|a − b| / max|b| over all outputs, with a from the file and b from the model;
+        infinite if NaN or infinite values differ.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def check_onnx(
     CorruptFileError
         If onnxruntime cannot read the file.
     ModelMismatchError
-        If the file takes other inputs or returns other outputs than the model.
+        If the file has other inputs or outputs than the model.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def check_onnx(
     options.log_severity_level = 3
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no other common class
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise CorruptFileError(
             f"{path} cannot be read by onnxruntime: {first_line(error)}"
         ) from error
@@ -71,18 +71,18 @@ def check_onnx(
         expected = run_on_inputs(model, inputs)
     names = [value.name for value in session.get_inputs()]
     if len(names) != len(tensors):
-        raise ModelMismatchError(f"{path} takes {len(names)} inputs ({names}), not {len(tensors)}")
+        raise ModelMismatchError(
+            f"{path} has {len(names)} inputs ({names}), expected {len(tensors)}"
+        )
     values = {name: x.detach().cpu().numpy() for name, x in zip(names, tensors, strict=True)}
     try:
         outputs = [torch.as_tensor(value) for value in session.run(None, values)]
     except Exception as error:
-        raise ModelMismatchError(
-            f"{path} does not run on the inputs: {first_line(error)}"
-        ) from error
+        raise ModelMismatchError(f"{path} fails on the inputs: {first_line(error)}") from error
     shapes, expected_shapes = ([tuple(y.shape) for y in ys] for ys in (outputs, expected))
     if shapes != expected_shapes:
         raise ModelMismatchError(
-            f"{path} returns outputs of shapes {shapes}, the model of {expected_shapes}"
+            f"{path} returns outputs of shapes {shapes}, but the model {expected_shapes}"
         )
     return max(map(relative_difference, outputs, expected), default=0.0)
 
@@ -90,7 +90,7 @@ def check_onnx(
 def relative_difference(output: Tensor, expected: Tensor) -> float:
     """Return max|a − b| / max|b| of an output a and the expected b.
 
-    It is infinite if values that are not finite differ.
+    It is infinite if NaN or infinite values differ.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Pressed models in Transformers: ``from_pretrained``, ``save_pretrained`` and what builds on them.
+"""Pressed models in Transformers: ``from_pretrained``, ``save_pretrained`` and their extensions.
 
-`import_hook` waits for transformers, `registration` makes it know pressed folders, `quantizer`
-builds their models, `pressed_config` is what their ``config.json`` says, and `factor_names` tells
-factors from other tensors in a file.
+`import_hook` waits for the import of transformers, `registration` registers pressed folders,
+`quantizer` builds their models, `pressed_config` reads and writes their ``config.json``, and
+`factor_names` recognizes factors by name.
 """

@@ -1,15 +1,15 @@
-"""The names that factors of pressed layers have in files."""
+"""Names of factors of pressed layers in files."""
 
 import re
 from collections.abc import Collection
 
 PARAMETRIZED = re.compile(r"(.+)\.parametrizations\.(\w+)\.original\d+")
 FIRST_PART = re.compile(r"(.+)(?<!\.low_rank)\.(0\.weight|kept|pivots\.weight|cores\.0)")
-"""The first tensor of a layer in the forms that replace a whole layer."""
+"""The first tensor of a layer, for schemes that replace a whole layer."""
 
 
 def factorized_weights(names: Collection[str]) -> set[str]:
-    """Return the names of the dense weights whose factors are among the names of tensors.
+    """Return the names of dense weights whose factors are among the names.
 
     Examples
     --------
@@ -22,7 +22,7 @@ def factorized_weights(names: Collection[str]) -> set[str]:
     for name in names:
         if match := PARAMETRIZED.fullmatch(name):
             result.add(f"{match[1]}.{match[2]}")
-        # A dense layer in a list is named 0 as well, but a chain goes on.
+        # A dense layer in a list may be named 0 as well, but a chain has a second layer.
         elif (match := FIRST_PART.fullmatch(name)) and (
             match[2] != "0.weight" or f"{match[1]}.1.weight" in names
         ):

@@ -1,4 +1,4 @@
-"""Registration with other packages when they are imported, before or after this one."""
+"""Registration with other packages on import, before or after this one."""
 
 import sys
 import warnings
@@ -12,11 +12,12 @@ REGISTRATIONS = {
     "transformers.modeling_utils": "tensorpress.hugging_face.registration",
     "peft.tuners.lora.model": "tensorpress.hugging_face.lora_layer",
 }
-"""The modules of ours whose `register` is called once a module of another package is there."""
+"""Modules of TensorPress whose `register` is called after a module of another package is
+imported."""
 
 
 def register_on_import() -> None:
-    """Register with every package that is imported already, and with the others when they are."""
+    """Register with all imported packages, and with the others when they are imported."""
     for module in REGISTRATIONS:
         if module in sys.modules:
             _register(module)
@@ -25,10 +26,9 @@ def register_on_import() -> None:
 
 
 class _ImportHook(MetaPathFinder):
-    """A finder that finds one module as Python does, and registers whenever it was executed.
+    """A finder that finds one module as usual, and registers after it is executed.
 
-    An import that fails may succeed later: that of transformers does beside a torchvision that
-    does not fit torch.
+    A failed import may succeed later, for example if torchvision does not match torch.
     """
 
     def __init__(self, module: str) -> None:
@@ -53,9 +53,11 @@ class _ImportHook(MetaPathFinder):
 
 
 def _register(module: str) -> None:
-    """Register with a package; one of an unknown version is left as it is, with a warning."""
+    """Register with a package, or warn if its version is not supported."""
     try:
         import_module(REGISTRATIONS[module]).register()
     except (ImportError, AttributeError) as error:
         package = module.partition(".")[0]
-        warnings.warn(f"TensorPress does not work with this {package}: {error}", stacklevel=2)
+        warnings.warn(
+            f"TensorPress does not support this version of {package}: {error}", stacklevel=2
+        )

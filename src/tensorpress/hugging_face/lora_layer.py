@@ -1,4 +1,4 @@
-"""LoRA of PEFT on pressed layers, which it finds by the names of the dense ones."""
+"""LoRA from PEFT on pressed layers, which are found by the names of the dense layers."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,7 +15,7 @@ from tensorpress.schemes.pressed_layer import Pressed
 
 
 class PressedLinear(Linear):  # type: ignore[misc]
-    """A pressed linear layer with adapters beside it."""
+    """A pressed linear layer with adapters."""
 
     def _get_in_out_features(self, module: nn.Module) -> Any:
         if isinstance(module, Pressed):
@@ -23,7 +23,7 @@ class PressedLinear(Linear):  # type: ignore[misc]
         return super()._get_in_out_features(module)
 
     def merge(self, *_: Any, **__: Any) -> None:
-        """Refuse to merge, because factors cannot take what is added to their product.
+        """Raise an error, because an adapter cannot be merged into factors.
 
         Raises
         ------
@@ -32,18 +32,18 @@ class PressedLinear(Linear):  # type: ignore[misc]
         """
         raise InvalidArgumentError(
             "an adapter cannot be merged into the factors of a pressed layer: save it, and merge "
-            "it into the dense model that `tensorpress export FOLDER --dense OUT` writes"
+            "it into the dense model written by `tensorpress export FOLDER --dense OUT`"
         )
 
 
 def register() -> None:
-    """Make PEFT put its adapters beside pressed layers."""
+    """Make PEFT support adapters on pressed layers."""
     module: Any = lora_model
     module.dispatch_default = _dispatch_pressed(module.dispatch_default)
 
 
 def _dispatch_pressed(dispatch: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that chooses the kind of adapter by the layer, for pressed ones too."""
+    """Extend the function that chooses the adapter class of a layer to pressed layers."""
 
     @wraps(dispatch)
     def dispatch_default(target: nn.Module, adapter: str, *args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The ``config.json`` of a pressed model of transformers."""
+"""The ``config.json`` of a pressed Transformers model."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.paths import read_file
 
 PLAN = "plan.json"
-"""The file of a pressed folder that has its plan."""
+"""The file with the plan in a pressed folder."""
 
 CONFIG = "config.json"
 METHOD = "tensorpress"
@@ -21,15 +21,15 @@ QUANTIZATION = "quantization_config"
 WEIGHTS = "transformers_weights"
 
 REFUSAL = "this model is pressed by TensorPress; `import tensorpress` before you load it"
-"""The value of ``transformers_weights``, with which transformers refuses to load a folder.
+"""The value of ``transformers_weights``, which makes transformers refuse to load a folder.
 
-Transformers only warns of an unknown ``quant_method``, and would draw the weights of pressed layers
-at random. It raises for a file of weights that is no safetensors file, and quotes its name.
+Transformers only warns about an unknown ``quant_method`` and would initialize pressed layers at
+random. For a weight file that is not safetensors, it raises an error with the file's name.
 """
 
 
 def mark_config(folder: Path, plan: Plan) -> None:
-    """Write a plan into the config of a model of transformers, if the folder has one."""
+    """Write a plan to the config of a Transformers model, if the folder has one."""
     content = _read(folder / CONFIG)
     if "model_type" in content:
         content |= pressed_entries(plan)
@@ -37,7 +37,7 @@ def mark_config(folder: Path, plan: Plan) -> None:
 
 
 def unmark_config(folder: Path) -> None:
-    """Take out of the config of a folder, if it has one, how its model is pressed."""
+    """Remove the plan from the config of a folder, if any."""
     if is_marked(folder):
         content = _read(folder / CONFIG)
         rest = {key: content[key] for key in content if key not in (QUANTIZATION, WEIGHTS)}
@@ -45,19 +45,19 @@ def unmark_config(folder: Path) -> None:
 
 
 def pressed_entries(plan: Plan) -> dict[str, Any]:
-    """Return the entries of a config that say how a model is pressed."""
+    """Return the config entries of a pressed model."""
     return {QUANTIZATION: {"quant_method": METHOD, "plan": plan.to_dict()}, WEIGHTS: REFUSAL}
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """Return the plan of a pressed folder, None where it has neither a file nor a config with one.
+    """Return the plan of a folder, from its file or config, or None.
 
     Raises
     ------
     CorruptFileError
         If the config is not JSON.
     InvalidArgumentError
-        If the plan cannot be used.
+        If the plan is invalid.
     """
     if (folder / PLAN).is_file():
         return Plan.read(folder / PLAN)
@@ -68,13 +68,13 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def is_marked(folder: Path) -> bool:
-    """Return whether the config of a folder says how the model is pressed."""
+    """Return whether the config of a folder is that of a pressed model."""
     method = _read(folder / CONFIG).get(QUANTIZATION)
     return isinstance(method, dict) and method.get("quant_method") == METHOD
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the entries of a config, none where there is no such file."""
+    """Return the entries of a config, or nothing if there is no such file."""
     if not path.is_file():
         return {}
     try:

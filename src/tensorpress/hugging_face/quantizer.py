@@ -1,4 +1,4 @@
-"""The quantization method "tensorpress" of transformers: factors in place of dense weights."""
+"""The quantization method "tensorpress" of Transformers: factors instead of dense weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ OLDEST = (4, 57)
 
 
 class Method(str, Enum):
-    """The name of the method, as transformers writes its own."""
+    """The name of the method, as an Enum like those of transformers."""
 
     TENSORPRESS = METHOD
 
@@ -46,12 +46,12 @@ class TensorPressConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Presses an empty model by a plan before transformers reads weights into it."""
+    """Presses an empty model by a plan before transformers loads its weights."""
 
     requires_calibration = False
 
     def validate_environment(self, *_: Any, **__: Any) -> None:
-        """Refuse versions of transformers that would leave values at random.
+        """Refuse versions of transformers that would leave values uninitialized.
 
         Raises
         ------
@@ -62,8 +62,8 @@ class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
         if version < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise TensorPressError(
-                f"from_pretrained of a pressed model needs transformers {oldest} or newer, this is "
-                f"{transformers.__version__}: tensorpress.load_checkpoint loads it"
+                f"from_pretrained of a pressed model needs transformers {oldest} or newer, got "
+                f"{transformers.__version__}: use tensorpress.load_checkpoint"
             )
 
     def _process_model_before_weight_loading(
@@ -76,7 +76,8 @@ class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
         build_skeleton(model, plan)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        # Factors are ordinary parameters: what transformers forbids for integers is allowed.
+        # Factors are ordinary parameters: everything that transformers forbids for integers is
+        # allowed.
         model.is_quantized = False  # type: ignore[assignment]
         vars(model).pop("quantization_method", None)
         vars(model.config).pop("_pre_quantization_dtype", None)
@@ -102,43 +103,43 @@ class TensorPressQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def _plan_beside(files: Sequence[str] | None) -> Plan:
-    """Return the plan in the folder of files with weights."""
+    """Return the plan in the folder of weight files."""
     plan = read_plan(Path(files[0]).parent) if files else None
     if plan is None:
         raise ModelMismatchError(
-            f"the {CONFIG} names the method {METHOD!r} without its plan, and there is no {PLAN}: "
-            "restore one of them as it was saved with the model"
+            f"the {CONFIG} has the method {METHOD!r} without its plan, and there is no {PLAN}: "
+            "restore one of these files as it was saved with the model"
         )
     return plan
 
 
 def _check_untied(model: nn.Module, plan: Plan) -> None:
-    """Raise an error if a pressed layer is to share its weight with another one."""
-    # Known since transformers 5, which ties weights after it has loaded them.
+    """Raise an error if the config ties the weight of a pressed layer."""
+    # Available since transformers 5, which ties weights after loading.
     ties: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     for layer in plan.layers:
         if parameter_name(model, layer.name) in {*ties, *ties.values()}:
             raise ModelMismatchError(
-                f"layer {layer.name!r} is pressed, but the {CONFIG} lets it share its weight: set "
-                "tie_word_embeddings to false, as it was when the model was saved"
+                f"layer {layer.name!r} is pressed, but the {CONFIG} ties its weight: set "
+                "tie_word_embeddings to false, as when the model was saved"
             )
 
 
 def adapt_plan(plan: Plan, model: nn.Module) -> Plan:
-    """Return a plan with the names that its layers have in a model.
+    """Return a plan with the names of its layers in a model.
 
-    A checkpoint of a whole model can be loaded into its base, and the other way round: the prefix
-    of the base then is missing in one of them, and the base has no head. Layers that the model does
-    not have are left out; factors that then belong to no layer are refused after loading.
+    A checkpoint of a whole model can be loaded into its base and vice versa: then one of them lacks
+    the prefix of the base, and the base has no head. Layers that the model does not have are left
+    out; factors without a layer cause an error after loading.
 
     Parameters
     ----------
     plan : Plan
-        The plan of the model that was saved.
+        The plan of the saved model.
     model : nn.Module
-        The model that is loaded, a `PreTrainedModel`.
+        The model to load, a `PreTrainedModel`.
     """
-    # A layer is a module, or a parameter of another name than `weight`, such as stacked experts.
+    # A layer is a module, or a parameter with a name other than `weight`, such as stacked experts.
     layers_of_model = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 

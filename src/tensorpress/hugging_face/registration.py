@@ -1,4 +1,4 @@
-"""What transformers learns: the method, folders without it, and the saving of pressed models."""
+"""Registration with transformers: quantization method, loading and saving."""
 
 import os
 from collections.abc import Callable
@@ -31,17 +31,17 @@ from tensorpress.utils.formatting import format_names
 from tensorpress.utils.lazy_tensor import LazyTensor
 
 RENAMED = "save_original_format"
-"""The option of ``save_pretrained`` for the names of a model's first checkpoints."""
+"""The option of ``save_pretrained`` for the tensor names of a model's original checkpoint."""
 
 
 def register() -> None:
     """Make transformers load and save pressed models."""
-    # What register_quantization_config and register_quantizer do, which came with version 4.50.
+    # The same as register_quantization_config and register_quantizer, which older versions lack.
     AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = TensorPressConfig
     AUTO_QUANTIZER_MAPPING[METHOD] = TensorPressQuantizer
     setattr(PretrainedConfig, WEIGHTS, _RefusalOfOthers())
-    # The mark by which the initializers of transformers leave a tensor as it is. Some models
-    # initialize the weights of layers below, which a pressed layer composes of its factors.
+    # With this mark, transformers does not initialize a tensor. Some models would otherwise
+    # initialize weights that a pressed layer rebuilds from factors.
     LazyTensor._is_hf_initialized = True  # type: ignore[attr-defined]
     PreTrainedModel.from_pretrained = classmethod(
         _load_pressed(PreTrainedModel.from_pretrained.__func__)
@@ -50,10 +50,10 @@ def register() -> None:
 
 
 class _RefusalOfOthers:
-    """The attribute ``transformers_weights`` of configs, without the refusal of pressed models.
+    """The attribute ``transformers_weights`` of configs, which hides the refusal of pressed models.
 
-    The refusal stays in the attributes that are written: `delattr`, by which transformers takes the
-    name of a file out of a config that it saves, leaves it.
+    The refusal is still written to files: `delattr`, by which transformers removes a file name from
+    a config before saving, does not remove it.
     """
 
     def __get__(self, config: Any, kind: type | None = None) -> Any:
@@ -69,7 +69,7 @@ class _RefusalOfOthers:
 
 
 def _load_pressed(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ``from_pretrained`` that never leaves a pressed layer at random values."""
+    """Return a ``from_pretrained`` that never leaves pressed layers uninitialized."""
 
     @wraps(load)
     def from_pretrained(kind: type, place: Any, *args: Any, **options: Any) -> Any:
@@ -85,7 +85,7 @@ def _load_pressed(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _missing_plan(place: Any, config: Any) -> Plan | None:
-    """Return the plan of a pressed folder if the config that is used does not have it."""
+    """Return the plan of a pressed folder if the config in use lacks it."""
     if not isinstance(place, str | os.PathLike) or not Path(place).is_dir():
         return None
     folder = Path(place)
@@ -97,7 +97,7 @@ def _missing_plan(place: Any, config: Any) -> Plan | None:
 
 
 def _check_complete(model: nn.Module, info: dict[str, Any], place: Any) -> None:
-    """Raise an error if values of a pressed layer are missing, which were then drawn at random."""
+    """Raise an error if values of a pressed layer are missing."""
     layers = {layer.name for layer in plan_from_model(model).layers}
     prefixes = tuple(f"{layer}." for layer in layers)
     missing = sorted(
@@ -107,28 +107,28 @@ def _check_complete(model: nn.Module, info: dict[str, Any], place: Any) -> None:
     )
     if missing:
         raise ModelMismatchError(
-            f"{place} has no {format_names(missing)}, which its pressed layers need"
+            f"{place} lacks {format_names(missing)}, which its pressed layers need"
         )
 
 
 def _check_used(model: nn.Module, info: dict[str, Any], place: Any) -> None:
-    """Raise an error if layers are dense, and drawn at random, whose factors are in the files."""
+    """Raise an error if the files have factors of layers that are dense in the model."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     weights = {name.removeprefix(prefix): name for name in model.state_dict()}
     names = (name.removeprefix(prefix) for name in factorized_weights(info["unexpected_keys"]))
     dense = sorted(weights[name].removesuffix(".weight") for name in names if name in weights)
     if dense:
         raise ModelMismatchError(
-            f"{place} has factors of {format_names(dense)}, which the plan that was used does not "
-            f"name: load it with the {PLAN} or the {CONFIG} that was saved with these factors"
+            f"{place} has factors of {format_names(dense)}, which are not in the plan: load it "
+            f"with the {PLAN} or {CONFIG} that was saved with these factors"
         )
 
 
 def _save_pressed(save: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ``save_pretrained`` whose config says how the model is pressed, if it is.
+    """Return a ``save_pretrained`` that writes the plan of a pressed model to its config.
 
-    The tensors of a pressed model have the names of its modules, as in its plan, where transformers
-    5 would give some models the names of their first checkpoints.
+    The tensors of a pressed model are named after its modules, as in the plan. Transformers 5 would
+    give some models the names of their original checkpoint.
     """
     renames = RENAMED in signature(save).parameters
 
@@ -142,7 +142,7 @@ def _save_pressed(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def mark_model(model: nn.Module) -> bool:
-    """Write into a model's config how its layers are pressed, or that none is; return which."""
+    """Update the config of a model with its plan, and return whether it is pressed."""
     config: Any = model.config
     plan = plan_from_model(model)
     if plan.layers:

@@ -4,11 +4,18 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
-from tensorpress.measure.cost import count_macs, count_params
+from tensorpress.measure.cost import count_bytes, count_macs, count_params
 from tensorpress.measure.latency import measure_latencies
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 
-__all__ = ["Measurement", "count_macs", "count_params", "measure", "measure_latencies"]
+__all__ = [
+    "Measurement",
+    "count_bytes",
+    "count_macs",
+    "count_params",
+    "measure",
+    "measure_latencies",
+]
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,10 @@ def measure(model: nn.Module, example_inputs: ExampleInputs) -> Measurement:
     Parameters
     ----------
     model : nn.Module
-        The model, which runs in eval mode without gradients and then returns to its mode.
+        The model; it runs in eval mode without gradients, and its mode is restored.
     example_inputs : Tensor, sequence or mapping
-        Arguments of one forward pass, whose first axis is the batch: the only one, several by
-        position, or by name.
+        Arguments of one forward pass: a single one, several by position, or by name. The first axis
+        is the batch.
 
     Examples
     --------

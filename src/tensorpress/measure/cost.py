@@ -1,4 +1,4 @@
-"""Exact costs: stored parameters and multiply-accumulates."""
+"""Exact costs: stored parameters and multiply–accumulates."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,13 +23,23 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_bytes(model: nn.Module) -> int:
+    """Return the size of a model's parameters and buffers in bytes.
+
+    Examples
+    --------
+    >>> count_bytes(nn.BatchNorm1d(10))
+    168
+    """
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
 def count_macs(model: nn.Module, inputs: ExampleInputs) -> int:
     """Return the multiply–accumulates of a forward pass per example.
 
-    torch counts them on the operations that run, which are convolutions and matrix products.
-    Recurrent layers and attention run as such here, not as one operation that its counter does not
-    know. A weight that is rebuilt from factors is rebuilt once for any number of examples and not
-    counted.
+    torch counts the convolutions and matrix products that run. Recurrent layers and attention
+    therefore run as such operations here, not as a fused one that torch does not count. Rebuilding
+    a weight from factors is not counted, because it is done once for any number of examples.
 
     Parameters
     ----------
@@ -58,7 +68,7 @@ def count_macs(model: nn.Module, inputs: ExampleInputs) -> int:
 
 @contextmanager
 def _rebuilding_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[int]]:
-    """Yield a list whose sum will be the operations that rebuild weights from factors."""
+    """Yield a list whose sum will be the operations for rebuilding weights from factors."""
     flops: list[int] = []
     with ExitStack() as hooks:
         for module in model.modules():
@@ -74,7 +84,7 @@ def _rebuilding_flops(model: nn.Module, counter: FlopCounterMode) -> Iterator[li
 
 @contextmanager
 def freeze(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Ask for no gradients of parameters, and restore what was asked for afterwards."""
+    """Set ``requires_grad`` of parameters to False in a block, and restore it afterwards."""
     required = {parameter: parameter.requires_grad for parameter in parameters}
     try:
         for parameter in required:
@@ -87,7 +97,7 @@ def freeze(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and restore the mode of each of its modules afterwards."""
+    """Put a model in eval mode in a block, and restore the mode of every module afterwards."""
     modes = {module: module.training for module in model.modules()}
     if any(modes.values()):
         model.eval()
@@ -101,7 +111,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _disable_fusion() -> Iterator[None]:
-    """Make torch run attention and recurrent layers as operations that its counter knows."""
+    """Make torch run attention and recurrent layers as operations that it counts."""
     attention, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn
     mkldnn_enabled = mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
@@ -115,6 +125,6 @@ def _disable_fusion() -> Iterator[None]:
 
 
 def _bilinear_flops(left: torch.Size, weight: torch.Size, *_: object, out_shape: torch.Size) -> int:
-    """Return twice the products of y_o = (x₁ᵀ W_o) x₂ for all rows of inputs and all outputs."""
+    """Return twice the number of products in y_o = (x₁ᵀ W_o) x₂, over all rows and outputs."""
     outputs, inputs, others = weight
     return 2 * left[0] * outputs * (inputs * others + others)

@@ -14,14 +14,14 @@ from tensorpress.measure.latency import synchronize
 
 @dataclass(frozen=True)
 class GenerationSpeed:
-    """Tokens per second of a language model, for one sequence.
+    """Tokens per second of a language model for one sequence.
 
     Attributes
     ----------
     prefill, decode : float
-        Tokens per second that are read, and that are written one after the other; medians.
+        Median tokens per second when reading the prompt and when writing token by token.
     prompt, written : int
-        Number of tokens of the prompt, and of those that are written after it.
+        Number of tokens in the prompt, and of tokens written.
     """
 
     prefill: float
@@ -38,18 +38,18 @@ def measure_generation(
     repeats: int = 3,
     clock: Callable[[], float] = perf_counter,
 ) -> GenerationSpeed:
-    """Measure how fast a causal language model of transformers reads a prompt and writes.
+    """Measure how fast a causal language model of Transformers reads a prompt and writes.
 
     Parameters
     ----------
     model : nn.Module
-        The model, which runs in eval mode, with a cache of keys and values.
+        The model, which runs in eval mode with a cache of keys and values.
     prompt : Tensor
         The tokens of the prompt, of shape (length,).
     written : int
-        Number of tokens that are written, each the most probable one.
+        Number of tokens to write, each the most probable one.
     repeats : int
-        Number of timed rounds, after one that is not timed.
+        Number of timed rounds, after a warm-up round.
     clock : callable
         Function that returns the time in seconds.
     """

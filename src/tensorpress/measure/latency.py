@@ -1,4 +1,4 @@
-"""Times of forward passes of several models, measured in turns."""
+"""Times of forward passes of several models, measured alternately."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from tensorpress.measure.cost import evaluation_mode
 from tensorpress.measure.model_inputs import ExampleInputs, ModelInputs
 
 NORMAL = 0.93
-"""Standard error of a median times √n, in units of the quartile distance, of normal values."""
+"""Standard error of the median of n normal values, times √n, over their interquartile range."""
 
 
 def measure_latencies(
@@ -22,7 +22,7 @@ def measure_latencies(
 ) -> list[float]:
     """Return the median time of a forward pass of every model, in milliseconds.
 
-    The models take turns, so that a machine whose speed drifts slows all of them alike.
+    The models run alternately, so that all are affected equally if the machine's speed drifts.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def measure_latencies(
     inputs : Tensor, sequence or mapping
         Arguments of one forward pass; see `ModelInputs.parse`.
     repeats : int
-        Number of timed passes of every model, after two passes that are not timed.
+        Number of timed passes of every model, after two warm-up passes.
 
     Examples
     --------
@@ -53,8 +53,8 @@ def time_passes(
 ) -> list[list[float]]:
     """Return the times of several forward passes of every model, in milliseconds.
 
-    In a round every model runs once. Every other round goes backwards, so that no model always runs
-    after the same one. The first two rounds are not counted.
+    Every model runs once per round. Every other round runs in reverse order, so that no model
+    always follows the same one. The first two rounds are not counted.
 
     Parameters
     ----------
@@ -65,20 +65,19 @@ def time_passes(
     repeats : int
         Largest number of rounds.
     least : int
-        Number of rounds before ``seconds`` and ``precision`` can end them.
+        Minimum number of rounds, regardless of ``seconds`` and ``precision``.
     seconds : float
         Time after which no further round starts.
     precision : float
-        Relative standard error of the median of the ratios of every model's times to the first
-        model's, round by round, below which no further round starts. Busy machines need more
-        rounds.
+        Stop once the ratios of every model's times to those of the first model, round by round,
+        have a median with a relative standard error below this. Busy machines need more rounds.
     clock : callable
         Function that returns the time in seconds.
 
     Returns
     -------
     list of list of float
-        One list for each model; the k-th numbers of all lists are of the same round.
+        One list per model; the k-th numbers of all lists are from the same round.
 
     Examples
     --------
@@ -112,23 +111,23 @@ def time_layers(
     *,
     repeats: int = 7,
 ) -> dict[str, float]:
-    """Return the median time that each layer takes in a forward pass, in milliseconds.
+    """Return the median time of each layer in a forward pass, in milliseconds.
 
     Parameters
     ----------
     model : nn.Module
         The model, which runs in eval mode without gradients.
     layers : mapping of str to nn.Module
-        Layers of the model by any name; the calls of a layer are added up.
+        Layers of the model by any name; all calls of a layer are added up.
     inputs : Tensor, sequence or mapping
         Arguments of one forward pass; see `ModelInputs.parse`.
     repeats : int
-        Number of timed passes, after one that is not timed.
+        Number of timed passes, after a warm-up pass.
 
     Returns
     -------
     dict
-        Times by name, without the layers that are not called.
+        Times by name, without layers that are not called.
 
     Examples
     --------
@@ -186,6 +185,6 @@ def _time_pass(model: nn.Module, inputs: ModelInputs, clock: Callable[[], float]
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was asked."""
+    """Wait until a device has finished all queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""The calls of the layers of a model in one forward pass, by the shapes of their inputs."""
+"""The calls of a model's layers in a forward pass, by the shapes of their inputs."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,7 +22,7 @@ def record_inputs(
     Parameters
     ----------
     model : nn.Module
-        The model, which runs once in eval mode without gradients and may be on the meta device.
+        The model, which runs once in eval mode without gradients; it may be on the meta device.
     inputs : Tensor, sequence or mapping
         Arguments of one forward pass; see `ModelInputs.parse`.
     names : sequence of str
@@ -66,7 +66,7 @@ def record_inputs(
             arguments.run(model)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InvalidArgumentError(
-                f"the model does not take the example inputs [{arguments}]: {error}"
+                f"the model fails on the example inputs [{arguments}]: {error}"
             ) from error
     return {name: tuple(calls) for name, calls in shapes.items()}
 
@@ -81,8 +81,8 @@ def layer_calls(spec: LayerSpec, shapes: Sequence[torch.Size], batch: int) -> tu
     shapes : sequence of torch.Size
         The shapes of its inputs, from `record_inputs`.
     batch : int
-        Number of examples in the forward pass. Where a layer gets more rows than that, such as the
-        frames of a clip as a batch of images, they count as further calls or positions.
+        Number of examples in the forward pass. If a layer gets more rows, such as the frames of a
+        clip as a batch of images, they count as additional calls or positions.
 
     Examples
     --------

@@ -6,9 +6,9 @@ import torch
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes that were used: by tensors on a GPU, else by this process.
+    """Return the peak memory in bytes of tensors on a GPU, or of this process.
 
-    None where the system does not tell, which is so on Windows.
+    None on systems that do not report it, such as Windows.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

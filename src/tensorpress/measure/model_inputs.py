@@ -1,4 +1,4 @@
-"""Inputs of a model as users give them: one Tensor, several arguments, or arguments by name."""
+"""Inputs of a model: one Tensor, several arguments, or arguments by name."""
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ class ModelInputs:
     Attributes
     ----------
     positional : tuple
-        Arguments by position: Tensors, scalars, and tuples, lists and dicts of them.
+        Arguments by position: Tensors, scalars, and tuples, lists and dicts of these.
     named : mapping of str to Any
         Arguments by name.
     """
@@ -30,18 +30,18 @@ class ModelInputs:
 
     @staticmethod
     def parse(inputs: "ExampleInputs") -> "ModelInputs":
-        """Return inputs as users give them in one form.
+        """Convert inputs in any of their forms.
 
         Parameters
         ----------
         inputs : Tensor, sequence, mapping or ModelInputs
-            The only argument; arguments by position; or arguments by name. A model whose only
-            argument is itself a list or a dict gets a tuple of it.
+            The only argument; arguments by position; or arguments by name. If the only argument is
+            itself a list or dict, pass it in a tuple.
 
         Raises
         ------
         InvalidArgumentError
-            For something else, for no Tensor at all, or for no examples.
+            If the inputs are anything else, have no Tensor, or have no examples.
 
         Examples
         --------
@@ -60,8 +60,8 @@ class ModelInputs:
             result = ModelInputs(tuple(inputs))
         else:
             raise InvalidArgumentError(
-                "inputs of a model are a Tensor, a tuple or list of arguments, or a mapping from "
-                f"names of arguments; got {type(inputs).__name__}"
+                "the inputs of a model must be a Tensor, a tuple or list of arguments, or a "
+                f"mapping from argument names, got {type(inputs).__name__}"
             )
         if not result.tensors:
             raise InvalidArgumentError(
@@ -73,7 +73,7 @@ class ModelInputs:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All Tensors, in their order."""
+        """All Tensors in order."""
         leaves = tree_leaves((self.positional, dict(self.named)))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -83,7 +83,7 @@ class ModelInputs:
         return next((len(x) for x in self.tensors if x.ndim), 1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "ModelInputs":
-        """Return the inputs with every Tensor changed by a function."""
+        """Apply a function to every Tensor."""
         positional, named = tree_map_only(Tensor, change, (self.positional, dict(self.named)))
         return ModelInputs(positional, named)
 
@@ -97,19 +97,19 @@ class ModelInputs:
 
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any] | ModelInputs
-"""Inputs as users give them: see `ModelInputs.parse`."""
+"""Inputs in any form; see `ModelInputs.parse`."""
 
 
 @contextmanager
 def quote_model_errors(inputs: ModelInputs) -> Iterator[None]:
-    """Raise a `ModelRunError` that says on which inputs a model fails, and quotes it."""
+    """Turn errors of a model into a `ModelRunError` with its inputs and the error's text."""
     try:
         yield
     except (TensorPressError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         message = first_line(error)
-        raise ModelRunError(f"the model does not run on a batch of {inputs}: {message}") from error
+        raise ModelRunError(f"the model fails on a batch of {inputs}: {message}") from error
 
 
 def _text(value: object) -> str:

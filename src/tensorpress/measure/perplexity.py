@@ -12,10 +12,10 @@ from tensorpress.errors import InvalidArgumentError, ModelMismatchError
 from tensorpress.measure.cost import evaluation_mode
 
 WINDOW = 2048
-"""The usual number of tokens that a model sees at a time."""
+"""The usual number of tokens in a window."""
 
 CHUNK = 512
-"""Number of positions whose log-probabilities are computed at a time."""
+"""Number of positions whose log-probabilities are computed at once."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,11 @@ class Perplexity:
     nll : float
         Mean negative log-likelihood of a predicted token, in nats.
     tokens : int
-        Number of predicted tokens, one less than it has in every window.
+        Number of predicted tokens: in every window, all but the first.
     windows, window : int
         Number of windows, and of tokens in each.
     token_hash : str
-        Sixteen hexadecimal digits of the tokens in all windows: numbers can be compared where they
-        agree.
+        Hash of the tokens in all windows; results with the same hash can be compared.
     """
 
     perplexity: float
@@ -48,30 +47,30 @@ class Perplexity:
 def perplexity(
     model: nn.Module, tokens: Tensor, *, window: int | None = None, windows: int | None = None
 ) -> Perplexity:
-    """Measure the perplexity of a causal language model on a text, by the usual protocol.
+    """Measure the perplexity of a causal language model on a text by the usual protocol.
 
-    The tokens of the whole text are cut into windows that do not overlap, and what does not fill a
-    window is left out. In each the model predicts all tokens but the first from those before.
+    The tokens of the whole text are cut into windows that do not overlap; an incomplete last window
+    is dropped. In each window the model predicts all tokens but the first from the previous ones.
 
     Parameters
     ----------
     model : nn.Module
-        A model of transformers, or any that returns scores of shape (1, positions, vocabulary) or
-        an output with ``logits``. It runs in eval mode on its device, in its dtype.
+        A Transformers model, or any model that returns scores of shape (1, positions, vocabulary)
+        or an output with ``logits``. It runs in eval mode on its device, in its dtype.
     tokens : Tensor
         The text as integers of shape (length,), tokenized as a whole without special tokens.
     window : int, optional
-        Number of tokens of a window; by default 2,048, or what model or text have if that is less.
+        Number of tokens per window; by default 2,048, or less if the model or text is shorter.
     windows : int, optional
         Number of windows, from the start of the text; by default all.
 
     Raises
     ------
     InvalidArgumentError
-        If the tokens are no sequence, shorter than a window or not of the model's vocabulary, or a
-        window is longer than the longest context of the model.
+        If the tokens are not a sequence, are fewer than a window or not in the model's vocabulary,
+        or a window is longer than the model's context.
     ModelMismatchError
-        If the model's scores are not of every token.
+        If the model does not return a score for every token.
 
     References
     ----------
@@ -102,24 +101,24 @@ def _cut_windows(
     """Return the windows of a text, of shape (windows, window)."""
     if tokens.ndim != 1 or tokens.is_floating_point() or len(tokens) < 2:
         raise InvalidArgumentError(
-            f"a text is a tensor of two or more integers, got {tuple(tokens.shape)} {tokens.dtype}"
+            f"a text must have two or more integers, got {tuple(tokens.shape)} {tokens.dtype}"
         )
     _check_vocabulary(model, tokens)
     context = longest_context(model)
     size = min(WINDOW, context, len(tokens)) if window is None else window
     if size > context:
         raise InvalidArgumentError(
-            f"a window of {size} tokens does not fit: the longest context of the model is {context}"
+            f"a window of {size} tokens is too long: the longest context of the model is {context}"
         )
     if not 2 <= size <= len(tokens):
         raise InvalidArgumentError(
-            f"a window of {size} tokens does not fit: it has at least 2, the text {len(tokens)}"
+            f"a window must have from 2 to {len(tokens)} tokens, the length of the text, got {size}"
         )
     count = len(tokens) // size
     if windows is not None:
         if not 1 <= windows <= count:
             raise InvalidArgumentError(
-                f"the text has 1 to {count} windows of {size}, not {windows}"
+                f"windows must be from 1 to {count} for this text, got {windows}"
             )
         count = windows
     return tokens[: count * size].reshape(count, size).cpu().to(torch.int64)
@@ -130,19 +129,19 @@ def _check_vocabulary(model: nn.Module, tokens: Tensor) -> None:
     first, last = int(tokens.min()), int(tokens.max())
     if isinstance(size, int) and not 0 <= first <= last < size:
         raise InvalidArgumentError(
-            f"the text has the token {last if last >= size else first}, but the vocabulary of the "
-            f"model has {size}, from 0: it was tokenized for another model"
+            f"the text has the token {last if last >= size else first}, but the model's vocabulary "
+            f"is 0 to {size - 1}: the text was tokenized for another model"
         )
 
 
 def is_language_model(model: object) -> bool:
-    """Return whether a model of transformers predicts the next token of a text."""
+    """Return whether a Transformers model predicts the next token of a text."""
     kinds = getattr(getattr(model, "config", None), "architectures", None) or [type(model).__name__]
     return any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
 
 
 def longest_context(model: nn.Module) -> int:
-    """Return the largest number of positions of a model by its config, no limit without one."""
+    """Return the largest number of positions in a model's config, or no limit if it has none."""
     config = getattr(model, "config", None)
     for key in ("max_position_embeddings", "n_positions"):
         value = getattr(config, key, None)
@@ -157,7 +156,7 @@ def _scores(model: nn.Module, row: Tensor) -> Tensor:
     scores = output if isinstance(output, Tensor) else output.logits
     if scores.ndim != 3 or scores.shape[:2] != (1, len(row)):
         raise ModelMismatchError(
-            f"a language model scores every token of (1, {len(row)}), got {tuple(scores.shape)}"
+            f"expected scores (1, {len(row)}, vocabulary), one per token, got {tuple(scores.shape)}"
         )
     result: Tensor = scores[0]
     return result

@@ -1,4 +1,4 @@
-"""Runtimes that a model can be timed in: torch itself, or another that runs its ONNX file."""
+"""Runtimes in which models can be timed: torch, or another one with an ONNX file."""
 
 import io
 import tempfile
@@ -20,14 +20,14 @@ Runtime = Literal["torch", "onnxruntime", "openvino"]
 
 
 def in_runtime(model: nn.Module, inputs: ExampleInputs, runtime: Runtime) -> nn.Module:
-    """Return a model as a runtime runs it, called as the model itself.
+    """Return a model in a runtime, to be called like the model itself.
 
     Parameters
     ----------
     model : nn.Module
-        The model, in eval mode from here on.
+        The model, in eval mode.
     inputs : Tensor, sequence or mapping
-        Arguments of one forward pass, whose shapes are the only ones that the result takes.
+        Arguments of one forward pass; the result accepts only their shapes.
     runtime : {"torch", "onnxruntime", "openvino"}
         "torch" is the model itself.
 
@@ -36,8 +36,7 @@ def in_runtime(model: nn.Module, inputs: ExampleInputs, runtime: Runtime) -> nn.
     InvalidArgumentError
         If torch cannot export the model, the runtime cannot run it, or it is not on the CPU.
     TensorPressError
-        If the packages of ``pip install tensorpress[export]``, or of ``tensorpress[openvino]``,
-        are not installed.
+        If packages of ``pip install tensorpress[export]`` or ``tensorpress[openvino]`` are missing.
 
     Examples
     --------
@@ -53,7 +52,7 @@ def in_runtime(model: nn.Module, inputs: ExampleInputs, runtime: Runtime) -> nn.
 
 
 class _ExportedModel(nn.Module, ABC):
-    """A model whose ONNX file another runtime runs, on the CPU, with torch's number of threads.
+    """A model in another runtime on the CPU, with torch's current number of threads.
 
     Parameters
     ----------
@@ -72,27 +71,27 @@ class _ExportedModel(nn.Module, ABC):
             package = import_module(self.runtime)
         except ImportError as error:
             raise TensorPressError(
-                f"a latency in {self.runtime} needs this package: "
+                f"latency in {self.runtime} needs that package: "
                 f"pip install 'tensorpress[{self.extra}]'"
             ) from error
         if any(x.device.type != "cpu" for x in inputs.tensors):
-            raise InvalidArgumentError(f"a latency in {self.runtime} is measured on the CPU")
+            raise InvalidArgumentError(f"latency in {self.runtime} can only be measured on the CPU")
         self._names = [f"input_{number}" for number in range(len(inputs.tensors))]
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/model.onnx"
             _export(model, inputs, self._names, path)
             try:
                 self._used = self._load(package, path)
-            except Exception as error:  # of the runtime, whose errors have no common class
+            except Exception as error:  # runtimes raise errors of many classes
                 raise InvalidArgumentError(
                     f"a {type(model).__name__} cannot be run by {self.runtime}: {first_line(error)}"
                 ) from error
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """Return the outputs as arrays, in the order of the model's."""
+        """Return the outputs as arrays in the model's order."""
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         arrays = {n: x.detach().numpy() for n, x in zip(self._names, tensors, strict=True)}
-        # The file has no inputs that change nothing.
+        # Inputs that have no effect are not in the file.
         return self._run({name: x for name, x in arrays.items() if name in self._used})
 
     @abstractmethod
@@ -144,14 +143,14 @@ class OpenVinoModel(_ExportedModel):
 
 
 class _FlatArguments(nn.Module):
-    """A model that takes the Tensors of its arguments by position, and nothing else.
+    """A model that takes only the Tensors of its arguments, by position.
 
     Parameters
     ----------
     model : nn.Module
         The model.
     inputs : ModelInputs
-        Its arguments, of which all that are no Tensors stay as they are.
+        Its arguments; all but the Tensors are fixed.
     """
 
     def __init__(self, model: nn.Module, inputs: ModelInputs) -> None:
@@ -159,7 +158,7 @@ class _FlatArguments(nn.Module):
         self.model, self._inputs = model, inputs
 
     def forward(self, *tensors: Tensor) -> Any:
-        """Return what the model returns."""
+        """Return the outputs of the model."""
         rest = iter(tensors)
         return self._inputs.map(lambda _: next(rest)).run(self.model)
 
@@ -167,8 +166,8 @@ class _FlatArguments(nn.Module):
 def _export(model: nn.Module, inputs: ModelInputs, names: list[str], path: str) -> None:
     """Write the ONNX file of a model.
 
-    The exporter that traces takes a seventh of the time of the other, which matters because a
-    budget of latency exports hundreds of layers; the other takes models that it does not.
+    The tracing exporter needs a seventh of the time, which matters because a latency budget exports
+    hundreds of layers; the other exporter supports more models.
     """
     flat = _FlatArguments(model, inputs)
     with evaluation_mode(model), torch.no_grad(), warnings.catch_warnings():
@@ -180,7 +179,7 @@ def _export(model: nn.Module, inputs: ModelInputs, names: list[str], path: str) 
                         flat, tuple(inputs.tensors), path, input_names=names, dynamo=dynamo
                     )
                 return
-            except Exception as error:  # of the exporters, whose errors have no common class
+            except Exception as error:  # exporters raise errors of many classes
                 failure = error
     raise InvalidArgumentError(
         f"a {type(model).__name__} cannot be exported to ONNX: {first_line(failure)}"

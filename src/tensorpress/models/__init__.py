@@ -1,4 +1,4 @@
-"""Models by name: of the zoo, torchvision, timm, transformers, or any function of a module."""
+"""Models by name, from the zoo, torchvision, timm, Transformers, or any function."""
 
 from tensorpress.models.inputs import check_inputs, default_inputs, parse_input
 from tensorpress.models.loading import load_model

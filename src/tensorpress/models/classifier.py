@@ -1,4 +1,4 @@
-"""Classifiers by name, with a head for the classes of a data set."""
+"""Classifiers by name, with a head for the classes of a dataset."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,22 +17,22 @@ from tensorpress.utils.formatting import format_shape
 from tensorpress.utils.module_tree import refuse_scripts
 
 CLASSES = {"torchvision": "num_classes", "timm": "num_classes", "hf": "num_labels"}
-"""What the libraries call the number of classes."""
+"""The option for the number of classes in each library."""
 
 
 def build_classifier(name: str, classes: int, *, new_head: bool = False) -> nn.Module:
-    """Build a model by its name that returns class scores.
+    """Build a model by name that returns class scores.
 
     Parameters
     ----------
     name : str
-        As for `tensorpress.models.load_model`.
+        The name, as in `tensorpress.models.load_model`.
     classes : int
-        The number of outputs of a model of torchvision, timm or Transformers, unless the name says
-        another. A function gets what the name says, and nothing else.
+        Number of outputs of a model from torchvision, timm or Transformers, unless the name sets
+        it. Functions only get the options in the name.
     new_head : bool
-        Whether the head is freshly initialized where the weights of a folder of Transformers are
-        for another number of classes.
+        Whether to initialize a new head if the weights in a Transformers folder are for a different
+        number of classes.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def build_classifier(name: str, classes: int, *, new_head: bool = False) -> nn.M
 
 
 def classifier_name(name: str, classes: int) -> str:
-    """Return the name of a model with its number of classes, unless it says one.
+    """Return the name of a model with its number of classes, unless the name sets it.
 
     Examples
     --------
@@ -60,33 +60,33 @@ def classifier_name(name: str, classes: int) -> str:
 
 
 def _return_logits(_model: nn.Module, _inputs: Any, output: Any) -> Any:
-    """Return the scores alone of what a model of Transformers returns."""
+    """Return the scores from the output of a Transformers model."""
     return getattr(output, "logits", output)
 
 
 def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> None:
-    """Check that a model has parameters, takes images of a shape and returns scores of classes.
+    """Check that a model has parameters, takes images of a shape and returns class scores.
 
     Parameters
     ----------
     model : nn.Module
         The model.
     shape : sequence of int
-        Channels, height and width; of clips, frames come second.
+        Channels, height and width; for clips, frames come second.
     classes : int
-        The least number of scores.
+        The minimum number of scores.
 
     Raises
     ------
     InvalidArgumentError
-        If it does not, or has modules of torch.jit; the message names the layer that fails.
+        If it does not, or has torch.jit modules; the message names the layer that fails.
 
     Examples
     --------
     >>> check_classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2), 10)
     Traceback (most recent call last):
     ...
-    tensorpress.errors.InvalidArgumentError: an image 1×2×2 becomes 1×3, where scores 1×10 belong
+    tensorpress.errors.InvalidArgumentError: expected scores 1×10 for an image 1×2×2, got 1×3
     """
     refuse_scripts(model)
     image = torch.zeros(1, *shape)
@@ -97,16 +97,12 @@ def check_classifier(model: nn.Module, shape: Sequence[int], classes: int) -> No
     if not fits:
         got = format_shape(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidArgumentError(
-            f"an image {format_shape(shape)} becomes {got}, where scores 1×{classes} belong"
+            f"expected scores 1×{classes} for an image {format_shape(shape)}, got {got}"
         )
     if not output.is_floating_point():
-        raise InvalidArgumentError(
-            f"an image becomes {output.dtype}, where scores of a floating-point type belong"
-        )
+        raise InvalidArgumentError(f"expected scores of a floating-point dtype, got {output.dtype}")
     if next(model.parameters(), None) is None:
-        raise InvalidArgumentError(
-            f"{type(model).__name__} has no parameters, expected weights to train or press"
-        )
+        raise InvalidArgumentError(f"{type(model).__name__} has no parameters to train or press")
 
 
 def check_trainable(model: nn.Module, shape: Sequence[int]) -> None:
@@ -115,7 +111,7 @@ def check_trainable(model: nn.Module, shape: Sequence[int]) -> None:
     Raises
     ------
     InvalidArgumentError
-        If the scores are cut off from the parameters.
+        If the scores are detached from the parameters.
 
     Examples
     --------
@@ -125,16 +121,15 @@ def check_trainable(model: nn.Module, shape: Sequence[int]) -> None:
         output = model(torch.zeros(1, *shape))
     if not output.requires_grad and any(p.requires_grad for p in model.parameters()):
         raise InvalidArgumentError(
-            "the scores are cut off from the parameters, expected them with gradients: leave out "
-            "detach and no_grad in forward"
+            "the scores have no gradients: remove detach and no_grad from forward"
         )
 
 
 def default_preprocess(channels: int) -> Preprocess:
-    """Return how images become the inputs of a network that is not in the zoo.
+    """Return the default preprocessing of images for networks outside the zoo.
 
-    Colours are normalized by the mean and standard deviation of ImageNet, for which published
-    weights are; other pixels are divided by 255.
+    Colour images are normalized by the mean and standard deviation of ImageNet, as published
+    weights require; other pixels are divided by 255.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Functions and classes of any importable module, and the models that they build."""
+"""Functions and classes of importable modules, and the models that they build."""
 
 import os
 import sys
@@ -15,9 +15,9 @@ from tensorpress.models.optional_imports import build_module
 
 
 def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
-    """Return the model that a function or a class of an importable module builds.
+    """Build a model with a function or class of an importable module.
 
-    Modules in the current folder can be imported, too.
+    Modules in the current folder can be imported as well.
 
     Parameters
     ----------
@@ -29,7 +29,8 @@ def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn
     Raises
     ------
     InvalidArgumentError
-        If there is no such module or function, or it raises or returns no `torch.nn.Module`.
+        If there is no such module or function, or it raises an error or does not return a
+        `torch.nn.Module`.
 
     Examples
     --------
@@ -42,7 +43,7 @@ def build_from_factory(module: str, name: str, options: Mapping[str, Any]) -> nn
 
 
 def import_function(module: str, name: str) -> Callable[..., Any]:
-    """Return a function or a class of an importable module, which may be in the current folder.
+    """Import a function or class from a module, which may be in the current folder.
 
     Raises
     ------
@@ -68,7 +69,7 @@ def import_function(module: str, name: str) -> Callable[..., Any]:
         raise unknown_choice(module, "function", name, public)
     if not callable(function):
         raise InvalidArgumentError(
-            f"{module}:{name} is {type(function).__name__}, not a function or a class"
+            f"{module}:{name} is a {type(function).__name__}, expected a function or class"
         )
     result: Callable[..., Any] = function
     return result

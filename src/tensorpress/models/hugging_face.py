@@ -1,4 +1,4 @@
-"""Models of transformers, from a folder or the hub."""
+"""Transformers models, from a folder or the hub."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ logger = logging.getLogger("tensorpress.models")
 
 
 def transformers_library() -> Any:
-    """Import and return the package transformers.
+    """Import and return transformers.
 
     Raises
     ------
@@ -40,28 +40,28 @@ def transformers_library() -> Any:
 def build_hugging_face(
     place: str, options: Mapping[str, Any], *, empty: bool, new_head: bool = False
 ) -> nn.Module:
-    """Return the model of transformers that a folder or an entry of the hub describes.
+    """Build the Transformers model of a folder or an entry of the hub.
 
-    The class is the first of the ``architectures`` of the config, or else ``AutoModel``. A folder
-    without weights gives a freshly initialized model and a warning in the log.
+    Its class is the first of the ``architectures`` in the config, or else ``AutoModel``. If a
+    folder has no weights, the model is freshly initialized, with a warning in the log.
 
     Parameters
     ----------
     place : str
-        A folder with a ``config.json``, or an id of the hub. Code that comes with a model is never
-        run, and pickled weights are never read.
+        A folder with a ``config.json``, or a hub id. Code in the folder is never run, and pickled
+        weights are never read.
     options : mapping
-        Entries of the config to change.
+        Changes to the config.
     empty : bool
         Whether to build the model from the config alone, without weights.
     new_head : bool
-        Whether layers for which the folder has weights of another shape, such as a head for other
-        classes, are freshly initialized.
+        Whether to initialize layers whose stored weights have another shape, such as a head for
+        other classes.
 
     Raises
     ------
     TensorPressError
-        If transformers is missing, there is no such model, or the weights do not fill it.
+        If transformers is not installed, there is no such model, or weights are missing.
     """
     transformers = transformers_library()
     config = _load_config(transformers, place, options)
@@ -69,7 +69,7 @@ def build_hugging_face(
     if not empty and _has_weights(Path(place)):
         return _load_pretrained(kind, place, config, new_head)
     if not empty:
-        logger.warning("%s holds no weights: the model is built from its config", place)
+        logger.warning("%s has no weights: the model is freshly initialized from its config", place)
     build = kind.from_config if name == "AutoModel" else kind._from_config
     return build_module(f"hf:{place}", build, {"config": config})
 
@@ -77,20 +77,20 @@ def build_hugging_face(
 def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> Any:
     folder = Path(place)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DataNotFoundError(f"{place} has no config.json, so it is no model of Hugging Face")
+        raise DataNotFoundError(f"{place} has no config.json, expected a Hugging Face model")
     if not folder.is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", place):
         near = did_you_mean(folder)
-        raise DataNotFoundError(f"no folder {place}, and no id of the hub looks like that{near}")
+        raise DataNotFoundError(f"{place} is neither a folder nor a valid hub id{near}")
     if not folder.is_dir():
         _ask_hub(place)
     try:
         config, unused = transformers.AutoConfig.from_pretrained(
             place, trust_remote_code=False, return_unused_kwargs=True, **options
         )
-    except Exception as error:  # of half a dozen libraries below
+    except Exception as error:  # of several libraries
         raise DataNotFoundError(
-            f"hf:{place} is neither a folder with a config.json nor a model that can be read from "
-            f"the hub: {first_line(error)}"
+            f"hf:{place} is neither a folder with a config.json nor a readable model on the hub: "
+            f"{first_line(error)}"
         ) from error
     if unused:
         raise InvalidArgumentError(
@@ -100,7 +100,7 @@ def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> A
 
 
 def _ask_hub(place: str) -> None:
-    """Ask the hub once for a model that is not in its cache, where libraries try for a minute.
+    """Ask the hub for a model that is not in its cache, without the retries of its libraries.
 
     Raises
     ------
@@ -112,29 +112,28 @@ def _ask_hub(place: str) -> None:
         return
     try:
         hub.get_session().head(hub.hf_hub_url(place, "config.json"), timeout=_SECONDS)
-    except Exception as error:  # of the library for HTTP
+    except Exception as error:  # of the HTTP library
         raise DataNotFoundError(
-            f"hf:{place} is no folder here, and the hub cannot be reached: {first_line(error)}"
+            f"hf:{place} is not a local folder, and the hub cannot be reached: {first_line(error)}"
             f"{did_you_mean(place)}"
         ) from error
 
 
 def _model_class(transformers: Any, place: str, config: Any) -> tuple[Any, str]:
-    """Return the class of a config's model and its name, which is nothing but a model's."""
+    """Return the model class of a config and its name; any class but a model is an error."""
     names = config.architectures or ["AutoModel"]
     name = names[0] if isinstance(names, list) else names
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     if not is_model and name != "AutoModel":
         raise InvalidArgumentError(
-            f"hf:{place} is a {name}, which is no model that transformers "
-            f"{transformers.__version__} has"
+            f"hf:{place} is a {name}, which transformers {transformers.__version__} does not have"
         )
     return kind, name
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether there are weights to read, which is assumed of any id of the hub."""
+    """Return whether there are weights to read; this is assumed for hub ids."""
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return True
     pickled = [file for file in sorted(folder.iterdir()) if file.suffix in PICKLED]
@@ -161,6 +160,6 @@ def _load_pretrained(kind: Any, place: str, config: Any, new_head: bool) -> nn.M
         )
     if info["unexpected_keys"]:
         unused = format_names(sorted(info["unexpected_keys"]))
-        logger.warning("%s holds weights that %s has no use for: %s", place, kind.__name__, unused)
+        logger.warning("%s has weights that %s does not use: %s", place, kind.__name__, unused)
     assert isinstance(model, nn.Module)
     return model

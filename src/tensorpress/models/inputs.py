@@ -1,4 +1,4 @@
-"""Example inputs: from a line of text, or what a model is known to take."""
+"""Example inputs, from text or as the default for a known model."""
 
 import re
 from collections.abc import Sequence
@@ -30,19 +30,19 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
     Parameters
     ----------
     text : str
-        The sizes, the batch first, and optionally a dtype, which is float32 by default.
+        The sizes, with the batch first, and optionally a dtype; the default is float32.
     model : nn.Module
-        The model, on whose device the input is. Integers are below the size of its vocabulary.
+        The model. The input is on its device, and integers are below the size of its vocabulary.
 
     Returns
     -------
     Tensor
-        Random values, the same ones at every call.
+        Random values, the same at every call.
 
     Raises
     ------
     InvalidArgumentError
-        If the text has another form, or the input does not fit into memory.
+        If the text has another format, or the input does not fit into memory.
 
     Examples
     --------
@@ -52,11 +52,11 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
     sizes, _, dtype = text.partition(":")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
         raise InvalidArgumentError(
-            f"{text!r} is no input: give sizes and, where it is not float32, a type, as in "
+            f"{text!r} is not an input: expected sizes and, unless it is float32, a dtype, such as "
             "1x3x224x224 or 1x128:int64"
         )
     if dtype and dtype not in _DTYPES:
-        raise unknown_name("type of an input", dtype, _DTYPES)
+        raise unknown_name("input dtype", dtype, _DTYPES)
     try:
         return _example(tuple(map(int, sizes.split("x"))), _DTYPES[dtype or "float32"], model)
     except (RuntimeError, TypeError, ValueError) as error:  # of torch: no memory, or no number
@@ -64,11 +64,11 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
 
 
 def default_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...] | None:
-    """Return inputs of one example for a model built by its name, or None where they are unknown.
+    """Return one example for a model built by name, or None if its inputs are unknown.
 
-    Networks of the zoo take images or clips of one size. Models of torchvision and timm get images
-    of the size of their published weights. Models of transformers get 16 tokens, or an image of the
-    size in their config.
+    Networks of the zoo take images or clips of a fixed size. Models from torchvision and timm get
+    images of the size for their published weights. Transformers models get 16 tokens, or an image
+    of the size in their config.
 
     Examples
     --------
@@ -96,14 +96,14 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     Raises
     ------
     InvalidArgumentError
-        If the model fails; the message names the layer that failed and quotes torch.
+        If the model fails; the message names the layer and quotes torch.
 
     Examples
     --------
     >>> check_inputs(nn.Sequential(nn.Linear(3, 2)), [torch.zeros(1, 4)])
     Traceback (most recent call last):
     ...
-    tensorpress.errors.InvalidArgumentError: the model does not take the input 1x4: layer '0' \
+    tensorpress.errors.InvalidArgumentError: the model fails on the input 1x4: layer '0' \
 (Linear, weight 2x3), which got 1x4: mat1 and mat2 shapes cannot be multiplied (1x4 and 3x2)
     """
     arguments = ModelInputs(tuple(inputs))
@@ -117,22 +117,22 @@ def check_inputs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 def input_error(
     model: nn.Module, inputs: ModelInputs, error: BaseException
 ) -> InvalidArgumentError:
-    """Return the error for inputs on which a model has failed, naming the layer that failed."""
+    """Return the error for inputs on which a model failed; it names the layer."""
     message = first_line(error)
     plural = "s" if len(inputs.tensors) > 1 else ""
     return InvalidArgumentError(
-        f"the model does not take the input{plural} {_texts(inputs)}: "
+        f"the model fails on the input{plural} {_texts(inputs)}: "
         f"{_describe_failure(model, inputs)}{message}"
     )
 
 
 def _describe_failure(model: nn.Module, inputs: ModelInputs) -> str:
-    """Return text that names the layer that fails, and its inputs."""
+    """Return text with the layer that fails and its inputs."""
     running: list[tuple[nn.Module, Any]] = []
     handles = [
         handle
         for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)  # which take no hooks
+        if not isinstance(module, torch.jit.ScriptModule)  # which do not allow hooks
         for handle in (
             module.register_forward_pre_hook(lambda layer, args: running.append((layer, args))),
             module.register_forward_hook(lambda *_: _drop_last(running)),
@@ -141,7 +141,7 @@ def _describe_failure(model: nn.Module, inputs: ModelInputs) -> str:
     try:
         with evaluation_mode(model), torch.no_grad():
             inputs.run(model)
-    except Exception:  # which the caller has
+    except Exception:  # which the caller has already
         return _describe_layer(model, *running[-1]) if running else ""
     finally:
         for handle in handles:
@@ -175,7 +175,7 @@ def _example(shape: tuple[int, ...], dtype: torch.dtype, model: nn.Module) -> Te
 
 
 def _vocabulary(model: nn.Module) -> int:
-    """Return the size of the vocabulary, which all tokens are below."""
+    """Return the size of the vocabulary."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
@@ -187,7 +187,7 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _hugging_face_input(model: nn.Module) -> tuple[tuple[int, ...] | None, torch.dtype]:
-    """Return shape and type of the main input of a model of transformers."""
+    """Return shape and dtype of the main input of a Transformers model."""
     config, main = model.config, getattr(model, "main_input_name", "input_ids")
     if main == "input_ids":
         longest = getattr(config, "max_position_embeddings", _TOKENS) or _TOKENS
@@ -200,7 +200,7 @@ def _hugging_face_input(model: nn.Module) -> tuple[tuple[int, ...] | None, torch
 
 
 def _texts(inputs: ModelInputs) -> str:
-    """Return tensors as `parse_input` takes them, with the names of arguments."""
+    """Return tensors as text for `parse_input`, with argument names."""
     named = [("", value) for value in inputs.positional]
     named += [(f"{name} ", value) for name, value in inputs.named.items()]
     texts = []

@@ -1,4 +1,4 @@
-"""Building a model from its name."""
+"""Models by name."""
 
 import os
 from collections.abc import Callable
@@ -25,33 +25,33 @@ def load_model(
     device: str | torch.device = "cpu",
     meta: bool = False,
 ) -> nn.Module:
-    """Build a model by its name, in eval mode.
+    """Build a model by name, in eval mode.
 
     Parameters
     ----------
     name : str
-        The name of a network of the zoo, such as ``resnet20``, or ``torchvision:NAME``,
-        ``timm:NAME``, ``hf:FOLDER_OR_ID`` for a model of transformers with its weights, or
-        ``package.module:function`` for a function, which may be in the current folder. Keyword
-        arguments follow after commas: ``torchvision:resnet18,num_classes=10``.
+        The name of a network in the zoo, such as ``resnet20``; ``torchvision:NAME``; ``timm:NAME``;
+        ``hf:FOLDER_OR_ID`` for a Transformers model with its weights; or
+        ``package.module:function``, which may be in the current folder. Keyword arguments follow
+        after commas: ``torchvision:resnet18,num_classes=10``.
     weights : path, optional
-        A safetensors file, or a state dict that ``torch.save`` wrote, with all tensors of the
-        model. Without it, they are random, unless the folder or the function provides them.
+        A safetensors file, or a state dict written by ``torch.save``, with all tensors of the
+        model. By default they are random, unless the folder or function provides them.
     device : str or device
         The device of the model.
     meta : bool
-        Whether to build the model on the meta device, where it takes no memory and has no values.
-        A model that reads values while it is built cannot be built there.
+        Whether to build the model on the meta device, without memory or values. Models that read
+        values while they are built do not support this.
 
     Raises
     ------
     InvalidArgumentError
-        If the name is unknown (the message has the nearest names), the function fails or returns no
-        module, or the weights of a folder are pickled.
+        If the name is unknown (the message suggests similar ones), the function fails or does not
+        return a module, or weights in a folder are pickled.
     DataNotFoundError, CorruptFileError, ModelMismatchError
         If the weights are missing, damaged or do not fit.
     TensorPressError
-        If a package is missing, which the message names.
+        If a package is missing; the message names it.
 
     Examples
     --------
@@ -65,9 +65,9 @@ def load_model(
         why = (
             "a model on the meta device has no values"
             if meta
-            else "a model of Hugging Face is a folder that holds its weights: hf:FOLDER"
+            else "a Hugging Face model is loaded with the weights in its folder, hf:FOLDER"
         )
-        raise InvalidArgumentError(f"{name} takes no file of weights: {why}")
+        raise InvalidArgumentError(f"{name} does not take a weight file: {why}")
     build = find_builder(parsed, empty=meta)
     if meta:
         with torch.device("meta"):
@@ -81,16 +81,16 @@ def load_model(
 def find_builder(
     parsed: ModelName, *, empty: bool = False, new_head: bool = False
 ) -> Callable[[], nn.Module]:
-    """Return the function that builds the model of a name.
+    """Return a function that builds the model with a name.
 
     Parameters
     ----------
     parsed : ModelName
         The name.
     empty : bool
-        Whether a model of Hugging Face is built without the weights of its folder.
+        Whether to build a Hugging Face model without the weights in its folder.
     new_head : bool
-        Whether its head may be for other classes than those weights; see `build_hugging_face`.
+        Whether its head may differ from those weights; see `build_hugging_face`.
     """
     name, options = parsed.name, parsed.options
     if parsed.origin == "torchvision":
@@ -103,9 +103,9 @@ def find_builder(
         return lambda: build_from_factory(parsed.origin, name, options)
     if name not in NETWORKS:
         raise InvalidArgumentError(
-            f"{unknown_name('network', name, NETWORKS)}. Models of others are named {FORMS}, and "
+            f"{unknown_name('network', name, NETWORKS)}. Other models are named {FORMS}, and "
             f"there is no folder {name}{did_you_mean(name)}"
         )
     if options:
-        raise InvalidArgumentError(f"{name}, a network of the zoo, takes no options")
+        raise InvalidArgumentError(f"{name} is a network of the zoo and takes no options")
     return NETWORKS[name].build

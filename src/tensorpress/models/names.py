@@ -1,4 +1,4 @@
-"""Names of models: an origin, a name there, and keyword arguments."""
+"""Names of models: an origin, a name and keyword arguments."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -9,10 +9,10 @@ from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.config_parsing import parse_yaml
 
 LIBRARIES = ("torchvision", "timm", "hf")
-"""The origins before the colon, besides the module of a function."""
+"""Origins before the colon, besides modules of functions."""
 
 FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER_OR_ID or package.module:function"
-"""The forms of names of models outside the zoo, for messages."""
+"""The formats of names outside the zoo, for messages."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class ModelName:
     Attributes
     ----------
     origin : str
-        One of `LIBRARIES`, the module of a function, or empty for the zoo.
+        One of `LIBRARIES`, the module of a function, or "" for the zoo.
     name : str
-        The name of the model at its origin.
+        The name of the model or function.
     options : dict
         Keyword arguments of the function that builds the model.
     """
@@ -39,9 +39,9 @@ class ModelName:
 
 
 def parse_name(text: str) -> ModelName:
-    """Parse a model's name of the form ``[ORIGIN:]NAME[,KEY=VALUE]...``.
+    """Parse a model name, ``[ORIGIN:]NAME[,KEY=VALUE]...``.
 
-    Values are parsed as YAML: numbers, true and false, null, and text otherwise.
+    Values are parsed as YAML: numbers, true, false, null, or else text.
 
     Raises
     ------
@@ -59,14 +59,14 @@ def parse_name(text: str) -> ModelName:
     origin, colon, name = path.rpartition(":")
     if not name or (colon and not origin):
         raise InvalidArgumentError(
-            f"{text!r} names no model: give the name of a network of the zoo, {FORMS}"
+            f"{text!r} is not a model name: expected a network of the zoo, {FORMS}"
         )
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key.isidentifier() and equals):
             raise InvalidArgumentError(
-                f"{text!r}: expected KEY=VALUE after the comma, not {pair!r}"
+                f"{text!r}: expected KEY=VALUE after the comma, got {pair!r}"
             )
         options[key] = parse_yaml(value)
     return ModelName(origin, name, options)
@@ -75,12 +75,12 @@ def parse_name(text: str) -> ModelName:
 def unknown_choice(
     owner: str, kind: str, name: str, known: Collection[str]
 ) -> InvalidArgumentError:
-    """Return the error for a name that is not among very many known ones, with the nearest of them.
+    """Return the error for an unknown name, which suggests similar names out of very many.
 
     Parameters
     ----------
     owner : str
-        The package or module that should have the name.
+        The package or module that lacks the name.
     kind : str
         The kind of object, such as "model".
     name : str

@@ -1,4 +1,4 @@
-"""Imports of optional packages, and calls of functions from other packages."""
+"""Imports of optional packages, and calls of their functions."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -17,7 +17,7 @@ def require(module: str, purpose: str) -> Any:
     Parameters
     ----------
     module : str
-        The name of the module, which begins with the name of the package for ``pip install``.
+        The name of the module, which starts with the package name for ``pip install``.
     purpose : str
         The purpose of the module, for the message.
 
@@ -39,11 +39,11 @@ def require(module: str, purpose: str) -> Any:
     try:
         return import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
-        raise TensorPressError(f"{purpose} needs {package}, which fails: {error}") from error
+        raise TensorPressError(f"{purpose} needs {package}, whose import fails: {error}") from error
 
 
 def build_module(what: str, build: Callable[..., object], options: Mapping[str, Any]) -> nn.Module:
-    """Return the `torch.nn.Module` that a function of another package builds.
+    """Build a `torch.nn.Module` with a function of another package.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def build_module(what: str, build: Callable[..., object], options: Mapping[str, 
     Raises
     ------
     InvalidArgumentError
-        If the function raises, with the file and line, or returns something else.
+        If the function raises an error (the message has file and line) or returns anything else.
 
     Examples
     --------

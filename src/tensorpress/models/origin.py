@@ -1,4 +1,4 @@
-"""The origin of a model in a folder: which dense model it was made from, and for which data."""
+"""The origin of a model in a folder: its dense model, weights and data."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,26 +11,26 @@ from tensorpress.utils.config_parsing import parse_json
 from tensorpress.utils.paths import read_file
 
 FILE = "origin.json"
-"""The file of a folder that holds its origin."""
+"""The file with the origin of the model in a folder."""
 
 _TRUSTED = ("", "torchvision", "timm")
-"""Libraries of models that a folder may name: to build them runs no code of the folder's author."""
+"""Libraries that a folder may name, because they run no code of the folder's author."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a folder says of its model.
+    """The origin of a model in a folder.
 
     Attributes
     ----------
     model : str or None
-        The name of the dense model, as for `tensorpress.models.load_model`.
+        The name of the dense model, as in `tensorpress.models.load_model`.
     weights : str or None
-        The file of the dense model's weights, where it was when the folder was written.
+        The path of the dense model's weights when the folder was written.
     data : str or None
         The data that the model was fitted to or tested on.
     preprocess : str or None
-        How the model takes images, where its name does not say it.
+        The preprocessing of images, if the name of the model does not determine it.
     """
 
     model: str | None = None
@@ -39,7 +39,7 @@ class Origin:
     preprocess: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the origin into a folder; one in Hugging Face's layout has a config instead."""
+        """Write the origin to a folder, unless it is in Hugging Face's layout and has a config."""
         if self.model is None or parse_name(self.model).origin == "hf":
             return
         content = {key: value for key, value in asdict(self).items() if value is not None}
@@ -47,7 +47,7 @@ class Origin:
 
     @staticmethod
     def read(folder: Path) -> "Origin":
-        """Read the origin of a folder, which is not trusted; it is empty where there is none."""
+        """Read the origin of an untrusted folder; it is empty if there is none."""
         try:
             content = parse_json(read_file(folder / FILE))
         except TensorPressError:
@@ -57,16 +57,16 @@ class Origin:
         return Origin(**{k: v for k, v in texts if k in keys and isinstance(v, str)})
 
     def trusted_model(self, folder: Path) -> str | None:
-        """Return the name of the dense model, or None where the folder does not have it.
+        """Return the name of the dense model, or None if the folder does not have it.
 
         Raises
         ------
         ModelMismatchError
-            If the name is of a function, which only a user may name.
+            If the name is that of a function, which only the user may choose.
         """
         if self.model is not None and parse_name(self.model).origin not in _TRUSTED:
             raise ModelMismatchError(
-                f"{folder} was made from {self.model}, and to build that runs code: say by --model "
-                f"{self.model} that you trust it"
+                f"{folder} was made from {self.model}, and building that runs its code: pass "
+                f"--model {self.model} if you trust it"
             )
         return self.model

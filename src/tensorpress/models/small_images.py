@@ -1,6 +1,7 @@
-"""Two networks of torchvision for images of 32x32, where their own stem or classifier has no use.
+"""Two networks of torchvision adapted to images of 32x32.
 
-Every other network of torchvision takes such images as it is.
+Their stem or classifier is made for larger images. All other networks of torchvision take such
+images unchanged.
 """
 
 from torch import nn
@@ -11,8 +12,8 @@ from tensorpress.models.torchvision import torchvision_models
 def alexnet(num_classes: int = 10) -> nn.Module:
     """Return torchvision's AlexNet with a 5x5 first convolution of stride 2.
 
-    The 11x11 one of stride 4 leaves 7x7 positions of a 32x32 image, of which the three poolings
-    leave none. Here they leave one, which is what the first linear layer reads. Inputs are
+    The original 11x11 convolution of stride 4 reduces a 32x32 image to 7x7 positions, and three
+    poolings to none. Here they leave one, which is the input of the first linear layer. Inputs are
     ``(N, 3, 32, 32)``.
 
     References
@@ -34,10 +35,10 @@ def alexnet(num_classes: int = 10) -> nn.Module:
 
 
 def vgg16(num_classes: int = 10) -> nn.Module:
-    """Return torchvision's VGG-16 with batch norm, whose first linear layer reads one position.
+    """Return torchvision's VGG-16 with batch norm and a smaller first linear layer.
 
-    The five poolings leave one position of a 32x32 image, of which torchvision makes 49 copies
-    for a linear layer of 102,760,448 weights. Inputs are ``(N, 3, 32, 32)``.
+    Five poolings reduce a 32x32 image to one position, which torchvision would copy 49 times for a
+    linear layer of 102,760,448 weights. Inputs are ``(N, 3, 32, 32)``.
 
     References
     ----------

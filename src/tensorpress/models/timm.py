@@ -1,4 +1,4 @@
-"""The models of timm."""
+"""Models of timm."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def build_timm(name: str, options: Mapping[str, Any]) -> nn.Module:
     Raises
     ------
     TensorPressError
-        If the name is unknown, the model does not take the options, or timm is missing.
+        If the name is unknown, the options are wrong, or timm is not installed.
     """
     mend_torchvision()
     timm = require("timm", "a model of timm")

@@ -1,4 +1,4 @@
-"""The models of torchvision."""
+"""Models of torchvision."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,9 +19,9 @@ _FRAMES = 16
 def torchvision_models() -> Any:
     """Return the module ``torchvision.models``, even if its compiled part cannot be loaded.
 
-    When torchvision is imported, it describes two operators of its compiled part to torch. A wheel
-    for CUDA cannot load that part beside a torch without CUDA, and the import fails although no
-    classifier needs the operators. In that case this function declares them.
+    On import, torchvision registers two operators of its compiled part with torch. A CUDA wheel
+    cannot load that part next to a torch without CUDA, and the import fails, although no classifier
+    needs these operators. In that case this function declares them.
 
     Raises
     ------
@@ -43,14 +43,14 @@ def torchvision_models() -> Any:
 
 
 def mend_torchvision() -> None:
-    """Make an installed torchvision importable for timm and transformers, which import it."""
+    """Make torchvision, if installed, importable for timm and transformers."""
     with suppress(TensorPressError):
         torchvision_models()
 
 
 @cache
 def _declare_operators() -> torch.library.Library:
-    """Declare the operators and return their library, which the cache keeps alive."""
+    """Declare the operators, and return their library, which must stay alive in the cache."""
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         schema = f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -64,7 +64,7 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
     Raises
     ------
     TensorPressError
-        If the name is unknown, the model does not take the options, or torchvision is missing.
+        If the name is unknown, the options are wrong, or torchvision is not installed.
     """
     models = torchvision_models()
     known = models.list_models()
@@ -73,10 +73,10 @@ def build_torchvision(name: str, options: Mapping[str, Any]) -> nn.Module:
     for key in options:
         if key.startswith("weights"):
             raise InvalidArgumentError(
-                f"torchvision:{name} takes no {key}, which torchvision reads with pickle: load a "
-                "safetensors file"
+                f"torchvision:{name} does not take {key}, which torchvision reads with pickle: "
+                "load a safetensors file"
             )
-    # The backbones of detectors and segmenters are downloaded unless this is said.
+    # Otherwise torchvision downloads the backbones of detectors and segmenters.
     backbone = {"weights_backbone": None} if _has_backbone(models, name) else {}
     return build_module(
         f"torchvision:{name}", models.get_model_builder(name), {**options, **backbone}

@@ -54,7 +54,8 @@ class TrainBatches:
             ) from None
         if total < state.num_processes:
             raise InvalidArgumentError(
-                f"expected at least {state.num_processes} batches, one per process, got {total}"
+                f"train_batches has {total} batches, expected at least {state.num_processes}, one "
+                "per process"
             )
         self._source = source
         self._shard: Any = source

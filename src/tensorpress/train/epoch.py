@@ -184,7 +184,7 @@ class EpochRunner:
                 lr = learning_rate(self._config, epoch * steps + number - 1, steps)
                 raise DivergedError(
                     f"the loss is {loss} in epoch {epoch + 1}, step {number} of {steps}, at "
-                    f"learning rate {lr:.3g}: lower lr"
+                    f"learning rate {lr:.3g}: try a lower lr"
                 )
             sums.loss += loss
             sums.penalty += penalty

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or not there at all."""
+"""Atomic writes: a file is either complete or unchanged."""
 
 import os
 import platform
@@ -16,17 +16,17 @@ import psutil
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.utils.paths import kind_of_file
 
-_LONGEST_NAME = 120  # bytes of a file's name that stay in the name of its temporary file
+_LONGEST_NAME = 120  # bytes of a file name that are part of the name of its temporary file
 
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path whose file replaces ``path`` at the end of the block.
 
-    The file is flushed to disk before it is renamed. If the block raises, the temporary file is
-    removed and ``path`` is unchanged; if its process is killed, the next one that writes the same
-    file removes it. A symbolic link stays, and the file that it leads to is
-    replaced; the new file has the permissions of the old one.
+    The file is flushed to disk before it is renamed. If the block raises an error, the temporary
+    file is removed and ``path`` is unchanged; if the process is killed, the next one that writes
+    the same file removes it. If ``path`` is a symbolic link, the file that it points to is
+    replaced. The new file has the permissions of the old one.
 
     Raises
     ------
@@ -53,20 +53,20 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(path, error.strerror or error) from error
     finally:
-        with suppress(OSError):  # whatever failed before is the error to show
+        with suppress(OSError):  # the first error matters
             temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return the file that a path leads to, through symbolic links, if it can be written.
 
-    Work that takes minutes checks its path first.
+    Long work should check its output path first.
 
     Raises
     ------
     InvalidArgumentError
-        If the path leads to something other than a regular file, such as a device, or to a folder
-        that is missing or that cannot be written in.
+        If the path leads to anything other than a regular file, such as a device, or its folder is
+        missing or not writable.
 
     Examples
     --------
@@ -97,23 +97,25 @@ def real_path(path: str | os.PathLike[str]) -> Path:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder with those it is in, where they are missing, and return it.
+    """Create a folder and its parents if they do not exist, and return it.
 
     Raises
     ------
     InvalidArgumentError
-        If it cannot be made, for instance because the disk is full or a file has its name.
+        If it cannot be created, for instance because the disk is full or a file has the same name.
     """
     folder = real_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidArgumentError(f"{os.fspath(path)} cannot be made: {error.strerror}") from error
+        raise InvalidArgumentError(
+            f"{os.fspath(path)} cannot be created: {error.strerror}"
+        ) from error
     return folder
 
 
 def put_in_place(file: Path, target: Path) -> None:
-    """Rename a complete file to one that `check_writable` returned, with the permissions of that.
+    """Rename a complete file to a path from `check_writable`, with its permissions.
 
     Raises
     ------
@@ -153,13 +155,13 @@ def _remove_dead(paths: Iterable[Path], prefix: str) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write bytes to a file, which then exists complete or unchanged."""
+    """Write bytes to a file, which is then either complete or unchanged."""
     with replace_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def _prefix(target: Path) -> str:
-    """Return what names of temporary files for a target begin with; long names are hashed."""
+    """Return the prefix of temporary files for a target; long names are hashed."""
     name = os.fsencode(target.name)
     return f".{target.name if len(name) <= _LONGEST_NAME else sha256(name).hexdigest()}."
 

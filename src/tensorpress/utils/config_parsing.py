@@ -1,4 +1,4 @@
-"""Strict YAML and JSON; checks of plain data against pydantic models, with errors by key."""
+"""Strict YAML and JSON, and validation of plain data by pydantic with errors by key."""
 
 import json
 import reprlib
@@ -11,21 +11,21 @@ from pydantic import BaseModel, ValidationError
 
 from tensorpress.errors import InvalidArgumentError
 
-_MOST_DIGITS = 80  # of an integer of 64 bits, in any base and with underscores
+_MOST_DIGITS = 80  # of a 64-bit integer, in any base and with underscores
 _SHOWN_DIGITS = 20
-_MOST_KEYS = 10_000  # of a mapping, those merged into it included
+_MOST_KEYS = 10_000  # of a mapping, including merged ones
 
 
 def parse_yaml(text: str | bytes) -> Any:
     """Parse YAML into dictionaries, lists, strings, numbers, booleans and None.
 
-    The text, in UTF-8, cannot name Python objects, and a date is a string. A duplicate key is an
-    error, where YAML libraries silently take the last value, and so is an integer beyond 64 bits.
+    The text must be UTF-8 and cannot create Python objects; dates are strings. Duplicate keys, of
+    which YAML libraries silently use the last, and integers beyond 64 bits are errors.
 
     Raises
     ------
     InvalidArgumentError
-        If the text cannot be parsed; the message says where.
+        If the text cannot be parsed; the message has the place.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     text : str or bytes
         The text.
     finite : bool
-        Whether numbers that are infinite or NaN are errors, as in JSON itself.
+        Whether to reject NaN and infinite numbers, as standard JSON does.
 
     Raises
     ------
@@ -79,13 +79,13 @@ def _decode(text: str | bytes) -> str:
 
 
 def _check_tree(value: Any, around: set[int], done: set[int]) -> Any:
-    """Return plain data; refuse a list that is in itself, and text that no file can hold."""
+    """Check that lists do not contain themselves, and that text can be encoded."""
     if isinstance(value, str):
         value.encode()
     if not isinstance(value, list | dict) or id(value) in done:
         return value
     if id(value) in around:
-        raise ValueError("a list or mapping is within itself")
+        raise ValueError("a list or mapping contains itself")
     around.add(id(value))
     for part in [*value, *value.values()] if isinstance(value, dict) else value:
         _check_tree(part, around, done)
@@ -130,14 +130,14 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
                     raise yaml.constructor.ConstructorError(
-                        problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                        problem=f"the key {key.value!r} is used twice", problem_mark=key.start_mark
                     )
                 seen.add((key.tag, key.value))
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
-        if len(node.value) > _MOST_KEYS:  # mappings merged into mappings can grow exponentially
+        if len(node.value) > _MOST_KEYS:  # merged mappings can grow exponentially
             raise yaml.constructor.ConstructorError(
                 problem="too many keys", problem_mark=node.start_mark
             )
@@ -160,11 +160,11 @@ Model = TypeVar("Model", bound=BaseModel)
 SHORT = reprlib.Repr()
 """Shortens values for messages."""
 
-SHORT.maxlevel = 2  # a few aliases in YAML can stand for any number of nested lists
+SHORT.maxlevel = 2  # YAML aliases can create any number of nested lists
 
 
 def validate(kind: type[Model], content: Any, what: str) -> Model:
-    """Return plain data as a pydantic model.
+    """Convert plain data to a pydantic model.
 
     Parameters
     ----------
@@ -178,8 +178,8 @@ def validate(kind: type[Model], content: Any, what: str) -> Model:
     Raises
     ------
     InvalidArgumentError
-        If a key is missing or unknown, or a value cannot be used. The message names every such key,
-        and the nearest known ones.
+        If a key is missing or unknown, or a value is invalid. The message lists all errors by key
+        and suggests similar keys.
 
     Examples
     --------
@@ -193,7 +193,7 @@ def validate(kind: type[Model], content: Any, what: str) -> Model:
     if not isinstance(content, dict):
         keys = list(kind.model_fields)
         raise InvalidArgumentError(
-            f"a {what} is a mapping of keys, such as {keys[0]} and {keys[1]}"
+            f"a {what} must be a mapping with keys such as {keys[0]} and {keys[1]}"
         )
     try:
         return kind.model_validate(content)
@@ -216,7 +216,7 @@ def _mistake(kind: type[BaseModel], what: str, detail: Any) -> str:
 
 
 def _did_you_mean(kind: type[BaseModel], where: list[str]) -> str:
-    """Name the known keys nearest to the last one, in the section that the others lead to."""
+    """Suggest keys similar to the last one, in its section."""
     section = kind
     for part in where[:-1]:
         if part in section.model_fields:
@@ -232,8 +232,8 @@ def _did_you_mean(kind: type[BaseModel], where: list[str]) -> str:
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section among the types an annotation is made of."""
-    parts = get_args(annotation)  # in Python 3.10 tuple[int, ...] is a type, too
+    """Return the section class in an annotation."""
+    parts = get_args(annotation)  # in Python 3.10 tuple[int, ...] is also a type
     if not parts and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section_in, parts)), None)

@@ -1,4 +1,4 @@
-"""Independent jobs on any `concurrent.futures.Executor`: a process pool, Dask, MPI."""
+"""Independent jobs on any `concurrent.futures.Executor`: a process pool, Dask or MPI."""
 
 import os
 import signal
@@ -25,29 +25,28 @@ Key = TypeVar("Key")
 Result = TypeVar("Result")
 
 IN_FLIGHT = 64
-"""Jobs submitted at once to an executor that does not say how many workers it has."""
+"""Jobs submitted at once to an executor with an unknown number of workers."""
 
 
 def check_processes(processes: int) -> None:
     """Raise an `InvalidArgumentError` unless a number of processes is a positive integer."""
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise InvalidArgumentError(f"processes are a number of at least 1, got {processes!r}")
+        raise InvalidArgumentError(f"processes must be an integer of at least 1, got {processes!r}")
 
 
 @contextmanager
 def open_executor(
     processes: int = 1, executor: Executor | None = None
 ) -> Iterator[Executor | None]:
-    """Yield the executor that jobs run on; None stands for this process.
+    """Yield the executor for jobs; None stands for this process.
 
     Parameters
     ----------
     processes : int
-        The size of a process pool that lives as long as the block. Its workers are started by
-        spawning and have one thread each. They end when the block is left by an error, and when
-        this process dies.
+        Size of a process pool that exists during the block. Its workers are spawned and have one
+        thread each. They end when the block raises an error, and when this process dies.
     executor : Executor, optional
-        An executor of the caller, which is used in place of a pool and not shut down.
+        An executor to use instead of a pool; it is not shut down.
 
     Raises
     ------
@@ -58,9 +57,9 @@ def open_executor(
     if executor is not None or processes == 1:
         yield executor
         return
-    # A forked process would hang in the threads that its parent had started.
+    # A forked process could hang on locks of its parent's threads.
     context = get_context("spawn")
-    # Workers read the end of the block, and that of this process, as the end of this pipe.
+    # When the block or this process ends, this pipe is closed, and the workers end.
     reader, writer = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, context, _start_worker, (reader,))
     try:
@@ -76,7 +75,7 @@ def open_executor(
 
 @contextmanager
 def connect_cluster(address: str | None) -> Iterator[Executor | None]:
-    """Yield the executor of a Dask cluster, None without an address.
+    """Yield the executor of a Dask cluster, or None without an address.
 
     Parameters
     ----------
@@ -86,7 +85,7 @@ def connect_cluster(address: str | None) -> Iterator[Executor | None]:
     Raises
     ------
     InvalidArgumentError
-        If the package `distributed` is missing, or no scheduler answers.
+        If the package `distributed` is not installed, or no scheduler answers.
     """
     if address is None:
         yield None
@@ -111,30 +110,31 @@ def run_jobs(
     function: Callable[..., Result],
     jobs: Iterable[tuple[Key, tuple[Any, ...]]],
 ) -> Iterator[tuple[Key, Result]]:
-    """Call a function for every job and yield the results as they come.
+    """Call a function for every job, and yield the results as they become available.
 
-    Arguments are asked for when their turn comes: one job more is submitted than there are
-    workers, so that none waits, and so that few arguments are in memory.
+    Arguments are produced when they are needed. One job more is submitted than there are workers,
+    so that no worker waits and few arguments are in memory.
 
     Parameters
     ----------
     executor : Executor, optional
-        Where the function is called; without it, in this process, in the order of the jobs.
+        Workers for the jobs; by default they run in this process, in order.
     function : callable
-        A function of a module, which an executor can pickle.
+        Function that an executor can pickle: one defined at the top level of a module.
     jobs : iterable of (key, arguments)
-        What to call it with. Keys are hashable and name the jobs in errors.
+        Arguments of each job. Keys are hashable and name the jobs in errors.
 
     Yields
     ------
     key, result
-        Of each job. Errors that a job raises are raised here, and what has not begun is cancelled.
+        The key and result of each job. If a job raises an error, it is raised here, and jobs that
+        have not begun are cancelled.
 
     Raises
     ------
     TensorPressError
-        If a worker ends before its job does, or the executor gives its jobs up (as Dask does when
-        its scheduler ends), naming the jobs that were running.
+        If a worker dies, or the executor cancels its jobs (as Dask does when its scheduler ends);
+        the message names the jobs that were running.
 
     Examples
     --------
@@ -171,25 +171,25 @@ def _result(future: "Future[Result]", keys: Sequence[object]) -> Result:
         raise
     except CancelledError:
         raise TensorPressError(
-            f"the executor gave up its work on {_list_names(keys)}: it was shut down, or its "
-            "scheduler ended or can no longer be reached; start again to go on"
+            f"the executor cancelled {_list_names(keys)}: it was shut down, or its scheduler ended "
+            "or cannot be reached; repeat the call to continue"
         ) from None
     except Exception as error:
-        # Dask gives up on a job whose workers died three times.
+        # Dask cancels a job after three workers died.
         if type(error).__name__ == "KilledWorker":
             raise _worker_ended(keys) from None
         if isinstance(error, PicklingError | AttributeError | TypeError) and "pickle" in str(error):
             raise InvalidArgumentError(
-                f"a job cannot be sent to other processes: {error}"
+                f"a job cannot be sent to another process: {error}"
             ) from None
         raise
 
 
 def _worker_ended(keys: Sequence[object]) -> TensorPressError:
     return TensorPressError(
-        f"a process ended before its work on {_list_names(keys)} did. Either memory ran out: use "
-        "fewer processes. Or this is a script that does not start its work under `if __name__ == "
-        '"__main__":`, as Python asks of scripts that use several processes'
+        f"a process died during {_list_names(keys)}. Either memory ran out: use fewer processes. "
+        'Or a script does not start under `if __name__ == "__main__":`, which Python requires if '
+        "it uses several processes"
     )
 
 
@@ -198,10 +198,11 @@ def _list_names(keys: Sequence[object]) -> str:
 
 
 def _start_worker(reader: "connection.Connection") -> None:
-    """Prepare a process of the pool: one thread, no interrupts, and an end with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends the pool
+    """Prepare a process of the pool: one thread, no interrupts, and it ends with its parent."""
+    # Ctrl-C interrupts the parent, which ends the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_pipe, args=(reader,), daemon=True).start()
-    import torch  # after the thread, because it takes seconds in which the parent may die
+    import torch  # after the thread, because the import takes seconds
 
     torch.set_num_threads(1)
 

@@ -4,11 +4,11 @@ import traceback
 from collections.abc import Sequence
 
 MAX_NAMES = 5
-"""Number of names that a message lists."""
+"""Number of names listed in a message."""
 
 
 def format_shape(sizes: Sequence[int]) -> str:
-    """Return sizes with multiplication signs between them.
+    """Return sizes, separated by multiplication signs.
 
     Examples
     --------
@@ -19,7 +19,7 @@ def format_shape(sizes: Sequence[int]) -> str:
 
 
 def format_names(names: list[str]) -> str:
-    """Return the first five names, quoted, and the number of the others.
+    """Return the first five names in quotes, and the number of further names.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Jobs whose results are files, so that what was interrupted goes on where it stopped."""
+"""Jobs with results in files, so that interrupted work can be continued."""
 
 import json
 import logging
@@ -26,23 +26,23 @@ SUBJECT = "subject.json"
 
 
 class JobFolder:
-    """A folder that holds the result of every finished job, one JSON file each.
+    """A folder with the results of finished jobs, in one JSON file each.
 
-    Only the process that calls `run` writes to it. A result is there complete or not at all.
+    Only the process that calls `run` writes to it, and incomplete results never appear.
 
     Parameters
     ----------
     folder : path
-        Made if it is not there.
+        The folder, which is created if needed.
     subject : mapping of str to JSON value
-        What the jobs are about. A folder holds the results of one subject.
+        Description of the work. A folder has the results of a single subject.
 
     Raises
     ------
     InvalidArgumentError
-        If the folder is about something else (naming what differs) or cannot be written.
+        If the folder has another subject (the message names the difference) or cannot be written.
     CorruptFileError
-        If its subject cannot be read.
+        If the stored subject cannot be read.
 
     Examples
     --------
@@ -66,14 +66,14 @@ class JobFolder:
         self._check_subject(_read_object(path), json.loads(text))
 
     def results(self) -> dict[str, Any]:
-        """Return the results of the jobs that are done, by name.
+        """Return the results of finished jobs by name.
 
-        A damaged result is left out with a warning, and its job will be done again.
+        A damaged result is left out with a warning, and its job is repeated.
 
         Raises
         ------
         InvalidArgumentError
-            For a result of another subject.
+            If a result is of another subject.
         """
         results = {}
         for path in sorted(self.folder.glob("*.json")):
@@ -82,7 +82,7 @@ class JobFolder:
             try:
                 entry = self._read_entry(path)
             except CorruptFileError as error:
-                logger.warning("%s: its job is done again", error)
+                logger.warning("%s: the job will be repeated", error)
             else:
                 results[entry["job"]] = entry["result"]
         return results
@@ -96,34 +96,35 @@ class JobFolder:
         executor: Executor | None = None,
         describe: Callable[[str, Any], str] = lambda name, result: f"{name} done",
     ) -> dict[str, Any]:
-        """Do every job whose result is not there, and return all results.
+        """Do all jobs without a result, and return all results.
 
         Parameters
         ----------
         jobs : mapping of str to tuple
-            The arguments of each job by its name, the first to do first.
+            The arguments of each job by name, in order.
         function : callable
-            From the arguments of a job to a JSON value.
+            Function from the arguments of a job to a JSON value.
         title : str
-            What the progress bar, and each line of the logger ``tensorpress.jobs``, says.
+            Title of the progress bar and of the lines of the logger ``tensorpress.jobs``.
         executor : Executor, optional
-            Where jobs run; without it, in this process. See `tensorpress.utils.executors`.
+            Workers for the jobs; by default they run in this process. See
+            `tensorpress.utils.executors`.
         describe : callable
-            From a job's name and result to what the logger says of it.
+            Function from a job's name and result to the text of its log line.
 
         Returns
         -------
         dict
-            From each name to its result, in the order of ``jobs``.
+            The results by name, in the order of ``jobs``.
 
         Raises
         ------
         InvalidArgumentError
-            If a result is no JSON value or the folder cannot be written.
+            If a result is not a JSON value, or the folder cannot be written.
         TensorPressError
-            If a worker ends before its job does.
+            If a worker dies.
 
-        Whatever a job raises is raised here; the results of finished jobs stay.
+        Errors of jobs are raised here; the results of finished jobs are preserved.
         """
         results = self.results()
         done = {name: results[name] for name in jobs if name in results}
@@ -143,20 +144,20 @@ class JobFolder:
         function: Callable[..., Any],
         executor: Executor | None = None,
     ) -> Iterator[tuple[str, Any]]:
-        """Do jobs, whatever results are there, and yield each result once it is written.
+        """Do jobs, even if they have results, and yield each result after it is written.
 
-        Parameters and errors are those of `run`.
+        Parameters and errors are the same as those of `run`.
         """
         for name, result in run_jobs(executor, function, jobs.items()):
             yield name, self._write_entry(name, result)
 
     def _path(self, name: str) -> Path:
-        """Return the file of a job: a readable beginning, and a digest that tells it apart."""
+        """Return the file of a job, with a readable prefix and a unique hash."""
         readable = re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60].strip("-")
         return self.folder / f"{readable}.{sha256(name.encode()).hexdigest()[:12]}.json"
 
     def _write_entry(self, name: str, result: Any) -> Any:
-        """Write a result and return it as a later call will read it."""
+        """Write a result, and return it as a later call will read it."""
         entry = {"job": name, "about": self._about, "result": result}
         try:
             text = json.dumps(entry, allow_nan=False)
@@ -172,15 +173,15 @@ class JobFolder:
         if not ({"about", "result"} <= entry.keys() and isinstance(entry.get("job"), str)):
             raise CorruptFileError(f"{path} is not the result of a job")
         if entry["about"] != self._about:
-            raise InvalidArgumentError(f"{path} is the result of a job about something else")
+            raise InvalidArgumentError(f"{path} is the result of a job with another subject")
         return entry
 
     def _check_subject(self, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         for key in sorted({*stored, *expected}):
             if stored.get(key) != expected.get(key):
                 raise InvalidArgumentError(
-                    f"{self.folder} holds jobs about something else: {key!r} is "
-                    f"{stored.get(key)!r} there and {expected.get(key)!r} here; give another folder"
+                    f"{self.folder} has results of other settings: {key!r} is {stored.get(key)!r} "
+                    f"there and {expected.get(key)!r} here; choose another folder"
                 )
 
 
@@ -198,7 +199,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _name_unwritable(path: Path) -> Iterator[None]:
-    """Say which file cannot be written."""
+    """Turn an `OSError` into an error that names the file."""
     try:
         yield
     except OSError as error:

@@ -15,10 +15,11 @@ _IN_PLACE_OPERATORS = [f"__i{name}__" for name in ("add", "sub", "mul", "truediv
 
 
 class LazyTensor(Tensor):
-    """A placeholder that computes its tensor whenever anything but its dtype or device is used.
+    """A placeholder that computes its tensor when anything but its dtype or device is used.
 
-    Networks read the dtype of a layer's weight in every forward pass, to cast the inputs of the
-    layer. A change in place would be lost; it is an error where ``refusal`` says why.
+    Networks read the dtype of a layer's weight in every forward pass, to cast inputs, which should
+    cost nothing. Changes in place would be lost; they raise the error ``refusal`` if it is not
+    empty.
     """
 
     make: Callable[[], Tensor]
@@ -32,7 +33,7 @@ class LazyTensor(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Apply a function to the computed tensors in place of the placeholders."""
+        """Apply a function to the computed tensors instead of the placeholders."""
         if func in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
@@ -52,9 +53,9 @@ def defer(make: Callable[[], Tensor], *, like: Tensor, refusal: str = "") -> Ten
     make : callable
         Function that returns the tensor.
     like : Tensor
-        Gives dtype and device.
+        Tensor with the dtype and device.
     refusal : str
-        Why it cannot be changed in place, if changes would be lost.
+        Message of the error for changes in place, if they would be lost.
 
     Examples
     --------
@@ -69,6 +70,6 @@ def defer(make: Callable[[], Tensor], *, like: Tensor, refusal: str = "") -> Ten
 
 
 def _changes(name: str) -> bool:
-    """Return whether a method of tensors changes its tensor in place, by its name."""
+    """Return whether a Tensor method with this name changes its tensor in place."""
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in ("__set__", "__setitem__") or name in _IN_PLACE_OPERATORS

@@ -1,4 +1,4 @@
-"""Modules and parameters within a model: replacing them, and counting where they are shared."""
+"""Modules and parameters in a model: names, copies, replacement and sharing."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
 
 class ModuleTree:
-    """The parents of all modules of a model, at the time of construction.
+    """The parents of all modules in a model, at the time of construction.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class ModuleTree:
                 self._parents.setdefault(id(child), []).append((module, key))
 
     def replace(self, old: nn.Module, new: nn.Module) -> nn.Module:
-        """Replace a module wherever it is used and return the model, which may be the new one."""
+        """Replace a module wherever it is used; return the model, which may be the new module."""
         for parent, key in self._parents.get(id(old), []):
             parent._modules[key] = new
         if old is self._model:
@@ -54,8 +54,8 @@ class ModuleTree:
 def copy_model(model: ModuleType, shared: Iterable[Tensor] = ()) -> ModuleType:
     """Return a deep copy of a model.
 
-    Attributes that cannot be copied, such as locks and open files, are those of the model, and a
-    tensor that a hook has computed is copied without its graph.
+    Attributes that cannot be copied, such as locks and open files, are shared with the model.
+    Tensors that hooks have computed are copied without their graph.
 
     Parameters
     ----------
@@ -90,16 +90,16 @@ def copy_model(model: ModuleType, shared: Iterable[Tensor] = ()) -> ModuleType:
 
 
 def _attributes(model: nn.Module) -> Iterator[Any]:
-    """Yield the values of what modules hold beside parameters, buffers and modules."""
+    """Yield the values of all attributes besides parameters, buffers and modules."""
     plain = set(vars(nn.Module()))
     for module in model.modules():
         yield from (value for name, value in vars(module).items() if name not in plain)
 
 
 def locate_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that has the weight of a layer, and the name of the weight in it.
+    """Return the module with the weight of a layer, and the name of the weight in it.
 
-    A layer has the name of its module, whose ``weight`` is meant, or that of any other parameter.
+    The name of a layer is that of a module with a ``weight``, or that of any other parameter.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def locate_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def weight_name(module: str, key: str) -> str:
-    """Return the name of the layer of a parameter: the inverse of `locate_weight`.
+    """Return the name of a parameter's layer; the inverse of `locate_weight`.
 
     Examples
     --------
@@ -149,12 +149,12 @@ def parameter_name(model: nn.Module, layer: str) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model in torch.compile, DataParallel and DistributedDataParallel, or itself.
+    """Return the model inside torch.compile, DataParallel or DistributedDataParallel, or itself.
 
     Raises
     ------
     InvalidArgumentError
-        If it is no module, or one in it is of torch.jit.
+        If it is not a module, or has a torch.jit module.
 
     Examples
     --------
@@ -162,7 +162,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     ReLU()
     """
     if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"a model is a torch.nn.Module, not {type(model).__name__}")
+        raise InvalidArgumentError(f"expected a torch.nn.Module, got {type(model).__name__}")
     refuse_scripts(model)
     while True:
         compiled = model._modules.get("_orig_mod")
@@ -175,7 +175,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def refuse_scripts(model: nn.Module) -> None:
-    """Refuse a model with modules of torch.jit, whose code is fixed.
+    """Raise an error for a model with torch.jit modules, which cannot be changed.
 
     Raises
     ------
@@ -186,13 +186,13 @@ def refuse_scripts(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             what = f"layer {name!r}" if name else "the model"
             raise InvalidArgumentError(
-                f"{what} is compiled by torch.jit, so that no layer of it can be replaced: "
-                "expected the module that torch.jit.script or torch.jit.trace was called with"
+                f"{what} is compiled by torch.jit, so its layers cannot be replaced: pass the "
+                "module from before torch.jit.script or torch.jit.trace"
             )
 
 
 def count_references(model: nn.Module) -> Counter[int]:
-    """Return the number of modules that have each parameter and buffer, by its `id`.
+    """Return the number of modules that have each parameter and buffer, by `id`.
 
     Examples
     --------
@@ -214,9 +214,9 @@ def count_references(model: nn.Module) -> Counter[int]:
 
 @contextmanager
 def replace_layer(model: nn.Module, layer: nn.Module, new: nn.Module) -> Iterator[nn.Module]:
-    """Yield a model with a layer replaced wherever it is used, and restore the layer afterwards.
+    """Replace a layer wherever it is used in a block, and restore it afterwards.
 
-    The yielded model is ``model`` itself, or ``new`` if the model is the layer.
+    The model is changed in place; if it is itself the layer, ``new`` is yielded.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def replace_layer(model: nn.Module, layer: nn.Module, new: nn.Module) -> Iterato
     layer : nn.Module
         The layer to replace.
     new : nn.Module
-        The layer in its place.
+        The new layer.
 
     Examples
     --------

@@ -19,14 +19,14 @@ _KINDS = (
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    r"""Return whether there is a file or a folder of this name.
+    r"""Return whether a file or folder with this name exists.
 
     Examples
     --------
     >>> exists("/"), exists("x" * 300), exists("a\0b")
     (True, False, False)
     """
-    with suppress(OSError, ValueError):  # a name that is too long, or has a NUL
+    with suppress(OSError, ValueError):  # the name is too long, or has a NUL
         return Path(path).exists()
     return False
 

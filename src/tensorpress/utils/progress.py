@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and the progress of pressing a checkpoint by bytes."""
+"""Progress bars on a terminal."""
 
 import logging
 import os
@@ -20,11 +20,11 @@ from typing_extensions import Self
 logger = logging.getLogger("tensorpress.checkpoints")
 
 SHOW_PROGRESS = "TENSORPRESS_PROGRESS"
-"""The environment variable that hides all bars where it is 0."""
+"""The environment variable that hides all bars if it is 0."""
 
 
 def show_progress() -> bool:
-    """Return whether bars are shown: on a terminal, unless the environment says otherwise."""
+    """Return whether bars are shown: on a terminal, unless `SHOW_PROGRESS` is 0."""
     return Console().is_terminal and os.environ.get(SHOW_PROGRESS) != "0"
 
 
@@ -36,7 +36,7 @@ class ProgressBar:
     columns : ProgressColumn
         The columns of the bar.
     silent : bool
-        Whether nothing is shown on a terminal either.
+        Whether to show nothing on a terminal either.
     """
 
     def __init__(self, *columns: ProgressColumn, silent: bool = False) -> None:
@@ -49,15 +49,15 @@ class ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the bar as it is."""
+        """Stop the bar."""
         self._bar.stop()
 
 
 class ByteProgress(ProgressBar):
-    """The progress of pressing a checkpoint, by the bytes that were read.
+    """The progress of pressing a checkpoint, in bytes that were read.
 
     On a terminal, a bar shows bytes, throughput and the remaining time. The logger
-    ``tensorpress.checkpoints`` gets one line at level INFO for every shard.
+    ``tensorpress.checkpoints`` writes one line per shard at level INFO.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class ByteProgress(ProgressBar):
         self._start, self._read = perf_counter(), 0
 
     def begin(self, shard: str) -> None:
-        """Show which shard is being pressed."""
+        """Show the name of the shard."""
         self._start, self._read = perf_counter(), 0
         self._bar.update(self._task, description=f"pressing {shard}")
 
@@ -99,16 +99,16 @@ class ByteProgress(ProgressBar):
 class LayerProgress(ProgressBar):
     """The progress of pressing layer by layer, with the name of the layer.
 
-    The logger ``tensorpress.checkpoints`` gets one line at level INFO for every block.
+    The logger ``tensorpress.checkpoints`` writes one line per block at level INFO.
 
     Parameters
     ----------
     total : int
-        Number of layers, or of steps.
+        Number of layers or other units.
     title : str
-        What is done.
+        The name of the activity.
     unit : str
-        What is counted.
+        The name of the units.
     """
 
     def __init__(self, total: int, title: str = "pressing", unit: str = "layers") -> None:
@@ -119,7 +119,7 @@ class LayerProgress(ProgressBar):
         self._start = perf_counter()
 
     def begin(self, layer: str) -> None:
-        """Show the next layer, the one before being done."""
+        """Show the next layer, and count it."""
         self._bar.update(self._task, description=f"{self._title} {layer}")
         self.advance(1)
 

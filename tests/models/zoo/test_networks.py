@@ -114,10 +114,10 @@ def test_networks_survive_torch_save():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: zoo.ResNet(21), "6n \\+ 2, not 21"),
-        (lambda: zoo.ResNet(2), "not 2"),
-        (lambda: zoo.WideResNet(20, 1), "6n \\+ 4, not 20"),
-        (lambda: zoo.WideResNet(16, 0), "at least 1, not 0"),
+        (lambda: zoo.ResNet(21), "6n \\+ 2, got 21"),
+        (lambda: zoo.ResNet(2), "got 2"),
+        (lambda: zoo.WideResNet(20, 1), "6n \\+ 4, got 20"),
+        (lambda: zoo.WideResNet(16, 0), "at least 1, got 0"),
         (lambda: zoo.build("lenet"), "did you mean 'lenet5'"),
         (lambda: zoo.network("resnet-20"), "did you mean 'resnet20'"),
     ],

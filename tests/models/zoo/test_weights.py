@@ -136,6 +136,6 @@ def test_non_finite_weights_are_named_and_the_model_is_left_alone(path, tensors,
     save_file(tensors, path)
     model = zoo.build("lenet300100")
     before = model.ip1.weight.clone()
-    with pytest.raises(CorruptFileError, match=r"'ip3\.bias' holds NaN"):
+    with pytest.raises(CorruptFileError, match=r"'ip3\.bias' has NaN"):
         zoo.load_weights(model, path)
     assert torch.equal(model.ip1.weight, before)

@@ -1,4 +1,4 @@
-"""The networks of the recipes and examples, as plain modules, and their weights."""
+"""The networks of recipes and examples, and their weights."""
 
 from tensorpress.models.zoo.cifar_cnn import CifarCNN
 from tensorpress.models.zoo.clips import Clips3D

@@ -1,4 +1,4 @@
-"""The plain convolutional network for CIFAR-10 of the ADA-Tucker tables."""
+"""The convolutional network for CIFAR-10 from the tables of ADA-Tucker."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,8 +7,8 @@ from torch.nn import functional
 class CifarCNN(nn.Module):
     """Five 5x5 convolutions and one fully connected layer; 1,221,514 parameters.
 
-    32 - 64, pool - 64 - 128, pool - 256, pool - 10 outputs. A layer that pools does so first,
-    then drops out (rate 0.25), then rectifies. Inputs are ``(N, 3, 32, 32)``.
+    32 - 64, pool - 64 - 128, pool - 256, pool - 10 outputs. In a layer with pooling, that comes
+    first, then dropout (rate 0.25), then ReLU. Inputs are ``(N, 3, 32, 32)``.
 
     References
     ----------

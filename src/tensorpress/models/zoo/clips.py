@@ -1,4 +1,4 @@
-"""The network for clips: 3-D convolutions over time, height and width."""
+"""A network for clips, with 3-D convolutions over time, height and width."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,7 +12,7 @@ class Clips3D(nn.Module):
 
     References
     ----------
-    A small one of the kind of D. Tran et al., "Learning spatiotemporal features with 3D
+    A small network in the style of D. Tran et al., "Learning spatiotemporal features with 3D
     convolutional networks", ICCV 2015.
 
     Examples

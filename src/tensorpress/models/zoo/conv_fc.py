@@ -1,18 +1,18 @@
-"""The network for CIFAR-10 on which tensor trains of convolutions were first tried."""
+"""The CIFAR-10 network on which tensor trains of convolutions were first tried."""
 
 from torch import Tensor, nn
 
 
 class ConvFC(nn.Module):
-    """Six 3x3 convolutions and three linear layers, batch norm after each but the last.
+    """Six 3x3 convolutions and three linear layers, with batch norm after all but the last.
 
     64 - 64, pool - 128 - 128, pool - 128 - 128 - 1536 - 512 - 10 outputs; 13,934,538 parameters,
-    of which the first linear layer has nine tenths. Inputs are ``(N, 3, 32, 32)``.
+    nine tenths of them in the first linear layer. Inputs are ``(N, 3, 32, 32)``.
 
     References
     ----------
     T. Garipov, D. Podoprikhin, A. Novikov, D. Vetrov, "Ultimate tensorization: compressing
-    convolutional and FC layers alike", 2016, the network of its table with fully connected layers.
+    convolutional and FC layers alike", 2016, the network in the table with fully connected layers.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The networks for MNIST: the two Caffe LeNets and the fully connected net of Novikov et al."""
+"""Networks for MNIST: the two Caffe LeNets and the fully connected network of Novikov et al."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,8 +7,8 @@ from torch.nn import functional
 class LeNet5(nn.Module):
     """LeNet-5 as Caffe defines it; 431,080 parameters.
 
-    conv1 20@5x5, max-pool 2, conv2 50@5x5, max-pool 2, ip1 500, ReLU, ip2 10. There is no
-    nonlinearity but the pooling between the convolutions. Inputs are ``(N, 1, 28, 28)``.
+    conv1 20@5x5, max-pool 2, conv2 50@5x5, max-pool 2, ip1 500, ReLU, ip2 10. Between the
+    convolutions there is no nonlinearity except the pooling. Inputs are ``(N, 1, 28, 28)``.
 
     References
     ----------
@@ -100,7 +100,7 @@ class FC1024(nn.Module):
 
 
 def _initialize_as_caffe(model: nn.Module) -> None:
-    """Draw weights by Caffe's "xavier" filler, uniform of variance 1 / fan-in; biases 0."""
+    """Initialize as Caffe's "xavier" filler: uniform, variance 1 / fan-in; zero biases."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class NIN(nn.Module):
-    """Three convolutions, each with two 1x1 after it, and no linear layer; 966,986 parameters.
+    """Three convolutions, each followed by two of 1x1, without linear layers; 966,986 parameters.
 
     192@5x5 - 160 - 96, max-pool 3, dropout, 192@5x5 - 192 - 192, average-pool 3, dropout, 192@3x3 -
     192 - 10, average over all positions, with a ReLU after every convolution. Inputs are
@@ -46,7 +46,7 @@ class NIN(nn.Module):
 
 
 def _block(inputs: int, size: int, outputs: tuple[int, ...]) -> list[nn.Module]:
-    """Return a convolution, 1x1 ones after it, and a ReLU after each."""
+    """Return a convolution followed by 1x1 convolutions, with a ReLU after each."""
     layers: list[nn.Module] = []
     for number, channels in enumerate(outputs):
         kernel = size if number == 0 else 1

@@ -1,4 +1,4 @@
-"""How the pixels of an image or a clip become the inputs of a network."""
+"""Preprocessing of the pixels of images and clips."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Preprocess:
     Parameters
     ----------
     scale : float
-        What pixels from 0 to 255 are divided by.
+        Divisor of pixels from 0 to 255.
     mean, std : tuple of float
         One value per channel, in units of the scaled pixels.
 
@@ -34,7 +34,7 @@ class Preprocess:
         if len(self.mean) != len(self.std) or self.scale <= 0 or min(self.std, default=0) <= 0:
             raise InvalidArgumentError(
                 "preprocessing needs a positive scale and, for every channel, a mean and a "
-                f"positive std, not scale={self.scale}, mean={self.mean}, std={self.std}"
+                f"positive std, got scale={self.scale}, mean={self.mean}, std={self.std}"
             )
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -54,14 +54,14 @@ class Preprocess:
         Raises
         ------
         InvalidArgumentError
-            When the dtype, the number of dimensions or of channels is another one.
+            If the dtype, the number of dimensions or the number of channels is wrong.
         """
         channels = len(self.mean)
         fits = pixels.ndim in (4, 5) and pixels.shape[1] == channels
         if pixels.dtype != torch.uint8 or not fits:
             raise InvalidArgumentError(
                 f"expected uint8 pixels of shape (N, {channels}, H, W) or "
-                f"(N, {channels}, T, H, W), not {pixels.dtype} of shape {tuple(pixels.shape)}"
+                f"(N, {channels}, T, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}"
             )
         per_channel = (channels, *[1] * (pixels.ndim - 2))
         mean = torch.tensor(self.mean, device=pixels.device).reshape(per_channel)

@@ -21,24 +21,24 @@ from tensorpress.models.zoo.wide_resnet import WideResNet
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the zoo and what is needed to feed it.
+    """A network of the zoo, with its input shape and preprocessing.
 
     Parameters
     ----------
     name : str
-        The name under which `build` knows it.
+        The name for `build`.
     build : callable
         Function that returns a freshly initialized module.
     input_shape : tuple of int
-        Channels, height and width of its inputs; of clips, frames come second.
+        Channels, height and width of the inputs; for clips, frames come second.
     classes : int
-        The number of its outputs.
+        Number of outputs.
     preprocess : Preprocess
-        The function from uint8 pixels to inputs.
+        Function from uint8 pixels to inputs.
     description : str
         One line of text.
     source : str
-        The paper of the network, or one that it follows.
+        The paper of the network, or a similar one.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class Network:
 
 _GREY = Preprocess(scale=256, mean=(0.0,), std=(1.0,))
 IMAGENET = Preprocess(scale=255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""The mean and standard deviation of the colours of ImageNet."""
+"""Preprocessing by the mean and standard deviation of ImageNet."""
 
 
 _CLIPS = Preprocess(scale=255, mean=(0.108,), std=(0.234,))
@@ -90,7 +90,7 @@ _KNOWN = (
     _grey("fc1024", FC1024, 32, "2 linear layers, 1,059,850 params", _NOVIKOV),
     _colour("cifar-cnn", CifarCNN, "5 convolutions 5x5 and 1 linear, 1,221,514 params", _ZHONG),
     _colour("conv-fc", ConvFC, "6 convolutions 3x3 and 3 linear, 13,934,538 params", _GARIPOV),
-    _colour("nin", NIN, "9 convolutions, of which 6 are 1x1, 966,986 params", _LIN),
+    _colour("nin", NIN, "9 convolutions, 6 of them 1x1, 966,986 params", _LIN),
     _colour("resnet20", partial(ResNet, 20), "CIFAR ResNet-20, 269,722 params", _HE),
     _colour("resnet32", partial(ResNet, 32), "CIFAR ResNet-32, 464,154 params", _HE),
     _colour("resnet56", partial(ResNet, 56), "CIFAR ResNet-56, 853,018 params", _HE),
@@ -118,7 +118,7 @@ def network(name: str) -> Network:
     Raises
     ------
     InvalidArgumentError
-        If there is none; the message has the nearest names.
+        If there is none; the message suggests similar names.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def build(name: str) -> nn.Module:
     Raises
     ------
     InvalidArgumentError
-        If there is none of this name; the message has the nearest names.
+        If there is none; the message suggests similar names.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from tensorpress.errors import InvalidArgumentError
 
 
 class ResNet(nn.Module):
-    """CIFAR ResNet of depth 6n + 2, with shortcuts that have no parameters (option A).
+    """CIFAR ResNet of depth 6n + 2, with shortcuts without parameters (option A).
 
     A 3x3 convolution, three stages of n blocks with 16, 32 and 64 channels, global average
     pooling and a linear layer. Inputs are ``(N, 3, 32, 32)``.
@@ -20,7 +20,7 @@ class ResNet(nn.Module):
     Raises
     ------
     InvalidArgumentError
-        When the depth is not 6n + 2 with n at least 1.
+        If the depth is not 6n + 2 with n at least 1.
 
     References
     ----------
@@ -38,7 +38,7 @@ class ResNet(nn.Module):
         super().__init__()
         blocks, remainder = divmod(depth - 2, 6)
         if blocks < 1 or remainder:
-            raise InvalidArgumentError(f"the depth of a CIFAR ResNet is 6n + 2, not {depth}")
+            raise InvalidArgumentError(f"the depth of a CIFAR ResNet must be 6n + 2, got {depth}")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(blocks, 16, 16, stride=1)
@@ -62,7 +62,7 @@ class _BasicBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        # Half of the new channels go before the old ones, half after.
+        # Half of the new channels come before the old ones, half after.
         self.new_channels = (channels - in_channels) // 2
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)

@@ -3,18 +3,18 @@
 from torch import Tensor, nn
 
 DOUBLINGS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
-"""Channels of the convolutions of each stage, in multiples of the first one's."""
+"""Channels of the convolutions in each stage, as multiples of those of the first."""
 
 
 class VGG16(nn.Module):
-    """Thirteen 3x3 convolutions with batch norm, a pooling after each stage, and a linear layer.
+    """Thirteen 3x3 convolutions with batch norm, pooling after each stage, and a linear layer.
 
-    Inputs are ``(N, 3, 32, 32)``, of which five poolings leave one position.
+    Inputs are ``(N, 3, 32, 32)``; five poolings leave one position.
 
     Parameters
     ----------
     channels : int
-        Of the first convolution: 64 in the paper.
+        Channels of the first convolution: 64 in the paper.
 
     References
     ----------

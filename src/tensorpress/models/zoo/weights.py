@@ -1,4 +1,4 @@
-"""Weights in and out of safetensors files."""
+"""Reading and writing of weights in safetensors files."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -15,32 +15,31 @@ from tensorpress.utils.atomic_files import write_atomically
 from tensorpress.utils.paths import check_file
 
 _LISTED = 5
-# BatchNorm's counter of seen batches says nothing about the function of the network, and many
-# published files leave it out.
+# BatchNorm's counter of batches does not affect the outputs, and many published files omit it.
 _OPTIONAL = "num_batches_tracked"
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Fill the parameters and buffers of a model from a safetensors file.
 
-    Everything is checked before anything is written: after an error the model is as before.
+    Everything is checked first: after an error the model is unchanged.
 
     Parameters
     ----------
     model : Module
-        Its ``state_dict`` must have exactly the names and shapes of the file, but for the
-        ``num_batches_tracked`` counters of batch norms, which a file may leave out.
+        The model. Its ``state_dict`` must have exactly the names and shapes in the file, except for
+        the counters ``num_batches_tracked`` of batch norms, which the file may omit.
     path : path
         The file.
 
     Raises
     ------
     DataNotFoundError
-        When there is no such file.
+        If there is no such file.
     CorruptFileError
-        When it is not a safetensors file, is truncated, or holds NaN or infinity.
+        If it is not a safetensors file, is truncated, or has NaN or infinite values.
     ModelMismatchError
-        When a tensor is missing, is not in the model, or has another shape or kind of dtype.
+        If a tensor is missing, is not in the model, or has another shape or kind of dtype.
 
     Examples
     --------
@@ -63,9 +62,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     DataNotFoundError
-        When there is no such file.
+        If there is no such file.
     CorruptFileError
-        When it is not a safetensors file, or is truncated.
+        If it is not a safetensors file, or is truncated.
     """
     check_file(path, "weight file")
     try:
@@ -75,7 +74,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Fill the parameters and buffers of a model from tensors of a file; see `load_weights`.
+    """Fill the parameters and buffers of a model from a file's tensors; see `load_weights`.
 
     Parameters
     ----------
@@ -100,20 +99,20 @@ def fill_model(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> N
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the parameters and buffers of a model to a safetensors file.
 
-    The file appears complete or not at all: it is written under a temporary name in the same
-    folder, flushed to disk and renamed.
+    An incomplete file never appears: it is written under a temporary name in the same folder,
+    flushed to disk and renamed.
 
     Parameters
     ----------
     model : Module
-        Tensors that several names share are written under each of them.
+        The model. Tensors that several names share are written once for each name.
     path : path
-        The file, which is replaced when it exists; its folder must exist.
+        The file to write or replace; its folder must exist.
 
     Raises
     ------
     DataNotFoundError
-        When the folder does not exist.
+        If the folder does not exist.
 
     Examples
     --------
@@ -124,7 +123,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     ...     sorted(load_file(f"{folder}/lenet.safetensors"))[:2]
     ['ip1.bias', 'ip1.weight']
     """
-    # Clones, because safetensors refuses tensors that share memory.
+    # Clones, because safetensors rejects tensors that share memory.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
@@ -166,4 +165,4 @@ def _check_tensor(path: Path, name: str, tensor: Tensor, expected: Tensor) -> No
             f"{path}: {name!r} is {tensor.dtype}, but the model expects {expected.dtype}"
         )
     if not torch.isfinite(tensor).all():
-        raise CorruptFileError(f"{path}: {name!r} holds NaN or infinite values")
+        raise CorruptFileError(f"{path}: {name!r} has NaN or infinite values")

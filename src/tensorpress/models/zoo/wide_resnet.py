@@ -12,8 +12,8 @@ class WideResNet(nn.Module):
     """WRN-depth-width without dropout; WRN-28-10 has 36,479,194 parameters.
 
     A 3x3 convolution, three groups of n pre-activation blocks with 16, 32 and 64 times
-    ``width`` channels, batch norm, ReLU, global average pooling and a linear layer. Where a
-    block changes the shape, its shortcut is a 1x1 convolution. Inputs are ``(N, 3, 32, 32)``.
+    ``width`` channels, batch norm, ReLU, global average pooling and a linear layer. If a block
+    changes the shape, its shortcut is a 1x1 convolution. Inputs are ``(N, 3, 32, 32)``.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class WideResNet(nn.Module):
     Raises
     ------
     InvalidArgumentError
-        When the depth is not 6n + 4 with n at least 1, or the width is below 1.
+        If the depth is not 6n + 4 with n at least 1, or the width is below 1.
 
     References
     ----------
@@ -43,9 +43,11 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, remainder = divmod(depth - 4, 6)
         if blocks < 1 or remainder:
-            raise InvalidArgumentError(f"the depth of a wide ResNet is 6n + 4, not {depth}")
+            raise InvalidArgumentError(f"the depth of a wide ResNet must be 6n + 4, got {depth}")
         if width < 1:
-            raise InvalidArgumentError(f"the width of a wide ResNet is at least 1, not {width}")
+            raise InvalidArgumentError(
+                f"the width of a wide ResNet must be at least 1, got {width}"
+            )
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.block1 = _group(blocks, 16, 16 * width, stride=1)
         self.block2 = _group(blocks, 16 * width, 32 * width, stride=2)
