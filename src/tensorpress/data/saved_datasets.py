@@ -25,8 +25,9 @@ class Rows:
     source : str
         The name of the source, for messages.
     rows : datasets.Dataset
-        The dataset. content : str or None The column of images, texts or inputs; None if the
-        columns are arguments by name.
+        The dataset.
+    content : str or None
+        The column of images, texts or inputs; None if the columns are arguments by name.
     label : str or None
         The column of labels.
     names : tuple of str

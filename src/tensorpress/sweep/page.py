@@ -29,7 +29,9 @@ def frontier_figure(content: Mapping[str, Any], width: int) -> Figure:
     Parameters
     ----------
     content : mapping
-        The result of `tensorpress.sweep.sweep`. width : int Width in pixels.
+        The result of `tensorpress.sweep.sweep`.
+    width : int
+        Width in pixels.
 
     Examples
     --------

@@ -65,8 +65,9 @@ class TrainConfig(BaseModel):
     clip_norm : float or None
         Largest Euclidean norm of the whole gradient, or None for no limit.
     distill : Distillation or None
-        Weight and temperature of knowledge distillation. label_smoothing : float Fraction of the
-        target that is spread evenly over all classes, in [0, 1).
+        Weight and temperature of knowledge distillation.
+    label_smoothing : float
+        Fraction of the target that is spread evenly over all classes, in [0, 1).
     channels_last : bool
         Whether to pass images in the channels-last memory format, which is often faster.
         Convolutions follow the format of their input, even if their weight is rebuilt from factors.

@@ -169,8 +169,9 @@ def finetune(
     train_batches : iterable
         Batches with a length, such as a DataLoader. A batch is a pair (inputs, labels), where
         inputs is a Tensor, a tuple of arguments or a mapping from argument names; a mapping with
-        ``labels``; or only inputs, if a teacher or the loss needs no labels. epochs : int Passes
-        over the training batches.
+        ``labels``; or only inputs, if a teacher or the loss needs no labels.
+    epochs : int
+        Passes over the training batches.
     lr : float
         Peak learning rate.
     loss : callable, optional
