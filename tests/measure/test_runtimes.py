@@ -113,3 +113,9 @@ def test_layers_and_models_are_timed_in_the_runtime_of_the_budget(monkeypatch):
     assert {"Sequential", "Linear", "PressedLayer"} <= {name for name, _ in seen}
     assert "latency in onnxruntime" in plan.latency.text
     assert Plan.from_dict(plan.to_dict()).latency == plan.latency
+
+
+def test_nothing_is_printed_where_tracing_fails(capfd, runtime):
+    layer = tp.press_layer(nn.Linear(64, 64), "tensor_train", 4).eval()
+    in_runtime(layer, torch.ones(1, 3, 64), runtime)
+    assert capfd.readouterr().out == ""

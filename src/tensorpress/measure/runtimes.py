@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any, ClassVar, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +175,9 @@ def _export(model: nn.Module, inputs: ModelInputs, names: list[str], path: str) 
         warnings.simplefilter("ignore")
         for dynamo in (False, True):
             try:
-                with redirect_stdout(io.StringIO()):
+                # Where tracing fails, torch 2.13 prints the graph in spite of verbose=False.
+                silent = patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
+                with redirect_stdout(io.StringIO()), silent:
                     torch.onnx.export(
                         flat, tuple(inputs.tensors), path, input_names=names, dynamo=dynamo
                     )
