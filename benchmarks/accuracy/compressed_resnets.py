@@ -26,6 +26,7 @@ import tensorpress as tp
 from tensorpress.data import load
 from tensorpress.data.augment import crop_flip
 from tensorpress.data.images import ImageSet
+from tensorpress.measure import count_macs, count_params
 from tensorpress.models import zoo
 from tensorpress.models.zoo.weights import load_weights
 from tensorpress.train import evaluate
@@ -99,8 +100,8 @@ def compress(case: Case, root: Path, draw: int) -> dict[str, Any]:
         "draw": draw,
         "dense_error": evaluate(dense, test).error,
         "error": evaluate(model, test).error,
-        "params_share": tp.count_params(model) / tp.count_params(dense),
-        "macs_share": tp.count_macs(model, test[0][0][:1]) / tp.count_macs(dense, test[0][0][:1]),
+        "params_share": count_params(model) / count_params(dense),
+        "macs_share": count_macs(model, test[0][0][:1]) / count_macs(dense, test[0][0][:1]),
         "compress_cpu_seconds": seconds,
         "verdict": str(result.fidelity),
     }

@@ -76,7 +76,7 @@ def test_a_missing_package_is_named(monkeypatch, runtime):
 
     monkeypatch.setattr(runtimes, "import_module", missing)
     with pytest.raises(
-        TensorPressError, match=rf"a latency in {runtime} .*tensorpress\[(export|openvino)\]"
+        TensorPressError, match=rf"latency in {runtime} .*tensorpress\[(export|openvino)\]"
     ):
         in_runtime(nn.Linear(3, 2), torch.ones(1, 3), runtime)
 

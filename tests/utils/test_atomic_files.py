@@ -233,5 +233,7 @@ def test_a_folder_that_cannot_be_made_is_named(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(InvalidArgumentError, match="new cannot be created: No space left on device"):
+    with pytest.raises(
+        InvalidArgumentError, match="new cannot be created: No space left on device"
+    ):
         make_folder(tmp_path / "new")
