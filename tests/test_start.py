@@ -105,7 +105,7 @@ sys.argv = ["tensorpress", {name!r}]
 main()
 """
     for name, place, expected in (
-        ("demo", "run:demo", "interrupted: the same command goes on where it stopped"),
+        ("demo", "run:demo", "interrupted: repeat the command to continue"),
         ("list", "list:list_command", "interrupted"),
     ):
         module, function = place.split(":")

@@ -62,6 +62,6 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match="must be at least 1, got 0"):
         write_adapter(tmp_path / "pressed", tmp_path / "base", tmp_path / "out", rank=0)
     save_sharded(bert(), tmp_path / "other")
-    with pytest.raises(ModelMismatchError, match="is no LlamaForCausalLM"):
+    with pytest.raises(ModelMismatchError, match="is not a LlamaForCausalLM"):
         write_adapter(tmp_path / "pressed", tmp_path / "other", tmp_path / "out")
     assert not (tmp_path / "out").exists()

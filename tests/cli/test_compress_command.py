@@ -97,7 +97,7 @@ def test_the_table_ends_with_the_folder(shell: Shell) -> None:
 def test_a_folder_that_is_there_stays(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "mine").write_text("x")
-    assert "small is there already" in fails(
+    assert "small already exists" in fails(
         "compress", *LENET, "--budget", "params=50%", "--out", "small"
     )
 

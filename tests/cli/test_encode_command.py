@@ -96,9 +96,9 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
         ),
         (
             ("encode", "--model", "lenet5", "--bits", "3", "--out", "a.tpz", "--data", "x"),
-            "unknown data set 'x'",
+            "unknown dataset 'x'",
         ),
-        (("encode", "m.safetensors", "--size", "many"), "'many' is no size"),
+        (("encode", "m.safetensors", "--size", "many"), "--size: expected a size such as 1500, 200kB or 1.5MiB, got 'many'"),
         (("encode", "m.safetensors", "--size", "60"), "too few"),
         (("encode", "nothing.safetensors", "--bits", "2"), "no such file"),
         (("encode", "m.safetensors", "--model", "lenet5", "--bits", "2"), "for a model use"),
@@ -147,6 +147,6 @@ def test_the_memory_of_reading_has_a_ceiling(
     run_json("encode", "m.safetensors", "--bits", "5")
     assert "would take more than 1,000 in memory" in fails("decode", "m.tpz")
     monkeypatch.setenv(MAX_BYTES, "many")
-    assert f"{MAX_BYTES} is a number of bytes, not 'many'" in fails("decode", "m.tpz")
+    assert f"{MAX_BYTES} must be a number of bytes, not 'many'" in fails("decode", "m.tpz")
     assert "would take more than 99" in fails("--max-bytes", "99", "decode", "m.tpz")
     run_json("--max-bytes", "100000", "decode", "m.tpz", "--out", "back.safetensors")

@@ -54,7 +54,7 @@ def test_other_models_get_images_as_it_is_said(shell: Shell, fails: Fails, tmp_p
         "    return nn.Sequential(nn.Conv2d(1, 4, 9), nn.Flatten(), nn.Linear(64, 10))\n"
     )
     words = ("eval", "--model", "grey:net", "--data", "digits")
-    assert "say it by --preprocess 'size: 224, mean" in fails(*words)
+    assert "set --preprocess 'size: 224, mean" in fails(*words)
     outcome = shell(*words, "--preprocess", "size: 12, mean: [0], std: [1]")
     assert outcome.code == 0
     assert "596 test examples of digits, 12×12, pixels over 255, minus 0, over 1" in outcome.out
@@ -62,7 +62,7 @@ def test_other_models_get_images_as_it_is_said(shell: Shell, fails: Fails, tmp_p
 
 def test_data_that_does_not_fit_is_refused(fails: Fails, tmp_path: Path) -> None:
     net = ("eval", "--model", "small_nets:net", "--data")
-    assert "unknown data set 'digit'" in fails(*net, "digit")
+    assert "unknown dataset 'digit'" in fails(*net, "digit")
     assert "(1×8×8, classes: 10) does not fit resnet20 (3×32×32" in fails(
         "eval", "--model", "resnet20", "--data", "digits"
     )
@@ -92,7 +92,7 @@ def test_examples_that_the_model_does_not_take_are_refused_by_file(
     net = ("eval", "--model", "small_nets:net", "--data")
     np.savez(tmp_path / "flat.npz", x=np.zeros((4, 8), np.float32), y=np.arange(4))
     message = fails(*net, "flat.npz")
-    assert "flat.npz: the model does not take the input 1x8: layer '0' (Conv2d, weight" in message
+    assert "flat.npz: the model fails on the input 1x8: layer '0' (Conv2d, weight" in message
     assert "flat.npz: the model" in fails("press", *net[1:], "flat.npz", *SVD, "--out", "a")
     np.savez(tmp_path / "late.npz", x=np.arange(48, 54)[:, None], y=np.arange(6))
     (tmp_path / "words.py").write_text(
@@ -101,7 +101,7 @@ def test_examples_that_the_model_does_not_take_are_refused_by_file(
         "    return nn.Sequential(nn.Embedding(50, 8), nn.Flatten(), nn.Linear(8, 10))\n"
     )
     message = fails("eval", "--model", "words:net", "--data", "late.npz")
-    assert "late.npz: the model does not take the input 6x1:int64: layer '0' (Embedding" in message
+    assert "late.npz: the model fails on the input 6x1:int64: layer '0' (Embedding" in message
     (tmp_path / "gaps.py").write_text(
         "import torch\n"
         "from torch.utils.data import Dataset\n"
@@ -131,7 +131,7 @@ def test_images_of_other_channels_and_damaged_ones(fails: Fails, tmp_path: Path)
     )
     words = ("eval", "--data", "pets", "--preprocess", "size: 8, mean: [0, 0, 0], std: [1, 1, 1]")
     message = fails(*words, "--model", "grey:net")
-    assert "pets: the model does not take the input 1x3x8x8: layer '0' (Conv2d" in message
+    assert "pets: the model fails on the input 1x3x8x8: layer '0' (Conv2d" in message
     assert "(images are prepared: 8×8, pixels over 255" in message
     (tmp_path / "pets" / "0" / "b.png").write_bytes(b"")
     message = fails(*words, "--model", "small_nets:net")
@@ -168,7 +168,7 @@ def test_a_file_knows_its_data_or_asks(run_json: RunJson, fails: Fails, tmp_path
     assert run_json("eval", "known.tpz")["data"] == "digits"
     tp.save(lenet, tmp_path / "unknown.tpz", network="lenet5")
     message = fails("eval", "unknown.tpz")
-    assert "unknown.tpz does not say which data it is for: give them by --data (digits, " in message
+    assert "unknown.tpz does not name its data: set --data (digits, " in message
     assert "cifar10" not in message
     tp.save(lenet, tmp_path / "other.tpz", network="lenet5", data="os:getcwd")
     assert "other.tpz is for the data 'os:getcwd'" in fails("eval", "other.tpz")
@@ -231,7 +231,7 @@ def test_a_folder_does_not_choose_code_to_run(
     assert json.loads((tmp_path / "pressed" / "origin.json").read_text()) == {
         "model": "small_nets:net"
     }
-    assert "say by --model small_nets:net that you trust it" in fails("eval", "pressed")
+    assert "pass --model small_nets:net if you trust it" in fails("eval", "pressed")
     assert run_json("eval", "pressed", "--model", "small_nets:net")["params"] > 0
 
 
@@ -256,7 +256,7 @@ def test_export_and_its_difference(
     assert ": batch x 3 x height x 9" in outcome.out
     words = ("export", "--model", "small_nets:net", "--onnx", "c.onnx")
     # Torch writes the pooling to 2×2 for the sizes of the example.
-    assert "at twice the size of batch, height, width: c.onnx does not run" in fails(
+    assert "at twice the size of batch, height, width: c.onnx fails on the inputs" in fails(
         *words, "--input", "1x3x8x9", *axes
     )
     for text, message in (("0.4=x", "(1, 3, 8, 8)"), ("1.0=x", "have shapes"), ("2=x", "AXIS=")):

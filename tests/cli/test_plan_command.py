@@ -162,7 +162,7 @@ def test_a_budget_that_is_met_leaves_nothing_to_do(shell: Shell, tmp_path: Path)
         (["--model", "nowhere:x"], "nowhere:x: the module 'nowhere' cannot be imported"),
         (["--model", "lenet5", "--weights", "w.pth"], "no weight file at w.pth"),
         (["--input", "1x4x8x8"], "layer '0' (Conv2d, weight 8x3x3x3), which got 1x4x8x8: "),
-        (["--input", "3by8"], "'3by8' is no input"),
+        (["--input", "3by8"], "'3by8' is not an input"),
         (["--scheme", "tuker2"], "unknown scheme 'tuker2': did you mean 'tucker2'"),
         (["--targets", "layer9.*"], "unknown layer or pattern 'layer9.*'"),
         (["--skip", "re:["], "is not a valid regular expression"),

@@ -90,7 +90,7 @@ def test_ranks_and_factors_are_fitted_to_responses(
     assert gaps[0] < 0.3 * gaps[1]
     for wrong, message in {
         ("--allocation", "responses"): "--allocation responses needs --data",
-        ("--allocation", "error", "--calibrate", "digits"): "for --allocation responses only",
+        ("--allocation", "error", "--calibrate", "digits"): "--data only applies to a plan with --allocation responses",
     }.items():
         assert message in fails("plan", *words, *wrong)
 
@@ -166,7 +166,7 @@ def test_a_plan_of_another_model_is_refused(
     message = fails("press", *LENET, "--plan", "plan.json", "--out", "x")
     assert "which this model does not have" in message
     message = fails("press", *LENET, "--plan", "plan.json", *SVD, "--out", "x")
-    assert "plan.json is a plan already" in message
+    assert "plan.json is a plan: remove the options" in message
     content = json.loads((tmp_path / "plan.json").read_text())
     content["layers"]["6"]["ranks"] = [900]
     (tmp_path / "plan.json").write_text(json.dumps(content))
@@ -273,7 +273,7 @@ def test_ctrl_c_says_how_to_go_on(
         outcome = shell(*words, "out")
     assert outcome.code == INTERRUPTED
     assert outcome.err.splitlines()[-1] == (
-        "error: interrupted: out has what is done so far, and the same command goes on from there"
+        "error: interrupted: out has the results so far: repeat the command to continue"
     )
     assert shell(*words, "out").code == 0
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "out")]

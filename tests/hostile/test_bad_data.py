@@ -118,5 +118,5 @@ def test_commands_say_what_was_expected(
     words = [name, "--model", "lenet300100", "--data", str(data), *options]
     outcome = call_command(monkeypatch, capsys, *words)
     assert outcome.code == 1
-    assert "does not take the input 1x7" in outcome.err
+    assert "fails on the input 1x7" in outcome.err
     assert "Traceback" not in outcome.err

@@ -138,7 +138,7 @@ def test_weights(tmp_path: Path, refused: Call, monkeypatch: pytest.MonkeyPatch)
         dense.ip2.weight[3, 5] = float("nan")
     save_weights(dense, tmp_path / "net.safetensors")
     message = run()
-    assert "net.safetensors: 'ip2.weight' holds NaN or infinite values" in message
+    assert "net.safetensors: 'ip2.weight' has NaN or infinite values" in message
     save_weights(build("lenet5"), tmp_path / "net.safetensors")
     assert "does not fit LeNet300100" in run()
     (tmp_path / "net.safetensors").write_bytes(b"not weights")
@@ -170,7 +170,7 @@ def test_files(tmp_path: Path, refused: Call, finished: RunResult) -> None:
 
 def test_a_model_of_ones_own_is_not_tested(tmp_path: Path, refused: Call) -> None:
     tp.save(torch.nn.Linear(3, 2), tmp_path / "own.tpz")
-    assert "own.tpz holds a model that is not in the zoo" in refused("eval", tmp_path / "own.tpz")
+    assert "own.tpz has a model that is not in the zoo" in refused("eval", tmp_path / "own.tpz")
 
 
 def test_folders(tmp_path: Path, refused: Call, finished: RunResult) -> None:

@@ -153,7 +153,7 @@ def test_inspect_a_model_with_brackets_in_its_names(shell: Call, tmp_path: Path)
     assert "[red].weight  2×3" in said.out
     said = shell("eval", path)
     assert said.code == 1
-    assert "[bold].tpz holds a model that is not in the zoo" in said.err
+    assert "[bold].tpz has a model that is not in the zoo" in said.err
 
 
 def test_list(shell: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

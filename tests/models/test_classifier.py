@@ -69,7 +69,7 @@ def test_a_head_of_transformers_is_replaced_where_that_is_allowed(folder: Path) 
     [
         (nn.Flatten(), "an image 1×2×2 becomes 1×4, where scores 1×10 belong"),
         (nn.Conv2d(1, 10, 1), "an image 1×2×2 becomes 1×10×2×2"),
-        (nn.Conv2d(3, 10, 1), "does not take the input 1x1x2x2: .* 3 channels"),
+        (nn.Conv2d(3, 10, 1), "fails on the input 1x1x2x2: .* 3 channels"),
     ],
 )
 def test_what_is_no_classifier_of_the_images(model: nn.Module, message: str) -> None:

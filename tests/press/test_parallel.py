@@ -93,7 +93,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path):
     )
     assert done.returncode == 1
     told = done.stderr.strip().splitlines()[-1]
-    assert f"{TensorPressError.__name__}: a process ended before its work on '0', '1' did" in told
+    assert f"{TensorPressError.__name__}: a process died during '0', '1'." in told
     assert 'if __name__ == "__main__":' in told
 
 

@@ -369,7 +369,7 @@ def test_what_does_not_go_together(sections: dict[str, Any], mistake: str) -> No
 
 @pytest.mark.parametrize("text", ["", "- title\n- network\n", "lenet5", "3"])
 def test_what_is_no_mapping(text: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="a recipe is a mapping of keys"):
+    with pytest.raises(InvalidArgumentError, match="a recipe must be a mapping with keys"):
         parse_recipe(text)
 
 

@@ -73,7 +73,7 @@ def test_executors_of_unknown_size_get_a_bounded_number_of_jobs():
 
 def test_a_worker_that_dies_names_the_jobs_that_were_running():
     with (
-        pytest.raises(TensorPressError, match=r"a process ended before its work on 'only' did"),
+        pytest.raises(TensorPressError, match=r"a process died during 'only'"),
         open_executor(2) as executor,
     ):
         list(run_jobs(executor, signal.raise_signal, [("only", (signal.SIGKILL,))]))
@@ -89,14 +89,14 @@ def test_jobs_that_an_executor_gives_up_are_named():
 
     with (
         Ending(1) as pool,
-        pytest.raises(TensorPressError, match=r"gave up its work on 'a', 'b': .*start again"),
+        pytest.raises(TensorPressError, match=r"the executor cancelled 'a', 'b': .*repeat the call"),
     ):
         list(run_jobs(pool, abs, [("a", (1,)), ("b", (2,))]))
 
 
 def test_what_cannot_be_sent_is_an_error_of_ours():
     with (
-        pytest.raises(InvalidArgumentError, match="cannot be sent to other processes"),
+        pytest.raises(InvalidArgumentError, match="cannot be sent to another process"),
         open_executor(2) as executor,
     ):
         list(run_jobs(executor, lambda: 1, [("a", ())]))

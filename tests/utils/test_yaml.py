@@ -20,8 +20,8 @@ def test_plain_values_and_anchors() -> None:
     ("text", "message"),
     [
         ("a: [1,\nb: }", "line 2"),
-        ("a: 1\nb: 2\na: 3\n", r"the key 'a' is there twice(.|\n)*line 3"),
-        ("a: {b: 1, b: 1}", "the key 'b' is there twice"),
+        ("a: 1\nb: 2\na: 3\n", r"the key 'a' is used twice(.|\n)*line 3"),
+        ("a: {b: 1, b: 1}", "the key 'b' is used twice"),
         ("a: !!python/object/apply:os.system ['exit']", "python/object/apply:os.system"),
         ("a: !!python/name:os.system", "python/name"),
         ("? [1, 2]\n: 3", "unhashable"),
