@@ -98,7 +98,10 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
             ("encode", "--model", "lenet5", "--bits", "3", "--out", "a.tpz", "--data", "x"),
             "unknown dataset 'x'",
         ),
-        (("encode", "m.safetensors", "--size", "many"), "--size: expected a size such as 1500, 200kB or 1.5MiB, got 'many'"),
+        (
+            ("encode", "m.safetensors", "--size", "many"),
+            "--size: expected a size such as 1500, 200kB or 1.5MiB, got 'many'",
+        ),
         (("encode", "m.safetensors", "--size", "60"), "too few"),
         (("encode", "nothing.safetensors", "--bits", "2"), "no such file"),
         (("encode", "m.safetensors", "--model", "lenet5", "--bits", "2"), "for a model use"),

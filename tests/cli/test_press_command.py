@@ -90,7 +90,12 @@ def test_ranks_and_factors_are_fitted_to_responses(
     assert gaps[0] < 0.3 * gaps[1]
     for wrong, message in {
         ("--allocation", "responses"): "--allocation responses needs --data",
-        ("--allocation", "error", "--calibrate", "digits"): "--data only applies to a plan with --allocation responses",
+        (
+            "--allocation",
+            "error",
+            "--calibrate",
+            "digits",
+        ): "--data only applies to a plan with --allocation responses",
     }.items():
         assert message in fails("plan", *words, *wrong)
 

@@ -98,7 +98,7 @@ def test_files_of_any_kind_are_refused(
     for kind, name in NAMES.items():
         path = f"{tmp_path}/{name}{FILES[command]}"  # type: ignore[assignment]
         assert call(command, path).code in (1, 2), kind
-    assert "is empty, as a variable of the shell" in call(command, "").err
+    assert "is empty, perhaps from a shell variable" in call(command, "").err
 
 
 X, Y = np.zeros((16, 1, 28, 28), np.float32), np.arange(16) % 10
@@ -107,7 +107,7 @@ ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "integers": ({"x": X.astype(int), "y": Y}, "does not take the input 1x1x28x28:int64"),
     "complex": ({"x": X + 1j, "y": Y}, "the array x is torch.complex64, expected real"),
     "text": ({"x": np.array(["a"])}, "cannot be read as arrays of numbers"),
-    "objects": ({"x": np.array([None])}, "it is no such file, or holds objects"),
+    "objects": ({"x": np.array([None])}, "it is not an array file, or contains objects"),
     "another shape": ({"x": X[:, :, :20], "y": Y}, "does not take the input 1x1x20x28"),
     "a number": ({"x": np.float32(3)}, "must have one row for each example"),
     "empty": ({"x": X[:0], "y": Y[:0]}, "has no examples"),

@@ -88,4 +88,4 @@ def test_a_calibration_says_that_it_has_no_counts() -> None:
     net = Sentences()
     x = torch.randint(40, (30, 12))
     pressed = tp.press(net, plan_words(net), calibration=tp.Calibration.collect(net, [x]))
-    assert unfitted_layers(pressed) == {"words": "a Calibration does not count its vectors"}
+    assert unfitted_layers(pressed) == {"words": "a Calibration does not count look-ups"}

@@ -89,7 +89,9 @@ def test_jobs_that_an_executor_gives_up_are_named():
 
     with (
         Ending(1) as pool,
-        pytest.raises(TensorPressError, match=r"the executor cancelled 'a', 'b': .*repeat the call"),
+        pytest.raises(
+            TensorPressError, match=r"the executor cancelled 'a', 'b': .*repeat the call"
+        ),
     ):
         list(run_jobs(pool, abs, [("a", (1,)), ("b", (2,))]))
 

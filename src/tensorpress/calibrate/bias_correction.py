@@ -14,7 +14,7 @@ from tensorpress.measure.cost import evaluation_mode
 
 
 def channel_means(model: nn.Module, batches: Sequence[Batch]) -> dict[str, list[Tensor]]:
-    """Return the mean outputs of the channels of every layer and batch norm with a bias.
+    """Return the mean output of every channel of the layers and batch norms with a bias.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def channel_means(model: nn.Module, batches: Sequence[Batch]) -> dict[str, list[
     Returns
     -------
     dict of str to list of Tensor
-        By name, a Tensor of shape (channels,) for each call, in order.
+        For each name, one Tensor of shape (channels,) per call.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def correct_biases(
 
 @contextmanager
 def _output_hooks(model: nn.Module, make_hook: Callable[[str, int], Any]) -> Iterator[None]:
-    """Put hooks on the outputs of modules with a bias, by their name and channel axis."""
+    """Register hooks on the outputs of modules with a bias; they get the name and channel axis."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluation_mode(model))

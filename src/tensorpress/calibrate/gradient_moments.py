@@ -1,4 +1,4 @@
-"""Second moments of a model's gradients by parameters that multiply no known inputs."""
+"""Second moments of a model's gradients, for parameters whose inputs cannot be observed."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,15 +21,15 @@ from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.layer_spec import LayerSpec
 
 PASSES = 64
-"""Backward passes in which the examples take part, each with as many others."""
+"""Number of backward passes among which the examples are divided."""
 
 
 @dataclass
 class GradientMoments:
-    r"""Means over examples of G Gᵀ and of Gᵀ G, for the gradients G of the outputs by a kernel.
+    r"""Means over examples of G Gᵀ and Gᵀ G, where G is the gradient of the outputs by a kernel.
 
-    An error D of the kernel changes the outputs, relative to their variance over examples, by about
-    :math:`\sum \operatorname{tr}(B D A D^T) / \operatorname{tr} B`, squared.
+    An error D in the kernel causes a squared error of the outputs, relative to their variance over
+    examples, of about :math:`\sum \operatorname{tr}(B D A D^T) / \operatorname{tr} B`.
 
     Attributes
     ----------
@@ -40,8 +40,7 @@ class GradientMoments:
 
     References
     ----------
-    Gupta, Koren, Singer (2018), "Shampoo: preconditioned stochastic tensor optimization", for the
-    two factors.
+    Gupta, Koren, Singer (2018), "Shampoo: preconditioned stochastic tensor optimization".
     """
 
     outputs: Tensor
@@ -55,11 +54,11 @@ def gradient_moments(
     *,
     seed: int = 0,
 ) -> dict[str, GradientMoments]:
-    """Return the moments of gradients by parameters, however the model uses them.
+    """Return the moments of the gradients by parameters, however the model uses them.
 
-    Experts in one Parameter, `nn.Bilinear`, and convolutions with a forward pass of their own have
-    no inputs that could be seen from outside. Random directions of the outputs are independent for
-    each example, so that examples of a pass need no backward pass of their own.
+    This works for parameters whose inputs cannot be observed: experts stacked in one Parameter,
+    `nn.Bilinear`, and convolutions with an overridden forward pass. The random directions of the
+    outputs are independent between examples, so that one backward pass serves many examples.
 
     Parameters
     ----------
@@ -68,14 +67,14 @@ def gradient_moments(
     batches : sequence of Batch
         Calibration data, from `tensorpress.calibrate.batches.collect_batches`.
     parameters : mapping of str to (nn.Parameter, LayerSpec)
-        Parameters of the model, and how each is a kernel.
+        Parameters of the model, and their layout as kernels.
     seed : int
         Seed of the directions.
 
     Returns
     -------
     dict of str to GradientMoments
-        The moments of those that the outputs depend on.
+        The moments of the parameters that influence the outputs.
 
     Examples
     --------
@@ -113,7 +112,7 @@ def gradient_moments(
                 if gradient is not None:
                     _add(moments, name, weight_to_kernel(gradient, parameters[name][1]))
     energy = sum(deviation.energy for deviation in deviations.values())
-    for sums in moments.values():  # sums over examples, relative to those of the outputs
+    for sums in moments.values():  # relative to the energy of the outputs
         sums.outputs /= max(energy, 1e-30)
         sums.inputs /= max(energy, 1e-30)
     return moments

@@ -58,9 +58,9 @@ def unroll(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 @contextmanager
 def unrolled_inplace(model: nn.Module) -> Iterator[list[str]]:
-    """Unroll the layers of a model during a ``with`` block; yield the names of `unroll`.
+    """Unroll the layers of a model during a ``with`` block; yield the names that `unroll` returns.
 
-    Weights that were replaced by factors in the block are rebuilt from factors afterwards too.
+    Weights that are factorized inside the block stay factorized afterwards.
     """
     names = _unroll_inplace(model)
     try:
@@ -114,7 +114,7 @@ def _split(layer: nn.Module) -> list[str]:
         linear.weight = weight
         linear.register_parameter("bias", bias)
         layer._modules[key] = linear
-    if base is _UnrolledAttention:  # what torch asks for before it takes its fast path
+    if base is _UnrolledAttention:  # torch reads it to choose its fast path
         layer._parameters.setdefault("in_proj_bias", None)
     return names
 
@@ -270,7 +270,7 @@ class _UnrolledAttention(nn.MultiheadAttention):
         swapped = self.batch_first and query.ndim == 3
         if swapped:
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        # What torch would multiply with is multiplied already: its weights are the identity.
+        # the projections are done, so torch gets identity matrices as weights
         eye = torch.eye(self.embed_dim, dtype=query.dtype, device=query.device)
         output, weights = functional.multi_head_attention_forward(
             *(q, k, v, self.embed_dim, self.num_heads, None, None),
@@ -293,7 +293,7 @@ class _UnrolledAttention(nn.MultiheadAttention):
         inputs = (query, key, value)
         if self._qkv_same_embed_dim:
             packed = self.get_submodule("in_proj_weight")
-            distinct = {id(x): x for x in inputs}  # one of self-attention
+            distinct = {id(x): x for x in inputs}  # only one in self-attention
             outputs = {key: packed(x) for key, x in distinct.items()}
             return [outputs[id(x)].chunk(3, dim=-1)[place] for place, x in enumerate(inputs)]
         linears = [self.get_submodule(f"{part}_proj_weight") for part in "qkv"]

@@ -126,5 +126,5 @@ def _stored(row: Any) -> StoredTensor:
 
 def _file_name(name: Any, suffix: str) -> str:
     if not isinstance(name, str) or Path(name).name != name or Path(name).suffix != suffix:
-        raise ValueError(f"{name!r} is no {suffix} file of the folder")
+        raise ValueError(f"{name!r} is not a {suffix} file of the folder")
     return name

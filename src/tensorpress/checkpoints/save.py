@@ -100,7 +100,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise InvalidArgumentError(f"tensor {name!r} has no values")
     if not is_plain(tensor):
         raise InvalidArgumentError(
-            f"tensor {name!r} is of class {type(tensor).__name__}, which safetensors cannot hold: "
+            f"safetensors cannot store tensor {name!r} of class {type(tensor).__name__}: "
             "press and save the model before it is quantized, or use torch.save"
         )
     if tensor.dtype not in CODES or tensor.is_sparse or tensor.is_quantized:

@@ -55,7 +55,7 @@ class LazyCommand(TyperCommand):
         module, name = place.split(":")
         if "" in args:
             raise InvalidArgumentError(
-                "a word of the command is empty, as a variable of the shell that is not set"
+                "an argument is empty, perhaps from a shell variable that is not set"
             )
         single = typer.Typer(add_completion=False)
         function = getattr(import_module(f"tensorpress.cli.{module}"), name)

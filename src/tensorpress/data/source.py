@@ -141,12 +141,12 @@ class Selection:
 
 @contextmanager
 def name_errors(name: str) -> Iterator[None]:
-    """Say for any error of somebody's code which data it fails to return, and where.
+    """Turn any error of user code inside a ``with`` block into one that names the data.
 
     Raises
     ------
     InvalidArgumentError
-        In place of what the block raises, unless that is an error of ours.
+        If the block raises any other error; the message has file and line.
     """
     try:
         yield

@@ -223,8 +223,8 @@ def _divide_layers(
         others = [key for key in entries.get(name, ()) if key != "scheme"]
         if others:
             raise InvalidArgumentError(
-                f"layer {name!r}: {others[0]!r} in its entry of overrides needs ranks beside it, "
-                "which a budget then leaves as they are"
+                f"layer {name!r}: its override {others[0]!r} needs ranks, which a budget "
+                "then does not change"
             )
     return fixed, rest, {name: layer_schemes(entries.get(name), schemes) for name in rest}
 

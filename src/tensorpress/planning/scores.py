@@ -110,7 +110,7 @@ class Scores:
         CorruptFileError
             If the file is not scores.
         """
-        content = read_file(path, "file of scores")
+        content = read_file(path, "scores file")
         try:
             return Scores.from_dict(parse_json(content))
         except ValueError as error:

@@ -130,16 +130,16 @@ def _mean_square(rows: Tensor) -> float:
 def common_call_order(
     model: nn.Module, names: Sequence[str], batches: Sequence[Batch]
 ) -> list[str]:
-    """Return the layers that every batch calls once, or none if the orders of batches differ.
+    """Return the layers that every batch calls once, or none if batches differ in the order.
 
     Parameters
     ----------
     model : nn.Module
         The model, run in eval mode.
     names : sequence of str
-        The layers among which to look.
+        Names of the candidate layers.
     batches : sequence of Batch
-        From `tensorpress.calibrate.batches.collect_batches`, at least one.
+        At least one, from `tensorpress.calibrate.batches.collect_batches`.
     """
     if not names:
         return []

@@ -110,13 +110,13 @@ class ModelFileSearch(FileSearch):
 
     @cached_property
     def _order(self) -> Sequence[str]:
-        """The layers that are rounded after one another, in the order of their calls."""
+        """Layers to round in sequence, in the order of their calls."""
         names = [weight.layer for weight in self._weights if weight.layer is not None]
         return common_call_order(unroll(self._merged)[0], names, self._batches or ())
 
     @cached_property
     def _means(self) -> Mapping[str, Sequence[Tensor]]:
-        """The mean outputs of the dense model, by layer."""
+        """Mean outputs of the dense model by layer."""
         return channel_means(unroll(self._model)[0], self._batches or ())
 
     def _copy_model(self, rounded: RoundedModel) -> nn.Module:

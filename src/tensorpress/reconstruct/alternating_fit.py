@@ -17,7 +17,7 @@ ITERATIONS, ENOUGH = 30, 1e-2
 the next sweep goes on from there."""
 
 WORK = 5 * 10**11
-"""Multiplications with the second moment that a fit may take, about twenty seconds on one core."""
+"""Limit of multiplications with the second moment in a fit, about twenty seconds on one core."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def fit_kernels(
     tolerance : float
         Stop when a sweep lowers the objective by a smaller share.
     work : float
-        About how many multiplications with the second moment the fit may take.
+        Approximate limit of multiplications with the second moment.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def response_error(kernel: Tensor, target: Tensor, second: SecondMoment) -> floa
 def _affordable(
     sweeps: int, factors: int, target: Tensor, second: SecondMoment, work: float
 ) -> tuple[int, int]:
-    """Return the sweeps, and the iterations per factor, that so many multiplications allow."""
+    """Return the numbers of sweeps and of iterations per factor within a limit."""
     rows, columns = target.shape[:2].numel(), second.shape[-1]
     if isinstance(second, RowMoment):  # (K Xᵀ) X
         product = 2 * rows * second.rows[0].numel()

@@ -1,4 +1,4 @@
-"""Fitting an Embedding to how often calibration data look up its vectors."""
+"""Look-up frequencies of the vectors of an Embedding, as the norm of its fit."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from tensorpress.schemes.layer_spec import layer_class
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """Return whether a module looks up vectors as an Embedding does.
+    """Return whether a module is an Embedding.
 
     Examples
     --------
@@ -27,21 +27,22 @@ def is_embedding(module: nn.Module) -> bool:
 def count_lookups(
     model: nn.Module, names: Iterable[str], batches: Sequence[Batch]
 ) -> Mapping[str, Tensor]:
-    """Return how often each vector of embeddings is looked up, padding left out.
+    """Return how often each vector of the embeddings is looked up, without padding.
 
     Parameters
     ----------
     model : nn.Module
         The model, run in eval mode without gradients.
     names : iterable of str
-        Its embeddings; those that are not called are left out.
+        Names of embeddings.
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
 
     Returns
     -------
     mapping of str to Tensor
-        float64, of shape (vectors,), by name in the order of the calls.
+        Counts by name, float64 of shape (vectors,), in the order of the calls. Embeddings that are
+        not called are missing.
 
     Examples
     --------
@@ -78,10 +79,10 @@ def count_lookups(
 
 
 def vector_shares(counts: Tensor) -> Tensor:
-    r"""Return how often each vector is expected in further data, relative to all look-ups.
+    r"""Return the expected share of each vector in the look-ups of further data.
 
-    Of n look-ups, those of vectors that were looked up once are about as many as further data will
-    have of vectors that were never looked up; these share them evenly.
+    By Good and Turing, the share of vectors that were never looked up equals that of the vectors
+    that were looked up once. It is divided evenly among the unseen vectors.
 
     References
     ----------
@@ -96,6 +97,6 @@ def vector_shares(counts: Tensor) -> Tensor:
     total, unseen = counts.sum(), counts == 0
     if not bool(unseen.any()):
         return counts / total
-    # P(unseen) = n₁ / n, at least of one look-up and at most of half of them
+    # P(unseen) = n₁ / n, with at least one look-up and at most a half
     missing = ((counts == 1).sum().clamp_min(1) / total).clamp_max(0.5)
     return torch.where(unseen, missing / unseen.sum(), (1 - missing) * counts / total)

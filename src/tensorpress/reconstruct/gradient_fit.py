@@ -1,4 +1,4 @@
-"""Factors of any parameter by the second moments of gradients."""
+"""Factors of any parameter, fitted in the norm of gradient moments."""
 
 import torch
 from torch import Tensor
@@ -12,21 +12,21 @@ from tensorpress.schemes.layer_plan import LayerPlan
 
 
 def decompose_kernel(kernel: Tensor, moments: GradientMoments) -> list[WeightedSVD]:
-    """Return the SVD of each group of a kernel, in the norms of its gradients.
+    """Return the SVD of each group of a kernel, in the norms of its gradient moments.
 
     Parameters
     ----------
     kernel : Tensor
         Canonical kernel, (groups, out, in, *kernel).
     moments : GradientMoments
-        Those of its parameter.
+        The moments of its parameter.
     """
     parts = (kernel.flatten(2).cpu(), moments.inputs, moments.outputs)
     return [WeightedSVD.of(*group) for group in zip(*parts, strict=True)]
 
 
 def gradient_losses(kernel: Tensor, moments: GradientMoments) -> list[float]:
-    """Return what the outputs lose, relative to their variance, at ranks 0, 1, … of all groups.
+    """Return the squared error of the outputs, relative to their variance, at ranks 0, 1, ….
 
     Examples
     --------
@@ -43,22 +43,22 @@ def gradient_losses(kernel: Tensor, moments: GradientMoments) -> list[float]:
 
 
 def fit_to_gradients(layer: LayerPlan, weight: Tensor, moments: GradientMoments) -> StartValues:
-    """Return the two factors of a parameter that move the outputs least.
+    """Return the two factors of a parameter that change the outputs least.
 
     Parameters
     ----------
     layer : LayerPlan
-        A plan of svd_weight.
+        Plan of the parameter by svd_weight.
     weight : Tensor
-        The dense parameter, as torch stores it.
+        The dense parameter.
     moments : GradientMoments
-        Those of its gradients.
+        The moments of its gradients.
     """
     [rank], kernel = layer.ranks, to_working_precision(weight_to_kernel(weight, layer.spec))
     lefts, rights = [], []
     for svd in decompose_kernel(kernel, moments):
         first, last = svd.factors(rank)  # (rank, n) and (out, rank)
-        # Components of both factors get the same norm.
+        # equal norms of the components in both factors
         balance = (first.norm(dim=1) / last.norm(dim=0).clamp_min(1e-30)).clamp_min(1e-30).sqrt()
         lefts.append(last * balance)
         rights.append(first.mT / balance)

@@ -182,7 +182,7 @@ class Reconstruction:
     def _gradients(
         self, model: nn.Module, layers: Mapping[str, LayerPlan]
     ) -> Mapping[str, GradientMoments]:
-        """Return the moments of gradients by weights whose inputs cannot be seen."""
+        """Return the gradient moments of weights whose inputs cannot be observed."""
         places = {name: locate_weight(model, name) for name in layers}
         weights = {
             name: (weight, layers[name].spec)
@@ -207,7 +207,7 @@ class Reconstruction:
         if self.batches:
             yield from self._by_lookups(model, embeddings, layers, weight_of)
         else:
-            reasons |= dict.fromkeys(embeddings, "a Calibration does not count its vectors")
+            reasons |= dict.fromkeys(embeddings, "a Calibration does not count look-ups")
         for name, sums in moments.items():
             if name in layers:
                 weight = weight_of(layers[name])
@@ -232,7 +232,7 @@ class Reconstruction:
         layers: Mapping[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
     ) -> Iterator[tuple[str, StartValues]]:
-        """Fit embeddings in the norm of how often their vectors are looked up."""
+        """Fit embeddings, weighting vectors by the frequency of their look-ups."""
         counts = count_lookups(model, names, self.batches) if names else {}
         for name, number in counts.items():
             weight = weight_of(layers[name])

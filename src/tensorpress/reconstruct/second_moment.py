@@ -93,7 +93,7 @@ class BlockMoment:
 
 @dataclass(frozen=True)
 class DiagonalMoment:
-    """A second moment that is zero between columns, as that of one-hot vectors.
+    """A diagonal second moment, such as that of one-hot vectors.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class DiagonalMoment:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape that it would have as a matrix: (groups, columns, columns)."""
+        """The shape of the full matrix: (groups, columns, columns)."""
         groups, columns = self.diagonal.shape
         return groups, columns, columns
 

@@ -39,8 +39,8 @@ SWEEPS = 1
 """Passes over the kernels of a fit; on ResNet-20 three gave the same plan."""
 
 WORK = 4 * 10**9
-"""Most multiplications of a fit, which cuts short those whose products with the inputs' moment take
-more than 4·10⁷, as of 512 inputs a response and 256 outputs."""
+"""Limit of multiplications in a fit. It shortens fits of layers such as those with 512 inputs per
+response and 256 outputs, where one product with the second moment takes 4·10⁷."""
 
 
 def kfac_scores(
@@ -161,7 +161,7 @@ def kfac_scores(
 def _score_unseen(
     model: nn.Module, batches: Sequence[Batch], layers: Mapping[str, Layer], seed: int
 ) -> dict[str, list[Scored]]:
-    """Return the ranks of rebuilt weights whose inputs cannot be seen, scored by gradients."""
+    """Score ranks of rebuilt weights whose inputs cannot be observed, by gradient moments."""
     method = scheme_named(SVD_WEIGHT)
     specs = {name: layer.spec(method) for name, layer in layers.items()}
     weights = {name: (layers[name].weight, spec) for name, spec in specs.items()}

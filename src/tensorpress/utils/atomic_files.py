@@ -89,7 +89,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path that a path leads to through symbolic links, if a file can have its name."""
+    """Resolve symbolic links in a path that may be invalid."""
     try:
         return Path(os.path.realpath(path))
     except ValueError as error:  # a NUL

@@ -31,7 +31,7 @@ def format_names(names: list[str]) -> str:
 
 
 def format_failure(error: BaseException) -> str:
-    """Return an error of somebody's code, which a function of ours called, and its place."""
+    """Return the text of an error in user code, with file and line."""
     inside = traceback.extract_tb(error.__traceback__)[1:]
     place = f" ({inside[-1].filename}, line {inside[-1].lineno})" if inside else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -1,4 +1,4 @@
-"""Paths that users give: whether there is a file, of what kind, and what may have been meant."""
+"""Paths from users: existence, kinds of files, and similar names."""
 
 import os
 import stat
@@ -32,7 +32,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a file of this name, which is no pipe or device.
+    """Return whether a regular file with this name exists, not a pipe or a device.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a folder of this name.
+    """Return whether a folder with this name exists.
 
     Examples
     --------
@@ -54,13 +54,13 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def check_file(path: str | os.PathLike[str], what: str = "file") -> Path:
-    """Return the path of a file that can be read to its end, which a pipe or a device may not have.
+    """Check that a path is a regular file, not a pipe or a device, and return it.
 
     Raises
     ------
     DataNotFoundError
-        If there is no such file, with the nearest names, or it is of another kind. The message says
-        `what` was expected.
+        If there is no such file, or it is of another kind. The message suggests similar names and
+        says `what` was expected.
 
     Examples
     --------
@@ -82,12 +82,12 @@ def check_file(path: str | os.PathLike[str], what: str = "file") -> Path:
 
 
 def read_file(path: str | os.PathLike[str], what: str = "file") -> bytes:
-    """Return the bytes of a file; parameters and errors are those of `check_file`.
+    """Return the bytes of a file, checked by `check_file`.
 
     Examples
     --------
     >>> read_file(__file__)[:15]
-    b'\"\"\"Paths that u'
+    b'\"\"\"Paths from u'
     """
     file = check_file(path, what)
     try:
@@ -97,7 +97,7 @@ def read_file(path: str | os.PathLike[str], what: str = "file") -> bytes:
 
 
 def read_text_file(path: str | os.PathLike[str], what: str = "file") -> str:
-    """Return the text of a file in UTF-8, with one character at the end of a line.
+    """Return the text of a UTF-8 file, with newlines as line ends.
 
     Raises
     ------
@@ -114,18 +114,18 @@ def read_text_file(path: str | os.PathLike[str], what: str = "file") -> str:
 
 
 def unreadable(path: Path, error: Exception) -> DataNotFoundError:
-    """Return the error for a file that the operating system does not read."""
+    """Return the error for a file that the operating system cannot read."""
     name = str(path) if "\0" not in str(path) else repr(str(path))
     return DataNotFoundError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def kind_of_file(mode: int) -> str:
-    """Return what a file other than a regular one is, by its mode."""
+    """Return the kind of an irregular file by its mode."""
     return next((kind for holds, kind in _KINDS if holds(mode)), "a loop of links")
 
 
 def near_paths(path: str | os.PathLike[str]) -> list[str]:
-    """Return the paths in the folder of a path whose names are nearly its name, the nearest first.
+    """Return the paths in the same folder with similar names, the most similar first.
 
     Examples
     --------
@@ -144,6 +144,6 @@ def near_paths(path: str | os.PathLike[str]) -> list[str]:
 
 
 def did_you_mean(path: str | os.PathLike[str]) -> str:
-    """Return the end of a message on a path that is not there: the near paths, or nothing."""
+    """Return the end of a message about a missing path: similar paths, or nothing."""
     near = near_paths(path)
     return f"; did you mean {' or '.join(near)}?" if near else ""

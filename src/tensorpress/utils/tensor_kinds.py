@@ -1,13 +1,13 @@
-"""Kinds of tensors: plain ones, and those of other libraries that hold their values otherwise."""
+"""Detection of tensor subclasses that store their values in another format."""
 
 from torch import Tensor
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor holds its values as torch does.
+    """Return whether a tensor stores its values as torch does.
 
-    Quantized weights of other libraries do not: torchao's compute every operation by themselves,
-    and bitsandbytes' are changed when they are moved.
+    Quantized weights of other libraries do not: those of torchao override every operation, and
+    those of bitsandbytes change when they are moved.
 
     Examples
     --------
