@@ -68,7 +68,7 @@ def test_data_that_does_not_fit_is_refused(fails: Fails, tmp_path: Path) -> None
     )
     images = torch.randn(4, 3, 8, 8).numpy()
     np.savez(tmp_path / "many.npz", x=images, y=np.arange(9, 13))
-    assert "labels from 9 to 12, and the model 10 classes" in fails(*net, "many.npz")
+    assert "labels from 9 to 12, but the model has 10 classes" in fails(*net, "many.npz")
     np.save(tmp_path / "bare.npy", images)
     assert "the data have no labels" in fails(*net, "bare.npy")
     tokens = np.zeros((4, 5), np.int64)
@@ -115,7 +115,7 @@ def test_examples_that_the_model_does_not_take_are_refused_by_file(
         "        return torch.zeros(3, 8, 8 + index), 1\n"
     )
     assert "gaps:Gaps: example 67 has no label, expected one" in fails(*net, "gaps:Gaps")
-    assert "gaps:Sizes: the examples do not make a batch" in fails(*net, "gaps:Sizes")
+    assert "gaps:Sizes: the examples cannot form a batch" in fails(*net, "gaps:Sizes")
 
 
 def test_images_of_other_channels_and_damaged_ones(fails: Fails, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_images_of_other_channels_and_damaged_ones(fails: Fails, tmp_path: Path)
     words = ("eval", "--data", "pets", "--preprocess", "size: 8, mean: [0, 0, 0], std: [1, 1, 1]")
     message = fails(*words, "--model", "grey:net")
     assert "pets: the model fails on the input 1x3x8x8: layer '0' (Conv2d" in message
-    assert "(images are prepared: 8×8, pixels over 255" in message
+    assert "(preprocessing: 8×8, pixels over 255" in message
     (tmp_path / "pets" / "0" / "b.png").write_bytes(b"")
     message = fails(*words, "--model", "small_nets:net")
     assert "pets/0/b.png cannot be read as an image" in message
@@ -261,7 +261,7 @@ def test_export_and_its_difference(
     )
     for text, message in (("0.4=x", "(1, 3, 8, 8)"), ("1.0=x", "have shapes"), ("2=x", "AXIS=")):
         assert message in fails(*words, "--input", "1x3x8x8", "--dynamic", text)
-    assert "nobody knows which inputs small_nets:net takes" in fails(*words)
+    assert "the inputs of small_nets:net are unknown" in fails(*words)
     assert "input 1x9: layer '0' (Conv2d, weight 8x3x3x3)" in fails(*words, "--input", "1x9")
     assert "cannot be written" in fails(*words[:-1], "no/c.onnx", "--input", "1x3x8x8")
 

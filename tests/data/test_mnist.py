@@ -35,7 +35,7 @@ GOOD = idx_bytes(torch.arange(8).reshape(2, 2, 2))
         (b"", "got nothing"),
         (GOOD[:2], "must start with 00000803"),
         (b"\x00\x00\x0d\x03" + GOOD[4:], "got 00000d03"),
-        (idx_bytes(torch.arange(8)), "not 00000801"),
+        (idx_bytes(torch.arange(8)), "got 00000801"),
         (GOOD[:10], "16-byte header"),
         (GOOD[:-1], "must hold 8 bytes of shape .* but has 7"),
         (GOOD + b"\x00", "but has more"),

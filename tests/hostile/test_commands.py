@@ -129,7 +129,7 @@ FUNCTIONS = {
     "damaged": "bad_batches:damaged fails: OSError: unplugged (",
     "endless": "bad_batches:endless fails: TypeError: object of type 'Endless' has no len()",
     "stream": "bad_batches:stream fails: OSError: unplugged (",
-    "sizes": "the examples do not make a batch, expected the same shapes",
+    "sizes": "the examples cannot form a batch, expected the same shapes",
     "no_labels": "have no labels",
     "few_labels": "returns (8, 10) for a batch of 5 labels",
     "undefined": "scores of example 1 are NaN",

@@ -149,7 +149,7 @@ def test_inspect_a_model_with_brackets_in_its_names(shell: Call, tmp_path: Path)
     model = nn.ModuleDict({"[red]": nn.Linear(3, 2)})
     tp.save(model, path)
     said = shell("inspect", path)
-    assert "[bold].tpz: a model of your own" in said.out
+    assert "[bold].tpz: a custom model" in said.out
     assert "[red].weight  2×3" in said.out
     said = shell("eval", path)
     assert said.code == 1

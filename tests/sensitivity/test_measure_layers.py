@@ -150,7 +150,7 @@ def test_workers_measure_what_one_process_measures(net, batches, tmp_path, worke
 
 
 def test_a_metric_that_cannot_be_sent_is_an_error(net, batches):
-    with pytest.raises(InvalidArgumentError, match="cannot be sent to another process"):
+    with pytest.raises(InvalidArgumentError, match="cannot be sent to other processes"):
         sensitivity(net, batches, metric=lambda m: 0.0, processes=2, **FEW)
 
 

@@ -293,8 +293,6 @@ def _check_weights(model: nn.Module) -> None:
 
 def _check_batches(batches: Sequence[Batch]) -> None:
     for place, batch in enumerate(batches):
-        # Minus infinity is what masks add to scores of attention.
+        # attention masks add minus infinity to scores
         if any(bool((x.isnan() | x.isposinf()).any()) for x in batch.arguments.tensors):
-            raise InvalidArgumentError(
-                f"batch {place} of the calibration data contains NaN or infinity"
-            )
+            raise InvalidArgumentError(f"batch {place} of the calibration data has NaN or infinity")

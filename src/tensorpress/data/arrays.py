@@ -82,9 +82,9 @@ def _load(path: Path) -> dict[str, Tensor]:
         arrays = {"inputs": content} if isinstance(content, np.ndarray) else dict(content)
         native = {name: x.astype(x.dtype.newbyteorder("="), "C") for name, x in arrays.items()}
         return {name: torch.from_numpy(x) for name, x in native.items()}
-    except Exception as error:  # the parsers raise errors of any class on damaged bytes
-        # NumPy takes for a pickle what is neither .npy nor .npz, and says how to run its code.
-        reason = "it is no such file, or holds objects" if "pickle" in str(error) else error
+    except Exception as error:  # parsers raise errors of any class on damaged files
+        # NumPy regards files that are neither .npy nor .npz as pickles and advises to run them
+        reason = "it is not an array file, or contains objects" if "pickle" in str(error) else error
         raise CorruptFileError(f"{path} cannot be read as arrays of numbers: {reason}") from error
 
 

@@ -41,7 +41,7 @@ class Batches:
     batches : iterable
         Batches: Tensors, pairs (inputs, labels) or mappings from argument names.
     name : str
-        The name of the function that returned them, for messages.
+        Name of the function that returned them, for messages.
     """
 
     batches: Iterable[Any]

@@ -59,8 +59,8 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
         raise unknown_name("input dtype", dtype, _DTYPES)
     try:
         return _example(tuple(map(int, sizes.split("x"))), _DTYPES[dtype or "float32"], model)
-    except (RuntimeError, TypeError, ValueError) as error:  # of torch: no memory, or no number
-        raise InvalidArgumentError(f"an input {sizes[:80]} is too large") from error
+    except (RuntimeError, TypeError, ValueError) as error:  # from torch: no memory, or no number
+        raise InvalidArgumentError(f"the input {sizes[:80]} is too large") from error
 
 
 def default_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...] | None:

@@ -128,16 +128,16 @@ def put_in_place(file: Path, target: Path) -> None:
 
 
 def temporary_path(target: Path) -> Path:
-    """Return a new path beside a file or folder, whose name says for what, and who writes it."""
+    """Return a new path next to a file or folder, named after it and the writing process."""
     writer = f"{platform.node()}@{os.getpid()}"
     return target.with_name(f"{_prefix(target)}{secrets.token_hex(4)}.{writer}.tmp")
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what stands at a `temporary_path` whose process was killed.
+    """Remove temporary files and folders of killed processes.
 
-    That is what was to replace the file or folder, and of a folder all in it and in its folders.
-    What another machine writes stays, because nothing here tells whether its process still runs.
+    These are the ones that would have replaced the path and, for a folder, all inside it. Those of
+    other machines are left, because their processes may still run.
     """
     target = real_path(path)
     _remove_dead(target.parent.glob(".*.tmp"), re.escape(_prefix(target)))

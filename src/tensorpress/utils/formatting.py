@@ -1,4 +1,4 @@
-"""Text of sizes, names and failures for messages."""
+"""Text for sizes, names and failures in messages."""
 
 import traceback
 from collections.abc import Sequence

@@ -60,7 +60,7 @@ def check_file(path: str | os.PathLike[str], what: str = "file") -> Path:
     ------
     DataNotFoundError
         If there is no such file, or it is of another kind. The message suggests similar names and
-        says `what` was expected.
+        names `what` was expected.
 
     Examples
     --------
