@@ -132,7 +132,7 @@ def test_images_of_other_channels_and_damaged_ones(fails: Fails, tmp_path: Path)
     words = ("eval", "--data", "pets", "--preprocess", "size: 8, mean: [0, 0, 0], std: [1, 1, 1]")
     message = fails(*words, "--model", "grey:net")
     assert "pets: the model fails on the input 1x3x8x8: layer '0' (Conv2d" in message
-    assert "(preprocessing: 8×8, pixels over 255" in message
+    assert "(preprocessing of images: 8×8, pixels over 255" in message
     (tmp_path / "pets" / "0" / "b.png").write_bytes(b"")
     message = fails(*words, "--model", "small_nets:net")
     assert "pets/0/b.png cannot be read as an image" in message
