@@ -117,7 +117,7 @@ def mnist() -> Splits:
 
 
 def train_and_test(shapes: Shapes, shared: bool, epochs: int, seed: int) -> dict[str, Any]:
-    """Train one network from scratch and return its size and errors in per cent."""
+    """Train one network from scratch and return its size and errors in percent."""
     net = network("lenet5")
     splits = mnist()
     model = net.build()

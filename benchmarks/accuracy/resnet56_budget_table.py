@@ -24,7 +24,7 @@ def resnet56_budget_table() -> str:
     count = results["recipe"]["held_out"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     told = (
-        f"Error in per cent of {count:,} training images that are not among "
+        f"Error in percent on {count:,} training images that are not among "
         "those for calibration, though the network was trained on them, and of the 10,000 test "
         f"images where that was measured (dense: {results['dense']['test_error']:.2f} %)."
     )

@@ -21,7 +21,7 @@ def coding_table() -> str:
     rows += [_row(f"`{name}`", case) for name, case in found["LeNets"].items()]
     rows += [
         "",
-        "| file | bytes | container | header | tables | values | beside the values % |",
+        "| file | bytes | container | header | tables | values | overhead % |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     files = {f"`{name}`": case for name, case in found["LeNets"].items()} | {

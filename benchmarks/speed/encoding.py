@@ -99,7 +99,7 @@ def coded(tensors: Mapping[str, Tensor], folder: Path, **options: Any) -> dict[s
 
 
 def others(tensors: Mapping[str, Tensor], zipnn: str | None) -> dict[str, Any]:
-    """Return what zstd and ZipNN leave of the bytes of tensors in bfloat16, in per cent off."""
+    """Return what zstd and ZipNN leave of the bytes of tensors in bfloat16, in percent off."""
     data = octets(tensors)
     planes = data[::2] + data[1::2]
     packed = len(zstandard.ZstdCompressor(level=3).compress(planes))

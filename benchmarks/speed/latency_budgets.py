@@ -1,4 +1,4 @@
-"""Budgets of latency: how near below them pressed networks are when they are measured anew.
+"""Budgets of latency: how near below them pressed networks are when they are measured again.
 
     python -m benchmarks.speed.latency_budgets
 

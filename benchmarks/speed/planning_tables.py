@@ -29,7 +29,7 @@ def latency_budgets_table() -> str:
     found = read("budgets_latency.json")
     settings = found.pop("settings")
     lines = [
-        "| network | budget | measured anew | of the budget | MACs | parameters |",
+        "| network | budget | measured again | of the budget | MACs | parameters |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for network, budgets in found.items():
