@@ -1,9 +1,9 @@
-"""Pressing a checkpoint that is larger than the memory it may take, by one process and by two.
+"""Pressing of a checkpoint larger than memory, by one process and by two.
 
-A checkpoint like Llama's with random weights is made tensor by tensor, and pressed by processes of
-one thread each. After every few shards a worker times nothing but the truncated SVD of one weight
-of each shape, so that a machine whose speed drifts slows both alike; this time is not counted. What
-is told are CPU seconds, which other work on the machine hardly changes, and the time that passed.
+A Llama checkpoint with random weights is written tensor by tensor, and pressed by processes with
+one thread each. After every few shards, a worker times the truncated SVD of one weight of each
+shape, so that changes in the speed of the machine affect both; this time is not counted. Results
+are CPU seconds, which other work on the machine hardly changes, and elapsed time.
 
     python -m benchmarks.speed.streaming --folder /tmp/stream
 """
@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -78,14 +79,14 @@ def make(folder: Path, layers: int) -> None:
 
 
 class FloorTimer:
-    """Times the truncated SVD of one weight of every shape, between the shards."""
+    """Times the truncated SVD of one weight of every shape, between shards."""
 
     def __init__(self) -> None:
         self.shards, self.cpu, self.wall = 0, 0.0, 0.0
         self.times: dict[tuple[int, int, int], list[float]] = {}
 
     def install(self) -> None:
-        """Measure after every few shards that this process presses."""
+        """Measure after every few shards of this process."""
         press = ShardPress.press
 
         def pressing(work: ShardPress, shard: str, progress: ByteProgress) -> int:
@@ -114,7 +115,7 @@ class FloorTimer:
 
 
 def work(source: Path, out: Path) -> None:
-    """Press as one of several processes, and print what it took."""
+    """Press as one of several processes, and print time and memory."""
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     floor = FloorTimer()
@@ -135,7 +136,7 @@ def work(source: Path, out: Path) -> None:
 
 
 def run(source: Path, out: Path, processes: int) -> dict[str, Any]:
-    """Press by so many processes, and return what it took."""
+    """Press by several processes, and return time and memory."""
     load = os.getloadavg()[0]
     command = [sys.executable, __file__, "--worker", str(source), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -143,14 +144,14 @@ def run(source: Path, out: Path, processes: int) -> dict[str, Any]:
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(processes)
     ]
-    found = [json.loads(worker.communicate()[0].splitlines()[-1]) for worker in workers]
+    results = [json.loads(worker.communicate()[0].splitlines()[-1]) for worker in workers]
     counts = Counter((*layer.shape, *layer.ranks) for layer in Plan.read(out / "plan.json").layers)
     floor = sum(
-        count * median(t for w in found for *key, t in w["floor"] if tuple(key) == shape)
+        count * median(t for w in results for *key, t in w["floor"] if tuple(key) == shape)
         for shape, count in counts.items()
     )
-    seconds = max(worker["seconds"] for worker in found)
-    cpu = sum(worker["cpu_seconds"] for worker in found)
+    seconds = max(worker["seconds"] for worker in results)
+    cpu = sum(worker["cpu_seconds"] for worker in results)
     size = sum(stored.bytes for stored in TensorFiles(source).tensors.values())
     return {
         "processes": processes,
@@ -161,8 +162,8 @@ def run(source: Path, out: Path, processes: int) -> dict[str, Any]:
         "mb_per_second": round(size / 1e6 / seconds, 2),
         "mb_per_cpu_second": round(size / 1e6 / cpu, 2),
         "svd_mb_per_cpu_second": round(size / 1e6 / floor, 2),
-        "peak_bytes": [worker["peak_bytes"] for worker in found],
-        "shards_a_process": [worker["shards"] for worker in found],
+        "peak_bytes": [worker["peak_bytes"] for worker in results],
+        "shards_a_process": [worker["shards"] for worker in results],
         "load_before_and_after": [round(load, 1), round(os.getloadavg()[0], 1)],
         "sha256": digest(out),
     }
@@ -170,31 +171,37 @@ def run(source: Path, out: Path, processes: int) -> dict[str, Any]:
 
 def digest(folder: Path) -> str:
     """Return a digest of all shards."""
-    found = hashlib.sha256()
+    result = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
-    return found.hexdigest()
+            result.update(hashlib.file_digest(file, "sha256").digest())
+    return result.hexdigest()
 
 
-def main() -> None:
-    """Make the checkpoint, press it by one process and by two, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def start(description: str | None, work: Callable[[Path, Path], None]) -> tuple[Path, int]:
+    """Run a worker and exit, or return the folder and number of layers of the dense checkpoint."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/stream"))
     parser.add_argument("--layers", type=int, default=MODEL["num_hidden_layers"])
     parser.add_argument("--worker", type=Path, nargs=2, metavar=("SOURCE", "OUT"))
     arguments = parser.parse_args()
     if arguments.worker:
         work(*arguments.worker)
-        return
+        parser.exit()
     source = arguments.folder / f"dense-{arguments.layers}"
     if not (source / "model.safetensors.index.json").exists():
         make(source, arguments.layers)
+    return source, arguments.layers
+
+
+def main() -> None:
+    """Write the checkpoint, press it by one process and by two, and write the results."""
+    source, layers = start(__doc__, work)
     files = TensorFiles(source)
     sizes = [stored.bytes for stored in files.tensors.values()]
-    runs = [run(source, arguments.folder / f"pressed-{n}", n) for n in (1, 2)]
+    runs = [run(source, source.with_name(f"pressed-{n}"), n) for n in (1, 2)]
     result = {
-        "model": {**MODEL, "num_hidden_layers": arguments.layers},
+        "model": {**MODEL, "num_hidden_layers": layers},
         "bytes": sum(sizes),
         "largest_tensor_bytes": max(sizes),
         "shards": len(files.files),

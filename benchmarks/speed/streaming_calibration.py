@@ -1,16 +1,14 @@
-"""Pressing a checkpoint block by block with calibration, in less memory than it takes.
+"""Pressing of a checkpoint block by block with calibration, in less memory than its size.
 
-A checkpoint like Llama's with random weights is made tensor by tensor, and pressed at fixed ranks
-on random tokens, by one process of one thread: once to the end, and once killed at a third and at
-two thirds of its blocks and started again. Its CPU seconds are compared to those of the least that
-must be done: of one block, a forward pass of the dense and one of the pressed model, and of each
-layer the factorization of its inputs' moments and the eigenvectors of its responses', times the
-number of blocks.
+A Llama checkpoint with random weights is written tensor by tensor, and pressed at fixed ranks
+on random tokens, by one process with one thread: once without interruption, and once killed at a
+third and at two thirds of its blocks and started again. Its CPU seconds are compared to those of
+the minimum work: for each block, a forward pass of the dense and one of the pressed model, and for
+each layer, the factorization of its inputs' moments and the eigenvectors of its responses' moments.
 
     python -m benchmarks.speed.streaming_calibration --folder /tmp/stream
 """
 
-import argparse
 import json
 import os
 import platform
@@ -23,7 +21,7 @@ from time import perf_counter, process_time, sleep
 from typing import Any
 
 import torch
-from benchmarks.speed.streaming import MODEL, digest, make
+from benchmarks.speed.streaming import MODEL, digest, start
 from torch import Tensor
 
 import tensorpress
@@ -44,14 +42,14 @@ EXAMPLES, TOKENS = 32, 512
 
 
 def batches() -> list[Tensor]:
-    """Return random tokens, one example a batch."""
+    """Return random tokens in batches of one example."""
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, int(str(MODEL["vocab_size"])), (EXAMPLES, TOKENS), generator=random)
     return list(tokens.split(1))
 
 
 def work(source: Path, out: Path) -> None:
-    """Press, and print what it took."""
+    """Press, and print time and memory."""
     torch.set_num_threads(1)
     began, began_cpu = perf_counter(), process_time()
     press_checkpoint(source, out, calibration=batches(), **HOW)
@@ -60,7 +58,7 @@ def work(source: Path, out: Path) -> None:
     print(json.dumps({**times, "peak_bytes": 1024 * int(peak)}))
 
 
-def start(source: Path, out: Path) -> "subprocess.Popen[str]":
+def start_worker(source: Path, out: Path) -> "subprocess.Popen[str]":
     """Start a process that presses."""
     command = [sys.executable, "-m", "benchmarks.speed.streaming_calibration", "--worker"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,9 +67,9 @@ def start(source: Path, out: Path) -> "subprocess.Popen[str]":
 
 
 def run_killed(source: Path, out: Path, layers: int) -> dict[str, Any]:
-    """Press, killed twice, and return what the last process took."""
+    """Press, killed twice, and return time and memory of the last process."""
     for part in (1, 2):
-        process = start(source, out)
+        process = start_worker(source, out)
         while len(list((out / ".press" / "blocks").glob("model-layers-*.json"))) < (
             part * layers // 3
         ):
@@ -84,14 +82,14 @@ def run_killed(source: Path, out: Path, layers: int) -> dict[str, Any]:
 
 
 def run(source: Path, out: Path) -> dict[str, Any]:
-    """Press to the end, and return what it took."""
-    output, _ = start(source, out).communicate()
+    """Press to the end, and return time and memory."""
+    output, _ = start_worker(source, out).communicate()
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result
 
 
 def floor(source: Path, layers: int) -> dict[str, float]:
-    """Return the CPU seconds of the least that must be done."""
+    """Return the CPU seconds of the minimum work."""
     torch.set_num_threads(1)
     model, files = model_from_config(source), TensorFiles(source)
     names = {name: name for name in files.tensors}
@@ -118,20 +116,9 @@ def floor(source: Path, layers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make the checkpoint, press it, killed and not, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/stream"))
-    parser.add_argument("--layers", type=int, default=MODEL["num_hidden_layers"])
-    parser.add_argument("--worker", type=Path, nargs=2, metavar=("SOURCE", "OUT"))
-    arguments = parser.parse_args()
-    if arguments.worker:
-        work(*arguments.worker)
-        return
-    layers = arguments.layers
-    source = arguments.folder / f"dense-{layers}"
-    if not (source / "model.safetensors.index.json").exists():
-        make(source, layers)
-    outs = [arguments.folder / name for name in ("calibrated", "calibrated-killed")]
+    """Write the checkpoint, press it, killed and not, and write the results."""
+    source, layers = start(__doc__, work)
+    outs = [source.with_name(name) for name in ("calibrated", "calibrated-killed")]
     for out in outs:
         shutil.rmtree(out, ignore_errors=True)
     whole, killed = run(source, outs[0]), run_killed(source, outs[1], layers)

@@ -90,7 +90,10 @@ def test_grey_images_become_colours_of_the_size_that_is_asked_for() -> None:
 def test_a_network_that_does_not_fit_is_said_with_the_key() -> None:
     for name, message in (
         ("recipe_nets:net,side=9", r"^network: the model fails on the input 1x1x8x8: layer"),
-        ("recipe_nets:net,classes=9", r"^network: expected scores 1×10 for an image 1×8×8, got 1×9"),
+        (
+            "recipe_nets:net,classes=9",
+            r"^network: expected scores 1×10 for an image 1×8×8, got 1×9",
+        ),
         ("recipe_nets:ned", r"^network: recipe_nets has no function 'ned'"),
         ("torchvision:resnet81", r"^network: torchvision has no model 'resnet81': did you mean"),
         ("recipe_nets:bare", "^network: Sequential has no parameters, expected weights"),

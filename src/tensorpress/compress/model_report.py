@@ -1,4 +1,4 @@
-"""The report of a pressed model: layers, costs, times and fidelity beside the dense model."""
+"""The report of a pressed model: layers, costs, times and fidelity, compared to the dense model."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,28 +143,15 @@ def describe(
             layers.append(_describe_layer(planned, model, pressed))
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"layer {planned.name!r}: {error}") from error
-    after = DenseModel.from_module(pressed, example_inputs, None)
-    pairs = {"params": (model.params, after.params), "bytes": (model.bytes, after.bytes)}
-    if model.macs is not None and after.macs is not None:
-        pairs["macs"] = (model.macs, after.macs)
-    costs: dict[str, dict[str, Any]] = {
-        name: {"dense": before, "compressed": now} for name, (before, now) in pairs.items()
-    }
+    costs = _compare_costs(model, DenseModel.from_module(pressed, example_inputs, None))
     if example_inputs is not None:
-        times = time_passes((dense, pressed), example_inputs, seconds=20)
-        low, middle, high = np.quantile(times, (0.25, 0.5, 0.75), axis=1).tolist()
-        costs["latency_ms"] = {
-            "dense": middle[0],
-            "compressed": middle[1],
-            "quartiles": {"dense": [low[0], high[0]], "compressed": [low[1], high[1]]},
-        }
-        names = {layer["name"]: locate_weight(dense, layer["name"])[0] for layer in layers}
-        after_names = {name: locate_weight(pressed, name)[0] for name in names}
-        before_ms = time_layers(dense, names, example_inputs)
-        now_ms = time_layers(pressed, after_names, example_inputs)
+        costs["latency_ms"] = _compare_latency(dense, pressed, example_inputs)
+        names = [layer["name"] for layer in layers]
+        dense_ms = time_layers(dense, _locate_layers(dense, names), example_inputs)
+        pressed_ms = time_layers(pressed, _locate_layers(pressed, names), example_inputs)
         for layer in layers:
-            layer["dense_ms"] = before_ms.get(layer["name"])
-            layer["ms"] = now_ms.get(layer["name"])
+            layer["dense_ms"] = dense_ms.get(layer["name"])
+            layer["ms"] = pressed_ms.get(layer["name"])
     return {
         "costs": costs,
         "layers": layers,
@@ -182,6 +169,29 @@ def describe_environment(model: nn.Module) -> dict[str, Any]:
         "device": f"{next(model.parameters()).device.type}, {machine()}",
         "threads": torch.get_num_threads(),
     }
+
+
+def _compare_costs(dense: DenseModel, pressed: DenseModel) -> dict[str, dict[str, Any]]:
+    pairs = {"params": (dense.params, pressed.params), "bytes": (dense.bytes, pressed.bytes)}
+    if dense.macs is not None and pressed.macs is not None:
+        pairs["macs"] = (dense.macs, pressed.macs)
+    return {name: {"dense": before, "compressed": now} for name, (before, now) in pairs.items()}
+
+
+def _compare_latency(
+    dense: nn.Module, pressed: nn.Module, example_inputs: ExampleInputs
+) -> dict[str, Any]:
+    times = time_passes((dense, pressed), example_inputs, seconds=20)
+    low, middle, high = np.quantile(times, (0.25, 0.5, 0.75), axis=1).tolist()
+    return {
+        "dense": middle[0],
+        "compressed": middle[1],
+        "quartiles": {"dense": [low[0], high[0]], "compressed": [low[1], high[1]]},
+    }
+
+
+def _locate_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    return {name: locate_weight(model, name)[0] for name in names}
 
 
 def _describe_layer(plan: LayerPlan, model: DenseModel, pressed: nn.Module) -> dict[str, Any]:
