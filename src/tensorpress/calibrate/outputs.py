@@ -15,7 +15,7 @@ LOGITS = "logits"
 """The name of unnormalized class scores among the outputs of a model."""
 
 _STATES = re.compile(r".*(past_key_values|hidden_states|attentions)")
-"""States that Transformers models return beside their outputs."""
+"""States that Transformers models return in addition to their outputs."""
 
 _CONSTANT = 1e-6
 """Outputs with a smaller standard deviation, relative to the root mean square, are constant."""

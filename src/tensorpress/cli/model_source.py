@@ -206,12 +206,12 @@ def read_origin(place: Path) -> Origin:
     """Return the origin of a model from its file or folder; a file takes precedence."""
     if place.is_dir():
         return Origin.read(place)
-    beside = Origin.read(place.parent) if place.name == MODEL_FILE else Origin()
+    stored = Origin.read(place.parent) if place.name == MODEL_FILE else Origin()
     opened = _file_origin(place)
     return replace(
-        beside,
-        data=beside.data or opened.data,
-        preprocess=opened.preprocess or beside.preprocess,
+        stored,
+        data=stored.data or opened.data,
+        preprocess=opened.preprocess or stored.preprocess,
     )
 
 

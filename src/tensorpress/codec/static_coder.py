@@ -25,7 +25,7 @@ _MAX_SYMBOL_BYTES = 4  # the rarest symbol takes 24 bits and a little for roundi
 
 
 def encode_range(arrays: Sequence[Symbols], priors: Sequence[Prior]) -> bytes:
-    """Encode arrays of symbols one after the other, each with its table.
+    """Encode arrays of symbols in sequence, each with its table.
 
     Parameters
     ----------

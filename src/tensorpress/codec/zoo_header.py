@@ -145,7 +145,7 @@ class _Layers:
         return list(named)
 
     def _expect(self, condition: bool) -> None:
-        """Check what is read."""
+        """Check a condition on the header when it is read."""
         require(condition or self._stream.writing)
 
     def _modes(self, shape: Shape, modes: Shape) -> Shape:

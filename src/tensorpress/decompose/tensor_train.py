@@ -91,7 +91,7 @@ def tt_svd(
         Tensor of shape (n_1, …, n_d), d ≥ 1, any floating dtype; computed in float64.
     ranks : sequence of int, optional
         The d − 1 inner ranks, each from 1 to its value in `largest_tt_ranks`; `attainable_tt_ranks`
-        lowers those that no train can have beside their neighbours.
+        lowers those that their neighbours make impossible.
     tolerance : float, optional
         Upper bound ε on the relative error, 0 ≤ ε < 1, which determines the ranks. Either this or
         ``ranks``.

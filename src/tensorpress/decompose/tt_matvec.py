@@ -41,7 +41,7 @@ class TTOrder:
 def tt_multiply(cores: Sequence[Tensor], x: Tensor, *, from_left: bool) -> Tensor:
     """Multiply vectors by a TT-matrix without building the matrix; differentiable.
 
-    The state keeps the contracted rank beside the next column mode, and the finished row modes in
+    The state keeps the contracted rank next to the next column mode, and the finished row modes in
     front of them (from the left) or behind them (from the right), so that every step is a stack of
     matrix products without a copy. The vectors are the last axis, which makes the products wide.
 

@@ -43,7 +43,7 @@ def largest_tt_ranks(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def attainable_tt_ranks(shape: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
-    """Lower ranks to those that a train can have beside their neighbours.
+    """Lower ranks that their neighbours make impossible in a train.
 
     These are r_k ≤ r_{k-1}·n_k and r_k ≤ n_{k+1}·r_{k+1}. A rank rule that looks at each unfolding
     alone may choose larger ranks, which would add nothing.

@@ -90,7 +90,7 @@ def plan(
         position, or by name. Their first axis is the batch. They may be nested or scalars.
     scheme : str or sequence of str
         A name of `SCHEMES`, or several names, from which every layer gets the one with the least
-        error at its cost. "auto" stands for the schemes whose errors follow from spectra.
+        error at its cost. "auto" means all schemes whose errors follow from spectra.
     ranks
         The ranks of all layers, as `press_layer` takes them: a tuple, an int, a float in (0, 1],
         "evbmf", "evbmf:0.7", "energy:0.9" or a rule. A budget takes no ranks.
@@ -98,7 +98,7 @@ def plan(
         The rule that divides a budget among the layers. "error" (the default) minimizes the sum of
         e² / (1 − e²), where e is the relative error of a weight. "energy" maximizes the product of
         the remaining PCA energies by the greedy rule of Zhang et al. (2016). "uniform" takes one
-        fraction of the largest ranks for all layers. "evbmf" scales the ranks of EVBMF alike.
+        fraction of the largest ranks for all layers. "evbmf" scales all ranks of EVBMF equally.
         `Scores` from `tensorpress.sensitivity` minimize the scored loss.
     targets, skip : sequence of str
         Layers to press, and exceptions that stay dense: names, patterns with ``*``, or ``re:`` and

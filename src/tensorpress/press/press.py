@@ -58,8 +58,8 @@ def press(
     more. A terminal shows a progress bar; elsewhere the logger ``tensorpress.press`` writes one
     line at level INFO.
 
-    A pressed layer can be pressed again: it starts from the weight that its factors stand for. So
-    ranks can be lowered in stages, with training in between.
+    A pressed layer can be pressed again: it starts from the composed weight. So ranks can be
+    lowered in stages, with training in between.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from tensorpress.utils.module_tree import ModuleTree, copy_model
 
 
 def unpress(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Make all pressed layers dense again, at the weights that their factors stand for.
+    """Make all pressed layers dense again, with their composed weights.
 
     Parameters
     ----------

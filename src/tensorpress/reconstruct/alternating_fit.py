@@ -14,7 +14,7 @@ from tensorpress.reconstruct.second_moment import RowMoment, SecondMoment
 SWEEPS = 20
 ITERATIONS, ENOUGH = 30, 1e-2
 """Conjugate gradient iterations per factor and sweep, and the relative residual at which they stop:
-the next sweep goes on from there."""
+the next sweep continues from there."""
 
 WORK = 5 * 10**11
 """Limit of multiplications with the second moment in a fit, about twenty seconds on one core."""

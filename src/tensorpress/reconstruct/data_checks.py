@@ -1,4 +1,4 @@
-"""Warns when calibration data are too few, or too alike, to fit a layer to."""
+"""Warnings about too few or too similar calibration data for a layer."""
 
 import logging
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("tensorpress.press")
 
 
 def warn_of_few_rows(name: str, rows: int, columns: int, sample: Tensor) -> None:
-    """Warn of too few rows, or of rows that are too much alike.
+    """Warn of too few or too similar rows.
 
     Parameters
     ----------

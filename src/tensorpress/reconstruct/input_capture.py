@@ -1,4 +1,4 @@
-"""Captures the inputs of a model's layers one after the other, while layers are replaced."""
+"""Captures the inputs of a model's layers in sequence, while layers are replaced."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -69,13 +69,13 @@ def capture_inputs(
             raise InvalidArgumentError(
                 "batches call layers in different orders "
                 f"({' and '.join(sorted(map(repr, reached)))} at the same place), so they "
-                "cannot be fitted one after the other"
+                "cannot be fitted in sequence"
             )
         done |= reached
         inputs = [x for _, x in stops]
         del stops
         yield reached.pop(), inputs
-        del inputs  # frees them while the passes go on
+        del inputs  # frees them while the passes continue
 
 
 class _Stop(BaseException):
@@ -151,7 +151,7 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 class _Pass:
-    """The forward pass of one batch, which goes on from layer to layer."""
+    """The forward pass of one batch, which continues from layer to layer."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
         self._model, self._batch = model, batch
@@ -172,6 +172,6 @@ class _Pass:
         if hooks.stop is None:
             raise InvalidArgumentError(
                 "a batch calls fewer layers after others were pressed, so they cannot be fitted "
-                "one after the other"
+                "in sequence"
             )
         return hooks.stop

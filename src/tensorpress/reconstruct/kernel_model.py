@@ -68,9 +68,9 @@ class Composition:
         r"""Return the best kernels of these shapes if they have a closed form, else None.
 
         The factors of one matrix, a kernel on chosen channels, and their sum have one. In a sum,
-        the kernel on the chosen inputs x makes up for whatever x predicts of the other inputs y,
-        so the factors are fitted in the norm of the rest,
-        :math:`\Sigma_{yy} - \Sigma_{yx} \Sigma_{xx}^{-1} \Sigma_{xy}`.
+        the kernel on the chosen inputs x corrects everything that x predicts about the other inputs
+        y, so the factors are fitted in the norm of the rest, :math:`\Sigma_{yy} - \Sigma_{yx}
+        \Sigma_{xx}^{-1} \Sigma_{xy}`.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class Composition:
         return [first, last if self.scale is None else last / self._factor(last)]
 
     def _is_product(self, kernels: Sequence[Tensor], target: Tensor) -> bool:
-        """Tell whether there are two kernels, and the first has all input modes of the target."""
+        """Return whether there are two kernels and the first has all input modes of the target."""
         return (
             len(kernels) == 2
             and all(len(kernel) == self.groups for kernel in kernels)

@@ -86,8 +86,8 @@ def reconstruction(
     if isinstance(calibration, LossCurvature):
         if kind is not None:
             raise InvalidArgumentError(
-                f"reconstruct={kind!r} needs batches or a Calibration: a LossCurvature determines "
-                "what is fitted, so leave reconstruct out"
+                f"reconstruct={kind!r} needs batches or a Calibration: a LossCurvature needs no "
+                "reconstruct: leave it out"
             )
         return CurvatureFit(calibration)
     if not isinstance(calibration, Calibration):

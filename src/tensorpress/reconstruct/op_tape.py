@@ -20,16 +20,16 @@ class DivergedError(BaseException):
 
 
 class OpTape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs a forward pass in pieces: each reruns the Python from the start, but no operation.
+    """Runs a forward pass in pieces: each reruns the Python code from the start, but no operation.
 
     Within ``with tape:`` every operation that reaches torch's dispatcher is recorded, and every
     module whose forward is called through `call`. After `stop`, and an exception that unwinds the
-    pass, the next pass plays the recorded outputs back and goes on from there. Python runs from the
+    pass, the next pass replays the recorded outputs and continues from there. Python runs from the
     start, so contexts, attributes and objects of the model are in their usual state; only the work
     of the operations is skipped, random and in-place operations included.
 
     A module that has returned is not run again at all if only its outputs are still referred to.
-    So a piece costs the Python of one block of the model, not of all blocks.
+    So each piece runs the Python code of one block of the model, not of all blocks.
 
     Tensors that something still refers to at the stop stay in memory. The others are replaced by
     `_Gone`, without values: only recorded operations may take them. Anything else that needs their
@@ -195,7 +195,7 @@ class _Frame:
         return self.place == len(self.records)
 
     def next(self) -> _Operation | _Call:
-        """Return the record at this place, and go on."""
+        """Return the record at this place, and advance."""
         self.place += 1
         return self.records[self.place - 1]
 

@@ -30,9 +30,9 @@ class CPLayers(LayerScheme):
     ----------
     algorithm : {"als", "nls", "corrected"}
         "als" is alternating least squares. "nls" is non-linear least squares on all factors
-        jointly, which takes longer and fits at least as well. "corrected" goes on from "nls" to the
-        least sensitive factors whose error is at most `ERROR_GROWTH` larger, because best fits are
-        full of large terms that cancel, which hinders training.
+        jointly, which takes longer and fits at least as well. "corrected" continues from "nls" to
+        the least sensitive factors whose error is at most `ERROR_GROWTH` larger, because best fits
+        are full of large terms that cancel, which hinders training.
 
     References
     ----------

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.schemes.layer_spec import LayerSpec
 from tensorpress.schemes.options import NO_OPTIONS, Options
-from tensorpress.schemes.recurrent import read_weights_anew
+from tensorpress.schemes.recurrent import read_current_weights
 
 Factors = tuple[Tensor, ...]
 
@@ -110,7 +110,7 @@ class FactorizedWeight(nn.Module):
         parametrize.register_parametrization(layer, key, self)
         self._factors = None
         if isinstance(layer, nn.RNNBase):
-            read_weights_anew(layer)
+            read_current_weights(layer)
         # Torch made this class for the layer alone, and drops it with the parametrization.
         type(layer).__setattr__ = _set_attribute  # type: ignore[method-assign, assignment]
 

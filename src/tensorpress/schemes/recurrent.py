@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
-def read_weights_anew(layer: nn.RNNBase) -> None:
+def read_current_weights(layer: nn.RNNBase) -> None:
     """Make an LSTM, a GRU or an RNN with parametrized weights read them at every forward pass.
 
     Torch stores the weights of these layers in a list, which would still contain the dense weights.

@@ -59,7 +59,7 @@ def response_schemes(
 ) -> dict[str, Scheme]:
     """Return the scheme that truncates the responses of each layer: the one named, or svd_weight.
 
-    svd_weight replaces channel_svd for a Linear that cannot be replaced, or that stands for the
+    svd_weight replaces channel_svd for a Linear that cannot be replaced, or that represents the
     weight of a recurrent layer.
 
     Parameters

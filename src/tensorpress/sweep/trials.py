@@ -1,4 +1,4 @@
-"""The runs of a sweep, each of which is done once."""
+"""The runs of a sweep."""
 
 import io
 import os
