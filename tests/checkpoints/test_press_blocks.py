@@ -321,7 +321,7 @@ def test_other_data_do_not_go_on_with_what_was_begun(
         patch.setattr(ShardPress, "press", stop)
         with pytest.raises(KeyboardInterrupt):
             press_checkpoint(source, tmp_path / "out", calibration=tokens(), **HOW)
-    with pytest.raises(InvalidArgumentError, match="something else: 'data'"):
+    with pytest.raises(InvalidArgumentError, match="other settings: 'data'"):
         press_checkpoint(source, tmp_path / "out", calibration=tokens(5), **HOW)
 
 

@@ -192,9 +192,9 @@ def test_what_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_a_plan_of_another_pressing_is_refused(tmp_path):
     chosen = plan(net(), scheme="channel_svd", ranks=2)
     other = plan(net(), scheme="channel_svd", ranks=3)
-    with pytest.raises(ModelMismatchError, match="'conv' is not pressed as the plan says"):
+    with pytest.raises(ModelMismatchError, match="'conv' of the model does not match the plan"):
         save_checkpoint(press(net(), chosen), tmp_path / "out", other)
-    with pytest.raises(ModelMismatchError, match="'conv' is not pressed as the plan says"):
+    with pytest.raises(ModelMismatchError, match="'conv' of the model does not match the plan"):
         save_checkpoint(net(), tmp_path / "out", chosen)
 
 
@@ -217,7 +217,7 @@ def test_a_truncated_file_is_named(folder):
     ("change", "message"),
     [
         (lambda t: t.pop("norm.weight"), r"has no 'norm\.weight', which the model needs"),
-        (lambda t: t.update(extra=torch.ones(1)), "has 'extra', the model has not"),
+        (lambda t: t.update(extra=torch.ones(1)), "has 'extra', but the model does not"),
         (lambda t: t.update({"norm.weight": torch.ones(3)}), r"'norm\.weight' has shape \(3,\)"),
         (
             lambda t: t.update({"norm.weight": torch.ones(12).int()}),

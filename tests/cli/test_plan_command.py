@@ -173,7 +173,7 @@ def test_a_budget_that_is_met_leaves_nothing_to_do(shell: Shell, tmp_path: Path)
         (["--ranks", "evbfm"], "unknown rank rule 'evbfm'"),
         (["--override", "6 = 3"], "expected PATTERN: {KEY: VALUE"),
         (["--override", "9: {ranks: 3}"], "unknown layer or pattern '9'"),
-        (["--allocation", "none.json", "--budget", "params=50%"], "no file of scores at none.json"),
+        (["--allocation", "none.json", "--budget", "params=50%"], "no scores file at none.json"),
         (["--allocation", "unifrm", "--budget", "params=50%"], "unknown allocation 'unifrm'"),
         (["--allocation", "uniform"], "give a budget"),
         (["--out", "nowhere/plan.yaml", "--ranks", "0.5"], "nowhere/plan.yaml cannot be written"),

@@ -68,7 +68,7 @@ def test_names_that_no_file_has() -> None:
         write_data_name(Stream(), "x" * 1025)
     for numbers, message in {
         (99,): "has no dataset with the number 99",
-        (0, 5000): "said to have 5000 bytes",
+        (0, 5000): "claims to have 5000 bytes",
     }.items():
         stream = Stream()
         for number in numbers:

@@ -37,9 +37,9 @@ GOOD = idx_bytes(torch.arange(8).reshape(2, 2, 2))
         (b"\x00\x00\x0d\x03" + GOOD[4:], "got 00000d03"),
         (idx_bytes(torch.arange(8)), "got 00000801"),
         (GOOD[:10], "16-byte header"),
-        (GOOD[:-1], "must hold 8 bytes of shape .* but has 7"),
-        (GOOD + b"\x00", "but has more"),
-        (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "but has 8"),
+        (GOOD[:-1], "expected 8 bytes for the shape .* but it has 7"),
+        (GOOD + b"\x00", "but it has more"),
+        (GOOD[:4] + b"\xff" * 12 + GOOD[16:], "but it has 8"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ".gz"])

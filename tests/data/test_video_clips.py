@@ -130,7 +130,7 @@ def test_clips_have_one_size():
 @pytest.mark.parametrize(
     ("shape", "seed", "message"),
     [
-        ((2, 3, 8, 8), 0, r"shape \(1, 8, 8\), not \(3, 8, 8\)"),
+        ((2, 3, 8, 8), 0, r"shape \(1, 8, 8\), got \(3, 8, 8\)"),
         ((2, 1, 28, 28), 0, r"got \(1, 28, 28\)"),
         ((2, 1, 8, 8), -1, "negative, got -1"),
     ],

@@ -309,9 +309,9 @@ class OfFixedLength(nn.Module):
     ("options", "message"),
     [
         ({"dynamic_shapes": [{1: "length"}]}, "with these dynamic_shapes: .*5"),
-        ({"dynamic_shapes": [{2: "length"}]}, r"axis 2 of an input of shape \(2, 5\)"),
-        ({"dynamic_shapes": {"y": {0: "batch"}}}, "has 'y', and the arguments .* are 'x'"),
-        ({"input_names": ["a", "b"]}, "has 1 inputs, got 2 input_names"),
+        ({"dynamic_shapes": [{2: "length"}]}, r"axis 2 for an input of shape \(2, 5\)"),
+        ({"dynamic_shapes": {"y": {0: "batch"}}}, "unknown arguments 'y': the model has 'x'"),
+        ({"input_names": ["a", "b"]}, "expected 1 input_names, one per input, got 2"),
         ({"opset": 99}, "written"),
     ],
 )

@@ -67,8 +67,8 @@ def test_a_head_of_transformers_is_replaced_where_that_is_allowed(folder: Path) 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Flatten(), "an image 1×2×2 becomes 1×4, where scores 1×10 belong"),
-        (nn.Conv2d(1, 10, 1), "an image 1×2×2 becomes 1×10×2×2"),
+        (nn.Flatten(), "expected scores 1×10 for an image 1×2×2, got 1×4"),
+        (nn.Conv2d(1, 10, 1), "for an image 1×2×2, got 1×10×2×2"),
         (nn.Conv2d(3, 10, 1), "fails on the input 1x1x2x2: .* 3 channels"),
     ],
 )

@@ -199,7 +199,7 @@ def test_files_that_are_no_plan(tmp_path):
     with pytest.raises(DataNotFoundError, match="no plan at"):
         Plan.read(tmp_path / "none.yaml")
     for text, message in [
-        ("[1]", "a plan is a mapping"),
+        ("[1]", "a plan must be a mapping"),
         ("a: 1", "layers: Field required"),
         ("{layers: {}, format: tensorpress-plan 9}", "format: "),
         ("layers: [", "line 1"),

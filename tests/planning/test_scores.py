@@ -51,5 +51,5 @@ def test_a_file_without_one_key_is_named(tmp_path, key):
 
 
 def test_no_file_is_told(tmp_path):
-    with pytest.raises(DataNotFoundError, match="no file of scores at"):
+    with pytest.raises(DataNotFoundError, match="no scores file at"):
         Scores.read(tmp_path / "scores.json")

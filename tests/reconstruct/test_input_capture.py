@@ -402,7 +402,7 @@ def test_an_error_of_the_model_is_quoted() -> None:
         raise RuntimeError("broken")
 
     model = Net(call)
-    with pytest.raises(InvalidArgumentError, match=r"not run on a batch of .*broken"):
+    with pytest.raises(InvalidArgumentError, match=r"fails on a batch of .*broken"):
         list(capture_inputs(model, NAMES[:2], collect_batches(BATCHES, model)))
     assert torch.is_grad_enabled()
     assert not model.layers[0]._forward_pre_hooks

@@ -57,6 +57,6 @@ def test_inputs_that_are_not_finite_are_refused_with_the_layer() -> None:
     moments = PairedMoments.zeros(20)
     moments.add(torch.full((5, 20), 1e30), torch.full((5, 20), 1e30))
     with pytest.raises(
-        InvalidArgumentError, match="layer '0': its inputs are NaN, infinite or overflow"
+        InvalidArgumentError, match="layer '0': the moments of its inputs are not finite"
     ):
         fit_to_pairs(chosen, layer.weight, layer.bias, moments)

@@ -150,9 +150,9 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, good):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear(3, 4), r"weight has shape \(2, 3\) in the checkpoint and \(4, 3\)"),
-        (nn.Linear(3, 2, bias=False), r"bias has shape \(2,\) in the checkpoint and absent"),
-        (nn.Sequential(nn.Linear(3, 2)), r"weight has shape \(2, 3\) in the checkpoint and absent"),
+        (nn.Linear(3, 4), r"the shape of weight is \(2, 3\) in the checkpoint and \(4, 3\)"),
+        (nn.Linear(3, 2, bias=False), r"the shape of bias is \(2,\) in the checkpoint and absent"),
+        (nn.Sequential(nn.Linear(3, 2)), r"the shape of weight is \(2, 3\) in the checkpoint and absent"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, good, model, message):

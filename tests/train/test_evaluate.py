@@ -42,11 +42,11 @@ def test_modes_are_restored_after_an_error():
     [
         ([], "no example"),
         ([torch.zeros(3, 2)], "without labels has no loss"),
-        ([(torch.zeros(3, 2), 3)], r"a batch is a Tensor.*got tuple of Tensor, int"),
+        ([(torch.zeros(3, 2), 3)], r"a batch must be a Tensor.*got tuple of Tensor, int"),
         ([(torch.zeros(3, 2), torch.zeros(2, dtype=torch.long))], r"\(3, 2\).*and.*\(2,\)"),
         (
             [(torch.zeros(3, 2), torch.zeros(3))],
-            r"returns torch.float32 of shape \(3, 2\) for labels torch.float32 of shape \(3,\)",
+            r"outputs torch.float32 of shape \(3, 2\) and labels torch.float32 of shape \(3,\)",
         ),
         ([(torch.zeros(3, 2, 4), torch.zeros(3, dtype=torch.long))], "no loss for outputs"),
     ],

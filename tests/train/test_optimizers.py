@@ -101,7 +101,7 @@ def test_parameters_are_grouped_by_their_names(name, kind):
 
 
 def test_a_model_without_trainable_parameters_is_refused():
-    with pytest.raises(InvalidArgumentError, match="Linear has no parameter to train"):
+    with pytest.raises(InvalidArgumentError, match="Linear has nothing to train"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), TrainConfig(epochs=1, lr=0.1))
 
 

@@ -69,7 +69,7 @@ def import_function(module: str, name: str) -> Callable[..., Any]:
         raise unknown_choice(module, "function", name, public)
     if not callable(function):
         raise InvalidArgumentError(
-            f"{module}:{name} is a {type(function).__name__}, expected a function or class"
+            f"{module}:{name} is of type {type(function).__name__}: expected a function or class"
         )
     result: Callable[..., Any] = function
     return result
