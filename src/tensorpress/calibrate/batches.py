@@ -1,4 +1,4 @@
-"""Calibration batches in memory: inputs as the model takes them, and labels."""
+"""Calibration batches in memory: arguments of the model, and labels."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

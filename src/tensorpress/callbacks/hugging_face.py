@@ -38,9 +38,9 @@ class PressCallback(TrainerCallback):  # type: ignore[misc]
         The plan, or a function of the model that returns it when the model is pressed. By default
         the model is already pressed.
     step : int, optional
-        Press after so many optimizer steps.
+        Number of optimizer steps before pressing.
     epoch : int, optional
-        Press after so many epochs. By default the model is pressed before training.
+        Number of epochs before pressing. By default the model is pressed before training.
 
     Raises
     ------

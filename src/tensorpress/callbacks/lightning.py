@@ -33,9 +33,9 @@ class PressCallback(Callback):  # type: ignore[misc]
         The plan of the LightningModule, with its names of layers, or a function of the module that
         returns the plan when the module is pressed. By default the module is already pressed.
     step : int, optional
-        Press after so many optimizer steps.
+        Number of optimizer steps before pressing.
     epoch : int, optional
-        Press after so many epochs. By default the module is pressed before training.
+        Number of epochs before pressing. By default the module is pressed before training.
 
     Raises
     ------

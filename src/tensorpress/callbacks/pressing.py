@@ -27,9 +27,9 @@ class Pressing:
     plan : Plan, callable or None
         The plan, or a function of the model that returns it; None if the model is already pressed.
     step : int, optional
-        Press after so many optimizer steps.
+        Number of optimizer steps before pressing.
     epoch : int, optional
-        Press after so many epochs. By default the model is pressed before training.
+        Number of epochs before pressing. By default the model is pressed before training.
 
     Raises
     ------
@@ -49,7 +49,7 @@ class Pressing:
         self._plan, self._step, self._epoch = plan, step, epoch
 
     def due(self, step: int, epoch: float) -> bool:
-        """Return whether it is time to press a model, after so many steps and epochs."""
+        """Return whether to press a model after these numbers of steps and epochs."""
         if self._plan is None:
             return False
         if self._step is not None:

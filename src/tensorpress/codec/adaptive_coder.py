@@ -108,7 +108,7 @@ class Stream:
         return low
 
     def word(self, value: int = 0) -> int:
-        """Code any 32 bits, as they are."""
+        """Code any 32 bits without a model."""
         high = self.choice(1 << 16, value >> 16)
         return high << 16 | self.choice(1 << 16, value & 0xFFFF)
 

@@ -178,7 +178,7 @@ class _Encoder:
 
 
 def _quantize(tensor: Tensor, quantizer: Request) -> tuple[Storage, Symbols]:
-    """Return how a tensor is stored, and its symbols if it is quantized."""
+    """Return the storage of a tensor, and its symbols if it is quantized."""
     constant = _constant_value(tensor)
     if constant is not None:
         return Constant(constant), _NO_SYMBOLS

@@ -32,7 +32,7 @@ MAX_SYMBOLS = 1 << 12
 MAX_SYMBOL = (1 << 16) - 1
 """Largest symbol."""
 
-_LANES, _MANY = 8, 1 << 12  # interleaved states (a power of 2), for at least so many symbols
+_LANES, _MANY = 8, 1 << 12  # interleaved states (a power of 2), at least this many symbols
 _MANTISSA = 3  # bits of a count in a table after the leading one
 _LOWEST_STATE = 1 << 16
 

@@ -139,7 +139,7 @@ def _quantizers(
 
 
 def _norm_storage(name: str, tensor: Tensor, norms: Norms) -> Literal["half"] | None:
-    """Return how a tensor that is not quantized is stored: as float16, or exactly."""
+    """Return the storage of a tensor that is not quantized: float16, or exact."""
     if norms == "float32" or tensor.dtype not in (torch.float32, torch.float64):
         return None
     if not bool(torch.isfinite(tensor.half()).all()):

@@ -247,7 +247,7 @@ def _warnings(
 
 
 def _advice(task: Task, trials: Sequence[Trial], fidelity: Fidelity | None) -> list[str]:
-    """Return what to try if outputs are too far from the dense model's."""
+    """Return advice if outputs are too far from the dense model's."""
     limit = task.limit
     if fidelity is None or fidelity.usable or not fidelity.enough:
         return []

@@ -228,12 +228,12 @@ class _Collate:
 
 
 def _loader(examples: Any, size: int, collate: Callable[[list[Any]], Any]) -> DataLoader[Any]:
-    # A DataLoader without a generator of its own draws from the global one at every pass.
+    # A DataLoader without a generator draws from the global one in every pass.
     return DataLoader(examples, batch_size=size, collate_fn=collate, generator=torch.Generator())
 
 
 def _first_batches(batches: Batches, sample: int | None) -> Iterable[Any]:
-    """Return all batches, or a list of the first ones with at least so many examples."""
+    """Return all batches, or a list of the first ones with at least ``sample`` examples."""
     if sample is None:
         return batches
     result, count = [], 0

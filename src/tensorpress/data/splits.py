@@ -102,7 +102,7 @@ def fits(net: Network, name: str) -> bool:
 
 
 def _repeat_channels(splits: Splits, channels: int) -> Splits:
-    """Repeat grey images as so many equal channels; others do not change."""
+    """Repeat grey images in several equal channels; others do not change."""
     if splits.test.images.shape[1] == channels:
         return splits
     train, validation, test = (

@@ -50,7 +50,7 @@ def load_tokenizer(name: str | None) -> Any:
 
 
 def example_length(tokenizer: Any, model: Any) -> int:
-    """Return how many tokens an example may have, at most `TOKENS`."""
+    """Return the maximum number of tokens per example, at most `TOKENS`."""
     return int(min(TOKENS, longest_context(model), tokenizer.model_max_length))
 
 

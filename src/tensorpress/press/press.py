@@ -249,7 +249,7 @@ def build_skeleton(model: nn.Module, plan: Plan) -> nn.Module:
 def materialize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Store the dense weights that layers rebuild from their factors, for inference.
 
-    Chains of layers stay as they are, because they need fewer multiplications than dense layers.
+    Chains of layers do not change, because they need fewer multiplications than dense layers.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ class Following:
 
 
 def find_next_ops(model: nn.Module, layers: Sequence[str], batch: Batch) -> dict[str, Following]:
-    """Return what follows each layer in one forward pass.
+    """Return the operation after each layer in one forward pass.
 
     Calls of torch's functions are recorded, so models that cannot be traced work as well.
 
@@ -142,13 +142,13 @@ class _Watch(TorchFunctionMode):
         return output
 
     def following(self, name: str) -> Following:
-        """Return what follows a layer, if it is the same after each of its calls."""
+        """Return the operation after a layer, if it is the same after each of its calls."""
         outputs = self._outputs.get(name, [])
         after = {self._following(value, len(outputs)) for value in outputs}
         return after.pop() if len(after) == 1 else Following()
 
     def _following(self, value: int, calls: int) -> Following:
-        """Return what follows one of several outputs of a layer."""
+        """Return the operation after one of several outputs of a layer."""
         use, norm = self._only_use(value), None
         if use is not None and use.norm is not None and self._calls[use.norm] == calls:
             norm = use.norm

@@ -110,7 +110,7 @@ def shrunk(second: Tensor, rows: int) -> Tensor:
     """Return second moments as if white rows, as many as columns, had been added.
 
     White rows have the mean energy of the real ones. They hardly change the moments of many rows.
-    Beside few or similar rows, they keep the response to inputs that were not among them.
+    Added to few or similar rows, they preserve the response to other inputs.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def shrunk(second: Tensor, rows: int) -> Tensor:
 
 
 def white_energy(trace: Tensor, rows: int) -> Tensor:
-    """Return what the white rows of `shrunk` add to the diagonal of a moment."""
+    """Return the energy that the white rows of `shrunk` add to the diagonal of a moment."""
     return trace / min(rows, MOST_ROWS)
 
 

@@ -100,7 +100,7 @@ def ratio(value: float | None) -> str:
 
 
 def decimal(value: float | None, digits: int) -> str:
-    """Return a number with so many decimals, or as "<0.01" if it is positive but rounds to zero.
+    """Return a number with fixed decimals, or as "<0.01" if it is positive but rounds to zero.
 
     Examples
     --------

@@ -116,7 +116,8 @@ class Data(Section):
 
     ``name`` is the name of a dataset; ``source`` is a path, which may be relative to the data
     folder, or ``package.module:function``; see `tensorpress.data.open_source`. With ``variants``,
-    the same augmented images are repeated after so many epochs, with the teacher's stored outputs.
+    the same augmented images are repeated after that number of epochs, with the teacher's stored
+    outputs.
     """
 
     name: str | None = None
@@ -258,8 +259,8 @@ class Rate(Section):
 
     The phase ``noise`` trains with noise instead of rounding, and the phase ``hard`` with rounding.
     ``step`` is the initial quantization step of each parameter, relative to its root mean square.
-    With ``calibrate``, weights are first rounded to a file of so many bytes, by calibration on
-    training images.
+    With ``calibrate``, a size in bytes, weights are first rounded to a file of that size, by
+    calibration on training images.
     """
 
     tradeoff: Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -222,7 +222,7 @@ class Phases:
         return self.calibration_batches(0 if section is None else section.calibrate or 0)
 
     def calibration_batches(self, images: int) -> Iterator[Batch]:
-        """Return batches with at least so many training images, without augmentation."""
+        """Return batches with a minimum number of training images, without augmentation."""
         loader = batches(
             self.splits.train, self.net.preprocess, CALIBRATION_BATCH, shuffle=True, seed=self.seed
         )

@@ -30,7 +30,7 @@ class WeightScheme(Scheme):
         return self.parametrization(spec, ranks).num_params + spec.outputs * spec.bias
 
     def macs(self, spec: LayerSpec, ranks: Sizes, sizes: Sizes) -> int:
-        """Return those of the dense layer: the weight is rebuilt once for all examples."""
+        """Return the MACs of the dense layer: the weight is rebuilt once for all examples."""
         return dense_macs(spec, sizes)
 
     def skeleton(self, spec: LayerSpec, ranks: Sizes, *, like: Tensor) -> nn.Module:

@@ -197,7 +197,7 @@ def _measure(model: nn.Module, judge: Judge, plan: LayerPlan) -> dict[str, float
 
 
 def _describe_journal(model: nn.Module, batches: Sequence[Batch], judge: Judge) -> dict[str, str]:
-    """Return what a journal belongs to: model, batches and metric."""
+    """Return the subject of a journal: model, batches and metric."""
     state = model.state_dict()
     names = sha256("\n".join(state).encode()).hexdigest()[:16]
     return {
