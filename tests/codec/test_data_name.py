@@ -79,7 +79,7 @@ def test_names_that_no_file_has() -> None:
     stream.number("data", 0)
     stream.number("data", 1)
     stream.choice(256, 255)
-    with pytest.raises(CorruptFileError, match="no text"):
+    with pytest.raises(CorruptFileError, match="is not text"):
         read_data_name(Stream(stream.finish()))
 
 

@@ -30,7 +30,9 @@ def test_rows_that_repeat_are_told_beside_enough_of_them(caplog: pytest.LogCaptu
 
 
 def test_zeros_vary_in_no_direction(caplog: pytest.LogCaptureFixture) -> None:
-    assert "vary in only 0 of the 9 directions checked" in warned(500, torch.zeros(500, 4, 9), caplog)
+    assert "vary in only 0 of the 9 directions checked" in warned(
+        500, torch.zeros(500, 4, 9), caplog
+    )
 
 
 def test_some_columns_are_all_of_few_and_spread_over_many() -> None:

@@ -269,15 +269,24 @@ TRAIN = {"epochs": 1, "lr": 0.1}
 @pytest.mark.parametrize(
     ("sections", "mistake"),
     [
-        ({"press": {"scheme": "ada_tucker"}}, "press: ada_tucker needs either a budget, or overrides"),
+        (
+            {"press": {"scheme": "ada_tucker"}},
+            "press: ada_tucker needs either a budget, or overrides",
+        ),
         (
             {"press": {"scheme": "ada_tucker", "budget": "params=9", "overrides": LAYERS}},
             "press: ada_tucker needs either a budget, or overrides",
         ),
         ({"dense": None}, "recipe: needs weights (a file), dense"),
         ({"dense": None, "network": "timm:resnet18"}, "recipe: needs weights (a file), dense"),
-        ({"network": "hf:a", "weights": "a.pt"}, "recipe: weights must not be set for a Hugging Face model"),
-        ({"input": [1, 8, 8]}, "recipe: input must not be set for a network of the zoo: lenet300100"),
+        (
+            {"network": "hf:a", "weights": "a.pt"},
+            "recipe: weights must not be set for a Hugging Face model",
+        ),
+        (
+            {"input": [1, 8, 8]},
+            "recipe: input must not be set for a network of the zoo: lenet300100",
+        ),
         ({"network": "torchvision:"}, "network: 'torchvision:' is not a model name"),
         ({"network": "a:b,c"}, "network: 'a:b,c': expected KEY=VALUE after the comma, got 'c'"),
         ({"quantize": {}}, "quantize: needs either levels and bound, or step"),

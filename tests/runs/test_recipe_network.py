@@ -97,7 +97,10 @@ def test_a_network_that_does_not_fit_is_said_with_the_key() -> None:
         ("recipe_nets:ned", r"^network: recipe_nets has no function 'ned'"),
         ("torchvision:resnet81", r"^network: torchvision has no model 'resnet81': did you mean"),
         ("recipe_nets:bare", "^network: Sequential has no parameters to train or press"),
-        ("recipe_nets:Ends,end=integers", r"^network: expected scores of a floating-point dtype, got torch\.int64"),
+        (
+            "recipe_nets:Ends,end=integers",
+            r"^network: expected scores of a floating-point dtype, got torch\.int64",
+        ),
         ("recipe_nets:Ends,end=detached", "^network: the scores have no gradients"),
         ("recipe_nets:scripted", r"^network: the model is compiled by torch\.jit.* expected"),
         ("recipe_nets:partly_scripted", r"^network: layer '1' is compiled by torch\.jit"),

@@ -97,7 +97,10 @@ BAD = [
     ({"vary": {"press.rank": [2]}}, r"variant rank=2: .*press\.rank: unknown key.*'ranks'"),
     ({"vary": {"pres.ranks": [2]}}, r"variant ranks=2: .*pres: unknown key.*'press'"),
     ({"vary": {"press.ranks": [2, -1]}}, r"variant ranks=-1: .*press\.ranks: expected"),
-    ({"vary": {"press.ranks.first": [2]}}, r"press\.ranks\.first: ranks is not a mapping and has no keys"),
+    (
+        {"vary": {"press.ranks.first": [2]}},
+        r"press\.ranks\.first: ranks is not a mapping and has no keys",
+    ),
     ({"vary": {"press.ranks": [10000]}}, r"variant ranks=10000: "),
     ({"vary": {"press.targets": [["nothing"]]}}, r"variant targets=\[nothing\]: .*'nothing'"),
     ({"vary": {"network": ["lenet6"]}}, r"variant network=lenet6: .*did you mean 'lenet5'"),

@@ -152,7 +152,10 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path, good):
     [
         (nn.Linear(3, 4), r"the shape of weight is \(2, 3\) in the checkpoint and \(4, 3\)"),
         (nn.Linear(3, 2, bias=False), r"the shape of bias is \(2,\) in the checkpoint and absent"),
-        (nn.Sequential(nn.Linear(3, 2)), r"the shape of weight is \(2, 3\) in the checkpoint and absent"),
+        (
+            nn.Sequential(nn.Linear(3, 2)),
+            r"the shape of weight is \(2, 3\) in the checkpoint and absent",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, good, model, message):
