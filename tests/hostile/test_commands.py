@@ -104,23 +104,23 @@ def test_files_of_any_kind_are_refused(
 X, Y = np.zeros((16, 1, 28, 28), np.float32), np.arange(16) % 10
 ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"x": X * np.nan, "y": Y}, "scores of example 1 are NaN"),
-    "integers": ({"x": X.astype(int), "y": Y}, "does not take the input 1x1x28x28:int64"),
+    "integers": ({"x": X.astype(int), "y": Y}, "fails on the input 1x1x28x28:int64"),
     "complex": ({"x": X + 1j, "y": Y}, "the array x is torch.complex64, expected real"),
     "text": ({"x": np.array(["a"])}, "cannot be read as arrays of numbers"),
     "objects": ({"x": np.array([None])}, "it is no such file, or holds objects"),
-    "another shape": ({"x": X[:, :, :20], "y": Y}, "does not take the input 1x1x20x28"),
-    "a number": ({"x": np.float32(3)}, "must have one row for each example"),
+    "another shape": ({"x": X[:, :, :20], "y": Y}, "fails on the input 1x1x20x28"),
+    "a number": ({"x": np.float32(3)}, "must have one row per example"),
     "empty": ({"x": X[:0], "y": Y[:0]}, "has no examples"),
-    "few labels": ({"x": X, "y": Y[:3]}, "must have one row for each example"),
+    "few labels": ({"x": X, "y": Y[:3]}, "must have one row per example"),
     "no labels": ({"x": X}, "have no labels"),
     "only labels": ({"y": Y}, "name the inputs inputs"),
     "negative labels": ({"x": X, "y": Y - 5}, "have labels from -5 to 4"),
-    "no arrays": ({}, "holds no arrays"),
+    "no arrays": ({}, "has no arrays"),
     "tokens": ({"input_ids": Y.reshape(4, 4)}, "unexpected keyword argument 'input_ids'"),
 }
 FUNCTIONS = {
-    "used_up": "has no batches, or is an iterator that was used before|no example to evaluate on",
-    "nothing": "has no batches, or is an iterator that was used before|no example to evaluate on",
+    "used_up": "has no batches, or is an iterator that was used before|no examples to evaluate",
+    "nothing": "has no batches, or is an iterator that was used before|no examples to evaluate",
     "none": "returns NoneType: expected a DataLoader",
     "words": "got str",
     "raises": "bad_batches:raises fails: RuntimeError: no network (",
@@ -129,11 +129,11 @@ FUNCTIONS = {
     "damaged": "bad_batches:damaged fails: OSError: unplugged (",
     "endless": "bad_batches:endless fails: TypeError: object of type 'Endless' has no len()",
     "stream": "bad_batches:stream fails: OSError: unplugged (",
-    "sizes": "the examples do not make a batch, expected the same shapes",
+    "sizes": "the examples cannot form a batch, because their shapes differ",
     "no_labels": "have no labels",
     "few_labels": "returns (8, 10) for a batch of 5 labels",
     "undefined": "scores of example 1 are NaN",
-    "doubles": "does not take the input 8x1x28x28:float64",
+    "doubles": "fails on the input 8x1x28x28:float64",
     "far_labels": "labels from 990 to 997",
     "tensor": "have no labels",
     "unknown": "bad_batches has no function 'unknown'",
@@ -185,7 +185,7 @@ def test_images_whose_classes_are_no_numbers_of_64_bits(
 
 
 @pytest.mark.parametrize(("command", "message"), [
-    (f"encode {NET} --size {'9' * 400} --out OUT/a.tpz", "is no size"),
+    (f"encode {NET} --size {'9' * 400} --out OUT/a.tpz", "expected a size"),
     ("encode FILE --bits inf --out OUT/a", "bits must be positive, got inf"),
     (f"plan {NET} {SVD} --input {'9' * 400}", "is too large"),
     (f"plan {NET} {SVD} --input 99999999x99999999x99999999", "is too large"),
