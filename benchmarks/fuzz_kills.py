@@ -1,8 +1,9 @@
 """Kills at random moments: how many leave something behind, or change what comes out.
 
 A recipe, a sweep, a folder that is pressed, one that is pressed block by block, a model that is
-encoded and one that is compressed are started, killed and started again until they end. Moments
-are drawn over the time the work takes, a quarter of them over its end, where files are renamed.
+encoded, one that is compressed, folders that are encoded and decoded, and pages are started, killed
+and started again until they end. Moments are drawn over the time the work takes, a quarter of them
+over its end, where files are renamed.
 Run by ``make fuzz``, or
 
     python -m benchmarks.fuzz_kills --out results/fuzz_kills.json
@@ -40,6 +41,8 @@ from tiny_runs import recipe
 from tiny_sweeps import sweep_text
 
 import tensorpress as tp
+from tensorpress.checkpoints.encode_checkpoint import JOBS
+from tensorpress.checkpoints.encoded_files import ENCODED
 from tensorpress.models.zoo import build
 from tensorpress.runs.run import run
 from tensorpress.sweep import read_sweep, sweep
@@ -97,6 +100,31 @@ def do_press_streamed(source: Path, out: Path) -> None:
     chance = torch.Generator().manual_seed(0)
     tokens = [torch.randint(0, 96, (4, 24), generator=chance) for _ in range(2)]
     tp.press_checkpoint(source, out / "pressed", budget="params=80%", calibration=tokens)
+
+
+def do_encode_folder(source: Path, out: Path) -> None:
+    """Encode a folder tensor by tensor; a finished one is refused."""
+    if not (out / "coded" / ENCODED).exists() or (out / "coded" / JOBS).exists():
+        tp.encode_checkpoint(source, out / "coded", bits=6)
+
+
+def do_decode_folder(source: Path, out: Path) -> None:
+    """Decode an encoded folder, which is there complete or not at all."""
+    if not (out / "dense").exists():
+        tp.decode_checkpoint(source, out / "dense")
+
+
+def do_report(out: Path) -> None:
+    """Press two models, save one as a folder, and write the pages of one and of both."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 10))
+    inputs = torch.randn(9, 40)
+    plans = {f"rank {n}": tp.plan(model, scheme="channel_svd", ranks=n) for n in (2, 4)}
+    pressed = {name: tp.press(model, plan) for name, plan in plans.items()}
+    if not (out / "pressed").exists():
+        tp.save_checkpoint(pressed["rank 4"], out / "pressed")
+    tp.report(model, pressed["rank 4"], out / "report.html", batches=[inputs])
+    tp.compare(model, pressed, batches=[inputs], path=out / "comparison.html")
 
 
 def start(work: Callable[[Path], None], out: Path) -> int:
@@ -189,14 +217,19 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", help="one kind of work")
+    parser.add_argument("--only", help="one kind of work; other counts of the file stay")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable()
     chance, counts = random.Random(options.seed), {}
+    if options.only and options.out.exists():
+        before = json.loads(options.out.read_text())["works"]
+        counts = {name: Counter[str](work) for name, work in before.items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = save_sharded(llama(), folder / "dense")
+        coded = folder / "coded"
+        tp.encode_checkpoint(source, coded, lossless=True)
         works = {
             "encode": do_encode,
             "compress": do_compress,
@@ -204,6 +237,9 @@ def main() -> None:
             "sweep": do_sweep,
             "press": partial(do_press, source),
             "press, streamed": partial(do_press_streamed, source),
+            "encode folder": partial(do_encode_folder, source),
+            "decode folder": partial(do_decode_folder, coded),
+            "report": do_report,
         }
         for name, work in works.items():
             if options.only in (None, name):

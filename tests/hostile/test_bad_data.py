@@ -26,7 +26,7 @@ def used_up() -> Any:
 
 
 DATA: dict[str, tuple[Callable[[], Any], str]] = {
-    "no batches": (list, "is empty|got 0"),
+    "no batches": (list, "is empty|has 0"),
     "used generator": (used_up, "is exhausted|must have a length"),
     "empty batch": (lambda: [(X[:0], Y[:0])], "no examples"),
     "integers": (lambda: [(X.long(), Y)], r"fails on .*torch.int64.*dtype"),
@@ -55,6 +55,9 @@ CALLS: dict[str, Callable[[Any, Path], Any]] = {
     "validation": lambda data, _: tp.finetune(net(), [(X, Y)], epochs=1, validation=data),
     "encode": lambda data, folder: tp.encode(net(), folder / "a.tpz", size=300, calibration=data),
     "evaluate": lambda data, _: evaluate(net(), data),
+    "report": lambda data, _: tp.report(net(), pressed(), batches=data),
+    "compare": lambda data, _: tp.compare(net(), {"a": pressed()}, batches=data),
+    "fidelity": lambda data, _: tp.fidelity(net(), pressed(), data),
 }
 
 
@@ -64,6 +67,13 @@ def test_data_that_do_not_fit_say_what_was_expected(tmp_path: Path, call: str, d
     make, message = DATA[data]
     with pytest.raises(InvalidArgumentError, match=message):
         CALLS[call](make(), tmp_path)
+
+
+@pytest.mark.parametrize("call", ["compress", "press", "report", "compare", "fidelity"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_data_that_are_not_finite_are_named(tmp_path: Path, call: str, value: float) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"(?i)NaN|infinit|not finite"):
+        CALLS[call]([(X * value, Y)], tmp_path)
 
 
 @pytest.mark.parametrize("call", ["finetune", "evaluate"])
@@ -83,6 +93,8 @@ def with_nan(model: nn.Module) -> nn.Module:
     (lambda: tp.report(with_nan(net()), pressed()), "layer '0': its weight has NaN"),
     (lambda: tp.report(torch.jit.script(net()), pressed()), "the model is compiled by torch.jit"),
     (lambda: tp.report(net(), torch.jit.script(pressed())), "the model is compiled by torch.jit"),
+    (lambda: tp.compare(net(), {"a": "pressed"}), "expected a torch.nn.Module, got str"),
+    (lambda: tp.compare(net(), {"a": net()}, example_inputs=X[:, :5]), "fails on the example"),
     (lambda: tp.report(net(), "pressed"), "expected a torch.nn.Module, got str"),
     (lambda: tp.compress(torch.jit.script(net()), "params=60%"), "compiled by torch.jit"),
 ])  # fmt: skip

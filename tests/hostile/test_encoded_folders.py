@@ -145,5 +145,30 @@ def test_a_folder_behind_a_link_is_filled(folder: Path) -> None:
 def test_names_that_no_folder_can_have(folder: Path, name: str) -> None:
     with pytest.raises(InvalidArgumentError, match="cannot be written"):
         tp.decode_checkpoint(folder, folder.parent / name)
-    with pytest.raises(InvalidArgumentError, match=r"cannot be (written|made)"):
+    with pytest.raises(InvalidArgumentError, match=r"cannot be (written|created)"):
         tp.encode_checkpoint(folder.parent / "dense", folder.parent / name, bits=4)
+
+
+def test_a_finished_folder_is_not_encoded_again(folder: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="coded is encoded already"):
+        tp.encode_checkpoint(folder.parent / "dense", folder, lossless=True)
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("config.json", b'{"num_hidden_layers": 10000000}', "num_hidden_layers 10,000,000: at most"),
+    ("generation_config.json", b"[1]", r"generation_config\.json cannot be read"),
+    ("generation_config.json", b"\xff", r"generation_config\.json cannot be read"),
+    ("config.json", b'{"architectures": ["Trainer"]}', "is a Trainer, which"),
+])  # fmt: skip
+def test_configs_that_ask_for_anything(
+    folder: Path, file: str, content: bytes, message: str
+) -> None:
+    pytest.importorskip("transformers")
+    config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 9}
+    (folder / "config.json").write_text(json.dumps(config))
+    if file == "config.json":
+        content = json.dumps({**config, **json.loads(content)}).encode()
+    (folder / file).write_bytes(content)
+    with pytest.raises(tp.TensorPressError, match=message):
+        tp.load_checkpoint(folder)

@@ -47,6 +47,24 @@ def test_every_scheme_gives_the_same_factors(name: str, layer: nn.Module) -> Non
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.parametrize(("name", "layer"), [
+    ("spatial_svd", nn.Conv2d(128, 128, 3)),
+    ("tucker2", nn.Conv2d(128, 128, 3)),
+    ("tucker1_in", nn.Linear(512, 512)),
+    ("tt_weight", nn.Linear(512, 512)),
+])  # fmt: skip
+def test_layers_that_lapack_divides_among_threads(name: str, layer: nn.Module) -> None:
+    def pressed() -> Any:
+        # Ranks by error read spectra, and a plan keeps errors.
+        plan = tp.plan(layer, scheme=name, ranks="energy:0.5")
+        budget = tp.plan(layer, scheme=name, budget="params=50%")
+        return plan.to_dict(), budget.to_dict(), tp.press(layer, plan).state_dict()
+
+    (plan, budget, factors), (others, other_budget, other_factors) = with_threads(pressed)
+    assert (plan, budget) == (others, other_budget)
+    assert all(torch.equal(factors[key], other_factors[key]) for key in factors)
+
+
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10))

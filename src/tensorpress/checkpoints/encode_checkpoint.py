@@ -23,7 +23,7 @@ from tensorpress.quantize.common_step import CommonStep, find_common_step
 from tensorpress.utils.atomic_files import make_folder, real_path, remove_leftovers
 from tensorpress.utils.executors import open_executor
 from tensorpress.utils.jobs import JobFolder
-from tensorpress.utils.paths import exists
+from tensorpress.utils.paths import exists, is_file
 
 JOBS = ".encode"
 """The folder inside the output from which an interrupted call continues."""
@@ -169,7 +169,10 @@ def _check_folder(source: Path, out: Path) -> None:
         raise InvalidArgumentError(f"{out} is inside {source}: choose another output folder")
     if exists(out) and not out.is_dir():
         raise InvalidArgumentError(f"{out} is not a folder")
-    if exists(out) and any(out.iterdir()) and not (out / JOBS).exists():
+    finished = not exists(out / JOBS)
+    if finished and is_file(out / ENCODED):
+        raise InvalidArgumentError(f"{out} is encoded already: choose a new or empty folder")
+    if exists(out) and any(out.iterdir()) and finished:
         raise InvalidArgumentError(f"{out} has other files: choose a new or empty folder")
 
 

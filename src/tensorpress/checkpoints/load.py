@@ -15,7 +15,13 @@ from tensorpress.checkpoints.meta_model import (
     to_meta,
 )
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
-from tensorpress.errors import DataNotFoundError, ModelMismatchError, TensorPressError
+from tensorpress.errors import (
+    CorruptFileError,
+    DataNotFoundError,
+    ModelMismatchError,
+    TensorPressError,
+    first_line,
+)
 from tensorpress.hugging_face.pressed_config import CONFIG, PLAN, read_plan
 from tensorpress.models.hugging_face import build_hugging_face
 from tensorpress.models.optional_imports import require
@@ -122,6 +128,8 @@ def model_from_config(folder: Path) -> nn.Module:
     ------
     DataNotFoundError
         If there is no ``config.json``.
+    CorruptFileError
+        If its ``generation_config.json`` is damaged.
     TensorPressError
         If transformers is not installed or lacks the model.
     """
@@ -138,5 +146,10 @@ def model_from_config(folder: Path) -> nn.Module:
     model.tie_weights()  # type: ignore[operator]
     if (folder / GENERATION).is_file():
         generation = require("transformers", "a model of Hugging Face").GenerationConfig
-        model.generation_config = generation.from_pretrained(folder)
+        try:
+            model.generation_config = generation.from_pretrained(folder)
+        except Exception as error:  # of transformers, of any class
+            raise CorruptFileError(
+                f"{folder / GENERATION} cannot be read: {first_line(error)}"
+            ) from error
     return model

@@ -144,5 +144,7 @@ def create_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or error
         raise InvalidArgumentError(f"{folder} cannot be written: {reason}") from error
+    except InvalidArgumentError as error:  # of a file in it
+        raise InvalidArgumentError(str(error).replace(str(temporary), str(folder))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

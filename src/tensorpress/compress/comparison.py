@@ -14,9 +14,11 @@ from tensorpress.compress.result import finite
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.measure import count_bytes, count_macs, count_params
 from tensorpress.measure.latency import time_passes
+from tensorpress.measure.layer_calls import record_inputs
 from tensorpress.measure.model_inputs import ExampleInputs
 from tensorpress.report.comparison_page import write_comparison_page
 from tensorpress.utils.atomic_files import check_writable
+from tensorpress.utils.module_tree import unwrap
 
 
 def compare(
@@ -83,7 +85,7 @@ def compare(
             if missing
             else "there are no models to compare"
         )
-    rows = {**_name_dense(origins, models), **models}
+    rows = {name: unwrap(m) for name, m in {**_name_dense(origins, models), **models}.items()}
     data = None if batches is None else collect_batches(batches, next(iter(origins.values())))
     if example_inputs is None and data:
         example_inputs = data[0].arguments
@@ -92,6 +94,8 @@ def compare(
         for name, model in rows.items()
     }
     if example_inputs is not None:
+        for model in rows.values():
+            record_inputs(model, example_inputs, ())  # whose error names the inputs
         times = time_passes(list(rows.values()), example_inputs, seconds=20)
         for (name, model), passes in zip(rows.items(), times, strict=True):
             low, middle, high = np.quantile(passes, (0.25, 0.5, 0.75)).tolist()

@@ -38,6 +38,12 @@ class Reference:
         self.batches = batches
         with evaluation_mode(dense), torch.no_grad():
             self._outputs = [named_outputs(dense, batch) for batch in batches]
+            for number, outputs in enumerate(self._outputs):
+                undefined = [name for name, x in outputs.items() if bool(x.isnan().any())]
+                if undefined:
+                    raise InvalidArgumentError(
+                        f"the dense model returns NaN for batch {number}: in {undefined[0]}"
+                    )
             deviations: dict[str, _Scale] = {}
             for outputs, batch in zip(self._outputs, batches, strict=True):
                 _add_outputs(deviations, outputs, batch)

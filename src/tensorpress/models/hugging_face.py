@@ -21,6 +21,7 @@ from tensorpress.utils.formatting import format_names
 from tensorpress.utils.paths import did_you_mean
 
 _SECONDS = 5.0  # to wait for the hub's first answer
+_MOST_LAYERS = 10_000  # of a config, which may ask for any number
 
 logger = logging.getLogger("tensorpress.models")
 
@@ -96,6 +97,11 @@ def _load_config(transformers: Any, place: str, options: Mapping[str, Any]) -> A
         raise InvalidArgumentError(
             f"the config of hf:{place} has no {', '.join(map(repr, sorted(unused)))}"
         )
+    for key, count in config.to_dict().items():
+        if "layers" in key and isinstance(count, int) and count > _MOST_LAYERS:
+            raise InvalidArgumentError(
+                f"the config of hf:{place} has {key} {count:,}: at most {_MOST_LAYERS:,} are built"
+            )
     return config
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tensorpress.decompose.spectrum import Spectrum
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.planning.layers import Layer
 from tensorpress.ranks import RankRule
@@ -11,6 +12,7 @@ from tensorpress.schemes.layer_plan import LayerPlan
 from tensorpress.schemes.layer_spec import LayerSpec, Sizes
 from tensorpress.schemes.scheme import Scheme
 from tensorpress.schemes.svd_weight import SVDWeightScheme
+from tensorpress.utils.one_thread import one_thread
 
 
 def applicable_schemes(layer: Layer, schemes: Sequence[Scheme]) -> tuple[list[Scheme], str]:
@@ -55,7 +57,11 @@ def plan_with_ranks(layer: Layer, scheme: Scheme, rule: RankRule, round_to: int 
         If ranks do not fit, or the weight has no finite values.
     """
     spec = layer.spec(scheme)
-    spectra = scheme.spectra(spec, layer.kernel(scheme)) if rule.needs_spectra else ()
+    spectra: Sequence[Spectrum] = ()
+    if rule.needs_spectra:
+        kernel = layer.kernel(scheme)
+        with one_thread(kernel):
+            spectra = scheme.spectra(spec, kernel)
     largest = scheme.largest_ranks(spec)
     ranks = rule.ranks(spectra, largest)
     scheme.check_ranks(spec, ranks)
@@ -121,7 +127,8 @@ def candidate_plans(layer: Layer, schemes: Sequence[Scheme], round_to: int = 1) 
         if not plans:
             continue
         kernel = layer.kernel() if kernel is None else kernel
-        errors = scheme.errors(spec, kernel, [plan.ranks for plan in plans])
+        with one_thread(kernel):
+            errors = scheme.errors(spec, kernel, [plan.ranks for plan in plans])
         result += [
             replace(plan, error=max(squared, 0.0) ** 0.5)
             for plan, squared in zip(plans, errors, strict=True)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
@@ -38,6 +39,7 @@ from tensorpress.schemes.pressed_layer import (
 from tensorpress.schemes.random_init import draw_factors, initial_std
 from tensorpress.schemes.rank_grid import COARSE, thin_grid
 from tensorpress.schemes.stages import balance_kernels
+from tensorpress.utils.one_thread import one_thread
 
 Ranks = int | float | str | Sequence[int] | RankRule
 """All forms of ranks that users may pass; see `tensorpress.ranks.parse_rank_rule`."""
@@ -456,16 +458,18 @@ class Scheme(ABC):
             if isinstance(layer, LayerSpec):
                 raise InvalidArgumentError(f"{ranks!r} needs the layer itself, not only its spec")
             kernel = _finite_kernel(layer, spec)
-        return self._choose(spec, rule, kernel)[0]
+        with nullcontext() if kernel is None else one_thread(kernel):
+            return self._choose(spec, rule, kernel)[0]
 
     def press(self, layer: nn.Module, ranks: Ranks, spec: LayerSpec | None = None) -> nn.Module:
         """Press a layer; ``spec`` is that of `describe` by default. See `press_layer`."""
         spec = spec or self.describe(layer)
         self.check(spec)
         kernel = _finite_kernel(layer, spec)
-        chosen, spectra = self._choose(spec, parse_rank_rule(ranks), kernel)
-        pressed = self._record_options(self.decompose(layer, spec, kernel, chosen, spectra))
-        measure_cast_error(pressed, kernel_to_weight(kernel, spec), self.compose)
+        with one_thread(kernel):
+            chosen, spectra = self._choose(spec, parse_rank_rule(ranks), kernel)
+            pressed = self._record_options(self.decompose(layer, spec, kernel, chosen, spectra))
+            measure_cast_error(pressed, kernel_to_weight(kernel, spec), self.compose)
         copy_requires_grad(layer, pressed)
         return pressed.train(layer.training)
 
