@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.models.real_networks import NETWORKS, RealNetwork, SkipError, outputs
+from benchmarks.models.real_networks import NETWORKS as SEEN
+from benchmarks.models.real_networks import RealNetwork, SkipError, outputs
+from benchmarks.models.unseen_networks import UNSEEN
 from torch import Tensor, nn
 
 import tensorpress as tp
@@ -33,6 +35,7 @@ from tensorpress.utils.atomic_files import write_atomically
 RESULTS = Path(__file__).parents[2] / "results" / "real_models.json"
 BUDGETS = ("bytes=25%", "params=70%", "macs=70%", "params=50%", "macs=50%", "bytes=12.5%")
 PACKAGES = ("tensorpress", "torch", "timm", "transformers")
+NETWORKS = {**SEEN, **UNSEEN}
 DYNAMIC = {nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell}
 
 Row = dict[str, Any]
