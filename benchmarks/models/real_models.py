@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.models.real_networks import NETWORKS, RealNetwork, SkipError, outputs
+from benchmarks.models.real_networks import NETWORKS as SEEN
+from benchmarks.models.real_networks import RealNetwork, SkipError
+from benchmarks.models.real_networks import run as run_model
+from benchmarks.models.unseen_networks import UNSEEN
 from torch import Tensor, nn
 
 import tensorpress as tp
@@ -33,6 +36,7 @@ from tensorpress.utils.atomic_files import write_atomically
 RESULTS = Path(__file__).parents[2] / "results" / "real_models.json"
 BUDGETS = ("bytes=25%", "params=70%", "macs=70%", "params=50%", "macs=50%", "bytes=12.5%")
 PACKAGES = ("tensorpress", "torch", "timm", "transformers")
+NETWORKS = {**SEEN, **UNSEEN}
 DYNAMIC = {nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell}
 
 Row = dict[str, Any]
@@ -149,9 +153,10 @@ def row(network: RealNetwork, way: Way) -> Row:
 @torch.no_grad()
 def forward_seconds(network: RealNetwork) -> float:
     """Return the CPU seconds of a pass of the dense model over the calibration data."""
-    outputs(network.model, network.calibration[:1])  # what a first pass alone does
+    run_model(network.model, network.calibration[0])  # what a first pass alone does
     began = time.process_time()
-    outputs(network.model, network.calibration)
+    for batch in network.calibration:
+        run_model(network.model, batch)
     return time.process_time() - began
 
 

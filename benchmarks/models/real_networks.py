@@ -80,9 +80,14 @@ def batched(*tensors: Tensor, size: int = BATCH) -> Batches:
 @torch.no_grad()
 def outputs(model: nn.Module, batches: Iterable[Any]) -> Tensor:
     """Return the outputs for batches of one tensor, or of arguments by name."""
+    return torch.cat([run(model, batch) for batch in batches])
+
+
+@torch.no_grad()
+def run(model: nn.Module, batch: Any) -> Any:
+    """Return what a model makes of a batch: one tensor, or arguments by name."""
     model.eval()
-    rows = [model(**batch) if isinstance(batch, dict) else model(batch) for batch in batches]
-    return torch.cat(rows)
+    return model(**batch) if isinstance(batch, dict) else model(batch)
 
 
 def accuracy(x: Tensor, labels: Tensor) -> Callable[[nn.Module], float]:

@@ -110,6 +110,12 @@ def test_what_outputs_do_not_depend_on_stays_unfitted() -> None:
     assert list(unfitted_layers(pressed)) == ["experts"]
 
 
+def test_wide_parameters_are_left_out() -> None:
+    net = nn.Linear(4609, 2)
+    weights = {"weight": (net.weight, describe_weight(net, "weight"))}
+    assert gradient_moments(net, collect_batches([torch.randn(3, 4609)], net), weights) == {}
+
+
 def test_moments_of_one_matrix_are_those_of_inputs_and_gradients() -> None:
     torch.manual_seed(0)
     net = nn.Linear(6, 4)

@@ -1,5 +1,6 @@
 """Steps of weights by calibration."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from tensorpress.calibrate import input_moments
 from tensorpress.calibrate.batches import collect_batches
+from tensorpress.compress import fidelity
 from tensorpress.errors import InvalidArgumentError
 from tensorpress.quantize.encode import decode, encode
 from tensorpress.quantize.weight_calibration import calibrated_weights
@@ -115,3 +117,24 @@ def test_wide_layers_are_no_worse_than_rounded_to_nearest(
         encode(net, tmp_path / name, bits=bits, calibration=data)
     errors = [error(net, tmp_path / name, x[1000:]) for name in ("plain", "calibrated")]
     assert errors[1] < 0.8 * errors[0]
+
+
+class PaddedConv(nn.Conv2d):
+    """A convolution that pads by itself, as those of networks from TensorFlow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (1, 2, 1, 2)))
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+def test_convolutions_with_a_forward_pass_of_their_own_are_coded(
+    groups: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), PaddedConv(6, 6, 5, stride=2, groups=groups), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(6 * 9, 5)).eval()
+    x, other = torch.randn(2, 60, 3, 9, 9)
+    encode(net, tmp_path / "a.tpz", bits=8, calibration=[x])
+    decoded = deepcopy(net)
+    decoded.load_state_dict(decode(tmp_path / "a.tpz"))
+    assert fidelity(net, decoded, [other]).error < 0.2

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 import tensorpress as tp
 from tensorpress.calibrate.batches import collect_batches
 from tensorpress.planning.plan import Plan
-from tensorpress.reconstruct.embedding_fit import count_lookups, vector_shares
+from tensorpress.reconstruct.embedding_fit import record_lookups, vector_shares
 from tensorpress.reconstruct.layerwise import Reconstruct
 from tensorpress.reconstruct.unfitted import unfitted_layers
 
@@ -52,6 +52,28 @@ def test_vectors_that_data_look_up_stay_and_others_give_way(how: Reconstruct) ->
         assert error(pressed, net, other) < 0.1
 
 
+def test_what_outputs_do_not_depend_on_gives_way() -> None:
+    net, x = Sentences().eval(), torch.randint(200, (300, 12))
+    with torch.no_grad():
+        net.head.weight[:, 8:] = 0  # of all vectors the first eight numbers alone matter
+        net.words.weight[:, 8:] *= 3
+        net.words.weight[:, :8] = torch.randn(200, 8)
+    pressed = tp.press(net, plan_words(net), calibration=[x])
+    assert error(pressed, net, x) < 0.1
+    assert error(tp.press(net, plan_words(net)), net, x) > 0.5
+
+
+def test_without_gradients_the_counts_alone_decide() -> None:
+    class Detached(Sentences):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            with torch.no_grad():
+                return super().forward(input_ids)
+
+    net, frequent = Detached().eval(), torch.randint(40, (30, 12))
+    pressed = tp.press(net, plan_words(net), calibration=[frequent])
+    assert error(pressed, net, frequent) < 0.1
+
+
 def test_the_layers_after_it_are_fitted_to_what_it_leaves() -> None:
     net, x = Sentences().eval(), torch.randint(200, (80, 12))
     plan = tp.plan(net, scheme="channel_svd", ranks=3, overrides={"words": {"ranks": 8}})
@@ -63,7 +85,7 @@ def test_padding_is_not_counted() -> None:
     net = Sentences()
     ids, mask = torch.tensor([[3, 3, 5, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]])
     batches = collect_batches([{"input_ids": ids, "attention_mask": mask}], net)
-    counts = count_lookups(net, ["words"], batches)["words"]
+    counts = record_lookups(net, ["words"], batches)["words"].counts
     assert counts[[0, 3, 5]].tolist() == [0, 2, 1]
 
 
@@ -73,8 +95,10 @@ def test_all_calls_are_counted() -> None:
             return super().forward(input_ids) + super().forward(input_ids + 1)
 
     net = Twice()
-    counts = count_lookups(net, ["words"], collect_batches([torch.tensor([[1]])] * 2, net))
-    assert counts["words"][:4].tolist() == [0, 2, 2, 0]
+    [lookups] = record_lookups(
+        net, ["words"], collect_batches([torch.tensor([[1]])] * 2, net)
+    ).values()
+    assert lookups.counts[:4].tolist() == [0, 2, 2, 0]
 
 
 def test_shares_of_vectors_sum_to_one() -> None:

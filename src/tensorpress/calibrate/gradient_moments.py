@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from tensorpress.calibrate.outputs import (
 from tensorpress.measure.cost import evaluation_mode, freeze
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.layer_spec import LayerSpec
+
+WIDEST = 4608
+"""Most rows or columns of a kernel, whose two moments take 170 MB each."""
 
 PASSES = 64
 """Number of backward passes among which the examples are divided."""
@@ -74,7 +78,8 @@ def gradient_moments(
     Returns
     -------
     dict of str to GradientMoments
-        The moments of the parameters that influence the outputs.
+        The moments of the parameters that influence the outputs, with at most 4,608 rows and
+        columns.
 
     Examples
     --------
@@ -87,7 +92,11 @@ def gradient_moments(
     torch.Size([4, 2, 2])
     """
     random = torch.Generator().manual_seed(seed)
-    values = {name: parameter for name, (parameter, _) in parameters.items() if parameter.is_leaf}
+    values = {
+        name: parameter
+        for name, (parameter, spec) in parameters.items()
+        if parameter.is_leaf and max(spec.kernel_shape[1], prod(spec.kernel_shape[2:])) <= WIDEST
+    }
     moments: dict[str, GradientMoments] = {}
     deviations: dict[int, Deviation] = {}
     scales: list[float] = []

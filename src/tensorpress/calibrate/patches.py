@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tensorpress.schemes.layer_spec import CONVS, TRANSPOSED, layer_class
+from tensorpress.schemes.layer_spec import CONVS, TRANSPOSED, layer_class, overrides_forward
 
 ANY_CONV = (*CONVS, *TRANSPOSED)
 
@@ -14,7 +14,8 @@ ANY_CONV = (*CONVS, *TRANSPOSED)
 def can_unfold(module: nn.Module) -> bool:
     """Return whether a module multiplies vectors by a kernel, as `unfold_inputs` needs.
 
-    These are a Linear, the Conv1D of GPT-2, convolutions, and transposed convolutions.
+    These are a Linear, the Conv1D of GPT-2, convolutions, and transposed convolutions. A forward
+    pass of their own may multiply other vectors than those of the input, as after padding.
 
     Examples
     --------
@@ -25,6 +26,7 @@ def can_unfold(module: nn.Module) -> bool:
     """
     return (
         layer_class(module) not in (None, nn.Embedding)
+        and not overrides_forward(module)
         and "weight" in module._parameters
         and (module.get_parameter("weight").ndim >= 2)
     )

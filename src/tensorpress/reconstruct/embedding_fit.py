@@ -1,15 +1,21 @@
-"""Look-up frequencies of the vectors of an Embedding, as the norm of its fit."""
+"""Fits an Embedding by the look-up frequencies of its vectors and their effect on outputs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tensorpress.calibrate.batches import Batch, outside_contexts
-from tensorpress.calibrate.full_pass import run_to_end
-from tensorpress.measure.cost import evaluation_mode
+from tensorpress.calibrate.batches import Batch
+from tensorpress.calibrate.outputs import deviation_scales, output_tensors, random_direction
+from tensorpress.measure.cost import evaluation_mode, freeze
+from tensorpress.reconstruct.alternating_fit import fit_kernels
+from tensorpress.reconstruct.kernel_model import Composition
+from tensorpress.reconstruct.regression import damped_cholesky
+from tensorpress.reconstruct.second_moment import DiagonalMoment
+from tensorpress.reconstruct.weighted_svd import GRADIENT_DAMPING
 from tensorpress.schemes.layer_spec import layer_class
 
 
@@ -24,58 +30,135 @@ def is_embedding(module: nn.Module) -> bool:
     return layer_class(module) is nn.Embedding
 
 
-def count_lookups(
-    model: nn.Module, names: Iterable[str], batches: Sequence[Batch]
-) -> Mapping[str, Tensor]:
-    """Return how often each vector of the embeddings is looked up, without padding.
+@dataclass
+class Lookups:
+    """Statistics of an Embedding on calibration data.
+
+    Attributes
+    ----------
+    counts : Tensor
+        How often each vector is looked up, without padding; (vectors,), float64.
+    gradients : Tensor
+        Sum of g gᵀ for the gradients g of random directions of the outputs by the vectors,
+        (length, length), float64; zero where parts of the model run without gradients.
+    """
+
+    counts: Tensor
+    gradients: Tensor
+
+
+def record_lookups(
+    model: nn.Module, names: Iterable[str], batches: Sequence[Batch], *, seed: int = 0
+) -> dict[str, Lookups]:
+    """Run a model forward and backward, and record the look-ups of embeddings.
 
     Parameters
     ----------
     model : nn.Module
-        The model, run in eval mode without gradients.
+        The model, run in eval mode.
     names : iterable of str
         Names of embeddings.
     batches : sequence of Batch
         From `tensorpress.calibrate.batches.collect_batches`.
+    seed : int
+        Seed of the directions.
 
     Returns
     -------
-    mapping of str to Tensor
-        Counts by name, float64 of shape (vectors,), in the order of the calls. Embeddings that are
-        not called are missing.
+    dict of str to Lookups
+        By name, in the order of the calls.
 
     Examples
     --------
     >>> from tensorpress.calibrate.batches import collect_batches
     >>> net = nn.Sequential(nn.Embedding(3, 2))
     >>> batches = collect_batches([torch.tensor([[0, 2, 2]])], net)
-    >>> count_lookups(net, ["0"], batches)["0"].tolist()
+    >>> record_lookups(net, ["0"], batches)["0"].counts.tolist()
     [1.0, 0.0, 2.0]
     """
-    counts: dict[str, Tensor] = {}
+    random, scales = torch.Generator().manual_seed(seed), list[float]()
+    lookups: dict[str, Lookups] = {}
 
-    def make_hook(name: str, layer: nn.Module) -> Callable[..., None]:
-        @outside_contexts()
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def make_hook(name: str, layer: nn.Module) -> Callable[..., Tensor | None]:
+        vectors, length = layer.get_parameter("weight").shape
+
+        def hook(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
             indices = (*args, *kwargs.values())[0]
             rows = batch.unpadded(layer, indices[..., None]).flatten()
-            if len(rows):
-                vectors = len(layer.get_parameter("weight"))
-                number = torch.bincount(rows, minlength=vectors).double()
-                counts[name] = counts.get(name, 0) + number
+            if not len(rows):
+                return None
+            square = torch.zeros(length, length, dtype=torch.float64)
+            known = lookups.setdefault(name, Lookups(torch.zeros(vectors).double(), square))
+            known.counts += torch.bincount(rows, minlength=vectors).cpu()
+            result = output + torch.zeros((), dtype=output.dtype, requires_grad=True)
+            if not result.requires_grad:  # in a part of the model that runs without gradients
+                return None
+
+            @torch.no_grad()
+            def backward(gradient: Tensor) -> None:
+                g = batch.unpadded(layer, gradient).reshape(-1, length).float()
+                known.gradients += (g.mT @ g).double().cpu()
+
+            result.register_hook(backward)  # type: ignore[no-untyped-call]
+            return result
 
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
         stack.enter_context(evaluation_mode(model))
+        stack.enter_context(freeze(model.parameters()))
+        stack.enter_context(torch.enable_grad())
         for name in names:
             layer = model.get_submodule(name)
-            hook = layer.register_forward_pre_hook(make_hook(name, layer), with_kwargs=True)
+            hook = layer.register_forward_hook(make_hook(name, layer), with_kwargs=True)
             stack.callback(hook.remove)
         for batch in batches:
-            run_to_end(model, batch)
-    return counts
+            outputs = output_tensors(model, batch)
+            scales = scales or deviation_scales(outputs, batch)
+            scaled = [y * scale for y, scale in zip(outputs, scales, strict=False)]
+            along = random_direction(scaled, random)
+            if along.requires_grad:
+                torch.autograd.backward(along)
+    return lookups
+
+
+def fit_embedding(
+    kernels: Sequence[Tensor],
+    dense: Tensor,
+    lookups: Lookups,
+    composition: Composition,
+    places: Sequence[int] | None = None,
+) -> list[Tensor]:
+    r"""Return kernels whose vectors are right where data look them up and outputs depend on them.
+
+    What is minimized is :math:`\sum_v p_v\, (w_v - \tilde w_v)^T B (w_v - \tilde w_v)`, for the
+    shares p of the vectors and B of the gradients.
+
+    Parameters
+    ----------
+    kernels : sequence of Tensor
+        Canonical kernels, where the search starts.
+    dense : Tensor
+        The table as a kernel, (1, length, vectors).
+    lookups : Lookups
+        What data say of it.
+    composition : Composition
+        How the kernels are composed.
+    places : sequence of int, optional
+        Fit only the kernels at these places.
+    """
+    second = DiagonalMoment(vector_shares(lookups.counts)[None].to(dense))
+    if composition.parts is not None or not bool(lookups.gradients.any()):
+        return fit_kernels(kernels, dense, second, composition, places=places).kernels
+    level = GRADIENT_DAMPING * lookups.gradients.diagonal().mean()
+    root = damped_cholesky(lookups.gradients[None], level[None])[0].mT.to(dense)  # B = RᵀR
+    *first, last = kernels
+    # |R (W - W̃)|² is least for the kernels of R W, of which the last is R times that of W.
+    start = [*first, root @ last.to(dense)]
+    fit = fit_kernels(start, root @ dense, second, composition, places=places).kernels
+    return [*fit[:-1], torch.linalg.solve_triangular(root, fit[-1], upper=True)]
 
 
 def vector_shares(counts: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from tensorpress.reconstruct.batch_norm import (
 from tensorpress.reconstruct.channel_selection import choose_channels
 from tensorpress.reconstruct.curvature_fit import CurvatureFit
 from tensorpress.reconstruct.data_checks import column_moments, sample_columns, warn_of_few_rows
-from tensorpress.reconstruct.embedding_fit import count_lookups, is_embedding, vector_shares
+from tensorpress.reconstruct.embedding_fit import fit_embedding, is_embedding, record_lookups
 from tensorpress.reconstruct.gradient_fit import fit_to_gradients
 from tensorpress.reconstruct.kernel_model import Composition
 from tensorpress.reconstruct.layer_fit import LayerData, fit_layer
@@ -33,7 +33,7 @@ from tensorpress.reconstruct.next_op import Following, find_next_ops
 from tensorpress.reconstruct.regression import shrunk
 from tensorpress.reconstruct.relu_fit import ActivatedFit
 from tensorpress.reconstruct.samples import WIDE, Positions, inputs_in_order, sample_responses
-from tensorpress.reconstruct.second_moment import BlockMoment, DiagonalMoment, SecondMoment
+from tensorpress.reconstruct.second_moment import BlockMoment, SecondMoment
 from tensorpress.reconstruct.unfitted import SVD_WEIGHT, as_chain, reason_unfitted
 from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.initialization import (
@@ -232,16 +232,15 @@ class Reconstruction:
         layers: Mapping[str, LayerPlan],
         weight_of: Callable[[LayerPlan], Tensor],
     ) -> Iterator[tuple[str, StartValues]]:
-        """Fit embeddings, weighting vectors by the frequency of their look-ups."""
-        counts = count_lookups(model, names, self.batches) if names else {}
-        for name, number in counts.items():
+        """Fit embeddings in the norm of their look-ups."""
+        lookups = record_lookups(model, names, self.batches, seed=self.seed) if names else {}
+        for name, lookup in lookups.items():
             weight = weight_of(layers[name])
             pressed, dense = decompose_start(layers[name], weight)
-            second = DiagonalMoment(vector_shares(number)[None].to(dense))
             places = pressed.last_places if self.kind == "refit" else None
-            composition = Composition.of(pressed)
-            fit = fit_kernels(pressed.kernels(), dense, second, composition, places=places)
-            yield name, start_values(pressed, fit.kernels, weight)
+            start, composition = pressed.kernels(), Composition.of(pressed)
+            kernels = fit_embedding(start, dense, lookup, composition, places)
+            yield name, start_values(pressed, kernels, weight)
 
     def _by_responses(
         self,

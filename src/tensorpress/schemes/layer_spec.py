@@ -338,11 +338,7 @@ def refuse_layer(layer: nn.Module) -> str | None:
         return f"only layers of these classes can be: {', '.join(k.__name__ for k in KINDS)}"
     if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight directly"
-    if (
-        "forward" in vars(layer)  # a layer that was wrapped in place
-        or type(layer).forward is not kind.forward
-        or getattr(type(layer), "_conv_forward", None) is not getattr(kind, "_conv_forward", None)
-    ):
+    if "forward" in vars(layer) or overrides_forward(layer):  # wrapped in place, or of its class
         return f"it is a {kind.__name__} with an overridden forward pass"
     weight = layer._parameters.get("weight")
     if weight is None:
@@ -359,6 +355,24 @@ def refuse_layer(layer: nn.Module) -> str | None:
     if any(hooks) or layer._backward_pre_hooks:
         return "it has hooks, which would be lost: remove them first"
     return None
+
+
+def overrides_forward(layer: nn.Module) -> bool:
+    """Return whether the class of a layer overrides the forward pass of its class in torch.
+
+    Examples
+    --------
+    >>> class Padded(nn.Conv1d):
+    ...     def forward(self, x):
+    ...         return super().forward(nn.functional.pad(x, (1, 1)))
+    >>> overrides_forward(Padded(2, 2, 3)), overrides_forward(nn.Conv1d(2, 2, 3))
+    (True, False)
+    """
+    kind = layer_class(layer)
+    return kind is not None and any(
+        getattr(type(layer), name, None) is not getattr(kind, name, None)
+        for name in ("forward", "_conv_forward")
+    )
 
 
 def layer_class(layer: nn.Module) -> type[nn.Module] | None:
