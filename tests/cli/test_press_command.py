@@ -148,7 +148,7 @@ def test_a_checkpoint_of_transformers_says_itself_what_it_is(
 def test_what_a_user_can_get_wrong(fails: Fails, tmp_path: Path, trained: nn.Module) -> None:
     assert "a model by --model" in fails("press", *SVD, "--out", "x")
     assert "no plan at none.yaml" in fails("press", *LENET, "--plan", "none.yaml", "--out", "x")
-    assert "give a budget, ranks" in fails("press", *LENET, "--out", "x")
+    assert "give a budget, or one scheme with its ranks" in fails("press", *LENET, "--out", "x")
     assert "is not a folder" in fails("press", "nowhere", "--model", "lenet5", *SVD, "--out", "x")
     both = fails("press", "nowhere", *LENET, *SVD, "--out", "x")
     assert "has weights: remove --weights" in both

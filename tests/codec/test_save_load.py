@@ -308,3 +308,9 @@ def test_norms_are_precise(tmp_path: Path) -> None:
     exact = tp.load(tmp_path / "a.tpz", norms())
     assert torch.equal(exact[1].running_mean, model[1].running_mean)
     assert sizes["half"] < sizes["float32"]
+
+
+def test_a_class_in_place_of_a_model_is_named(tmp_path: Path) -> None:
+    tp.save(nn.Linear(3, 2), tmp_path / "a.tpz")
+    with pytest.raises(InvalidArgumentError, match=r"got the class Linear: pass Linear\(\)"):
+        tp.load(tmp_path / "a.tpz", nn.Linear)  # type: ignore[arg-type]

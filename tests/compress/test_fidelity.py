@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorpress.compress.fidelity import fidelity
+from tensorpress.compress.verdict import Fidelity
 from tensorpress.errors import InvalidArgumentError
 
 
@@ -368,3 +369,9 @@ def test_a_model_that_does_not_run_is_named_with_its_inputs() -> None:
     net = nn.Linear(6, 4)
     with pytest.raises(InvalidArgumentError, match=r"a batch of \(8, 2\) torch.float32: mat1"):
         fidelity(net, net, [X])
+
+
+def test_tokens_are_judged_and_described_by_their_divergence() -> None:
+    fidelity = Fidelity(100, 0.05, 0.99, tokens=True, agreement=0.89, divergence=0.01)
+    assert str(fidelity).startswith("probabilities of tokens diverge by 0.01 nats, outputs differ")
+    assert str(fidelity).endswith("nearly the same")

@@ -224,3 +224,15 @@ def test_budgets_are_printed_as_they_are_read(amount, kind):
     again = parse_budget(str(budget))
     assert again.kind == kind
     assert again.amount == pytest.approx(budget.amount, rel=1e-6)
+
+
+@pytest.mark.parametrize("runtime", ["", "@onnxruntime", "@openvino"])
+def test_recurrent_weights_alone_cannot_meet_a_budget_of_latency(runtime):
+    pytest.importorskip(runtime.removeprefix("@") or "torch")
+    with pytest.raises(InvalidArgumentError, match="latency of 60 % cannot be reached"):
+        plan(nn.LSTM(4, 8), torch.ones(3, 1, 4), budget=f"latency=60%{runtime}")
+
+
+def test_the_case_of_a_unit_does_not_matter():
+    assert parse_budget("bytes=6KB") == parse_budget("bytes=6kB")
+    assert parse_budget("latency=2MS") == parse_budget("latency=2ms")

@@ -233,8 +233,8 @@ def test_a_norm_that_is_not_finite_is_named(path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give exactly one of"),
-        ({"bits": 2, "size": 100}, "give exactly one of"),
+        ({}, "give exactly one budget"),
+        ({"bits": 2, "size": 100}, "give exactly one budget"),
         ({"bits": -1}, "bits must be positive"),
         ({"bits": float("nan")}, "bits must be positive"),
         ({"target_error": 1.5}, "between 0 and 1"),
@@ -332,7 +332,7 @@ def test_lossless_files_keep_every_bit_of_a_model(path: Path) -> None:
 
 
 def test_lossless_is_no_budget(path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="give exactly one of"):
+    with pytest.raises(InvalidArgumentError, match="give exactly one budget"):
         tp.encode(state(), path, lossless=True, bits=3)
     with pytest.raises(InvalidArgumentError, match="takes no calibration"):
         tp.encode(trained(), path, lossless=True, calibration=[images(2, 0)])

@@ -26,7 +26,7 @@ from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.press.press import build_skeleton
 from tensorpress.schemes.folding import fold
 from tensorpress.schemes.pressed_layer import check_read
-from tensorpress.utils.module_tree import copy_model
+from tensorpress.utils.module_tree import copy_model, unwrap
 
 Quantizers = Mapping[str, Quantizer]
 Norms = Literal["half", "float32"]
@@ -192,6 +192,7 @@ def load(
     ...     load(f"{folder}/a.tpz", nn.Linear(3, 2))
     Linear(in_features=3, out_features=2, bias=True)
     """
+    model = None if model is None else unwrap(model)
     size = 0 if model is None else sum(t.nbytes for t in stored_tensors(model).values())
     opened = open_file(path, max_bytes=max_bytes, model_bytes=size)
     description = opened.description

@@ -23,6 +23,7 @@ from tensorpress.planning.budget import Budget
 from tensorpress.planning.budget_rules import AllocationRule
 from tensorpress.planning.dense_model import DenseModel
 from tensorpress.planning.plan import Plan
+from tensorpress.planning.plan_from_model import plan_from_model
 from tensorpress.planning.planner import check_budget, plan
 from tensorpress.planning.scores import Scores
 from tensorpress.press.press import press
@@ -256,9 +257,11 @@ class Task:
         if self.inputs is not None:
             costs["macs"] = count_macs(self.model, self.inputs), count_macs(model, self.inputs)
             runtime = self.limit.runtime
-            models = [in_runtime(x, self.inputs, runtime) for x in (self.model, model)]
-            before, after = measure_latencies(models, self.inputs)
-            costs["latency_ms"] = before, after
+            coded = size is not None and not plan_from_model(model).layers
+            compared = [self.model] if coded else [self.model, model]
+            models = [in_runtime(x, self.inputs, runtime) for x in compared]
+            times = measure_latencies(models, self.inputs)
+            costs["latency_ms"] = times[0], times[-1]  # coding alone changes no layer
         return costs
 
 

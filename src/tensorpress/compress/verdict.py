@@ -98,6 +98,10 @@ class Fidelity:
         if self.tokens and self.loss is not None and self.dense_loss is not None:
             before, after = (math.exp(min(x, 700)) for x in (self.dense_loss, self.loss))
             return f"perplexity {after:.4g} for {before:.4g}, {error}: {level}"
+        if self.tokens and self.divergence is not None:
+            return (
+                f"probabilities of tokens diverge by {self.divergence:.2g} nats, {error}: {level}"
+            )
         if self.agreement is not None:
             return f"{100 * self.agreement:.1f} % of the predictions agree, {error}: {level}"
         return f"{error}: {level}"

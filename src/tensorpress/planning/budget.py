@@ -101,15 +101,17 @@ def parse_budget(text: str) -> Budget:
     if at and runtime not in runtimes:
         raise unknown_name("runtime", runtime, runtimes)
     match, units = _AMOUNT.fullmatch(amount), _UNITS[kind]
-    if match is None or match[2] not in {"%", *units}:
+    spelling = {unit.lower(): unit for unit in ("%", *units)}
+    unit = None if match is None else spelling.get(match[2].lower())
+    if match is None or unit is None:
         names = ", ".join(filter(None, units))
         raise InvalidArgumentError(
             f"budget {text!r}: expected a number and one of the units %, {names}"
             + ("" if "" not in units else ", or none")
         )
-    relative = match[2] == "%"
+    relative = unit == "%"
     value = float(match[1].replace("_", ""))
-    value = value / 100 if relative else value * units[match[2]]
+    value = value / 100 if relative else value * units[unit]
     if value <= 0 or (relative and value >= 1):
         raise InvalidArgumentError(
             f"budget {text!r}: expected "

@@ -29,7 +29,7 @@ LEAST_SHARE = 0.01
 LARGEST = 3
 """Number of parameters that an error message names."""
 
-UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs"}
+UNITS = {"params": "parameters", "bytes": "bytes", "macs": "MACs", "latency": "time"}
 
 
 class Allotment(NamedTuple):
@@ -129,7 +129,9 @@ def _find_candidates(
         else:
             unpressed[name] = reason
     if limit.kind in ("macs", "latency") and dense.inputs is None:
-        raise InvalidArgumentError(f"a budget of {limit.kind} needs example inputs")
+        raise InvalidArgumentError(
+            f"a budget of {limit.kind} needs example inputs (in a command, --input 1x3x224x224)"
+        )
     return candidates, unpressed
 
 
@@ -187,10 +189,12 @@ class _Count:
             least_cost = sum(min(cost, self._least[name]) for name, cost in pairs)
         least, unit = self.others + least_cost, UNITS[self._limit.kind]
         if least > self.amount:
+            # Most of the largest parameters, embeddings and biases, multiply nothing.
+            largest = "" if unit == "MACs" else _name_largest(self._model, self._names)
             raise InvalidArgumentError(
                 f"the budget {self._limit} is out of reach: at the smallest ranks the model "
                 f"still has {least:,.0f} of {self._total:,} {unit}"
-                f"{_name_largest(self._model, self._names)}{self._limit.percent_hint}"
+                f"{largest}{self._limit.percent_hint}"
             )
 
     def _costs(self, plan: LayerPlan) -> tuple[int, int]:

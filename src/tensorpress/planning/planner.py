@@ -307,11 +307,13 @@ def check_target(
     elif ranks is None and overrides is None:
         raise InvalidArgumentError(
             f"give a budget, ranks for {format_schemes(schemes)}, or overrides with ranks"
+            if len(schemes) == 1
+            else "give a budget, or one scheme with its ranks, or overrides with ranks"
         )
     elif ranks is not None and len(schemes) > 1:
         raise InvalidArgumentError(
-            f"ranks mean different things for {format_schemes(schemes)}: name one scheme, or give "
-            "a budget"
+            f"ranks mean different things for {format_schemes(schemes)}: name one scheme, or "
+            "give a budget"
         )
 
 

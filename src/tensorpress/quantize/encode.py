@@ -240,7 +240,10 @@ def _check_budget(
     options = {"target_error": error, "bits": bits, "size": size}
     budgets = {name: value for name, value in options.items() if value is not None}
     if len(budgets) + bool(lossless) != 1:
-        raise InvalidArgumentError("give exactly one of target_error, bits, size and lossless")
+        raise InvalidArgumentError(
+            "give exactly one budget: size, bits, target_error or lossless (--size, --bits, "
+            "--target-error or --lossless)"
+        )
     for name, value in options.items():
         if value is not None and not isinstance(value, int | float):
             raise InvalidArgumentError(f"{name} must be a number, not {value!r}")

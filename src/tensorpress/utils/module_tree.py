@@ -162,7 +162,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     ReLU()
     """
     if not isinstance(model, nn.Module):
-        raise InvalidArgumentError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        name = getattr(model, "__name__", "")
+        got = (
+            f"the class {name}: pass {name}()" if isinstance(model, type) else type(model).__name__
+        )
+        raise InvalidArgumentError(f"expected a torch.nn.Module, got {got}")
     refuse_scripts(model)
     while True:
         compiled = model._modules.get("_orig_mod")
