@@ -37,15 +37,15 @@ def change(folder: Path, name: str, **values: Any) -> None:
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"file": ".."}, "is no .tpz file"),
-    ({"file": "../a.tpz"}, "is no .tpz file"),
-    ({"file": "/etc/a.tpz"}, "is no .tpz file"),
-    ({"file": 3}, "is no .tpz file"),
+    ({"file": ".."}, "is not a .tpz file"),
+    ({"file": "../a.tpz"}, "is not a .tpz file"),
+    ({"file": "/etc/a.tpz"}, "is not a .tpz file"),
+    ({"file": 3}, "is not a .tpz file"),
     ({"file": "000001.tpz"}, "two tensors in one file"),
-    ({"shard": ".."}, "is no .safetensors file"),
-    ({"shard": "../../a.safetensors"}, "is no .safetensors file"),
-    ({"shard": "setup.py"}, "is no .safetensors file"),
-    ({"shard": None}, "is no .safetensors file"),
+    ({"shard": ".."}, "is not a .safetensors file"),
+    ({"shard": "../../a.safetensors"}, "is not a .safetensors file"),
+    ({"shard": "setup.py"}, "is not a .safetensors file"),
+    ({"shard": None}, "is not a .safetensors file"),
     ({"shape": [1 << 40, 1 << 40]}, "is not a list of encoded tensors"),
     ({"shape": [1 << 62]}, "is not a list of encoded tensors"),
     ({"shape": [1 << 33]}, "far too many values"),
