@@ -150,7 +150,7 @@ def test_names_that_no_folder_can_have(folder: Path, name: str) -> None:
 
 
 def test_a_finished_folder_is_not_encoded_again(folder: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="coded is encoded already"):
+    with pytest.raises(InvalidArgumentError, match="coded is already encoded"):
         tp.encode_checkpoint(folder.parent / "dense", folder, lossless=True)
 
 

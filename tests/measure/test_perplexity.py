@@ -71,7 +71,7 @@ def test_a_short_text_is_one_window():
         ({"tokens": TEXT[:1]}, "two or more integers"),
         ({"window": 2000}, "a window must have from 2 to 1300 tokens"),
         ({"window": 1}, "a window must have from 2 to 1300 tokens"),
-        ({"window": 600, "windows": 3}, "has 1 to 2 windows of 600"),
+        ({"window": 600, "windows": 3}, "windows must be from 1 to 2"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options, message):

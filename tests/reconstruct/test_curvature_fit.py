@@ -89,7 +89,7 @@ def test_a_layer_without_curvature_starts_from_its_weight(
     curvature = LossCurvature.collect(net, data, names=["0", "2"])
     with caplog.at_level(logging.WARNING):
         pressed = tp.press(net, plan, calibration=curvature)
-    assert "layer 4: by its weight alone" in caplog.text
+    assert "layer 4: decomposed by its weight alone" in caplog.text
     assert pressed[4].unfitted is not None
     assert pressed[0].unfitted is None
 

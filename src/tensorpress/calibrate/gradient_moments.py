@@ -22,7 +22,7 @@ from tensorpress.schemes.canonical_kernel import weight_to_kernel
 from tensorpress.schemes.layer_spec import LayerSpec
 
 WIDEST = 4608
-"""Most rows or columns of a kernel, whose two moments take 170 MB each."""
+"""Maximum number of rows or columns of a kernel; its two moments take 170 MB each."""
 
 PASSES = 64
 """Number of backward passes among which the examples are divided."""

@@ -171,7 +171,7 @@ def _check_folder(source: Path, out: Path) -> None:
         raise InvalidArgumentError(f"{out} is not a folder")
     finished = not exists(out / JOBS)
     if finished and is_file(out / ENCODED):
-        raise InvalidArgumentError(f"{out} is encoded already: choose a new or empty folder")
+        raise InvalidArgumentError(f"{out} is already encoded: choose a new or empty folder")
     if exists(out) and any(out.iterdir()) and finished:
         raise InvalidArgumentError(f"{out} has other files: choose a new or empty folder")
 

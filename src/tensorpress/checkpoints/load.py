@@ -148,7 +148,7 @@ def model_from_config(folder: Path) -> nn.Module:
         generation = require("transformers", "a model of Hugging Face").GenerationConfig
         try:
             model.generation_config = generation.from_pretrained(folder)
-        except Exception as error:  # of transformers, of any class
+        except Exception as error:  # transformers raises errors of many classes
             raise CorruptFileError(
                 f"{folder / GENERATION} cannot be read: {first_line(error)}"
             ) from error

@@ -95,7 +95,7 @@ def compare(
     }
     if example_inputs is not None:
         for model in rows.values():
-            record_inputs(model, example_inputs, ())  # whose error names the inputs
+            record_inputs(model, example_inputs, ())  # raises an error that names the inputs
         times = time_passes(list(rows.values()), example_inputs, seconds=20)
         for (name, model), passes in zip(rows.items(), times, strict=True):
             low, middle, high = np.quantile(passes, (0.25, 0.5, 0.75)).tolist()

@@ -21,7 +21,7 @@ from tensorpress.utils.formatting import format_names
 from tensorpress.utils.paths import did_you_mean
 
 _SECONDS = 5.0  # to wait for the hub's first answer
-_MOST_LAYERS = 10_000  # of a config, which may ask for any number
+_MOST_LAYERS = 10_000  # limit for untrusted configs
 
 logger = logging.getLogger("tensorpress.models")
 

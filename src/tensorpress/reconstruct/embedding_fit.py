@@ -66,7 +66,7 @@ def record_lookups(
     Returns
     -------
     dict of str to Lookups
-        By name, in the order of the calls.
+        The statistics by name, in the order of the calls.
 
     Examples
     --------
@@ -131,21 +131,21 @@ def fit_embedding(
     composition: Composition,
     places: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    r"""Return kernels whose vectors are right where data look them up and outputs depend on them.
+    r"""Fit kernels to vectors, weighted by their look-ups and the gradients of the outputs.
 
-    What is minimized is :math:`\sum_v p_v\, (w_v - \tilde w_v)^T B (w_v - \tilde w_v)`, for the
-    shares p of the vectors and B of the gradients.
+    The objective is :math:`\sum_v p_v\, (w_v - \tilde w_v)^T B (w_v - \tilde w_v)`, with the shares
+    p of the vectors and the second moment B of the gradients.
 
     Parameters
     ----------
     kernels : sequence of Tensor
-        Canonical kernels, where the search starts.
+        Canonical kernels, the start of the fit.
     dense : Tensor
         The table as a kernel, (1, length, vectors).
     lookups : Lookups
-        What data say of it.
+        Statistics of the embedding.
     composition : Composition
-        How the kernels are composed.
+        The composition of the kernels.
     places : sequence of int, optional
         Fit only the kernels at these places.
     """

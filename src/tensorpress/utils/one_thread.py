@@ -1,4 +1,4 @@
-"""One thread for decompositions that more would not speed up, so that their bits are the same."""
+"""Decompositions with one thread, for reproducible results where more threads are no faster."""
 
 import threading
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 MOST_VALUES = 1 << 22
-"""Values of the largest weight whose decomposition gets one thread."""
+"""Maximum number of values of a weight that is decomposed with one thread."""
 
 
 @contextmanager
 def one_thread(weight: Tensor) -> Iterator[None]:
     """Run a block that decomposes a weight with one thread, unless the weight is large.
 
-    LAPACK divides matrices of some hundred rows among threads, and their results differ in the last
-    bits from those of one thread, which is not slower. A block in any other than the main thread is
-    run as it is, because a new thread takes the number that is set while it starts.
+    LAPACK divides matrices of a few hundred rows among threads, which changes the last bits of the
+    results without being faster. In other threads than the main one, nothing changes, because a new
+    thread copies the number of threads when it starts.
 
     Examples
     --------
