@@ -117,3 +117,10 @@ def test_a_folder_that_cannot_be_written_is_known_first(fails: Fails, tmp_path: 
     (tmp_path / "file").write_text("x")
     text = fails("compress", *LENET, "--budget", "params=50%", "--out", "file/small")
     assert "file/small cannot be written" in text
+
+
+def test_fewer_examples_and_no_refinement(run_json: RunJson) -> None:
+    words = ("compress", *LENET, "--budget", "params=50%", "--data", "digits", "--out", "small")
+    result = run_json(*words, "--examples", "60", "--no-refine")
+    assert result["fidelity"]["examples"] == 12  # a fifth judges
+    assert "refined" not in {trial["name"] for trial in result["trials"]}

@@ -49,6 +49,13 @@ def compress_command(
     skip: Skip = None,
     root: Root = None,
     preprocess: Preprocess = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(help="Examples to fit to, at most 1,024 by default; fewer are faster.", min=1),
+    ] = None,
+    refine: Annotated[
+        bool, typer.Option(help="Train blocks at the end to give the outputs of the dense blocks.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Compress a model to a budget so that its outputs change least, and rate the result.
@@ -68,7 +75,8 @@ def compress_command(
     batches = error = None
     if data is not None:
         opened = CommandData.for_dense(dense, data, root, preprocess)
-        batches, error = opened.sample(), opened.error_function()
+        batches = opened.sample() if examples is None else opened.sample(examples)
+        error = opened.error_function()
     with _new_folder(out), TemporaryDirectory() as folder:
         result = tp.compress(
             dense.model,
@@ -77,6 +85,7 @@ def compress_command(
             example_inputs=dense.inputs(dense.model),
             out=Path(folder, MODEL_FILE) if limit.kind == "bytes" else None,
             evaluate=error,
+            refine=refine,
             targets=tuple(targets or ("*",)),
             skip=tuple(skip or ()),
         )
