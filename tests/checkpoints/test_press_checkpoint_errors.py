@@ -167,7 +167,7 @@ def test_a_folder_of_something_else_is_not_touched(source, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(InvalidArgumentError, match="has other files"):
         press_checkpoint(source, tmp_path / "out", **HOW)
-    with pytest.raises(InvalidArgumentError, match="another folder"):
+    with pytest.raises(InvalidArgumentError, match="another output folder"):
         press_checkpoint(source, source / "out", **HOW)
     with pytest.raises(InvalidArgumentError, match="is not a folder"):
         press_checkpoint(source, tmp_path / "out" / "mine.txt", **HOW)

@@ -119,7 +119,7 @@ def test_shapes_that_do_not_fit_are_told() -> None:
     start = [random(1, 2, 6), random(1, 5, 2)]
     with pytest.raises(InvalidArgumentError, match=r"have shape \(1, 6, 6\)"):
         fit_kernels(start, random(1, 5, 6), torch.eye(5).double()[None])
-    with pytest.raises(InvalidArgumentError, match=r"stand for \(1, 5, 6\), not \(1, 4, 6\)"):
+    with pytest.raises(InvalidArgumentError, match=r"shape \(1, 5, 6\), not \(1, 4, 6\)"):
         fit_kernels(start, random(1, 4, 6), torch.eye(6).double()[None])
 
 
