@@ -148,6 +148,32 @@ def test_export_of_a_folder_that_names_its_model(shell: Shell, run_json: RunJson
     assert tensors.keys() == tp.load_model("lenet5").state_dict().keys()
 
 
+def test_export_of_a_folder_with_a_file(run_json: RunJson, fails: Fails, tmp_path: Path) -> None:
+    lenet = tp.load_model("lenet5")
+    pressed = tp.press(lenet, tp.plan(lenet, scheme="channel_svd", ranks=4))
+    (tmp_path / "small").mkdir()
+    tp.save(pressed, tmp_path / "small" / "model.tpz", network="lenet5")
+    result = run_json("export", "small", "--dense", "large")
+    tensors = load_file("large/model.safetensors")
+    expected = tp.unpress(tp.load(tmp_path / "small" / "model.tpz")).state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in tensors)
+    assert result["bytes"] == Path("large/model.safetensors").stat().st_size
+    message = fails("export", "small", "--adapter", "large", "--out", "adapter")
+    assert "small holds model.tpz: --adapter needs a folder that press wrote" in message
+
+
+def test_export_of_an_encoded_language_model(run_json: RunJson, dense: Path) -> None:
+    library = pytest.importorskip("transformers")
+    model = library.AutoModelForCausalLM.from_pretrained(dense)
+    dense.with_name("small").mkdir()
+    tp.encode(model, dense.with_name("small") / "model.tpz", bits=6)
+    run_json("export", "small", "--dense", "again", "--model", f"hf:{dense}")
+    again = library.AutoModelForCausalLM.from_pretrained("again").state_dict()
+    coded = tp.load(dense.with_name("small") / "model.tpz", model).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in coded.items())
+
+
 def test_export_of_an_adapter(run_json: RunJson, pressed: Path) -> None:
     dense = pressed.with_name("dense")
     run_json("export", pressed, "--adapter", dense, "--out", "adapter", "--rank", 4)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from tensorpress.cli.model_source import LoadedModel
+
 
 def export_command(
     source: Source = None,
@@ -132,11 +134,20 @@ def _export_folder(
 ) -> None:
     """Write the dense checkpoint of a pressed folder, or the error of pressing."""
     from tensorpress.checkpoints.lora_adapter import write_adapter
+    from tensorpress.cli.model_source import load_source, model_place
     from tensorpress.models.origin import Origin
 
     if source is None or not source.is_dir():
         raise InvalidArgumentError("--dense and --adapter need the folder of a pressed model")
-    if dense is not None:
+    is_encoded = model_place(source) != source
+    if is_encoded and dense is None:
+        raise InvalidArgumentError(
+            f"{source} holds {model_place(source).name}: --adapter needs a folder that press wrote"
+        )
+    if dense is not None and is_encoded:
+        _write_decoded(load_source(source, model, None), dense)
+        folder = dense
+    elif dense is not None:
         origin = model or Origin.read(source).trusted_model(source)
         built = None if origin is None else tp.load_model(origin, meta=True)
         tp.unpress_checkpoint(source, dense, model=built)
@@ -151,6 +162,19 @@ def _export_folder(
         print_json({"folder": str(folder), "bytes": size})
     else:
         print_line(f"{folder}: {' '.join(formatting.size(size))}")
+
+
+def _write_decoded(loaded: LoadedModel, folder: Path) -> None:
+    """Write the dense weights of a model from a ``.tpz`` file, with the config if it has one."""
+    from tensorpress.checkpoints.save import create_folder
+    from tensorpress.models.zoo import save_weights
+
+    model: Any = tp.unpress(loaded.model, inplace=True)
+    with create_folder(folder) as temporary:
+        if (loaded.name or "").startswith("hf:"):
+            model.save_pretrained(temporary)
+        else:
+            save_weights(model, temporary / "model.safetensors")
 
 
 def _parse_axes(texts: Sequence[str], inputs: Sequence[Tensor]) -> list[dict[int, str]]:
