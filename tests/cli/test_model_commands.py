@@ -79,11 +79,29 @@ def test_data_that_does_not_fit_is_refused(fails: Fails, tmp_path: Path) -> None
 
 def test_mistyped_paths_are_told_with_the_nearest_names(fails: Fails, pressed: Path) -> None:
     assert "no folder ./presed; did you mean pressed?" in fails("eval", "--model", "./presed")
-    assert "no folder presed; did you mean pressed?" in fails("eval", "--model", "presed")
+    message = fails("eval", "--model", "presed")
+    assert message.startswith("error: there is no folder presed; did you mean pressed? The networ")
+    assert fails("press", "llama", "-o", "a").startswith("error: there is no folder llama. The net")
     assert "presed: no such file or folder; did you mean pressed?" in fails("inspect", "presed")
     words = ("eval", "--model", "lenet5", "--data")
     assert "no file or folder ./presed; did you mean pressed?" in fails(*words, "./presed")
     assert "there is no presed; did you mean pressed?" in fails(*words, "presed")
+
+
+def test_files_of_other_kinds_are_told_what_is_expected(fails: Fails, tmp_path: Path) -> None:
+    save_weights(build("lenet5"), tmp_path / "net.safetensors")
+    message = fails("press", "net.safetensors", *SVD, "--out", "a")
+    assert "is a file of weights: use tensorpress encode net.safetensors, or --model" in message
+    message = fails("report", "net.safetensors")
+    assert "is not a .tpz file: expected a .tpz file or the folder of a model (a file" in message
+    (tmp_path / "p.onnx").write_bytes(b"\x08\x07")
+    expected = "p.onnx is not a .tpz file: expected a .tpz file or the folder of a model"
+    assert fails("eval", "p.onnx") == f"error: {expected}"
+    assert "p.onnx is a file: expected the folder" in fails("press", "p.onnx", *SVD, "--out", "a")
+    (tmp_path / "lenet5").write_bytes(b"")  # the name is that of the network
+    (tmp_path / "net.bin").write_bytes(b"")
+    assert "net.bin is not a .tpz file" in fails("decode", "net.bin")
+    assert "unknown scheme" in fails("plan", "--model", "lenet5", "--scheme", "nothing")
 
 
 def test_examples_that_the_model_does_not_take_are_refused_by_file(

@@ -13,6 +13,7 @@ import tensorpress as tp
 from tensorpress.checkpoints import load_checkpoint
 from tensorpress.checkpoints.safetensors_reader import TensorFiles
 from tensorpress.checkpoints.tensor_names import match_tensor_names
+from tensorpress.codec.container import MAGIC
 from tensorpress.codec.tpz_file import open_file
 from tensorpress.data.transforms import ImageOptions
 from tensorpress.errors import (
@@ -24,13 +25,17 @@ from tensorpress.errors import (
 from tensorpress.hugging_face.pressed_config import read_plan
 from tensorpress.models import check_inputs, default_inputs, load_model, parse_input, parse_name
 from tensorpress.models.origin import Origin
+from tensorpress.models.zoo import NETWORKS
 from tensorpress.utils.module_tree import parameter_name
-from tensorpress.utils.paths import did_you_mean, exists, is_folder
+from tensorpress.utils.paths import did_you_mean, exists, is_file, is_folder, read_file
 
 logger = logging.getLogger("tensorpress.cli")
 
 MODEL_FILE = "model.tpz"
 """The model file in the folder of a run, or of compression to bytes."""
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+"""Suffixes of files of weights, of a model that only the user knows."""
 
 _NAMED = ("", "torchvision", "timm")
 """Origins of models whose weights are random without a weight file."""
@@ -188,9 +193,17 @@ def model_place(source: Path) -> Path:
     ------
     DataNotFoundError
         If the path does not exist; the message suggests similar names.
+    InvalidArgumentError
+        If it is a file of another kind.
     """
     if not exists(source):
         raise DataNotFoundError(f"{source}: no such file or folder{did_you_mean(source)}")
+    if source.suffix != ".tpz" and is_file(source) and not read_file(source).startswith(MAGIC):
+        weights = " (a file of weights is for --weights, with --model)"
+        raise InvalidArgumentError(
+            f"{source} is not a .tpz file: expected a .tpz file or the folder of a model"
+            f"{weights if source.suffix in WEIGHT_FILES else ''}"
+        )
     file = source / MODEL_FILE
     return file if file.is_file() and read_plan(source) is None else source
 
@@ -260,19 +273,24 @@ def _model_name(name: str) -> str:
 
     Raises
     ------
+    InvalidArgumentError
+        If it is the path of a file.
     DataNotFoundError
         If it looks like the path of a folder that does not exist.
     """
     if is_folder(name):
         return f"hf:{name}"
     path = name.removeprefix("hf:")
+    if exists(path) and not is_folder(path) and name not in NETWORKS:
+        raise InvalidArgumentError(
+            f"{path} is a file of weights: use tensorpress encode {path}, or --model NAME "
+            f"--weights {path}"
+            if Path(path).suffix in WEIGHT_FILES
+            else f"{path} is a file: expected the folder of a model"
+        )
     is_path = path.startswith((".", os.sep, "~")) or (os.sep in name and ":" not in name)
     if is_path and not is_folder(path):
-        raise DataNotFoundError(
-            f"{path} is a file: expected the folder of a model"
-            if exists(path)
-            else f"there is no folder {path}{did_you_mean(path)}"
-        )
+        raise DataNotFoundError(f"there is no folder {path}{did_you_mean(path)}")
     return name
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -102,10 +103,20 @@ def find_builder(
     if parsed.origin:
         return lambda: build_from_factory(parsed.origin, name, options)
     if name not in NETWORKS:
-        raise InvalidArgumentError(
-            f"{unknown_name('network', name, NETWORKS)}. Other models are named {FORMS}, and "
-            f"there is no folder {name}{did_you_mean(name)}"
-        )
+        raise _unknown_model(name)
     if options:
         raise InvalidArgumentError(f"{name} is a network of the zoo and takes no options")
     return NETWORKS[name].build
+
+
+def _unknown_model(name: str) -> InvalidArgumentError:
+    """Return the error for a name without a prefix, which may be a network's or a folder's."""
+    folder = f"there is no folder {name}{did_you_mean(name)}"
+    if get_close_matches(name, NETWORKS):
+        error = unknown_name("network", name, NETWORKS)
+        return InvalidArgumentError(f"{error}. Other models are named {FORMS}, and {folder}")
+    end = "" if folder.endswith("?") else "."
+    return InvalidArgumentError(
+        f"{folder}{end} The networks of the zoo are {', '.join(sorted(NETWORKS))}; other models "
+        f"are named {FORMS}"
+    )
