@@ -54,7 +54,7 @@ def test_other_models_get_images_as_it_is_said(shell: Shell, fails: Fails, tmp_p
         "    return nn.Sequential(nn.Conv2d(1, 4, 9), nn.Flatten(), nn.Linear(64, 10))\n"
     )
     words = ("eval", "--model", "grey:net", "--data", "digits")
-    assert "set --preprocess 'size: 224, mean" in fails(*words)
+    assert "set --preprocess 'size: 8, mean: [0.5], std: [0.5]'" in fails(*words)
     outcome = shell(*words, "--preprocess", "size: 12, mean: [0], std: [1]")
     assert outcome.code == 0
     assert "596 test examples of digits, 12×12, pixels over 255, minus 0, over 1" in outcome.out

@@ -89,6 +89,8 @@ def test_the_middle_of_an_image_whose_shorter_side_was_resized() -> None:
 def test_what_says_nothing_needs_options() -> None:
     with pytest.raises(InvalidArgumentError, match="set --preprocess 'size: 224"):
         find_transform("own:net", nn.Identity())
+    with pytest.raises(InvalidArgumentError, match=r"'size: \[40, 30\], mean: \[0.485, 0.456, 0"):
+        find_transform("own:net", nn.Identity(), image=PIXELS)
 
 
 def needs(package: str) -> Any:

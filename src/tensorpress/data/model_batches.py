@@ -131,7 +131,7 @@ def model_batches(
         examples = Selection(part, shuffle(len(part))[:sample])
     prepare, text = None, _AS_IT_IS
     if is_image(content):
-        transform = find_transform(name, model, options)
+        transform = find_transform(name, model, options, content)
         prepare, text = transform.apply, transform.text
     elif not isinstance(content, Tensor | Mapping | tuple):
         raise InvalidArgumentError(

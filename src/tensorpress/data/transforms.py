@@ -18,8 +18,8 @@ from tensorpress.models.torchvision import mend_torchvision, torchvision_models
 from tensorpress.models.zoo import NETWORKS, Network, Preprocess
 from tensorpress.utils.config_parsing import parse_yaml, validate
 
-EXAMPLE = "size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]"
-"""An example of the options."""
+SIZE = 224
+"""The usual size of the images of photo classifiers."""
 
 Side = Annotated[int, Field(ge=1, le=1 << 14)]
 Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
@@ -97,8 +97,27 @@ def network_options(net: Network) -> ImageOptions | None:
     return ImageOptions(size=size, mean=net.preprocess.mean, std=net.preprocess.std)
 
 
+def suggest_options(image: Any = None) -> ImageOptions:
+    """Return options to suggest for images such as this one; smaller images keep their size.
+
+    Examples
+    --------
+    >>> str(suggest_options(torch.zeros(1, 8, 8, dtype=torch.uint8)))
+    'size: 8, mean: [0.5], std: [0.5]'
+    """
+    height, width, channels = SIZE, SIZE, 3
+    if is_image(image):
+        pixels = isinstance(image, Tensor)
+        height, width = image.shape[-2:] if pixels else image.size[::-1]
+        channels = len(image) if pixels else len(image.getbands())
+    size = SIZE if min(height, width) >= SIZE else height if height == width else (height, width)
+    if channels < 3:  # grey, with or without transparency
+        return ImageOptions(size=size, mean=(0.5,), std=(0.5,))
+    return ImageOptions(size=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
 def find_transform(
-    name: str | None, model: nn.Module, options: ImageOptions | None = None
+    name: str | None, model: nn.Module, options: ImageOptions | None = None, image: Any = None
 ) -> Transform:
     """Return the preprocessing of images for a model.
 
@@ -114,6 +133,8 @@ def find_transform(
         The model.
     options : ImageOptions, optional
         Options that take precedence over the model's preprocessing.
+    image : Pillow image or Tensor, optional
+        An image, for which the error suggests options.
 
     Raises
     ------
@@ -140,10 +161,10 @@ def find_transform(
     if parsed is not None and parsed.origin == "torchvision":
         return _torchvision_transform(parsed.name)
     if parsed is not None and parsed.origin == "hf":
-        return _processor(parsed.name)
+        return _processor(parsed.name, image)
     raise InvalidArgumentError(
         f"the preprocessing of images for {name or 'this model'} is unknown: set --preprocess "
-        f"'{EXAMPLE}'"
+        f"'{suggest_options(image)}'"
     )
 
 
@@ -246,18 +267,19 @@ def _torchvision_transform(name: str) -> Transform:
     )
 
 
-def _processor(place: str) -> Transform:
+def _processor(place: str, image: Any) -> Transform:
     transformers = transformers_library()
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(place)
     except Exception as error:  # of the library
         reason = first_line(error)
         raise InvalidArgumentError(
-            f"hf:{place} has no image processor ({reason}): set --preprocess '{EXAMPLE}'"
+            f"hf:{place} has no image processor ({reason}): set --preprocess "
+            f"'{suggest_options(image)}'"
         ) from error
 
-    def apply(image: Any) -> Tensor:
-        pixels: Tensor = processor(images=_to_pillow(image), return_tensors="pt")["pixel_values"]
+    def apply(content: Any) -> Tensor:
+        pixels: Tensor = processor(images=_to_pillow(content), return_tensors="pt")["pixel_values"]
         return pixels[0]
 
     return Transform(apply, f"by transformers: {type(processor).__name__}")
