@@ -39,6 +39,20 @@ def test_costs_of_a_model(run_json: RunJson, shell: Shell) -> None:
     assert "set --input for MACs and latency" in shell("eval", "--model", "small_nets:net").out
 
 
+def test_costs_are_those_of_inputs_of_the_data(run_json: RunJson, shell: Shell) -> None:
+    size = ("--preprocess", "size: 12, mean: [0, 0, 0], std: [1, 1, 1]")
+    model = ("--model", "small_nets:net")
+    assert shell("press", *model, *SVD, "--data", "digits", *size, "--out", "small").code == 0
+    dense = run_json("eval", *model, "--data", "digits", *size)
+    pressed = run_json("eval", "small", *model)
+    assert dense["input"] == pressed["input"] == "1x3x12x12"
+    assert dense["macs"] == count_macs(tp.load_model(model[1]), [torch.zeros(1, 3, 12, 12)])
+    assert dense["macs"] > pressed["macs"]
+    assert run_json("eval", *model, *size)["macs"] == dense["macs"]
+    assert run_json("eval", *model, "--data", "digits", *size, "--input", "2x3x8x8")["batch"] == 2
+    assert " ms for an input of 1x3x12x12" in shell("eval", *model, *size).out
+
+
 def test_error_of_a_pressed_folder_is_that_of_the_model(run_json: RunJson, pressed: Path) -> None:
     result = run_json("eval", pressed, "--data", "digits")
     assert result["examples"] == 596

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +15,10 @@ from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor, nn
+    from torch import nn
 
     from tensorpress.cli.model_source import LoadedModel
+    from tensorpress.measure.model_inputs import ModelInputs
 
 TEXTS = ("", ".txt", ".md", ".raw", ".tokens")
 """Suffixes of text files."""
@@ -61,11 +61,13 @@ def eval_command(
     For a language model, --data TEXT gives the perplexity in windows that do not overlap, the
     tokens per second that it reads and writes, and the peak memory.
 
-    Images are preprocessed as the model defines, or by --preprocess.
+    Images are preprocessed as the model defines, or by --preprocess. MACs and latency are those of
+    --input, else of an example of the data.
 
     Example: tensorpress eval --model timm:resnet18 --weights r18.safetensors --data imagenet/val
     """
     from tensorpress.cli.model_source import load_source, model_place
+    from tensorpress.measure.model_inputs import ModelInputs
     from tensorpress.models import check_inputs
     from tensorpress.models.zoo import NETWORKS
 
@@ -83,14 +85,20 @@ def eval_command(
             "--data FILE.txt"
         )
     data = _known_data(loaded, root) if data is None else data
-    example = loaded.inputs(inputs)
-    if example is not None:
-        check_inputs(loaded.model, example)
-    metrics = {"model": loaded.label, **_measure_costs(loaded.model, example)}
+    error: dict[str, Any] = {}
+    arguments = None
+    if inputs or data is None:
+        example = loaded.inputs(inputs, preprocess)
+        if example is not None:
+            check_inputs(loaded.model, example)
+            arguments = ModelInputs.parse(example)
+    if data is not None:
+        error, of_data = _measure_error(loaded, data, root, preprocess)
+        arguments = arguments or of_data
+    metrics = {"model": loaded.label, **_measure_costs(loaded.model, arguments)}
     if place is not None and place.is_file():
         metrics["bytes"] = place.stat().st_size
-    if data is not None:
-        metrics |= _measure_error(loaded, data, root, preprocess)
+    metrics |= error
     if as_json:
         print_json(metrics)
         return
@@ -113,7 +121,7 @@ def _eval_zoo_file(
 ) -> None:
     """Print the error of the file of a zoo network on its data."""
     data = _default_data(file, loaded) if data is None else data
-    metrics = _measure_error(loaded, data, root, preprocess)
+    metrics, _ = _measure_error(loaded, data, root, preprocess)
     size = file.stat().st_size
     if as_json:
         print_json({"file": str(file), "bytes": size, **metrics})
@@ -124,35 +132,47 @@ def _eval_zoo_file(
     )
 
 
-def _measure_costs(model: nn.Module, inputs: Sequence[Tensor] | None) -> dict[str, Any]:
+def _measure_costs(model: nn.Module, inputs: ModelInputs | None) -> dict[str, Any]:
     from tensorpress.measure import count_bytes, count_macs, count_params, measure_latencies
+    from tensorpress.models import format_inputs
 
     costs = {"params": count_params(model), "bytes": count_bytes(model)}
     if inputs is None:
         return costs
-    latency = {"latency_ms": measure_latencies([model], inputs)[0], "batch": inputs[0].shape[0]}
-    return {**costs, "macs": count_macs(model, inputs), **latency}
+    latency = {"latency_ms": measure_latencies([model], inputs)[0], "batch": inputs.batch}
+    return {
+        **costs,
+        "input": format_inputs(inputs),
+        "macs": count_macs(model, inputs),
+        **latency,
+    }
 
 
 def _measure_error(
     loaded: LoadedModel, data: str, root: Path | None, preprocess: str | None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], ModelInputs]:
+    """Return the error of a model on data, and the inputs of their first example."""
+    from tensorpress.calibrate.batches import collect_batches
     from tensorpress.cli.calibration_data import CommandData
     from tensorpress.cli.classification import classification_error
 
     test = CommandData.open(loaded, data, root, preprocess).test()
+    batches = iter(test.batches)  # which may be iterated only once
     try:
-        result = classification_error(loaded.model, test.batches)
+        first = list(islice(batches, 1))
+        result = classification_error(loaded.model, chain(first, batches))
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"{data}: {error}") from error
-    return {"data": data, **asdict(result), "preprocess": test.text}
+    [batch] = collect_batches(first, loaded.model)
+    inputs = batch.arguments.map(lambda x: x[:1] if x.ndim else x)
+    return {"data": data, **asdict(result), "preprocess": test.text}, inputs
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     line = f"{metrics['model']}: {metrics['params']:,} parameters, {metrics['bytes']:,} bytes"
     if "macs" in metrics:
         line += f", {metrics['macs']:,} MACs"
-        line += f", {metrics['latency_ms']:.2f} ms per batch of {metrics['batch']}"
+        line += f", {metrics['latency_ms']:.2f} ms for an input of {metrics['input']}"
     else:
         line += " (set --input for MACs and latency)"
     print_line(line)

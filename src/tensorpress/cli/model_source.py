@@ -140,9 +140,12 @@ class LoadedModel:
         text = self.origin.preprocess
         return None if text is None else ImageOptions.parse(text)
 
-    def inputs(self, texts: Sequence[str] | None) -> tuple[Tensor, ...] | None:
+    def inputs(
+        self, texts: Sequence[str] | None, preprocess: str | None = None
+    ) -> tuple[Tensor, ...] | None:
         """Return the inputs described by texts, else the known ones, else None."""
-        return find_inputs(self.name, self.model, texts or (), self.origin.preprocess)
+        images = preprocess or self.origin.preprocess
+        return find_inputs(self.name, self.model, texts or (), images)
 
 
 def load_source(source: Path | None, name: str | None, weights: Path | None) -> LoadedModel:

@@ -63,6 +63,24 @@ def parse_input(text: str, model: nn.Module) -> Tensor:
         raise InvalidArgumentError(f"the input {sizes[:80]} is too large") from error
 
 
+def format_inputs(inputs: ModelInputs) -> str:
+    """Return tensors as text for `parse_input`, with argument names.
+
+    Examples
+    --------
+    >>> format_inputs(ModelInputs((), {"input_ids": torch.zeros(1, 5, dtype=torch.int64)}))
+    'input_ids 1x5:int64'
+    """
+    named = [("", value) for value in inputs.positional]
+    named += [(f"{name} ", value) for name, value in inputs.named.items()]
+    texts = []
+    for name, value in named:
+        if isinstance(value, Tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            texts.append(name + _size(value) + ("" if dtype == "float32" else f":{dtype}"))
+    return ", ".join(texts)
+
+
 def default_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...] | None:
     """Return one example for a model built by name, or None if its inputs are unknown.
 
@@ -121,7 +139,7 @@ def input_error(
     message = first_line(error)
     plural = "s" if len(inputs.tensors) > 1 else ""
     return InvalidArgumentError(
-        f"the model fails on the input{plural} {_texts(inputs)}: "
+        f"the model fails on the input{plural} {format_inputs(inputs)}: "
         f"{_describe_failure(model, inputs)}{message}"
     )
 
@@ -159,7 +177,7 @@ def _describe_layer(model: nn.Module, failed: nn.Module, arguments: Any) -> str:
         return ""
     weight = failed._parameters.get("weight")
     kind = type(failed).__name__ + ("" if weight is None else f", weight {_size(weight)}")
-    return f"layer {name!r} ({kind}), which got {_texts(ModelInputs(arguments))}: "
+    return f"layer {name!r} ({kind}), which got {format_inputs(ModelInputs(arguments))}: "
 
 
 def _example(shape: tuple[int, ...], dtype: torch.dtype, model: nn.Module) -> Tensor:
@@ -197,18 +215,6 @@ def _hugging_face_input(model: nn.Module) -> tuple[tuple[int, ...] | None, torch
         return None, torch.float32
     sides = (side, side) if isinstance(side, int) else tuple(side)
     return (1, getattr(config, "num_channels", 3), *sides), torch.float32
-
-
-def _texts(inputs: ModelInputs) -> str:
-    """Return tensors as text for `parse_input`, with argument names."""
-    named = [("", value) for value in inputs.positional]
-    named += [(f"{name} ", value) for name, value in inputs.named.items()]
-    texts = []
-    for name, value in named:
-        if isinstance(value, Tensor):
-            dtype = str(value.dtype).removeprefix("torch.")
-            texts.append(name + _size(value) + ("" if dtype == "float32" else f":{dtype}"))
-    return ", ".join(texts)
 
 
 def _size(tensor: Tensor) -> str:
