@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -76,6 +77,22 @@ def test_perplexity_of_a_dense_and_of_a_pressed_folder(run_json: RunJson, presse
         assert metrics["prefill_tokens_per_s"] > 0 < metrics["decode_tokens_per_s"]
         hashes.add(metrics["token_hash"])
     assert hashes == {expected.token_hash}
+
+
+def test_perplexity_of_token_arrays(run_json: RunJson, fails: Fails, pressed: Path) -> None:
+    tokens = np.array([ord(letter) - 30 for letter in TEXT[:1300]]).reshape(13, 100)
+    np.savez("lab.npz", input_ids=tokens, labels=tokens)
+    metrics = run_json("eval", pressed, "--data", "lab.npz")
+    text = run_json("eval", pressed, "--data", "text.txt", "--window", 100)
+    for key in ("perplexity", "tokens", "windows", "window", "token_hash"):
+        assert metrics[key] == text[key]
+    mask = np.ones_like(tokens)
+    mask[3, 90:] = 0
+    np.savez("padded.npz", input_ids=tokens, attention_mask=mask)
+    assert "the attention_mask has zeros" in fails("eval", pressed, "--data", "padded.npz")
+    np.savez("other.npz", x=tokens)
+    message = fails("eval", pressed, "--data", "other.npz")
+    assert "perplexity needs an array input_ids of integers (rows, tokens), or a text" in message
 
 
 def test_dtype_and_number_of_windows(run_json: RunJson, dense: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tensorpress.cli.eval_text import DType, TextOptions, eval_text
+from tensorpress.cli.eval_text import ARRAYS, DType, TextOptions, eval_text
 from tensorpress.cli.options import Inputs, Json, Model, Preprocess, Root, Source, WeightFile
 from tensorpress.cli.output import print_json, print_line
 from tensorpress.errors import InvalidArgumentError
@@ -59,7 +59,8 @@ def eval_command(
     """Measure the costs of a model, and its error on labelled data or its perplexity on a text.
 
     For a language model, --data TEXT gives the perplexity in windows that do not overlap, the
-    tokens per second that it reads and writes, and the peak memory.
+    tokens per second that it reads and writes, and the peak memory. In a file of arrays, every row
+    of input_ids is a window.
 
     Images are preprocessed as the model defines, or by --preprocess. MACs and latency are those of
     --input, else of an example of the data.
@@ -82,7 +83,7 @@ def eval_command(
     if TextOptions(window, windows, dtype, device) != TextOptions():
         raise InvalidArgumentError(
             "--window, --windows, --dtype and --device are for a language model on a text: give "
-            "--data FILE.txt"
+            "--data FILE.txt, or a file of input_ids"
         )
     data = _known_data(loaded, root) if data is None else data
     error: dict[str, Any] = {}
@@ -106,9 +107,13 @@ def eval_command(
 
 
 def _is_text(loaded: LoadedModel, data: Path) -> bool:
-    """Return whether the data are a text for a Transformers model."""
-    of_transformers = (loaded.name or "").startswith("hf:")
-    return of_transformers and data.suffix.lower() in TEXTS and data.is_file()
+    """Return whether the data are a text for a Transformers model, or tokens for one that writes."""
+    from tensorpress.measure.perplexity import is_language_model
+
+    if not (loaded.name or "").startswith("hf:") or not data.is_file():
+        return False
+    kind = data.suffix.lower()
+    return kind in TEXTS or (kind in ARRAYS and is_language_model(loaded.model))
 
 
 def _eval_zoo_file(

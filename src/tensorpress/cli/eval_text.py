@@ -24,6 +24,9 @@ PROMPT = 512
 WRITTEN = 32
 """Number of tokens to write, or half the context of the model if that is less."""
 
+ARRAYS = (".npz", ".safetensors")
+"""Suffixes of files with token arrays."""
+
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -68,13 +71,13 @@ def measure_text(loaded: LoadedModel, file: Path, options: TextOptions) -> dict[
     from tensorpress.measure.perplexity import longest_context, perplexity
 
     model: Any = loaded.model
-    tokens = _tokenize(loaded, file)
+    tokens, row = read_tokens(loaded, file)
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     try:
         model = model.to(device=torch.device(options.device), dtype=dtype)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or no such device
         raise InvalidArgumentError(f"--device {options.device}: {error}") from error
-    result = perplexity(model, tokens, window=options.window, windows=options.windows)
+    result = perplexity(model, tokens, window=options.window or row, windows=options.windows)
     context = longest_context(model)
     written = min(WRITTEN, context // 2)
     speed = measure_generation(model, tokens[: min(PROMPT, context - written)], written=written)
@@ -97,18 +100,21 @@ def measure_text(loaded: LoadedModel, file: Path, options: TextOptions) -> dict[
     }
 
 
-def _tokenize(loaded: LoadedModel, file: Path) -> Tensor:
-    """Return the tokens of a whole text, without special tokens.
+def read_tokens(loaded: LoadedModel, file: Path) -> tuple[Tensor, int | None]:
+    """Return all tokens of a text or of rows ``input_ids``, and the length of a row.
+
+    Texts are tokenized as a whole, without special tokens.
 
     Raises
     ------
     InvalidArgumentError
-        If the model is not a causal language model of Transformers.
+        If the model is not a causal language model of Transformers, or rows are padded.
     DataNotFoundError
         If it has no tokenizer, or the text cannot be read.
     """
     import torch
 
+    from tensorpress.data.arrays import read_token_rows
     from tensorpress.models import parse_name
     from tensorpress.models.hugging_face import transformers_library
 
@@ -120,13 +126,16 @@ def _tokenize(loaded: LoadedModel, file: Path) -> Tensor:
             f"perplexity on a text needs a causal language model of Transformers, got "
             f"{loaded.label}"
         )
+    if file.suffix.lower() in ARRAYS:
+        rows = read_token_rows(file)
+        return rows.flatten(), rows.shape[1]
     text = read_text_file(file)
     try:
         tokenizer = transformers_library().AutoTokenizer.from_pretrained(name.name)
     except Exception as error:  # of several libraries
         raise DataNotFoundError(f"the tokenizer of {name.name} cannot be read: {error}") from None
     tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(tokens, dtype=torch.int64)
+    return torch.tensor(tokens, dtype=torch.int64), None
 
 
 def _text_table(metrics: dict[str, Any]) -> Table:

@@ -72,6 +72,33 @@ def read_arrays(path: Path) -> Source:
     return Source.from_parts(str(path), examples)
 
 
+def read_token_rows(path: Path) -> Tensor:
+    """Return the array ``input_ids`` of a file, or of its test part, of shape (rows, tokens).
+
+    Raises
+    ------
+    CorruptFileError
+        If the file is damaged, or has Python objects.
+    InvalidArgumentError
+        If there is no such array of integers, or a row is padded.
+    """
+    examples = read_arrays(path).test
+    inputs = examples.inputs if isinstance(examples, ArrayExamples) else {}
+    arrays = {} if isinstance(inputs, Tensor) else inputs
+    tokens = arrays.get("input_ids")
+    if tokens is None or tokens.ndim != 2 or tokens.is_floating_point():
+        raise InvalidArgumentError(
+            f"{path}: perplexity needs an array input_ids of integers (rows, tokens), or a text "
+            "file and the tokenizer of the folder"
+        )
+    mask = arrays.get("attention_mask")
+    if mask is not None and not bool(mask.all()):
+        raise InvalidArgumentError(
+            f"{path}: the attention_mask has zeros, but perplexity needs rows without padding"
+        )
+    return tokens.long()
+
+
 def _load(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
