@@ -55,7 +55,7 @@ def test_labels_serve_the_test(shell: Shell, run_json: RunJson, tmp_path: Path) 
     assert "metric" not in outcome.out
 
 
-def test_bytes_are_a_file(run_json: RunJson, tmp_path: Path) -> None:
+def test_bytes_are_a_file(run_json: RunJson, shell: Shell, tmp_path: Path) -> None:
     result = run_json(
         "compress", *LENET, "--budget", "bytes=10%", "--data", "digits", "--out", "small"
     )
@@ -67,6 +67,11 @@ def test_bytes_are_a_file(run_json: RunJson, tmp_path: Path) -> None:
     assert run_json("eval", "small")["error"] == pytest.approx(result["metric"]["compressed"])
     report = run_json("report", "small", "--data", "digits")
     assert report["costs"]["bytes"]["compressed"] == file.stat().st_size
+    assert (report["data"], report["fidelity"]) == (
+        "digits",
+        run_json("report", "small")["fidelity"],
+    )
+    assert "on digits: " in shell("report", "small").out
     assert run_json("encode", "small", "--bits", "3", "--out", "smaller.tpz")["bytes"] > 0
     assert run_json("decode", "small", "--out", "small.safetensors")["values"] > 200_000
 
@@ -83,6 +88,7 @@ def test_files_and_folders_are_compared(run_json: RunJson, shell: Shell, tmp_pat
     assert rows["small"]["metric"] == pytest.approx(run_json("eval", "small")["error"])
     assert json.loads((tmp_path / "page.json").read_text()) == content
     said = shell("report", "small", "coded")
+    assert "outputs compared on digits" in said.out
     assert "latency, ms" in said.out
     assert "small" in (tmp_path / "report.html").read_text()
 

@@ -193,6 +193,14 @@ def test_arrays_and_functions_as_data(run_json: RunJson, tmp_path: Path, dense: 
     assert run_json(*words, "own:batches")["error"] == result["error"]
 
 
+def test_costs_without_data_that_are_not_here(
+    run_json: RunJson, caplog: pytest.LogCaptureFixture, pressed: Path
+) -> None:
+    (pressed / "origin.json").write_text('{"model": "lenet300100", "data": "mnist"}')
+    assert "error" not in run_json("eval", pressed)
+    assert "the model's data mnist are not used: " in caplog.text
+
+
 def test_a_file_knows_its_data_or_asks(run_json: RunJson, fails: Fails, tmp_path: Path) -> None:
     lenet = build("lenet5")
     tp.save(lenet, tmp_path / "known.tpz", network="lenet5", data="digits")

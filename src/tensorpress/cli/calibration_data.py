@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,14 @@ from tensorpress.cli.classification import classification_error, is_classified
 from tensorpress.cli.model_source import DenseByName, LoadedModel
 from tensorpress.data import DATASETS, ModelBatches, Source, model_batches, open_source
 from tensorpress.data.source import Batches, Part
+from tensorpress.data.sources import find_path
 from tensorpress.data.splits import check_fit
 from tensorpress.data.transforms import ImageOptions
+from tensorpress.errors import DataNotFoundError
+from tensorpress.models.origin import Origin
 from tensorpress.models.zoo import NETWORKS
+
+logger = logging.getLogger("tensorpress.cli")
 
 ENCODE_SAMPLE, FIT_SAMPLE, STREAM_SAMPLE = 512, 1024, 32
 """Number of examples for encoding, for fitting layers, and for fitting the layers of a checkpoint,
@@ -119,3 +125,16 @@ class CommandData:
             options=self.options,
             sample=sample,
         )
+
+
+def known_data(origin: Origin, root: Path | None) -> str | None:
+    """Return the data that a file or folder names, if they exist here; never a function."""
+    name = origin.data
+    if name is None or not (name in DATASETS or find_path(name, root) is not None):
+        return None
+    try:
+        open_source(name, root)
+    except DataNotFoundError as error:  # of a dataset that has not been downloaded
+        logger.warning("the model's data %s are not used: %s", name, error)
+        return None
+    return name

@@ -67,6 +67,7 @@ def eval_command(
 
     Example: tensorpress eval --model timm:resnet18 --weights r18.safetensors --data imagenet/val
     """
+    from tensorpress.cli.calibration_data import known_data
     from tensorpress.cli.model_source import load_source, model_place
     from tensorpress.measure.model_inputs import ModelInputs
     from tensorpress.models import check_inputs
@@ -85,7 +86,7 @@ def eval_command(
             "--window, --windows, --dtype and --device are for a language model on a text: give "
             "--data FILE.txt, or a file of input_ids"
         )
-    data = _known_data(loaded, root) if data is None else data
+    data = known_data(loaded.origin, root) if data is None else data
     error: dict[str, Any] = {}
     arguments = None
     if inputs or data is None:
@@ -107,7 +108,7 @@ def eval_command(
 
 
 def _is_text(loaded: LoadedModel, data: Path) -> bool:
-    """Return whether the data are a text for a Transformers model, or tokens for one that writes."""
+    """Return whether the data are a text for a Transformers model, or tokens to predict."""
     from tensorpress.measure.perplexity import is_language_model
 
     if not (loaded.name or "").startswith("hf:") or not data.is_file():
@@ -186,16 +187,6 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
             f"error {metrics['error']:.2f} % on {metrics['examples']:,} test examples of "
             f"{metrics['data']}, {metrics['preprocess']}"
         )
-
-
-def _known_data(loaded: LoadedModel, root: Path | None) -> str | None:
-    """Return the data that a file or folder names, if they exist here; never a function."""
-    from tensorpress.data import DATASETS
-    from tensorpress.data.sources import find_path
-
-    name = loaded.origin.data
-    is_known = name is not None and (name in DATASETS or find_path(name, root) is not None)
-    return name if is_known else None
 
 
 def _default_data(file: Path, loaded: LoadedModel) -> str:

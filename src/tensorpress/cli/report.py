@@ -42,7 +42,7 @@ def report_command(
             "--data",
             "-d",
             help="Inputs on which to compare outputs: a dataset, a folder or file, or "
-            "package.module:function.",
+            "package.module:function; by default the data that the model names.",
         ),
     ] = None,
     inputs: Inputs = None,
@@ -58,7 +58,7 @@ def report_command(
 
     Example: tensorpress report small smaller smallest.tpz --data photos --out comparison.html
     """
-    from tensorpress.cli.calibration_data import CommandData
+    from tensorpress.cli.calibration_data import CommandData, known_data
     from tensorpress.cli.model_source import load_source, model_place
     from tensorpress.hugging_face.pressed_config import read_plan
     from tensorpress.report.model_page import write_model_page
@@ -77,6 +77,7 @@ def report_command(
     dense, origin = _trained_dense(source, model, weights, inputs)
     pressed = load_source(source, dense.name, None).model
     batches = None
+    data = known_data(origin, root) if data is None else data
     if data is not None:
         images = preprocess or origin.preprocess
         batches = CommandData.for_dense(dense, data, root, images).held_out()
@@ -88,6 +89,7 @@ def report_command(
         title=f"{source.name}: {dense.name}",
         plan=read_plan(source) if source.is_dir() else None,
     )
+    content["data"] = data
     if (place := model_place(source)).is_file():
         content["costs"]["bytes"]["compressed"] = place.stat().st_size
     write_atomically(numbers, (json.dumps(content, indent=1) + "\n").encode())
@@ -95,7 +97,7 @@ def report_command(
     if as_json:
         print_json(content)
         return
-    print_line(content["verdict"])
+    print_line(content["verdict"] if data is None else f"on {data}: {content['verdict']}")
     for name, cost in content["costs"].items():
         share = f" ({100 * cost['compressed'] / cost['dense']:.1f} %)" if cost["dense"] else ""
         digits = 2 if name == "latency_ms" else 0
@@ -129,15 +131,17 @@ def _compare(
     preprocess: str | None,
 ) -> dict[str, Any]:
     """Return the comparison of several files and folders, with their sizes."""
-    from tensorpress.cli.calibration_data import CommandData
+    from tensorpress.cli.calibration_data import CommandData, known_data
     from tensorpress.cli.model_source import load_source, stored_bytes
 
     dense: dict[str, Any] = {}
     models, sizes = {}, {}
     folder = os.path.commonpath([source.absolute().parent for source in sources])
     same: dict[tuple[str, Path | None], DenseByName] = {}
+    names: set[str | None] = set()
     for source in sources:
         dense_of_it, origin = _trained_dense(source, model, weights, inputs)
+        names.add(origin.data)
         by_name = same.setdefault((dense_of_it.name, dense_of_it.weights), dense_of_it)
         name = str(source.absolute().relative_to(folder))
         dense[name] = by_name.model
@@ -145,6 +149,8 @@ def _compare(
         sizes[name] = stored_bytes(source)
     first = next(iter(same.values()))
     batches = error = None
+    if data is None and len(names) == 1:
+        data = known_data(origin, root)
     if data is not None:
         opened = CommandData.for_dense(first, data, root, preprocess or origin.preprocess)
         batches, error = opened.held_out(), opened.error_function()
@@ -158,7 +164,7 @@ def _compare(
     )
     for row in content["models"]:
         row["bytes"] = sizes.get(row["name"], row["bytes"])
-    return {"command": shlex.join(["tensorpress", *sys.argv[1:]]), **content}
+    return {"command": shlex.join(["tensorpress", *sys.argv[1:]]), **content, "data": data}
 
 
 def _print_comparison(content: dict[str, Any], out: Path, numbers: Path, as_json: bool) -> None:
@@ -169,6 +175,8 @@ def _print_comparison(content: dict[str, Any], out: Path, numbers: Path, as_json
         print_json(content)
         return
     print_table(comparison_table(content["models"]))
+    if content["data"] is not None:
+        print_line(f"outputs compared on {content['data']}")
     if any("metric" in row for row in content["models"]):
         print_line("metric: error in %, on examples that nothing is fitted to")
     print_line(f"written  {out}, {numbers}")
