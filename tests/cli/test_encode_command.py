@@ -89,7 +89,7 @@ def test_calibration_by_the_images_of_a_data_set(run_json: RunJson, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("encode", "m.safetensors"), "one of"),
+        (("encode", "m.safetensors"), "give exactly one budget"),
         (
             ("encode", "m.safetensors", "--bits", "3", "--data", "digits"),
             "--data needs a model",

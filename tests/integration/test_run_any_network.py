@@ -143,7 +143,7 @@ def test_a_file_of_an_image_folder_is_tested_as_it_was_trained(
         said = call(monkeypatch, capsys, "eval", *words, "--json")
         assert json.loads(said.out)["error"] == pytest.approx(metrics["file"]["error"])
     said = call(monkeypatch, capsys, "eval", "run")
-    assert f"set --model{name}you trust it" in said.err
+    assert f"--model {name} if you trust it" in said.err
     said = call(monkeypatch, capsys, "report", "run", "--model", name, "--data", "photos")
     assert said.code == 0, said.err
     assert "% of the predictions agree" in said.out

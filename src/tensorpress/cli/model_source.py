@@ -27,7 +27,7 @@ from tensorpress.models import check_inputs, default_inputs, load_model, parse_i
 from tensorpress.models.origin import Origin
 from tensorpress.models.zoo import NETWORKS
 from tensorpress.utils.module_tree import parameter_name
-from tensorpress.utils.paths import did_you_mean, exists, is_file, is_folder, read_file
+from tensorpress.utils.paths import did_you_mean, exists, is_file, is_folder, unreadable
 
 logger = logging.getLogger("tensorpress.cli")
 
@@ -201,7 +201,7 @@ def model_place(source: Path) -> Path:
     """
     if not exists(source):
         raise DataNotFoundError(f"{source}: no such file or folder{did_you_mean(source)}")
-    if source.suffix != ".tpz" and is_file(source) and not read_file(source).startswith(MAGIC):
+    if source.suffix != ".tpz" and is_file(source) and not _starts_with_magic(source):
         weights = " (a file of weights is for --weights, with --model)"
         raise InvalidArgumentError(
             f"{source} is not a .tpz file: expected a .tpz file or the folder of a model"
@@ -269,6 +269,15 @@ def _file_origin(file: Path | None) -> Origin:
         return Origin()
     opened = open_file(file)
     return Origin(data=opened.data, preprocess=opened.preprocess)
+
+
+def _starts_with_magic(file: Path) -> bool:
+    """Return whether a file begins as a ``.tpz`` file."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise unreadable(file, error) from None
 
 
 def _model_name(name: str) -> str:
