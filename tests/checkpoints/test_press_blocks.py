@@ -401,7 +401,9 @@ def test_what_does_not_go_with_calibration(tmp_path: Path) -> None:
     data = {"calibration": tokens()}
     with pytest.raises(InvalidArgumentError, match="in one process"):
         press_checkpoint(source, tmp_path / "out", processes=2, **data, **HOW)
-    with pytest.raises(InvalidArgumentError, match="among ranks of channel_svd, not of tt_weight"):
+    with pytest.raises(
+        InvalidArgumentError, match="among ranks of channel_svd only, got tt_weight"
+    ):
         press_checkpoint(source, tmp_path / "a", scheme="tt_weight", budget="params=80%", **data)
 
 

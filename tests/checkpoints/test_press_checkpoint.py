@@ -188,7 +188,7 @@ def test_the_same_call_again_does_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "press_weight", None)
     press_checkpoint(source, tmp_path / "out", **how)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    with pytest.raises(InvalidArgumentError, match="has a pressed model already"):
+    with pytest.raises(InvalidArgumentError, match="already has a pressed model"):
         press_checkpoint(source, tmp_path / "out", **how)
 
 

@@ -115,7 +115,7 @@ class Pressed(nn.Module):
         """
         if bias is not None and tuple(bias.shape) != (self.spec.outputs,):
             raise InvalidArgumentError(
-                f"this layer needs a bias of shape ({self.spec.outputs},), not {tuple(bias.shape)}"
+                f"this layer needs a bias of shape ({self.spec.outputs},), got {tuple(bias.shape)}"
             )
         self.bias_module().register_parameter("bias", bias)
         self.spec = replace(self.spec, bias=bias is not None)
