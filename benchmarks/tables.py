@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from benchmarks.accuracy.compressed_resnets import compressed_resnets_table
 from benchmarks.accuracy.reconstruction_table import (
     characters_table,
     costs_table,
@@ -329,6 +330,7 @@ TABLES = {
     "latency_budgets": latency_budgets_table,
     "inference": inference_table,
     "runtimes": runtimes_table,
+    "compressed_resnets": compressed_resnets_table,
     "resnet56": resnet56_budget_table,
     "architectures": architectures_table,
     "kept": kept_table,

@@ -176,7 +176,7 @@ def _export(model: nn.Module, inputs: ModelInputs, names: list[str], path: str) 
         for dynamo in (False, True):
             try:
                 # Where tracing fails, torch 2.13 prints the graph in spite of verbose=False.
-                silent = patch.object(torch._C, "_jit_onnx_log", lambda *_: None)
+                silent = patch.object(torch._C, "_jit_onnx_log", lambda *_: None, create=True)
                 with redirect_stdout(io.StringIO()), silent:
                     torch.onnx.export(
                         flat, tuple(inputs.tensors), path, input_names=names, dynamo=dynamo
